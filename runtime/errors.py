@@ -1,0 +1,71 @@
+"""What can go wrong, told apart by what the caller should do about it."""
+
+from __future__ import annotations
+
+
+class RengoError(Exception):
+    """The root of every error that Rengo raises on purpose; its text is fit for a person."""
+
+
+class ConfigError(RengoError):
+    """Bad usage or configuration: mend the named input and start again (exit code 2)."""
+
+
+class MissingExtra(ConfigError):
+    """An optional dependency is not installed.
+
+    Args:
+        package: the import that failed, for example ``torch``.
+        extra: the extra of the distribution that brings it, for example ``torch``.
+    """
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(
+            f"{package} is not installed; install it with: pip install 'rengo[{extra}]'"
+        )
+        self.package = package
+        self.extra = extra
+
+
+class RunFailed(RengoError):
+    """The run ended without the asked-for model (exit code 3)."""
+
+
+class TransportError(RengoError):
+    """The broker cannot be reached or the connection was lost: retry later (exit code 4)."""
+
+
+class AuthenticationFailed(TransportError):
+    """The broker refused the credentials: retrying does not help."""
+
+
+class StorageError(RengoError):
+    """The object store did not do what was asked."""
+
+
+class Unavailable(StorageError):
+    """The store cannot be reached or is overloaded: retry later (exit code 4)."""
+
+
+class NotFound(StorageError):
+    """No such object."""
+
+
+class AccessDenied(StorageError):
+    """The credentials or the presigned URL were refused: renew them."""
+
+
+class PreconditionFailed(StorageError):
+    """The object is not in the state that the request named."""
+
+
+class Corrupt(StorageError):
+    """Bytes that are not what their hash, size or format says: never use them."""
+
+
+class PeerError(RengoError):
+    """The peer sent something it must not send: drop it, count it, perhaps bar the peer."""
+
+
+class InvalidTransition(RengoError):
+    """Our own bug: a state machine was driven where it cannot go."""
