@@ -24,7 +24,10 @@ _POLL_S = 0.02
 
 
 def die_with_parent() -> None:
-    """Ask the kernel to end this process when the thread that started it ends (Linux only)."""
+    """Ask the kernel to end this process when the thread that started it ends (Linux only).
+
+    The kernel watches the thread, not the process: start children from a thread that stays.
+    """
     if _LIBC is not None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
@@ -90,7 +93,8 @@ class Child:
                 stderr=descriptor,
                 env=self._environment,
                 cwd=self._cwd,
-                preexec_fn=die_with_parent if sys.platform == "linux" else None,
+                # one prctl call, no allocation and no lock: safe between fork and exec
+                preexec_fn=die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509
                 process_group=0 if self._own_group else None,
             )
         finally:
