@@ -1,0 +1,407 @@
+"""The messages: msgpack on the wire, strictly validated, bounded, unknown kinds refused.
+
+An envelope carries what MQTT 5 properties would (MQTT 3.1.1 has none) and one body. A body's class
+is found in a fixed table by ``kind``; nothing from the wire is ever an import path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+import msgpack
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from broker.topics import Address
+from runtime.errors import PeerError
+
+SCHEMA_VERSION = 1
+MAX_MESSAGE_BYTES = 256 * 1024
+MAX_NESTING = 16
+
+Id = Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Text = Annotated[str, Field(max_length=2000)]
+Url = Annotated[str, Field(max_length=4096)]
+Key = Annotated[str, Field(max_length=512)]
+Round = Annotated[int, Field(ge=0, le=1_000_000)]
+Attempt = Annotated[int, Field(ge=1, le=1_000_000)]
+Size = Annotated[int, Field(ge=0, le=1 << 40)]
+Seconds = Annotated[float, Field(ge=0, le=31_536_000, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Metrics = Annotated[dict[Annotated[str, Field(max_length=64)], Finite], Field(max_length=64)]
+Settings = Annotated[dict[str, Any], Field(max_length=128)]
+Action = Literal["train", "evaluate"]
+RunStatus = Literal["waiting", "running", "paused", "completed", "stopped", "failed"]
+
+
+class Message(BaseModel):
+    """The root of every body. ``kind`` names it on the wire, ``leaf`` where it may travel."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    kind: ClassVar[str]
+    place: ClassVar[tuple[str, str]]
+
+
+class ServerState(Message):
+    """The server's retained presence. ``epoch`` grows by one at every start of the server."""
+
+    kind = "server_state"
+    place = ("server", "state")
+    status: Literal["online", "offline"]
+    epoch: Annotated[int, Field(ge=0)]
+
+
+class DeviceState(Message):
+    """A device's retained presence; the will carries the boot id of its own connection."""
+
+    kind = "device_state"
+    place = ("dev", "state")
+    status: Literal["ready", "training", "draining", "offline", "lost"]
+    boot_id: Id
+    role: Literal["trainer", "evaluator"] = "trainer"
+    tasks: Annotated[list[Text], Field(max_length=64)] = []
+
+
+class DeviceInfo(Message):
+    """What a device can do, retained."""
+
+    kind = "device_info"
+    place = ("dev", "info")
+    role: Literal["trainer", "evaluator"]
+    profile: Text
+    engine: Text
+    cpus: Annotated[int, Field(ge=0)]
+    ram_bytes: Size
+    accelerators: Annotated[list[Text], Field(max_length=64)]
+    versions: Annotated[dict[str, Text], Field(max_length=64)]
+    tasks: Annotated[list[Text], Field(max_length=64)]
+    labels: Annotated[dict[str, Text], Field(max_length=64)] = {}
+
+
+class ModelRef(Message):
+    """A model in the store, by a presigned URL. ``sha256`` and ``size_bytes`` are of the file."""
+
+    kind = "model_ref"
+    place = ("", "")
+    url: Url
+    key: Key
+    sha256: Sha256
+    size_bytes: Size
+
+
+class UploadRef(Message):
+    """Where an update goes: a presigned PUT."""
+
+    kind = "upload_ref"
+    place = ("", "")
+    url: Url
+    key: Key
+
+
+class Order(Message):
+    """The server asks a device to train or to evaluate.
+
+    The same (run, round, attempt, action) again renews the URLs. ``time_left_s`` counts from
+    receipt, so that no clock must be right. ``upload`` is None for an evaluation.
+    """
+
+    kind = "order"
+    place = ("dev", "task")
+    epoch: Annotated[int, Field(ge=0)]
+    action: Action
+    run_id: Id
+    round: Round
+    attempt: Attempt
+    task: Text
+    algorithm: Text
+    algorithm_settings: Settings
+    training: Settings
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)]
+    model: ModelRef
+    upload: UploadRef | None
+    time_left_s: Seconds
+
+
+class Ack(Message):
+    """A device takes an order, or declines it with a reason."""
+
+    kind = "ack"
+    place = ("dev", "ack")
+    action: Action
+    run_id: Id
+    round: Round
+    attempt: Attempt
+    accepted: bool
+    reason: Text = ""
+
+
+class Progress(Message):
+    """How far a device is with its order; never needed for correctness."""
+
+    kind = "progress"
+    place = ("dev", "progress")
+    run_id: Id
+    round: Round
+    attempt: Attempt
+    fraction: Annotated[float, Field(ge=0, le=1)]
+    loss: Finite | None = None
+
+
+class UpdateRef(Message):
+    """An uploaded update: its object, size, and the sha256 of its header."""
+
+    kind = "update_ref"
+    place = ("", "")
+    key: Key
+    size_bytes: Size
+    header_sha256: Sha256
+
+
+class Usage(Message):
+    """What an order cost the device."""
+
+    kind = "usage"
+    place = ("", "")
+    train_s: Seconds = 0.0
+    bytes_down: Size = 0
+    bytes_up: Size = 0
+    peak_rss_bytes: Size = 0
+
+
+class Result(Message):
+    """A device's answer to an order; sent until the server's receipt has come."""
+
+    kind = "result"
+    place = ("dev", "result")
+    action: Action
+    run_id: Id
+    round: Round
+    attempt: Attempt
+    num_examples: Annotated[int, Field(ge=1, le=1 << 40)]
+    metrics: Metrics
+    update: UpdateRef | None
+    usage: Usage
+
+
+class Request(Message):
+    """A device asks for its order with fresh URLs."""
+
+    kind = "request"
+    place = ("dev", "request")
+    action: Action
+    run_id: Id
+    round: Round
+    attempt: Attempt
+
+
+class Receipt(Message):
+    """The server's last word on a result, sent after it was journalled.
+
+    accepted: counted. late: another set was aggregated. refused: ``reason`` says why. unknown: no
+    such run or round here.
+    """
+
+    kind = "receipt"
+    place = ("dev", "receipt")
+    action: Action
+    run_id: Id
+    round: Round
+    attempt: Attempt
+    status: Literal["accepted", "late", "refused", "unknown"]
+    reason: Text = ""
+
+
+class RunDocument(Message):
+    """All that a late joiner or a dashboard needs of a run, retained."""
+
+    kind = "run_document"
+    place = ("run", "state")
+    run_id: Id
+    task: Text
+    algorithm: Text
+    status: RunStatus
+    reason: Text = ""
+    round: Round
+    attempt: Annotated[int, Field(ge=0)]
+    rounds: Round
+    epoch: Annotated[int, Field(ge=0)]
+    phase: Text
+    deadline_s: Seconds
+    cohort: Annotated[list[Id], Field(max_length=2000)]
+    answered: Annotated[list[Id], Field(max_length=2000)]
+    model_sha256: Sha256 | Literal[""]
+    accuracy: Finite | None
+    loss: Finite | None
+
+
+class RunEvent(Message):
+    """One line of a run's live stream. ``name`` is the fact's name, in the past tense."""
+
+    kind = "run_event"
+    place = ("run", "events")
+    run_id: Id
+    name: Annotated[str, Field(max_length=64)]
+    round: Round
+    attempt: Annotated[int, Field(ge=0)]
+    detail: Settings
+
+
+class OperatorRequest(Message):
+    """An operator's command line asks for one operation."""
+
+    kind = "operator_request"
+    place = ("op", "request")
+    request_id: Id
+    operation: Annotated[str, Field(pattern=r"^[a-z_]{1,64}$")]
+    arguments: Settings
+
+
+class OperatorReply(Message):
+    """The answer; ``error`` is empty on success, ``exit_code`` is the command line's."""
+
+    kind = "operator_reply"
+    place = ("op", "reply")
+    request_id: Id
+    result: Settings
+    error: Text = ""
+    exit_code: Annotated[int, Field(ge=0, le=255)] = 0
+
+
+KINDS: dict[str, type[Message]] = {
+    message.kind: message
+    for message in (
+        ServerState,
+        DeviceState,
+        DeviceInfo,
+        Order,
+        Ack,
+        Progress,
+        Result,
+        Request,
+        Receipt,
+        RunDocument,
+        RunEvent,
+        OperatorRequest,
+        OperatorReply,
+    )
+}
+
+
+class Envelope(BaseModel):
+    """What surrounds every body. ``sent_ms`` is the sender's clock: for people, never for logic."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    v: int
+    kind: Annotated[str, Field(max_length=64)]
+    sender: Id
+    boot_id: Id
+    seq: Annotated[int, Field(ge=0, lt=1 << 63)]
+    sent_ms: Annotated[int, Field(ge=0, lt=1 << 63)]
+    ttl_s: Seconds | None = None
+    body: dict[str, Any]
+
+
+def encode(message: Message, *, sender: str, boot_id: str, seq: int, sent_ms: int) -> bytes:
+    """Return the wire form.
+
+    Raises:
+        PeerError: it is larger than a message may be.
+    """
+    wire: bytes = msgpack.packb(
+        {
+            "v": SCHEMA_VERSION,
+            "kind": message.kind,
+            "sender": sender,
+            "boot_id": boot_id,
+            "seq": seq,
+            "sent_ms": sent_ms,
+            "ttl_s": None,
+            "body": message.model_dump(),
+        }
+    )
+    if len(wire) > MAX_MESSAGE_BYTES:
+        raise PeerError(
+            f"a {message.kind} message of {len(wire)} bytes exceeds {MAX_MESSAGE_BYTES}"
+        )
+    return wire
+
+
+def decode(payload: bytes, address: Address) -> tuple[Envelope, Message]:
+    """Return the envelope and the validated body of a message that came to ``address``.
+
+    Raises:
+        PeerError: oversized, malformed, of another schema version, of an unknown kind, in the
+            wrong place, or with another sender than its topic says. ``PeerError.args`` start with
+            one short reason that is fit to be counted by.
+    """
+    envelope = _envelope(payload)
+    if envelope.v != SCHEMA_VERSION:
+        raise PeerError(f"schema version {envelope.v}, this side speaks {SCHEMA_VERSION}")
+    message_type = KINDS.get(envelope.kind)
+    if message_type is None:
+        raise PeerError(f"unknown kind {envelope.kind!r}")
+    if message_type.place != (address.area, address.leaf):
+        raise PeerError(f"a {envelope.kind} message does not belong on {address}")
+    says = envelope.sender
+    if _written_by_owner(address) and says != address.id:
+        raise PeerError(f"sender {says!r} wrote on the topic of {address.id!r}")
+    try:
+        return envelope, message_type.model_validate(envelope.body)
+    except ValidationError as error:
+        raise PeerError(f"{envelope.kind}: {first_problem(error)}") from error
+
+
+def first_problem(error: ValidationError) -> str:
+    """Return the first problem of a validation, with its key, without the offending value."""
+    problem = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(part) for part in problem["loc"]) or "body"
+    return f"{where}: {problem['msg']}"
+
+
+def _envelope(payload: bytes) -> Envelope:
+    if len(payload) > MAX_MESSAGE_BYTES:
+        raise PeerError(f"a message of {len(payload)} bytes exceeds {MAX_MESSAGE_BYTES}")
+    try:
+        raw = msgpack.unpackb(
+            payload,
+            raw=False,
+            strict_map_key=True,
+            object_pairs_hook=_unique_pairs,
+            max_ext_len=0,
+        )
+    except PeerError:
+        raise
+    except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
+        raise PeerError(f"not msgpack: {type(error).__name__}") from error
+    _require_shallow(raw)
+    try:
+        return Envelope.model_validate(raw)
+    except ValidationError as error:
+        raise PeerError(f"envelope: {first_problem(error)}") from error
+
+
+def _unique_pairs(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    unique = dict(pairs)
+    if len(unique) != len(pairs):
+        raise PeerError("a key stands twice in one map")
+    return unique
+
+
+def _require_shallow(value: Any, depth: int = 0) -> None:
+    if depth > MAX_NESTING:
+        raise PeerError(f"nested deeper than {MAX_NESTING}")
+    children: Any = ()
+    if isinstance(value, Mapping):
+        children = value.values()
+    elif isinstance(value, list):
+        children = value
+    for child in children:
+        _require_shallow(child, depth + 1)
+
+
+def _written_by_owner(address: Address) -> bool:
+    """Whether the level after the area names the writer (a device's or operator's own topic)."""
+    if address.area == "dev":
+        return address.leaf not in {"task", "receipt"}
+    return address.area == "op" and address.leaf == "request"
