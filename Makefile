@@ -1,0 +1,74 @@
+# Rengo's commands. `make` alone lists them. Works with GNU Make 3.81 and newer.
+
+PYTHON ?= python3
+VENV   ?= .venv
+SEEDS  ?= 20000
+ARGS   ?=
+
+BIN       := $(VENV)/bin
+INSTALL   := $(BIN)/python -m pip install -c constraints.txt
+FOR_DEMO  := $(VENV)/.installed-all
+FOR_DEV   := $(VENV)/.installed-dev
+MANIFESTS := pyproject.toml constraints.txt
+PACKAGES  := rengo algorithms broker storage fl_server fl_client iot runtime
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+.PHONY: help
+help: ## list these commands
+	@printf 'usage: make COMMAND\n\n'
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-10s %s\n", $$1, $$2 }'
+	@printf '\nPYTHON=python3.12 chooses the interpreter; ARGS="…" goes on to demo, test and bench.\n'
+
+.PHONY: setup
+setup: $(FOR_DEV) ## install everything, tools for development included, into .venv
+
+.PHONY: demo
+demo: $(FOR_DEMO) ## train one model across real processes on this machine
+	$(BIN)/rengo demo $(ARGS)
+
+.PHONY: test
+test: $(FOR_DEV) ## run every test
+	$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: check
+check: $(FOR_DEV) ## check format, lint, types and who imports whom
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.PHONY: bench
+bench: $(FOR_DEV) ## measure rounds against the floor of the same bytes; JSON and a table
+	$(BIN)/python benchmarks/rounds.py $(ARGS)
+
+.PHONY: world
+world: $(FOR_DEV) ## search SEEDS=20000 simulated histories with faults
+	$(BIN)/python -m tests.world --seeds $(SEEDS)
+
+.PHONY: clean
+clean: ## remove .venv, caches and build output (rengo-output stays)
+	rm -rf $(VENV) build dist *.egg-info
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find $(PACKAGES) tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One stamp for each set of packages: an install is redone when a manifest changed, not before.
+
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	    echo "Rengo needs Python 3.11 or newer, but $(PYTHON) is" \
+	         "$$($(PYTHON) --version 2>&1 || true). Name another: make PYTHON=python3.12 …" >&2; \
+	    exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(FOR_DEMO): $(MANIFESTS) | $(VENV)/.created
+	@echo 'Installing Rengo into $(VENV). The first time this downloads a lot, most of it torch.'
+	$(INSTALL) -e '.[all]'
+	@touch $@
+
+$(FOR_DEV): $(MANIFESTS) | $(VENV)/.created
+	@echo 'Installing Rengo for development into $(VENV). The first time this downloads a lot.'
+	$(INSTALL) -e '.[all,dev]'
+	@touch $(FOR_DEMO) $@
