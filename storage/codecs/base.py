@@ -1,0 +1,42 @@
+"""What a codec is: how a block of an update's vector becomes bytes and comes back. Pure."""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass
+from typing import ClassVar
+
+from storage.weights import Vector
+
+Buffer = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True)
+class Codec(abc.ABC):
+    """One way to write a block; a subclass's fields are its settings, all with defaults.
+
+    Decoding needs no settings: the bytes and the count say all.
+    """
+
+    lossless: ClassVar[bool]
+    """Whether decode(encode(x)) has the bits of x."""
+
+    @abc.abstractmethod
+    def max_bytes(self, count: int) -> int:
+        """Return the most bytes that a block of ``count`` parameters may take."""
+
+    @abc.abstractmethod
+    def error_bound(self, block: Vector) -> float:
+        """Return the largest absolute error that decode(encode(block)) may have; 0 if lossless."""
+
+    @abc.abstractmethod
+    def encode(self, block: Vector) -> Buffer:
+        """Return the block's bytes; they may share the block's memory."""
+
+    @abc.abstractmethod
+    def decode(self, data: Buffer, count: int) -> Vector:
+        """Return ``count`` parameters; they may share the memory of ``data``.
+
+        Raises:
+            Corrupt: the bytes are not those of ``count`` parameters.
+        """
