@@ -1,0 +1,53 @@
+"""What holds for every test: determinism, and nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+
+import psutil
+import pytest
+from hypothesis import settings
+
+from tests.support import (
+    CI_FLAG,
+    SESSION_MARK,
+    describe,
+    own_listening_ports,
+    wait_for_none_left,
+)
+
+# No deadline: on a busy machine a slow example is no failure. Derandomised by default, so that
+# a run is a function of the code; HYPOTHESIS_PROFILE=search looks elsewhere each time.
+settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True)
+settings.register_profile("search", max_examples=1000, deadline=None, print_blob=True)
+settings.load_profile(
+    "ci" if os.environ.get(CI_FLAG) == "1" else os.environ.get("HYPOTHESIS_PROFILE", "ci")
+)
+
+_GRACE_S = 5.0
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    """Fail the session when a process or a listening port outlives its test.
+
+    Set up before every other fixture and so torn down after them. Children carry the mark in
+    their environment, so that one whose parent has died is found as well.
+    """
+    mark = uuid.uuid4().hex
+    os.environ[SESSION_MARK] = mark
+    ports_before = own_listening_ports()
+    yield
+    left = wait_for_none_left(mark, _GRACE_S)
+    lines = list(describe(left))
+    for process in left:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+    del os.environ[SESSION_MARK]
+    ports = own_listening_ports() - ports_before
+    assert not lines, "left running at the end of the tests:\n" + "\n".join(lines)
+    assert not ports, f"still listening at the end of the tests: {sorted(ports)}"

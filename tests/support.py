@@ -1,0 +1,98 @@
+"""What several tests need: real programs, and a look at what a test session left behind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+CI_FLAG = "RENGO_CI"
+SESSION_MARK = "RENGO_TEST_SESSION"
+_SERVER_FOLDERS = (
+    "/usr/lib/postgresql/*/bin",
+    "/opt/homebrew/opt/postgresql*/bin",
+    "/usr/local/sbin",
+    "/usr/sbin",
+    "/opt/homebrew/sbin",
+)
+_POLL_S = 0.05
+
+
+def find_binary(name: str) -> Path | None:
+    """Return a program from PATH or from where servers are installed; the newest of several."""
+    on_path = shutil.which(name)
+    if on_path is not None:
+        return Path(on_path)
+    found = [hit for folder in _SERVER_FOLDERS for hit in Path("/").glob(f"{folder[1:]}/{name}")]
+    return max(found, default=None)
+
+
+def require(name: str, package: str | None = None) -> Path:
+    """Return the path of a real program that a test runs.
+
+    Without it the test is skipped, with the package to install; under RENGO_CI=1 it fails, so
+    that a green run there means that every real server was used.
+    """
+    path = find_binary(name)
+    if path is not None:
+        return path
+    reason = f"{name} is not installed; it comes with the package {package or name}"
+    if os.environ.get(CI_FLAG) == "1":
+        pytest.fail(f"{reason}, and {CI_FLAG}=1 allows no skip", pytrace=False)
+    pytest.skip(reason)
+
+
+def _carries(process: psutil.Process, mark: str) -> bool:
+    try:
+        return process.environ().get(SESSION_MARK) == mark
+    except (psutil.AccessDenied, psutil.NoSuchProcess, OSError):
+        return False
+
+
+def _alive(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def processes_left(mark: str) -> list[psutil.Process]:
+    """Return living processes that this one started, also those that have lost their parent."""
+    own = psutil.Process()
+    family = set(own.children(recursive=True))
+    orphans = {p for p in psutil.process_iter() if p.pid != own.pid and _carries(p, mark)}
+    return [process for process in family | orphans if _alive(process)]
+
+
+def wait_for_none_left(mark: str, grace_s: float) -> list[psutil.Process]:
+    """Return what is still alive after ``grace_s``; returns at once when nothing is."""
+    deadline = time.monotonic() + grace_s
+    while (left := processes_left(mark)) and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+    return left
+
+
+def own_listening_ports() -> set[int]:
+    """Return the ports on which this very process listens."""
+    connections = psutil.Process().net_connections(kind="tcp")
+    return {c.laddr.port for c in connections if c.status == psutil.CONN_LISTEN}
+
+
+def describe(processes: list[psutil.Process]) -> Iterator[str]:
+    """Yield one line per process: id, command and the ports it listens on."""
+    for process in processes:
+        try:
+            command = " ".join(process.cmdline())[:160]
+            ports = [
+                connection.laddr.port
+                for connection in process.net_connections(kind="tcp")
+                if connection.status == psutil.CONN_LISTEN
+            ]
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+        yield f"pid {process.pid}: {command}" + (f" (listens on {ports})" if ports else "")
