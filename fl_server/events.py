@@ -49,23 +49,29 @@ class Plan:
 
 @dataclass(frozen=True)
 class Model:
-    """One committed version of the global model; version 0 is what the submitter uploaded."""
+    """One committed version of the global model; version 0 is what the submitter uploaded.
+
+    ``state_key`` names the algorithm's server state that belongs to it, empty where it has none.
+    """
 
     version: int
     key: str
     sha256: str
     size_bytes: int
+    state_key: str = ""
+    state_sha256: str = ""
 
 
 @dataclass(frozen=True)
 class Update:
-    """What a device says of its uploaded update."""
+    """What a device says of its uploaded update; ``usage`` is what it cost (see messages.Usage)."""
 
     key: str
     size_bytes: int
     header_sha256: str
     num_examples: int
     metrics: dict[str, float] = field(default_factory=dict)
+    usage: dict[str, float] = field(default_factory=dict)
 
 
 # --- events ---------------------------------------------------------------------------------
@@ -158,6 +164,7 @@ class EvaluationReceived:
     attempt: int
     num_examples: int
     metrics: dict[str, float]
+    usage: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -310,6 +317,7 @@ class EvaluationRecorded:
     device_id: str
     num_examples: int
     metrics: dict[str, float]
+    usage: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
