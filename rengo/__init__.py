@@ -1,0 +1,58 @@
+"""Federated learning over MQTT and S3. Everything below loads when it is first used."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fl_client.layers import (
+        Conv2d,
+        Flatten,
+        Linear,
+        MaxPool2d,
+        ReLU,
+        Reshape,
+        Sigmoid,
+        Tanh,
+    )
+    from fl_client.tasks.base import Device, Task, TrainingSettings
+    from rengo.site import RunResult, Site
+
+__all__ = [
+    "Conv2d",
+    "Device",
+    "Flatten",
+    "Linear",
+    "MaxPool2d",
+    "ReLU",
+    "Reshape",
+    "RunResult",
+    "Sigmoid",
+    "Site",
+    "Tanh",
+    "Task",
+    "TrainingSettings",
+    "__version__",
+]
+
+_LAYERS = ("Conv2d", "Flatten", "Linear", "MaxPool2d", "ReLU", "Reshape", "Sigmoid", "Tanh")
+_HOMES = {
+    **dict.fromkeys(_LAYERS, "fl_client.layers"),
+    **dict.fromkeys(("Device", "Task", "TrainingSettings"), "fl_client.tasks.base"),
+    **dict.fromkeys(("RunResult", "Site"), "rengo.site"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version  # noqa: PLC0415  slow, and seldom asked for
+
+        return version("rengo")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'rengo' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

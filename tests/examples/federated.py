@@ -1,0 +1,39 @@
+"""A whole run in one process: what the examples are tried with, round by round."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from algorithms.base import Algorithm
+from fl_client.engines.base import LocalRound
+from fl_client.local import Participant
+from fl_client.tasks.base import Device, Task
+from storage.weights import Weights
+
+
+def train(task: Task, algorithm: Algorithm, *, rounds: int, devices: int, seed: int = 0) -> float:
+    """Return the evaluator's accuracy after ``rounds`` rounds on the numpy engine."""
+    clients = [
+        Participant(task, Device(f"device-{i}", index=i, count=devices, seed=seed), "numpy")
+        for i in range(devices)
+    ]
+    evaluator = Participant(task, Device("evaluator", role="evaluator", seed=seed), "numpy")
+    weights = task.initial_weights(seed)
+    state = algorithm.init(weights.vector.size)
+    for number in range(1, rounds + 1):
+        updates = [
+            client.train(
+                weights,
+                LocalRound(algorithm, task.training, seed, number, client.device.id),
+            )
+            for client in clients
+        ]
+        mean = np.average(
+            [update.vector for update in updates],
+            axis=0,
+            weights=[update.num_examples for update in updates],
+        ).astype(np.float32)
+        vector, state = algorithm.aggregate(weights.vector, mean, state)
+        weights = Weights(weights.layout, vector, weights.others)
+    plan = LocalRound(algorithm, task.training, seed, rounds, "evaluator")
+    return evaluator.evaluate(weights, plan).metrics["accuracy"]
