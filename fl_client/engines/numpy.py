@@ -1,0 +1,174 @@
+"""The torch-free engine: declarative models, trained by numpy alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_client import layers
+from fl_client.engines._numpy_layers import forward
+from fl_client.engines.base import (
+    Dtype,
+    Evaluation,
+    LocalRound,
+    LocalUpdate,
+    Means,
+    as_pair,
+    check_same_names,
+    flat_update,
+    run_epochs,
+)
+from fl_client.tasks.base import Objective, Task
+from runtime.errors import ConfigError
+from storage.weights import Weights
+
+if TYPE_CHECKING:
+    from fl_client.tasks.base import Split
+
+Array: TypeAlias = NDArray[Any]
+_TORCH_ONLY = ("loss", "predict", "training_step", "optimizer")
+_EVALUATION_BATCH = 256
+
+
+def engine(task: Task, *, profile: str = "cpu", dtype: Dtype = "float32") -> NumpyEngine:
+    """Return the numpy engine for ``task``; the profile makes no difference to it."""
+    del profile
+    return NumpyEngine(task, dtype=dtype)
+
+
+class NumpyEngine:
+    """Trains and evaluates a declarative task.
+
+    Raises:
+        ConfigError: the task needs torch; the text says which part of it.
+    """
+
+    name = "numpy"
+
+    def __init__(self, task: Task, *, dtype: Dtype = "float32") -> None:
+        for method in _TORCH_ONLY:
+            if getattr(type(task), method) is not getattr(Task, method):
+                raise ConfigError(
+                    f"task {task.name} overrides {method}(), which only the torch engine can run"
+                )
+        model = task.model()
+        if not layers.is_declarative(model):
+            raise ConfigError(
+                f"task {task.name} has a model of type {type(model).__name__}, which only the "
+                "torch engine can run; the numpy engine needs a list of layers"
+            )
+        self._task = task
+        self._layers = cast("layers.Layers", model)
+        self._dtype = np.dtype(dtype)
+
+    def own_process(self) -> None:
+        """Numpy needs nothing: its threads are limited by the child's environment."""
+
+    def train(self, weights: Weights, data: Split, plan: LocalRound) -> LocalUpdate:
+        """Return the update of one round of local training."""
+        if plan.algorithm.needs_loss:
+            raise ConfigError(
+                f"algorithm {type(plan.algorithm).__name__} changes the loss, which only the "
+                "torch engine can do"
+            )
+        inputs, targets = self._arrays(data)
+        w0 = self._named(weights)
+        w = {name: array.copy() for name, array in w0.items()}
+        state = plan.algorithm.begin(w0, plan.state)
+        momentum: dict[str, Array] = {}
+
+        def step(chosen: NDArray[np.int64]) -> float:
+            loss, grads = self.gradients(w, inputs[chosen], targets[chosen])
+            _descend(w, plan.algorithm.gradient(grads, w, w0, state), momentum, plan)
+            return loss
+
+        metrics = run_epochs(plan, len(inputs), step)
+        update, state = plan.algorithm.finish(w, w0, state)
+        kept = {name: np.asarray(array) for name, array in state.items()}
+        return LocalUpdate(flat_update(weights, update), len(inputs), metrics, kept)
+
+    def evaluate(self, weights: Weights, data: Split) -> Evaluation:
+        """Return the mean loss and metrics on ``data``."""
+        inputs, targets = self._arrays(data)
+        w, means = self._named(weights), Means()
+        for start in range(0, len(inputs), _EVALUATION_BATCH):
+            chosen = slice(start, start + _EVALUATION_BATCH)
+            outputs = inputs[chosen]
+            for index, layer in enumerate(self._layers):
+                outputs, _ = forward(layer, index, outputs, w, {})
+            loss, _ = _loss(self._task.objective, outputs, targets[chosen])
+            figures = self._task.metrics(outputs, targets[chosen])
+            means.add(len(outputs), {"loss": loss, **figures})
+        return means.evaluation()
+
+    def gradients(
+        self, w: dict[str, Array], inputs: Array, targets: Array
+    ) -> tuple[float, dict[str, Array]]:
+        """Return the mean loss of a batch and its gradient by name."""
+        grads: dict[str, Array] = {}
+        backwards = []
+        outputs = inputs
+        for index, layer in enumerate(self._layers):
+            outputs, backward = forward(layer, index, outputs, w, grads)
+            backwards.append(backward)
+        loss, dy = _loss(self._task.objective, outputs, targets)
+        for backward in reversed(backwards):
+            dy = backward(dy)
+        return loss, {name: grads[name] for name in w}
+
+    def _named(self, weights: Weights) -> dict[str, Array]:
+        expected = {name: shape for name, shape, _ in layers.weight_shapes(self._layers)}
+        check_same_names(self._task, expected, weights)
+        return {
+            name: array.astype(self._dtype, copy=False) for name, array in weights.arrays().items()
+        }
+
+    def _arrays(self, data: Split) -> tuple[Array, Array]:
+        pair = as_pair(data)
+        if pair is None:
+            raise ConfigError(
+                f"task {self._task.name} gives data of type {type(data).__name__}; the numpy "
+                "engine needs a pair of arrays"
+            )
+        inputs, targets = pair
+        if not len(inputs):
+            raise ConfigError(f"task {self._task.name} gives no examples")
+        if targets.dtype.kind == "f":
+            targets = targets.astype(self._dtype, copy=False)
+        return inputs.astype(self._dtype, copy=False), targets
+
+
+def _descend(
+    w: dict[str, Array], g: Mapping[str, Any], momentum: dict[str, Array], plan: LocalRound
+) -> None:
+    """Take one step of SGD in place, as ``torch.optim.SGD`` takes it."""
+    settings = plan.settings
+    for name, grad in g.items():
+        direction = grad
+        if settings.momentum:
+            if name in momentum:
+                direction = settings.momentum * momentum[name] + grad
+            momentum[name] = direction
+        w[name] -= settings.learning_rate * direction
+
+
+def _loss(objective: Objective, outputs: Array, targets: Array) -> tuple[float, Array]:
+    """Return the mean loss and its gradient at the outputs."""
+    if objective == "mean_squared_error":
+        if outputs.shape != targets.shape:
+            raise ConfigError(
+                f"the model gives {outputs.shape} but the targets are {targets.shape}"
+            )
+        error = outputs - targets
+        return float(np.mean(error * error)), error * (2.0 / error.size)
+    shifted = outputs - outputs.max(1, keepdims=True)
+    exps = np.exp(shifted)
+    sums = exps.sum(1, keepdims=True)
+    rows = np.arange(len(outputs))
+    loss = float(np.mean(np.log(sums[:, 0]) - shifted[rows, targets]))
+    gradient = exps / sums
+    gradient[rows, targets] -= 1
+    return loss, gradient / len(outputs)

@@ -1,0 +1,307 @@
+"""The torch engine: declarative models and torch modules, on the CPU or an accelerator."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fl_client import layers
+from fl_client.engines.base import (
+    Dtype,
+    Evaluation,
+    LocalRound,
+    LocalUpdate,
+    Means,
+    as_pair,
+    check_same_names,
+    flat_update,
+    run_epochs,
+)
+from fl_client.tasks.base import Task
+from runtime.errors import ConfigError
+from storage.weights import Weights
+
+if TYPE_CHECKING:
+    from fl_client.tasks.base import Split
+
+Indices: TypeAlias = NDArray[np.int64]
+Batch: TypeAlias = Callable[[Indices], Any]
+_EVALUATION_BATCH = 256
+_LOG = logging.getLogger(__name__)
+
+
+def engine(task: Task, *, profile: str = "cpu", dtype: Dtype = "float32") -> TorchEngine:
+    """Return the torch engine; the profile ``gpu`` uses an accelerator where there is one."""
+    device = _accelerator() if profile == "gpu" else "cpu"
+    return TorchEngine(task, device=device, dtype=dtype)
+
+
+def initial_weights(task: Task, seed: int) -> Weights:
+    """Return the weights of a freshly built model, the same for the same ``seed``."""
+    with _seeded(seed, "cpu"):
+        return _to_weights(_module(task))
+
+
+class TorchEngine:
+    """Trains and evaluates a task.
+
+    The model is built anew for every call: nothing but the weights passes from round to round.
+    """
+
+    name = "torch"
+
+    def __init__(self, task: Task, *, device: str = "cpu", dtype: Dtype = "float32") -> None:
+        self._task = task
+        self._device = torch.device(device)
+        self._dtype = torch.float64 if dtype == "float64" else torch.float32
+        with _seeded(0, "cpu"):
+            self._declarative = layers.is_declarative(task.model())
+
+    def own_process(self) -> None:
+        """Make torch deterministic, and single-threaded so that sums have one order."""
+        torch.set_num_threads(1)
+        # an operation that has no deterministic form warns: the user's model still trains
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.benchmark = False
+
+    def train(self, weights: Weights, data: Split, plan: LocalRound) -> LocalUpdate:
+        """Return the update of one round of local training."""
+        count, batch = self._batches(data)
+        with _seeded(plan.local_seed, self._device.type):
+            session = _Session(self._task, self._loaded(weights), plan, self._device)
+            metrics = run_epochs(plan, count, lambda chosen: session.step(batch(chosen)))
+            with torch.no_grad():
+                update, state = plan.algorithm.finish(session.w, session.w0, session.state)
+        return LocalUpdate(
+            flat_update(weights, _to_numpy(update)), count, metrics, _to_numpy(state)
+        )
+
+    def evaluate(self, weights: Weights, data: Split) -> Evaluation:
+        """Return the mean loss and metrics on ``data``."""
+        count, batch = self._batches(data)
+        means = Means()
+        with _seeded(0, self._device.type), torch.no_grad():
+            model = self._loaded(weights).eval()
+            for start in range(0, count, _EVALUATION_BATCH):
+                chosen = np.arange(start, min(start + _EVALUATION_BATCH, count))
+                outputs, targets = self._task.predict(model, batch(chosen))
+                loss = float(self._task.loss(outputs, targets))
+                figures = self._task.metrics(
+                    outputs.float().numpy(force=True), targets.numpy(force=True)
+                )
+                means.add(len(chosen), {"loss": loss, **figures})
+        return means.evaluation()
+
+    def gradients(
+        self, weights: Weights, inputs: NDArray[Any], targets: NDArray[Any]
+    ) -> tuple[float, dict[str, NDArray[Any]]]:
+        """Return the mean loss of a batch and its gradient by name."""
+        count, batch = self._batches((inputs, targets))
+        model = self._loaded(weights).train()
+        loss = self._task.training_step(model, batch(np.arange(count)))
+        parameters = dict(model.named_parameters())
+        grads = torch.autograd.grad(loss, list(parameters.values()))
+        return float(loss.detach()), _to_numpy(dict(zip(parameters, grads, strict=True)))
+
+    def _loaded(self, weights: Weights) -> torch.nn.Module:
+        model = _module(self._task)
+        tensors = model.state_dict()
+        expected = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        check_same_names(self._task, expected, weights)
+        arrays = weights.arrays()
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                tensor.copy_(_tensor(arrays[name]))
+        if self._dtype == torch.float64:
+            model = model.double()
+        return model.to(self._device)
+
+    def _batches(self, data: Split) -> tuple[int, Batch]:
+        """Return the number of examples and a function from indices to a batch on the device."""
+        pair = as_pair(data)
+        count = len(cast("Any", data) if pair is None else pair[0]) if data is not None else 0
+        if not count:
+            raise ConfigError(f"task {self._task.name} gives no examples")
+        if pair is None:
+            from torch.utils.data import default_collate  # noqa: PLC0415  slow, seldom needed
+
+            dataset = cast("torch.utils.data.Dataset[Any]", data)
+            return count, lambda chosen: self._moved(
+                default_collate([dataset[int(index)] for index in chosen])
+            )
+        inputs, targets = (self._tensor(array) for array in pair)
+        if self._declarative:
+            inputs = inputs.to(self._dtype)
+
+        def batch(chosen: Indices) -> tuple[torch.Tensor, torch.Tensor]:
+            index = torch.from_numpy(chosen).to(self._device)
+            return inputs[index], targets[index]
+
+        return count, batch
+
+    def _tensor(self, array: NDArray[Any]) -> torch.Tensor:
+        """Return the array as a tensor on the device; labels become int64 as torch wants them."""
+        if array.dtype.kind == "f":
+            array = array.astype(str(self._dtype).removeprefix("torch."), copy=False)
+        elif array.dtype.kind in "ui":
+            array = array.astype(np.int64, copy=False)
+        return _tensor(array).to(self._device)
+
+    def _moved(self, batch: Any) -> Any:
+        if isinstance(batch, torch.Tensor):
+            return batch.to(self._device)
+        if isinstance(batch, Mapping):
+            return {key: self._moved(value) for key, value in batch.items()}
+        if isinstance(batch, tuple | list):
+            return [self._moved(value) for value in batch]
+        return batch
+
+
+class _Session:
+    """One round's training: the model, the algorithm's view of it, and the local optimiser."""
+
+    def __init__(
+        self, task: Task, model: torch.nn.Module, plan: LocalRound, device: torch.device
+    ) -> None:
+        self._task, self._model, self._plan = task, model.train(), plan
+        self._trainable = {
+            name: parameter
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad
+        }
+        if not self._trainable:
+            raise ConfigError(f"the model of task {task.name} has nothing to train")
+        self._optimizer = task.optimizer(self._trainable.values())
+        self._momentum: dict[str, torch.Tensor] = {}
+        # state_dict() shares memory with the model, so that w follows every step
+        self.w = {
+            name: tensor
+            for name, tensor in model.state_dict().items()
+            if tensor.is_floating_point()
+        }
+        self.w0 = {name: tensor.clone() for name, tensor in self.w.items()}
+        given = {
+            name: torch.from_numpy(np.array(array)).to(device) for name, array in plan.state.items()
+        }
+        self.state = plan.algorithm.begin(self.w0, given)
+
+    def step(self, batch: Any) -> float:
+        """Train on one batch and return its loss."""
+        algorithm = self._plan.algorithm
+        loss = self._task.training_step(self._model, batch)
+        objective = loss
+        if algorithm.needs_loss:
+            live = {**self.w, **self._trainable}
+            objective = algorithm.loss(loss, live, self.w0, self.state)
+        grads = torch.autograd.grad(objective, list(self._trainable.values()), allow_unused=True)
+        g = {
+            name: grad
+            for name, grad in zip(self._trainable, grads, strict=True)
+            if grad is not None
+        }
+        with torch.no_grad():
+            self._descend(algorithm.gradient(g, self.w, self.w0, self.state))
+        return float(loss.detach())
+
+    def _descend(self, g: Mapping[str, torch.Tensor]) -> None:
+        if self._optimizer is not None:
+            for name, parameter in self._trainable.items():
+                parameter.grad = g.get(name)
+            self._optimizer.step()
+            return
+        settings = self._plan.settings
+        for name, grad in g.items():
+            direction = grad
+            if settings.momentum:
+                if name in self._momentum:
+                    direction = settings.momentum * self._momentum[name] + grad
+                self._momentum[name] = direction
+            # the product first, as numpy has it: a fused form would round otherwise
+            self._trainable[name].sub_(settings.learning_rate * direction)
+
+
+def _accelerator() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    if torch.backends.mps.is_available():
+        return "mps"
+    _LOG.warning("profile gpu, but torch sees no accelerator: training on the CPU")
+    return "cpu"
+
+
+@contextmanager
+def _seeded(seed: int, device_type: str) -> Iterator[None]:
+    """Seed torch's random numbers within the block, and put them back as they were after it."""
+    cuda = [torch.cuda.current_device()] if device_type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        torch.manual_seed(seed)
+        yield
+
+
+def _module(task: Task) -> torch.nn.Module:
+    model = task.model()
+    if isinstance(model, torch.nn.Module):
+        return model
+    if not layers.is_declarative(model):
+        raise ConfigError(
+            f"model() of task {task.name} must return a list of layers or a torch module, "
+            f"not {type(model).__name__}"
+        )
+    return torch.nn.Sequential(*(_layer(layer) for layer in model))
+
+
+def _layer(layer: layers.Layer) -> torch.nn.Module:
+    match layer:
+        case layers.Linear():
+            return torch.nn.Linear(layer.inputs, layer.outputs, layer.bias)
+        case layers.Conv2d():
+            return torch.nn.Conv2d(
+                layer.inputs,
+                layer.outputs,
+                layer.kernel,
+                layer.stride,
+                layer.padding,
+                bias=layer.bias,
+            )
+        case layers.MaxPool2d():
+            return torch.nn.MaxPool2d(layer.size)
+        case layers.Flatten():
+            return torch.nn.Flatten()
+        case layers.Reshape():
+            return torch.nn.Unflatten(1, layer.shape)
+        case layers.ReLU():
+            return torch.nn.ReLU()
+        case layers.Tanh():
+            return torch.nn.Tanh()
+        case layers.Sigmoid():
+            return torch.nn.Sigmoid()
+    raise ConfigError(f"the torch engine has no layer {layer!r}")
+
+
+def _tensor(array: NDArray[Any]) -> torch.Tensor:
+    # torch warns of a read-only array, and shares memory with any other
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
+
+
+def _to_numpy(named: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+    return {name: _array(value) for name, value in named.items()}
+
+
+def _array(value: Any) -> NDArray[Any]:
+    if isinstance(value, torch.Tensor):
+        # numpy has no bfloat16
+        wide = value.float() if value.dtype == torch.bfloat16 else value
+        return wide.numpy(force=True)
+    return np.asarray(value)
+
+
+def _to_weights(model: torch.nn.Module) -> Weights:
+    tensors = model.state_dict()
+    half = {name: "BF16" for name, tensor in tensors.items() if tensor.dtype == torch.bfloat16}
+    return Weights.from_arrays(_to_numpy(tensors), half)

@@ -1,0 +1,133 @@
+"""A device's part in a run: its task, its data and its engine, each loaded when first needed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fl_client.engines.base import (
+    Dtype,
+    Engine,
+    Evaluation,
+    LocalRound,
+    LocalUpdate,
+    TrainingFailed,
+    load_engine,
+)
+from fl_client.tasks.base import Device, Task
+from runtime.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fl_client.tasks.base import Split
+    from storage.weights import Vector, Weights
+
+
+class Participant:
+    """One device's task, data and engine, kept from round to round; never shared by threads."""
+
+    def __init__(
+        self, task: Task, device: Device, engine_name: str, *, dtype: Dtype = "float32"
+    ) -> None:
+        self.task = task
+        self.device = device
+        self._engine_name = engine_name
+        self._dtype: Dtype = dtype
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The engine; imports torch only where it is the torch engine."""
+        return load_engine(
+            self._engine_name, self.task, profile=self.device.profile, dtype=self._dtype
+        )
+
+    @cached_property
+    def _splits(self) -> tuple[Split, Split]:
+        train, held_out = self.task.data(self.device)
+        return train, held_out
+
+    @property
+    def train_split(self) -> Split:
+        """The data to learn from; ConfigError when the device has none."""
+        return self._present(self._splits[0], "training")
+
+    @property
+    def held_out_split(self) -> Split:
+        """The data to evaluate on; ConfigError when the device has none."""
+        return self._present(self._splits[1], "held-out")
+
+    def train(self, weights: Weights, plan: LocalRound) -> LocalUpdate:
+        """Return this device's update of one round.
+
+        Raises:
+            ConfigError: the task cannot train here, or gave a malformed update.
+            TrainingFailed: the update is not finite.
+        """
+        context = LocalContext(self, weights, plan)
+        update = LocalUpdate(*self.task.local_update(_read_only(weights.vector), context))
+        vector = np.ascontiguousarray(update.vector, np.float32)
+        if vector.shape != weights.vector.shape:
+            raise ConfigError(
+                f"task {self.task.name}: local_update gave a vector of shape {vector.shape}, "
+                f"the model has {weights.vector.shape}"
+            )
+        if update.num_examples < 1:
+            raise ConfigError(f"task {self.task.name}: local_update saw no examples")
+        if not np.isfinite(vector).all():
+            raise TrainingFailed("training diverged: the update is not finite")
+        return update._replace(vector=vector, metrics=_finite(update.metrics))
+
+    def evaluate(self, weights: Weights, plan: LocalRound) -> Evaluation:
+        """Return the metrics of ``weights`` on this device's held-out data."""
+        context = LocalContext(self, weights, plan)
+        found = Evaluation(*self.task.evaluate(_read_only(weights.vector), context))
+        return found._replace(metrics=_finite(found.metrics))
+
+    def _present(self, split: Split, what: str) -> Split:
+        if split is None:
+            raise ConfigError(
+                f"task {self.task.name} gives no {what} data to the {self.device.role} "
+                f"{self.device.id}"
+            )
+        return split
+
+
+@dataclass(frozen=True)
+class LocalContext:
+    """What local training knows: the participant, the global model and the round."""
+
+    participant: Participant
+    weights: Weights
+    round: LocalRound
+
+    @property
+    def device(self) -> Device:
+        """The device that trains."""
+        return self.participant.device
+
+    def random(self) -> np.random.Generator:
+        """Return random numbers that are this device's in this round, the same every time."""
+        return np.random.default_rng(self.round.local_seed)
+
+    def train(self) -> LocalUpdate:
+        """Train with the engine on the device's training data."""
+        owner = self.participant
+        return owner.engine.train(self.weights, owner.train_split, self.round)
+
+    def evaluate(self) -> Evaluation:
+        """Evaluate with the engine on the device's held-out data."""
+        owner = self.participant
+        return owner.engine.evaluate(self.weights, owner.held_out_split)
+
+
+def _read_only(vector: Vector) -> Vector:
+    view = vector.view()
+    view.flags.writeable = False
+    return view
+
+
+def _finite(metrics: dict[str, float]) -> dict[str, float]:
+    """Return the metrics that are numbers: a loss of infinity has no place in a message."""
+    return {name: float(value) for name, value in metrics.items() if np.isfinite(value)}

@@ -1,0 +1,109 @@
+"""How a data set is dealt out to devices. Pure: the same seed, the same parts, everywhere.
+
+Every function returns one sorted index array per device. The parts are disjoint and hold every
+example.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from runtime.errors import ConfigError
+
+Indices = NDArray[np.int64]
+
+
+def iid(count: int, parts: int, seed: int) -> list[Indices]:
+    """Deal ``count`` examples out at random, in parts that differ by at most one."""
+    _check(count, parts, 1)
+    order = np.random.default_rng(seed).permutation(count)
+    return [np.sort(part) for part in np.array_split(order, parts)]
+
+
+def dirichlet(
+    labels: ArrayLike, parts: int, alpha: float, seed: int, min_size: int = 1
+) -> list[Indices]:
+    """Deal every class out in proportions drawn from Dirichlet(``alpha``).
+
+    A small ``alpha`` gives each device few classes. Parts below ``min_size`` are filled up, one
+    random example at a time, from the part that is largest at that moment.
+
+    Source: Hsu et al., "Measuring the Effects of Non-Identical Data Distribution for Federated
+    Visual Classification", 2019, https://arxiv.org/abs/1909.06335.
+    """
+    found = _labels(labels)
+    _check(found.size, parts, min_size)
+    if not (np.isfinite(alpha) and alpha > 0):
+        raise ConfigError(f"alpha must be above 0, not {alpha}")
+    generator = np.random.default_rng(seed)
+    dealt: list[list[Indices]] = [[] for _ in range(parts)]
+    for label in np.unique(found):
+        members = generator.permutation(np.flatnonzero(found == label))
+        shares = np.cumsum(generator.dirichlet(np.full(parts, alpha)))[:-1]
+        cuts = np.round(shares * members.size).astype(np.int64)
+        for part, piece in zip(dealt, np.split(members, cuts), strict=True):
+            part.append(piece)
+    filled = [np.concatenate(part) for part in dealt]
+    _fill_up(filled, min_size, generator)
+    return [np.sort(part) for part in filled]
+
+
+def shards(labels: ArrayLike, parts: int, k: int, seed: int) -> list[Indices]:
+    """Sort by label, cut into ``parts * k`` shards and give each device ``k`` of them.
+
+    Source: McMahan et al., AISTATS 2017, section 3, https://arxiv.org/abs/1602.05629.
+    """
+    found = _labels(labels)
+    if k < 1:
+        raise ConfigError(f"k must be 1 or more shards a device, not {k}")
+    _check(found.size, parts, k)
+    generator = np.random.default_rng(seed)
+    # shuffled first, so that a class's shards are not its examples in file order
+    order = generator.permutation(found.size)
+    order = order[np.argsort(found[order], kind="stable")]
+    pieces = np.array_split(order, parts * k)
+    deal = generator.permutation(parts * k).reshape(parts, k)
+    return [np.sort(np.concatenate([pieces[shard] for shard in own])) for own in deal]
+
+
+def by_id(ids: Sequence[Any] | NDArray[Any]) -> dict[Any, Indices]:
+    """Return the examples of each natural owner (a person, a site), in sorted order of owners."""
+    owners, inverse = np.unique(np.asarray(ids), return_inverse=True)
+    return {
+        owner.item(): np.flatnonzero(inverse.reshape(-1) == index)
+        for index, owner in enumerate(owners)
+    }
+
+
+def _labels(labels: ArrayLike) -> NDArray[Any]:
+    found = np.asarray(labels)
+    if found.ndim != 1:
+        raise ConfigError(f"labels must be one-dimensional, not of shape {found.shape}")
+    return found
+
+
+def _check(count: int, parts: int, min_size: int) -> None:
+    if parts < 1:
+        raise ConfigError(f"the number of parts must be 1 or more, not {parts}")
+    if min_size < 0:
+        raise ConfigError(f"the smallest part must be 0 or more, not {min_size}")
+    if count < parts * min_size:
+        raise ConfigError(
+            f"{count} examples are too few for {parts} parts of at least {min_size} each"
+        )
+
+
+def _fill_up(parts: list[Indices], min_size: int, generator: np.random.Generator) -> None:
+    """Move examples in place until every part has ``min_size``; ``_check`` saw that there are."""
+    sizes = [part.size for part in parts]
+    while min(sizes) < min_size:
+        poor, rich = int(np.argmin(sizes)), int(np.argmax(sizes))
+        taken = int(generator.integers(sizes[rich]))
+        parts[poor] = np.append(parts[poor], parts[rich][taken])
+        parts[rich] = np.delete(parts[rich], taken)
+        sizes[poor] += 1
+        sizes[rich] -= 1

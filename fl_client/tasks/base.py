@@ -1,0 +1,174 @@
+"""What a task is: a model, a device's data and, where the defaults do not fit, how to learn.
+
+This module imports neither numpy nor torch: a waiting agent that lists its tasks stays small.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from runtime.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+    from numpy.typing import NDArray
+
+    from fl_client.engines.base import Evaluation, LocalUpdate
+    from fl_client.layers import Layers
+    from fl_client.local import LocalContext
+    from storage.weights import Vector, Weights
+
+Role: TypeAlias = Literal["trainer", "evaluator"]
+Objective: TypeAlias = Literal["cross_entropy", "mean_squared_error"]
+Split: TypeAlias = "tuple[NDArray[Any], NDArray[Any]] | torch.utils.data.Dataset[Any] | None"
+"""Inputs and targets as two arrays, or a torch Dataset (torch engine only), or nothing."""
+
+
+class TrainingSettings(BaseModel):
+    """How a device trains in one round. ``momentum`` starts from zero in every round."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    local_epochs: Annotated[int, Field(ge=1, le=100_000)] = 1
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+    def overridden(self, overrides: Mapping[str, Any]) -> TrainingSettings:
+        """Return these settings with ``overrides`` in place.
+
+        Raises:
+            ConfigError: an unknown key or a value that is not allowed, by name.
+        """
+        try:
+            return TrainingSettings.model_validate({**self.model_dump(), **overrides})
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            key = ".".join(str(part) for part in first["loc"])
+            raise ConfigError(
+                f"training setting {key}: {first['msg']} (got {first['input']!r}); "
+                f"the settings are: {', '.join(TrainingSettings.model_fields)}"
+            ) from error
+
+
+@dataclass(frozen=True)
+class Device:
+    """The device that a task gives data to.
+
+    Attributes:
+        index: this device's place among the ``count`` devices of the run, from 0.
+        role: a trainer learns from its data, an evaluator holds data that no trainer sees.
+        seed: the same for all devices of a site, so that they can deal out one data set.
+        profile: ``gpu``, ``cpu`` or ``pi``.
+        folder: where the device's own data lies, if anywhere.
+    """
+
+    id: str
+    index: int = 0
+    count: int = 1
+    role: Role = "trainer"
+    seed: int = 0
+    profile: str = "cpu"
+    folder: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or not 0 <= self.index < self.count:
+            raise ConfigError(
+                f"device {self.id}: index {self.index} is not within 0..{self.count - 1}"
+            )
+
+
+class Task:
+    """A learning task; a subclass gives ``model`` and ``data``, and overrides what else it must.
+
+    ``name`` is the class's name in snake case unless the subclass sets it. A task whose model is
+    a list of layers, and which overrides none of the methods marked torch only, runs on every
+    engine.
+    """
+
+    name: ClassVar[str] = "task"
+    objective: ClassVar[Objective] = "cross_entropy"
+    training: ClassVar[TrainingSettings] = TrainingSettings()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "name" not in vars(cls):
+            cls.name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()
+
+    def model(self) -> Layers | torch.nn.Module:
+        """Return the model: a list of layers (any engine) or a torch module."""
+        raise ConfigError(f"task {self.name} does not define model()")
+
+    def data(self, device: Device) -> tuple[Split, Split]:
+        """Return the device's training split and its held-out split; called once per process."""
+        raise ConfigError(f"task {self.name} does not define data(device)")
+
+    def initial_weights(self, seed: int) -> Weights:
+        """Return version 0 of the global model, the same for the same ``seed``."""
+        from fl_client import layers  # noqa: PLC0415  needs numpy, see the module
+
+        model = self.model()
+        if layers.is_declarative(model):
+            return layers.initial_weights(model, seed)  # type: ignore[arg-type]
+        from fl_client.engines import torch as torch_engine  # noqa: PLC0415  needs torch
+
+        return torch_engine.initial_weights(self, seed)
+
+    def metrics(self, outputs: NDArray[Any], targets: NDArray[Any]) -> dict[str, float]:
+        """Return means over a batch of numpy outputs and targets, beside the loss."""
+        if self.objective == "cross_entropy":
+            return {"accuracy": float((outputs.argmax(1) == targets).mean())}
+        return {}
+
+    def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Return the mean loss of a batch (overriding it: torch only)."""
+        from torch.nn import functional  # noqa: PLC0415  only the torch engine comes here
+
+        if self.objective == "cross_entropy":
+            return functional.cross_entropy(outputs, targets)
+        return functional.mse_loss(outputs, targets)
+
+    def predict(self, model: torch.nn.Module, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the outputs and the targets of a batch (overriding it: torch only)."""
+        inputs, targets = batch
+        return model(inputs), targets
+
+    def training_step(self, model: torch.nn.Module, batch: Any) -> torch.Tensor:
+        """Return the loss to differentiate (overriding it: torch only)."""
+        return self.loss(*self.predict(model, batch))
+
+    def optimizer(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer | None:
+        """Return the local optimiser, None for the engine's own SGD (overriding it: torch only)."""
+        del parameters
+        return None
+
+    def local_update(
+        self, weights: Vector, context: LocalContext
+    ) -> LocalUpdate | tuple[Vector, int, dict[str, float]]:
+        """Return this device's part of a round; override it to replace local training whole.
+
+        An override needs neither ``model`` nor ``data`` nor an engine, and none is loaded.
+
+        Args:
+            weights: the global weights as a flat float32 vector, read-only.
+            context: the device, the round, the settings, the algorithm and its state, a seed.
+
+        Returns:
+            The vector to send (a change of the weights or the weights, as the algorithm's ``kind``
+            says), the number of examples, and metrics.
+        """
+        del weights
+        return context.train()
+
+    def evaluate(
+        self, weights: Vector, context: LocalContext
+    ) -> Evaluation | tuple[int, dict[str, float]]:
+        """Return the number of held-out examples and the metrics on them; override as above."""
+        del weights
+        return context.evaluate()

@@ -1,0 +1,131 @@
+"""Tasks by name: those of this folder, those of installed packages, or a class in a file."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import pkgutil
+import re
+import sys
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from runtime.errors import ConfigError, MissingExtra
+
+if TYPE_CHECKING:
+    from fl_client.tasks.base import Task
+
+ENTRY_POINT_GROUP = "rengo.tasks"
+_NOT_TASKS = frozenset({"base", "registry"})
+_EXTRAS = {"torch": "torch"}
+_NAME = re.compile(r"[a-z0-9_-]{1,64}")
+
+
+def names() -> list[str]:
+    """Return the names of the built-in and the installed tasks, without importing any."""
+    return sorted({*_built_in(), *(point.name for point in _installed())})
+
+
+def load_task(spec: str) -> Task:
+    """Return the task that ``spec`` names.
+
+    Args:
+        spec: a name out of ``names()``, or ``path/to/file.py:Class``. A file runs as it would as a
+            script: modules beside it can be imported.
+
+    Raises:
+        ConfigError: there is no such task, or it cannot be loaded; the text lists the choices or
+            says what went wrong and where.
+    """
+    path, separator, class_name = spec.rpartition(":")
+    if separator and path.endswith(".py"):
+        return _instance(spec, _from_file(spec, Path(path)), class_name)
+    if spec in _built_in():
+        return _only_task(spec, importlib.import_module(f"fl_client.tasks.{spec}"))
+    for point in _installed():
+        if point.name == spec:
+            module = _imported(spec, point.module)
+            return _instance(spec, module, point.attr)
+    raise ConfigError(
+        f"no task {spec!r}; there are: {', '.join(names())}, or your own class as FILE.py:CLASS"
+    )
+
+
+def _built_in() -> list[str]:
+    found = (module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]))
+    return [name for name in found if name not in _NOT_TASKS and name[0] != "_"]
+
+
+def _installed() -> list[EntryPoint]:
+    return sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda point: point.name)
+
+
+def _from_file(spec: str, path: Path) -> ModuleType:
+    if not path.is_file():
+        raise ConfigError(f"task {spec}: there is no file {path.resolve()}")
+    name = f"rengo_task_{path.stem}"
+    found = importlib.util.spec_from_file_location(name, path.resolve())
+    if found is None or found.loader is None:
+        raise ConfigError(f"task {spec}: {path} is not a Python file")
+    module = importlib.util.module_from_spec(found)
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)
+    # dataclasses and pickling torch loaders look their module up here
+    sys.modules[name] = module
+    try:
+        found.loader.exec_module(module)
+    except (ImportError, SyntaxError) as error:
+        raise _load_error(spec, error) from error
+    return module
+
+
+def _imported(spec: str, module_name: str) -> ModuleType:
+    try:
+        return importlib.import_module(module_name)
+    except ImportError as error:
+        raise _load_error(spec, error) from error
+
+
+def _load_error(spec: str, error: ImportError | SyntaxError) -> ConfigError:
+    if isinstance(error, ModuleNotFoundError) and error.name in _EXTRAS:
+        return MissingExtra(error.name, _EXTRAS[error.name])
+    return ConfigError(f"task {spec} cannot be loaded: {type(error).__name__}: {error}")
+
+
+def _only_task(spec: str, module: ModuleType) -> Task:
+    from fl_client.tasks.base import Task  # noqa: PLC0415  names() must stay light
+
+    own = [
+        name
+        for name, value in vars(module).items()
+        if isinstance(value, type)
+        and issubclass(value, Task)
+        and value.__module__ == module.__name__
+    ]
+    if len(own) != 1:
+        raise ConfigError(f"tasks/{spec}.py must define one Task, it has {len(own)}")
+    return _instance(spec, module, own[0])
+
+
+def _instance(spec: str, module: ModuleType, class_name: str) -> Task:
+    from fl_client.tasks.base import Task  # noqa: PLC0415  names() must stay light
+
+    found = getattr(module, class_name, None)
+    if not (isinstance(found, type) and issubclass(found, Task)):
+        choices = ", ".join(
+            name
+            for name, value in vars(module).items()
+            if isinstance(value, type) and issubclass(value, Task) and value is not Task
+        )
+        raise ConfigError(
+            f"task {spec}: no Task class {class_name!r}; the file has: {choices or 'none'}"
+        )
+    task = found()
+    if not _NAME.fullmatch(task.name):
+        raise ConfigError(
+            f"task {spec}: the name {task.name!r} must be 1 to 64 of a-z, 0-9, '_' and '-'"
+        )
+    return task
