@@ -1,0 +1,188 @@
+"""A real embedded broker, and an owner's queue that a test can watch."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from broker.access import BrokerUser, Grants, Role, grants
+from broker.connection import Delivery, Endpoint, Publication
+from broker.embedded import EmbeddedBroker
+from broker.inbox import Connected, Disconnected, SessionEvent, SessionFault
+from broker.outbox import Outbox
+from broker.session import MqttSession
+
+DOMAIN = "home"
+BASE = f"rengo/v1/{DOMAIN}"
+
+
+def user(name: str, role: Role, password: str | None = None) -> BrokerUser:
+    return BrokerUser(name, password or f"secret-of-{name}", grants(role, DOMAIN, name))
+
+
+ANYONE = BrokerUser("anyone", "secret-of-anyone", Grants((f"{BASE}/#",), (f"{BASE}/#",)))
+USERS = [
+    user("dev-a", Role.DEVICE),
+    user("dev-b", Role.DEVICE),
+    user("server", Role.SERVER),
+    user("op-a", Role.OPERATOR),
+    user("nonce-a", Role.CLAIMANT),
+    ANYONE,
+]
+
+
+class Owner:
+    """Takes events as a real owner does: a bounded queue that refuses when it is full.
+
+    With ``limit`` None nothing is refused and every delivery is acknowledged as it comes.
+    """
+
+    def __init__(self, limit: int | None = None, *, acks: bool = True) -> None:
+        self.events: list[SessionEvent] = []
+        self.limit = limit
+        self.acks = acks
+        self.raising: Exception | None = None
+        self.session: MqttSession | None = None
+        self._changed = threading.Condition()
+
+    def __call__(self, event: SessionEvent) -> bool:
+        with self._changed:
+            if self.raising is not None and isinstance(event, Delivery):
+                raise self.raising
+            if self.limit is not None and len(self.events) >= self.limit:
+                return False
+            self.events.append(event)
+            self._changed.notify_all()
+        if self.acks and self.session is not None and isinstance(event, Delivery):
+            self.session.ack(event)
+        return True
+
+    def wait(self, holds: Callable[[], bool], timeout_s: float = 10.0) -> None:
+        with self._changed:
+            assert self._changed.wait_for(holds, timeout_s), f"not within {timeout_s} s: {self}"
+
+    def take_all(self) -> list[SessionEvent]:
+        with self._changed:
+            taken, self.events = self.events, []
+        return taken
+
+    @property
+    def deliveries(self) -> list[Delivery]:
+        return [each for each in self.events if isinstance(each, Delivery)]
+
+    @property
+    def payloads(self) -> list[bytes]:
+        return [each.payload for each in self.deliveries]
+
+    @property
+    def connections(self) -> list[Connected]:
+        return [each for each in self.events if isinstance(each, Connected)]
+
+    @property
+    def losses(self) -> list[Disconnected]:
+        return [each for each in self.events if isinstance(each, Disconnected)]
+
+    @property
+    def faults(self) -> list[Exception]:
+        return [each.error for each in self.events if isinstance(each, SessionFault)]
+
+    def __repr__(self) -> str:
+        return f"Owner({[str(each)[:120] for each in self.events[-10:]]}, {len(self.events)})"
+
+
+class Site:
+    """One broker and the sessions of a test, all ended with it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.broker = EmbeddedBroker(folder / "broker", ack_wait_s=1.0)
+        self._sessions: list[MqttSession] = []
+        self._outboxes: list[Outbox] = []
+
+    def start(self) -> None:
+        self.broker.start(USERS)
+
+    def restart_after_kill(self) -> None:
+        self.broker.kill()
+        self.broker.start(USERS)
+
+    def endpoint(
+        self, name: str = "anyone", client_id: str = "", *, persistent: bool = True
+    ) -> Endpoint:
+        host, port = self.broker.endpoint
+        return Endpoint(
+            host, port, name, f"secret-of-{name}", client_id or f"{name}-1", persistent=persistent
+        )
+
+    def outbox(self, name: str = "outbox") -> Outbox:
+        outbox = Outbox(self.folder / f"{name}.db")
+        self._outboxes.append(outbox)
+        return outbox
+
+    def session(
+        self,
+        owner: Owner,
+        *subscriptions: str,
+        endpoint: Endpoint | None = None,
+        will: Publication | None = None,
+        outbox: Outbox | None = None,
+        resend_s: float = 10.0,
+        wait: bool = True,
+    ) -> MqttSession:
+        session = MqttSession(
+            endpoint or self.endpoint(),
+            subscriptions,
+            owner,
+            will=will,
+            outbox=outbox,
+            resend_s=resend_s,
+        )
+        owner.session = session
+        self._sessions.append(session)
+        session.start()
+        if wait:
+            session.wait_connected(10)
+        return session
+
+    def publisher(self) -> MqttSession:
+        return self.session(
+            Owner(), endpoint=self.endpoint(client_id="publisher", persistent=False)
+        )
+
+    def close(self) -> None:
+        for session in self._sessions:
+            session.stop()
+        for outbox in self._outboxes:
+            outbox.close()
+        self.broker.stop()
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    place = Site(tmp_path)
+    place.start()
+    try:
+        yield place
+    finally:
+        place.close()
+
+
+def quiet_for(seconds: float, owner: Owner) -> None:
+    """Return after ``seconds`` in which nothing more was delivered to ``owner``."""
+    before = len(owner.deliveries)
+    with suppress(queue.Empty):
+        queue.Queue[None]().get(timeout=seconds)
+    assert len(owner.deliveries) == before, f"{owner}"
+
+
+def eventually(holds: Callable[[], bool], timeout_s: float = 10.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < deadline, f"not within {timeout_s} s"
+        time.sleep(0.01)

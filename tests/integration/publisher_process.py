@@ -1,0 +1,40 @@
+"""A publisher as a process of its own, to be killed: reads one JSON object from its argument."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from pathlib import Path
+
+from broker.connection import Endpoint, Publication
+from broker.outbox import Outbox
+from broker.session import MqttSession
+
+
+def main() -> None:
+    order = json.loads(sys.argv[1])
+    outbox = Outbox(Path(order["outbox"]))
+    session = MqttSession(
+        Endpoint("127.0.0.1", order["port"], "anyone", "secret-of-anyone", order["client_id"]),
+        (),
+        lambda _event: True,
+        will=Publication(order["will"], b"gone") if "will" in order else None,
+        outbox=outbox,
+    )
+    session.start()
+    for number in range(order.get("first", 0), order.get("first", 0) + order.get("count", 0)):
+        session.send(f"m{number}", order["topic"], str(number).encode(), until="puback")
+    if order.get("connect"):
+        session.wait_connected(20)
+        print(json.dumps({"flushed": session.flush(20)}), flush=True)
+    if "idle_s" in order:
+        before = time.process_time()
+        time.sleep(order["idle_s"])
+        print(json.dumps({"cpu_s": time.process_time() - before}), flush=True)
+    print(json.dumps({"pending": len(outbox)}), flush=True)
+    threading.Event().wait()
+
+
+main()
