@@ -74,6 +74,12 @@ class AggregationSection(_Section):
         return self
 
 
+class ModelsSection(_Section):
+    """Which versions stay in the store: the latest ``keep``."""
+
+    keep: Annotated[int, Field(ge=2, le=100_000)] = 3
+
+
 class RunDefinition(_Section):
     """One run of one task."""
 
@@ -85,6 +91,7 @@ class RunDefinition(_Section):
     cohort: CohortSection = CohortSection()
     evaluation: EvaluationSection = EvaluationSection()
     aggregation: AggregationSection = AggregationSection()
+    models: ModelsSection = ModelsSection()
 
     def plan(self, run_id: str, *, evaluators_online: bool) -> Plan:
         """Return what the round machine must know; "auto" evaluation is decided here."""

@@ -14,7 +14,7 @@ from typing import Literal, TypeAlias
 Status: TypeAlias = Literal["running", "paused", "completed", "stopped", "failed"]
 Phase: TypeAlias = Literal["gathering", "collecting", "aggregating", "evaluating", "ended"]
 Role: TypeAlias = Literal["trainer", "evaluator"]
-Timer: TypeAlias = Literal["gather", "deadline", "evaluation"]
+Timer: TypeAlias = Literal["gather", "deadline", "evaluation", "sweep"]
 EvaluateOn: TypeAlias = Literal["evaluators", "devices", "none"]
 ReceiptStatus: TypeAlias = Literal["accepted", "late", "refused", "unknown"]
 Action: TypeAlias = Literal["train", "evaluate"]
@@ -211,6 +211,13 @@ class StopRequested:
     reason: str = "stopped by the operator"
 
 
+@dataclass(frozen=True)
+class FailureReported:
+    """The shell met an error that no retry mends."""
+
+    reason: str
+
+
 Event: TypeAlias = (
     DeviceJoined
     | DeviceLeft
@@ -227,6 +234,7 @@ Event: TypeAlias = (
     | PauseRequested
     | ResumeRequested
     | StopRequested
+    | FailureReported
 )
 
 # --- facts ----------------------------------------------------------------------------------
@@ -458,9 +466,10 @@ class DiscardUpdate:
 
 @dataclass(frozen=True)
 class SweepRound:
-    """Delete the objects that no longer serve after ``round`` was committed or abandoned."""
+    """Delete what no longer serves: updates up to (round, attempt), versions beyond retention."""
 
     round: int
+    attempt: int
 
 
 @dataclass(frozen=True)

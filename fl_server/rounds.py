@@ -30,6 +30,7 @@ from fl_server.events import (
     EvaluationRecorded,
     Event,
     Fact,
+    FailureReported,
     FoldUpdate,
     Model,
     OrderDeclined,
@@ -117,6 +118,8 @@ class RoundMachine:
                 self._aggregated(event, step)
             case PauseRequested() | ResumeRequested() | StopRequested():
                 self._operator(event, step)
+            case FailureReported() if self.ledger.phase != "ended":
+                self._end(RunFailed(event.reason), step)
         return step
 
     def resume(self) -> Step:
@@ -294,8 +297,8 @@ class RoundMachine:
             self._end(RunFailed(f"round {ledger.round}, attempt {ledger.attempt}: {reason}"), step)
             return
         self._verifying.clear()
+        step.commands.append(SweepRound(ledger.round, ledger.attempt))
         self._record(RoundAbandoned(ledger.round, ledger.attempt, reason), step)
-        step.commands.append(SweepRound(ledger.round))
         self._start_if_ready(step)
 
     def _aggregated(self, event: AggregationFinished | AggregationFailed, step: Step) -> None:
@@ -309,7 +312,7 @@ class RoundMachine:
         self._verifying.clear()
         self._ordered_evaluation.clear()
         self._record(RoundCommitted(*pair, event.model), step)
-        step.commands.append(SweepRound(event.round))
+        step.commands.append(SweepRound(*pair))
         for device_id in sorted(self._online):
             self._evaluate(device_id, step)
         if event.round < self.plan.rounds:

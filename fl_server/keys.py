@@ -1,0 +1,59 @@
+"""Object keys: the only place that builds or parses them.
+
+projects/{p}/runs/{run}/global/{version}.safetensors
+projects/{p}/runs/{run}/state/{version}.safetensors
+projects/{p}/runs/{run}/updates/{round}/{attempt}/{device}.upd
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+_UPDATE = re.compile(r"updates/(\d{6,})/(\d{3,})/([a-z0-9_-]{1,64})\.upd")
+_VERSION = re.compile(r"(?:global|state)/(\d{6,})\.safetensors")
+
+
+@dataclass(frozen=True)
+class RunKeys:
+    """The keys of one run."""
+
+    project: str
+    run_id: str
+
+    @property
+    def prefix(self) -> str:
+        """What every key of the run begins with."""
+        return f"projects/{self.project}/runs/{self.run_id}/"
+
+    @property
+    def updates(self) -> str:
+        """What every update's key begins with."""
+        return f"{self.prefix}updates/"
+
+    def version(self, version: int) -> str:
+        """A committed version of the global model."""
+        return f"{self.prefix}global/{version:06d}.safetensors"
+
+    def state(self, version: int) -> str:
+        """The algorithm's server state that belongs to a version."""
+        return f"{self.prefix}state/{version:06d}.safetensors"
+
+    def update(self, round_number: int, attempt: int, device_id: str) -> str:
+        """Where a device puts its update."""
+        return f"{self.updates}{round_number:06d}/{attempt:03d}/{device_id}.upd"
+
+    def is_spent_update(self, key: str, round_number: int, attempt: int) -> bool:
+        """Whether the key is an update of a round and attempt up to this one."""
+        match = _UPDATE.fullmatch(key.removeprefix(self.prefix))
+        return match is not None and (int(match[1]), int(match[2])) <= (round_number, attempt)
+
+    def version_of(self, key: str) -> int | None:
+        """Return which version a model's or state's key belongs to, None for other keys."""
+        match = _VERSION.fullmatch(key.removeprefix(self.prefix))
+        return None if match is None else int(match[1])
+
+
+def runs_prefix(project: str) -> str:
+    """What every key of every run of a project begins with."""
+    return f"projects/{project}/runs/"

@@ -1,0 +1,98 @@
+"""Local copies of committed versions, so that the next round need not fetch its base again."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import threading
+from pathlib import Path
+
+from storage.objects import ObjectStore
+
+from fl_server.events import Model
+from runtime.errors import Corrupt
+from storage.weights import Weights, write_safetensors
+
+_READ_BYTES = 1 << 20
+
+
+class ModelCache:
+    """Verified copies in one folder, by sha256; the store stays the truth. Thread-safe.
+
+    At most ``keep`` copies stay. What a former process left half-written is removed at start.
+    """
+
+    def __init__(self, folder: Path, store: ObjectStore, keep: int = 2) -> None:
+        self.folder = folder
+        self._store = store
+        self._keep = keep
+        self._lock = threading.Lock()
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for leftover in folder.glob("*.tmp"):
+            leftover.unlink(missing_ok=True)
+
+    def fetch(self, model: Model) -> Path:
+        """Return the path of a verified copy.
+
+        Raises:
+            NotFound: the store has lost the version.
+            Corrupt: the object is not what was committed.
+            Unavailable: the store cannot be reached now; try again.
+        """
+        with self._lock:
+            path = self._path(model)
+            if path.exists():
+                path.touch()
+                return path
+            temporary = self.temporary()
+            try:
+                self._download(model, temporary)
+                temporary.replace(path)
+            finally:
+                temporary.unlink(missing_ok=True)
+            self._evict()
+            return path
+
+    def _download(self, model: Model, path: Path) -> None:
+        digest = hashlib.sha256()
+        with self._store.open(model.key) as stream, path.open("wb") as file:
+            while part := stream.read(_READ_BYTES):
+                digest.update(part)
+                file.write(part)
+        if digest.hexdigest() != model.sha256:
+            raise Corrupt(f"{model.key} has sha256 {digest.hexdigest()}, expected {model.sha256}")
+
+    def adopt(self, path: Path, model: Model) -> None:
+        """Take a file that holds ``model`` as its copy."""
+        with self._lock:
+            path.replace(self._path(model))
+            self._evict()
+
+    def temporary(self) -> Path:
+        """Return a new path for a file in the making."""
+        return self.folder / f"{secrets.token_hex(8)}.tmp"
+
+    def write(self, path: Path, weights: Weights) -> None:
+        """Write weights to a file in the making."""
+        with path.open("wb") as file:
+            write_safetensors(weights, file)
+
+    def forget(self) -> None:
+        """Remove every copy."""
+        with self._lock:
+            for path in self.folder.glob("*.safetensors"):
+                path.unlink(missing_ok=True)
+
+    def _path(self, model: Model) -> Path:
+        return self.folder / f"{model.sha256}.safetensors"
+
+    def _evict(self) -> None:
+        copies = sorted(self.folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime)
+        for path in copies[: -self._keep]:
+            path.unlink(missing_ok=True)
+
+
+def hash_file(path: Path) -> str:
+    """Return the sha256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

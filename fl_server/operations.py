@@ -1,0 +1,241 @@
+"""What an operator can do, written once: the command line comes over MQTT, a console over HTTP.
+
+Each operation validates its arguments by a model of its own and returns plain data, or a
+``Deferred`` whose work is done off the owner's thread. All are called on the owner's thread.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from broker.messages import Sha256
+from fl_server import report
+from fl_server.definition import RunDefinition, parse_definition
+from fl_server.events import (
+    Model,
+    PauseRequested,
+    ResumeRequested,
+    StopRequested,
+)
+from fl_server.journal import RunRecord
+from fl_server.run import URL_LIFETIME_S, ActiveRun
+from runtime.config import validate
+from runtime.errors import ConfigError, Corrupt, NotFound
+from storage.weights import read_layout
+
+if TYPE_CHECKING:
+    from fl_server.server import Server
+
+MAX_MODEL_BYTES = 1 << 36
+RunId = Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")]
+Result: TypeAlias = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Deferred:
+    """The answer comes later: ``work`` off the owner's thread, then ``then`` on it."""
+
+    work: Callable[[], Any]
+    then: Callable[[Any], Result]
+
+
+class _Arguments(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class NoArguments(_Arguments):
+    """None."""
+
+
+class OneRun(_Arguments):
+    """Names a run."""
+
+    run_id: RunId
+
+
+class Definition(_Arguments):
+    """A run definition, as in its TOML file, and version 0's hash and size."""
+
+    definition: dict[str, Any]
+    sha256: Sha256
+    size_bytes: Annotated[int, Field(ge=1, le=MAX_MODEL_BYTES)]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run whose version 0 is awaited."""
+
+    definition: RunDefinition
+    model: Model
+    at_s: float
+
+
+class Operations:
+    """The operations of one server."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._prepared: dict[str, Prepared] = {}
+        self._table: dict[str, tuple[type[_Arguments], Callable[[Any], Result | Deferred]]] = {
+            "server_info": (NoArguments, self.server_info),
+            "devices_ls": (NoArguments, self.devices_ls),
+            "runs_ls": (NoArguments, self.runs_ls),
+            "runs_show": (OneRun, self.runs_show),
+            "runs_prepare": (Definition, self.runs_prepare),
+            "runs_submit": (OneRun, self.runs_submit),
+            "runs_pause": (OneRun, self.runs_pause),
+            "runs_resume": (OneRun, self.runs_resume),
+            "runs_stop": (OneRun, self.runs_stop),
+            "model_url": (OneRun, self.model_url),
+        }
+
+    def call(self, operation: str, arguments: dict[str, Any]) -> Result | Deferred:
+        """Do one operation.
+
+        Raises:
+            ConfigError: there is no such operation, or the arguments are wrong.
+            RengoError: as the operation says.
+        """
+        if operation not in self._table:
+            raise ConfigError(f"no operation {operation!r}; there are: {', '.join(self._table)}")
+        model, method = self._table[operation]
+        return method(validate(model, arguments, operation))
+
+    # --- reading ------------------------------------------------------------------------------
+
+    def server_info(self, _: NoArguments) -> Result:
+        """What this server is and what it has refused."""
+        server = self._server
+        return {
+            "domain": server.settings.domain,
+            "epoch": server.epoch,
+            "runs": len(server.runs),
+            "devices_online": sum(each.online for each in server.presence.devices.values()),
+            "refused_messages": dict(server.refused),
+        }
+
+    def devices_ls(self, _: NoArguments) -> Result:
+        """Every device that was ever heard of."""
+        rows = []
+        for device_id, device in sorted(self._server.presence.devices.items()):
+            info = None if device.info is None else device.info.model_dump()
+            rows.append({"id": device_id, **device.state.model_dump(), "info": info})
+        return {"devices": rows[:1000]}
+
+    def runs_ls(self, _: NoArguments) -> Result:
+        """Every run in one row, the latest first."""
+        runs = list(self._server.runs.values())[::-1]
+        return {"runs": [report.summary(run.record, run.machine.ledger) for run in runs[:200]]}
+
+    def runs_show(self, arguments: OneRun) -> Result:
+        """One run with its rounds, refusals, devices and metrics."""
+        run = self._run(arguments.run_id)
+        facts = self._server.journal.facts(arguments.run_id)
+        shown = report.report(run.record, run.machine.ledger, facts)
+        for row in shown["devices"]:
+            device = self._server.presence.devices.get(row["id"])
+            info = None if device is None else device.info
+            row["profile"] = "" if info is None else info.profile
+            row["engine"] = "" if info is None else info.engine
+        return shown
+
+    def model_url(self, arguments: OneRun) -> Result:
+        """A presigned GET of the run's latest version."""
+        model = self._run(arguments.run_id).machine.ledger.model
+        return {
+            "url": self._server.store.presign_get(model.key, URL_LIFETIME_S),
+            "version": model.version,
+            "sha256": model.sha256,
+            "size_bytes": model.size_bytes,
+        }
+
+    # --- submitting ---------------------------------------------------------------------------
+
+    def runs_prepare(self, arguments: Definition) -> Result:
+        """Check a definition and say where version 0 goes."""
+        self._forget_old()
+        definition = parse_definition(arguments.definition, "run definition")
+        run_id = f"{definition.task[:40]}-{secrets.token_hex(4)}"
+        key = self._server.data.keys(run_id).version(0)
+        model = Model(0, key, arguments.sha256, arguments.size_bytes)
+        self._prepared[run_id] = Prepared(definition, model, time.monotonic())
+        url = self._server.store.presign_put(key, URL_LIFETIME_S)
+        return {"run_id": run_id, "url": url}
+
+    def runs_submit(self, arguments: OneRun) -> Deferred:
+        """Start a prepared run whose version 0 is in the store."""
+        prepared = self._prepared.get(arguments.run_id)
+        if prepared is None:
+            raise ConfigError(f"run {arguments.run_id} was not prepared, or too long ago")
+        return Deferred(
+            lambda: self._check_initial(prepared.model),
+            lambda _: self._start(arguments.run_id, prepared),
+        )
+
+    def _check_initial(self, model: Model) -> None:
+        info = self._server.store.head(model.key)
+        if info.size != model.size_bytes:
+            raise Corrupt(f"{model.key} has {info.size} bytes, expected {model.size_bytes}")
+        with self._server.store.open(model.key) as stream:
+            layout, _ = read_layout(stream)
+        if layout.size == 0:
+            raise ConfigError("the model has no float parameters to train")
+
+    def _start(self, run_id: str, prepared: Prepared) -> Result:
+        if self._prepared.pop(run_id, None) is None:
+            return {"run_id": run_id}
+        task = prepared.definition.task
+        evaluators = any(
+            device.state.role == "evaluator" for device in self._server.presence.online(task)
+        )
+        record = RunRecord(
+            run_id,
+            prepared.definition,
+            prepared.definition.plan(run_id, evaluators_online=evaluators),
+            prepared.model,
+            time.time(),
+        )
+        self._server.start_run(record)
+        return {"run_id": run_id}
+
+    def _forget_old(self) -> None:
+        now = time.monotonic()
+        for run_id, prepared in list(self._prepared.items()):
+            if now - prepared.at_s > URL_LIFETIME_S:
+                del self._prepared[run_id]
+                self._server.data.discard(prepared.model.key)
+
+    # --- steering -----------------------------------------------------------------------------
+
+    def runs_pause(self, arguments: OneRun) -> Result:
+        """Let the open round finish and start no new one."""
+        return self._steer(arguments.run_id, PauseRequested())
+
+    def runs_resume(self, arguments: OneRun) -> Result:
+        """Let a paused run go on."""
+        return self._steer(arguments.run_id, ResumeRequested())
+
+    def runs_stop(self, arguments: OneRun) -> Result:
+        """End a run with the versions committed so far."""
+        return self._steer(arguments.run_id, StopRequested())
+
+    def _steer(
+        self, run_id: str, event: PauseRequested | ResumeRequested | StopRequested
+    ) -> Result:
+        run = self._run(run_id)
+        if run.ended:
+            raise ConfigError(f"run {run_id} has ended: {run.machine.ledger.status}")
+        self._server.handle(run, event)
+        return report.summary(run.record, run.machine.ledger)
+
+    def _run(self, run_id: str) -> ActiveRun:
+        run = self._server.runs.get(run_id)
+        if run is None:
+            raise NotFound(f"no run {run_id!r}; `rengo runs ls` lists them")
+        return run

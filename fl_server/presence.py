@@ -1,0 +1,72 @@
+"""Who is there: the devices' retained presence, with wills of older connections left out. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from broker.messages import DeviceInfo, DeviceState
+from fl_server.events import DeviceJoined, DeviceLeft
+
+
+@dataclass
+class Device:
+    """What is known of one device."""
+
+    id: str
+    state: DeviceState
+    info: DeviceInfo | None = None
+
+    @property
+    def online(self) -> bool:
+        """Whether it can take orders now or after its present one."""
+        return self.state.status in {"ready", "training", "draining"}
+
+
+@dataclass
+class Presence:
+    """All devices of the domain, rebuilt from retained messages after any gap."""
+
+    devices: dict[str, Device] = field(default_factory=dict)
+    _infos: dict[str, DeviceInfo] = field(default_factory=dict)
+    _heard: set[str] = field(default_factory=set)
+
+    def reconnected(self) -> None:
+        """Take every device's next message as news, whatever it says."""
+        self._heard.clear()
+
+    def take_info(self, device_id: str, info: DeviceInfo) -> None:
+        """Keep what a device says of itself."""
+        self._infos[device_id] = info
+        if device_id in self.devices:
+            self.devices[device_id].info = info
+
+    def take_state(self, device_id: str, state: DeviceState) -> DeviceJoined | DeviceLeft | None:
+        """Take a presence message and return the event that it means, if any.
+
+        A will that comes late, after the device is back with a new boot id, means nothing.
+        A device that is training and was heard before means nothing new either.
+        """
+        known = self.devices.get(device_id)
+        if state.status in {"lost", "offline"}:
+            if known is not None and known.online and known.state.boot_id != state.boot_id:
+                return None
+            self._keep(device_id, state)
+            return DeviceLeft(device_id)
+        same_life = known is not None and known.state.boot_id == state.boot_id
+        news = not (state.status == "training" and same_life and device_id in self._heard)
+        self._keep(device_id, state)
+        if not news:
+            return None
+        return DeviceJoined(device_id, state.role, accepting=state.status != "draining")
+
+    def online(self, task: str) -> list[Device]:
+        """Return the devices that are there and have the task, by id."""
+        return [
+            device
+            for _, device in sorted(self.devices.items())
+            if device.online and task in device.state.tasks
+        ]
+
+    def _keep(self, device_id: str, state: DeviceState) -> None:
+        self._heard.add(device_id)
+        self.devices[device_id] = Device(device_id, state, self._infos.get(device_id))

@@ -1,0 +1,127 @@
+"""One run in the server: its record, its machine, and the messages that are made of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from broker.messages import ModelRef, Order, RunDocument, RunEvent, RunStatus, UploadRef
+from fl_server.events import ArmTimer, Fact, RoundStarted, SendOrder
+from fl_server.journal import FactRecord, RunRecord
+from fl_server.keys import RunKeys
+from fl_server.rounds import RoundMachine
+from storage.objects import ObjectStore
+
+URL_LIFETIME_S = 900
+_MAX_LISTED = 2000
+_MAX_LISTED_IN_EVENT = 200
+
+
+@dataclass
+class ActiveRun:
+    """A run with its machine; ``keys`` are its object keys."""
+
+    record: RunRecord
+    machine: RoundMachine
+    keys: RunKeys
+    _deadline: tuple[int, int, float] = field(default=(0, 0, 0.0))
+
+    @classmethod
+    def from_journal(
+        cls, record: RunRecord, facts: Iterable[FactRecord], keys: RunKeys
+    ) -> ActiveRun:
+        """Return the run as its facts left it."""
+        machine = RoundMachine(record.plan, record.initial, (row.fact for row in facts))
+        return cls(record, machine, keys)
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will happen in it."""
+        return self.machine.ledger.phase == "ended"
+
+    def deadline_armed(self, command: ArmTimer) -> None:
+        """Remember until when the open round collects, so that orders can say the time left."""
+        due = time.monotonic() + command.seconds
+        self._deadline = (command.round, command.attempt, due)
+
+    def order(self, command: SendOrder, store: ObjectStore, epoch: int) -> Order:
+        """Return the order's message, with fresh URLs."""
+        definition, model = self.record.definition, self.machine.ledger.model
+        upload = None
+        if command.action == "train":
+            key = self.keys.update(command.round, command.attempt, command.device_id)
+            upload = UploadRef(url=store.presign_put(key, URL_LIFETIME_S), key=key)
+        return Order(
+            epoch=epoch,
+            action=command.action,
+            run_id=self.record.run_id,
+            round=command.round,
+            attempt=command.attempt,
+            task=definition.task,
+            algorithm=definition.algorithm.name,
+            algorithm_settings=definition.algorithm.settings,
+            training=definition.training,
+            seed=definition.seed,
+            model=ModelRef(
+                url=store.presign_get(model.key, URL_LIFETIME_S),
+                key=model.key,
+                sha256=model.sha256,
+                size_bytes=model.size_bytes,
+            ),
+            upload=upload,
+            time_left_s=self._time_left_s(command),
+        )
+
+    def _time_left_s(self, command: SendOrder) -> float:
+        round_number, attempt, due = self._deadline
+        if command.action == "train" and (command.round, command.attempt) == (
+            round_number,
+            attempt,
+        ):
+            return max(0.0, due - time.monotonic())
+        plan = self.machine.plan
+        return plan.deadline_s if command.action == "train" else plan.evaluation_deadline_s
+
+    def document(self, epoch: int) -> RunDocument:
+        """Return the retained document."""
+        definition, ledger = self.record.definition, self.machine.ledger
+        version = max(ledger.evaluations, default=0)
+        status: RunStatus = ledger.status
+        if status == "running" and ledger.phase == "gathering":
+            status = "waiting"
+        return RunDocument(
+            run_id=self.record.run_id,
+            task=definition.task,
+            algorithm=definition.algorithm.name,
+            status=status,
+            reason=ledger.reason[:2000],
+            round=ledger.round,
+            attempt=ledger.attempt,
+            rounds=self.machine.plan.rounds,
+            epoch=epoch,
+            phase=ledger.phase,
+            deadline_s=self.machine.plan.deadline_s,
+            cohort=list(ledger.cohort[:_MAX_LISTED]),
+            answered=sorted(ledger.answered)[:_MAX_LISTED],
+            model_sha256=ledger.model.sha256,
+            accuracy=ledger.metric(version, "accuracy"),
+            loss=ledger.metric(version, "loss"),
+        )
+
+    def event(self, fact: Fact) -> RunEvent:
+        """Return the stream's line for a fact."""
+        ledger = self.machine.ledger
+        detail: dict[str, Any] = asdict(fact)
+        if isinstance(fact, RoundStarted):
+            detail["cohort"] = fact.cohort[:_MAX_LISTED_IN_EVENT]
+        if "included" in detail:
+            detail["included"] = detail["included"][:_MAX_LISTED_IN_EVENT]
+        return RunEvent(
+            run_id=self.record.run_id,
+            name=type(fact).__name__,
+            round=detail.pop("round", ledger.round),
+            attempt=detail.pop("attempt", ledger.attempt),
+            detail=detail,
+        )

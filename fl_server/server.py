@@ -1,0 +1,478 @@
+"""The server's shell: one owner thread, a bounded inbox, and nothing decided here.
+
+Messages, timers and finished jobs come into the inbox; the owner gives them to the machines,
+journals the facts, and only then acknowledges the message and carries out the commands. After any
+gap (restart, lost broker) the truth comes from the journal and from the devices' retained
+presence.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+import queue
+import secrets
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from broker.messages import (
+    Ack,
+    DeviceInfo,
+    DeviceState,
+    Message,
+    OperatorReply,
+    OperatorRequest,
+    Progress,
+    Receipt,
+    Request,
+    Result,
+    RunDocument,
+    ServerState,
+    decode,
+    encode,
+)
+from broker.session import (
+    Connected,
+    Delivery,
+    Disconnected,
+    Endpoint,
+    MqttSession,
+    Publication,
+    SessionEvent,
+    SessionFault,
+)
+from broker.topics import Address, Topics, parse
+from fl_server.data import DataPlane, Done, JobCrashed, JobDone, TaskDone
+from fl_server.events import (
+    ArmTimer,
+    Command,
+    DeviceDeclined,
+    DeviceJoined,
+    EvaluationReceived,
+    Event,
+    FailureReported,
+    OrderRequested,
+    ResultReceived,
+    SendOrder,
+    SendReceipt,
+    SweepRun,
+    TimerFired,
+    Update,
+)
+from fl_server.journal import Journal, RunRecord
+from fl_server.operations import Deferred, Operations
+from fl_server.presence import Presence
+from fl_server.rounds import Step
+from fl_server.run import URL_LIFETIME_S, ActiveRun
+from runtime.errors import ConfigError, NotFound, PeerError, RengoError
+from storage.objects import ObjectStore
+
+_LOG = logging.getLogger(__name__)
+_INBOX_MAX = 10_000
+_KEPT_DOCUMENTS = 20
+_STOP = "stop"
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """What the server's shell must know beside its parts."""
+
+    domain: str
+    data_dir: Path
+    project: str = "default"
+    spool_memory_bytes: int = 64 << 20
+
+
+@dataclass(order=True)
+class _Timer:
+    due_s: float
+    number: int
+    run_id: str = field(compare=False)
+    command: ArmTimer = field(compare=False)
+
+
+class Server:
+    """Coordinates every run of one domain. ``run_forever`` is the owner thread.
+
+    Attributes:
+        epoch: grows at every start; devices obey no order of an older one.
+        refused: how many messages were refused, by reason.
+    """
+
+    def __init__(
+        self, settings: ServerSettings, endpoint: Endpoint, store: ObjectStore, journal: Journal
+    ) -> None:
+        self.settings = settings
+        self.store = store
+        self.journal = journal
+        self.epoch = journal.next_epoch()
+        self.presence = Presence()
+        self.runs: dict[str, ActiveRun] = {}
+        self.refused: Counter[str] = Counter()
+        self._topics = Topics(settings.domain)
+        # a SimpleQueue's put is reentrant, so that a signal handler may call stop()
+        self._inbox: queue.SimpleQueue[SessionEvent | Done | str] = queue.SimpleQueue()
+        self.data = DataPlane(
+            store,
+            settings.data_dir / "work",
+            settings.project,
+            self._post,
+            settings.spool_memory_bytes,
+        )
+        self._operations = Operations(self)
+        self._timers: list[_Timer] = []
+        self._numbers = itertools.count()
+        self._boot_id = secrets.token_hex(8)
+        self._session = MqttSession(
+            endpoint, self._subscriptions(), self._offer, will=self._presence_publication("offline")
+        )
+
+    def _subscriptions(self) -> list[str]:
+        device = [
+            self._topics.device("+", leaf)
+            for leaf in ("state", "info", "ack", "progress", "result", "request")
+        ]
+        return [*device, self._topics.operator("+", "request")]
+
+    # --- life ---------------------------------------------------------------------------------
+
+    def start(self, timeout_s: float = 30.0) -> None:
+        """Take up every journalled run and connect.
+
+        Raises:
+            TransportError: the broker cannot be reached within the time.
+        """
+        for record in self.journal.runs():
+            facts = self.journal.facts(record.run_id)
+            keys = self.data.keys(record.run_id)
+            self.runs[record.run_id] = ActiveRun.from_journal(record, facts, keys)
+            self.data.open_run(record)
+        self.data.sweep_strays(set(self.runs))
+        self._session.start()
+        self._session.wait_connected(timeout_s)
+
+    def run_forever(self) -> None:
+        """Own the machines until ``stop``; the caller's thread is the owner."""
+        for run in list(self.runs.values()):
+            self._carry_out(run, run.machine.resume())
+        try:
+            while self._turn():
+                pass
+        finally:
+            self._session.stop(self._presence_publication("offline"))
+            self.data.stop()
+            self.journal.close()
+
+    def stop(self) -> None:
+        """Ask the owner to end; any thread may call it, and so may a signal handler."""
+        self._inbox.put(_STOP)
+
+    def _turn(self) -> bool:
+        try:
+            item = self._inbox.get(timeout=self._patience_s())
+        except queue.Empty:
+            item = None
+        self._fire_timers()
+        match item:
+            case None:
+                pass
+            case Delivery():
+                self._deliver(item)
+            case Connected():
+                self._connected()
+            case Disconnected():
+                _LOG.warning("broker connection lost: %s", item.reason)
+            case SessionFault():
+                _LOG.error("broker session: %s", item.error)
+            case JobDone():
+                run = self.runs.get(item.run_id)
+                if run is not None:
+                    self.handle(run, item.event)
+            case TaskDone():
+                item.then()
+            case JobCrashed():
+                self._job_crashed(item)
+            case _:
+                return False
+        return True
+
+    def _offer(self, event: SessionEvent) -> bool:
+        if self._inbox.qsize() >= _INBOX_MAX:
+            return False
+        self._inbox.put(event)
+        return True
+
+    def _post(self, done: Done) -> None:
+        self._inbox.put(done)
+
+    # --- runs ---------------------------------------------------------------------------------
+
+    def start_run(self, record: RunRecord) -> None:
+        """Journal a new run and invite the devices that are there."""
+        self.journal.add_run(record)
+        run = ActiveRun.from_journal(record, (), self.data.keys(record.run_id))
+        self.runs[record.run_id] = run
+        self.data.open_run(record)
+        _LOG.info("run %s starts: %d rounds", record.run_id, record.plan.rounds)
+        self._publish_document(run)
+        for device in self.presence.online(record.definition.task):
+            accepting = device.state.status != "draining"
+            self.handle(run, DeviceJoined(device.id, device.state.role, accepting))
+
+    def handle(self, run: ActiveRun, event: Event) -> None:
+        """Give an event to a run's machine, journal its facts, carry out its commands."""
+        self._carry_out(run, run.machine.handle(event))
+
+    def _carry_out(self, run: ActiveRun, step: Step) -> None:
+        self.journal.append(run.record.run_id, step.facts)
+        for fact in step.facts:
+            event = run.event(fact)
+            _LOG.info("run %s: %s %s", event.run_id, event.name, event.detail)
+            self._publish(self._topics.run(event.run_id, "events"), event)
+        for command in step.commands:
+            self._do(run, command)
+        if step.facts:
+            self._publish_document(run)
+            if run.ended:
+                self._clear_old_documents()
+
+    def _do(self, run: ActiveRun, command: Command) -> None:
+        match command:
+            case SendOrder():
+                order = run.order(command, self.store, self.epoch)
+                self._publish(self._topics.device(command.device_id, "task"), order)
+            case SendReceipt():
+                receipt = Receipt(
+                    action=command.action,
+                    run_id=run.record.run_id,
+                    round=command.round,
+                    attempt=command.attempt,
+                    status=command.status,
+                    reason=command.reason[:2000],
+                )
+                self._publish(self._topics.device(command.device_id, "receipt"), receipt)
+            case ArmTimer():
+                if command.timer == "deadline":
+                    run.deadline_armed(command)
+                due_s = time.monotonic() + command.seconds
+                self._arm(_Timer(due_s, next(self._numbers), run.record.run_id, command))
+            case _:
+                self.data.carry_out(run.record.run_id, command, run.machine.ledger.model)
+                if isinstance(command, SweepRun):
+                    self._sweep_again(run)
+
+    def _sweep_again(self, run: ActiveRun) -> None:
+        """Sweep once more when no upload URL of the run can be alive."""
+        ledger = run.machine.ledger
+        later = ArmTimer("sweep", ledger.round, ledger.attempt, URL_LIFETIME_S + 60.0)
+        due_s = time.monotonic() + later.seconds
+        self._arm(_Timer(due_s, next(self._numbers), run.record.run_id, later))
+
+    def _job_crashed(self, crash: JobCrashed) -> None:
+        _LOG.error("a job crashed", exc_info=crash.error)
+        run = self.runs.get(crash.run_id)
+        if run is not None and not run.ended:
+            error = f"{type(crash.error).__name__}: {crash.error}"
+            self.handle(run, FailureReported(f"internal error in the data plane: {error}"))
+
+    # --- timers -------------------------------------------------------------------------------
+
+    def _arm(self, timer: _Timer) -> None:
+        heapq.heappush(self._timers, timer)
+
+    def _patience_s(self) -> float | None:
+        return max(0.0, self._timers[0].due_s - time.monotonic()) if self._timers else None
+
+    def _fire_timers(self) -> None:
+        while self._timers and self._timers[0].due_s <= time.monotonic():
+            timer = heapq.heappop(self._timers)
+            run, command = self.runs[timer.run_id], timer.command
+            if command.timer == "sweep":
+                self.data.carry_out(timer.run_id, SweepRun(), run.machine.ledger.model)
+            else:
+                self.handle(run, TimerFired(command.timer, command.round, command.attempt))
+
+    # --- messages -----------------------------------------------------------------------------
+
+    def _connected(self) -> None:
+        self.presence.reconnected()
+        self._session.publish(self._presence_publication("online"))
+        for run in self._documented():
+            self._publish_document(run)
+
+    def _deliver(self, delivery: Delivery) -> None:
+        try:
+            address = parse(delivery.topic)
+            if address.domain != self.settings.domain:
+                raise PeerError("a message of another domain")
+            if delivery.payload:
+                _, message = decode(delivery.payload, address)
+                self._take(address, message)
+        except PeerError as error:
+            self.refused[str(error)[:80]] += 1
+            _LOG.warning("refused a message on %s: %s", delivery.topic, error)
+        self._session.ack(delivery)
+
+    def _take(self, address: Address, message: Message) -> None:
+        match message:
+            case DeviceState():
+                self._device_state(address.id, message)
+            case DeviceInfo():
+                self.presence.take_info(address.id, message)
+            case Result():
+                self._result(address.id, message)
+            case Ack():
+                self._ack(address.id, message)
+            case Request():
+                run = self._run_of(message.run_id)
+                self.handle(
+                    run,
+                    OrderRequested(address.id, message.action, message.round, message.attempt),
+                )
+            case Progress():
+                _LOG.debug("progress of %s: %s", address.id, message)
+            case OperatorRequest():
+                self._operator(address.id, message)
+
+    def _device_state(self, device_id: str, state: DeviceState) -> None:
+        event = self.presence.take_state(device_id, state)
+        if event is None:
+            return
+        for run in self.runs.values():
+            concerns = run.record.definition.task in state.tasks
+            if not run.ended and (concerns or not isinstance(event, DeviceJoined)):
+                self.handle(run, event)
+
+    def _ack(self, device_id: str, message: Ack) -> None:
+        if not message.accepted:
+            event = DeviceDeclined(
+                device_id, message.action, message.round, message.attempt, message.reason
+            )
+            self.handle(self._run_of(message.run_id), event)
+
+    def _result(self, device_id: str, message: Result) -> None:
+        run = self.runs.get(message.run_id)
+        if run is None:
+            self._unknown_run(device_id, message)
+            return
+        place = (device_id, message.round, message.attempt)
+        usage: dict[str, float] = message.usage.model_dump()
+        if message.action == "evaluate":
+            self.handle(
+                run, EvaluationReceived(*place, message.num_examples, message.metrics, usage)
+            )
+            return
+        reference = message.update
+        expected = run.keys.update(message.round, message.attempt, device_id)
+        if reference is None or reference.key != expected:
+            raise PeerError("a result whose update is not under the device's own key")
+        update = Update(
+            expected,
+            reference.size_bytes,
+            reference.header_sha256,
+            message.num_examples,
+            message.metrics,
+            usage,
+        )
+        self.handle(run, ResultReceived(*place, update))
+
+    def _unknown_run(self, device_id: str, message: Result) -> None:
+        receipt = Receipt(
+            action=message.action,
+            run_id=message.run_id,
+            round=message.round,
+            attempt=message.attempt,
+            status="unknown",
+            reason="no such run here",
+        )
+        self._publish(self._topics.device(device_id, "receipt"), receipt)
+
+    def _run_of(self, run_id: str) -> ActiveRun:
+        run = self.runs.get(run_id)
+        if run is None:
+            raise PeerError("a message about a run that is not here")
+        return run
+
+    # --- operators ----------------------------------------------------------------------------
+
+    def _operator(self, operator_id: str, request: OperatorRequest) -> None:
+        def answer(result: dict[str, object]) -> None:
+            self._reply(operator_id, OperatorReply(request_id=request.request_id, result=result))
+
+        def fail(error: RengoError) -> None:
+            usage = isinstance(error, ConfigError | NotFound)
+            reply = OperatorReply(
+                request_id=request.request_id,
+                result={},
+                error=str(error)[:2000],
+                exit_code=2 if usage else 3,
+            )
+            self._reply(operator_id, reply)
+
+        self._attempt(lambda: self._call(request, answer, fail), fail)
+
+    def _call(
+        self,
+        request: OperatorRequest,
+        answer: Callable[[dict[str, object]], None],
+        fail: Callable[[RengoError], None],
+    ) -> None:
+        outcome = self._operations.call(request.operation, request.arguments)
+        if not isinstance(outcome, Deferred):
+            answer(outcome)
+            return
+        then = outcome.then
+        self.data.start_task(
+            outcome.work,
+            lambda value: self._attempt(lambda: answer(then(value)), fail),
+            fail,
+        )
+
+    def _attempt(self, action: Callable[[], None], fail: Callable[[RengoError], None]) -> None:
+        try:
+            action()
+        except PeerError:
+            raise
+        except RengoError as error:
+            fail(error)
+
+    def _reply(self, operator_id: str, reply: OperatorReply) -> None:
+        self._publish(self._topics.operator(operator_id, "reply"), reply)
+
+    # --- publishing ---------------------------------------------------------------------------
+
+    def _encode(self, message: Message) -> bytes:
+        return encode(
+            message,
+            sender="server",
+            boot_id=self._boot_id,
+            seq=next(self._numbers),
+            sent_ms=int(time.time() * 1000),
+        )
+
+    def _publish(self, topic: str, message: Message, *, retain: bool = False) -> None:
+        """Send now or never: whoever misses it asks again or finds it in a retained document."""
+        self._session.publish(Publication(topic, self._encode(message), retain=retain))
+
+    def _publish_document(self, run: ActiveRun) -> None:
+        document: RunDocument = run.document(self.epoch)
+        self._publish(self._topics.run(run.record.run_id, "state"), document, retain=True)
+
+    def _documented(self) -> list[ActiveRun]:
+        """The runs whose documents stay retained: all that go on, and the latest that ended."""
+        ended = [run for run in self.runs.values() if run.ended][-_KEPT_DOCUMENTS:]
+        return [run for run in self.runs.values() if not run.ended or run in ended]
+
+    def _clear_old_documents(self) -> None:
+        ended = [run for run in self.runs.values() if run.ended]
+        for run in ended[:-_KEPT_DOCUMENTS]:
+            topic = self._topics.run(run.record.run_id, "state")
+            self._session.publish(Publication(topic, b"", retain=True))
+
+    def _presence_publication(self, status: str) -> Publication:
+        state = ServerState.model_validate({"status": status, "epoch": self.epoch})
+        return Publication(self._topics.server_state, self._encode(state), retain=True)
