@@ -26,22 +26,36 @@ if TYPE_CHECKING:
 
 
 class Participant:
-    """One device's task, data and engine, kept from round to round; never shared by threads."""
+    """One device's task, data and engine, kept from round to round; never shared by threads.
+
+    Args:
+        owns_process: whether the engine may set up the whole process (threads, determinism).
+    """
 
     def __init__(
-        self, task: Task, device: Device, engine_name: str, *, dtype: Dtype = "float32"
+        self,
+        task: Task,
+        device: Device,
+        engine_name: str,
+        *,
+        dtype: Dtype = "float32",
+        owns_process: bool = False,
     ) -> None:
         self.task = task
         self.device = device
         self._engine_name = engine_name
         self._dtype: Dtype = dtype
+        self._owns_process = owns_process
 
     @cached_property
     def engine(self) -> Engine:
         """The engine; imports torch only where it is the torch engine."""
-        return load_engine(
+        engine = load_engine(
             self._engine_name, self.task, profile=self.device.profile, dtype=self._dtype
         )
+        if self._owns_process:
+            engine.own_process()
+        return engine
 
     @cached_property
     def _splits(self) -> tuple[Split, Split]:
@@ -75,7 +89,8 @@ class Participant:
             )
         if update.num_examples < 1:
             raise ConfigError(f"task {self.task.name}: local_update saw no examples")
-        if not np.isfinite(vector).all():
+        # the sum of finite float32 values is finite in float64, and it takes no second vector
+        if not np.isfinite(vector.sum(dtype=np.float64)):
             raise TrainingFailed("training diverged: the update is not finite")
         return update._replace(vector=vector, metrics=_finite(update.metrics))
 

@@ -23,7 +23,7 @@ _Arrays = tuple[NDArray[Any], NDArray[Any]]
 class Digits(Task):
     """Digits dealt to the devices by Dirichlet; a fifth is kept back for the evaluators."""
 
-    training = TrainingSettings(local_epochs=5, batch_size=32, learning_rate=0.3)
+    training = TrainingSettings(local_epochs=5, learning_rate=0.3, momentum=0.5)
     alpha: ClassVar[float] = 0.5
     held_out: ClassVar[float] = 0.2
     min_examples: ClassVar[int] = 10

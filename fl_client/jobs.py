@@ -1,0 +1,147 @@
+"""What the agent and its training child say to each other, and how it is framed.
+
+A frame is its length (u32, big-endian) and a msgpack map. Light: no numpy, no torch.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Annotated, Any, BinaryIO, Literal, TypeVar
+
+import msgpack
+from pydantic import BaseModel, ConfigDict, Field
+
+from runtime.errors import PeerError
+
+MAX_FRAME_BYTES = 1 << 20
+_LENGTH = struct.Struct(">I")
+FrameT = TypeVar("FrameT", bound="Frame")
+
+
+class Frame(BaseModel):
+    """The root of everything that travels between the two; ``kind`` says which it is."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class TrainingJob(Frame):
+    """One order for the training child: train, or evaluate on the held-out split.
+
+    Attributes:
+        model_path: the global model, a safetensors file that is already here.
+        base_sha256: the hash of that file, for the update's header.
+        update_path: where the update goes; None for an evaluation.
+        state_path: the algorithm's client state; what training leaves behind is written to
+            ``state_path + ".next"`` for the caller to move in place once the update is accepted.
+    """
+
+    kind: Literal["job"] = "job"
+    action: Literal["train", "evaluate"] = "train"
+    run_id: str
+    round: Annotated[int, Field(ge=0)]
+    attempt: Annotated[int, Field(ge=0)]
+    device_id: str
+    algorithm: str = "fedavg"
+    algorithm_settings: dict[str, Any] = {}
+    training: dict[str, Any] = {}
+    seed: Annotated[int, Field(ge=0)] = 0
+    model_path: str
+    base_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    update_path: str | None = None
+    state_path: str | None = None
+    codec: str = "float32"
+
+
+class Ready(Frame):
+    """The child has loaded its task and waits for a job."""
+
+    kind: Literal["ready"] = "ready"
+
+
+class Progress(Frame):
+    """How far the job is; ``loss`` is the mean of the last whole epoch."""
+
+    kind: Literal["progress"] = "progress"
+    fraction: float
+    loss: float | None = None
+
+
+class Done(Frame):
+    """The job's end; of an evaluation there is no file, and the size is 0."""
+
+    kind: Literal["done"] = "done"
+    num_examples: Annotated[int, Field(ge=1)]
+    metrics: dict[str, float]
+    header_sha256: str | None = None
+    size_bytes: Annotated[int, Field(ge=0)] = 0
+    train_s: Annotated[float, Field(ge=0)]
+    peak_rss_bytes: Annotated[int, Field(ge=0)]
+
+
+class Failed(Frame):
+    """The job gave nothing; ``retryable`` says whether the same job may do better."""
+
+    kind: Literal["failed"] = "failed"
+    reason: Annotated[str, Field(max_length=2000)]
+    retryable: bool = False
+
+
+Answer = Ready | Progress | Done | Failed
+_ANSWERS: dict[str, type[Ready] | type[Progress] | type[Done] | type[Failed]] = {
+    "ready": Ready,
+    "progress": Progress,
+    "done": Done,
+    "failed": Failed,
+}
+
+
+def write_frame(stream: BinaryIO, frame: Frame) -> None:
+    """Write one frame; raises BrokenPipeError when the other side has gone."""
+    data = msgpack.packb(frame.model_dump())
+    if len(data) > MAX_FRAME_BYTES:
+        raise PeerError(f"a frame of {len(data)} bytes, at most {MAX_FRAME_BYTES}")
+    stream.write(_LENGTH.pack(len(data)) + data)
+    stream.flush()
+
+
+def read_job(stream: BinaryIO) -> TrainingJob | None:
+    """Return the next job, None at the end of the stream; PeerError for anything else."""
+    fields = _read_frame(stream)
+    return None if fields is None else _validated(TrainingJob, fields)
+
+
+def read_answer(stream: BinaryIO) -> Answer | None:
+    """Return the child's next answer, None at the end of the stream; PeerError otherwise."""
+    fields = _read_frame(stream)
+    if fields is None:
+        return None
+    answer = _ANSWERS.get(str(fields.get("kind")))
+    if answer is None:
+        raise PeerError(f"the training child sent a frame of kind {fields.get('kind')!r}")
+    return _validated(answer, fields)
+
+
+def _validated(model: type[FrameT], fields: dict[str, Any]) -> FrameT:
+    try:
+        return model.model_validate(fields)
+    except ValueError as error:
+        raise PeerError(f"malformed {model.__name__}: {error}") from error
+
+
+def _read_frame(stream: BinaryIO) -> dict[str, Any] | None:
+    prefix = stream.read(_LENGTH.size)
+    if len(prefix) < _LENGTH.size:
+        return None
+    (length,) = _LENGTH.unpack(prefix)
+    if length > MAX_FRAME_BYTES:
+        raise PeerError(f"a frame of {length} bytes, at most {MAX_FRAME_BYTES}")
+    data = stream.read(length)
+    if len(data) < length:
+        return None
+    try:
+        fields = msgpack.unpackb(data)
+    except (ValueError, msgpack.exceptions.UnpackException) as error:
+        raise PeerError("a frame that is not msgpack") from error
+    if not isinstance(fields, dict):
+        raise PeerError("a frame that is not a map")
+    return fields

@@ -1,0 +1,315 @@
+"""The training child: a process that trains for an agent, so that the agent stays small.
+
+``python -m fl_client.training --task SPEC --engine NAME --device-id ID …`` reads jobs from
+standard input and answers on standard output (see ``fl_client.jobs``). It is kept warm from round
+to round. It ends when standard input ends, at once, also in the middle of a job.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import queue
+import resource
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, TypeAlias
+
+import algorithms
+from fl_client.engines.base import LocalRound, LocalUpdate, TrainingFailed, no_progress
+from fl_client.jobs import (
+    Done,
+    Failed,
+    Frame,
+    Progress,
+    Ready,
+    TrainingJob,
+    read_job,
+    write_frame,
+)
+from fl_client.local import Participant
+from fl_client.tasks import load_task
+from fl_client.tasks.base import Device
+from runtime.child import die_with_parent
+from runtime.errors import (
+    ConfigError,
+    Corrupt,
+    NotFound,
+    PeerError,
+    RengoError,
+    StorageError,
+    Unavailable,
+)
+from runtime.files import sync_folder
+from storage.updates import UpdateInfo, WrittenUpdate, write_update
+from storage.weights import Array, Weights, read_safetensors, write_safetensors
+
+__all__ = ["TrainingJob", "main", "perform"]
+
+_PROGRESS_EVERY_S = 0.5
+_MAX_REASON_CHARS = 1500
+
+
+Reporter: TypeAlias = Callable[[float, float | None], None]
+
+
+class Channel:
+    """The two ends of the agent's pipe, taken away from user code.
+
+    What user code prints goes to standard error, and what it reads is empty.
+    """
+
+    def __init__(self) -> None:
+        self._jobs: BinaryIO = os.fdopen(os.dup(0), "rb")
+        self._answers: BinaryIO = os.fdopen(os.dup(1), "wb")
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(nothing, 0)
+        os.close(nothing)
+        os.dup2(2, 1)
+        self._queue: queue.SimpleQueue[TrainingJob] = queue.SimpleQueue()
+
+    def send(self, frame: Frame) -> None:
+        """Answer the agent; when it has gone, end."""
+        try:
+            write_frame(self._answers, frame)
+        except BrokenPipeError:
+            os._exit(0)
+
+    def jobs(self) -> Iterator[TrainingJob]:
+        """Yield jobs for ever; a thread watches for the end of the stream meanwhile."""
+        threading.Thread(target=self._watch, name="jobs", daemon=True).start()
+        while True:
+            yield self._queue.get()
+
+    def _watch(self) -> None:
+        try:
+            while (job := read_job(self._jobs)) is not None:
+                self._queue.put(job)
+        except PeerError as error:
+            self.send(Failed(reason=str(error)[:_MAX_REASON_CHARS]))
+            os._exit(2)
+        # no clean-up: nobody is left to answer, and files are whole or absent
+        os._exit(0)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve jobs until standard input ends; returns 2 when the task cannot be loaded."""
+    channel = Channel()
+    die_with_parent()
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING)
+    options = _parser().parse_args(argv)
+    try:
+        task = load_task(options.task)
+    # the file is the user's own code: whatever it raises is told to the agent
+    except (Exception, SystemExit) as error:  # noqa: BLE001
+        channel.send(_failure(error, Path(options.task.rpartition(":")[0] or options.task)))
+        return 2
+    participant = Participant(task, _device(options), options.engine, owns_process=True)
+    channel.send(Ready())
+    for job in channel.jobs():
+        channel.send(_answer(participant, job, channel))
+    return 0
+
+
+def perform(participant: Participant, job: TrainingJob, progress: Reporter = no_progress) -> Done:
+    """Do one job and return how it went; the update's file is on disk then.
+
+    Raises:
+        RengoError: why there is no result. Whatever the task's own code raises comes as it is.
+    """
+    started = time.monotonic()
+    weights = _read_weights(Path(job.model_path))
+    plan = LocalRound(
+        algorithm=algorithms.load(job.algorithm, job.algorithm_settings),
+        settings=participant.task.training.overridden(job.training),
+        seed=job.seed,
+        round=job.round,
+        device_id=job.device_id,
+        state=_read_state(job),
+        progress=progress,
+    )
+    if job.action == "evaluate":
+        count, metrics = participant.evaluate(weights, plan)
+        return _done(count, metrics, None, started)
+    update = participant.train(weights, plan)
+    written = _write_update(job, plan, weights, update)
+    _write_state(job, update)
+    return _done(update.num_examples, update.metrics, written, started)
+
+
+def _answer(participant: Participant, job: TrainingJob, channel: Channel) -> Done | Failed:
+    try:
+        return perform(participant, job, _throttled(channel.send))
+    # the task is the user's own code: whatever it raises is told to the agent
+    except (Exception, SystemExit) as error:  # noqa: BLE001
+        return _failure(error, _task_file(participant))
+
+
+def _throttled(send: Callable[[Frame], None]) -> Reporter:
+    """Return a reporter that sends at most twice a second."""
+    last = time.monotonic()
+
+    def report(fraction: float, loss: float | None) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= _PROGRESS_EVERY_S:
+            last = now
+            send(Progress(fraction=fraction, loss=loss))
+
+    return report
+
+
+def _done(
+    count: int, metrics: dict[str, float], written: WrittenUpdate | None, started: float
+) -> Done:
+    return Done(
+        num_examples=count,
+        metrics=metrics,
+        header_sha256=written.header_sha256 if written else None,
+        size_bytes=written.size_bytes if written else 0,
+        train_s=time.monotonic() - started,
+        peak_rss_bytes=peak_rss_bytes(),
+    )
+
+
+def _failure(error: BaseException, task_file: Path) -> Failed:
+    """Describe an error in a line; its traceback goes to standard error."""
+    traceback.print_exception(error, file=sys.stderr)
+    sys.stderr.flush()
+    if isinstance(error, RengoError):
+        # a file that is damaged or missing can be fetched again; nothing else gets better
+        retryable = isinstance(error, StorageError)
+        return Failed(reason=str(error)[:_MAX_REASON_CHARS], retryable=retryable)
+    text = f"{type(error).__name__}: {error}"[:_MAX_REASON_CHARS]
+    return Failed(reason=f"{text} ({_place(error, task_file)})")
+
+
+def _place(error: BaseException, task_file: Path) -> str:
+    """Return ``file:line`` of the innermost frame in the task's folder, else the innermost."""
+    frames = traceback.extract_tb(error.__traceback__)
+    folder = task_file.resolve().parent
+    own = [frame for frame in frames if Path(frame.filename).resolve().is_relative_to(folder)]
+    if not frames:
+        return str(task_file)
+    found = (own or frames)[-1]
+    return f"{found.filename}:{found.lineno}"
+
+
+def _task_file(participant: Participant) -> Path:
+    module = sys.modules[type(participant.task).__module__]
+    return Path(module.__file__ or ".")
+
+
+def _read_weights(path: Path) -> Weights:
+    try:
+        return read_safetensors(path)
+    except OSError as error:
+        raise NotFound(f"the global model {path} cannot be read: {error.strerror}") from error
+
+
+def _read_state(job: TrainingJob) -> dict[str, Array]:
+    path = Path(job.state_path) if job.state_path else None
+    if path is None or not path.exists():
+        return {}
+    try:
+        return read_safetensors(path).arrays()
+    except Corrupt as error:
+        raise TrainingFailed(f"the algorithm's client state is damaged: {error}") from error
+
+
+def _write_update(
+    job: TrainingJob, plan: LocalRound, weights: Weights, update: LocalUpdate
+) -> WrittenUpdate:
+    if job.update_path is None:
+        raise ConfigError("a training job needs an update_path")
+    info = UpdateInfo(
+        run_id=job.run_id,
+        round=job.round,
+        attempt=job.attempt,
+        device_id=job.device_id,
+        base_sha256=job.base_sha256,
+        layout_hash=weights.layout.hash,
+        kind=plan.algorithm.kind,
+        num_examples=update.num_examples,
+        metrics=update.metrics,
+    )
+    with _whole_file(Path(job.update_path)) as out:
+        return write_update(out, info, update.vector, codec=job.codec)
+
+
+def _write_state(job: TrainingJob, update: LocalUpdate) -> None:
+    """Leave the algorithm's next state beside the current one, or nothing."""
+    if job.state_path is None:
+        return
+    pending = Path(job.state_path + ".next")
+    if not update.state:
+        # what an attempt that was never accepted left behind must not become permanent
+        pending.unlink(missing_ok=True)
+        return
+    with _whole_file(pending) as out:
+        write_safetensors(Weights.from_arrays(update.state), out)
+
+
+@contextmanager
+def _whole_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that appears under its name, durable, when the block ends without an error."""
+    part = path.with_name(path.name + ".part")
+    try:
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "wb") as out:
+            yield out
+            out.flush()
+            os.fsync(out.fileno())
+        part.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise Unavailable(f"{path} cannot be written: {error.strerror}") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def peak_rss_bytes() -> int:
+    """Return the most memory that this process has held."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        # not getrusage: on Linux its figure begins with that of the process that forked us
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _device(options: argparse.Namespace) -> Device:
+    return Device(
+        id=options.device_id,
+        index=options.index,
+        count=options.count,
+        role=options.role,
+        seed=options.data_seed,
+        profile=options.profile,
+        folder=options.folder,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m fl_client.training", description=__doc__)
+    parser.add_argument("--task", required=True, help="a task's name, or FILE.py:CLASS")
+    parser.add_argument("--engine", required=True, help="torch or numpy")
+    parser.add_argument("--device-id", required=True)
+    parser.add_argument("--index", type=int, default=0, help="this device among --count")
+    parser.add_argument("--count", type=int, default=1)
+    parser.add_argument("--role", choices=["trainer", "evaluator"], default="trainer")
+    parser.add_argument("--data-seed", type=int, default=0)
+    parser.add_argument("--profile", default="cpu", help="gpu, cpu or pi")
+    parser.add_argument("--folder", type=Path, help="where the device's own data lies")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
