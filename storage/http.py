@@ -1,0 +1,191 @@
+"""Plain HTTP to a store, with the store's answers and every failure as named errors.
+
+Raised texts give method, host and path, never the query: a presigned URL's query is a credential.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import urlsplit, urlunsplit
+
+import urllib3
+from urllib3.exceptions import HTTPError, SSLError
+
+from runtime.errors import (
+    AccessDenied,
+    ConfigError,
+    Corrupt,
+    NotFound,
+    PreconditionFailed,
+    StorageError,
+    Unavailable,
+)
+
+BLOCK_BYTES = 1 << 20
+Body = bytes | BinaryIO | Iterable[bytes]
+
+
+def pool(
+    *, ca: Path | None = None, connect_s: float = 3.0, read_s: float = 30.0, size: int = 16
+) -> urllib3.PoolManager:
+    """Return a pool of connections that follows no redirect and retries nothing by itself."""
+    if ca is not None and not ca.is_file():
+        raise ConfigError(f"the store's CA file {ca} does not exist")
+    return urllib3.PoolManager(
+        maxsize=size,
+        retries=False,
+        timeout=urllib3.Timeout(connect=connect_s, read=read_s),
+        # what one send takes from a body: http.client's 16 KiB costs a third of the rate
+        blocksize=BLOCK_BYTES,
+        ca_certs=None if ca is None else str(ca),
+        cert_reqs="CERT_REQUIRED",
+    )
+
+
+def place(url: str) -> str:
+    """Return the URL without its query and user, fit for a message."""
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit((parts.scheme, host, parts.path, "", ""))
+
+
+@contextmanager
+def named_errors(what: str) -> Iterator[None]:
+    """Within the block, urllib3's and the socket's errors become Unavailable.
+
+    Raises:
+        Unavailable: with ``what`` and the failure's name.
+        ConfigError: the store's certificate was refused.
+    """
+    try:
+        yield
+    except SSLError as error:
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            raise ConfigError(f"{what}: the store's certificate is not trusted") from error
+        raise Unavailable(f"{what}: {type(error).__name__}") from error
+    except (HTTPError, OSError) as error:
+        reason = getattr(error, "reason", None) or error.__cause__ or error
+        detail = getattr(reason, "strerror", None) or type(reason).__name__
+        raise Unavailable(f"{what}: {type(error).__name__} ({detail})") from error
+
+
+def raise_for_status(status: int, what: str) -> None:
+    """Return on 2xx, else raise the error that says what the caller should do."""
+    if 200 <= status < 300:
+        return
+    text = f"{what}: the store answered {status}"
+    if status in {401, 403}:
+        raise AccessDenied(text)
+    if status in {404, 410}:
+        raise NotFound(text)
+    if status in {409, 412}:
+        raise PreconditionFailed(text)
+    if status == 416:
+        raise Corrupt(f"{text}: the object is shorter than was asked for")
+    if status in {408, 429} or status >= 500:
+        raise Unavailable(text)
+    raise StorageError(text)
+
+
+def send(
+    http: urllib3.PoolManager, url: str, body: Body, size: int, headers: Mapping[str, str]
+) -> str:
+    """PUT a body of known size and return the ETag; errors name the place.
+
+    Raises:
+        Unavailable, AccessDenied, NotFound, PreconditionFailed, StorageError.
+    """
+    what = f"PUT {place(url)}"
+    with named_errors(what):
+        response = http.request(
+            "PUT", url, body=body, headers={**headers, "Content-Length": str(size)}, redirect=False
+        )
+    raise_for_status(response.status, what)
+    return response.headers.get("ETag", "").strip('"')
+
+
+class Download:
+    """A response that is read forward, and what it says of the object.
+
+    Attributes:
+        start: the first byte that comes; 0 when the store ignored the range.
+        length: the bytes that come.
+    """
+
+    def __init__(self, response: urllib3.BaseHTTPResponse, what: str) -> None:
+        self._response = response
+        self._what = what
+        self.etag = response.headers.get("ETag", "").strip('"')
+        self.start = _first_byte(response, what)
+        self.length = _content_length(response, what)
+
+    def read(self, size: int, /) -> bytes:
+        """Return up to ``size`` bytes, none at the end; Unavailable when the connection breaks."""
+        with named_errors(self._what):
+            return self._response.read(size)
+
+    def read_some(self, size: int) -> bytes:
+        """Return what has come, at least a byte before the end, so that no cut loses any."""
+        with named_errors(self._what):
+            return self._response.read1(size)
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        """Fill the start of ``buffer`` and return how much; 0 at the end."""
+        with named_errors(self._what):
+            return self._response.readinto(buffer)
+
+    def close(self) -> None:
+        """Give the connection back when all was read, else close it."""
+        if self._response.length_remaining == 0:
+            self._response.release_conn()
+        else:
+            self._response.close()
+
+    def __enter__(self) -> Download:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def fetch(
+    http: urllib3.PoolManager, url: str, *, start: int = 0, end: int | None = None
+) -> Download:
+    """GET the bytes from ``start`` up to but without ``end``.
+
+    Raises:
+        Corrupt: the object has no byte ``start``.
+        Unavailable, AccessDenied, NotFound, StorageError.
+    """
+    what = f"GET {place(url)}"
+    headers = {"Accept-Encoding": "identity"}
+    if start or end is not None:
+        headers["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
+    with named_errors(what):
+        response = http.request("GET", url, headers=headers, preload_content=False, redirect=False)
+    try:
+        raise_for_status(response.status, what)
+        return Download(response, what)
+    except StorageError:
+        response.close()
+        raise
+
+
+def _first_byte(response: urllib3.BaseHTTPResponse, what: str) -> int:
+    if response.status != 206:
+        return 0
+    unit, _, rest = response.headers.get("Content-Range", "").partition(" ")
+    first = rest.partition("-")[0]
+    if unit != "bytes" or not first.isdecimal():
+        raise StorageError(f"{what}: a partial answer without a readable Content-Range")
+    return int(first)
+
+
+def _content_length(response: urllib3.BaseHTTPResponse, what: str) -> int:
+    length = response.headers.get("Content-Length", "")
+    if not length.isdecimal():
+        raise StorageError(f"{what}: an answer without Content-Length")
+    return int(length)

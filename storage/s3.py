@@ -1,0 +1,330 @@
+"""An S3 bucket as an object store.
+
+Bytes go through presigned URLs and urllib3, in and out: measured on both embedded stores, a PUT
+then takes a third of boto3's CPU (which hashes every body it signs), and the server and the devices
+meet one set of errors. boto3 does the verbs without bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, SecretStr, field_validator
+
+from runtime.errors import (
+    AccessDenied,
+    ConfigError,
+    Corrupt,
+    MissingExtra,
+    NotFound,
+    PreconditionFailed,
+    StorageError,
+    Unavailable,
+)
+from runtime.retry import retrying
+from storage import http
+from storage.objects import ObjectInfo, check_key, source_size
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import CompletedPartTypeDef
+
+T = TypeVar("T")
+
+MULTIPART_BYTES = 64 << 20
+PART_BYTES = 16 << 20
+_MAX_PARTS = 10_000
+_OWN_URL_S = 900
+_CONNECT_S, _READ_S = 3.0, 30.0
+_ATTEMPTS, _TOTAL_S = 4, 60.0
+
+_DENIED = {
+    "403",
+    "AccessDenied",
+    "ExpiredToken",
+    "InvalidAccessKeyId",
+    "InvalidToken",
+    "RequestTimeTooSkewed",
+    "SignatureDoesNotMatch",
+}
+_MISSING = {"404", "NoSuchBucket", "NoSuchKey", "NoSuchUpload", "NotFound"}
+_PRECONDITION = {"412", "ConditionalRequestConflict", "PreconditionFailed"}
+_BUSY = {"429", "InternalError", "RequestTimeout", "ServiceUnavailable", "SlowDown", "Throttling"}
+
+
+class StoreSettings(BaseModel):
+    """Where the bucket is and who asks.
+
+    Attributes:
+        public_endpoint: the store as devices reach it, where that differs from the server's way.
+        ca: a PEM file that signs the store's certificate, where the system's do not.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    endpoint: str
+    bucket: str = "rengo"
+    region: str = "us-east-1"
+    access_key: str
+    secret: SecretStr
+    path_style: bool = True
+    public_endpoint: str | None = None
+    ca: Path | None = None
+
+    @field_validator("endpoint", "public_endpoint")
+    @classmethod
+    def _is_url(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        parts = urlsplit(value)
+        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username:
+            raise ValueError("must be http://host:port or https://host:port, without user")
+        return value.rstrip("/")
+
+
+class S3Store:
+    """A bucket of any S3 server; see :class:`storage.objects.ObjectStore`."""
+
+    def __init__(self, settings: StoreSettings) -> None:
+        self.settings = settings
+        self.client = _client(settings, settings.endpoint)
+        self._signer = (
+            _client(settings, settings.public_endpoint) if settings.public_endpoint else self.client
+        )
+        self._http = http.pool(ca=settings.ca, connect_s=_CONNECT_S, read_s=_READ_S)
+
+    def put(self, key: str, source: bytes | BinaryIO, size: int | None = None) -> ObjectInfo:
+        """Store the source: in one request, or in parts from 64 MiB on."""
+        total = source_size(source, size, check_key(key))
+        if total >= MULTIPART_BYTES:
+            return ObjectInfo(key, total, self._put_parts(key, source, total))
+        url = self._sign(self.client, "put_object", key, _OWN_URL_S)
+        if isinstance(source, bytes):
+            etag = self._retry(lambda: http.send(self._http, url, source, total, {}))
+        elif source.seekable():
+            start = source.tell()
+            etag = self._retry(lambda: self._send_from(url, source, start, total, key))
+        else:
+            etag = http.send(self._http, url, _blocks(source, total, key), total, {})
+        return ObjectInfo(key, total, etag)
+
+    def open(self, key: str, start: int = 0, end: int | None = None) -> http.Download:
+        """Return the bytes as a stream; a break within it is Unavailable, to resume by range."""
+        url = self._sign(self.client, "get_object", check_key(key), _OWN_URL_S)
+        return self._retry(lambda: http.fetch(self._http, url, start=start, end=end))
+
+    def head(self, key: str) -> ObjectInfo:
+        """Return what is known of the object."""
+        with self._errors(f"HEAD {check_key(key)}"):
+            found = self.client.head_object(Bucket=self.settings.bucket, Key=key)
+        return ObjectInfo(key, found["ContentLength"], found["ETag"].strip('"'))
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Remove the objects, a thousand a request."""
+        rest = iter(keys)
+        while batch := list(islice(rest, 1000)):
+            named = [{"Key": check_key(key)} for key in batch]
+            with self._errors(f"DELETE {batch[0]} and {len(batch) - 1} more"):
+                answer = self.client.delete_objects(
+                    Bucket=self.settings.bucket,
+                    Delete={"Objects": named, "Quiet": True},  # type: ignore[typeddict-item]
+                )
+            for failure in answer.get("Errors", []):
+                code = failure.get("Code", "")
+                if code not in _MISSING:
+                    what = f"DELETE {failure.get('Key', '')}"
+                    raise _error_of(code, self._where(what))
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """Return the objects under the prefix, a page a request."""
+        pages = self.client.get_paginator("list_objects_v2").paginate(
+            Bucket=self.settings.bucket, Prefix=prefix
+        )
+        with self._errors(f"LIST {prefix}"):
+            for page in pages:
+                for found in page.get("Contents", []):
+                    yield ObjectInfo(found["Key"], found["Size"], found["ETag"].strip('"'))
+
+    def presign_get(self, key: str, expires_s: int) -> str:
+        """Return a URL on the public endpoint that reads the object."""
+        return self._sign(self._signer, "get_object", check_key(key), expires_s)
+
+    def presign_put(self, key: str, expires_s: int, size: int | None = None) -> str:
+        """Return a URL on the public endpoint that writes the object, its length signed."""
+        pinned = {} if size is None else {"ContentLength": size}
+        return self._sign(self._signer, "put_object", check_key(key), expires_s, **pinned)
+
+    def abort_uploads(self, prefix: str) -> int:
+        """Abort the unfinished multipart uploads under the prefix."""
+        # no prefix in the request: MinIO answers one only with the uploads of that very key
+        pages = self.client.get_paginator("list_multipart_uploads").paginate(
+            Bucket=self.settings.bucket
+        )
+        count = 0
+        with self._errors(f"LIST UPLOADS {prefix}"):
+            found = [upload for page in pages for upload in page.get("Uploads", [])]
+        for upload in found:
+            if upload["Key"].startswith(prefix):
+                self._abort(upload["Key"], upload["UploadId"])
+                count += 1
+        return count
+
+    def ensure_bucket(self) -> None:
+        """Make the bucket unless it is there."""
+        bucket = self.settings.bucket
+        try:
+            with self._errors(f"HEAD BUCKET {bucket}"):
+                self.client.head_bucket(Bucket=bucket)
+        except NotFound:
+            with self._errors(f"CREATE BUCKET {bucket}"):
+                self.client.create_bucket(Bucket=bucket)
+
+    def _put_parts(self, key: str, source: bytes | BinaryIO, total: int) -> str:
+        bucket = self.settings.bucket
+        size = max(PART_BYTES, math.ceil(total / _MAX_PARTS))
+        with self._errors(f"CREATE UPLOAD {key}"):
+            upload_id = self.client.create_multipart_upload(Bucket=bucket, Key=key)["UploadId"]
+        try:
+            parts: list[CompletedPartTypeDef] = []
+            for start in range(0, total, size):
+                data = _part(source, start, min(size, total - start), key)
+                etag = self._put_part(key, upload_id, len(parts) + 1, data)
+                parts.append({"ETag": etag, "PartNumber": len(parts) + 1})
+            with self._errors(f"COMPLETE UPLOAD {key}"):
+                answer = self.client.complete_multipart_upload(
+                    Bucket=bucket, Key=key, UploadId=upload_id, MultipartUpload={"Parts": parts}
+                )
+        except BaseException as error:
+            try:
+                self._abort(key, upload_id)
+            except StorageError as second:
+                error.add_note(f"its parts remain until abort_uploads: {second}")
+            raise
+        return answer["ETag"].strip('"')
+
+    def _put_part(self, key: str, upload_id: str, number: int, data: bytes) -> str:
+        url = self._sign(
+            self.client, "upload_part", key, _OWN_URL_S, UploadId=upload_id, PartNumber=number
+        )
+        return self._retry(lambda: http.send(self._http, url, data, len(data), {}))
+
+    def _abort(self, key: str, upload_id: str) -> None:
+        try:
+            with self._errors(f"ABORT UPLOAD {key}"):
+                self.client.abort_multipart_upload(
+                    Bucket=self.settings.bucket, Key=key, UploadId=upload_id
+                )
+        except NotFound:
+            return
+
+    def _send_from(self, url: str, source: BinaryIO, start: int, total: int, key: str) -> str:
+        source.seek(start)
+        return http.send(self._http, url, _blocks(source, total, key), total, {})
+
+    def _retry(self, attempt: Callable[[], T]) -> T:
+        return retrying((Unavailable,), attempts=_ATTEMPTS, total_s=_TOTAL_S)(attempt)
+
+    def _sign(
+        self, client: S3Client, method: str, key: str, expires_s: int, **more: str | int
+    ) -> str:
+        params = {"Bucket": self.settings.bucket, "Key": key, **more}
+        with self._errors(f"SIGN {key}"):
+            return client.generate_presigned_url(method, Params=params, ExpiresIn=expires_s)
+
+    def _where(self, what: str) -> str:
+        return f"{what} in {self.settings.bucket} of {self.settings.endpoint}"
+
+    @contextmanager
+    def _errors(self, what: str) -> Iterator[None]:
+        from botocore.exceptions import (  # noqa: PLC0415  (boto3 is the server's alone)
+            BotoCoreError,
+            ClientError,
+            ConnectionError,  # noqa: A004
+            HTTPClientError,
+            ParamValidationError,
+        )
+
+        where = self._where(what)
+        try:
+            yield
+        except ClientError as error:
+            raise _error_of(error.response.get("Error", {}).get("Code", ""), where) from error
+        except (ConnectionError, HTTPClientError) as error:
+            raise Unavailable(f"{where}: {type(error).__name__}") from error
+        except ParamValidationError as error:
+            raise ConfigError(f"{where}: {error}") from error
+        except BotoCoreError as error:
+            raise StorageError(f"{where}: {type(error).__name__}") from error
+
+
+def _client(settings: StoreSettings, endpoint: str) -> S3Client:
+    try:
+        import boto3  # noqa: PLC0415  (boto3 is the server's alone)
+        from botocore.config import Config  # noqa: PLC0415
+    except ImportError as error:
+        raise MissingExtra("boto3", "server") from error
+    config = Config(
+        signature_version="s3v4",
+        s3={"addressing_style": "path" if settings.path_style else "virtual"},
+        # checksum trailers are refused by some stores and stored as data by others
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+        retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
+        connect_timeout=_CONNECT_S,
+        read_timeout=_READ_S,
+        max_pool_connections=16,
+    )
+    # a session of its own: boto3's default session is not safe across threads
+    client = boto3.session.Session().client(
+        "s3",
+        endpoint_url=endpoint,
+        region_name=settings.region,
+        aws_access_key_id=settings.access_key,
+        aws_secret_access_key=settings.secret.get_secret_value(),
+        verify=None if settings.ca is None else str(settings.ca),
+        config=config,
+    )
+    client.meta.events.register("before-call.s3.DeleteObjects", _add_md5)
+    return client
+
+
+def _add_md5(params: dict[str, Any], **_: object) -> None:
+    # MinIO's front refuses the request without it, and boto3 sends a CRC32 instead
+    digest = hashlib.md5(params["body"], usedforsecurity=False).digest()
+    params["headers"]["Content-MD5"] = base64.b64encode(digest).decode()
+
+
+def _error_of(code: str, where: str) -> StorageError:
+    text = f"{where}: the store answered {code or 'an error without a code'}"
+    if code in _DENIED:
+        return AccessDenied(text)
+    if code in _MISSING:
+        return NotFound(text)
+    if code in _PRECONDITION:
+        return PreconditionFailed(text)
+    if code in _BUSY or (code.isdecimal() and int(code) >= 500):
+        return Unavailable(text)
+    return StorageError(text)
+
+
+def _blocks(source: BinaryIO, total: int, key: str) -> Iterator[bytes]:
+    left = total
+    while left:
+        block = source.read(min(left, http.BLOCK_BYTES))
+        if not block:
+            raise Corrupt(f"{key}: the source ended after {total - left} of {total} bytes")
+        left -= len(block)
+        yield block
+
+
+def _part(source: bytes | BinaryIO, start: int, size: int, key: str) -> bytes:
+    if isinstance(source, bytes):
+        return source[start : start + size]
+    return b"".join(_blocks(source, size, key))

@@ -1,0 +1,260 @@
+"""The device's side of the store: files to and from presigned URLs, without credentials.
+
+A download goes into ``<name>.part`` beside its place, goes on from there after any cut or restart,
+and gets its name only when its sha256 is right. No ETag is asked to match on the way: the sha256
+covers the whole file, whatever stood behind the URL.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import tenacity
+
+from runtime.errors import AccessDenied, Corrupt, StorageError, Unavailable
+from runtime.files import sync_folder
+from runtime.retry import retrying
+from storage import http
+
+Renew = Callable[[], str]
+
+
+class Cancelled(StorageError):
+    """The owner asked for the transfer to end; what has come is kept for the next call."""
+
+
+@dataclass(frozen=True)
+class TransferSettings:
+    """How patient a transfer is.
+
+    Attributes:
+        attempts: tries in a row that move no byte.
+        total_s: the most that one transfer may take in all.
+        read_s: the longest silence of the store.
+        ca: a PEM file that signs the store's certificate, where the system's do not.
+    """
+
+    attempts: int = 6
+    total_s: float = 900.0
+    connect_s: float = 5.0
+    read_s: float = 30.0
+    ca: Path | None = None
+
+
+class Transfers:
+    """Downloads and uploads over a shared pool of connections. Safe for use by many threads."""
+
+    def __init__(self, settings: TransferSettings | None = None) -> None:
+        self._settings = settings or TransferSettings()
+        self._http = http.pool(
+            ca=self._settings.ca,
+            connect_s=self._settings.connect_s,
+            read_s=self._settings.read_s,
+            size=4,
+        )
+
+    def download(
+        self,
+        url: str,
+        path: Path,
+        *,
+        sha256: str,
+        size: int,
+        renew: Renew | None = None,
+        cancel: threading.Event | None = None,
+    ) -> int:
+        """Bring the object to ``path`` and return the bytes that were moved for it.
+
+        Nothing is moved when the file is there and right. Blocks the calling thread.
+
+        Args:
+            url: a presigned GET.
+            path: where the file goes; its folder must exist.
+            sha256: in hex, of the whole file.
+            size: of the whole file, in bytes.
+            renew: asked for another URL when the store refuses this one.
+            cancel: looked at between blocks and during waits.
+
+        Raises:
+            Corrupt: the object is not that file, also when fetched afresh.
+            AccessDenied: a URL was refused, and so was the renewed one.
+            NotFound: no such object.
+            Unavailable: too many tries moved no byte, or the time is over.
+            Cancelled: ``cancel`` was set.
+        """
+        what = f"GET {http.place(url)}"
+        journey = _Journey(what, url, renew, cancel, time.monotonic() + self._settings.total_s)
+        if path.is_file() and path.stat().st_size == size and _hash(path, journey) == sha256:
+            return 0
+        part = path.with_name(f"{path.name}.part")
+        with _open_part(part) as file:
+            self._fetch_right(journey, file, sha256, size)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+        sync_folder(path.parent)
+        return journey.moved
+
+    def upload(
+        self,
+        url: str,
+        path: Path,
+        *,
+        renew: Renew | None = None,
+        cancel: threading.Event | None = None,
+    ) -> int:
+        """Send the file to a presigned PUT and return the bytes that were moved for it.
+
+        Raises:
+            AccessDenied, NotFound, Unavailable, Cancelled: as for :meth:`download`.
+            Corrupt: the file changed its size meanwhile.
+        """
+        what = f"PUT {http.place(url)}"
+        journey = _Journey(what, url, renew, cancel, time.monotonic() + self._settings.total_s)
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            self._persist(journey, lambda: self._send(journey, file, size))
+        return journey.moved
+
+    def _fetch_right(self, journey: _Journey, file: BinaryIO, sha256: str, size: int) -> None:
+        target = _Target(file, size, journey)
+        self._fetch_rest(journey, target)
+        if target.digest.hexdigest() != sha256:
+            # what an earlier call or another answer left may be what is wrong: once more, whole
+            target.restart()
+            self._fetch_rest(journey, target)
+        if target.digest.hexdigest() != sha256:
+            target.restart()
+            raise Corrupt(f"{journey.what}: the object does not have the sha256 {sha256}")
+
+    def _fetch_rest(self, journey: _Journey, target: _Target) -> None:
+        while target.done < target.size:
+            self._persist(journey, lambda: self._fetch(journey, target))
+
+    def _fetch(self, journey: _Journey, target: _Target) -> None:
+        """Move what comes; return after any progress, so that the tries begin anew."""
+        journey.check()
+        before = target.done
+        try:
+            with http.fetch(self._http, journey.url, start=target.done) as answer:
+                target.align(answer.start, answer.length)
+                while block := answer.read_some(http.BLOCK_BYTES):
+                    target.add(block)
+        except Unavailable:
+            if target.done <= before:
+                raise
+
+    def _send(self, journey: _Journey, file: BinaryIO, size: int) -> None:
+        journey.check()
+        file.seek(0)
+        http.send(self._http, journey.url, _blocks(file, size, journey), size, {})
+
+    def _persist(self, journey: _Journey, attempt: Callable[[], None]) -> None:
+        left_s = max(0.0, journey.deadline - time.monotonic())
+        policy = retrying((Unavailable,), attempts=self._settings.attempts, total_s=left_s)
+        if journey.cancel is not None:
+            policy = policy.copy(sleep=tenacity.sleep_using_event(journey.cancel))
+        try:
+            policy(attempt)
+        except AccessDenied:
+            if journey.renew is None or journey.renewed_at == journey.moved:
+                raise
+            # a long transfer may outlive several URLs: one more for each that moved something
+            journey.renewed_at = journey.moved
+            journey.url = journey.renew()
+            policy(attempt)
+
+
+@dataclass
+class _Journey:
+    """One call's URL, limits and count."""
+
+    what: str
+    url: str
+    renew: Renew | None
+    cancel: threading.Event | None
+    deadline: float
+    moved: int = 0
+    renewed_at: int | None = None
+
+    def check(self) -> None:
+        if self.cancel is not None and self.cancel.is_set():
+            raise Cancelled(f"{self.what}: cancelled after {self.moved} bytes")
+        if time.monotonic() > self.deadline:
+            raise Unavailable(f"{self.what}: out of time after {self.moved} bytes")
+
+
+@dataclass
+class _Target:
+    """The part file, with the hash of what it holds."""
+
+    file: BinaryIO
+    size: int
+    journey: _Journey
+    done: int = 0
+    digest: Any = field(default_factory=hashlib.sha256)
+
+    def __post_init__(self) -> None:
+        if os.fstat(self.file.fileno()).st_size > self.size:
+            self.restart()
+        self.file.seek(0)
+        while block := self.file.read(http.BLOCK_BYTES):
+            self.journey.check()
+            self.digest.update(block)
+            self.done += len(block)
+
+    def restart(self) -> None:
+        self.file.seek(0)
+        self.file.truncate()
+        self.digest = hashlib.sha256()
+        self.done = 0
+
+    def align(self, start: int, length: int) -> None:
+        """Make ready for bytes from ``start``: 0 where the store ignores ranges."""
+        if start not in {0, self.done} or start + length != self.size:
+            raise Corrupt(
+                f"{self.journey.what}: {length} bytes from {start} where {self.size - self.done} "
+                f"from {self.done} were asked for"
+            )
+        if start != self.done:
+            self.restart()
+
+    def add(self, block: bytes) -> None:
+        self.journey.moved += len(block)
+        self.file.write(block)
+        self.digest.update(block)
+        self.done += len(block)
+        self.journey.check()
+
+
+def _open_part(part: Path) -> BinaryIO:
+    descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    return os.fdopen(descriptor, "r+b")
+
+
+def _hash(path: Path, journey: _Journey) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(http.BLOCK_BYTES):
+            journey.check()
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _blocks(file: BinaryIO, size: int, journey: _Journey) -> Iterator[bytes]:
+    left = size
+    while left:
+        journey.check()
+        block = file.read(min(left, http.BLOCK_BYTES))
+        if not block:
+            raise Corrupt(f"{journey.what}: the file lost {left} of its {size} bytes meanwhile")
+        yield block
+        left -= len(block)
+        journey.moved += len(block)
