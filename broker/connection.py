@@ -27,7 +27,7 @@ from runtime.errors import AuthenticationFailed, ConfigError, TransportError
 CONNECT_TIMEOUT_S = 5.0
 _SESSION_EXPIRY_S = 30 * 24 * 3600
 _MAX_INFLIGHT = 128
-_MAX_QUEUED = 1000
+_MAX_QUEUED = 20_000
 _CLOSE_GRACE_S = 1.0
 _UNSPECIFIED = 0x80
 _SESSION_TAKEN_OVER = 0x8E
@@ -124,16 +124,20 @@ class Hooks:
 class _Client(mqtt.Client):
     """A paho client whose network thread cannot die unnoticed."""
 
-    guard: Connection
+    guard: Connection | None = None
 
     def loop_forever(self, *_: Any, **__: Any) -> MQTTErrorCode:
+        guard = self.guard
+        if guard is None:
+            return MQTTErrorCode.MQTT_ERR_INVAL
+        guard.began()
         try:
             return super().loop_forever(timeout=1.0, retry_first_connection=False)
         except Exception as error:  # noqa: BLE001 (the loop of the network thread)
-            self.guard.crashed(error)
+            guard.crashed(error)
             return MQTTErrorCode.MQTT_ERR_UNKNOWN
         finally:
-            self.guard.ended_loop()
+            guard.ended_loop()
 
 
 class Connection:
@@ -167,6 +171,7 @@ class Connection:
         self._subscribe_mid: int | None = None
         self._hooks = hooks
         self._ended = threading.Event()
+        self._network_thread: threading.Thread | None = None
         self._reason = ""
         self._client = self._build(will)
 
@@ -261,7 +266,21 @@ class Connection:
                 except OSError:
                     pass  # it was closed at this moment
             self._ended.wait(CONNECT_TIMEOUT_S)
-        self._client.loop_stop()
+        # not loop_stop, which fails when the thread ends at the same moment
+        if self._network_thread is not None:
+            self._network_thread.join()
+        self._release()
+
+    def _release(self) -> None:
+        """Break the reference cycles, so that paho's sockets close now, not at some collection."""
+        client = self._client
+        client.on_socket_open = client.on_connect = client.on_subscribe = None
+        client.on_message = client.on_publish = client.on_disconnect = None
+        client.guard = None
+
+    def began(self) -> None:
+        """The network thread begins."""
+        self._network_thread = threading.current_thread()
 
     def crashed(self, error: Exception) -> None:
         """The network thread failed in paho itself or in a guard."""

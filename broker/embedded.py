@@ -225,15 +225,25 @@ mqtt {{
             pid = int(self._pid_file.read_text())
         except (FileNotFoundError, ValueError):
             return None
-        shown = subprocess.run(
-            ["ps", "-o", "args=", "-p", str(pid)], capture_output=True, text=True, check=False
-        )
-        return pid if str(self._config) in shown.stdout else None
+        return pid if str(self._config) in _command_of(pid) else None
 
     def _shorten_log(self) -> None:
         log = self._child.log
         if log.exists() and log.stat().st_size > _LOG_LIMIT_BYTES:
             log.replace(log.with_suffix(".log.1"))
+
+
+def _command_of(pid: int) -> str:
+    """Return a process's command line, empty when there is no such process."""
+    if sys.platform == "linux":
+        try:
+            return Path(f"/proc/{pid}/cmdline").read_bytes().decode("utf-8", "replace")
+        except OSError:
+            return ""
+    shown = subprocess.run(
+        ["ps", "-o", "args=", "-p", str(pid)], capture_output=True, text=True, check=False
+    )
+    return shown.stdout
 
 
 def _within(timeout_s: float, done: Callable[[], bool]) -> bool:

@@ -79,7 +79,7 @@ class Outbox:
             raise OutboxError(f"cannot create the outbox {path}: {error.strerror}") from error
         with self._guarded():
             self._db = sqlite3.connect(
-                path, timeout=5.0, isolation_level=None, check_same_thread=False
+                path, timeout=2.0, isolation_level=None, check_same_thread=False
             )
             try:
                 self._open()

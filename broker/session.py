@@ -147,7 +147,9 @@ class MqttSession:
             )
 
     def publish(self, publication: Publication) -> bool:
-        """Send now or never; False when there is no connection (publish state on Connected).
+        """Send now or never; False when there is no connection or too much is under way.
+
+        What must not be lost goes by :meth:`send`; state is published again on Connected.
 
         Raises:
             ConfigError, MessageTooLarge: it is not publishable.

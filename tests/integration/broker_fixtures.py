@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import queue
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -176,7 +180,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
 def quiet_for(seconds: float, owner: Owner) -> None:
     """Return after ``seconds`` in which nothing more was delivered to ``owner``."""
     before = len(owner.deliveries)
-    with suppress(queue.Empty):
+    with contextlib.suppress(queue.Empty):
         queue.Queue[None]().get(timeout=seconds)
     assert len(owner.deliveries) == before, f"{owner}"
 
@@ -186,3 +190,25 @@ def eventually(holds: Callable[[], bool], timeout_s: float = 10.0) -> None:
     while not holds():
         assert time.monotonic() < deadline, f"not within {timeout_s} s"
         time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def process(**order: Any) -> Iterator[subprocess.Popen[str]]:
+    child = subprocess.Popen(
+        [sys.executable, "-m", "tests.integration.publisher_process", json.dumps(order)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield child
+    finally:
+        child.kill()
+        child.wait()
+        assert child.stdout is not None
+        child.stdout.close()
+
+
+def answer(child: subprocess.Popen[str]) -> dict[str, Any]:
+    assert child.stdout is not None
+    said: dict[str, Any] = json.loads(child.stdout.readline())
+    return said

@@ -15,9 +15,10 @@ from broker.session import MqttSession
 
 def main() -> None:
     order = json.loads(sys.argv[1])
+    name = order.get("user", "anyone")
     outbox = Outbox(Path(order["outbox"]))
     session = MqttSession(
-        Endpoint("127.0.0.1", order["port"], "anyone", "secret-of-anyone", order["client_id"]),
+        Endpoint("127.0.0.1", order["port"], name, f"secret-of-{name}", order["client_id"]),
         (),
         lambda _event: True,
         will=Publication(order["will"], b"gone") if "will" in order else None,

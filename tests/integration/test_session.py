@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import gc
+import os
 import shutil
 import signal
 import socket
@@ -13,7 +14,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -30,33 +30,21 @@ from runtime.errors import (
     TransportError,
 )
 from runtime.ports import free_port
-from tests.integration.broker_fixtures import BASE, USERS, Owner, Site, eventually, quiet_for, site
+from tests.integration.broker_fixtures import (
+    BASE,
+    USERS,
+    Owner,
+    Site,
+    answer,
+    eventually,
+    process,
+    quiet_for,
+    site,
+)
 
 __all__ = ["site"]
 
 TOPIC = f"{BASE}/dev/dev-a/task"
-
-
-@contextlib.contextmanager
-def process(**order: Any) -> Iterator[subprocess.Popen[str]]:
-    child = subprocess.Popen(
-        [sys.executable, "-m", "tests.integration.publisher_process", json.dumps(order)],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        yield child
-    finally:
-        child.kill()
-        child.wait()
-        assert child.stdout is not None
-        child.stdout.close()
-
-
-def answer(child: subprocess.Popen[str]) -> dict[str, Any]:
-    assert child.stdout is not None
-    said: dict[str, Any] = json.loads(child.stdout.readline())
-    return said
 
 
 def test_a_publish_while_offline_says_so_and_is_not_sent_later(site: Site) -> None:
@@ -462,6 +450,23 @@ def test_an_idle_session_costs_next_to_nothing(site: Site) -> None:
     ) as child:
         assert answer(child) == {"flushed": True}
         assert answer(child)["cpu_s"] < 0.002 * 5
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts descriptors in /proc")
+def test_connections_that_ended_leave_no_descriptor(site: Site) -> None:
+    owner = Owner()
+    session = site.session(owner, TOPIC)
+    gc.collect()
+    gc.disable()
+    try:
+        before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+        for number in range(3):
+            site.restart_after_kill()
+            owner.wait(lambda wanted=number + 2: len(owner.connections) == wanted, 20)
+        assert session.connected
+        assert len(os.listdir("/proc/self/fd")) <= before  # noqa: PTH208
+    finally:
+        gc.enable()
 
 
 def test_importing_the_session_brings_paho_and_nothing_else() -> None:
