@@ -54,7 +54,8 @@ class Ledger:
     Attributes:
         rounds: how many rounds the run has.
         model: the latest committed version.
-        round: the round in progress, from 1; it stays at ``rounds`` after the last commit.
+        round: the round in progress, from 1; it and ``attempt`` stay after the last commit, so that
+            the pair never goes back.
         accepted: this attempt's counted updates by device.
         refused: this attempt's refusals and declines by device, with their reasons.
         evaluations: version -> device -> (num_examples, metrics).
@@ -119,9 +120,11 @@ class Ledger:
                 self._next(self.round, self.attempt + 1)
             case RoundCommitted():
                 self.model = fact.model
-                last = fact.round == self.rounds
-                self._next(fact.round if last else fact.round + 1, 1)
-                self.phase = "evaluating" if last else "gathering"
+                if fact.round == self.rounds:
+                    self._next(self.round, self.attempt)
+                    self.phase = "evaluating"
+                else:
+                    self._next(fact.round + 1, 1)
             case EvaluationRecorded():
                 of_version = self.evaluations.setdefault(fact.round, {})
                 of_version[fact.device_id] = (fact.num_examples, fact.metrics)
@@ -152,6 +155,10 @@ class Ledger:
             raise InvalidTransition(f"a round without a cohort in {where}")
         if isinstance(fact, RoundClosed) and fact.included != tuple(sorted(self.accepted)):
             raise InvalidTransition(f"{fact} includes others than the accepted in {where}")
+        if isinstance(fact, RoundCommitted) and fact.model.version != self.round:
+            raise InvalidTransition(f"version {fact.model.version} cannot be committed in {where}")
+        if isinstance(fact, UpdateWithdrawn) and fact.device_id not in self.accepted:
+            raise InvalidTransition(f"{fact.device_id} has no accepted update in {where}")
         if isinstance(fact, UpdateAccepted | UpdateRefused | OrderDeclined) and (
             fact.device_id not in self.cohort or fact.device_id in self.answered
         ):

@@ -1,0 +1,488 @@
+"""The laws of the two sans-IO machines, derived from the facts alone, beside the code under test.
+
+``RoundLaws`` follows one run: it keeps its own books from the events that went in and the facts and
+commands that came out, and says which law was broken. ``DeviceLaws`` does the same for a device.
+The stateful suite and the world judge by the same laws.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from fl_client import session as device
+from fl_server import events as e
+from fl_server.rounds import RoundMachine, Step
+from fl_server.selection import uniform
+from fl_server.state import Ledger
+
+Pair = tuple[int, int]
+
+
+class Violation(AssertionError):
+    """A law was broken; ``law`` is its short name."""
+
+    def __init__(self, law: str, detail: object) -> None:
+        super().__init__(f"{law}: {detail}")
+        self.law = law
+
+
+def require(truth: object, law: str, detail: object = "") -> None:
+    """Raise Violation unless ``truth``."""
+    if not truth:
+        raise Violation(law, detail)
+
+
+@dataclass
+class RoundLaws:
+    """One run's books. ``observe`` after every step, ``crashed`` when the server's memory is gone.
+
+    What survives a crash is what was journalled; who is online, which timers are armed and which
+    jobs are in flight do not.
+    """
+
+    plan: e.Plan
+    shadow: Ledger
+    pair: Pair = (1, 1)
+    committed: int = 0
+    paused: bool = False
+    over: bool = False
+    collecting: bool = False
+    cohort: tuple[str, ...] = ()
+    target: int = 0
+    accepted: dict[str, e.Update] = field(default_factory=dict)
+    answered: set[str] = field(default_factory=set)
+    closed: tuple[str, ...] | None = None
+    last_words: dict[tuple[str, int, int], str] = field(default_factory=dict)
+    included: list[tuple[int, int, tuple[str, ...]]] = field(default_factory=list)
+    # what a crash takes
+    online: dict[str, tuple[e.Role, bool]] = field(default_factory=dict)
+    left: set[str] = field(default_factory=set)
+    armed: set[tuple[str, int, int]] = field(default_factory=set)
+    verifying: dict[str, tuple[Pair, e.Update]] = field(default_factory=dict)
+    folding: set[str] = field(default_factory=set)
+    aggregating: set[Pair] = field(default_factory=set)
+    evaluators_asked: set[str] = field(default_factory=set)
+
+    @classmethod
+    def of(cls, plan: e.Plan, initial: e.Model) -> RoundLaws:
+        """Return empty books for a run."""
+        return cls(plan, Ledger(plan.rounds, initial))
+
+    # --- what the owner says --------------------------------------------------------------------
+
+    def crashed(self) -> None:
+        """Forget what the server forgets."""
+        self.online, self.left, self.armed = {}, set(), set()
+        self.verifying, self.folding, self.aggregating = {}, set(), set()
+        self.evaluators_asked = set()
+
+    def observe(self, machine: RoundMachine, event: e.Event | None, step: Step) -> None:
+        """Judge one step; ``event`` is None for ``resume()``."""
+        self._before(event)
+        was_over = self.over
+        for fact in step.facts:
+            require(not self.over, "an ended run decides nothing", fact)
+            _FACTS[type(fact)](self, fact, event)
+            self.shadow.apply(fact)
+        for command in step.commands:
+            if self.over and not isinstance(command, _AFTER_THE_END):
+                require(not was_over, "an ended run only answers and sweeps", command)
+                require(not isinstance(command, e.ArmTimer), "an ended run arms nothing", command)
+            law = _COMMANDS.get(type(command))
+            if law is not None:
+                law(self, command, event)
+        self._answers(event, step)
+        self._standing(machine)
+
+    # --- events ---------------------------------------------------------------------------------
+
+    def _before(self, event: e.Event | None) -> None:
+        match event:
+            case e.DeviceJoined():
+                self.online[event.device_id] = (event.role, event.accepting)
+                self.left.discard(event.device_id)
+            case e.DeviceLeft():
+                self.online.pop(event.device_id, None)
+                self.left.add(event.device_id)
+                self.evaluators_asked.discard(event.device_id)
+            case e.TimerFired():
+                self.armed.discard((event.timer, event.round, event.attempt))
+            case e.AggregationFinished() | e.AggregationFailed():
+                self.aggregating.discard((event.round, event.attempt))
+
+    def _candidates(self) -> list[str]:
+        return [name for name, state in self.online.items() if state == ("trainer", True)]
+
+    def _invited(self) -> int:
+        return math.ceil(self.plan.cohort_size * self.plan.over_selection)
+
+    def _pending(self) -> set[str]:
+        return set(self.cohort) - self.answered - set(self.accepted) - self.left
+
+    def _is_now(self, event: object, kind: type, timer: str = "") -> bool:
+        pair = (getattr(event, "round", 0), getattr(event, "attempt", 0))
+        return (
+            isinstance(event, kind) and pair == self.pair and getattr(event, "timer", "") == timer
+        )
+
+    # --- facts ----------------------------------------------------------------------------------
+
+    def _next(self, pair: Pair) -> None:
+        require(pair > self.pair, "rounds and attempts only go on", (self.pair, pair))
+        self.pair = pair
+        self.cohort, self.target, self.closed, self.collecting = (), 0, None, False
+        self.accepted, self.answered = {}, set()
+        self.verifying, self.folding = {}, set()
+
+    def _started(self, fact: e.RoundStarted, event: e.Event | None) -> None:
+        plan, candidates = self.plan, self._candidates()
+        require((fact.round, fact.attempt) == self.pair, "a fact of another attempt", fact)
+        require(not self.collecting and self.closed is None, "a round starts once", fact)
+        require(not self.paused, "a paused run starts no round", fact)
+        gathered = self._is_now(event, e.TimerFired, "gather") and len(candidates) >= plan.quorum
+        require(len(candidates) >= self._invited() or gathered, "started too early", fact)
+        chosen = uniform.select(
+            candidates,
+            self._invited(),
+            seed=plan.seed,
+            round_number=fact.round,
+            attempt=fact.attempt,
+        )
+        require(fact.cohort == chosen, "the cohort is a function of what it may see", fact)
+        require(fact.target == min(plan.cohort_size, len(chosen)), "the target", fact)
+        self.cohort, self.target, self.collecting = fact.cohort, fact.target, True
+
+    def _accepts(self, fact: e.UpdateAccepted, event: e.Event | None) -> None:
+        name = fact.device_id
+        require((fact.round, fact.attempt) == self.pair, "a fact of another attempt", fact)
+        require(self.collecting, "only an open round counts updates", fact)
+        require(name in self.cohort, "accepted is within the cohort", fact)
+        require(name not in self.accepted, "nothing is counted twice", fact)
+        require(name not in self.answered, "a refused device is not counted", fact)
+        require(
+            isinstance(event, e.UpdateVerified) and event.update == fact.update,
+            "only a verified update counts",
+            (event, fact),
+        )
+        self.accepted[name] = fact.update
+
+    def _refuses(self, fact: e.UpdateRefused | e.OrderDeclined, event: e.Event | None) -> None:
+        name = fact.device_id
+        require((fact.round, fact.attempt) == self.pair, "a fact of another attempt", fact)
+        require(self.collecting and name in self.cohort, "only who owes can be refused", fact)
+        require(name not in self.accepted, "what is counted is not refused", fact)
+        cause = e.UpdateRejected if isinstance(fact, e.UpdateRefused) else e.DeviceDeclined
+        require(isinstance(event, cause), "a refusal has a cause", (event, fact))
+        self.answered.add(name)
+
+    def _withdraws(self, fact: e.UpdateWithdrawn, event: e.Event | None) -> None:
+        require(self.collecting, "only an open round withdraws", fact)
+        require(fact.device_id in self.accepted, "withdrawn is what was counted", fact)
+        require(self._is_now(event, e.UpdateVanished), "withdrawn is what vanished", event)
+        del self.accepted[fact.device_id]
+        self.folding.discard(fact.device_id)
+        self.last_words.pop((fact.device_id, *self.pair), None)
+
+    def _closes(self, fact: e.RoundClosed, event: e.Event | None) -> None:
+        require((fact.round, fact.attempt) == self.pair, "a fact of another attempt", fact)
+        require(self.collecting, "a round closes once", fact)
+        require(fact.included == tuple(sorted(self.accepted)), "included is accepted", fact)
+        require(set(fact.included) <= set(self.cohort), "included is within the cohort", fact)
+        require(len(fact.included) >= self.plan.quorum, "no round below the quorum", fact)
+        deadline = self._is_now(event, e.TimerFired, "deadline")
+        full = len(fact.included) >= self.target
+        require(full or deadline or not self._pending(), "closed too early", fact)
+        self.closed, self.collecting = fact.included, False
+
+    def _abandons(self, fact: e.RoundAbandoned, event: e.Event | None) -> None:
+        require((fact.round, fact.attempt) == self.pair, "a fact of another attempt", fact)
+        if self.closed is None:
+            require(self._is_now(event, e.TimerFired, "deadline"), "abandoned too early", event)
+            require(len(self.accepted) < self.plan.quorum, "a quorum is not abandoned", fact)
+        else:
+            cause = self._is_now(event, e.AggregationFailed) or self._is_now(
+                event, e.UpdateVanished
+            )
+            require(cause, "abandoned without a cause", event)
+        self._next((fact.round, fact.attempt + 1))
+
+    def _commits(self, fact: e.RoundCommitted, event: e.Event | None) -> None:
+        require(fact.round == self.committed + 1, "each round is committed once, in order", fact)
+        require((fact.round, fact.attempt) == self.pair, "a fact of another attempt", fact)
+        require(self.closed is not None, "committed is what was closed", fact)
+        require(self._is_now(event, e.AggregationFinished), "committed is what was made", event)
+        require(fact.model == getattr(event, "model", None), "committed is what was made", fact)
+        require(fact.model.version == fact.round, "a version is its round", fact)
+        self.included.append((*self.pair, self.closed or ()))
+        self.committed = fact.round
+        self.evaluators_asked = set()
+        if self.committed < self.plan.rounds:
+            self._next((fact.round + 1, 1))
+        else:
+            self.closed, self.collecting, self.cohort = None, False, ()
+            self.accepted, self.answered = {}, set()
+
+    def _evaluates(self, fact: e.EvaluationRecorded, event: e.Event | None) -> None:
+        require(1 <= fact.round <= self.committed, "only a committed version is evaluated", fact)
+        known = self.shadow.evaluations.get(fact.round, {})
+        require(fact.device_id not in known, "an evaluation counts once", fact)
+
+    def _pauses(self, fact: e.RunPaused | e.RunResumed, event: e.Event | None) -> None:
+        self.paused = isinstance(fact, e.RunPaused)
+
+    def _ends(self, fact: e.Fact, event: e.Event | None) -> None:
+        match fact:
+            case e.RunCompleted():
+                done = self.committed == self.plan.rounds
+                require(done, "complete is every round committed", self.committed)
+                timer = self._is_now(event, e.TimerFired, "evaluation")
+                missing = self.evaluators_asked - set(
+                    self.shadow.evaluations.get(self.committed, {})
+                )
+                require(timer or not missing, "the last evaluation is awaited", missing)
+            case e.RunStopped():
+                require(isinstance(event, e.StopRequested), "only an operator stops", event)
+            case e.RunFailed():
+                spent = self.pair[1] >= self.plan.max_attempts
+                require(spent, "a run fails only after its last attempt", fact)
+        self.over, self.collecting = True, False
+
+    # --- commands -------------------------------------------------------------------------------
+
+    def _orders(self, command: e.SendOrder, event: e.Event | None) -> None:
+        name = command.device_id
+        if command.action == "evaluate":
+            require(command.round == self.committed > 0, "evaluate the latest version", command)
+            self.evaluators_asked.add(name)
+            return
+        require((command.round, command.attempt) == self.pair, "no stale order", command)
+        owes = name in self.cohort and name not in self.accepted and name not in self.answered
+        require(self.collecting and owes, "only who owes an update is ordered", command)
+
+    def _verifies(self, command: e.VerifyUpdate, event: e.Event | None) -> None:
+        pair = (command.round, command.attempt)
+        require(self.collecting and pair == self.pair, "no stale check", command)
+        require(command.device_id not in self.verifying, "one check at a time", command)
+        self.verifying[command.device_id] = (pair, command.update)
+
+    def _folds(self, command: e.FoldUpdate, event: e.Event | None) -> None:
+        require((command.round, command.attempt) == self.pair, "no stale sum", command)
+        counted = self.accepted.get(command.device_id) == command.update
+        require(counted, "only the accepted is added", command)
+        require(command.device_id not in self.folding, "nothing is added twice", command)
+        self.folding.add(command.device_id)
+
+    def _aggregates(self, command: e.Aggregate, event: e.Event | None) -> None:
+        require((command.round, command.attempt) == self.pair, "no stale sum", command)
+        require(command.included == self.closed, "made of what was closed", command)
+        self.aggregating.add(self.pair)
+
+    def _discards(self, command: e.DiscardUpdate, event: e.Event | None) -> None:
+        kept = {update.key for update in self.accepted.values()}
+        require(command.key not in kept, "what counts is not deleted", command)
+
+    def _sweeps(self, command: e.SweepRound, event: e.Event | None) -> None:
+        spent = (command.round, command.attempt)
+        done = spent < self.pair or (command.round == self.committed)
+        require(done, "what serves is not swept", command)
+
+    def _sweeps_all(self, command: e.SweepRun, event: e.Event | None) -> None:
+        require(self.over, "a living run is not swept", command)
+
+    def _arms(self, command: e.ArmTimer, event: e.Event | None) -> None:
+        require((command.round, command.attempt) == self.pair, "no stale timer", command)
+        seconds = {
+            "gather": self.plan.gather_s,
+            "deadline": self.plan.deadline_s,
+            "evaluation": self.plan.evaluation_deadline_s,
+        }[command.timer]
+        require(command.seconds == seconds, "a timer is armed in full", command)
+        timer = (command.timer, command.round, command.attempt)
+        require(timer not in self.armed, "a timer is armed once", command)
+        self.armed.add(timer)
+
+    # --- receipts -------------------------------------------------------------------------------
+
+    def _answers(self, event: e.Event | None, step: Step) -> None:
+        """One receipt for each result that is not being checked, and one for each check."""
+        receipts = [c for c in step.commands if isinstance(c, e.SendReceipt)]
+        due = {
+            e.ResultReceived: self._due_to_result,
+            e.UpdateVerified: self._due_to_check,
+            e.UpdateRejected: self._due_to_check,
+            e.EvaluationReceived: lambda *_: 1,
+        }.get(type(event), lambda *_: 0)(event, step)
+        require(len(receipts) == due, "one receipt for one result", (event, receipts))
+        for receipt in receipts:
+            where = (receipt.device_id, receipt.round, receipt.attempt)
+            asked = (event.device_id, event.round, event.attempt)  # type: ignore[union-attr]
+            require(where == asked, "a receipt answers its result", receipt)
+            if receipt.action == "train":
+                self._last_word(receipt, event)
+
+    def _due_to_result(self, event: e.ResultReceived, step: Step) -> int:
+        checks = any(isinstance(command, e.VerifyUpdate) for command in step.commands)
+        in_flight = self.verifying.get(event.device_id, ((0, 0), None))[0]
+        open_now = self.collecting and (event.round, event.attempt) == self.pair
+        return 0 if checks or (open_now and in_flight == self.pair) else 1
+
+    def _due_to_check(self, event: e.UpdateVerified | e.UpdateRejected, step: Step) -> int:
+        pair = (event.round, event.attempt)
+        mine = self.verifying.get(event.device_id)
+        if mine == (pair, event.update):
+            del self.verifying[event.device_id]
+            return 1
+        return 1 if pair != self.pair or not self.collecting else 0
+
+    def _last_word(self, receipt: e.SendReceipt, event: e.Event | None) -> None:
+        """Accepted stays accepted, and nothing becomes accepted later."""
+        where = (receipt.device_id, receipt.round, receipt.attempt)
+        counted = receipt.status == "accepted"
+        if counted:
+            known = self.shadow.counted(receipt.round, receipt.attempt, receipt.device_id)
+            sent = event.update.header_sha256  # type: ignore[union-attr]
+            require(known == sent, "accepted is what was journalled", receipt)
+        other_bytes = self.last_words.get(where) == "accepted" and receipt.status == "refused"
+        if other_bytes:
+            return
+        before = self.last_words.setdefault(where, receipt.status)
+        agree = (before == "accepted") == counted
+        require(agree, "the last word stays", (before, receipt))
+
+    # --- what holds between steps ---------------------------------------------------------------
+
+    def _standing(self, machine: RoundMachine) -> None:
+        ledger, plan, pair = machine.ledger, self.plan, self.pair
+        require(ledger == self.shadow, "the state is the fold of its facts", ledger)
+        if self.over:
+            return
+        require((ledger.round, ledger.attempt) == pair, "the books agree", (ledger, pair))
+        if self.collecting:
+            enough = len(self.accepted) >= plan.quorum
+            require(len(self.accepted) < self.target, "a full round closes", self.accepted)
+            require(not enough or self._pending(), "closes when all alive answered", ledger)
+            require(("deadline", *pair) in self.armed, "an open round has a deadline", self.armed)
+        elif self.closed is not None:
+            require(pair in self.aggregating, "a closed round is being made", ledger)
+        elif self.committed == plan.rounds:
+            require(("evaluation", *pair) in self.armed, "the last wait has an end", self.armed)
+        elif not self.paused:
+            online = len(self._candidates())
+            require(online < self._invited(), "a full cohort starts", self.online)
+            waits = ("gather", *pair) in self.armed
+            require(online < plan.quorum or waits, "a quorum does not wait for ever", self.armed)
+        missing = set(self.accepted) - self.folding
+        require(not missing, "what counts is being added", missing)
+
+
+_FACTS = {
+    e.RoundStarted: RoundLaws._started,
+    e.UpdateAccepted: RoundLaws._accepts,
+    e.UpdateRefused: RoundLaws._refuses,
+    e.OrderDeclined: RoundLaws._refuses,
+    e.UpdateWithdrawn: RoundLaws._withdraws,
+    e.RoundClosed: RoundLaws._closes,
+    e.RoundAbandoned: RoundLaws._abandons,
+    e.RoundCommitted: RoundLaws._commits,
+    e.EvaluationRecorded: RoundLaws._evaluates,
+    e.RunPaused: RoundLaws._pauses,
+    e.RunResumed: RoundLaws._pauses,
+    e.RunCompleted: RoundLaws._ends,
+    e.RunStopped: RoundLaws._ends,
+    e.RunFailed: RoundLaws._ends,
+}
+_COMMANDS = {
+    e.SendOrder: RoundLaws._orders,
+    e.VerifyUpdate: RoundLaws._verifies,
+    e.FoldUpdate: RoundLaws._folds,
+    e.Aggregate: RoundLaws._aggregates,
+    e.DiscardUpdate: RoundLaws._discards,
+    e.SweepRound: RoundLaws._sweeps,
+    e.SweepRun: RoundLaws._sweeps_all,
+    e.ArmTimer: RoundLaws._arms,
+}
+_AFTER_THE_END = (e.SendReceipt, e.DiscardUpdate, e.SweepRun)
+
+
+@dataclass
+class DeviceLaws:
+    """One device's books: what it has on disk and what it knows."""
+
+    known_epoch: int = 0
+    kept: dict[device.JobKey, device.Job] = field(default_factory=dict)
+    maybe_stored: set[device.JobKey] = field(default_factory=set)
+    answered: set[device.JobKey] = field(default_factory=set)
+    said: device.Presence = "ready"
+
+    def crashed(self) -> None:
+        """Forget what is not on disk."""
+        self.known_epoch = max((job.order.epoch for job in self.kept.values()), default=0)
+        self.said = "ready"
+
+    def hear(self, event: device.Event) -> bool:
+        """Take note of an event; returns whether it is an order of an old epoch."""
+        match event:
+            case device.OrderArrived(order=order):
+                if order.epoch < self.known_epoch:
+                    return True
+                self.known_epoch = order.epoch
+            case device.ServerChanged(epoch=epoch):
+                self.known_epoch = max(self.known_epoch, epoch)
+            case device.ReceiptArrived(receipt=receipt):
+                self.answered.add(
+                    device.JobKey(receipt.run_id, receipt.action, receipt.round, receipt.attempt)
+                )
+        return False
+
+    def observe(
+        self,
+        session: device.DeviceSession,
+        event: device.Event | None,
+        commands: list[device.Command],
+    ) -> None:
+        """Judge one step's commands as a whole; ``event`` is None for ``restore``."""
+        if event is not None and self.hear(event):
+            require(not commands, "no order of an old epoch is obeyed", (event, commands))
+        said = self.said
+        for place, command in enumerate(commands):
+            match command:
+                case device.PublishState(presence=said):
+                    pass
+                case device.CancelJob(key=key) if key in self.maybe_stored:
+                    rest = commands[place:]
+                    reported = any(
+                        isinstance(after, device.SendResult) and after.job.key == key
+                        for after in rest
+                    )
+                    require(reported, "what may lie in the store is reported", commands)
+        self.said = said
+        require(said == session.presence, "presence says what is so", (said, session.presence))
+        if session.active is None:
+            require(not session.waiting, "an idle device takes the next order", session.waiting)
+        for job in session.reporting.values():
+            require(job.stage == "reporting", "a reported job is reporting", job)
+
+    def carry_out(self, command: device.Command) -> None:
+        """Judge one command at the moment that it is carried out, and keep the disk's books."""
+        match command:
+            case device.KeepJob(job=job):
+                self.kept[job.key] = job
+            case device.FetchModel(job=job) | device.DoWork(job=job):
+                require(job.key not in self.kept, "a kept result is not made again", job.key)
+                self.answered.discard(job.key)
+            case device.UploadUpdate(job=job):
+                on_disk = self.kept.get(job.key)
+                kept = on_disk is not None and on_disk.outcome == job.outcome
+                require(kept, "kept before it is uploaded", job)
+                self.maybe_stored.add(job.key)
+            case device.SendResult(job=job):
+                on_disk = self.kept.get(job.key)
+                kept = on_disk is not None and on_disk.stage == "reporting"
+                require(kept, "kept before it is reported", job)
+                require(job.outcome is not None, "a result has an outcome", job)
+            case device.ForgetJob(key=key):
+                if key in self.kept:
+                    require(key in self.answered, "kept until the receipt", key)
+                self.kept.pop(key, None)
+                self.maybe_stored.discard(key)

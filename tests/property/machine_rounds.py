@@ -1,0 +1,316 @@
+"""Every ordering of what can happen to a run, as a hypothesis state machine.
+
+The environment below is the weakest that the server's shell may be: it delivers anything that was
+ever sent, in any order, any number of times or never, and forgets at a crash what a crash forgets.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+from fl_server import events as e
+from fl_server.rounds import RoundMachine, Step
+from tests.laws import RoundLaws, require
+
+TRAINERS = ("d1", "d2", "d3", "d4", "d5")
+DEVICES = (*TRAINERS, "e1")
+INITIAL = e.Model(0, "g/0", hashlib.sha256(b"0").hexdigest(), 100)
+ROUNDS = 2
+LIVELY_ATTEMPTS = 10_000
+CALM_STEPS = 400
+
+MakeMachine = Callable[[e.Plan, e.Model, Iterable[e.Fact]], RoundMachine]
+pick = st.integers(0, 1 << 16)
+
+
+def update_of(device_id: str, round_number: int, attempt: int, variant: int = 0) -> e.Update:
+    """Return the update that a device uploads; ``variant`` 1 has other bytes under the same key."""
+    key = f"u/{round_number}/{attempt}/{device_id}"
+    header = hashlib.sha256(f"{key}/{variant}".encode()).hexdigest()
+    return e.Update(key, 1000, header, 10)
+
+
+plans = st.builds(
+    lambda cohort, slack, over, every, where, attempts, seed: e.Plan(
+        "run",
+        ROUNDS,
+        cohort_size=cohort,
+        quorum=max(1, cohort - slack),
+        over_selection=over,
+        evaluate_every=every,
+        evaluate_on=where,
+        max_attempts=attempts,
+        seed=seed,
+    ),
+    cohort=st.integers(2, 5),
+    slack=st.integers(0, 2),
+    over=st.sampled_from([1.0, 1.0, 1.3]),
+    every=st.integers(1, 2),
+    where=st.sampled_from(["evaluators", "devices", "none"]),
+    attempts=st.sampled_from([2, LIVELY_ATTEMPTS, LIVELY_ATTEMPTS]),
+    seed=st.integers(0, 3),
+)
+
+
+@dataclass
+class InFlight:
+    """What the server's shell has under way; a crash empties it."""
+
+    timers: list[e.ArmTimer] = field(default_factory=list)
+    checks: list[e.VerifyUpdate] = field(default_factory=list)
+    folds: list[e.FoldUpdate] = field(default_factory=list)
+    sums: list[e.Aggregate] = field(default_factory=list)
+
+    def take(self, step: Step) -> None:
+        """Start what the step's commands ask for."""
+        for command in step.commands:
+            match command:
+                case e.ArmTimer():
+                    self.timers.append(command)
+                case e.VerifyUpdate():
+                    self.checks.append(command)
+                case e.FoldUpdate():
+                    self.folds.append(command)
+                case e.Aggregate():
+                    self.sums.append(command)
+
+
+class Rounds(RuleBasedStateMachine):
+    """The search. Subclasses put another machine in ``make`` to plant a bug."""
+
+    make: MakeMachine = RoundMachine
+
+    @initialize(plan=plans, online=st.just(set(DEVICES)) | st.sets(st.sampled_from(DEVICES)))
+    def begin(self, plan: e.Plan, online: set[str]) -> None:
+        self.plan = plan
+        self.laws = RoundLaws.of(plan, INITIAL)
+        self.facts: list[e.Fact] = []
+        self.flying = InFlight()
+        self.past: list[e.Event] = []
+        self.orders: dict[str, list[e.SendOrder]] = {name: [] for name in DEVICES}
+        self.sent: list[e.ResultReceived] = []
+        self.machine = type(self).make(plan, INITIAL, ())
+        for device_id in sorted(online):
+            self.join(device_id, True)
+
+    # --- the door -------------------------------------------------------------------------------
+
+    def give(self, event: e.Event) -> None:
+        self.take(event, self.machine.handle(event))
+
+    def take(self, event: e.Event | None, step: Step) -> None:
+        self.facts += step.facts
+        self.laws.observe(self.machine, event, step)
+        self.flying.take(step)
+        for command in step.commands:
+            if isinstance(command, e.SendOrder):
+                self.orders[command.device_id].append(command)
+
+    # --- devices --------------------------------------------------------------------------------
+
+    @rule(device_id=st.sampled_from(DEVICES), accepting=st.sampled_from([True, True, False]))
+    def join(self, device_id: str, accepting: bool) -> None:
+        role: e.Role = "evaluator" if device_id == "e1" else "trainer"
+        self.give(e.DeviceJoined(device_id, role, accepting))
+
+    @rule()
+    def all_join(self) -> None:
+        for device_id in DEVICES:
+            self.join(device_id, True)
+
+    @rule(device_id=st.sampled_from(DEVICES))
+    def leave(self, device_id: str) -> None:
+        self.give(e.DeviceLeft(device_id))
+
+    def an_order(self, device_id: str, choice: int, action: e.Action) -> e.SendOrder | None:
+        """Return one of the orders that the device ever got, the last one most often."""
+        got = [order for order in self.orders[device_id] if order.action == action]
+        if not got:
+            return None
+        return got[-1] if choice % 4 else got[choice // 4 % len(got)]
+
+    @rule(device_id=st.sampled_from(TRAINERS), choice=pick, variant=st.sampled_from([0, 0, 0, 1]))
+    def result(self, device_id: str, choice: int, variant: int) -> None:
+        order = self.an_order(device_id, choice, "train")
+        if order is not None:
+            update = update_of(device_id, order.round, order.attempt, variant)
+            self.sent.append(e.ResultReceived(device_id, order.round, order.attempt, update))
+            self.give(self.sent[-1])
+
+    @precondition(lambda self: self.laws.collecting)
+    @rule(checked=st.sampled_from([True, True, False]))
+    def all_report(self, checked: bool) -> None:
+        for device_id in self.laws.cohort:
+            self.result(device_id, 1, 0)
+        while checked and self.flying.checks:
+            self.verified(0)
+
+    @precondition(lambda self: self.sent)
+    @rule(choice=pick)
+    def duplicate(self, choice: int) -> None:
+        self.give(self.sent[choice % len(self.sent)])
+
+    @rule(choice=pick, device_id=st.sampled_from(TRAINERS))
+    def uninvited(self, device_id: str, choice: int) -> None:
+        """A result that nobody ordered, of the present attempt or of one before."""
+        ledger = self.machine.ledger
+        if not self.laws.cohort:
+            return
+        attempt = max(1, ledger.attempt - choice % 2)
+        update = update_of(device_id, ledger.round, attempt)
+        if any(sent.update == update for sent in self.sent) or device_id not in ledger.cohort:
+            self.give(e.ResultReceived(device_id, ledger.round, attempt, update))
+
+    @rule(device_id=st.sampled_from(TRAINERS), choice=pick)
+    def decline(self, device_id: str, choice: int) -> None:
+        order = self.an_order(device_id, choice, "train")
+        if order is not None:
+            self.give(e.DeviceDeclined(device_id, "train", order.round, order.attempt, "busy"))
+
+    @rule(device_id=st.sampled_from(DEVICES), choice=pick)
+    def ask_again(self, device_id: str, choice: int) -> None:
+        for action in ("train", "evaluate"):
+            order = self.an_order(device_id, choice, action)
+            if order is not None:
+                self.give(e.OrderRequested(device_id, action, order.round, order.attempt))
+
+    @rule(device_id=st.sampled_from(DEVICES), choice=pick)
+    def evaluation(self, device_id: str, choice: int) -> None:
+        order = self.an_order(device_id, choice, "evaluate")
+        if order is not None:
+            self.give(e.EvaluationReceived(device_id, order.round, 1, 10, {"accuracy": 0.5}))
+
+    # --- the server's jobs ----------------------------------------------------------------------
+
+    @precondition(lambda self: self.flying.checks)
+    @rule(choice=pick)
+    def verified(self, choice: int) -> None:
+        c = self.flying.checks.pop(choice % len(self.flying.checks))
+        self.finish(e.UpdateVerified(c.device_id, c.round, c.attempt, c.update))
+
+    @precondition(lambda self: self.flying.checks)
+    @rule(choice=pick)
+    def rejected(self, choice: int) -> None:
+        c = self.flying.checks.pop(choice % len(self.flying.checks))
+        self.finish(e.UpdateRejected(c.device_id, c.round, c.attempt, c.update, "one flipped bit"))
+
+    @precondition(lambda self: self.flying.folds)
+    @rule(choice=pick)
+    def vanished(self, choice: int) -> None:
+        c = self.flying.folds.pop(choice % len(self.flying.folds))
+        self.finish(e.UpdateVanished(c.device_id, c.round, c.attempt, "not found"))
+
+    @precondition(lambda self: self.flying.sums)
+    @rule(choice=pick, works=st.sampled_from([True, True, True, False]))
+    def aggregated(self, choice: int, works: bool) -> None:
+        c = self.flying.sums.pop(choice % len(self.flying.sums))
+        text = f"{c.round} of {c.included}"
+        model = e.Model(c.round, f"g/{c.round}", hashlib.sha256(text.encode()).hexdigest(), 100)
+        if works:
+            self.finish(e.AggregationFinished(c.round, c.attempt, model))
+        else:
+            self.finish(e.AggregationFailed(c.round, c.attempt, "no space"))
+
+    @precondition(lambda self: self.flying.timers)
+    @rule(choice=pick)
+    def timer(self, choice: int) -> None:
+        c = self.flying.timers.pop(choice % len(self.flying.timers))
+        self.finish(e.TimerFired(c.timer, c.round, c.attempt))
+
+    @precondition(lambda self: self.laws.collecting)
+    @rule(passes=st.sampled_from([True, False, False]))
+    def deadline(self, passes: bool) -> None:
+        if not passes:
+            return
+        for place, armed in enumerate(self.flying.timers):
+            if armed.timer == "deadline" and (armed.round, armed.attempt) == self.laws.pair:
+                self.timer(place)
+                return
+
+    def finish(self, event: e.Event) -> None:
+        self.give(event)
+        self.past.append(event)
+
+    @precondition(lambda self: self.past)
+    @rule(choice=pick)
+    def stale(self, choice: int) -> None:
+        """An answer of an older (round, attempt) comes once more and has no effect on the state."""
+        event = self.past[choice % len(self.past)]
+        now = (self.machine.ledger.round, self.machine.ledger.attempt)
+        if (event.round, event.attempt) == now:  # type: ignore[union-attr]
+            return
+        step = self.machine.handle(event)
+        require(not step.facts, "a stale answer decides nothing", (event, step))
+        starts = [c for c in step.commands if not isinstance(c, e.SendReceipt | e.DiscardUpdate)]
+        require(not starts, "a stale answer starts nothing", (event, step))
+
+    # --- the operator and the crash -------------------------------------------------------------
+
+    @rule(wish=st.sampled_from(["pause", "go on", "go on", "go on"]))
+    def operator(self, wish: str) -> None:
+        self.give(e.PauseRequested() if wish == "pause" else e.ResumeRequested())
+
+    @precondition(lambda self: len(self.facts) > 25)
+    @rule(choice=st.integers(0, 9))
+    def stop(self, choice: int) -> None:
+        if choice == 0:
+            self.give(e.StopRequested())
+
+    @rule()
+    def crash(self) -> None:
+        before = self.machine.ledger
+        self.machine = type(self).make(self.plan, INITIAL, tuple(self.facts))
+        require(self.machine.ledger == before, "a restart finds the same state", before)
+        self.laws.crashed()
+        self.flying = InFlight()
+        self.take(None, self.machine.resume())
+
+    # --- liveness -------------------------------------------------------------------------------
+
+    def teardown(self) -> None:
+        """Faults stop, every device is there and answers: the run must end."""
+        if not hasattr(self, "facts"):
+            return
+        self.operator("go on")
+        self.all_join()
+        for _ in range(CALM_STEPS):
+            if self.laws.over:
+                break
+            self.calm_step()
+        require(self.laws.over, "the run ends when faults stop", self.machine.ledger)
+        ended = self.machine.ledger.status
+        if self.plan.max_attempts == LIVELY_ATTEMPTS:
+            require(ended in {"completed", "stopped"}, "a calm run completes", ended)
+
+    @rule(steps=st.integers(1, 12))
+    def things_go_well(self, steps: int) -> None:
+        for _ in range(steps):
+            if self.flying.checks or self.flying.sums or self.laws.collecting:
+                self.calm_step()
+
+    def calm_step(self) -> None:
+        """Do one thing that is due, a timer only when nothing else is."""
+        if self.flying.checks:
+            self.verified(0)
+        elif self.flying.sums:
+            self.aggregated(len(self.flying.sums) - 1, True)
+        elif self.laws.collecting and (owing := sorted(self.laws._pending())):
+            self.answer(owing[0])
+        elif self.flying.timers:
+            self.timer(0)
+        else:
+            require(self.laws.over, "something is always awaited", self.machine.ledger)
+
+    def answer(self, device_id: str) -> None:
+        """Have a device that owes an update send it; it is there, so it was ordered."""
+        pair = self.laws.pair
+        if device_id not in self.laws.online:
+            self.join(device_id, True)
+        ordered = [(o.round, o.attempt) for o in self.orders[device_id] if o.action == "train"]
+        require(pair in ordered, "who owes was ordered", (device_id, pair))
+        self.give(e.ResultReceived(device_id, *pair, update_of(device_id, *pair)))
