@@ -57,6 +57,11 @@ class TrainingSettings(BaseModel):
             ) from error
 
 
+def snake_case(class_name: str) -> str:
+    """Return ``MyTask`` as ``my_task``: the default name of a task."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", class_name).lower()
+
+
 @dataclass(frozen=True)
 class Device:
     """The device that a task gives data to.
@@ -99,7 +104,7 @@ class Task:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "name" not in vars(cls):
-            cls.name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()
+            cls.name = snake_case(cls.__name__)
 
     def model(self) -> Layers | torch.nn.Module:
         """Return the model: a list of layers (any engine) or a torch module."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fl_client.tasks.base import Task
 
 ENTRY_POINT_GROUP = "rengo.tasks"
-_NOT_TASKS = frozenset({"base", "registry"})
+_NOT_TASKS = frozenset({"base", "listing", "registry"})
 _EXTRAS = {"torch": "torch"}
 _NAME = re.compile(r"[a-z0-9_-]{1,64}")
 

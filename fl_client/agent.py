@@ -1,0 +1,312 @@
+"""The device's daemon: one owner thread and a bounded inbox around the session machine.
+
+Network and files are on other threads and processes, whose ends come back as events: paho's
+thread for the broker, one transfer thread for the store, the training child for the work.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from broker.messages import Message, Order, Receipt, RunDocument, ServerState, decode
+from broker.outbox import Outbox
+from broker.session import (
+    Connected,
+    Delivery,
+    Disconnected,
+    Endpoint,
+    MqttSession,
+    SessionEvent,
+    SessionFault,
+)
+from broker.topics import parse
+from fl_client.child import JobProgressed
+from fl_client.folder import DeviceFolder
+from fl_client.hardware import available_engines
+from fl_client.session import (
+    CancelJob,
+    Command,
+    DeviceSession,
+    DoWork,
+    Event,
+    FetchModel,
+    ForgetJob,
+    Job,
+    JobFailed,
+    JobKey,
+    KeepJob,
+    ModelFetched,
+    OrderArrived,
+    PublishState,
+    ReceiptArrived,
+    RenewUrls,
+    RunChanged,
+    SendAnswer,
+    SendResult,
+    ServerChanged,
+    UpdateUploaded,
+    UploadUpdate,
+)
+from fl_client.settings import AgentSettings
+from fl_client.tasks.listing import resolve
+from fl_client.transferring import JobTransfers, Lease
+from fl_client.voice import Voice
+from fl_client.worklog import Worklog
+from fl_client.workshop import Workshop
+from runtime.errors import ConfigError, PeerError
+from runtime.identity import Identity
+from storage.transfers import Transfers
+
+_LOG = logging.getLogger(__name__)
+_INBOX_MAX = 1000
+_ENDED = frozenset({"completed", "stopped", "failed"})
+_CLOSED_PHASES = frozenset({"aggregating", "evaluating", "ended"})
+_STOP = "stop"
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A transfer needs fresh URLs."""
+
+    key: JobKey
+
+
+@dataclass(frozen=True)
+class _Crashed:
+    """A transfer ended with an error that nobody foresaw."""
+
+    key: JobKey
+    error: BaseException
+
+
+class Agent:
+    """One device. ``run_forever`` is the owner thread and must outlive the training child.
+
+    Raises:
+        ConfigError: a task is not there, the data folder is in use or of another version.
+    """
+
+    def __init__(self, settings: AgentSettings, identity: Identity) -> None:
+        if identity.role != "device":
+            raise ConfigError(
+                f"identity {identity.id} is a {identity.role}'s, an agent needs a device's"
+            )
+        references = [resolve(spec) for spec in settings.tasks]
+        specs = {reference.name: reference.spec for reference in references}
+        engine = settings.engine
+        if engine == "auto":
+            engine = "torch" if "torch" in available_engines() else "numpy"
+        self._tasks = sorted(specs)
+        # a SimpleQueue's put is reentrant, so that a signal handler may call stop()
+        self._inbox: queue.SimpleQueue[object] = queue.SimpleQueue()
+        self._folder = DeviceFolder(settings.data_dir)
+        self._outbox = Outbox(settings.data_dir / "outbox.sqlite")
+        self._worklog = Worklog(settings.data_dir / "jobs.sqlite")
+        self._machine = DeviceSession()
+        self._leases: dict[JobKey, Lease] = {}
+        self._transfers = JobTransfers(Transfers(), lambda key: self._inbox.put(_Asked(key)))
+        self._transfer_thread = ThreadPoolExecutor(1, "transfer")
+        self._workshop = Workshop(
+            identity.id, settings, engine, specs, self._folder, self._inbox.put
+        )
+        self._voice = Voice(identity, settings, engine, self._tasks)
+        self._session = MqttSession(
+            Endpoint(
+                identity.host,
+                identity.port,
+                identity.id,
+                identity.password.get_secret_value(),
+                identity.client_id,
+            ),
+            self._voice.subscriptions(),
+            self._offer,
+            will=self._voice.state("lost"),
+            outbox=self._outbox,
+        )
+
+    # --- life ---------------------------------------------------------------------------------
+
+    def run_forever(self) -> None:
+        """Serve until ``stop``."""
+        self._session.start()
+        try:
+            self._do(self._machine.restore(self._worklog.jobs()))
+            while self._turn():
+                pass
+        finally:
+            for lease in self._leases.values():
+                lease.cancel()
+            self._workshop.cancel()
+            self._workshop.close("the agent stops")
+            self._session.stop(self._voice.state("offline"))
+            self._transfer_thread.shutdown(cancel_futures=True)
+            self._worklog.close()
+            self._outbox.close()
+
+    def stop(self) -> None:
+        """Ask the owner to end; any thread may call it, and so may a signal handler."""
+        self._inbox.put(_STOP)
+
+    def _turn(self) -> bool:
+        try:
+            item = self._inbox.get(timeout=self._workshop.idle_left_s())
+        except queue.Empty:
+            self._workshop.close("idle")
+            return True
+        match item:
+            case Delivery():
+                self._deliver(item)
+            case Connected():
+                self._session.publish(self._voice.info())
+                self._session.publish(self._voice.state(self._machine.presence))
+            case Disconnected():
+                _LOG.warning("broker connection lost: %s", item.reason)
+            case SessionFault():
+                _LOG.error("broker session: %s", item.error)
+            case ModelFetched() | UpdateUploaded() | JobFailed():
+                self.handle(item)
+            case _Asked():
+                self._session.publish(self._voice.request(item.key))
+            case _Crashed():
+                _LOG.error("a transfer crashed", exc_info=item.error)
+                self.handle(JobFailed(item.key, f"internal error: {item.error!r}"[:2000]))
+            case str():
+                return item != _STOP
+            case _:
+                self._worked(item)
+        return True
+
+    def _offer(self, event: SessionEvent) -> bool:
+        if self._inbox.qsize() >= _INBOX_MAX:
+            return False
+        self._inbox.put(event)
+        return True
+
+    def _worked(self, item: object) -> None:
+        event = self._workshop.translate(item)
+        if isinstance(event, JobProgressed):
+            self._session.publish(self._voice.progress(event.job, event.fraction, event.loss))
+        elif event is not None:
+            self.handle(event)
+
+    # --- messages -----------------------------------------------------------------------------
+
+    def _deliver(self, delivery: Delivery) -> None:
+        try:
+            address = parse(delivery.topic)
+            if delivery.payload:
+                _, message = decode(delivery.payload, address)
+                self._take(message)
+        except PeerError as error:
+            _LOG.warning("refused a message on %s: %s", delivery.topic, error)
+        self._session.ack(delivery)
+
+    def _take(self, message: Message) -> None:
+        match message:
+            case Order():
+                self.handle(OrderArrived(message, self._refusal(message)))
+            case Receipt():
+                if message.status != "accepted":
+                    _LOG.warning("result refused: %s", message)
+                self.handle(ReceiptArrived(message))
+            case RunDocument():
+                self._run_changed(message)
+            case ServerState():
+                self.handle(ServerChanged(message.epoch))
+
+    def _run_changed(self, document: RunDocument) -> None:
+        ended = document.status in _ENDED
+        event = RunChanged(
+            document.run_id,
+            document.epoch,
+            ended,
+            document.round,
+            document.attempt,
+            document.phase in _CLOSED_PHASES,
+        )
+        self.handle(event)
+        if ended and self._machine.active is None:
+            self._workshop.close("its run has ended")
+
+    def _refusal(self, order: Order) -> str:
+        if order.task not in self._tasks:
+            installed = ", ".join(self._tasks)
+            return f"task {order.task!r} is not installed here (installed: {installed})"
+        if (order.action == "train") != (order.upload is not None):
+            return "an order to train needs an upload, an order to evaluate has none"
+        return ""
+
+    def handle(self, event: Event) -> None:
+        """Give an event to the machine and carry out its commands."""
+        self._do(self._machine.handle(event))
+
+    # --- commands -----------------------------------------------------------------------------
+
+    def _do(self, commands: Iterable[Command]) -> None:
+        for command in commands:
+            match command:
+                case FetchModel():
+                    self._fetch(command.job)
+                case DoWork():
+                    self._workshop.submit(command.job)
+                case UploadUpdate():
+                    self._upload(command.job)
+                case SendResult():
+                    lease = self._leases.get(command.job.key)
+                    self._voice.send_result(self._session, command.job, lease)
+                case SendAnswer():
+                    if not command.accepted:
+                        _LOG.warning("declined %s: %s", command.key, command.reason)
+                    self._session.publish(self._voice.answer(command))
+                case RenewUrls():
+                    if command.job.key in self._leases:
+                        self._leases[command.job.key].renew(command.job)
+                case CancelJob():
+                    if command.key in self._leases:
+                        self._leases[command.key].cancel()
+                    self._workshop.cancel()
+                case KeepJob():
+                    self._worklog.keep(command.job)
+                case ForgetJob():
+                    self._forget(command)
+                case PublishState():
+                    self._session.publish(self._voice.state(command.presence))
+
+    def _fetch(self, job: Job) -> None:
+        lease, path = self._lease(job), self._folder.model(job)
+        if path.exists():
+            path.touch()
+            self._inbox.put(ModelFetched(job.key))
+        else:
+            self._transfer(job.key, lambda: self._transfers.fetch(lease, path))
+
+    def _upload(self, job: Job) -> None:
+        lease, path = self._lease(job), self._folder.update(job.key)
+        self._transfer(job.key, lambda: self._transfers.upload(lease, path))
+
+    def _transfer(self, key: JobKey, work: Callable[[], Event | None]) -> None:
+        def ended(future: Future[Event | None]) -> None:
+            if future.cancelled():
+                return
+            error = future.exception()
+            result = _Crashed(key, error) if error is not None else future.result()
+            if result is not None:
+                self._inbox.put(result)
+
+        self._transfer_thread.submit(work).add_done_callback(ended)
+
+    def _lease(self, job: Job) -> Lease:
+        lease = self._leases.get(job.key)
+        if lease is None or lease.cancelled.is_set():
+            lease = self._leases[job.key] = Lease(job)
+        return lease
+
+    def _forget(self, command: ForgetJob) -> None:
+        self._session.confirm(self._voice.outbox_key(command.key))
+        self._worklog.forget(command.key)
+        self._folder.settle(command.key, accepted=command.accepted)
+        self._leases.pop(command.key, None)

@@ -1,0 +1,54 @@
+"""An agent's folder: where models, updates and client state lie, and when they go."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fl_client.session import Job, JobKey
+
+_KEPT_MODELS = 2
+
+
+class DeviceFolder:
+    """The paths below one agent's data folder; created 0700."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        for name in ("models", "updates", "state"):
+            (root / name).mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    @property
+    def training_log(self) -> Path:
+        """What the training process prints."""
+        return self.root / "training.log"
+
+    def model(self, job: Job) -> Path:
+        """The order's model, once it has been fetched and verified."""
+        return self.root / "models" / f"{job.order.model.sha256}.safetensors"
+
+    def update(self, key: JobKey) -> Path:
+        """The job's update."""
+        return self.root / "updates" / f"{key.run_id}-{key.round}-{key.attempt}.upd"
+
+    def state(self, key: JobKey) -> Path:
+        """The algorithm's state on this device, as of the last accepted update of the run."""
+        return self.root / "state" / f"{key.run_id}.safetensors"
+
+    def settle(self, key: JobKey, *, accepted: bool) -> None:
+        """Remove a job's files; the state that its training wrote stays only if it counted."""
+        if key.action == "train":
+            self.update(key).unlink(missing_ok=True)
+            kept = self.state(key)
+            written = kept.with_name(f"{kept.name}.next")
+            if written.exists() and accepted:
+                written.replace(kept)
+            else:
+                written.unlink(missing_ok=True)
+        self._evict_models()
+
+    def _evict_models(self) -> None:
+        models = sorted(
+            (self.root / "models").glob("*.safetensors"), key=lambda path: path.stat().st_mtime
+        )
+        for path in models[:-_KEPT_MODELS]:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,37 @@
+"""An agent's settings: one TOML file, environment RENGO_AGENT_…, and flags over both."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class AgentSettings(BaseModel):
+    """What one device's agent is told.
+
+    Attributes:
+        identity: the device's identity file.
+        data_dir: where the agent keeps its journal, models and updates; its own folder.
+        tasks: what may run here: names of installed tasks, or ``file.py:Class``.
+        engine: "auto" takes torch where it is installed, else numpy.
+        index: which of ``count`` parts of a shared data set is this device's.
+        data_seed: the same on all devices that share a data set.
+        keep_warm_s: how long the training process outlives its last job.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    identity: Path
+    data_dir: Path
+    tasks: Annotated[list[str], Field(min_length=1)] = ["digits"]
+    engine: Literal["auto", "torch", "numpy"] = "auto"
+    profile: Annotated[str, Field(pattern=r"^[a-z0-9-]{1,32}$")] = "cpu"
+    role: Literal["trainer", "evaluator"] = "trainer"
+    index: Annotated[int, Field(ge=0)] = 0
+    count: Annotated[int, Field(ge=1)] = 1
+    data_seed: Annotated[int, Field(ge=0)] = 0
+    folder: Path | None = None
+    labels: dict[str, str] = {}
+    keep_warm_s: Annotated[float, Field(ge=0)] = 60.0

@@ -1,0 +1,80 @@
+"""What a task specification names, found without running the task's code.
+
+The agent's process must know a task's name but never its libraries, so a file is parsed, not
+imported: ``Task`` gives every class a name of its own, the literal ``name`` or the class's name in
+snake case.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from fl_client.tasks.base import snake_case
+from fl_client.tasks.registry import names
+from runtime.errors import ConfigError
+
+_LEVEL = re.compile(r"[a-z0-9_-]{1,64}")
+
+
+@dataclass(frozen=True)
+class TaskReference:
+    """A task's name on the network and what ``load_task`` loads it by, with an absolute path."""
+
+    name: str
+    spec: str
+
+
+def resolve(spec: str) -> TaskReference:
+    """Return what ``spec`` names: an installed task, or ``FILE.py:CLASS``.
+
+    Raises:
+        ConfigError: there is no such task, file or class, or its name is not usable.
+    """
+    path_text, separator, class_name = spec.rpartition(":")
+    if not (separator and path_text.endswith(".py")):
+        if spec not in names():
+            raise ConfigError(
+                f"no task {spec!r}; there are: {', '.join(names())}, "
+                "or your own class as FILE.py:CLASS"
+            )
+        return TaskReference(spec, spec)
+    path = Path(path_text).resolve()
+    name = _name_in(path, class_name, spec)
+    if not _LEVEL.fullmatch(name):
+        raise ConfigError(
+            f"task {spec}: the name {name!r} must be 1 to 64 of a-z, 0-9, '_' and '-'"
+        )
+    return TaskReference(name, f"{path}:{class_name}")
+
+
+def _name_in(path: Path, class_name: str, spec: str) -> str:
+    try:
+        tree = ast.parse(path.read_text("utf-8"), str(path))
+    except FileNotFoundError as error:
+        raise ConfigError(f"task {spec}: there is no file {path}") from error
+    except (OSError, UnicodeDecodeError, SyntaxError, ValueError) as error:
+        raise ConfigError(f"task {spec}: {path} cannot be read: {error}") from error
+    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    if class_name not in classes:
+        choices = ", ".join(classes) or "none"
+        raise ConfigError(f"task {spec}: no class {class_name!r}; the file has: {choices}")
+    for statement in classes[class_name].body:
+        value = _assigned_name(statement)
+        if value is None:
+            continue
+        if isinstance(value, ast.Constant) and isinstance(value.value, str):
+            return value.value
+        raise ConfigError(f"task {spec}: `name` must be a plain string")
+    return snake_case(class_name)
+
+
+def _assigned_name(statement: ast.stmt) -> ast.expr | None:
+    match statement:
+        case ast.Assign(targets=[ast.Name(id="name")], value=value):
+            return value
+        case ast.AnnAssign(target=ast.Name(id="name"), value=value):
+            return value
+    return None

@@ -1,0 +1,143 @@
+"""A job's transfers: patient with the store, obedient to cancellation, with URLs that renew.
+
+Each runs on the agent's one transfer thread and ends as an event. A store that cannot be reached
+costs time only: the transfer tries again until the job is cancelled, which happens when the run
+goes on without it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import tenacity
+
+from fl_client.session import Job, JobFailed, JobKey, ModelFetched, UpdateUploaded
+from runtime.errors import AccessDenied, RengoError, StorageError, Unavailable
+from storage.transfers import Cancelled, Transfers
+
+_LOG = logging.getLogger(__name__)
+_RENEWAL_S = 20.0
+_LONGEST_PAUSE_S = 5.0
+
+
+class Lease:
+    """One job's URLs and whether it still matters. Thread-safe."""
+
+    def __init__(self, job: Job) -> None:
+        self.key: JobKey = job.key
+        self.cancelled = threading.Event()
+        self.bytes_down = 0
+        self.bytes_up = 0
+        self._job = job
+        self._changed = threading.Condition()
+        self._version = 0
+
+    def renew(self, job: Job) -> None:
+        """Take the URLs of an order that came again (owner's thread)."""
+        with self._changed:
+            self._job = job
+            self._version += 1
+            self._changed.notify_all()
+
+    def cancel(self) -> None:
+        """Stop the transfer at its next block (owner's thread)."""
+        self.cancelled.set()
+        with self._changed:
+            self._changed.notify_all()
+
+    @property
+    def job(self) -> Job:
+        """The job with its latest URLs."""
+        with self._changed:
+            return self._job
+
+    def fresh(self, ask: Callable[[JobKey], None]) -> Job:
+        """Ask for fresh URLs and wait for them.
+
+        Raises:
+            AccessDenied: none came in time.
+        """
+        with self._changed:
+            before = self._version
+        ask(self.key)
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._version > before or self.cancelled.is_set(), _RENEWAL_S
+            )
+            if self._version == before:
+                raise AccessDenied(f"no fresh URL for {self.key} within {_RENEWAL_S:.0f} s")
+            return self._job
+
+
+class JobTransfers:
+    """The two transfers of a job.
+
+    Args:
+        ask: publishes a request for fresh URLs; called on the transfer thread.
+    """
+
+    def __init__(self, transfers: Transfers, ask: Callable[[JobKey], None]) -> None:
+        self._transfers = transfers
+        self._ask = ask
+
+    def fetch(self, lease: Lease, path: Path) -> ModelFetched | JobFailed | None:
+        """Bring the order's model to ``path``; None when the job was cancelled."""
+        reference = lease.job.order.model
+
+        def work() -> None:
+            lease.bytes_down += self._transfers.download(
+                lease.job.order.model.url,
+                path,
+                sha256=reference.sha256,
+                size=reference.size_bytes,
+                renew=lambda: lease.fresh(self._ask).order.model.url,
+                cancel=lease.cancelled,
+            )
+
+        failure = self._patiently(lease, work)
+        return failure or (None if lease.cancelled.is_set() else ModelFetched(lease.key))
+
+    def upload(self, lease: Lease, path: Path) -> UpdateUploaded | JobFailed | None:
+        """Bring the update at ``path`` to the store; None when the job was cancelled."""
+
+        def work() -> None:
+            lease.bytes_up += self._transfers.upload(
+                _upload_url(lease.job),
+                path,
+                renew=lambda: _upload_url(lease.fresh(self._ask)),
+                cancel=lease.cancelled,
+            )
+
+        failure = self._patiently(lease, work)
+        return failure or (None if lease.cancelled.is_set() else UpdateUploaded(lease.key))
+
+    def _patiently(self, lease: Lease, work: Callable[[], None]) -> JobFailed | None:
+        attempts = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type((Unavailable, AccessDenied)),
+            stop=tenacity.stop_when_event_set(lease.cancelled),
+            wait=tenacity.wait_random_exponential(multiplier=0.1, max=_LONGEST_PAUSE_S),
+            sleep=tenacity.sleep_using_event(lease.cancelled),
+            before_sleep=_say_waiting,
+            reraise=True,
+        )
+        try:
+            attempts(work)
+        except Cancelled:
+            return None
+        except (StorageError, OSError) as error:
+            return None if lease.cancelled.is_set() else JobFailed(lease.key, str(error)[:2000])
+        return None
+
+
+def _upload_url(job: Job) -> str:
+    if job.order.upload is None:
+        raise RengoError(f"the order of {job.key} names no place for an update")
+    return job.order.upload.url
+
+
+def _say_waiting(state: tenacity.RetryCallState) -> None:
+    error = None if state.outcome is None else state.outcome.exception()
+    _LOG.warning("waiting for the store: %s", error)

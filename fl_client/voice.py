@@ -1,0 +1,155 @@
+"""What a device says: its messages, made and published under its own topics."""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+import time
+
+from broker.messages import (
+    Ack,
+    DeviceInfo,
+    DeviceState,
+    Message,
+    Progress,
+    Request,
+    Result,
+    UpdateRef,
+    Usage,
+    encode,
+)
+from broker.session import MqttSession, Publication
+from broker.topics import Topics
+from fl_client.hardware import describe
+from fl_client.jobs import TrainingJob
+from fl_client.session import Job, JobKey, SendAnswer
+from fl_client.settings import AgentSettings
+from fl_client.transferring import Lease
+from runtime.identity import Identity
+
+
+class Voice:
+    """Makes the device's messages; ``boot_id`` tells this life of the device from others."""
+
+    def __init__(
+        self, identity: Identity, settings: AgentSettings, engine: str, tasks: list[str]
+    ) -> None:
+        self.boot_id = secrets.token_hex(8)
+        self._device_id = identity.id
+        self._topics = Topics(identity.domain)
+        self._settings = settings
+        self._engine = engine
+        self._tasks = tasks
+        self._numbers = itertools.count()
+
+    def subscriptions(self) -> list[str]:
+        """Return what the device listens to."""
+        return [
+            self._topics.device(self._device_id, "task"),
+            self._topics.device(self._device_id, "receipt"),
+            self._topics.server_state,
+            self._topics.run("+", "state"),
+        ]
+
+    def state(self, status: str) -> Publication:
+        """Return the retained presence; as a will with status "lost"."""
+        state = DeviceState.model_validate(
+            {
+                "status": status,
+                "boot_id": self.boot_id,
+                "role": self._settings.role,
+                "tasks": self._tasks,
+            }
+        )
+        return self._own("state", state, retain=True)
+
+    def info(self) -> Publication:
+        """Return the retained description of the device."""
+        hardware = describe()
+        info = DeviceInfo(
+            role=self._settings.role,
+            profile=self._settings.profile,
+            engine=self._engine,
+            cpus=hardware.cpus,
+            ram_bytes=hardware.ram_bytes,
+            accelerators=hardware.accelerators,
+            versions=hardware.versions,
+            tasks=self._tasks,
+            labels=self._settings.labels,
+        )
+        return self._own("info", info, retain=True)
+
+    def request(self, key: JobKey) -> Publication:
+        """Return the request for the order again, with fresh URLs."""
+        return self._own(
+            "request",
+            Request(action=key.action, run_id=key.run_id, round=key.round, attempt=key.attempt),
+        )
+
+    def answer(self, command: SendAnswer) -> Publication:
+        """Return the answer to an order."""
+        key = command.key
+        ack = Ack(
+            action=key.action,
+            run_id=key.run_id,
+            round=key.round,
+            attempt=key.attempt,
+            accepted=command.accepted,
+            reason=command.reason[:2000],
+        )
+        return self._own("ack", ack)
+
+    def progress(self, job: TrainingJob, fraction: float, loss: float | None) -> Publication:
+        """Return how far a job is."""
+        progress = Progress(
+            run_id=job.run_id,
+            round=job.round,
+            attempt=job.attempt,
+            fraction=min(1.0, max(0.0, fraction)),
+            loss=loss,
+        )
+        return self._own("progress", progress)
+
+    def send_result(self, session: MqttSession, job: Job, lease: Lease | None) -> None:
+        """Report a job durably, until its receipt."""
+        outcome, key = job.outcome, job.key
+        assert outcome is not None
+        update = None
+        if job.order.upload is not None:
+            update = UpdateRef(
+                key=job.order.upload.key,
+                size_bytes=outcome.size_bytes,
+                header_sha256=outcome.header_sha256,
+            )
+        result = Result(
+            action=key.action,
+            run_id=key.run_id,
+            round=key.round,
+            attempt=key.attempt,
+            num_examples=outcome.num_examples,
+            metrics=outcome.metrics,
+            update=update,
+            usage=Usage(
+                train_s=outcome.train_s,
+                bytes_down=0 if lease is None else lease.bytes_down,
+                bytes_up=0 if lease is None else lease.bytes_up,
+                peak_rss_bytes=outcome.peak_rss_bytes,
+            ),
+        )
+        publication = self._own("result", result)
+        session.send(self.outbox_key(key), publication.topic, publication.payload, until="confirm")
+
+    @staticmethod
+    def outbox_key(key: JobKey) -> str:
+        """Return what a job's result is called in the outbox."""
+        return f"result/{key.run_id}/{key.action}/{key.round}/{key.attempt}"
+
+    def _own(self, leaf: str, message: Message, *, retain: bool = False) -> Publication:
+        payload = encode(
+            message,
+            sender=self._device_id,
+            boot_id=self.boot_id,
+            seq=next(self._numbers),
+            sent_ms=int(time.time() * 1000),
+        )
+        return Publication(self._topics.device(self._device_id, leaf), payload, retain=retain)

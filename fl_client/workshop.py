@@ -1,0 +1,148 @@
+"""The device's workshop: one training process, warm for one task, whose events the agent reads.
+
+``submit``, ``cancel`` and ``close`` belong to the agent's owner thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+
+from fl_client import child as training
+from fl_client.folder import DeviceFolder
+from fl_client.jobs import TrainingJob
+from fl_client.session import Event, Job, JobFailed, JobKey, Outcome, WorkFinished
+from fl_client.settings import AgentSettings
+
+_LOG = logging.getLogger(__name__)
+
+
+class Workshop:
+    """Runs jobs one at a time in a child process.
+
+    Args:
+        specs: what each installed task is loaded by.
+        post: takes the child's events; called on a thread of its own, only enqueues.
+    """
+
+    def __init__(
+        self,
+        device_id: str,
+        settings: AgentSettings,
+        engine: str,
+        specs: Mapping[str, str],
+        folder: DeviceFolder,
+        post: Callable[[object], None],
+    ) -> None:
+        self._device_id = device_id
+        self._settings = settings
+        self._engine = engine
+        self._specs = specs
+        self._folder = folder
+        self._post = post
+        self._child: training.TrainingChild | None = None
+        self._task = ""
+        self._used_s = 0.0
+        self._load_failure = ""
+
+    def submit(self, job: Job) -> None:
+        """Start the work of a job; it ends as an event that ``translate`` reads."""
+        order, key = job.order, job.key
+        train = key.action == "train"
+        self._warm(order.task).submit(
+            TrainingJob(
+                action=key.action,
+                run_id=key.run_id,
+                round=key.round,
+                attempt=key.attempt,
+                device_id=self._device_id,
+                algorithm=order.algorithm,
+                algorithm_settings=order.algorithm_settings,
+                training=order.training,
+                seed=order.seed,
+                model_path=str(self._folder.model(job)),
+                base_sha256=order.model.sha256,
+                update_path=str(self._folder.update(key)) if train else None,
+                state_path=str(self._folder.state(key)) if train else None,
+            )
+        )
+
+    def cancel(self) -> None:
+        """End the work that is under way, if any."""
+        if self._child is not None and self._child.busy:
+            self._child.kill()
+
+    def close(self, why: str) -> None:
+        """End the process, if it runs."""
+        if self._child is not None and self._child.running:
+            _LOG.info("training process ends: %s", why)
+            self._child.stop()
+        self._child = None
+
+    def idle_left_s(self) -> float | None:
+        """Return how long the warm process may still wait, None when there is nothing to end."""
+        if self._child is None or not self._child.running or self._child.busy:
+            return None
+        return max(0.05, self._used_s + self._settings.keep_warm_s - time.monotonic())
+
+    def translate(self, event: object) -> Event | training.JobProgressed | None:
+        """Return what a child's event means to the session, None when nothing."""
+        self._used_s = time.monotonic()
+        match event:
+            case training.JobProgressed():
+                return event
+            case training.JobDone(job=job):
+                return WorkFinished(_key(job), _outcome(event))
+            case training.JobFailed(job=None, reason=reason):
+                self._load_failure = reason  # the process ends next, and takes its job along
+            case training.JobFailed(job=TrainingJob() as job, reason=reason, retryable=retryable):
+                return JobFailed(_key(job), reason, retryable)
+            case training.ChildDied(job=job, reason=reason, expected=False):
+                _LOG.warning("%s", reason)
+                failure, self._load_failure = self._load_failure, ""
+                if job is not None:
+                    return JobFailed(_key(job), failure or reason, retryable=not failure)
+            case training.ChildReady(pid=pid):
+                _LOG.info("training process %d is ready", pid)
+        return None
+
+    def _warm(self, task: str) -> training.TrainingChild:
+        if self._child is not None and self._task != task:
+            self.close("another task is next")
+        if self._child is None:
+            settings = self._settings
+            self._task = task
+            self._child = training.TrainingChild(
+                training.ChildSettings(
+                    task=self._specs[task],
+                    engine=self._engine,
+                    device_id=self._device_id,
+                    index=settings.index,
+                    count=settings.count,
+                    role=settings.role,
+                    data_seed=settings.data_seed,
+                    profile=settings.profile,
+                    folder=settings.folder,
+                ),
+                self._post,
+                log=self._folder.training_log,
+            )
+        self._used_s = time.monotonic()
+        return self._child
+
+
+def _key(job: TrainingJob) -> JobKey:
+    return JobKey(job.run_id, job.action, job.round, job.attempt)
+
+
+def _outcome(event: training.JobDone) -> Outcome:
+    result = event.result
+    return Outcome(
+        result.num_examples,
+        result.metrics,
+        result.train_s,
+        result.peak_rss_bytes,
+        result.header_sha256 or "",
+        result.size_bytes,
+    )
