@@ -1,5 +1,5 @@
 """Federated algorithms, one file each: the server half and the client half side by side."""
 
-from algorithms.registry import load, names
+from algorithms.registry import algorithm_class, load, names
 
-__all__ = ["load", "names"]
+__all__ = ["algorithm_class", "load", "names"]

@@ -95,6 +95,10 @@ class Engine(Protocol):
         """Return the mean loss and metrics on ``data``."""
         ...
 
+    def gradients(self, weights: Weights, data: Split) -> tuple[float, dict[str, NDArray[Any]]]:
+        """Return the mean loss on all of ``data`` as one batch, and its gradient by name."""
+        ...
+
 
 def names() -> list[str]:
     """Return the names of the engines, without importing any."""

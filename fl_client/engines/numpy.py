@@ -81,7 +81,7 @@ class NumpyEngine:
         momentum: dict[str, Array] = {}
 
         def step(chosen: NDArray[np.int64]) -> float:
-            loss, grads = self.gradients(w, inputs[chosen], targets[chosen])
+            loss, grads = self._gradients(w, inputs[chosen], targets[chosen])
             _descend(w, plan.algorithm.gradient(grads, w, w0, state), momentum, plan)
             return loss
 
@@ -104,10 +104,13 @@ class NumpyEngine:
             means.add(len(outputs), {"loss": loss, **figures})
         return means.evaluation()
 
-    def gradients(
+    def gradients(self, weights: Weights, data: Split) -> tuple[float, dict[str, Array]]:
+        """Return the mean loss on all of ``data`` as one batch, and its gradient by name."""
+        return self._gradients(self._named(weights), *self._arrays(data))
+
+    def _gradients(
         self, w: dict[str, Array], inputs: Array, targets: Array
     ) -> tuple[float, dict[str, Array]]:
-        """Return the mean loss of a batch and its gradient by name."""
         grads: dict[str, Array] = {}
         backwards = []
         outputs = inputs

@@ -98,11 +98,9 @@ class TorchEngine:
                 means.add(len(chosen), {"loss": loss, **figures})
         return means.evaluation()
 
-    def gradients(
-        self, weights: Weights, inputs: NDArray[Any], targets: NDArray[Any]
-    ) -> tuple[float, dict[str, NDArray[Any]]]:
-        """Return the mean loss of a batch and its gradient by name."""
-        count, batch = self._batches((inputs, targets))
+    def gradients(self, weights: Weights, data: Split) -> tuple[float, dict[str, NDArray[Any]]]:
+        """Return the mean loss on all of ``data`` as one batch, and its gradient by name."""
+        count, batch = self._batches(data)
         model = self._loaded(weights).train()
         loss = self._task.training_step(model, batch(np.arange(count)))
         parameters = dict(model.named_parameters())

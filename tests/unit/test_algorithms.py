@@ -1,0 +1,70 @@
+"""The maths of each algorithm against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+import algorithms
+from runtime.errors import ConfigError
+
+
+def flat(*values: float) -> np.ndarray[Any, Any]:
+    return np.array(values, np.float32)
+
+
+def test_fedavg_adds_the_mean_update() -> None:
+    weights, state = algorithms.load("fedavg").aggregate(flat(1, 2), flat(0.5, -1), {})
+    assert weights.tolist() == [1.5, 1.0]
+    assert weights.dtype == np.float32
+    assert state == {}
+
+
+def test_fedavg_scales_the_step_by_the_server_learning_rate() -> None:
+    algorithm = algorithms.load("fedavg", {"server_learning_rate": 0.5})
+    weights, _ = algorithm.aggregate(flat(1, 2), flat(0.5, -1), {})
+    assert weights.tolist() == [1.25, 1.5]
+
+
+def test_fedavg_client_sends_the_change_of_its_weights() -> None:
+    update, state = algorithms.load("fedavg").finish({"a": flat(3, 5)}, {"a": flat(1, 1)}, {})
+    assert update["a"].tolist() == [2.0, 4.0]
+    assert state == {}
+
+
+def test_fedprox_pulls_towards_the_global_weights() -> None:
+    # d/dw of mu/2 |w - w0|^2 is mu (w - w0): 0.1 + 0.5 * (3 - 1) = 1.1
+    g = algorithms.load("fedprox", {"mu": 0.5}).gradient(
+        {"a": flat(0.1)}, {"a": flat(3), "buffer": flat(9)}, {"a": flat(1), "buffer": flat(0)}, {}
+    )
+    assert list(g) == ["a"]
+    assert g["a"].tolist() == pytest.approx([1.1])
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "said"),
+    [
+        ("fedavgg", {}, "there are: fedavg, fedprox"),
+        ("../fedavg", {}, "no algorithm"),
+        ("base", {}, "no algorithm"),
+        ("fedavg", {"mu": 1.0}, "it has: server_learning_rate"),
+        ("fedprox", {"mu": "much"}, "setting mu"),
+        ("fedprox", {"mu": -1.0}, "mu must be 0 or more"),
+        ("fedprox", {"mu": float("nan")}, "mu must be 0 or more"),
+        ("fedavg", {"server_learning_rate": 0.0}, "above 0"),
+    ],
+)
+def test_a_wrong_name_or_setting_is_told_with_the_choices(
+    name: str, settings: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        algorithms.load(name, settings)
+
+
+def test_listing_the_names_imports_no_numpy() -> None:
+    code = "import algorithms, sys; algorithms.names(); assert 'numpy' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
