@@ -115,7 +115,7 @@ def test_the_numpy_gradient_is_that_of_its_loss(model: str) -> None:
     flat = np.concatenate([gradient[spec.name].ravel() for spec in weights.layout.floats])
     for index in np.random.default_rng(0).choice(flat.size, 12, replace=False):
         sides = []
-        for step in (2e-4, -2e-4):
+        for step in (2e-5, -2e-5):
             vector = weights.vector.copy()
             vector[index] += step
             sides.append((engine.gradients(weights.with_vector(vector), data)[0], vector[index]))
