@@ -1,0 +1,435 @@
+"""The training child as a real process: jobs, failures, deaths, and what it never imports."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import queue
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from fl_client.child import (
+    ChildDied,
+    ChildEvent,
+    ChildReady,
+    ChildSettings,
+    JobDone,
+    JobFailed,
+    JobProgressed,
+    TrainingChild,
+)
+from fl_client.jobs import Failed, TrainingJob, read_answer, write_frame
+from fl_client.tasks import load_task
+from runtime.errors import InvalidTransition
+from storage.updates import read_header, verified_blocks
+from storage.weights import Weights, read_safetensors, write_safetensors
+
+DIGITS = ChildSettings("digits", "numpy", "edge-1", 1, 6)
+
+
+class Site:
+    """A folder with a model, and a child whose events are waited for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.events: queue.Queue[ChildEvent] = queue.Queue()
+        self.children: list[TrainingChild] = []
+        self.log = folder / "training.log"
+
+    def child(self, settings: ChildSettings = DIGITS) -> TrainingChild:
+        self.children.append(TrainingChild(settings, self.events.put, log=self.log))
+        return self.children[-1]
+
+    def wait(self, *kinds: type[Any]) -> Any:
+        """Return the next event that is of one of the kinds."""
+        while True:
+            event = self.events.get(timeout=60)
+            if isinstance(event, kinds):
+                return event
+
+    def model(self, weights: Weights | None = None) -> Path:
+        path = self.folder / "model.safetensors"
+        with path.open("wb") as out:
+            write_safetensors(weights or load_task("digits").initial_weights(0), out)
+        return path
+
+    def job(self, **fields: Any) -> TrainingJob:
+        model = self.folder / "model.safetensors"
+        if not model.exists():
+            self.model()
+        given: dict[str, Any] = {
+            "run_id": "run-1",
+            "round": 3,
+            "attempt": 1,
+            "device_id": "edge-1",
+            "seed": 7,
+            "model_path": str(model),
+            "base_sha256": hashlib.sha256(model.read_bytes()).hexdigest(),
+            "update_path": str(self.folder / "out.upd"),
+        }
+        return TrainingJob(**{**given, **fields})
+
+    def task(self, source: str) -> str:
+        path = self.folder / "own.py"
+        path.write_text(textwrap.dedent(source))
+        return f"{path}:Own"
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    made = Site(tmp_path)
+    yield made
+    for child in made.children:
+        child.kill()
+
+
+def read_update(path: Path, done: JobDone) -> tuple[Any, np.ndarray[Any, Any]]:
+    with path.open("rb") as stream:
+        header = read_header(
+            stream, header_sha256=str(done.result.header_sha256), max_bytes=1 << 20
+        )
+        blocks = [block.copy() for block in verified_blocks(stream, header, header.parameters)]
+    return header, np.concatenate(blocks)
+
+
+def test_a_job_leaves_an_update_that_verifies(site: Site) -> None:
+    child, job = site.child(), site.job()
+    child.submit(job)
+    assert site.wait(ChildReady).pid == child.pid
+    done = site.wait(JobDone, JobFailed, ChildDied)
+    assert isinstance(done, JobDone), done
+    assert done.job == job
+    assert not child.busy
+    path = Path(str(job.update_path))
+    assert path.stat().st_size == done.result.size_bytes
+    assert path.stat().st_mode & 0o777 == 0o600
+    header, vector = read_update(path, done)
+    assert (header.run_id, header.round, header.attempt) == ("run-1", 3, 1)
+    assert header.base_sha256 == job.base_sha256
+    assert header.layout_hash == read_safetensors(Path(job.model_path)).layout.hash
+    assert header.num_examples == done.result.num_examples > 10
+    assert set(done.result.metrics) == {"train_loss"}
+    assert np.abs(vector).max() > 0.01
+    assert done.result.train_s > 0
+    assert 10e6 < done.result.peak_rss_bytes < 100e6
+    assert sorted(p.name for p in site.folder.iterdir()) == [
+        "model.safetensors",
+        "out.upd",
+        "training.log",
+    ]
+
+
+def test_evaluation_gives_metrics_and_writes_nothing(site: Site) -> None:
+    child = site.child(replace(DIGITS, role="evaluator", index=0, count=1))
+    child.submit(site.job(action="evaluate", update_path=None))
+    done = site.wait(JobDone, JobFailed, ChildDied)
+    assert isinstance(done, JobDone), done
+    assert done.result.num_examples == 359
+    assert set(done.result.metrics) == {"loss", "accuracy"}
+    assert (done.result.header_sha256, done.result.size_bytes) == (None, 0)
+    assert not (site.folder / "out.upd").exists()
+
+
+@pytest.mark.parametrize("engine", ["numpy", "torch"])
+def test_the_same_job_gives_the_same_bytes_warm_and_in_a_new_process(
+    site: Site, engine: str
+) -> None:
+    found = []
+    settings = replace(DIGITS, engine=engine)
+    for child in (warm := site.child(settings), warm, site.child(settings)):
+        child.submit(site.job())
+        done = site.wait(JobDone, JobFailed, ChildDied)
+        assert isinstance(done, JobDone), done
+        found.append((site.folder / "out.upd").read_bytes())
+    assert found[0] == found[1] == found[2]
+    warm.submit(site.job(round=4))
+    site.wait(JobDone)
+    assert (site.folder / "out.upd").read_bytes() != found[0]
+
+
+SPY = """
+    import sys
+    from fl_client.tasks.digits import Digits
+    class Own(Digits):
+        def metrics(self, outputs, targets):
+            return {"torch": float("torch" in sys.modules)}
+"""
+
+
+@pytest.mark.parametrize(("engine", "loaded"), [("numpy", 0.0), ("torch", 1.0)])
+def test_the_numpy_child_holds_no_torch(site: Site, engine: str, loaded: float) -> None:
+    spec = site.task(SPY)
+    child = site.child(replace(DIGITS, task=spec, engine=engine))
+    child.submit(site.job())
+    assert isinstance(site.wait(JobDone, JobFailed, ChildDied), JobDone)
+    child.submit(site.job(action="evaluate"))
+    assert site.wait(JobDone).result.metrics["torch"] == loaded
+
+
+def test_an_error_of_the_users_task_is_told_with_its_place(site: Site) -> None:
+    spec = site.task(
+        """
+        from fl_client.tasks.digits import Digits
+        class Own(Digits):
+            def data(self, device):
+                return {}["nothing here"]
+        """
+    )
+    child = site.child(replace(DIGITS, task=spec))
+    child.submit(site.job())
+    failed = site.wait(JobDone, JobFailed, ChildDied)
+    assert isinstance(failed, JobFailed)
+    assert failed.job == site.job()
+    assert failed.reason == f"KeyError: 'nothing here' ({site.folder / 'own.py'}:5)"
+    assert not failed.retryable
+    assert "Traceback" in site.log.read_text()
+    # the child lives on, and says so again
+    child.submit(site.job())
+    assert isinstance(site.wait(JobFailed, ChildDied), JobFailed)
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("raise RuntimeError('at import')", r"RuntimeError: at import \(.*own\.py:1\)"),
+        ("import nothing_like_it", "No module named 'nothing_like_it'"),
+        ("raise SystemExit(0)", "SystemExit: 0"),
+    ],
+)
+def test_a_task_that_cannot_be_loaded_fails_the_job_and_ends_the_child(
+    site: Site, source: str, said: str
+) -> None:
+    child = site.child(replace(DIGITS, task=site.task(source)))
+    child.submit(site.job())
+    failed = site.wait(JobFailed, ChildDied)
+    assert isinstance(failed, JobFailed), failed
+    assert failed.job == site.job()
+    assert re.search(said, failed.reason)
+    died = site.wait(ChildDied)
+    assert (died.job, died.returncode, died.expected) == (None, 2, False)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said", "retryable"),
+    [
+        ({"algorithm": "fedsomething"}, "no algorithm 'fedsomething'", False),
+        ({"training": {"lr": 1}}, "training setting lr", False),
+        ({"update_path": None}, "needs an update_path", False),
+        ({"training": {"learning_rate": 1e30}}, "diverged", False),
+        ({"model_path": "/nowhere/model"}, "/nowhere/model cannot be read", True),
+        ({"update_path": "/proc/no/such.upd"}, "such.upd cannot be written", True),
+    ],
+)
+def test_a_job_that_cannot_be_done_says_why(
+    site: Site, fields: dict[str, Any], said: str, retryable: bool
+) -> None:
+    child = site.child()
+    child.submit(site.job(**fields))
+    failed = site.wait(JobDone, JobFailed, ChildDied)
+    assert isinstance(failed, JobFailed), failed
+    assert said in failed.reason
+    assert failed.retryable is retryable
+
+
+def test_a_damaged_model_is_retryable(site: Site) -> None:
+    job = site.job()
+    Path(job.model_path).write_bytes(Path(job.model_path).read_bytes()[:-9])
+    child = site.child()
+    child.submit(job)
+    failed = site.wait(JobDone, JobFailed, ChildDied)
+    assert isinstance(failed, JobFailed)
+    assert failed.retryable
+
+
+SLOW = """
+    import time
+    from fl_client.tasks.digits import Digits
+    class Own(Digits):
+        def local_update(self, weights, context):
+            print("this is no frame")
+            context.round.progress(0.1, None)
+            time.sleep(0.6)
+            context.round.progress(0.5, 1.25)
+            time.sleep(120)
+"""
+
+
+def slow(site: Site) -> TrainingChild:
+    """Return a child in the middle of a long job."""
+    child = site.child(replace(DIGITS, task=site.task(SLOW)))
+    child.submit(site.job())
+    progressed = site.wait(JobProgressed, JobFailed, ChildDied)
+    assert progressed == JobProgressed(site.job(), 0.5, 1.25)
+    assert child.busy
+    with pytest.raises(InvalidTransition, match="already has a job"):
+        child.submit(site.job())
+    return child
+
+
+def test_a_child_killed_from_outside_is_an_event_and_the_next_job_starts_another(
+    site: Site,
+) -> None:
+    child = slow(site)
+    first = child.pid
+    assert first is not None
+    os.kill(first, signal.SIGKILL)
+    died = site.wait(ChildDied)
+    assert (died.job, died.returncode, died.expected) == (site.job(), -signal.SIGKILL, False)
+    assert "out of memory?" in died.reason
+    assert not child.busy
+    child.submit(site.job())
+    assert site.wait(ChildReady).pid not in (None, first)
+    # what the user's code printed went to the log and not into the protocol
+    assert "this is no frame" in site.log.read_text()
+
+
+@pytest.mark.parametrize("end", [TrainingChild.stop, TrainingChild.kill])
+def test_stop_and_kill_end_it_in_the_middle_of_a_job(
+    site: Site, end: Callable[[TrainingChild], None]
+) -> None:
+    child = slow(site)
+    process = psutil.Process(child.pid)
+    end(child)
+    assert not process.is_running()
+    assert not child.running
+    died = site.wait(ChildDied)
+    assert died.job == site.job()
+    assert died.expected
+
+
+def started(site: Site) -> subprocess.Popen[bytes]:
+    argv = replace(DIGITS, task=site.task(SLOW)).argv()
+    return subprocess.Popen(
+        argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+
+
+def test_the_end_of_its_input_ends_it_also_while_it_trains(site: Site) -> None:
+    with started(site) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert read_answer(process.stdout) is not None
+        write_frame(process.stdin, site.job())
+        assert read_answer(process.stdout) is not None
+        process.stdin.close()
+        assert process.wait(10) == 0
+
+
+@pytest.mark.parametrize("junk", [b"\xff" * 64, b"\0\0\0\1\xc1", b"\0\0\0\1\x80"])
+def test_a_frame_that_is_none_ends_it_with_an_answer(site: Site, junk: bytes) -> None:
+    with started(site) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert read_answer(process.stdout) is not None
+        process.stdin.write(junk)
+        process.stdin.flush()
+        assert isinstance(read_answer(process.stdout), Failed)
+        assert process.wait(10) == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's death signal is Linux's")
+def test_it_dies_with_its_agent(site: Site) -> None:
+    code = """
+import sys, time
+from fl_client.child import ChildReady, ChildSettings, TrainingChild
+def told(event):
+    print(event.pid, flush=True)
+child = TrainingChild(ChildSettings("digits", "numpy", "edge-1"), told)
+child.start()
+time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as agent:
+        assert agent.stdout is not None
+        trainer = psutil.Process(int(agent.stdout.readline()))
+        agent.kill()
+        agent.wait()
+    trainer.wait(10)
+
+
+# --- tasks that train in their own way, and algorithms with state --------------------------------
+
+
+def test_a_task_may_replace_local_training_whole(site: Site) -> None:
+    spec = site.task(
+        """
+        import numpy as np
+        from fl_client.tasks.base import Task
+        from storage.weights import Weights
+        class Own(Task):
+            def initial_weights(self, seed):
+                return Weights.from_arrays({"w": np.zeros(1000, np.float32)})
+            def local_update(self, weights, context):
+                noise = context.random().standard_normal(weights.size)
+                return weights + noise.astype(np.float32), 5, {"seen": 1.0}
+            def evaluate(self, weights, context):
+                return 3, {"loss": float(abs(weights).sum()), "undefined": float("nan")}
+        """
+    )
+    task = load_task(spec)
+    site.model(task.initial_weights(0))
+    child = site.child(replace(DIGITS, task=spec, engine="torch"))
+    child.submit(site.job())
+    done = site.wait(JobDone, JobFailed, ChildDied)
+    assert isinstance(done, JobDone), done
+    assert done.result.num_examples == 5
+    assert done.result.metrics == {"seen": 1.0}
+    # no engine was loaded, though this child would use torch
+    assert done.result.peak_rss_bytes < 100e6
+    _, vector = read_update(site.folder / "out.upd", done)
+    assert vector.std() == pytest.approx(1, rel=0.1)
+    child.submit(site.job(action="evaluate"))
+    done = site.wait(JobDone, JobFailed, ChildDied)
+    assert done.result.metrics == {"loss": 0.0}
+
+
+def test_the_algorithms_state_is_pending_until_its_receipt(site: Site) -> None:
+    spec = site.task(
+        """
+        import numpy as np
+        from fl_client.engines.base import LocalUpdate
+        from fl_client.tasks.digits import Digits
+        class Own(Digits):
+            def local_update(self, weights, context):
+                count = context.round.state.get("count", np.zeros(1, np.float32))
+                state = {} if count[0] == 2 else {"count": count + 1}
+                return LocalUpdate(weights, 1, {"count": float(count[0])}, state)
+        """
+    )
+    state, pending = site.folder / "state", site.folder / "state.next"
+    child = site.child(replace(DIGITS, task=spec))
+
+    def count() -> float:
+        child.submit(site.job(state_path=str(state)))
+        done = site.wait(JobDone, JobFailed, ChildDied)
+        assert isinstance(done, JobDone), done
+        return float(done.result.metrics["count"])
+
+    assert count() == 0
+    assert pending.exists()
+    assert not state.exists()
+    # no receipt came: the same job again begins from the same state
+    assert count() == 0
+    pending.replace(state)
+    assert count() == 1
+    pending.replace(state)
+    # an update without a state leaves none, also none of an attempt before
+    pending.write_bytes(b"stale")
+    assert count() == 2
+    assert not pending.exists()
+    state.write_bytes(b"damaged")
+    child.submit(site.job(state_path=str(state)))
+    failed = site.wait(JobDone, JobFailed, ChildDied)
+    assert isinstance(failed, JobFailed)
+    assert "client state is damaged" in failed.reason
+    assert not failed.retryable
