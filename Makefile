@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 SEEDS  ?= 20000
+JOBS   ?= 2
 ARGS   ?=
 
 BIN       := $(VENV)/bin
@@ -30,7 +31,7 @@ demo: $(FOR_DEMO) ## train one model across real processes on this machine
 
 .PHONY: test
 test: $(FOR_DEV) ## run every test
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
 
 .PHONY: check
 check: $(FOR_DEV) ## check format, lint, types and who imports whom
