@@ -11,6 +11,7 @@ import pytest
 from fl_client.session import Stage
 from fl_server.events import FACTS, Phase
 from fl_server.state import LEGAL
+from tests import protocol_page
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
@@ -37,6 +38,11 @@ def anchors(page: Path) -> set[str]:
 
 def test_the_table_of_legal_facts_is_the_code_s() -> None:
     assert legal_table() in ARCHITECTURE, "docs/architecture.md should show:\n" + legal_table()
+
+
+def test_the_protocol_page_is_the_code_s() -> None:
+    shown = (ROOT / "docs" / "protocol.md").read_text(encoding="utf-8")
+    assert shown == protocol_page.render(), "python -m tests.protocol_page > docs/protocol.md"
 
 
 @pytest.mark.parametrize("state", [*get_args(Phase), *get_args(Stage)])

@@ -1,0 +1,189 @@
+"""Writes docs/protocol.md from the code: python -m tests.protocol_page > docs/protocol.md"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+from broker.access import RULES, Role, grants
+from broker.messages import (
+    KINDS,
+    MAX_MESSAGE_BYTES,
+    MAX_NESTING,
+    SCHEMA_VERSION,
+    Envelope,
+    Message,
+    ModelRef,
+    UpdateRef,
+    UploadRef,
+    Usage,
+)
+from broker.topics import LEAVES, MAX_LEVELS, RETAINED, Area, Topics
+
+_WRITER = {
+    ("server", "state"): "server",
+    ("run", "state"): "server",
+    ("run", "events"): "server",
+    ("dev", "task"): "server",
+    ("dev", "receipt"): "server",
+    ("op", "reply"): "server",
+    ("op", "request"): "operator",
+    ("enroll", ""): "claimant",
+    ("enroll", "result"): "server",
+}
+_PARTS: tuple[type[Message], ...] = (ModelRef, UploadRef, UpdateRef, Usage)
+_NAMED = {r"^[a-z0-9_-]{1,64}$": "id", r"^[0-9a-f]{64}$": "sha256 in hex"}
+_INTRO = f"""\
+# Protocol
+
+This page is written from the code by `python -m tests.protocol_page`; a test compares the two.
+
+Everything travels at quality of service 1, on MQTT 3.1.1 or 5, over persistent sessions. A message
+is msgpack, at most {MAX_MESSAGE_BYTES // 1024} KB, nested at most {MAX_NESTING} deep, with no key \
+twice. One that breaks a rule of this
+page is refused and counted; it never has a partial effect. Weights never travel here: messages carry
+references to objects in the store.
+
+A topic level is an id: it matches `[a-z0-9_-]{{1,64}}`. A topic has at most {MAX_LEVELS} levels.
+"""
+_ENVELOPE = f"""\
+## Envelope
+
+Every message is a map with these keys. `v` is {SCHEMA_VERSION}. `sender` is compared with the id in \
+the topic where the
+topic belongs to its writer. `boot_id` is new at every start of the sender, and `seq` counts its \
+messages.
+`sent_ms` is the sender's clock, for people; nothing is decided by it.
+"""
+
+
+def topic_of(area: Area, leaf: str) -> str:
+    """Return a topic as a pattern, for example ``rengo/v1/{domain}/dev/{id}/state``."""
+    topics = Topics("domain")
+    built = {
+        "server": lambda: topics.server_state,
+        "dev": lambda: topics.device("id", leaf),
+        "run": lambda: topics.run("run", leaf),
+        "op": lambda: topics.operator("id", leaf),
+        "enroll": lambda: topics.enroll("nonce", leaf),
+    }[area]()
+    levels = built.split("/")
+    variable = {2: "{domain}", 4: f"{{{levels[4]}}}"} if area != "server" else {2: "{domain}"}
+    return "/".join(variable.get(index, level) for index, level in enumerate(levels))
+
+
+def render() -> str:
+    """Return the whole page."""
+    parts = [_INTRO, *_topics(), _ENVELOPE, _fields(Envelope), "## Messages\n"]
+    for message in KINDS.values():
+        parts += _message(message)
+    parts.append("## Parts of messages\n")
+    for part in _PARTS:
+        parts += [f"### {part.__name__}\n", _doc(part), _fields(part)]
+    parts += _access()
+    return "\n".join(parts)
+
+
+def _topics() -> Iterator[str]:
+    yield "## Topics\n"
+    lines = ["| topic | retained | written by | message |", "| --- | --- | --- | --- |"]
+    kinds = {message.place: kind for kind, message in KINDS.items()}
+    for area, leaves in LEAVES.items():
+        for leaf in sorted(leaves):
+            retained = "yes" if (area, leaf) in RETAINED else ""
+            writer = _WRITER.get((area, leaf), "device")
+            kind = f"`{kinds[area, leaf]}`" if (area, leaf) in kinds else "reserved"
+            lines.append(f"| `{topic_of(area, leaf)}` | {retained} | {writer} | {kind} |")
+    yield "\n".join(lines) + "\n"
+
+
+def _message(message: type[Message]) -> Iterator[str]:
+    area, leaf = message.place
+    yield f"### `{message.kind}`\n"
+    yield f"On `{topic_of(area, leaf)}`.\n"  # type: ignore[arg-type]
+    yield _doc(message)
+    yield _fields(message)
+
+
+def _doc(model: type[Any]) -> str:
+    return (inspect.getdoc(model) or "").replace("``", "`") + "\n"
+
+
+def _fields(model: type[Any]) -> str:
+    schema = model.model_json_schema()
+    required = set(schema.get("required", ()))
+    lines = ["| key | value | |", "| --- | --- | --- |"]
+    for name, field in schema["properties"].items():
+        presence = "" if name in required else f"default `{field.get('default')!r}`"
+        lines.append(f"| `{name}` | {_type(field)} | {presence} |")
+    return "\n".join(lines) + "\n"
+
+
+def _type(field: dict[str, Any]) -> str:
+    if "anyOf" in field:
+        return " or ".join(_type(option) for option in field["anyOf"])
+    if "$ref" in field:
+        return str(field["$ref"]).rpartition("/")[2]
+    if "enum" in field:
+        return ", ".join(f"`{value}`" for value in field["enum"])
+    if "const" in field:
+        return f"`{field['const']!r}`"
+    if field.get("pattern") in _NAMED:
+        return _NAMED[field["pattern"]]
+    kind = field.get("type", "any")
+    match kind:
+        case "null":
+            return "nil"
+        case "array":
+            return f"list of {_inner(field['items'])}{_bounds(field)}"
+        case "object":
+            values = field.get("additionalProperties")
+            inner = _inner(values) if isinstance(values, dict) else "any"
+            return f"map of {inner}{_bounds(field)}"
+    return f"{kind}{_bounds(field)}"
+
+
+def _inner(field: dict[str, Any]) -> str:
+    text = _type(field)
+    return f"({text})" if "," in text else text
+
+
+def _bounds(field: dict[str, Any]) -> str:
+    words = {
+        "pattern": "matches `{}`",
+        "minimum": "≥ {}",
+        "maximum": "≤ {}",
+        "exclusiveMaximum": "< {}",
+        "maxLength": "up to {} characters",
+        "maxItems": "up to {}",
+        "maxProperties": "up to {} keys",
+    }
+    said = [text.format(field[key]) for key, text in words.items() if key in field]
+    return f", {', '.join(said)}" if said else ""
+
+
+def _access() -> Iterator[str]:
+    yield "## Who may publish and subscribe to what\n"
+    yield (
+        "The broker enforces this, wills included. `me` is the identity's own name; all else is "
+        "denied.\n"
+    )
+    for role in Role:
+        if role not in RULES:
+            continue
+        allowed = grants(role, "domain", "me")
+        yield f"### {role.value}\n"
+        lines = ["| may publish | may subscribe |", "| --- | --- |"]
+        rows = max(len(allowed.publish), len(allowed.subscribe))
+        for index in range(rows):
+            cells = [
+                f"`{side[index].replace('/domain/', '/{domain}/', 1)}`" if index < len(side) else ""
+                for side in (allowed.publish, allowed.subscribe)
+            ]
+            lines.append(f"| {cells[0]} | {cells[1]} |")
+        yield "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(render(), end="")
