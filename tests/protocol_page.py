@@ -40,21 +40,18 @@ _INTRO = f"""\
 This page is written from the code by `python -m tests.protocol_page`; a test compares the two.
 
 Everything travels at quality of service 1, on MQTT 3.1.1 or 5, over persistent sessions. A message
-is msgpack, at most {MAX_MESSAGE_BYTES // 1024} KB, nested at most {MAX_NESTING} deep, with no key \
-twice. One that breaks a rule of this
-page is refused and counted; it never has a partial effect. Weights never travel here: messages carry
-references to objects in the store.
+is msgpack, at most {MAX_MESSAGE_BYTES // 1024} KB, nested at most {MAX_NESTING} deep, and no map
+holds a key twice. A message that breaks a rule of this page is refused and counted; it has no effect
+in part. Weights never travel here: messages carry references to objects in the store.
 
 A topic level is an id: it matches `[a-z0-9_-]{{1,64}}`. A topic has at most {MAX_LEVELS} levels.
 """
 _ENVELOPE = f"""\
 ## Envelope
 
-Every message is a map with these keys. `v` is {SCHEMA_VERSION}. `sender` is compared with the id in \
-the topic where the
-topic belongs to its writer. `boot_id` is new at every start of the sender, and `seq` counts its \
-messages.
-`sent_ms` is the sender's clock, for people; nothing is decided by it.
+Every message is a map with these keys. `v` is {SCHEMA_VERSION}. `sender` is compared with the id in
+the topic, where the topic belongs to its writer. `boot_id` is new at every start of the sender, and
+`seq` counts its messages. `sent_ms` is the sender's clock, for people; nothing is decided by it.
 """
 
 
