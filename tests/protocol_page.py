@@ -41,8 +41,8 @@ This page is written from the code by `python -m tests.protocol_page`; a test co
 
 Everything travels at quality of service 1, on MQTT 3.1.1 or 5, over persistent sessions. A message
 is msgpack, at most {MAX_MESSAGE_BYTES // 1024} KB, nested at most {MAX_NESTING} deep, and no map
-holds a key twice. A message that breaks a rule of this page is refused and counted; it has no effect
-in part. Weights never travel here: messages carry references to objects in the store.
+holds a key twice. A message that breaks a rule of this page is refused and counted, as a whole.
+Weights never travel here: messages carry references to objects in the store.
 
 A topic level is an id: it matches `[a-z0-9_-]{{1,64}}`. A topic has at most {MAX_LEVELS} levels.
 """
