@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 import shutil
@@ -17,6 +16,8 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
+
+from fl_client.hardware import describe
 
 _PROGRAM_TIMEOUT_S = 10.0
 _CUDA_OF_TORCH = re.compile(r"^cuda\b[^=]*= *'([^']+)'", re.MULTILINE)
@@ -131,7 +132,7 @@ class ThisMachine:
 
     def has_nvidia_gpu(self) -> bool:
         """Return whether an NVIDIA driver shows a device."""
-        return Path("/dev/nvidia0").exists()
+        return any(name.startswith("cuda") for name in describe().accelerators)
 
     def program(self, name: str) -> Path | None:
         """Return a program's path."""
@@ -160,11 +161,8 @@ class ThisMachine:
         return shutil.disk_usage(_existing(folder)).free
 
     def memory_bytes(self) -> int | None:
-        """Return the machine's memory."""
-        try:
-            return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        except (ValueError, OSError):
-            return None
+        """Return the machine's memory, or less where a control group limits this process."""
+        return describe().ram_bytes or None
 
     def write_probe(self, folder: Path) -> None:
         """Write and remove a file where ``folder`` is or would be."""
