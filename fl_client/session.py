@@ -19,6 +19,7 @@ from broker.messages import Action, Order, Receipt
 Stage: TypeAlias = Literal["fetching", "working", "uploading", "reporting"]
 Presence: TypeAlias = Literal["ready", "training", "draining", "offline"]
 MAX_WORK_ATTEMPTS = 2
+MAX_WAITING_EVALUATIONS = 4
 
 
 @dataclass(frozen=True, order=True)
@@ -232,7 +233,7 @@ class DeviceSession:
     """One device's jobs. Not thread-safe: one owner calls it.
 
     At most one job is active (fetching, working or uploading); further orders wait, a training
-    order before an evaluation, at most one of each action and run.
+    order before an evaluation; of a run at most one training order and a few evaluations.
     """
 
     epoch: int = 0
@@ -299,15 +300,27 @@ class DeviceSession:
             self._accept(Job(key, order), commands)
 
     def _accept(self, job: Job, commands: list[Command]) -> None:
-        same = (job.key.run_id, job.key.action)
-        for other in [*self.waiting, *([self.active] if self.active else [])]:
-            if (other.key.run_id, other.key.action) != same:
-                continue
-            if (other.key.round, other.key.attempt) > (job.key.round, job.key.attempt):
+        place = (job.key.run_id, job.key.action)
+        rivals = [
+            other
+            for other in [*self.waiting, *([self.active] if self.active else [])]
+            if (other.key.run_id, other.key.action) == place
+        ]
+        if job.key.action == "train":
+            newest = max((_pair(other.key) for other in rivals), default=(0, 0))
+            if newest > _pair(job.key):
                 return
-            self._drop(other, commands)
+            for other in rivals:
+                self._drop(other, commands)
+        else:
+            # versions are evaluated in order; when too many wait, the oldest goes unmeasured
+            waiting = [other for other in rivals if other in self.waiting]
+            again = [other for other in waiting if other.key == job.key]
+            oldest = waiting[: len(waiting) + 1 - MAX_WAITING_EVALUATIONS]
+            for other in again or oldest:
+                self.waiting.remove(other)
         self.waiting.append(job)
-        self.waiting.sort(key=lambda waiting: waiting.key.action != "train")
+        self.waiting.sort(key=lambda waiting: (waiting.key.action != "train", _pair(waiting.key)))
 
     def _settle(self, commands: list[Command]) -> None:
         """Start the next waiting job when none is active, and say what the device is at."""
@@ -333,7 +346,7 @@ class DeviceSession:
                 commands.append(DoWork(self.active))
             case WorkFinished(outcome=outcome), "working":
                 self._worked(replace(job, outcome=outcome), commands)
-            case UpdateUploaded(), "uploading":
+            case UpdateUploaded() | JobFailed(), "uploading":  # a failed upload may have arrived
                 self.active = None
                 self._report(job, commands)
             case JobFailed(retryable=True), "working" if job.work_attempts < MAX_WORK_ATTEMPTS:
@@ -396,3 +409,7 @@ class DeviceSession:
             self._report(job, commands)
         else:
             commands.append(ForgetJob(job.key, accepted=False))
+
+
+def _pair(key: JobKey) -> tuple[int, int]:
+    return (key.round, key.attempt)

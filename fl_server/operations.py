@@ -168,8 +168,10 @@ class Operations:
         url = self._server.store.presign_put(key, URL_LIFETIME_S)
         return {"run_id": run_id, "url": url}
 
-    def runs_submit(self, arguments: OneRun) -> Deferred:
-        """Start a prepared run whose version 0 is in the store."""
+    def runs_submit(self, arguments: OneRun) -> Result | Deferred:
+        """Start a prepared run whose version 0 is in the store; asked again, say so again."""
+        if arguments.run_id in self._server.runs:
+            return {"run_id": arguments.run_id}
         prepared = self._prepared.get(arguments.run_id)
         if prepared is None:
             raise ConfigError(f"run {arguments.run_id} was not prepared, or too long ago")

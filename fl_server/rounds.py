@@ -169,6 +169,9 @@ class RoundMachine:
         if event.action == "evaluate":
             if isinstance(event, OrderRequested):
                 self._evaluate(device_id, step)
+            elif event.round == ledger.model.version:
+                self._ordered_evaluation.discard(device_id)
+                self._complete_if_evaluated(step)
             return
         if not self._is_current(event.round, event.attempt) or not self._owes_update(device_id):
             return
@@ -187,6 +190,8 @@ class RoundMachine:
             same = counted == event.update.header_sha256
             reason = "" if same else "another update of this device was already counted"
             self._receipt(event, "accepted" if same else "refused", step, reason)
+            if not self._serves(event.round, event.attempt):
+                step.commands.append(DiscardUpdate(event.update.key))
             return
         if event.round > ledger.round:
             self._receipt(event, "unknown", step, f"this run has not reached round {event.round}")
@@ -361,7 +366,13 @@ class RoundMachine:
             return
         if not known:
             self._record(
-                EvaluationRecorded(event.round, event.device_id, event.num_examples, event.metrics),
+                EvaluationRecorded(
+                    event.round,
+                    event.device_id,
+                    event.num_examples,
+                    event.metrics,
+                    event.usage,
+                ),
                 step,
             )
         self._receipt(event, "accepted", step)
@@ -405,6 +416,13 @@ class RoundMachine:
         ledger = self.ledger
         pair = (round_number, attempt)
         return ledger.phase == "collecting" and pair == (ledger.round, ledger.attempt)
+
+    def _serves(self, round_number: int, attempt: int) -> bool:
+        """Whether the attempt's objects may still be read; those of others were swept."""
+        ledger = self.ledger
+        pair = (round_number, attempt)
+        open_phase = ledger.phase in {"collecting", "aggregating"}
+        return open_phase and pair == (ledger.round, ledger.attempt)
 
     def _owes_update(self, device_id: str) -> bool:
         ledger = self.ledger

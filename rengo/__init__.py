@@ -17,7 +17,8 @@ if TYPE_CHECKING:
         Tanh,
     )
     from fl_client.tasks.base import Device, Task, TrainingSettings
-    from rengo.site import RunResult, Site
+    from rengo.runs import RunResult
+    from rengo.site import Site
 
 __all__ = [
     "Conv2d",
@@ -40,7 +41,8 @@ _LAYERS = ("Conv2d", "Flatten", "Linear", "MaxPool2d", "ReLU", "Reshape", "Sigmo
 _HOMES = {
     **dict.fromkeys(_LAYERS, "fl_client.layers"),
     **dict.fromkeys(("Device", "Task", "TrainingSettings"), "fl_client.tasks.base"),
-    **dict.fromkeys(("RunResult", "Site"), "rengo.site"),
+    "RunResult": "rengo.runs",
+    "Site": "rengo.site",
 }
 
 

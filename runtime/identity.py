@@ -21,7 +21,8 @@ class Identity(BaseModel):
     """What a role needs to reach the broker of its domain.
 
     ``client_id`` is the id plus a secret suffix: some brokers let any user take any client id, and
-    whoever knew it could erase the queue of its owner.
+    whoever knew it could erase the queue of its owner. ``index`` of ``count`` is the device's part
+    of a data set that the devices of a site share.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -34,6 +35,8 @@ class Identity(BaseModel):
     host: Annotated[str, Field(min_length=1, max_length=255)]
     port: Annotated[int, Field(ge=1, le=65535)]
     password: SecretStr
+    index: Annotated[int, Field(ge=0)] = 0
+    count: Annotated[int, Field(ge=1)] = 1
 
 
 def new_identity(

@@ -1,0 +1,24 @@
+"""The Raspberry Pi runner: the device agent on the torch-free engine, in small profile."""
+
+from __future__ import annotations
+
+from fl_client.agent import Agent
+from fl_client.settings import AgentSettings
+from runtime.errors import ConfigError
+from runtime.identity import Identity
+
+ENGINE = "numpy"
+
+
+def make_agent(settings: AgentSettings, identity: Identity) -> Agent:
+    """Return the agent of a constrained device.
+
+    Raises:
+        ConfigError: the settings ask for an engine that does not fit such a device.
+    """
+    if settings.engine != ENGINE:
+        raise ConfigError(
+            f"the Raspberry Pi runner trains on the {ENGINE} engine, not on {settings.engine!r}; "
+            "for torch on a Pi use `rengo client`"
+        )
+    return Agent(settings, identity)

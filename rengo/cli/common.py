@@ -1,0 +1,136 @@
+"""What several commands share: options, signals, logs, the operator's connection, output."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from rengo.folder import SiteFolder, default_home
+from rengo.operator import OperatorClient
+from runtime.config import merge, parse_assignment
+from runtime.errors import ConfigError
+from runtime.identity import read_identity
+
+
+class Commands(Protocol):
+    """What ``add_subparsers`` returns, as far as it is used here."""
+
+    def add_parser(self, name: str, **kwargs: Any) -> argparse.ArgumentParser:
+        """Return the parser of a new command."""
+        ...
+
+
+def add_command(
+    commands: Commands, name: str, action: Callable[[argparse.Namespace], int], summary: str
+) -> argparse.ArgumentParser:
+    """Return the parser of a command that ``action`` carries out."""
+    parser = commands.add_parser(name, help=summary, description=summary)
+    parser.set_defaults(action=action)
+    parser.add_argument(
+        "--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS
+    )
+    return parser
+
+
+def add_site(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which site is meant."""
+    parser.add_argument(
+        "--data-dir",
+        type=Path,
+        default=default_home(),
+        help="the site's folder (default: RENGO_HOME or ~/.rengo)",
+    )
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """Add ``--set``."""
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="set a key of the run definition, for example cohort.deadline_s=30; may repeat",
+    )
+
+
+def settings_of(assignments: list[str]) -> dict[str, Any]:
+    """Return the nested settings that ``--set`` flags make."""
+    values: dict[str, Any] = {}
+    for text in assignments:
+        path, value = parse_assignment(text)
+        nested: Any = value
+        for part in reversed(path):
+            nested = {part: nested}
+        merge(values, nested)
+    return values
+
+
+def connect(options: argparse.Namespace) -> OperatorClient:
+    """Return the operator's connection to the site that the options name.
+
+    Raises:
+        ConfigError: no site was ever started there.
+    """
+    folder = SiteFolder(options.data_dir)
+    path = folder.identity_path("operator")
+    if not path.exists():
+        raise ConfigError(
+            f"no site in {options.data_dir}: start one with `rengo up`, or name its folder by "
+            "--data-dir or RENGO_HOME"
+        )
+    return OperatorClient(read_identity(path))
+
+
+def print_json(document: dict[str, Any], path: str | None) -> None:
+    """Write a JSON document to a file, to standard output for ``-``, nowhere for None."""
+    if path is None:
+        return
+    text = json.dumps(document, indent=2) + "\n"
+    if path == "-":
+        sys.stdout.write(text)
+    else:
+        Path(path).write_text(text, "utf-8")
+
+
+def configure_logs(*, debug: bool) -> None:
+    """Log to standard error, one line a record."""
+    logging.basicConfig(
+        level=logging.DEBUG if debug else logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    for name in ("urllib3", "botocore", "boto3"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Turn the first SIGINT or SIGTERM into KeyboardInterrupt; further ones wait for the end."""
+
+    def interrupt(*_: object) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def serve(run_forever: Callable[[], None], stop: Callable[[], None]) -> None:
+    """Run a role on this thread until SIGINT or SIGTERM."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop())
+    run_forever()

@@ -1,0 +1,179 @@
+"""``rengo server | client | iot``: one role in the foreground."""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import os
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import urlsplit
+
+from rengo.cli.common import Commands, add_command, configure_logs, serve
+from rengo.folder import SiteFolder, default_home
+from runtime.config import load
+from runtime.errors import ConfigError
+from runtime.identity import Identity, read_identity
+
+_START_S = 30.0
+
+
+def add(commands: Commands) -> None:
+    """Add the commands."""
+    server = add_command(commands, "server", run_server, "run the server of a domain")
+    server.add_argument("--config", type=Path, required=True, help="the server's TOML file")
+    for name, action, summary in (
+        ("client", run_client, "run a device's agent: a CPU or GPU edge"),
+        ("iot", run_iot, "run a Raspberry Pi's agent, on the numpy engine"),
+    ):
+        parser = add_command(commands, name, action, summary)
+        _add_agent_options(parser)
+        if name == "client":
+            parser.add_argument("--engine", choices=("auto", "torch", "numpy"))
+            parser.add_argument("--profile", choices=("cpu", "gpu"))
+
+
+def _add_agent_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", type=Path, help="the agent's TOML file")
+    parser.add_argument(
+        "--task",
+        action="append",
+        help="what may run here: a task's name or FILE.py:CLASS; may repeat (default: digits)",
+    )
+    parser.add_argument("--identity", type=Path, help="the device's identity file")
+    parser.add_argument("--id", help="which identity of the site on this machine to take")
+    parser.add_argument("--server", metavar="URL", help="mqtt://HOST:PORT instead of the file's")
+    parser.add_argument("--data-dir", type=Path, help="the agent's own folder")
+    parser.add_argument("--role", choices=("trainer", "evaluator"))
+    parser.add_argument("--index", type=int, help="which part of a shared data set is its own")
+    parser.add_argument("--count", type=int, help="how many parts there are")
+    parser.add_argument("--folder", type=Path, help="where the device's data lies")
+
+
+def run_server(options: argparse.Namespace) -> int:
+    """Serve a domain until it is told to stop."""
+    from broker.session import Endpoint  # noqa: PLC0415  (a device's command needs no server)
+    from fl_server.journal import Journal  # noqa: PLC0415
+    from fl_server.server import Server, ServerSettings  # noqa: PLC0415
+    from fl_server.settings import ServerConfig  # noqa: PLC0415
+    from storage.s3 import S3Store  # noqa: PLC0415
+
+    configure_logs(debug=options.debug)
+    config = load(ServerConfig, options.config, "RENGO_SERVER")
+    identity = read_identity(config.identity)
+    if identity.role != "server":
+        raise ConfigError(f"identity {identity.id} is a {identity.role}'s, not a server's")
+    config.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    store = S3Store(config.store)
+    store.ensure_bucket()
+    server = Server(
+        ServerSettings(identity.domain, config.data_dir, config.project, config.spool_memory_bytes),
+        Endpoint(
+            identity.host,
+            identity.port,
+            identity.id,
+            identity.password.get_secret_value(),
+            identity.client_id,
+        ),
+        store,
+        Journal(config.journal_url),
+    )
+    server.start(_START_S)
+    serve(server.run_forever, server.stop)
+    return 0
+
+
+def run_client(options: argparse.Namespace) -> int:
+    """Run an agent until it is told to stop."""
+    from fl_client.agent import Agent  # noqa: PLC0415  (other commands need no agent)
+    from fl_client.settings import AgentSettings  # noqa: PLC0415
+
+    configure_logs(debug=options.debug)
+    given = _given(options, ("engine", "profile"))
+    with _Identity(options) as found:
+        settings = load(AgentSettings, options.config, "RENGO_AGENT", found.defaults | given)
+        agent = Agent(settings, found.read(settings.identity))
+        serve(agent.run_forever, agent.stop)
+    return 0
+
+
+def run_iot(options: argparse.Namespace) -> int:
+    """Run the Raspberry Pi runner until it is told to stop."""
+    from fl_client.settings import AgentSettings  # noqa: PLC0415
+    from iot.runner import make_agent  # noqa: PLC0415
+
+    configure_logs(debug=options.debug)
+    given = _given(options, ()) | {"engine": "numpy", "profile": "pi"}
+    with _Identity(options) as found:
+        settings = load(AgentSettings, options.config, "RENGO_AGENT", found.defaults | given)
+        agent = make_agent(settings, found.read(settings.identity))
+        serve(agent.run_forever, agent.stop)
+    return 0
+
+
+def _given(options: argparse.Namespace, more: tuple[str, ...]) -> dict[str, Any]:
+    names = ("identity", "data_dir", "role", "index", "count", "folder", *more)
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    if options.task:
+        given["tasks"] = options.task
+    return given
+
+
+class _Identity:
+    """Which identity an agent takes: the file it was given, or one of the site on this machine.
+
+    Without ``--id`` it takes the first device's identity that no running agent holds, so that
+    ``rengo client`` in two terminals is two devices.
+    """
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._options = options
+        self._lock: IO[bytes] | None = None
+        self.defaults: dict[str, Any] = {}
+
+    def __enter__(self) -> _Identity:
+        options = self._options
+        named = options.identity or options.config or "RENGO_AGENT_IDENTITY" in os.environ
+        if named:
+            return self
+        folder = SiteFolder(default_home())
+        path = folder.identity_path(options.id) if options.id else self._first_free(folder)
+        identity = read_identity(path)
+        self.defaults = {
+            "identity": path,
+            "data_dir": folder.root / "devices" / identity.id,
+            "index": identity.index,
+            "count": identity.count,
+        }
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._lock is not None:
+            self._lock.close()
+
+    def read(self, path: Path) -> Identity:
+        """Return the identity, at the server that ``--server`` names."""
+        identity = read_identity(path)
+        if self._options.server is None:
+            return identity
+        parts = urlsplit(self._options.server)
+        if parts.scheme != "mqtt" or not parts.hostname or not parts.port:
+            raise ConfigError(f"--server {self._options.server!r} is not mqtt://HOST:PORT")
+        return identity.model_copy(update={"host": parts.hostname, "port": parts.port})
+
+    def _first_free(self, folder: SiteFolder) -> Path:
+        paths = sorted(folder.identities.glob("device-*.json"))
+        for path in paths:
+            lock = path.with_suffix(".lock").open("ab")
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.close()
+                continue
+            self._lock = lock
+            return path
+        what = "every device's identity is in use" if paths else "there is no device's identity"
+        raise ConfigError(
+            f"{what} in {folder.identities}; start a site with `rengo up`, or name a file by "
+            "--identity"
+        )

@@ -1,0 +1,44 @@
+"""Device processes of a site: how each is started."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from runtime.child import Child
+
+
+@dataclass(frozen=True)
+class DeviceSpec:
+    """One device to start beside the site.
+
+    Attributes:
+        profile: "pi" starts the Raspberry Pi runner, everything else the client.
+        index: which of ``count`` parts of a shared data set is its own.
+    """
+
+    name: str
+    profile: Literal["cpu", "gpu", "pi"] = "cpu"
+    engine: Literal["auto", "torch", "numpy"] = "auto"
+    role: Literal["trainer", "evaluator"] = "trainer"
+    index: int = 0
+    count: int = 1
+
+
+def device_process(spec: DeviceSpec, identity: Path, folder: Path, task: str, log: Path) -> Child:
+    """Return the process of a device, not yet started."""
+    command = "iot" if spec.profile == "pi" else "client"
+    argv = [
+        *(sys.executable, "-m", "rengo", command),
+        *("--identity", str(identity)),
+        *("--data-dir", str(folder)),
+        *("--task", task),
+        *("--role", spec.role),
+        *("--index", str(spec.index)),
+        *("--count", str(spec.count)),
+    ]
+    if command == "client":
+        argv += ["--engine", spec.engine, "--profile", spec.profile]
+    return Child(f"device {spec.name}", argv, log)

@@ -1,0 +1,158 @@
+"""A site's folder: what lies where, which version wrote it, and who may reach the broker."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from pathlib import Path
+from typing import IO, Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from broker.access import BrokerUser, Role, grants
+from runtime.config import validate
+from runtime.errors import ConfigError
+from runtime.files import atomic_write
+from runtime.identity import Identity, new_identity, read_identity, write_identity
+from runtime.ports import free_port
+
+FORMAT = 1
+HOST = "127.0.0.1"
+_ROLES = {"device": Role.DEVICE, "operator": Role.OPERATOR, "server": Role.SERVER}
+
+
+class SiteRecord(BaseModel):
+    """What a site keeps from start to start."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal[1] = 1
+    domain: Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")]
+    broker_port: Annotated[int, Field(ge=1, le=65535)]
+    store_port: Annotated[int, Field(ge=1, le=65535)]
+    store: Literal["juicefs", "seaweedfs"]
+
+
+def default_home() -> Path:
+    """Return where this user's site lies: RENGO_HOME, else ``~/.rengo``."""
+    return Path(os.environ.get("RENGO_HOME") or Path.home() / ".rengo")
+
+
+class SiteFolder:
+    """The paths below a site's data folder, created 0700.
+
+    Raises:
+        ConfigError: another version of Rengo wrote it, it is damaged, or it cannot be written.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.absolute()
+        try:
+            self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise ConfigError(f"data folder {root} cannot be made: {error.strerror}") from error
+        self.identities = self.root / "identities"
+
+    @property
+    def _record_path(self) -> Path:
+        return self.root / "site.json"
+
+    def lock(self) -> IO[bytes]:
+        """Return the open lock of the one process that runs this site; closing it releases it.
+
+        Raises:
+            ConfigError: another process runs it.
+        """
+        lock = (self.root / "site.lock").open("ab")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.close()
+            raise ConfigError(
+                f"another `rengo up` runs the site in {self.root}; "
+                "stop it or choose another --data-dir"
+            ) from error
+        return lock
+
+    def record(self) -> SiteRecord | None:
+        """Return the site's record, None before its first start.
+
+        Raises:
+            ConfigError: it is damaged or of another version.
+        """
+        path = self._record_path
+        try:
+            document = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise ConfigError(f"{path} is damaged: {error}") from error
+        found = document.get("format") if isinstance(document, dict) else None
+        if found != FORMAT:
+            raise ConfigError(
+                f"{self.root} was written by another version of Rengo (format {found}, this one "
+                f"reads {FORMAT}); use that version, or another --data-dir"
+            )
+        return validate(SiteRecord, document, str(path))
+
+    def ensure_record(
+        self,
+        domain: str,
+        store: Literal["juicefs", "seaweedfs"],
+        broker_port: int | None,
+        store_port: int | None,
+    ) -> SiteRecord:
+        """Return the record, made at the first start; ports that are given win from then on."""
+        known = self.record()
+        record = SiteRecord(
+            domain=known.domain if known else domain,
+            broker_port=broker_port or (known.broker_port if known else free_port(HOST)),
+            store_port=store_port or (known.store_port if known else free_port(HOST)),
+            store=known.store if known else store,
+        )
+        if record != known:
+            atomic_write(self._record_path, record.model_dump_json(indent=2).encode())
+        return record
+
+    # --- identities ---------------------------------------------------------------------------
+
+    def identity_path(self, name: str) -> Path:
+        """Return where an identity's file lies."""
+        return self.identities / f"{name}.json"
+
+    def ensure_identity(
+        self,
+        role: Literal["device", "operator", "server"],
+        name: str,
+        record: SiteRecord,
+        index: int = 0,
+        count: int = 1,
+    ) -> Identity:
+        """Return an identity that points at the site's broker, made when it is not there."""
+        path = self.identity_path(name)
+        if path.exists():
+            known = read_identity(path)
+        else:
+            known = new_identity(role, record.domain, name, HOST, record.broker_port)
+        identity = known.model_copy(
+            update={"port": record.broker_port, "index": index, "count": count}
+        )
+        if identity != known or not path.exists():
+            write_identity(path, identity)
+        return identity
+
+    def all_identities(self) -> list[Identity]:
+        """Return every identity of the site, by name."""
+        return [read_identity(path) for path in sorted(self.identities.glob("*.json"))]
+
+    def broker_users(self) -> list[BrokerUser]:
+        """Return every identity as the broker must know it."""
+        return [
+            BrokerUser(
+                identity.id,
+                identity.password.get_secret_value(),
+                grants(_ROLES[identity.role], identity.domain, identity.id),
+            )
+            for identity in self.all_identities()
+        ]

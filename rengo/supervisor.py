@@ -1,0 +1,160 @@
+"""Keeps a site's processes alive: starts them in order, restarts what dies, stops in reverse.
+
+One thread starts, watches and stops them all, since on Linux a child ends with the thread that
+started it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from runtime.errors import InvalidTransition, RengoError
+
+_LOG = logging.getLogger(__name__)
+_LOOK_EVERY_S = 0.1
+_FIRST_PAUSE_S = 0.2
+_LONGEST_PAUSE_S = 5.0
+_STABLE_S = 10.0
+
+
+class Service(Protocol):
+    """A process that can be started, watched and stopped."""
+
+    @property
+    def running(self) -> bool:
+        """Whether it is alive now."""
+        ...
+
+    def stop(self) -> None:
+        """End it in order."""
+        ...
+
+
+@dataclass
+class _Watched:
+    name: str
+    service: Service
+    start: Callable[[], None]
+    restarts: int = 0
+    pause_s: float = _FIRST_PAUSE_S
+    started_s: float = 0.0
+    due_s: float | None = None
+
+
+class Supervisor:
+    """The processes of one site.
+
+    ``add`` and ``remove`` return when the thread has done it; what fails there is raised here.
+    """
+
+    def __init__(self) -> None:
+        self._watched: dict[str, _Watched] = {}
+        self._requests: list[_Request] = []
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
+
+    def start(self) -> None:
+        """Begin to watch."""
+        self._thread.start()
+
+    def add(self, name: str, service: Service, start: Callable[[], None]) -> None:
+        """Start a service and keep it alive from then on; raises what ``start`` raises."""
+        self.call(lambda: self._begin(_Watched(name, service, start)))
+
+    def remove(self, name: str) -> None:
+        """Stop a service and watch it no more."""
+        self.call(lambda: self._end(name))
+
+    def call(self, action: Callable[[], None]) -> None:
+        """Do something on the supervisor's thread, between two looks; raises what it raises."""
+        request = _Request(action)
+        with self._changed:
+            if self._stopping or not self._thread.is_alive():
+                raise InvalidTransition("the supervisor does not run")
+            self._requests.append(request)
+            self._changed.notify_all()
+        request.done.wait()
+        if request.error is not None:
+            raise request.error
+
+    def restarts(self) -> dict[str, int]:
+        """Return how often each service was started again."""
+        return {name: each.restarts for name, each in self._watched.items()}
+
+    def stop(self) -> None:
+        """Stop every service, the latest first; returns when all are gone."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    # --- the supervisor's thread --------------------------------------------------------------
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                # a child's death is no event that a thread can wait for beside another
+                self._changed.wait_for(lambda: self._requests or self._stopping, _LOOK_EVERY_S)
+                requests, self._requests = self._requests, []
+                stopping = self._stopping
+            for request in requests:
+                request.carry_out()
+            if stopping:
+                break
+            for watched in list(self._watched.values()):
+                self._look_after(watched)
+        for name in list(self._watched)[::-1]:
+            self._end(name)
+
+    def _begin(self, watched: _Watched) -> None:
+        watched.start()
+        watched.started_s = time.monotonic()
+        self._watched[watched.name] = watched
+
+    def _end(self, name: str) -> None:
+        watched = self._watched.pop(name, None)
+        if watched is not None:
+            watched.service.stop()
+
+    def _look_after(self, watched: _Watched) -> None:
+        now = time.monotonic()
+        if watched.service.running:
+            if now - watched.started_s > _STABLE_S:
+                watched.pause_s = _FIRST_PAUSE_S
+            return
+        if watched.due_s is None:
+            _LOG.warning("%s has ended; starting it again", watched.name)
+            watched.due_s = now + watched.pause_s
+            watched.pause_s = min(_LONGEST_PAUSE_S, 2 * watched.pause_s)
+        if now < watched.due_s:
+            return
+        watched.due_s = None
+        watched.restarts += 1
+        watched.started_s = now
+        try:
+            watched.service.stop()  # frees what a dead process held: locks, sockets
+            watched.start()
+        except RengoError as error:
+            _LOG.error("%s did not start again: %s", watched.name, error)
+
+
+class _Request:
+    def __init__(self, action: Callable[[], None]) -> None:
+        self._action = action
+        self.done = threading.Event()
+        self.error: BaseException | None = None
+
+    def carry_out(self) -> None:
+        try:
+            self._action()
+        except BaseException as error:  # noqa: BLE001 (raised again in the asking thread)
+            self.error = error
+        finally:
+            self.done.set()

@@ -1,0 +1,17 @@
+"""Plain tables for terminals and pipes alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], empty: str) -> None:
+    """Print rows under headings, in columns; ``empty`` where there are none."""
+    if not rows:
+        print(empty)
+        return
+    table = [list(headings), *map(list, rows)]
+    widths = [max(len(row[column]) for row in table) for column in range(len(headings))]
+    for row in table:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        print("  ".join(cells).rstrip())
