@@ -316,7 +316,7 @@ class DeviceSession:
             # versions are evaluated in order; when too many wait, the oldest goes unmeasured
             waiting = [other for other in rivals if other in self.waiting]
             again = [other for other in waiting if other.key == job.key]
-            oldest = waiting[: len(waiting) + 1 - MAX_WAITING_EVALUATIONS]
+            oldest = waiting[: max(0, len(waiting) + 1 - MAX_WAITING_EVALUATIONS)]
             for other in again or oldest:
                 self.waiting.remove(other)
         self.waiting.append(job)
