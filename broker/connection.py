@@ -108,6 +108,7 @@ class Hooks:
 
     Args:
         up: the broker accepted; with whether it knew the session.
+        subscribed: the broker answered the subscriptions; from here on it queues for this client.
         delivery: a message, unacknowledged until ``Connection.ack``.
         answer: the message id of a publish, and why the broker refused it (None: it did not).
         fault: an error that must not end the thread.
@@ -115,6 +116,7 @@ class Hooks:
     """
 
     up: Callable[[Connection, bool], None]
+    subscribed: Callable[[], None]
     delivery: Callable[[Delivery], None]
     answer: Callable[[Connection, int, str | None], None]
     fault: Callable[[Exception], None]
@@ -164,11 +166,11 @@ class Connection:
         self.endpoint = endpoint
         self.generation = generation
         self.up_at_s: float | None = None
+        self.subscribed = not subscriptions
         self.error: TransportError | None = None
         self.answered = threading.Event()
         self.unanswered = 0  # publishes; guarded by the session
         self._subscriptions = tuple(subscriptions)
-        self._subscribe_mid: int | None = None
         self._hooks = hooks
         self._ended = threading.Event()
         self._network_thread: threading.Thread | None = None
@@ -316,7 +318,7 @@ class Connection:
         # every time, session present or not: it brings retained documents afresh, and a broker
         # that lost its state learns the subscriptions again
         if self._subscriptions:
-            _, self._subscribe_mid = client.subscribe([(each, 1) for each in self._subscriptions])
+            client.subscribe([(each, 1) for each in self._subscriptions])
         self.up_at_s = time.monotonic()
         self._hooks.up(self, flags.session_present)
         self.answered.set()
@@ -341,6 +343,8 @@ class Connection:
                     f"{', '.join(denied)}"
                 )
             )
+        self.subscribed = True
+        self._hooks.subscribed()
 
     def _on_message(self, _client: mqtt.Client, _userdata: Any, message: mqtt.MQTTMessage) -> None:
         try:

@@ -98,6 +98,7 @@ class MqttSession:
         self._answers: deque[tuple[int, str | None]] = deque()
         self._hooks = Hooks(
             up=self._on_up,
+            subscribed=self._on_subscribed,
             delivery=self._on_delivery,
             answer=self._on_answer,
             fault=self._on_fault,
@@ -126,7 +127,7 @@ class MqttSession:
         return up is not None and not up.ended
 
     def wait_connected(self, timeout_s: float) -> None:
-        """Return when a connection stands.
+        """Return when a connection stands and the broker has answered the subscriptions.
 
         Raises:
             AuthenticationFailed: the broker refused the credentials.
@@ -134,10 +135,10 @@ class MqttSession:
         """
         with self._changed:
             self._changed.wait_for(
-                lambda: self._up is not None or isinstance(self._last_error, AuthenticationFailed),
+                lambda: self._ready() or isinstance(self._last_error, AuthenticationFailed),
                 timeout_s,
             )
-            if self._up is not None:
+            if self._ready():
                 return
             if isinstance(self._last_error, AuthenticationFailed):
                 raise self._last_error
@@ -203,6 +204,9 @@ class MqttSession:
         self._wake.set()
         self._thread.join()
 
+    def _ready(self) -> bool:
+        return self._up is not None and self._up.subscribed
+
     def _durable(self) -> Outbox:
         if self._outbox is None:
             raise InvalidTransition("this MQTT session was made without an outbox")
@@ -232,6 +236,10 @@ class MqttSession:
             self._last_error = None
             self._changed.notify_all()
         self._inbox.put(Connected(session_present, link.generation))
+
+    def _on_subscribed(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
 
     def _on_delivery(self, delivery: Delivery) -> None:
         if not self._inbox.deliver(delivery):

@@ -19,7 +19,7 @@ import pytest
 
 import broker.session
 from broker.connection import Endpoint, Publication
-from broker.inbox import Connected
+from broker.inbox import Connected, SessionEvent
 from broker.limits import MAX_PAYLOAD_BYTES, MessageTooLarge
 from broker.outbox import Outbox
 from broker.session import ClientIdInUse, MqttSession
@@ -370,6 +370,37 @@ def test_connected_comes_before_the_deliveries_even_from_a_full_inbox(site: Site
     owner.limit = None
     owner.wait(lambda: bool(owner.deliveries), 15)
     assert isinstance(owner.events[0], Connected)
+
+
+def test_what_the_owner_publishes_on_connected_is_never_dropped(site: Site) -> None:
+    reader = Owner()
+    site.session(reader, TOPIC)
+    said: list[bool] = []
+
+    class Announcer(Owner):
+        def __call__(self, event: SessionEvent) -> bool:
+            if isinstance(event, Connected) and self.session is not None:
+                said.append(self.session.publish(Publication(TOPIC, b"state")))
+            return super().__call__(event)
+
+    announcer = Announcer()
+    site.session(announcer, endpoint=site.endpoint(client_id="announcer"))
+    reader.wait(lambda: reader.payloads == [b"state"])
+    site.restart_after_kill()
+    announcer.wait(lambda: len(announcer.connections) == 2)
+    reader.wait(lambda: reader.payloads.count(b"state") == 2)
+    assert said == [True, True]
+
+
+def test_a_burst_of_orders_is_neither_dropped_nor_slow(site: Site) -> None:
+    reader = Owner()
+    site.session(reader, TOPIC)
+    writer = site.publisher()
+    began = time.monotonic()
+    assert all(writer.publish(Publication(TOPIC, bytes(1000))) for _ in range(3000))
+    assert writer.flush(30)
+    reader.wait(lambda: len(reader.deliveries) == 3000, 30)
+    assert time.monotonic() - began < 20
 
 
 def test_a_wrong_password_is_told_at_once(site: Site) -> None:
