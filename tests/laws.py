@@ -106,6 +106,8 @@ class RoundLaws:
                 self.online.pop(event.device_id, None)
                 self.left.add(event.device_id)
                 self.evaluators_asked.discard(event.device_id)
+            case e.DeviceDeclined(action="evaluate") if event.round == self.committed:
+                self.evaluators_asked.discard(event.device_id)
             case e.TimerFired():
                 self.armed.discard((event.timer, event.round, event.attempt))
             case e.AggregationFinished() | e.AggregationFailed():
@@ -246,7 +248,8 @@ class RoundLaws:
             case e.RunFailed():
                 spent = self.pair[1] >= self.plan.max_attempts
                 require(spent, "a run fails only after its last attempt", fact)
-        self.over, self.collecting = True, False
+        self.over, self.collecting, self.closed = True, False, None
+        self.accepted = {}
 
     # --- commands -------------------------------------------------------------------------------
 
@@ -320,6 +323,7 @@ class RoundLaws:
             require(where == asked, "a receipt answers its result", receipt)
             if receipt.action == "train":
                 self._last_word(receipt, event)
+                self._leaves_nothing(receipt, event, step)
 
     def _due_to_result(self, event: e.ResultReceived, step: Step) -> int:
         checks = any(isinstance(command, e.VerifyUpdate) for command in step.commands)
@@ -334,6 +338,15 @@ class RoundLaws:
             del self.verifying[event.device_id]
             return 1
         return 1 if pair != self.pair or not self.collecting else 0
+
+    def _leaves_nothing(self, receipt: e.SendReceipt, event: e.Event | None, step: Step) -> None:
+        """An object that came after its attempt's sweep has no other moment to be deleted."""
+        serves = (receipt.round, receipt.attempt) == self.pair and (
+            self.collecting or self.closed is not None
+        )
+        key = event.update.key  # type: ignore[union-attr]
+        deleted = serves or receipt.status == "unknown" or e.DiscardUpdate(key) in step.commands
+        require(deleted, "a late object is deleted", receipt)
 
     def _last_word(self, receipt: e.SendReceipt, event: e.Event | None) -> None:
         """Accepted stays accepted, and nothing becomes accepted later."""

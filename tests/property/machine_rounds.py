@@ -166,11 +166,12 @@ class Rounds(RuleBasedStateMachine):
         if any(sent.update == update for sent in self.sent) or device_id not in ledger.cohort:
             self.give(e.ResultReceived(device_id, ledger.round, attempt, update))
 
-    @rule(device_id=st.sampled_from(TRAINERS), choice=pick)
+    @rule(device_id=st.sampled_from(DEVICES), choice=pick)
     def decline(self, device_id: str, choice: int) -> None:
-        order = self.an_order(device_id, choice, "train")
+        action: e.Action = "evaluate" if device_id == "e1" or choice % 3 == 0 else "train"
+        order = self.an_order(device_id, choice, action)
         if order is not None:
-            self.give(e.DeviceDeclined(device_id, "train", order.round, order.attempt, "busy"))
+            self.give(e.DeviceDeclined(device_id, action, order.round, order.attempt, "busy"))
 
     @rule(device_id=st.sampled_from(DEVICES), choice=pick)
     def ask_again(self, device_id: str, choice: int) -> None:
