@@ -1,0 +1,387 @@
+"""The server's shell, simulated: a journal that survives, everything else that does not.
+
+What a real shell must do as well: journal a step's facts at once and before its commands; drop a
+result whose key is not the expected one; run sums, deletes and sweeps one after another, so that a
+sweep comes after the sum that was under way; try a failed delete again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+from broker.messages import DeviceState, ModelRef, Order, Receipt, UploadRef
+from fl_client.session import RunChanged
+from fl_server import events as e
+from fl_server.presence import Presence
+from fl_server.rounds import RoundMachine, Step
+from tests.laws import RoundLaws, require
+from tests.world.broker import SERVER, Broker, Letter
+from tests.world.kernel import Kernel
+from tests.world.store import Object, Store, url
+
+RUN = "run"
+Job = Callable[[], bool]
+
+
+def sha_of(text: str) -> str:
+    """Return a name for some bytes, in the form of a sha256."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def model_key(version: int) -> str:
+    return f"global/{version}"
+
+
+def update_key(round_number: int, attempt: int, device_id: str) -> str:
+    return f"updates/{round_number}/{attempt}/{device_id}"
+
+
+def pair_of(key: str) -> tuple[int, int]:
+    """Return the (round, attempt) of an update's key."""
+    _, round_number, attempt, _ = key.split("/")
+    return int(round_number), int(attempt)
+
+
+@lru_cache(maxsize=4096)
+def update_of(device_id: str, round_number: int, base: int) -> Object:
+    """Return what a device makes of a model in a round: a function of these alone."""
+    text = f"update {device_id}/{round_number}/{base}"
+    digest = sha_of(text)
+    return Object(int(digest[:6], 16), 10 + 7 * int(device_id[1:]), digest)
+
+
+class Server:
+    """One run on one server, which may die at any step and comes back by itself."""
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        broker: Broker,
+        store: Store,
+        plan: e.Plan,
+        make: Callable[..., RoundMachine],
+        url_life_s: float,
+    ) -> None:
+        self.kernel, self.broker, self.store = kernel, broker, store
+        self.plan, self.make, self.url_life_s = plan, make, url_life_s
+        first = Object(1_000_000, 0, sha_of("model 1000000"))
+        store.put(model_key(0), first)
+        self.initial = e.Model(0, model_key(0), first.sha256, 100)
+        self.laws = RoundLaws.of(plan, self.initial)
+        self.journal: list[e.Fact] = []
+        self.values = [first.value]
+        self.expected = [first.value]
+        self.epoch = 0
+        self.life = 0
+        self.alive = False
+        broker.add(SERVER, self)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the journal says that the run is over."""
+        return self.laws.over
+
+    # --- life and death -------------------------------------------------------------------------
+
+    def boot(self) -> None:
+        """Start, or start again from the journal."""
+        if self.alive:
+            return
+        self.life += 1
+        self.epoch += 1
+        self.alive = True
+        self.kernel.note(SERVER, "starts", f"epoch {self.epoch}")
+        self.presence = Presence()
+        self.jobs: deque[Job] = deque()
+        self.spool: dict[str, Object] = {}
+        self.sums: dict[tuple[int, int], dict[str, Object]] = {}
+        self.said: object = None
+        self.machine = self.make(self.plan, self.initial, tuple(self.journal))
+        require(self.machine.ledger == self.laws.shadow, "a restart finds the same state", "")
+        self._take(None, self.machine.resume())
+        self.kernel.after(self.kernel.between(0, 0.5), self._connect, self.life)
+
+    def die(self) -> None:
+        """Lose everything but the journal and the epoch."""
+        if not self.alive:
+            return
+        self.kernel.note(SERVER, "dies")
+        self.alive = False
+        self.life += 1
+        self.laws.crashed()
+        self.broker.disconnect(SERVER)
+        self.kernel.after(self.kernel.between(0.2, 6), self.boot)
+
+    def lose_connection(self) -> None:
+        """Notice that the connection is gone, and make another."""
+        self.broker.disconnect(SERVER)
+        if self.alive:
+            self.kernel.after(self.kernel.between(0.1, 3), self._connect, self.life)
+
+    def _connect(self, life: int) -> None:
+        if life == self.life and not self.broker.is_up(SERVER):
+            self.broker.connect(SERVER, Letter("server", SERVER, (self.epoch, "offline"), True))
+
+    def connected(self) -> None:
+        """Say again what others must know."""
+        self.presence.reconnected()
+        self._publish("server", SERVER, (self.epoch, "online"), retained=True)
+        self.said = None
+        self._publish_document()
+
+    # --- what devices say -----------------------------------------------------------------------
+
+    def receive(self, leaf: str, sender: str, body: Any) -> bool:
+        """Take a message; not acknowledged when the server died of it."""
+        if not self.alive:
+            return False
+        life = self.life
+        event = self._event(leaf, sender, body)
+        if event is not None:
+            self.give(event)
+        return self.life == life
+
+    def _event(self, leaf: str, sender: str, body: Any) -> e.Event | None:
+        match leaf:
+            case "state":
+                assert isinstance(body, DeviceState)
+                return self.presence.take_state(sender, body)
+            case "result":
+                return self._result(sender, *body)
+            case "ack":
+                key, accepted, reason = body
+                if accepted:
+                    return None
+                return e.DeviceDeclined(sender, key.action, key.round, key.attempt, reason)
+            case "request":
+                return e.OrderRequested(sender, body.action, body.round, body.attempt)
+        raise AssertionError(leaf)
+
+    def _result(self, sender: str, key: Any, outcome: Any, object_key: str) -> e.Event | None:
+        if key.action == "evaluate":
+            metrics = outcome.metrics
+            return e.EvaluationReceived(
+                sender, key.round, key.attempt, outcome.num_examples, metrics
+            )
+        if object_key != update_key(key.round, key.attempt, sender):
+            self.kernel.note(SERVER, "drops a result with a foreign key", (sender, object_key))
+            return None
+        update = e.Update(
+            object_key, outcome.size_bytes, outcome.header_sha256, outcome.num_examples
+        )
+        return e.ResultReceived(sender, key.round, key.attempt, update)
+
+    # --- the machine ----------------------------------------------------------------------------
+
+    def give(self, event: e.Event) -> None:
+        """Let the machine take an event, and do what follows."""
+        kernel = self.kernel
+        dies = kernel.happens(kernel.odds.server_dies_in_step)
+        kernel.note(SERVER, "<-", event)
+        step = self.machine.handle(event)
+        if dies and kernel.random() < 0.3:
+            kernel.note(SERVER, "dies before it has journalled", step.facts)
+            self.die()
+            return
+        self._take(event, step, dies=dies)
+
+    def _take(self, event: e.Event | None, step: Step, *, dies: bool = False) -> None:
+        for fact in step.facts:
+            self.kernel.note(SERVER, "journals", fact)
+            self._book(fact)
+        self.journal += step.facts
+        self.laws.observe(self.machine, event, step)
+        done = len(step.commands)
+        if dies:
+            done = int(self.kernel.random() * (done + 1))
+        for command in step.commands[:done]:
+            self._do(command)
+        if dies:
+            self.die()
+        elif step.facts:
+            self._publish_document()
+
+    def _book(self, fact: e.Fact) -> None:
+        """Work out each version again from what was journalled alone."""
+        match fact:
+            case e.UpdateAccepted():
+                true = update_of(fact.device_id, fact.round, self.values[-1])
+                same = fact.update.header_sha256 == true.sha256
+                require(same, "an update is of its device, its round and its model", fact)
+            case e.RoundClosed():
+                parts = [update_of(d, fact.round, self.values[-1]) for d in fact.included]
+                self.expected.append(mean_step(self.expected[-1], parts))
+            case e.RoundAbandoned() if len(self.expected) > fact.round:
+                self.expected.pop()
+            case e.RoundCommitted():
+                self.values.append(self.store.objects[fact.model.key].value)
+                require(self.values == self.expected, "the included make the model", fact)
+
+    def _do(self, command: e.Command) -> None:
+        kernel, life = self.kernel, self.life
+        match command:
+            case e.SendOrder():
+                kernel.note(SERVER, "orders", command)
+                self._publish("task", command.device_id, self._order(command))
+            case e.SendReceipt():
+                kernel.note(SERVER, "answers", command)
+                self._publish("receipt", command.device_id, _receipt(command))
+            case e.ArmTimer():
+                kernel.after(command.seconds, self._fire, life, command)
+            case e.VerifyUpdate():
+                slow = 20 if kernel.happens(kernel.odds.check_slow) else 1
+                kernel.after(kernel.between(0.05, 0.3) * slow, self._check, life, command)
+            case e.FoldUpdate():
+                self._queue(lambda: self._fold(command))
+            case e.Aggregate():
+                self._queue(lambda: self._aggregate(command))
+            case e.DiscardUpdate():
+                self._queue(lambda: self._delete(command.key))
+            case e.SweepRound():
+                self._queue(lambda: self._sweep_round((command.round, command.attempt)))
+            case e.SweepRun():
+                self._queue(self._sweep_run)
+
+    def _fire(self, life: int, command: e.ArmTimer) -> None:
+        if life == self.life:
+            self.give(e.TimerFired(command.timer, command.round, command.attempt))
+
+    # --- messages out ---------------------------------------------------------------------------
+
+    def _publish(self, leaf: str, about: str, body: Any, *, retained: bool = False) -> None:
+        self.broker.publish(SERVER, leaf, about, body, retained=retained)
+
+    def _publish_document(self) -> None:
+        ledger = self.machine.ledger
+        closed = ledger.phase in {"aggregating", "evaluating", "ended"}
+        document = RunChanged(
+            RUN, self.epoch, ledger.phase == "ended", ledger.round, ledger.attempt, closed
+        )
+        if document != self.said:
+            self.said = document
+            self._publish("run", RUN, document, retained=True)
+
+    def _order(self, command: e.SendOrder) -> Order:
+        train = command.action == "train"
+        ledger = self.machine.ledger
+        model, expires = ledger.model, self.kernel.now + self.url_life_s
+        key = update_key(command.round, command.attempt, command.device_id)
+        return Order.model_construct(
+            epoch=self.epoch,
+            action=command.action,
+            run_id=RUN,
+            round=command.round,
+            attempt=command.attempt,
+            task="digits",
+            algorithm="fedavg",
+            algorithm_settings={},
+            training={},
+            seed=self.plan.seed,
+            model=ModelRef.model_construct(
+                url=url(model.key, expires), key=model.key, sha256=model.sha256, size_bytes=100
+            ),
+            upload=UploadRef.model_construct(url=url(key, expires), key=key) if train else None,
+            time_left_s=self.plan.deadline_s,
+        )
+
+    # --- jobs -----------------------------------------------------------------------------------
+
+    def _check(self, life: int, command: e.VerifyUpdate) -> None:
+        if life != self.life:
+            return
+        where = (command.device_id, command.round, command.attempt, command.update)
+        found = self.store.get(command.update.key)
+        if found is None:
+            self.give(e.UpdateRejected(*where, "no such object"))
+        elif found.damaged or found.sha256 != command.update.header_sha256:
+            self.give(e.UpdateRejected(*where, "the bytes are not what the header says"))
+        else:
+            self.spool[command.update.key] = found
+            self.give(e.UpdateVerified(*where))
+
+    def _queue(self, job: Job) -> None:
+        """Run the job after those before it; a job that returns False is tried again."""
+        self.jobs.append(job)
+        if len(self.jobs) == 1:
+            self.kernel.after(0.02, self._work, self.life)
+
+    def _work(self, life: int) -> None:
+        if life != self.life:
+            return
+        done = self.jobs[0]()
+        if life != self.life:
+            return
+        if done:
+            self.jobs.popleft()
+        if self.jobs:
+            self.kernel.after(0.02 if done else 1.0, self._work, life)
+
+    def _fold(self, command: e.FoldUpdate) -> bool:
+        pair, key = (command.round, command.attempt), command.update.key
+        found = self.spool.pop(key, None) or self.store.get(key)
+        if found is None or found.damaged or found.sha256 != command.update.header_sha256:
+            reason = "gone" if found is None else "damaged"
+            self.give(e.UpdateVanished(command.device_id, *pair, reason))
+            return True
+        added = self.sums.setdefault(pair, {})
+        require(command.device_id not in added, "nothing is added twice", command)
+        added[command.device_id] = found
+        return True
+
+    def _aggregate(self, command: e.Aggregate) -> bool:
+        pair, kernel = (command.round, command.attempt), self.kernel
+        added = self.sums.pop(pair, {})
+        if kernel.happens(kernel.odds.aggregation_fails):
+            self.give(e.AggregationFailed(*pair, "no space left"))
+            return True
+        if tuple(sorted(added)) != command.included:
+            self.give(e.AggregationFailed(*pair, "an update is missing"))
+            return True
+        base = self.store.objects[model_key(command.round - 1)].value
+        value = mean_step(base, [added[name] for name in command.included])
+        made = Object(value, 0, sha_of(f"model {value}"))
+        self.store.put(model_key(command.round), made)
+        model = e.Model(command.round, model_key(command.round), made.sha256, 100)
+        kernel.after(
+            kernel.between(0, 0.5), self._aggregated, self.life, e.AggregationFinished(*pair, model)
+        )
+        return True
+
+    def _aggregated(self, life: int, event: e.AggregationFinished) -> None:
+        if life == self.life:
+            self.give(event)
+
+    def _delete(self, key: str) -> bool:
+        if self.kernel.happens(self.kernel.odds.delete_fails):
+            return False
+        self.store.delete(key)
+        return True
+
+    def _sweep_round(self, pair: tuple[int, int]) -> bool:
+        keys = [k for k in self.store.objects if k.startswith("updates/") and pair_of(k) <= pair]
+        return all(self._delete(key) for key in keys)
+
+    def _sweep_run(self) -> bool:
+        kept = {model_key(version) for version in range(self.laws.committed + 1)}
+        return all(self._delete(key) for key in list(self.store.objects) if key not in kept)
+
+
+def mean_step(value: int, parts: list[Object]) -> int:
+    """Return a model's next value: federated averaging in integers."""
+    total = sum(part.examples for part in parts)
+    return value + sum(part.examples * part.value for part in parts) // total
+
+
+def _receipt(command: e.SendReceipt) -> Receipt:
+    return Receipt.model_construct(
+        action=command.action,
+        run_id=RUN,
+        round=command.round,
+        attempt=command.attempt,
+        status=command.status,
+        reason=command.reason,
+    )
