@@ -163,7 +163,11 @@ SPY = """
     from fl_client.tasks.digits import Digits
     class Own(Digits):
         def metrics(self, outputs, targets):
-            return {"torch": float("torch" in sys.modules)}
+            torch = sys.modules.get("torch")
+            return {
+                "torch": float(torch is not None),
+                "deterministic": float(bool(torch) and torch.are_deterministic_algorithms_enabled()),
+            }
 """
 
 
@@ -174,7 +178,9 @@ def test_the_numpy_child_holds_no_torch(site: Site, engine: str, loaded: float) 
     child.submit(site.job())
     assert isinstance(site.wait(JobDone, JobFailed, ChildDied), JobDone)
     child.submit(site.job(action="evaluate"))
-    assert site.wait(JobDone).result.metrics["torch"] == loaded
+    metrics = site.wait(JobDone).result.metrics
+    assert metrics["torch"] == loaded
+    assert metrics["deterministic"] == loaded
 
 
 def test_an_error_of_the_users_task_is_told_with_its_place(site: Site) -> None:
