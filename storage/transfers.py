@@ -164,10 +164,9 @@ class Transfers:
         try:
             policy(attempt)
         except AccessDenied:
-            if journey.renew is None or journey.renewed_at == journey.moved:
+            if journey.renew is None:
                 raise
-            # a long transfer may outlive several URLs: one more for each that moved something
-            journey.renewed_at = journey.moved
+            # once here, and again only after progress: a long transfer may outlive several URLs
             journey.url = journey.renew()
             policy(attempt)
 
@@ -182,7 +181,6 @@ class _Journey:
     cancel: threading.Event | None
     deadline: float
     moved: int = 0
-    renewed_at: int | None = None
 
     def check(self) -> None:
         if self.cancel is not None and self.cancel.is_set():

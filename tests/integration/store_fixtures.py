@@ -103,6 +103,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _refuse(self, status: int) -> None:
         self.send_response(status)
+        if 300 <= status < 400:
+            self.send_header("Location", "/elsewhere")
         self.send_header("Content-Length", "0")
         self.send_header("Connection", "close")
         self.end_headers()

@@ -194,7 +194,7 @@ BOMBS = {
     "an array of 4 billion": b"\xdd\xff\xff\xff\xff",
     "a map of 4 billion": b"\xdf\xff\xff\xff\xff",
     "a text of 4 billion": b"\xdb\xff\xff\xff\xff",
-    "nested arrays": b"\xdd\x00\x0f\xff\xff" * 200_000,
+    "nested arrays": b"\xdd\x00\x07\xff\xff" * 200_000,
     "nested small arrays": b"\x91" * 900_000,
     "a key twice": b"\x82\xa1a\x01\xa1a\x02",
     "a list as a key": b"\x81\x90\x01",
@@ -217,6 +217,27 @@ def test_a_header_bomb_is_refused_within_bounded_memory(text: bytes) -> None:
     finally:
         tracemalloc.stop()
     assert peak < 160 << 20
+
+
+def test_a_key_that_stands_twice_is_refused() -> None:
+    data, _ = written(np.arange(6, dtype=np.float32))
+    (length,) = struct.unpack(">I", data[4:8])
+    text = data[8 : 8 + length]
+    fields = msgpack.unpackb(text)
+    doubled = (
+        msgpack.Packer().pack_map_header(len(fields) + 1)
+        + b"".join(msgpack.packb(part) for item in fields.items() for part in item)
+        + msgpack.packb("num_examples")
+        + msgpack.packb(1_000_000)
+    )
+    with pytest.raises(Corrupt, match="not msgpack of the right form"):
+        read_all(*framed(doubled, data[8 + length :]), 6)
+
+
+def test_a_chunk_that_claims_more_than_its_codec_needs_is_refused_unread() -> None:
+    data, _ = written(np.arange(6, dtype=np.float32))
+    with pytest.raises(Corrupt, match="chunk 0 takes 16777216 bytes for 6"):
+        read_all(*with_header(data, chunk_size=1 << 24), 6)
 
 
 def test_a_header_longer_than_its_bound_is_not_even_read() -> None:
