@@ -322,7 +322,7 @@ def encode(message: Message, *, sender: str, boot_id: str, seq: int, sent_ms: in
     )
     if len(wire) > MAX_MESSAGE_BYTES:
         raise PeerError(
-            f"a {message.kind} message of {len(wire)} bytes exceeds {MAX_MESSAGE_BYTES}"
+            f"a {message.kind} message of {len(wire)} bytes exceeds {MAX_MESSAGE_BYTES}", "oversize"
         )
     return wire
 
@@ -332,24 +332,25 @@ def decode(payload: bytes, address: Address) -> tuple[Envelope, Message]:
 
     Raises:
         PeerError: oversized, malformed, of another schema version, of an unknown kind, in the
-            wrong place, or with another sender than its topic says. ``PeerError.args`` start with
-            one short reason that is fit to be counted by.
+            wrong place, or with another sender than its topic says; ``reason`` tells which.
     """
     envelope = _envelope(payload)
     if envelope.v != SCHEMA_VERSION:
-        raise PeerError(f"schema version {envelope.v}, this side speaks {SCHEMA_VERSION}")
+        raise PeerError(
+            f"schema version {envelope.v}, this side speaks {SCHEMA_VERSION}", "schema_version"
+        )
     message_type = KINDS.get(envelope.kind)
     if message_type is None:
-        raise PeerError(f"unknown kind {envelope.kind!r}")
+        raise PeerError(f"unknown kind {envelope.kind!r}", "unknown_kind")
     if message_type.place != (address.area, address.leaf):
-        raise PeerError(f"a {envelope.kind} message does not belong on {address}")
+        raise PeerError(f"a {envelope.kind} message does not belong on {address}", "wrong_place")
     says = envelope.sender
     if _written_by_owner(address) and says != address.id:
-        raise PeerError(f"sender {says!r} wrote on the topic of {address.id!r}")
+        raise PeerError(f"sender {says!r} wrote on the topic of {address.id!r}", "wrong_sender")
     try:
         return envelope, message_type.model_validate(envelope.body)
     except ValidationError as error:
-        raise PeerError(f"{envelope.kind}: {first_problem(error)}") from error
+        raise PeerError(f"{envelope.kind}: {first_problem(error)}", "body") from error
 
 
 def first_problem(error: ValidationError) -> str:
@@ -361,7 +362,9 @@ def first_problem(error: ValidationError) -> str:
 
 def _envelope(payload: bytes) -> Envelope:
     if len(payload) > MAX_MESSAGE_BYTES:
-        raise PeerError(f"a message of {len(payload)} bytes exceeds {MAX_MESSAGE_BYTES}")
+        raise PeerError(
+            f"a message of {len(payload)} bytes exceeds {MAX_MESSAGE_BYTES}", "oversize"
+        )
     try:
         raw = msgpack.unpackb(
             payload,
@@ -373,24 +376,24 @@ def _envelope(payload: bytes) -> Envelope:
     except PeerError:
         raise
     except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
-        raise PeerError(f"not msgpack: {type(error).__name__}") from error
+        raise PeerError(f"not msgpack: {type(error).__name__}", "not_msgpack") from error
     _require_shallow(raw)
     try:
         return Envelope.model_validate(raw)
     except ValidationError as error:
-        raise PeerError(f"envelope: {first_problem(error)}") from error
+        raise PeerError(f"envelope: {first_problem(error)}", "envelope") from error
 
 
 def _unique_pairs(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
     unique = dict(pairs)
     if len(unique) != len(pairs):
-        raise PeerError("a key stands twice in one map")
+        raise PeerError("a key stands twice in one map", "duplicate_key")
     return unique
 
 
 def _require_shallow(value: Any, depth: int = 0) -> None:
     if depth > MAX_NESTING:
-        raise PeerError(f"nested deeper than {MAX_NESTING}")
+        raise PeerError(f"nested deeper than {MAX_NESTING}", "too_deep")
     children: Any = ()
     if isinstance(value, Mapping):
         children = value.values()

@@ -111,7 +111,7 @@ def parse(topic: str) -> Address:
     levels = topic.split("/")
     valid = len(levels) <= MAX_LEVELS and all(LEVEL.fullmatch(level) for level in levels)
     if not valid or "/".join(levels[:2]) != PREFIX:
-        raise PeerError(f"not a topic of {PREFIX}: {topic[:200]!r}")
+        raise PeerError(f"not a topic of {PREFIX}: {topic[:200]!r}", "topic")
     match levels[2:]:
         case [domain, "server", "state"]:
             return Address(domain, "server", "", "state")
@@ -121,4 +121,4 @@ def parse(topic: str) -> Address:
             leaf in LEAVES[area]
         ):
             return Address(domain, area, identity, leaf)
-    raise PeerError(f"not a topic of {PREFIX}: {topic[:200]!r}")
+    raise PeerError(f"not a topic of {PREFIX}: {topic[:200]!r}", "topic")

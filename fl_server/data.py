@@ -36,7 +36,7 @@ from fl_server.events import (
     VerifyUpdate,
 )
 from fl_server.journal import RunRecord
-from fl_server.keys import RunKeys, runs_prefix
+from fl_server.keys import RunKeys
 from fl_server.models import ModelCache
 from runtime.errors import RengoError, Unavailable
 from storage.objects import ObjectStore
@@ -225,22 +225,6 @@ class DataPlane:
         self._aggregator.submit(
             lambda: self.patiently(lambda: self.store.delete([key]))
         ).add_done_callback(lambda done: self._ended("", done))
-
-    def sweep_strays(self, known: set[str]) -> None:
-        """Delete the objects of runs that no journal knows (prepared, never submitted)."""
-
-        def work() -> None:
-            prefix = runs_prefix(self.project)
-            stray = [
-                info.key
-                for info in self.store.list(prefix)
-                if info.key.removeprefix(prefix).partition("/")[0] not in known
-            ]
-            self.store.delete(stray)
-
-        self._aggregator.submit(lambda: self.patiently(work)).add_done_callback(
-            lambda done: self._ended("", done)
-        )
 
     def patiently(self, work: Callable[[], T]) -> T:
         """Call ``work`` until the store answers; only stopping ends the patience."""

@@ -52,6 +52,14 @@ _facts = sa.Table(
     sa.Column("at", sa.Float, nullable=False),
 )
 
+_prepared = sa.Table(
+    "rengo_prepared",
+    _metadata,
+    sa.Column("run_id", sa.String(64), primary_key=True),
+    sa.Column("definition", sa.Text, nullable=False),
+    sa.Column("initial", sa.Text, nullable=False),
+)
+
 
 class JournalError(RengoError):
     """The journal cannot be written or read: the server must stop rather than forget."""
@@ -66,6 +74,15 @@ class RunRecord:
     plan: Plan
     initial: Model
     at: float
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """A run whose version 0 is awaited."""
+
+    run_id: str
+    definition: RunDefinition
+    initial: Model
 
 
 @dataclass(frozen=True)
@@ -115,8 +132,29 @@ class Journal:
             _write_meta(connection, "epoch", epoch)
         return epoch
 
+    def prepare(self, run: PreparedRun) -> None:
+        """Write a run whose version 0 is awaited."""
+        row = {
+            "run_id": run.run_id,
+            "definition": run.definition.model_dump_json(),
+            "initial": json.dumps(asdict(run.initial)),
+        }
+        with self._begin() as connection:
+            connection.execute(sa.insert(_prepared), row)
+
+    def prepared(self) -> list[PreparedRun]:
+        """Return the runs whose version 0 is awaited."""
+        with self._begin() as connection:
+            rows = connection.execute(sa.select(_prepared)).all()
+        return [_prepared_run(row) for row in rows]
+
+    def forget_prepared(self, run_id: str) -> None:
+        """Remove a run that nobody submitted in time."""
+        with self._begin() as connection:
+            connection.execute(sa.delete(_prepared).where(_prepared.c.run_id == run_id))
+
     def add_run(self, record: RunRecord) -> None:
-        """Write a new run; raises JournalError when its id is taken."""
+        """Write a new run, which is prepared no longer; JournalError when its id is taken."""
         row = {
             "run_id": record.run_id,
             "definition": record.definition.model_dump_json(),
@@ -126,6 +164,7 @@ class Journal:
         }
         with self._begin() as connection:
             connection.execute(sa.insert(_runs), row)
+            connection.execute(sa.delete(_prepared).where(_prepared.c.run_id == record.run_id))
 
     def append(self, run_id: str, facts: Sequence[Fact]) -> None:
         """Write facts in order, all or none; they are on disk when this returns."""
@@ -243,6 +282,17 @@ def _decode_fact(kind: str, body: str) -> Fact:
     except ValidationError as error:
         raise JournalError(f"the journal holds a damaged {kind}: {error}") from error
     return fact
+
+
+def _prepared_run(row: Any) -> PreparedRun:
+    try:
+        return PreparedRun(
+            row.run_id,
+            RunDefinition.model_validate_json(row.definition),
+            _ADAPTERS[Model].validate_json(row.initial),
+        )
+    except ValidationError as error:
+        raise JournalError(f"the journal holds a damaged run {row.run_id}: {error}") from error
 
 
 def _run_record(row: Any) -> RunRecord:

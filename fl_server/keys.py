@@ -52,8 +52,3 @@ class RunKeys:
         """Return which version a model's or state's key belongs to, None for other keys."""
         match = _VERSION.fullmatch(key.removeprefix(self.prefix))
         return None if match is None else int(match[1])
-
-
-def runs_prefix(project: str) -> str:
-    """What every key of every run of a project begins with."""
-    return f"projects/{project}/runs/"

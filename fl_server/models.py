@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+import shutil
 import threading
 from pathlib import Path
 
-from storage.objects import ObjectStore
-
 from fl_server.events import Model
 from runtime.errors import Corrupt
+from storage.objects import ObjectStore
 from storage.weights import Weights, write_safetensors
 
 _READ_BYTES = 1 << 20
@@ -27,7 +27,6 @@ class ModelCache:
         self._store = store
         self._keep = keep
         self._lock = threading.Lock()
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         for leftover in folder.glob("*.tmp"):
             leftover.unlink(missing_ok=True)
 
@@ -70,6 +69,7 @@ class ModelCache:
 
     def temporary(self) -> Path:
         """Return a new path for a file in the making."""
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         return self.folder / f"{secrets.token_hex(8)}.tmp"
 
     def write(self, path: Path, weights: Weights) -> None:
@@ -78,10 +78,9 @@ class ModelCache:
             write_safetensors(weights, file)
 
     def forget(self) -> None:
-        """Remove every copy."""
+        """Remove every copy and the folder."""
         with self._lock:
-            for path in self.folder.glob("*.safetensors"):
-                path.unlink(missing_ok=True)
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def _path(self, model: Model) -> Path:
         return self.folder / f"{model.sha256}.safetensors"

@@ -16,14 +16,14 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from broker.messages import Sha256
 from fl_server import report
-from fl_server.definition import RunDefinition, parse_definition
+from fl_server.definition import parse_definition
 from fl_server.events import (
     Model,
     PauseRequested,
     ResumeRequested,
     StopRequested,
 )
-from fl_server.journal import RunRecord
+from fl_server.journal import PreparedRun, RunRecord
 from fl_server.run import URL_LIFETIME_S, ActiveRun
 from runtime.config import validate
 from runtime.errors import ConfigError, Corrupt, NotFound
@@ -67,21 +67,15 @@ class Definition(_Arguments):
     size_bytes: Annotated[int, Field(ge=1, le=MAX_MODEL_BYTES)]
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """A run whose version 0 is awaited."""
-
-    definition: RunDefinition
-    model: Model
-    at_s: float
-
-
 class Operations:
     """The operations of one server."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
-        self._prepared: dict[str, Prepared] = {}
+        # run -> its preparation and when it was last heard of, by the monotonic clock
+        self._prepared: dict[str, tuple[PreparedRun, float]] = {
+            run.run_id: (run, time.monotonic()) for run in server.journal.prepared()
+        }
         self._table: dict[str, tuple[type[_Arguments], Callable[[Any], Result | Deferred]]] = {
             "server_info": (NoArguments, self.server_info),
             "devices_ls": (NoArguments, self.devices_ls),
@@ -164,7 +158,9 @@ class Operations:
         run_id = f"{definition.task[:40]}-{secrets.token_hex(4)}"
         key = self._server.data.keys(run_id).version(0)
         model = Model(0, key, arguments.sha256, arguments.size_bytes)
-        self._prepared[run_id] = Prepared(definition, model, time.monotonic())
+        prepared = PreparedRun(run_id, definition, model)
+        self._server.journal.prepare(prepared)
+        self._prepared[run_id] = (prepared, time.monotonic())
         url = self._server.store.presign_put(key, URL_LIFETIME_S)
         return {"run_id": run_id, "url": url}
 
@@ -172,12 +168,11 @@ class Operations:
         """Start a prepared run whose version 0 is in the store; asked again, say so again."""
         if arguments.run_id in self._server.runs:
             return {"run_id": arguments.run_id}
-        prepared = self._prepared.get(arguments.run_id)
-        if prepared is None:
+        if arguments.run_id not in self._prepared:
             raise ConfigError(f"run {arguments.run_id} was not prepared, or too long ago")
+        prepared, _ = self._prepared[arguments.run_id]
         return Deferred(
-            lambda: self._check_initial(prepared.model),
-            lambda _: self._start(arguments.run_id, prepared),
+            lambda: self._check_initial(prepared.initial), lambda _: self._start(prepared)
         )
 
     def _check_initial(self, model: Model) -> None:
@@ -189,29 +184,27 @@ class Operations:
         if layout.size == 0:
             raise ConfigError("the model has no float parameters to train")
 
-    def _start(self, run_id: str, prepared: Prepared) -> Result:
+    def _start(self, prepared: PreparedRun) -> Result:
+        run_id = prepared.run_id
         if self._prepared.pop(run_id, None) is None:
             return {"run_id": run_id}
         task = prepared.definition.task
         evaluators = any(
             device.state.role == "evaluator" for device in self._server.presence.online(task)
         )
-        record = RunRecord(
-            run_id,
-            prepared.definition,
-            prepared.definition.plan(run_id, evaluators_online=evaluators),
-            prepared.model,
-            time.time(),
+        plan = prepared.definition.plan(run_id, evaluators_online=evaluators)
+        self._server.start_run(
+            RunRecord(run_id, prepared.definition, plan, prepared.initial, time.time())
         )
-        self._server.start_run(record)
         return {"run_id": run_id}
 
     def _forget_old(self) -> None:
         now = time.monotonic()
-        for run_id, prepared in list(self._prepared.items()):
-            if now - prepared.at_s > URL_LIFETIME_S:
+        for run_id, (prepared, heard_s) in list(self._prepared.items()):
+            if now - heard_s > URL_LIFETIME_S:
                 del self._prepared[run_id]
-                self._server.data.discard(prepared.model.key)
+                self._server.journal.forget_prepared(run_id)
+                self._server.data.discard(prepared.initial.key)
 
     # --- steering -----------------------------------------------------------------------------
 

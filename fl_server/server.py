@@ -15,7 +15,6 @@ import queue
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,6 +46,7 @@ from broker.session import (
 )
 from broker.topics import Address, Topics, parse
 from fl_server.data import DataPlane, Done, JobCrashed, JobDone, TaskDone
+from fl_server.desk import OperatorDesk
 from fl_server.events import (
     ArmTimer,
     Command,
@@ -64,11 +64,11 @@ from fl_server.events import (
     Update,
 )
 from fl_server.journal import Journal, RunRecord
-from fl_server.operations import Deferred, Operations
+from fl_server.operations import Operations
 from fl_server.presence import Presence
 from fl_server.rounds import Step
 from fl_server.run import URL_LIFETIME_S, ActiveRun
-from runtime.errors import ConfigError, NotFound, PeerError, RengoError
+from runtime.errors import PeerError
 from storage.objects import ObjectStore
 
 _LOG = logging.getLogger(__name__)
@@ -123,7 +123,7 @@ class Server:
             self._post,
             settings.spool_memory_bytes,
         )
-        self._operations = Operations(self)
+        self._desk = OperatorDesk(Operations(self), self.data, self._reply)
         self._timers: list[_Timer] = []
         self._numbers = itertools.count()
         self._boot_id = secrets.token_hex(8)
@@ -151,7 +151,6 @@ class Server:
             keys = self.data.keys(record.run_id)
             self.runs[record.run_id] = ActiveRun.from_journal(record, facts, keys)
             self.data.open_run(record)
-        self.data.sweep_strays(set(self.runs))
         self._session.start()
         self._session.wait_connected(timeout_s)
 
@@ -308,14 +307,17 @@ class Server:
         try:
             address = parse(delivery.topic)
             if address.domain != self.settings.domain:
-                raise PeerError("a message of another domain")
+                raise PeerError("a message of another domain", "foreign_domain")
             if delivery.payload:
                 _, message = decode(delivery.payload, address)
                 self._take(address, message)
         except PeerError as error:
-            self.refused[str(error)[:80]] += 1
+            self.refused[error.reason] += 1
             _LOG.warning("refused a message on %s: %s", delivery.topic, error)
-        self._session.ack(delivery)
+        finally:
+            # also when this server is about to fall: what matters is said again until its receipt,
+            # and a message that fells it must not come back at every start
+            self._session.ack(delivery)
 
     def _take(self, address: Address, message: Message) -> None:
         match message:
@@ -336,7 +338,7 @@ class Server:
             case Progress():
                 _LOG.debug("progress of %s: %s", address.id, message)
             case OperatorRequest():
-                self._operator(address.id, message)
+                self._desk.take(address.id, message)
 
     def _device_state(self, device_id: str, state: DeviceState) -> None:
         event = self.presence.take_state(device_id, state)
@@ -369,7 +371,7 @@ class Server:
         reference = message.update
         expected = run.keys.update(message.round, message.attempt, device_id)
         if reference is None or reference.key != expected:
-            raise PeerError("a result whose update is not under the device's own key")
+            raise PeerError("a result whose update is not under its own key", "foreign_key")
         update = Update(
             expected,
             reference.size_bytes,
@@ -394,54 +396,8 @@ class Server:
     def _run_of(self, run_id: str) -> ActiveRun:
         run = self.runs.get(run_id)
         if run is None:
-            raise PeerError("a message about a run that is not here")
+            raise PeerError("a message about a run that is not here", "unknown_run")
         return run
-
-    # --- operators ----------------------------------------------------------------------------
-
-    def _operator(self, operator_id: str, request: OperatorRequest) -> None:
-        def answer(result: dict[str, object]) -> None:
-            self._reply(operator_id, OperatorReply(request_id=request.request_id, result=result))
-
-        def fail(error: RengoError) -> None:
-            usage = isinstance(error, ConfigError | NotFound)
-            reply = OperatorReply(
-                request_id=request.request_id,
-                result={},
-                error=str(error)[:2000],
-                exit_code=2 if usage else 3,
-            )
-            self._reply(operator_id, reply)
-
-        self._attempt(lambda: self._call(request, answer, fail), fail)
-
-    def _call(
-        self,
-        request: OperatorRequest,
-        answer: Callable[[dict[str, object]], None],
-        fail: Callable[[RengoError], None],
-    ) -> None:
-        outcome = self._operations.call(request.operation, request.arguments)
-        if not isinstance(outcome, Deferred):
-            answer(outcome)
-            return
-        then = outcome.then
-        self.data.start_task(
-            outcome.work,
-            lambda value: self._attempt(lambda: answer(then(value)), fail),
-            fail,
-        )
-
-    def _attempt(self, action: Callable[[], None], fail: Callable[[RengoError], None]) -> None:
-        try:
-            action()
-        except PeerError:
-            raise
-        except RengoError as error:
-            fail(error)
-
-    def _reply(self, operator_id: str, reply: OperatorReply) -> None:
-        self._publish(self._topics.operator(operator_id, "reply"), reply)
 
     # --- publishing ---------------------------------------------------------------------------
 
@@ -457,6 +413,9 @@ class Server:
     def _publish(self, topic: str, message: Message, *, retain: bool = False) -> None:
         """Send now or never: whoever misses it asks again or finds it in a retained document."""
         self._session.publish(Publication(topic, self._encode(message), retain=retain))
+
+    def _reply(self, operator_id: str, reply: OperatorReply) -> None:
+        self._publish(self._topics.operator(operator_id, "reply"), reply)
 
     def _publish_document(self, run: ActiveRun) -> None:
         document: RunDocument = run.document(self.epoch)

@@ -64,7 +64,15 @@ class Corrupt(StorageError):
 
 
 class PeerError(RengoError):
-    """The peer sent something it must not send: drop it, count it, perhaps bar the peer."""
+    """The peer sent something it must not send: drop it, count it, perhaps bar the peer.
+
+    Args:
+        reason: one of a few fixed words to count by; never text of the peer's own.
+    """
+
+    def __init__(self, text: str, reason: str = "malformed") -> None:
+        super().__init__(text)
+        self.reason = reason
 
 
 class InvalidTransition(RengoError):

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
 import numpy as np
-from storage.objects import ObjectStore
 
 from algorithms.base import Algorithm, Flat
 from fl_server.aggregation.exact import BLOCK, ExactSum, FixedPoint, Float32s, MemorySums
@@ -26,6 +25,7 @@ from fl_server.events import Model, Update
 from fl_server.keys import RunKeys
 from fl_server.models import ModelCache, hash_file
 from runtime.errors import Corrupt, NotFound
+from storage.objects import ObjectStore
 from storage.updates import Origin, read_header, require_origin, verified_blocks
 from storage.weights import Layout, Weights, encode_header, read_layout, read_safetensors
 

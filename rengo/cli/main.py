@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
 
-from rengo.cli import algorithms, demo, devices, doctor, roles, run, runs, up
 from runtime.errors import (
     ConfigError,
     NotFound,
@@ -16,11 +16,26 @@ from runtime.errors import (
 )
 
 DONE, USAGE, FAILED, UNREACHABLE, INTERRUPTED = 0, 2, 3, 4, 130
-_GROUPS = (demo, up, run, runs, devices, roles, algorithms, doctor)
+# command: the module of rengo.cli that holds it, in the order of the help
+_COMMANDS = {
+    "demo": "demo",
+    "up": "up",
+    "run": "run",
+    "runs": "runs",
+    "devices": "devices",
+    "server": "roles",
+    "client": "roles",
+    "iot": "roles",
+    "algorithms": "algorithms",
+    "doctor": "doctor",
+}
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of the whole command line."""
+def build_parser(command: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser of the whole command line, or of the one module that holds ``command``.
+
+    A device's agent lives for months: it must not carry what other commands import.
+    """
     parser = argparse.ArgumentParser(
         prog="rengo",
         description="Federated learning over MQTT and S3 for fleets of real devices.",
@@ -30,15 +45,18 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="show tracebacks and debug logs")
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for group in _GROUPS:
-        group.add(commands)
+    modules = [_COMMANDS[command]] if command in _COMMANDS else dict.fromkeys(_COMMANDS.values())
+    for module in modules:
+        importlib.import_module(f"rengo.cli.{module}").add(commands)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; no traceback reaches a user without --debug."""
-    parser = build_parser()
-    options = parser.parse_args(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
+    command = next((word for word in words if not word.startswith("-")), None)
+    parser = build_parser(command)
+    options = parser.parse_args(words)
     if options.version:
         import rengo  # noqa: PLC0415  (the name is this package's own)
 

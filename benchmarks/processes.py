@@ -1,0 +1,43 @@
+"""What the kernel says of a process and its descendants (Linux)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import psutil
+
+
+@dataclass(frozen=True)
+class Cost:
+    """CPU seconds so far, ended children included; the sum of the living processes' peak RSS."""
+
+    cpu_s: float
+    peak_rss_bytes: int
+
+
+def family(pid: int) -> list[psutil.Process]:
+    """Return the process and its living descendants."""
+    parent = psutil.Process(pid)
+    return [parent, *parent.children(recursive=True)]
+
+
+def cost(pid: int) -> Cost:
+    """Return what the process and its descendants have cost."""
+    cpu_s, peak = 0.0, 0
+    for process in family(pid):
+        times = process.cpu_times()
+        cpu_s += times.user + times.system + times.children_user + times.children_system
+        peak += peak_rss_bytes(process.pid)
+    return Cost(cpu_s, peak)
+
+
+def peak_rss_bytes(pid: int) -> int:
+    """Return VmHWM, or the present RSS where the kernel does not keep a peak."""
+    try:
+        with open(f"/proc/{pid}/status") as status:
+            for line in status:
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) * 1024
+    except FileNotFoundError:
+        pass
+    return int(psutil.Process(pid).memory_info().rss)
