@@ -164,10 +164,9 @@ SPY = """
     class Own(Digits):
         def metrics(self, outputs, targets):
             torch = sys.modules.get("torch")
-            return {
-                "torch": float(torch is not None),
-                "deterministic": float(bool(torch) and torch.are_deterministic_algorithms_enabled()),
-            }
+            if torch is None:
+                return {"torch": 0.0, "deterministic": 0.0}
+            return {"torch": 1.0, "deterministic": torch.are_deterministic_algorithms_enabled()}
 """
 
 
