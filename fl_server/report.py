@@ -68,6 +68,8 @@ def summary(record: RunRecord, ledger: Ledger) -> dict[str, Any]:
         "round": ledger.round,
         "attempt": ledger.attempt,
         "rounds": record.plan.rounds,
+        "cohort_size": record.plan.cohort_size,
+        "quorum": record.plan.quorum,
         "rounds_completed": ledger.model.version,
         "accuracy": ledger.metric(version, "accuracy"),
         "loss": ledger.metric(version, "loss"),

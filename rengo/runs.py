@@ -6,19 +6,19 @@ import hashlib
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from broker.messages import DeviceInfo, DeviceState, RunDocument, RunEvent
+from broker.messages import DeviceState
 from fl_client.tasks.registry import load_task
-from rengo.operator import News, OperatorClient
-from runtime.errors import RunFailed, TransportError
+from rengo.operator import OperatorClient
+from rengo.progress import Crowd, Follower
+from runtime.errors import ConfigError, RunFailed, TransportError
 from storage.transfers import Transfers
 from storage.weights import write_safetensors
 
-_ENDED = frozenset({"completed", "stopped", "failed"})
-_LOOK_EVERY_S = 1.0
+_LOOK_EVERY_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -55,55 +55,15 @@ class RunResult:
         }
 
 
-@dataclass
-class Follower:
-    """What is known of a run while it goes on; a view draws it."""
-
-    run_id: str
-    document: RunDocument | None = None
-    devices: dict[str, DeviceState] = field(default_factory=dict)
-    infos: dict[str, DeviceInfo] = field(default_factory=dict)
-    events: list[RunEvent] = field(default_factory=list)
-    accuracies: dict[int, float] = field(default_factory=dict)
-    bytes_up: int = 0
-    bytes_down: int = 0
-
-    def take(self, news: News) -> None:
-        """Take a message in."""
-        message = news.message
-        match message:
-            case RunDocument() if message.run_id == self.run_id:
-                self.document = message
-            case RunEvent() if message.run_id == self.run_id:
-                self._event(message)
-            case DeviceState():
-                self.devices[news.address.id] = message
-            case DeviceInfo():
-                self.infos[news.address.id] = message
-
-    @property
-    def ended(self) -> bool:
-        """Whether the run's document says that it has ended."""
-        return self.document is not None and self.document.status in _ENDED
-
-    def _event(self, event: RunEvent) -> None:
-        self.events.append(event)
-        usage = event.detail.get("usage") or event.detail.get("update", {}).get("usage", {})
-        self.bytes_up += int(usage.get("bytes_up", 0))
-        self.bytes_down += int(usage.get("bytes_down", 0))
-        if event.name == "EvaluationRecorded" and "accuracy" in event.detail["metrics"]:
-            self.accuracies[event.round] = event.detail["metrics"]["accuracy"]
-
-
 def submit(client: OperatorClient, task: str, definition: Mapping[str, Any]) -> str:
     """Build version 0 from the task here, upload it and start the run; return its id.
 
     Args:
         task: a name or ``FILE.py:CLASS``; its code runs in this process.
-        definition: the run definition's keys; ``task`` is filled in.
+        definition: the run definition's keys; ``task`` is filled in, and the cohort's size.
     """
     loaded = load_task(task)
-    values = {"task": loaded.name, "training": {}, **definition}
+    values = with_cohort_size(client, loaded.name, {"task": loaded.name, **definition})
     weights = loaded.initial_weights(int(values.get("seed", 0)))
     with tempfile.TemporaryDirectory(prefix="rengo-submit-") as folder:
         path = Path(folder) / "initial.safetensors"
@@ -123,14 +83,45 @@ def submit(client: OperatorClient, task: str, definition: Mapping[str, Any]) -> 
     return run_id
 
 
+def with_cohort_size(
+    client: OperatorClient, task_name: str, definition: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the definition with a cohort's size: the online trainers of the task, at least 1.
+
+    A size that the definition gives stays.
+    """
+    cohort = definition.get("cohort", {})
+    if not isinstance(cohort, Mapping) or "size" in cohort:
+        return dict(definition)
+    trainers = [
+        device
+        for device in client.call("devices_ls")["devices"]
+        if device["role"] == "trainer"
+        and device["status"] in {"ready", "training"}
+        and task_name in device["tasks"]
+    ]
+    return {**definition, "cohort": {**cohort, "size": max(1, len(trainers))}}
+
+
 def wait_for_devices(
     client: OperatorClient,
     names: Iterable[str],
     timeout_s: float,
-    watch: Callable[[dict[str, DeviceState]], None] | None = None,
+    watch: Callable[[Crowd], None] | None = None,
+    crowd: Crowd | None = None,
 ) -> None:
-    """Return when every named device is there; TransportError names those that are not."""
-    waiting, there = set(names), {}
+    """Return when every named device is ready.
+
+    Args:
+        watch: called with every piece of news, and every half second without any; what it raises
+            ends the waiting.
+        crowd: takes in what is heard of devices.
+
+    Raises:
+        TransportError: the time is over; names the devices that are not there.
+    """
+    crowd = Crowd() if crowd is None else crowd
+    waiting = set(names)
     deadline = time.monotonic() + timeout_s
     while waiting:
         left = deadline - time.monotonic()
@@ -138,24 +129,35 @@ def wait_for_devices(
             missing = ", ".join(sorted(waiting))
             raise TransportError(f"not there within {timeout_s:.0f} s: {missing}")
         for news in client.news(min(left, _LOOK_EVERY_S)):
-            if isinstance(news.message, DeviceState) and news.message.status == "ready":
-                there[news.address.id] = news.message
+            crowd.take(news)
+            message = news.message
+            if isinstance(message, DeviceState) and message.status == "ready":
                 waiting.discard(news.address.id)
-                if watch is not None:
-                    watch(there)
+            if watch is not None:
+                watch(crowd)
             if not waiting:
                 break
+        if watch is not None:
+            watch(crowd)
 
 
 def follow(
-    client: OperatorClient, run_id: str, watch: Callable[[Follower], None] | None = None
+    client: OperatorClient,
+    run_id: str,
+    watch: Callable[[Follower], None] | None = None,
+    crowd: Crowd | None = None,
 ) -> RunResult:
-    """Return when the run has ended; ``watch`` is called with every piece of news.
+    """Return when the run has ended.
+
+    Args:
+        watch: called with every piece of news, and every half second without any.
+        crowd: what was heard of devices on this connection before.
 
     Raises:
         RunFailed: it ended without its model, and why.
     """
-    follower = Follower(run_id)
+    follower = Follower(run_id, Crowd() if crowd is None else crowd)
+    follower.cohort_size = client.call("runs_show", {"run_id": run_id})["cohort_size"]
     while not follower.ended:
         for news in client.news(_LOOK_EVERY_S):
             follower.take(news)
@@ -175,10 +177,11 @@ def fetch_model(client: OperatorClient, result: RunResult, output: Path) -> RunR
     """Bring the run's model to ``output/{run_id}/model.safetensors``."""
     reference = client.call("model_url", {"run_id": result.run_id})
     path = output / result.run_id / "model.safetensors"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{path.parent} cannot be made: {error.strerror}") from error
     Transfers().download(
         reference["url"], path, sha256=reference["sha256"], size=reference["size_bytes"]
     )
-    return RunResult(
-        result.run_id, result.status, result.accuracy, result.history, result.report, path
-    )
+    return replace(result, model_path=path)

@@ -1,0 +1,192 @@
+"""What is known of a domain's devices and of a run while it goes on; views draw it."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from broker.messages import DeviceInfo, DeviceState, RunDocument, RunEvent
+from rengo.operator import News
+
+_ENDED = frozenset({"completed", "stopped", "failed"})
+_ONLINE = frozenset({"ready", "training", "draining"})
+
+
+@dataclass
+class Crowd:
+    """The domain's devices, as their retained presence tells."""
+
+    states: dict[str, DeviceState] = field(default_factory=dict)
+    infos: dict[str, DeviceInfo] = field(default_factory=dict)
+
+    def take(self, news: News) -> None:
+        """Take a message in; one that is not about a device changes nothing."""
+        match news.message:
+            case DeviceState():
+                self.states[news.address.id] = news.message
+            case DeviceInfo():
+                self.infos[news.address.id] = news.message
+
+    def online(self, device_id: str) -> bool:
+        """Whether the device is there now."""
+        return device_id in self.states and self.states[device_id].status in _ONLINE
+
+    def with_task(self, task: str) -> list[str]:
+        """Return the devices that have the task, there or not, by name."""
+        return sorted(name for name, state in self.states.items() if task in state.tasks)
+
+    def trainers(self, task: str) -> list[str]:
+        """Return the devices that could train the task now, by name."""
+        return [
+            name
+            for name in self.with_task(task)
+            if self.online(name) and self.states[name].role == "trainer"
+        ]
+
+    def evaluators(self, task: str) -> list[str]:
+        """Return the evaluators that could measure the task now, by name."""
+        return [
+            name
+            for name in self.with_task(task)
+            if self.online(name) and self.states[name].role == "evaluator"
+        ]
+
+
+@dataclass
+class RoundProgress:
+    """One round as it was seen from here, its latest attempt.
+
+    Attributes:
+        started_s: when its start was heard of, on the follower's clock; None if that was missed.
+        seconds: from that to its commit.
+        refused: why a device's answer did not count, by device.
+    """
+
+    number: int
+    attempt: int
+    started_s: float | None = None
+    invited: int = 0
+    updates: int = 0
+    bytes_up: int = 0
+    bytes_down: int = 0
+    refused: dict[str, str] = field(default_factory=dict)
+    committed: bool = False
+    seconds: float | None = None
+
+
+@dataclass
+class Follower:
+    """What is known of a run while it goes on.
+
+    Attributes:
+        cohort_size: how many updates a round aims at; 0 while that is not known.
+        clock: gives seconds that never go back.
+    """
+
+    run_id: str
+    crowd: Crowd = field(default_factory=Crowd)
+    cohort_size: int = 0
+    clock: Callable[[], float] = time.monotonic
+    document: RunDocument | None = None
+    events: list[RunEvent] = field(default_factory=list)
+    rounds: dict[int, RoundProgress] = field(default_factory=dict)
+    bytes_up: int = 0
+    bytes_down: int = 0
+    _measured: dict[int, dict[str, tuple[int, float]]] = field(default_factory=dict)
+
+    def take(self, news: News) -> None:
+        """Take a message in."""
+        match news.message:
+            case RunDocument() if news.message.run_id == self.run_id:
+                self.document = news.message
+            case RunEvent() if news.message.run_id == self.run_id:
+                self._event(news.message)
+            case _:
+                self.crowd.take(news)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run's document says that it has ended."""
+        return self.document is not None and self.document.status in _ENDED
+
+    @property
+    def committed(self) -> list[int]:
+        """The rounds whose commit was heard of, in order."""
+        return sorted(number for number, each in self.rounds.items() if each.committed)
+
+    @property
+    def accuracies(self) -> dict[int, float]:
+        """The accuracy of each measured version: the mean over who measured it, by examples."""
+        means = {}
+        for version, rows in sorted(self._measured.items()):
+            total = sum(examples for examples, _ in rows.values())
+            means[version] = sum(examples * value for examples, value in rows.values()) / total
+        return means
+
+    def settled(self, number: int) -> bool:
+        """Whether a committed round's accuracy is known, or need not be waited for any more."""
+        if self.ended or self.document is None:
+            return self.ended
+        later = sum(1 for each in self.committed if each > number)
+        answers = len(self._measured.get(number, {}))
+        task = self.document.task
+        expected = len(self.crowd.evaluators(task) or self.crowd.trainers(task))
+        return answers >= max(1, expected) or later > (0 if answers else 1)
+
+    @property
+    def deadline_left_s(self) -> float | None:
+        """How long the open round still collects; None when none does or its start was missed."""
+        document = self.document
+        if document is None or document.phase != "collecting":
+            return None
+        current = self.rounds.get(document.round)
+        if current is None or current.started_s is None or current.attempt != document.attempt:
+            return None
+        return max(0.0, current.started_s + document.deadline_s - self.clock())
+
+    def _event(self, event: RunEvent) -> None:
+        self.events.append(event)
+        detail = event.detail
+        match event.name:
+            case "RoundStarted":
+                self.rounds[event.round] = RoundProgress(
+                    event.round, event.attempt, self.clock(), len(detail["cohort"])
+                )
+            case "UpdateAccepted":
+                current = self._round(event)
+                current.updates += 1
+                moved = self._moved(detail["update"]["usage"])
+                current.bytes_up += moved["bytes_up"]
+                current.bytes_down += moved["bytes_down"]
+            case "UpdateWithdrawn":
+                self._round(event).updates -= 1
+            case "UpdateRefused" | "OrderDeclined":
+                self._round(event).refused[detail["device_id"]] = detail["reason"]
+            case "RoundCommitted":
+                self._commit(event)
+            case "EvaluationRecorded":
+                self._moved(detail["usage"])
+                if "accuracy" in detail["metrics"]:
+                    row = (int(detail["num_examples"]), float(detail["metrics"]["accuracy"]))
+                    self._measured.setdefault(event.round, {})[detail["device_id"]] = row
+
+    def _round(self, event: RunEvent) -> RoundProgress:
+        """Return the event's round; one whose start was missed begins without its time."""
+        known = self.rounds.get(event.round)
+        if known is None or known.attempt != event.attempt:
+            known = self.rounds[event.round] = RoundProgress(event.round, event.attempt)
+        return known
+
+    def _commit(self, event: RunEvent) -> None:
+        current = self._round(event)
+        current.committed = True
+        if current.started_s is not None:
+            current.seconds = self.clock() - current.started_s
+
+    def _moved(self, usage: dict[str, float]) -> Counter[str]:
+        moved = Counter({key: int(usage.get(key, 0)) for key in ("bytes_up", "bytes_down")})
+        self.bytes_up += moved["bytes_up"]
+        self.bytes_down += moved["bytes_down"]
+        return moved
