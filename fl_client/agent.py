@@ -134,7 +134,7 @@ class Agent:
         """Serve until ``stop``."""
         self._session.start()
         try:
-            self._do(self._machine.restore(self._worklog.jobs()))
+            self._do(self._machine.restore(self._kept_jobs()))
             while self._turn():
                 pass
         finally:
@@ -146,6 +146,18 @@ class Agent:
             self._transfer_thread.shutdown(cancel_futures=True)
             self._worklog.close()
             self._outbox.close()
+
+    def _kept_jobs(self) -> list[Job]:
+        """Return the kept jobs whose update is still what was written; forget the others."""
+        whole = []
+        for job in self._worklog.jobs():
+            if job.stage == "reporting" or self._folder.is_whole(job):
+                whole.append(job)
+            else:
+                _LOG.warning("the update of %s did not survive; it is trained again", job.key)
+                self._worklog.forget(job.key)
+                self._folder.settle(job.key, accepted=False)
+        return whole
 
     def stop(self) -> None:
         """Ask the owner to end; any thread may call it, and so may a signal handler."""
@@ -278,11 +290,7 @@ class Agent:
 
     def _fetch(self, job: Job) -> None:
         lease, path = self._lease(job), self._folder.model(job)
-        if path.exists():
-            path.touch()
-            self._inbox.put(ModelFetched(job.key))
-        else:
-            self._transfer(job.key, lambda: self._transfers.fetch(lease, path))
+        self._transfer(job.key, lambda: self._transfers.fetch(lease, path))
 
     def _upload(self, job: Job) -> None:
         lease, path = self._lease(job), self._folder.update(job.key)

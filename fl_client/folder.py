@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from fl_client.session import Job, JobKey
+from runtime.errors import Corrupt
+from storage.headers import verify_file
 
 _KEPT_MODELS = 2
 
@@ -33,6 +35,16 @@ class DeviceFolder:
     def state(self, key: JobKey) -> Path:
         """The algorithm's state on this device, as of the last accepted update of the run."""
         return self.root / "state" / f"{key.run_id}.safetensors"
+
+    def is_whole(self, job: Job) -> bool:
+        """Whether the job's update is what training wrote, also after a power cut."""
+        if job.outcome is None:
+            return False
+        try:
+            verify_file(self.update(job.key), header_sha256=job.outcome.header_sha256)
+        except (Corrupt, OSError):
+            return False
+        return True
 
     def settle(self, key: JobKey, *, accepted: bool) -> None:
         """Remove a job's files; the state that its training wrote stays only if it counted."""

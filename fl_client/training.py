@@ -46,8 +46,8 @@ from runtime.errors import (
     StorageError,
     Unavailable,
 )
-from runtime.files import sync_folder
-from storage.updates import UpdateInfo, WrittenUpdate, write_update
+from storage.headers import UpdateInfo
+from storage.updates import WrittenUpdate, write_update
 from storage.weights import Array, Weights, read_safetensors, write_safetensors
 
 __all__ = ["TrainingJob", "main", "perform"]
@@ -258,16 +258,17 @@ def _write_state(job: TrainingJob, update: LocalUpdate) -> None:
 
 @contextmanager
 def _whole_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a file that appears under its name, durable, when the block ends without an error."""
+    """Open a file that appears under its name when the block ends without an error.
+
+    It is not forced to the disk: cards wear, and after a power cut the agent checks every hash
+    before it uses the file.
+    """
     part = path.with_name(path.name + ".part")
     try:
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "wb") as out:
             yield out
-            out.flush()
-            os.fsync(out.fileno())
         part.replace(path)
-        sync_folder(path.parent)
     except OSError as error:
         raise Unavailable(f"{path} cannot be written: {error.strerror}") from error
     finally:

@@ -9,6 +9,7 @@ small model and a few blocks; the sums of a large model and larger spools are fi
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Callable
 from contextlib import closing
@@ -25,12 +26,13 @@ from fl_server.events import Model, Update
 from fl_server.keys import RunKeys
 from fl_server.models import ModelCache, hash_file
 from runtime.errors import Corrupt, NotFound
+from storage.headers import Origin, read_header, require_origin
 from storage.objects import ObjectStore
-from storage.updates import Origin, read_header, require_origin, verified_blocks
+from storage.updates import verified_blocks
 from storage.weights import Layout, Weights, encode_header, read_layout, read_safetensors
 
 _HEADER_ALLOWANCE = 2 << 20
-_MEMORY_SUMS_MAX = 1 << 22
+_MEMORY_SUMS_MAX = 1 << 25
 _COPY_BYTES = 1 << 20
 
 RoundKey: TypeAlias = tuple[int, int]
@@ -231,44 +233,44 @@ class RunAggregator:
         if round_ is None or round_.key != key or round_.folded != set(included):
             folded = sorted(round_.folded) if round_ is not None and round_.key == key else []
             raise Corrupt(f"round {key}: folded {folded}, to include {sorted(included)}")
-        version = key[0]
         state = self._load_state(base)
         temporary = self._models.temporary()
         try:
-            next_state = self._write_version(temporary, base, round_.sum, state)
-            model = self._store_version(temporary, version, next_state)
+            sha256, next_state = self._write_version(temporary, base, round_.sum, state)
+            return self._store_version(temporary, sha256, key[0], next_state)
         finally:
             temporary.unlink(missing_ok=True)
-        return model
 
     def _write_version(
         self, path: Path, base: Model, total: ExactSum, state: dict[str, Flat]
-    ) -> dict[str, Flat]:
-        """Write the next version block by block; return the algorithm's next server state."""
+    ) -> tuple[str, dict[str, Flat]]:
+        """Write the next version block by block; return its sha256 and the next server state."""
         next_state = {name: np.empty_like(values) for name, values in state.items()}
         with self._models.fetch(base).open("rb") as old, path.open("wb") as new:
             layout, _ = read_layout(old)
-            new.write(encode_header(layout))
+            out = _HashedFile(new)
+            out.write(encode_header(layout))
             for start in range(0, layout.size, BLOCK):
                 count = min(BLOCK, layout.size - start)
                 part = slice(start, start + count)
                 weights = _read_floats(old, count)
                 blocks = {name: values[part] for name, values in state.items()}
                 result, after = self._algorithm.aggregate(weights, total.mean(start, count), blocks)
-                new.write(np.ascontiguousarray(result, np.float32).data)
+                out.write(np.ascontiguousarray(result, np.float32).data)
                 for name, values in after.items():
                     next_state[name][part] = values
             while tail := old.read(_COPY_BYTES):
-                new.write(tail)
-        return next_state
+                out.write(tail)
+        return out.digest.hexdigest(), next_state
 
-    def _store_version(self, path: Path, version: int, state: dict[str, Flat]) -> Model:
+    def _store_version(
+        self, path: Path, sha256: str, version: int, state: dict[str, Flat]
+    ) -> Model:
         state_key = state_sha256 = ""
         if state:
             state_key = self._keys.state(version)
             state_sha256 = self._put_state(state_key, state)
         key, size = self._keys.version(version), path.stat().st_size
-        sha256 = hash_file(path)
         with path.open("rb") as file:
             self._store.put(key, file, size)
         model = Model(version, key, sha256, size, state_key, state_sha256)
@@ -340,6 +342,18 @@ class RunAggregator:
             spool.close()
         if self._round is not None and key is not None and self._round.key <= key:
             self._close_round()
+
+
+class _HashedFile:
+    """A file that is hashed as it is written, while each block is in the cache."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.digest = hashlib.sha256()
+
+    def write(self, data: bytes | memoryview) -> None:
+        self.digest.update(data)
+        self._file.write(data)
 
 
 def _read_floats(file: BinaryIO, count: int) -> Float32s:

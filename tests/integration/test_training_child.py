@@ -32,7 +32,8 @@ from fl_client.child import (
 from fl_client.jobs import Failed, TrainingJob, read_answer, write_frame
 from fl_client.tasks import load_task
 from runtime.errors import InvalidTransition
-from storage.updates import read_header, verified_blocks
+from storage.headers import read_header
+from storage.updates import verified_blocks
 from storage.weights import Weights, read_safetensors, write_safetensors
 
 DIGITS = ChildSettings("digits", "numpy", "edge-1", 1, 6)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from runtime.errors import Corrupt
-from storage.updates import UpdateInfo, read_header, verified_blocks, write_update
+from storage.headers import UpdateInfo, read_header
+from storage.updates import verified_blocks, write_update
 
 CAP = 1 << 24
 vectors = arrays(

@@ -11,16 +11,15 @@ import numpy as np
 import pytest
 
 from runtime.errors import ConfigError, Corrupt
-from storage.updates import (
+from storage.headers import (
     MAX_HEADER_BYTES,
     Origin,
     UpdateHeader,
     UpdateInfo,
     read_header,
     require_origin,
-    verified_blocks,
-    write_update,
 )
+from storage.updates import verified_blocks, write_update
 
 ORIGIN = {
     "run_id": "run-1",
