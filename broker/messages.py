@@ -12,11 +12,12 @@ from typing import Annotated, Any, ClassVar, Literal
 import msgpack
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from broker.limits import MAX_PAYLOAD_BYTES, MessageTooLarge
 from broker.topics import Address
-from runtime.errors import PeerError
+from runtime.errors import ConfigError, PeerError
 
 SCHEMA_VERSION = 1
-MAX_MESSAGE_BYTES = 256 * 1024
+MAX_MESSAGE_BYTES = MAX_PAYLOAD_BYTES
 MAX_NESTING = 16
 
 Id = Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")]
@@ -306,23 +307,26 @@ def encode(message: Message, *, sender: str, boot_id: str, seq: int, sent_ms: in
     """Return the wire form.
 
     Raises:
-        PeerError: it is larger than a message may be.
+        MessageTooLarge: it is larger than a message may be.
+        ConfigError: a free setting holds what msgpack has no form for, as a date.
     """
-    wire: bytes = msgpack.packb(
-        {
-            "v": SCHEMA_VERSION,
-            "kind": message.kind,
-            "sender": sender,
-            "boot_id": boot_id,
-            "seq": seq,
-            "sent_ms": sent_ms,
-            "ttl_s": None,
-            "body": message.model_dump(),
-        }
-    )
+    fields = {
+        "v": SCHEMA_VERSION,
+        "kind": message.kind,
+        "sender": sender,
+        "boot_id": boot_id,
+        "seq": seq,
+        "sent_ms": sent_ms,
+        "ttl_s": None,
+        "body": message.model_dump(),
+    }
+    try:
+        wire: bytes = msgpack.packb(fields)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ConfigError(f"a {message.kind} message cannot hold this: {error}") from error
     if len(wire) > MAX_MESSAGE_BYTES:
-        raise PeerError(
-            f"a {message.kind} message of {len(wire)} bytes exceeds {MAX_MESSAGE_BYTES}", "oversize"
+        raise MessageTooLarge(
+            f"a {message.kind} message of {len(wire)} bytes exceeds {MAX_MESSAGE_BYTES}"
         )
     return wire
 

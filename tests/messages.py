@@ -1,0 +1,117 @@
+"""One message of every kind and where it travels, for tests of the wire."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgpack
+
+from broker.messages import (
+    Ack,
+    DeviceInfo,
+    DeviceState,
+    Message,
+    ModelRef,
+    OperatorReply,
+    OperatorRequest,
+    Order,
+    Progress,
+    Receipt,
+    Request,
+    Result,
+    RunDocument,
+    RunEvent,
+    ServerState,
+    UpdateRef,
+    UploadRef,
+    Usage,
+    encode,
+)
+from broker.topics import Address
+
+SHA = "ab" * 32
+
+SAMPLES: dict[str, Message] = {
+    message.kind: message
+    for message in (
+        ServerState(status="online", epoch=3),
+        DeviceState(status="ready", boot_id="b-1", role="evaluator", tasks=["digits"]),
+        DeviceInfo(
+            role="trainer",
+            profile="pi",
+            engine="numpy",
+            cpus=4,
+            ram_bytes=1 << 30,
+            accelerators=[],
+            versions={"numpy": "2.0"},
+            tasks=["digits"],
+            labels={"room": "Küche"},
+        ),
+        Order(
+            epoch=3,
+            action="train",
+            run_id="digits-1",
+            round=2,
+            attempt=1,
+            task="digits",
+            algorithm="fedprox",
+            algorithm_settings={"mu": 0.1},
+            training={"local_epochs": 5},
+            seed=(1 << 63) - 1,
+            model=ModelRef(url="http://s/m?x=1", key="k/m", sha256=SHA, size_bytes=10),
+            upload=UploadRef(url="http://s/u?x=1", key="k/u"),
+            time_left_s=119.5,
+        ),
+        Ack(action="train", run_id="r", round=1, attempt=1, accepted=False, reason="draining"),
+        Progress(run_id="r", round=1, attempt=1, fraction=0.5, loss=None),
+        Result(
+            action="train",
+            run_id="r",
+            round=1,
+            attempt=2,
+            num_examples=100,
+            metrics={"loss": 0.25},
+            update=UpdateRef(key="k/u", size_bytes=10, header_sha256=SHA),
+            usage=Usage(train_s=0.5, bytes_down=1, bytes_up=2, peak_rss_bytes=3),
+        ),
+        Request(action="evaluate", run_id="r", round=1, attempt=1),
+        Receipt(action="train", run_id="r", round=1, attempt=1, status="late", reason="too late"),
+        RunDocument(
+            run_id="r",
+            task="digits",
+            algorithm="fedavg",
+            status="running",
+            round=1,
+            attempt=1,
+            rounds=15,
+            epoch=3,
+            phase="collecting",
+            deadline_s=120.0,
+            cohort=["d-1", "d-2"],
+            answered=["d-1"],
+            model_sha256=SHA,
+            accuracy=0.9,
+            loss=None,
+        ),
+        RunEvent(run_id="r", name="RoundStarted", round=1, attempt=1, detail={"cohort": ["d-1"]}),
+        OperatorRequest(request_id="q", operation="runs_ls", arguments={"a": [1, {"b": None}]}),
+        OperatorReply(request_id="q", result={"runs": []}, error="no", exit_code=2),
+    )
+}
+
+
+def address_of(message: Message, identity: str = "d-1") -> Address:
+    """Return the address at which a message of this kind travels."""
+    area, leaf = message.place
+    return Address("home", area, "" if area == "server" else identity, leaf)  # type: ignore[arg-type]
+
+
+def wire(message: Message, sender: str = "d-1") -> bytes:
+    """Return the message as ``sender`` would send it."""
+    return encode(message, sender=sender, boot_id="boot", seq=7, sent_ms=1_700_000_000_000)
+
+
+def envelope(message: Message, **changes: Any) -> dict[str, Any]:
+    """Return the envelope as plain data, with changes."""
+    plain: dict[str, Any] = msgpack.unpackb(wire(message))
+    return {**plain, **changes}
