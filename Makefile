@@ -42,7 +42,7 @@ check: $(FOR_DEV) ## check format, lint, types and who imports whom
 
 .PHONY: bench
 bench: $(FOR_DEV) ## measure rounds against the floor of the same bytes; JSON and a table
-	$(BIN)/python benchmarks/rounds.py $(ARGS)
+	$(BIN)/python -m benchmarks.rounds $(ARGS)
 
 .PHONY: world
 world: $(FOR_DEV) ## search SEEDS=20000 simulated histories with faults
