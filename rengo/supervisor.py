@@ -50,9 +50,14 @@ class Supervisor:
     """The processes of one site.
 
     ``add`` and ``remove`` return when the thread has done it; what fails there is raised here.
+
+    Args:
+        longest_pause_s: the bound on the pause before a start, which doubles while a service keeps
+            dying young.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, longest_pause_s: float = _LONGEST_PAUSE_S) -> None:
+        self._longest_pause_s = longest_pause_s
         self._watched: dict[str, _Watched] = {}
         self._requests: list[_Request] = []
         self._changed = threading.Condition()
@@ -132,7 +137,7 @@ class Supervisor:
         if watched.due_s is None:
             _LOG.warning("%s has ended; starting it again", watched.name)
             watched.due_s = now + watched.pause_s
-            watched.pause_s = min(_LONGEST_PAUSE_S, 2 * watched.pause_s)
+            watched.pause_s = min(self._longest_pause_s, 2 * watched.pause_s)
         if now < watched.due_s:
             return
         watched.due_s = None
