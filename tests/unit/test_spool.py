@@ -1,0 +1,155 @@
+"""Spools and sums in files: bounded memory, whole values, nothing left on disk."""
+
+from __future__ import annotations
+
+import resource
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fl_server.aggregation.exact import BLOCK, Float32s
+from fl_server.aggregation.spool import FileSums, MemoryBudget, Spool
+from runtime.errors import Corrupt
+
+SIZE = BLOCK + 1000
+
+
+def vector(size: int = SIZE, seed: int = 0) -> Float32s:
+    return np.random.default_rng(seed).normal(size=size).astype(np.float32)
+
+
+def filled(budget: MemoryBudget, folder: Path, values: Float32s, step: int = 70_000) -> Spool:
+    spool = Spool(len(values), budget, folder)
+    for start in range(0, len(values), step):
+        spool.append(values[start : start + step])
+    return spool
+
+
+def content(spool: Spool) -> Float32s:
+    parts = []
+    position = 0
+    for start, values in spool.blocks():
+        assert start == position
+        parts.append(values.copy())
+        position += len(values)
+    whole: Float32s = np.concatenate(parts)
+    return whole
+
+
+@pytest.mark.parametrize("limit", [0, 1 << 30], ids=["file", "memory"])
+def test_what_went_in_comes_out_as_often_as_it_is_read(limit: int, tmp_path: Path) -> None:
+    values = vector()
+    spool = filled(MemoryBudget(limit), tmp_path, values)
+    assert np.array_equal(content(spool), values)
+    assert np.array_equal(content(spool), values)
+    spool.close()
+
+
+@pytest.mark.parametrize("limit", [0, 1 << 30], ids=["file", "memory"])
+def test_a_spool_keeps_a_copy(limit: int, tmp_path: Path) -> None:
+    buffer = vector(100)
+    spool = filled(MemoryBudget(limit), tmp_path, buffer)
+    before = buffer.copy()
+    buffer[:] = 0
+    assert np.array_equal(content(spool), before)
+    spool.close()
+
+
+@pytest.mark.parametrize("limit", [0, 1 << 30], ids=["file", "memory"])
+def test_a_closed_spool_is_not_read(limit: int, tmp_path: Path) -> None:
+    spool = filled(MemoryBudget(limit), tmp_path, vector(10))
+    spool.close()
+    spool.close()
+    with pytest.raises(Corrupt, match="after it was closed"):
+        content(spool)
+
+
+def test_the_budget_is_shared_and_comes_back(tmp_path: Path) -> None:
+    budget = MemoryBudget(4 * 250)
+    first, second, third = (Spool(100, budget, tmp_path / "spools") for _ in range(3))
+    assert (tmp_path / "spools").exists(), "the third had no room in memory"
+    assert not budget.take(4 * 100)
+    first.close()
+    assert budget.take(4 * 100)
+    budget.give(4 * 100)
+    for spool in (first, second, third):
+        spool.close()
+    assert budget.take(4 * 250)
+    assert not budget.take(1)
+
+
+def test_the_budget_holds_under_many_threads() -> None:
+    budget = MemoryBudget(1000)
+    over: list[int] = []
+    held = 0
+    lock = threading.Lock()
+
+    def work() -> None:
+        nonlocal held
+        for _ in range(500):
+            if budget.take(300):
+                with lock:
+                    held += 300
+                    if held > 1000:
+                        over.append(held)
+                with lock:
+                    held -= 300
+                budget.give(300)
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not over
+    assert budget.take(1000)
+
+
+def test_spools_and_sums_have_no_name_on_disk(tmp_path: Path) -> None:
+    spool = filled(MemoryBudget(0), tmp_path, vector(100))
+    sums = FileSums(1000, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    spool.close()
+    sums.close()
+
+
+def test_file_sums_begin_at_zero_and_keep_what_is_written(tmp_path: Path) -> None:
+    sums = FileSums(SIZE, tmp_path)
+    assert not sums.read(0, BLOCK).any()
+    block = np.arange(1000, dtype=np.int64) - 500
+    sums.write(BLOCK, block)
+    sums.write(10, block[:3])
+    assert np.array_equal(sums.read(BLOCK, 1000), block)
+    assert sums.read(9, 5).tolist() == [0, -500, -499, -498, 0]
+    sums.close()
+
+
+def test_a_spool_that_was_not_filled_is_an_error_not_garbage(tmp_path: Path) -> None:
+    spool = Spool(100, MemoryBudget(0), tmp_path)
+    spool.append(vector(60))
+    with pytest.raises(Corrupt, match="ends early"):
+        content(spool)
+    spool.close()
+
+
+@contextmanager
+def disk_of(size: int) -> Iterator[None]:
+    """Within the block no file grows beyond ``size`` bytes, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_an_error_at_once(tmp_path: Path) -> None:
+    spool = Spool(SIZE, MemoryBudget(0), tmp_path)
+    with disk_of(100_000), pytest.raises(OSError, match="large"):
+        for start in range(0, SIZE, 10_000):
+            spool.append(vector()[start : start + 10_000])
+    spool.close()
