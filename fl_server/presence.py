@@ -44,7 +44,7 @@ class Presence:
         """Take a presence message and return the event that it means, if any.
 
         A will that comes late, after the device is back with a new boot id, means nothing.
-        A device that is training and was heard before means nothing new either.
+        A device that is training, and was there before, means nothing new either.
         """
         known = self.devices.get(device_id)
         if state.status in {"lost", "offline"}:
@@ -52,8 +52,8 @@ class Presence:
                 return None
             self._keep(device_id, state)
             return DeviceLeft(device_id)
-        same_life = known is not None and known.state.boot_id == state.boot_id
-        news = not (state.status == "training" and same_life and device_id in self._heard)
+        was_there = known is not None and known.online and known.state.boot_id == state.boot_id
+        news = not (state.status == "training" and was_there and device_id in self._heard)
         self._keep(device_id, state)
         if not news:
             return None
