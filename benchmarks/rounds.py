@@ -138,9 +138,9 @@ def _noticed_s(client: Any, site: Site, name: str) -> float:
     while True:
         for news in client.news(0.5):
             message = news.message
-            if isinstance(message, DeviceState) and news.address.id == name:
-                if message.status == "lost":
-                    return time.perf_counter() - start
+            of_device = isinstance(message, DeviceState) and news.address.id == name
+            if of_device and message.status == "lost":
+                return time.perf_counter() - start
 
 
 def print_table(rows: list[Row]) -> None:
