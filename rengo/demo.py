@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from broker.messages import DeviceState
+from fl_client.tasks.registry import load_task
+from fl_server.definition import parse_definition
 from rengo.devices import DeviceSpec
-from rengo.runs import Follower, RunResult, fetch_model, follow, submit, wait_for_devices
+from rengo.progress import Crowd
+from rengo.runs import RunResult, fetch_model, follow, submit, wait_for_devices
 from rengo.site import Site
+from rengo.view import View
+from runtime.config import merge
 
 _DEVICES_START_S = 90.0
 _EVALUATOR = "evaluator-1"
@@ -67,24 +70,36 @@ def definition(settings: DemoSettings) -> dict[str, Any]:
     }
 
 
-def run_demo(
-    settings: DemoSettings,
-    joined: Callable[[dict[str, DeviceState]], None],
-    watch: Callable[[Follower], None],
-    more: dict[str, Any] | None = None,
-) -> RunResult:
+def run_demo(settings: DemoSettings, view: View, more: dict[str, Any] | None = None) -> RunResult:
     """Run the demo from start to end; nothing is left running.
 
     Args:
-        joined: called when a device is ready.
-        watch: called with every piece of news of the run.
         more: keys to lay over the demo's run definition.
+
+    Raises:
+        ConfigError: the task or a key is wrong; said before anything is started.
     """
+    task = load_task(settings.task)
+    values = definition(settings)
+    merge(values, more or {})
+    parse_definition({**values, "task": task.name}, "run definition")
     devices = fleet(settings.clients)
+    view.phase("Starting the broker, the store and the server")
     with Site() as site:
+        view.phase(f"Starting {len(devices)} devices")
         site.start_devices(devices, settings.task)
         with site.connect() as client:
-            wait_for_devices(client, [each.name for each in devices], _DEVICES_START_S, joined)
-            run_id = submit(client, settings.task, definition(settings) | (more or {}))
-            result = follow(client, run_id, watch)
-            return fetch_model(client, result, settings.output)
+            crowd = Crowd()
+
+            def look(crowd: Crowd) -> None:
+                view.devices(crowd, len(devices))
+                site.check_devices()
+
+            names = [each.name for each in devices]
+            wait_for_devices(client, names, _DEVICES_START_S, look, crowd)
+            run_id = submit(client, settings.task, values)
+            result = follow(client, run_id, view.update, crowd)
+            result = fetch_model(client, result, settings.output)
+        view.phase("Stopping every process")
+    view.phase("")
+    return result

@@ -136,6 +136,14 @@ class Follower:
         return answers >= max(1, expected) or later > (0 if answers else 1)
 
     @property
+    def short_of_devices(self) -> bool:
+        """Whether the run waits for devices that are not there (not merely between two rounds)."""
+        document = self.document
+        if document is None or document.status != "waiting":
+            return False
+        return len(self.crowd.trainers(document.task)) < max(1, self.cohort_size)
+
+    @property
     def deadline_left_s(self) -> float | None:
         """How long the open round still collects; None when none does or its start was missed."""
         document = self.document

@@ -16,15 +16,17 @@ from fl_client.tasks.base import Task
 from rengo.devices import DeviceSpec, device_process
 from rengo.folder import SiteFolder, SiteRecord
 from rengo.operator import OperatorClient
-from rengo.runs import Follower, RunResult, fetch_model, follow, submit, wait_for_devices
+from rengo.progress import Crowd, Follower
+from rengo.runs import RunResult, fetch_model, follow, submit, wait_for_devices
 from rengo.supervisor import Supervisor
 from runtime.child import Child
-from runtime.errors import ConfigError
+from runtime.errors import ConfigError, TransportError
 from runtime.files import atomic_write
 from storage.embedded import EmbeddedStore
 
 _SERVER_START_S = 30.0
 _DEVICES_START_S = 60.0
+_STARTS_TRIED = 3
 
 
 class Site:
@@ -144,6 +146,17 @@ class Site:
         if self.broker.running:
             self.broker.reload(self.folder.broker_users())
 
+    def check_devices(self) -> None:
+        """Return when every device's process lives, or may still come up.
+
+        Raises:
+            TransportError: one has ended again and again; names it and its last line.
+        """
+        for name, restarts in self._supervisor.restarts().items():
+            child = self.children.get(name)
+            if child is not None and restarts >= _STARTS_TRIED:
+                raise TransportError(f"{child.name} does not stay up: {child.last_line()}")
+
     def stop_device(self, name: str) -> None:
         """Stop a device's process."""
         self._supervisor.remove(name)
@@ -184,9 +197,12 @@ class Site:
                 **(definition or {}),
             }
             with self.connect() as client:
-                wait_for_devices(client, [each.name for each in fleet], _DEVICES_START_S)
+                crowd, names = Crowd(), [each.name for each in fleet]
+                wait_for_devices(
+                    client, names, _DEVICES_START_S, lambda _: self.check_devices(), crowd
+                )
                 run_id = submit(client, spec, values)
-                result = follow(client, run_id, watch)
+                result = follow(client, run_id, watch, crowd)
                 return fetch_model(client, result, output)
         finally:
             for each in fleet:

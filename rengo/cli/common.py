@@ -5,18 +5,22 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 from rengo.folder import SiteFolder, default_home
 from rengo.operator import OperatorClient
 from runtime.config import merge, parse_assignment
 from runtime.errors import ConfigError
 from runtime.identity import read_identity
+
+DONE, USAGE, FAILED, UNREACHABLE, INTERRUPTED = 0, 2, 3, 4, 130
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Commands(Protocol):
@@ -60,6 +64,37 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """Add ``--output``."""
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("rengo-output"),
+        metavar="DIR",
+        help="where each run gets a folder for its model and plot (default: rengo-output)",
+    )
+
+
+def positive(text: str) -> int:
+    """Return a whole number of at least 1, for argparse."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is less than 1")
+    return number
+
+
+def command_name() -> str:
+    """Return how this command is called from where the user stands."""
+    called = Path(sys.argv[0])
+    if called.name != "rengo":
+        return f"{Path(sys.executable).name} -m rengo"
+    found = shutil.which("rengo")
+    if found is not None and Path(found).resolve() == called.resolve():
+        return "rengo"
+    called, here = called.absolute(), Path.cwd()
+    return str(called.relative_to(here) if called.is_relative_to(here) else called)
+
+
 def settings_of(assignments: list[str]) -> dict[str, Any]:
     """Return the nested settings that ``--set`` flags make."""
     values: dict[str, Any] = {}
@@ -88,6 +123,19 @@ def connect(options: argparse.Namespace) -> OperatorClient:
     return OperatorClient(read_identity(path))
 
 
+def progress_stream(json_path: str | None) -> TextIO:
+    """Return where progress goes: to standard error where the JSON document takes the output.
+
+    Raises:
+        ConfigError: the document could not be written at the end; better said before the work.
+    """
+    if json_path == "-":
+        return sys.stderr
+    if json_path is not None and not Path(json_path).absolute().parent.is_dir():
+        raise ConfigError(f"--json {json_path}: there is no folder {Path(json_path).parent}")
+    return sys.stdout
+
+
 def print_json(document: dict[str, Any], path: str | None) -> None:
     """Write a JSON document to a file, to standard output for ``-``, nowhere for None."""
     if path is None:
@@ -95,8 +143,11 @@ def print_json(document: dict[str, Any], path: str | None) -> None:
     text = json.dumps(document, indent=2) + "\n"
     if path == "-":
         sys.stdout.write(text)
-    else:
+        return
+    try:
         Path(path).write_text(text, "utf-8")
+    except OSError as error:
+        raise ConfigError(f"--json {path} cannot be written: {error.strerror}") from error
 
 
 def configure_logs(*, debug: bool) -> None:
@@ -112,21 +163,25 @@ def configure_logs(*, debug: bool) -> None:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Turn the first SIGINT or SIGTERM into KeyboardInterrupt; further ones wait for the end."""
+    """Turn the first SIGINT, SIGTERM or SIGHUP into KeyboardInterrupt; later ones wait for the end.
+
+    One that was ignored when we came (``nohup``) stays ignored.
+    """
+    before = {number: signal.getsignal(number) for number in _ENDING}
+    caught = [number for number in _ENDING if before[number] != signal.SIG_IGN]
 
     def interrupt(*_: object) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in caught:
             signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in before:
+    for number in caught:
         signal.signal(number, interrupt)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number in caught:
+            signal.signal(number, before[number])
 
 
 def serve(run_forever: Callable[[], None], stop: Callable[[], None]) -> None:

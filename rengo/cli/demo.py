@@ -6,27 +6,38 @@ import argparse
 from pathlib import Path
 
 from rengo.cli.common import (
+    DONE,
+    INTERRUPTED,
     Commands,
     add_command,
+    add_output,
     add_settings,
+    command_name,
     interruptible,
+    positive,
     print_json,
+    progress_stream,
     settings_of,
 )
+from rengo.conclusion import conclude
 from rengo.demo import DemoSettings, run_demo
-from rengo.view import RunView
+from rengo.view import open_view
 
 
 def add(commands: Commands) -> None:
     """Add the command."""
     parser = add_command(commands, "demo", run, "train one model across processes, from nothing")
-    parser.add_argument("--task", default="digits", help="a task's name or FILE.py:CLASS")
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--clients", type=int, default=6, help="how many devices train")
-    parser.add_argument("--seed", type=int, default=0, help="the run's seed")
+    parser.add_argument(
+        "--task", default="digits", help="a task's name or FILE.py:CLASS (default: digits)"
+    )
+    parser.add_argument("--rounds", type=positive, default=15, help="how many rounds (default: 15)")
+    parser.add_argument(
+        "--clients", type=positive, default=6, help="how many devices train (default: 6)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="the run's seed (default: 0)")
     add_settings(parser)
-    parser.add_argument("--json", metavar="FILE", help="write one JSON document")
-    parser.add_argument("--output", type=Path, default=Path("rengo-output"))
+    parser.add_argument("--json", metavar="FILE", help="write one JSON document, - for stdout")
+    add_output(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -34,8 +45,27 @@ def run(options: argparse.Namespace) -> int:
     settings = DemoSettings(
         options.task, options.rounds, options.clients, options.seed, options.output
     )
-    with interruptible(), RunView() as view:
-        result = run_demo(settings, lambda _: None, view.update, settings_of(options.set))
-    view.conclude(result)
+    out = progress_stream(options.json)
+    try:
+        with interruptible(), open_view(out) as view:
+            result = run_demo(settings, view, settings_of(options.set))
+    except KeyboardInterrupt:
+        print("Interrupted. Everything is stopped, and nothing is left behind.", file=out)
+        return INTERRUPTED
+    print(conclude(result, _tries()), file=out)
     print_json(result.document(), options.json)
-    return 0
+    return DONE
+
+
+def _tries() -> list[tuple[str, str]]:
+    name = command_name()
+    tries = [
+        (f"{name} demo --set algorithm.name=fedprox", "another algorithm on the same data"),
+        (f"{name} up", "a site that stays; it says how to add devices and start runs"),
+        (f"{name} --help", "all commands"),
+    ]
+    example = Path("examples/my_task.py")
+    if example.is_file():
+        own = (f"{name} demo --task {example}:MyTask", "a task of your own")
+        tries.insert(1, own)
+    return tries

@@ -7,6 +7,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from rengo.cli.common import DONE, FAILED, INTERRUPTED, UNREACHABLE, USAGE
 from runtime.errors import (
     ConfigError,
     NotFound,
@@ -15,7 +16,6 @@ from runtime.errors import (
     TransportError,
 )
 
-DONE, USAGE, FAILED, UNREACHABLE, INTERRUPTED = 0, 2, 3, 4, 130
 # command: the module of rengo.cli that holds it, in the order of the help
 _COMMANDS = {
     "demo": "demo",
@@ -71,6 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("rengo: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
+        # who read our output has gone; what is still buffered must not fail again at the exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except RengoError as error:
         if options.debug:

@@ -7,17 +7,24 @@ from pathlib import Path
 from typing import Any
 
 from rengo.cli.common import (
+    DONE,
+    INTERRUPTED,
     Commands,
     add_command,
+    add_output,
     add_settings,
     add_site,
+    command_name,
     connect,
     interruptible,
+    positive,
     print_json,
+    progress_stream,
     settings_of,
 )
+from rengo.conclusion import conclude
 from rengo.runs import fetch_model, follow, submit
-from rengo.view import RunView
+from rengo.view import open_view
 from runtime.config import merge, read_toml
 
 
@@ -27,13 +34,13 @@ def add(commands: Commands) -> None:
     parser.add_argument("task", help="a task's name or FILE.py:CLASS; built into version 0 here")
     add_site(parser)
     parser.add_argument("--config", type=Path, help="the run's definition as a TOML file")
-    parser.add_argument("--rounds", type=int, help="how many rounds")
+    parser.add_argument("--rounds", type=positive, help="how many rounds (default: 10)")
     add_settings(parser)
     parser.add_argument("--follow", action="store_true", help="stay until the run has ended")
-    parser.add_argument("--json", metavar="FILE", help="follow, then write one JSON document")
     parser.add_argument(
-        "--output", type=Path, default=Path("rengo-output"), help="the folder for the model"
+        "--json", metavar="FILE", help="follow, then write one JSON document, - for stdout"
     )
+    add_output(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -43,15 +50,45 @@ def run(options: argparse.Namespace) -> int:
     if options.rounds is not None:
         definition["rounds"] = options.rounds
     definition.pop("task", None)
+    out = progress_stream(options.json)
+    if not (options.follow or options.json):
+        return _submit(options, definition)
+    run_id = ""
+    try:
+        with interruptible(), connect(options) as client:
+            with open_view(out) as view:
+                view.phase("Submitting the run")
+                run_id = submit(client, options.task, definition)
+                result = follow(client, run_id, view.update)
+            result = fetch_model(client, result, options.output)
+    except KeyboardInterrupt:
+        print(_interrupted(run_id), file=out)
+        return INTERRUPTED
+    show = (f"{command_name()} runs show {run_id}", "its rounds, refusals and devices")
+    print(conclude(result, [show]), file=out)
+    print_json(result.document(), options.json)
+    return DONE
+
+
+def _submit(options: argparse.Namespace, definition: dict[str, Any]) -> int:
     with interruptible(), connect(options) as client:
         run_id = submit(client, options.task, definition)
-        print(f"run {run_id} is submitted")
-        if not (options.follow or options.json):
-            print(f"follow it: rengo runs show {run_id}")
-            return 0
-        with RunView() as view:
-            result = follow(client, run_id, view.update)
-        result = fetch_model(client, result, options.output)
-    view.conclude(result)
-    print_json(result.document(), options.json)
-    return 0
+        shown = client.call("runs_show", {"run_id": run_id})
+    print(f"Run {run_id} is submitted.")
+    if shown["phase"] == "gathering":
+        print(
+            f"It waits for devices that have task {shown['task']!r}; "
+            f"add one: {command_name()} client --task {options.task}"
+        )
+    print(f"See how it goes: {command_name()} runs show {run_id}")
+    return DONE
+
+
+def _interrupted(run_id: str) -> str:
+    if not run_id:
+        return "Interrupted. No run was submitted."
+    name = command_name()
+    return (
+        f"Interrupted. The run goes on: {name} runs show {run_id}, or end it: "
+        f"{name} runs stop {run_id}"
+    )
