@@ -6,6 +6,8 @@ Each operation validates its arguments by a model of its own and returns plain d
 
 from __future__ import annotations
 
+import hashlib
+import json
 import secrets
 import time
 from collections.abc import Callable
@@ -24,6 +26,7 @@ from fl_server.events import (
     StopRequested,
 )
 from fl_server.journal import PreparedRun, RunRecord
+from fl_server.presence import Device
 from fl_server.run import URL_LIFETIME_S, ActiveRun
 from runtime.config import validate
 from runtime.errors import ConfigError, Corrupt, NotFound
@@ -33,6 +36,9 @@ if TYPE_CHECKING:
     from fl_server.server import Server
 
 MAX_MODEL_BYTES = 1 << 36
+_PAGE_BYTES = 150_000
+_DEVICE_ROW_BYTES = 16_000
+_HASH_BYTES = 1 << 20
 RunId = Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")]
 Result: TypeAlias = dict[str, Any]
 
@@ -59,6 +65,12 @@ class OneRun(_Arguments):
     run_id: RunId
 
 
+class Page(_Arguments):
+    """Where to go on: behind the last id of the page before, empty for the first page."""
+
+    after: Annotated[str, Field(max_length=64)] = ""
+
+
 class Definition(_Arguments):
     """A run definition, as in its TOML file, and version 0's hash and size."""
 
@@ -78,7 +90,7 @@ class Operations:
         }
         self._table: dict[str, tuple[type[_Arguments], Callable[[Any], Result | Deferred]]] = {
             "server_info": (NoArguments, self.server_info),
-            "devices_ls": (NoArguments, self.devices_ls),
+            "devices_ls": (Page, self.devices_ls),
             "runs_ls": (NoArguments, self.runs_ls),
             "runs_show": (OneRun, self.runs_show),
             "runs_prepare": (Definition, self.runs_prepare),
@@ -114,18 +126,25 @@ class Operations:
             "refused_messages": dict(server.refused),
         }
 
-    def devices_ls(self, _: NoArguments) -> Result:
-        """Every device that was ever heard of."""
-        rows = []
+    def devices_ls(self, page: Page) -> Result:
+        """Every device that was ever heard of, by id; ``more`` says that pages follow."""
+        rows: list[Result] = []
+        left = _PAGE_BYTES
         for device_id, device in sorted(self._server.presence.devices.items()):
-            info = None if device.info is None else device.info.model_dump()
-            rows.append({"id": device_id, **device.state.model_dump(), "info": info})
-        return {"devices": rows[:1000]}
+            if device_id <= page.after:
+                continue
+            row = _device_row(device)
+            left -= len(json.dumps(row))
+            if rows and left < 0:
+                return {"devices": rows, "more": True}
+            rows.append(row)
+        return {"devices": rows, "more": False}
 
     def runs_ls(self, _: NoArguments) -> Result:
         """Every run in one row, the latest first."""
         runs = list(self._server.runs.values())[::-1]
-        return {"runs": [report.summary(run.record, run.machine.ledger) for run in runs[:200]]}
+        rows = [report.summary(run.record, run.machine.ledger) for run in runs[:200]]
+        return {"runs": [row | {"reason": row["reason"][:200]} for row in rows]}
 
     def runs_show(self, arguments: OneRun) -> Result:
         """One run with its rounds, refusals, devices and metrics."""
@@ -135,8 +154,8 @@ class Operations:
         for row in shown["devices"]:
             device = self._server.presence.devices.get(row["id"])
             info = None if device is None else device.info
-            row["profile"] = "" if info is None else info.profile
-            row["engine"] = "" if info is None else info.engine
+            row["profile"] = "" if info is None else info.profile[:32]
+            row["engine"] = "" if info is None else info.engine[:32]
         return shown
 
     def model_url(self, arguments: OneRun) -> Result:
@@ -176,11 +195,20 @@ class Operations:
         )
 
     def _check_initial(self, model: Model) -> None:
-        info = self._server.store.head(model.key)
+        store = self._server.store
+        info = store.head(model.key)
         if info.size != model.size_bytes:
             raise Corrupt(f"{model.key} has {info.size} bytes, expected {model.size_bytes}")
-        with self._server.store.open(model.key) as stream:
+        digest = hashlib.sha256()
+        with store.open(model.key) as stream:
+            while part := stream.read(_HASH_BYTES):
+                digest.update(part)
+        if digest.hexdigest() != model.sha256:
+            raise Corrupt(f"{model.key} has sha256 {digest.hexdigest()}, expected {model.sha256}")
+        with store.open(model.key) as stream:
             layout, _ = read_layout(stream)
+        if layout.stored_bytes != info.size:
+            raise Corrupt(f"{model.key} has {info.size} bytes, its tensors end elsewhere")
         if layout.size == 0:
             raise ConfigError("the model has no float parameters to train")
 
@@ -234,3 +262,13 @@ class Operations:
         if run is None:
             raise NotFound(f"no run {run_id!r}; `rengo runs ls` lists them")
         return run
+
+
+def _device_row(device: Device) -> Result:
+    """Return what a device says of itself; less of one that says too much."""
+    state = device.state.model_dump()
+    info = None if device.info is None else device.info.model_dump()
+    row = {"id": device.id, **state, "info": info}
+    if len(json.dumps(row)) > _DEVICE_ROW_BYTES:
+        row |= {"tasks": [], "info": None}
+    return row

@@ -22,6 +22,12 @@ from fl_server.journal import FactRecord, RunRecord
 from fl_server.state import Ledger
 
 MAX_ROUNDS_SHOWN = 200
+_MAX_ROUND_TIMES = 1000
+_MAX_DEVICES_SHOWN = 500
+_MAX_NAMES_SHOWN = 100
+_MAX_REASON_CHARS = 300
+_HISTORY_BYTES = 110_000
+_ROW_BYTES = 300
 
 
 @dataclass
@@ -80,6 +86,8 @@ def summary(record: RunRecord, ledger: Ledger) -> dict[str, Any]:
 def report(record: RunRecord, ledger: Ledger, facts: Iterable[FactRecord]) -> dict[str, Any]:
     """Return a run with its rounds, devices, refusals, bytes and metrics.
 
+    It fits into one message: of long runs the latest rounds are shown, of many devices the first.
+
     Units: times are Unix seconds or seconds, sizes bytes.
     """
     rounds: list[_Round] = []
@@ -94,12 +102,13 @@ def report(record: RunRecord, ledger: Ledger, facts: Iterable[FactRecord]) -> di
         "model_key": ledger.model.key,
         "model_sha256": ledger.model.sha256,
         "wall_s": last_at - record.at,
-        "round_s": [round(each.seconds or 0.0, 4) for each in committed],
+        "round_s": [round(each.seconds or 0.0, 4) for each in committed[-_MAX_ROUND_TIMES:]],
         "bytes_up": sum(device.bytes_up for device in devices.values()),
         "bytes_down": sum(device.bytes_down for device in devices.values()),
-        "history": [_history_row(each, ledger) for each in rounds[-MAX_ROUNDS_SHOWN:]],
+        "history": _history(rounds, ledger),
         "devices": [
-            {"id": device_id, **vars(device)} for device_id, device in sorted(devices.items())
+            {"id": device_id, **vars(device)}
+            for device_id, device in sorted(devices.items())[:_MAX_DEVICES_SHOWN]
         ],
     }
 
@@ -125,17 +134,33 @@ def _take(row: FactRecord, rounds: list[_Round], devices: dict[str, _Device]) ->
             devices[fact.device_id].take(fact.usage)
 
 
+def _history(rounds: Sequence[_Round], ledger: Ledger) -> list[dict[str, Any]]:
+    """Return the latest rounds, oldest first, as many as fit."""
+    rows: list[dict[str, Any]] = []
+    left = _HISTORY_BYTES
+    for entry in reversed(rounds[-MAX_ROUNDS_SHOWN:]):
+        row = _history_row(entry, ledger)
+        left -= _ROW_BYTES + sum(len(name) + 3 for name in row["included"])
+        left -= sum(len(name) + 4 * len(reason) + 6 for name, reason in row["refused"].items())
+        if rows and left < 0:
+            break
+        rows.append(row)
+    return rows[::-1]
+
+
 def _history_row(entry: _Round, ledger: Ledger) -> dict[str, Any]:
+    refused = list(entry.refused.items())[:_MAX_NAMES_SHOWN]
     committed = entry.outcome == "committed"
     return {
         "round": entry.round,
         "attempt": entry.attempt,
         "outcome": entry.outcome,
-        "reason": entry.reason,
+        "reason": entry.reason[:_MAX_REASON_CHARS],
         "seconds": entry.seconds,
         "invited": len(entry.cohort),
-        "included": list(entry.included)[:100],
-        "refused": dict(list(entry.refused.items())[:100]),
+        "updates": len(entry.included),
+        "included": list(entry.included)[:_MAX_NAMES_SHOWN],
+        "refused": {name: reason[:_MAX_REASON_CHARS] for name, reason in refused},
         "accuracy": ledger.metric(entry.round, "accuracy") if committed else None,
         "loss": ledger.metric(entry.round, "loss") if committed else None,
     }

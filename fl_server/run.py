@@ -15,7 +15,7 @@ from fl_server.rounds import RoundMachine
 from storage.objects import ObjectStore
 
 URL_LIFETIME_S = 900
-_MAX_LISTED = 2000
+_MAX_LISTED = 1500
 _MAX_LISTED_IN_EVENT = 200
 
 

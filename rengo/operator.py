@@ -118,6 +118,16 @@ class OperatorClient:
             f"the server did not answer {operation!r} within {timeout_s:.0f} s; is it running?"
         )
 
+    def devices(self) -> list[dict[str, Any]]:
+        """Return every device that the server ever heard of, by id, page by page."""
+        devices: list[dict[str, Any]] = []
+        more = True
+        while more:
+            page = self.call("devices_ls", {"after": devices[-1]["id"] if devices else ""})
+            devices += page["devices"]
+            more = page["more"]
+        return devices
+
     def news(self, timeout_s: float) -> Iterator[News]:
         """Yield what came meanwhile, then what comes within ``timeout_s``."""
         deadline = time.monotonic() + timeout_s

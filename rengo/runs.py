@@ -95,7 +95,7 @@ def with_cohort_size(
         return dict(definition)
     trainers = [
         device
-        for device in client.call("devices_ls")["devices"]
+        for device in client.devices()
         if device["role"] == "trainer"
         and device["status"] in {"ready", "training"}
         and task_name in device["tasks"]

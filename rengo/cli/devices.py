@@ -27,8 +27,7 @@ def add(commands: Commands) -> None:
 
 def _devices(options: argparse.Namespace) -> list[dict[str, Any]]:
     with connect(options) as client:
-        devices: list[dict[str, Any]] = client.call("devices_ls")["devices"]
-    return devices
+        return client.devices()
 
 
 def list_devices(options: argparse.Namespace) -> int:
