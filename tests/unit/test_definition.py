@@ -1,0 +1,113 @@
+"""A run's definition: defaults, and errors that name the key and the choices."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from fl_server.definition import RunDefinition, parse_definition
+from runtime.errors import ConfigError
+
+
+def parse(**values: Any) -> RunDefinition:
+    return parse_definition({"task": "digits", **values}, "run.toml")
+
+
+def test_the_defaults() -> None:
+    definition = parse()
+    assert definition.algorithm.name == "fedavg"
+    plan = definition.plan("r", evaluators_online=True)
+    assert (plan.rounds, plan.cohort_size, plan.quorum) == (10, 2, 2)
+    assert plan.evaluate_on == "evaluators"
+
+
+@pytest.mark.parametrize(("size", "quorum"), [(1, 1), (2, 2), (5, 3), (6, 4), (10, 6), (100, 60)])
+def test_the_quorum_is_sixty_percent_unless_it_is_given(size: int, quorum: int) -> None:
+    plan = parse(cohort={"size": size}).plan("r", evaluators_online=False)
+    assert plan.quorum == quorum
+    plan = parse(cohort={"size": size, "quorum": 1}).plan("r", evaluators_online=False)
+    assert plan.quorum == 1
+
+
+@pytest.mark.parametrize(
+    ("on", "evaluators", "expected"),
+    [
+        ("auto", True, "evaluators"),
+        ("auto", False, "devices"),
+        ("none", True, "none"),
+        ("evaluators", False, "evaluators"),
+        ("devices", True, "devices"),
+    ],
+)
+def test_who_evaluates(on: str, evaluators: bool, expected: str) -> None:
+    plan = parse(evaluation={"on": on}).plan("r", evaluators_online=evaluators)
+    assert plan.evaluate_on == expected
+
+
+def test_hyper_parameters_stand_beside_the_name() -> None:
+    definition = parse(algorithm={"name": "fedprox", "mu": 0.5})
+    assert definition.algorithm.settings == {"mu": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"task": None}, "'task': Input should be a valid string"),
+        ({"task": "No Such"}, "'task': String should match pattern"),
+        ({"round": 3}, "unknown key 'round' (known: aggregation, algorithm, cohort"),
+        ({"rounds": 0}, "'rounds': Input should be greater than or equal to 1"),
+        ({"rounds": "many"}, "'rounds': Input should be a valid integer"),
+        ({"seed": -1}, "'seed': "),
+        ({"cohort": {"sise": 3}}, "unknown key 'cohort.sise' (known: deadline_s, gather_s"),
+        ({"cohort": {"size": 0}}, "'cohort.size': "),
+        ({"cohort": {"size": 3, "quorum": 4}}, "'cohort': quorum 4 is more than the cohort's size"),
+        ({"cohort": {"deadline_s": 0}}, "'cohort.deadline_s': "),
+        ({"cohort": {"deadline_s": float("nan")}}, "'cohort.deadline_s': "),
+        ({"cohort": {"over_selection": 0.5}}, "'cohort.over_selection': "),
+        ({"cohort": "all"}, "'cohort': "),
+        ({"evaluation": {"on": "moon"}}, "'evaluation.on': Input should be 'auto', 'evaluators'"),
+        ({"aggregation": {"scale_bits": 40, "weight_bits": 40}}, "may be at most 60"),
+        ({"models": {"keep": 1}}, "'models.keep': "),
+        ({"algorithm": {"name": "fedavgg"}}, "no algorithm 'fedavgg'; there are: fedavg, fedprox"),
+        ({"algorithm": {"name": "base"}}, "no algorithm 'base'"),
+        ({"algorithm": {"name": "../x"}}, "no algorithm '../x'"),
+        ({"algorithm": {"name": "fedprox", "nu": 1}}, "has no setting 'nu'; it has: "),
+        ({"algorithm": {"name": "fedprox", "mu": "x"}}, "setting mu: "),
+        ({"algorithm": "fedprox"}, "'algorithm': "),
+        ({"training": 3}, "'training': "),
+    ],
+)
+def test_errors_name_the_key(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(**values)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_wrong_key_is_named_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(rounds=0, seed=-1, cohort={"size": 0}, extra=1)
+    for key in ("'rounds'", "'seed'", "'cohort.size'", "unknown key 'extra'"):
+        assert key in str(caught.value)
+    assert str(caught.value).startswith("run.toml: ")
+
+
+def test_a_missing_task_is_named() -> None:
+    with pytest.raises(ConfigError, match="'task': Field required"):
+        parse_definition({}, "run.toml")
+
+
+def test_a_definition_does_not_change() -> None:
+    with pytest.raises(ValidationError):
+        parse().rounds = 3  # type: ignore[misc]
+
+
+def test_a_definition_survives_the_journals_json() -> None:
+    definition = parse(
+        algorithm={"name": "fedprox", "mu": 0.25}, training={"local_epochs": 3}, seed=(1 << 63) - 1
+    )
+    again = RunDefinition.model_validate_json(definition.model_dump_json())
+    assert again == definition
+    assert again.algorithm.settings == {"mu": 0.25}
