@@ -6,7 +6,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -23,7 +23,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} does not exist") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
 
 
@@ -59,18 +59,37 @@ def _known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list
 
 
 def from_environment(model: type[BaseModel], prefix: str) -> dict[str, Any]:
-    """Return the settings found in the environment as ``{prefix}_{KEY}``, nested by ``__``."""
+    """Return the settings found in the environment as ``{prefix}_{KEY}``, nested by ``__``.
+
+    A list is written ``a,b``, a table ``a=1,b=2``, and both may be written as in TOML.
+    """
     found: dict[str, Any] = {}
-    for name in model.model_fields:
-        variable = f"{prefix}_{name.upper()}"
+    for name, field in model.model_fields.items():
+        variable, kind = f"{prefix}_{name.upper()}", field.annotation
         if variable in os.environ:
-            found[name] = os.environ[variable]
-        field = model.model_fields[name].annotation
-        if isinstance(field, type) and issubclass(field, BaseModel):
-            nested = from_environment(field, f"{variable}_")
+            found[name] = _from_text(os.environ[variable], get_origin(kind), variable)
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            nested = from_environment(kind, f"{variable}_")
             if nested:
                 found[name] = nested
     return found
+
+
+def _from_text(text: str, kind: Any, variable: str) -> Any:
+    if kind not in {list, dict}:
+        return text
+    if text.lstrip().startswith(("[", "{")):
+        try:
+            return tomllib.loads(f"value = {text}")["value"]
+        except (tomllib.TOMLDecodeError, RecursionError) as error:
+            raise ConfigError(f"{variable} is not valid TOML: {error}") from error
+    items = [item.strip() for item in text.split(",") if item.strip()]
+    if kind is list:
+        return items
+    pairs = [item.partition("=") for item in items]
+    if not all(equals for _, equals, _ in pairs):
+        raise ConfigError(f"{variable} is not of the form key=value,key=value")
+    return {key.strip(): value.strip() for key, _, value in pairs}
 
 
 def load(
@@ -103,5 +122,5 @@ def parse_assignment(text: str) -> tuple[list[str], Any]:
         raise ConfigError(f"--set {text!r} is not of the form key=value")
     try:
         return path, tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         return path, value

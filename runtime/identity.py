@@ -78,7 +78,7 @@ def read_identity(path: Path) -> Identity:
         raise ConfigError(f"identity file {path} is readable by others; run: chmod 600 {path}")
     try:
         document = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"identity file {path} is damaged: {error}") from error
     if not isinstance(document, dict):
         raise ConfigError(f"identity file {path} is damaged: not an object")
