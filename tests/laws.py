@@ -53,6 +53,8 @@ class RoundLaws:
     accepted: dict[str, e.Update] = field(default_factory=dict)
     answered: set[str] = field(default_factory=set)
     closed: tuple[str, ...] | None = None
+    counted: dict[tuple[str, int, int], str] = field(default_factory=dict)
+    evaluated: set[tuple[int, str]] = field(default_factory=set)
     last_words: dict[tuple[str, int, int], str] = field(default_factory=dict)
     included: list[tuple[int, int, tuple[str, ...]]] = field(default_factory=list)
     # what a crash takes
@@ -65,9 +67,9 @@ class RoundLaws:
     evaluators_asked: set[str] = field(default_factory=set)
 
     @classmethod
-    def of(cls, plan: e.Plan, initial: e.Model) -> RoundLaws:
-        """Return empty books for a run."""
-        return cls(plan, Ledger(plan.rounds, initial))
+    def of(cls, plan: e.Plan, initial: e.Model, ledger: type[Ledger] = Ledger) -> RoundLaws:
+        """Return empty books for a run whose machine keeps a ``ledger``."""
+        return cls(plan, ledger(plan.rounds, initial))
 
     # --- what the owner says --------------------------------------------------------------------
 
@@ -93,6 +95,7 @@ class RoundLaws:
             if law is not None:
                 law(self, command, event)
         self._answers(event, step)
+        self._follow_ups(step)
         self._standing(machine)
 
     # --- events ---------------------------------------------------------------------------------
@@ -168,6 +171,7 @@ class RoundLaws:
             (event, fact),
         )
         self.accepted[name] = fact.update
+        self.counted[(name, *self.pair)] = fact.update.header_sha256
 
     def _refuses(self, fact: e.UpdateRefused | e.OrderDeclined, event: e.Event | None) -> None:
         name = fact.device_id
@@ -185,6 +189,7 @@ class RoundLaws:
         del self.accepted[fact.device_id]
         self.folding.discard(fact.device_id)
         self.last_words.pop((fact.device_id, *self.pair), None)
+        del self.counted[(fact.device_id, *self.pair)]
 
     def _closes(self, fact: e.RoundClosed, event: e.Event | None) -> None:
         require((fact.round, fact.attempt) == self.pair, "a fact of another attempt", fact)
@@ -199,6 +204,7 @@ class RoundLaws:
 
     def _abandons(self, fact: e.RoundAbandoned, event: e.Event | None) -> None:
         require((fact.round, fact.attempt) == self.pair, "a fact of another attempt", fact)
+        require(fact.attempt < self.plan.max_attempts, "the last attempt is the last", fact)
         if self.closed is None:
             require(self._is_now(event, e.TimerFired, "deadline"), "abandoned too early", event)
             require(len(self.accepted) < self.plan.quorum, "a quorum is not abandoned", fact)
@@ -227,8 +233,9 @@ class RoundLaws:
 
     def _evaluates(self, fact: e.EvaluationRecorded, event: e.Event | None) -> None:
         require(1 <= fact.round <= self.committed, "only a committed version is evaluated", fact)
-        known = self.shadow.evaluations.get(fact.round, {})
-        require(fact.device_id not in known, "an evaluation counts once", fact)
+        where = (fact.round, fact.device_id)
+        require(where not in self.evaluated, "an evaluation counts once", fact)
+        self.evaluated.add(where)
 
     def _pauses(self, fact: e.RunPaused | e.RunResumed, event: e.Event | None) -> None:
         self.paused = isinstance(fact, e.RunPaused)
@@ -239,15 +246,18 @@ class RoundLaws:
                 done = self.committed == self.plan.rounds
                 require(done, "complete is every round committed", self.committed)
                 timer = self._is_now(event, e.TimerFired, "evaluation")
-                missing = self.evaluators_asked - set(
-                    self.shadow.evaluations.get(self.committed, {})
-                )
+                missing = {
+                    name
+                    for name in self.evaluators_asked
+                    if (self.committed, name) not in self.evaluated
+                }
                 require(timer or not missing, "the last evaluation is awaited", missing)
             case e.RunStopped():
                 require(isinstance(event, e.StopRequested), "only an operator stops", event)
             case e.RunFailed():
                 spent = self.pair[1] >= self.plan.max_attempts
-                require(spent, "a run fails only after its last attempt", fact)
+                told = isinstance(event, e.FailureReported)
+                require(spent or told, "a run fails only after its last attempt", fact)
         self.over, self.collecting, self.closed = True, False, None
         self.accepted = {}
 
@@ -305,6 +315,22 @@ class RoundLaws:
         require(timer not in self.armed, "a timer is armed once", command)
         self.armed.add(timer)
 
+    def _follow_ups(self, step: Step) -> None:
+        """Some facts must be followed by a command in the same step."""
+        for fact in step.facts:
+            match fact:
+                case e.UpdateWithdrawn():
+                    asked = any(
+                        isinstance(c, e.SendOrder) and c.device_id == fact.device_id
+                        for c in step.commands
+                    )
+                    require(asked, "what was withdrawn is asked for again", fact)
+                case e.RoundCommitted() | e.RoundAbandoned():
+                    swept = e.SweepRound(fact.round, fact.attempt) in step.commands
+                    require(swept, "a spent round is swept", fact)
+                case e.RunCompleted() | e.RunStopped() | e.RunFailed():
+                    require(e.SweepRun() in step.commands, "an ended run is swept", fact)
+
     # --- receipts -------------------------------------------------------------------------------
 
     def _answers(self, event: e.Event | None, step: Step) -> None:
@@ -353,7 +379,7 @@ class RoundLaws:
         where = (receipt.device_id, receipt.round, receipt.attempt)
         counted = receipt.status == "accepted"
         if counted:
-            known = self.shadow.counted(receipt.round, receipt.attempt, receipt.device_id)
+            known = self.counted.get(where)
             sent = event.update.header_sha256  # type: ignore[union-attr]
             require(known == sent, "accepted is what was journalled", receipt)
         other_bytes = self.last_words.get(where) == "accepted" and receipt.status == "refused"
@@ -367,10 +393,18 @@ class RoundLaws:
 
     def _standing(self, machine: RoundMachine) -> None:
         ledger, plan, pair = machine.ledger, self.plan, self.pair
-        require(ledger == self.shadow, "the state is the fold of its facts", ledger)
+        require(vars(ledger) == vars(self.shadow), "the state is the fold of its facts", ledger)
         if self.over:
             return
-        require((ledger.round, ledger.attempt) == pair, "the books agree", (ledger, pair))
+        books = (*pair, self.cohort, self.accepted, self.committed)
+        theirs = (
+            ledger.round,
+            ledger.attempt,
+            ledger.cohort,
+            ledger.accepted,
+            ledger.model.version,
+        )
+        require(books == theirs, "the books agree", (books, theirs))
         if self.collecting:
             enough = len(self.accepted) >= plan.quorum
             require(len(self.accepted) < self.target, "a full round closes", self.accepted)
@@ -457,6 +491,9 @@ class DeviceLaws:
         """Judge one step's commands as a whole; ``event`` is None for ``restore``."""
         if event is not None and self.hear(event):
             require(not commands, "no order of an old epoch is obeyed", (event, commands))
+        if not commands:
+            require(self.said == session.presence, "presence says what is so", self.said)
+            return
         said = self.said
         for place, command in enumerate(commands):
             match command:

@@ -84,28 +84,33 @@ class Rounds(RuleBasedStateMachine):
     """The search. Subclasses put another machine in ``make`` to plant a bug."""
 
     make: MakeMachine = RoundMachine
+    broken = True  # until the first step went well, and from a broken law on
 
     @initialize(plan=plans, online=st.just(set(DEVICES)) | st.sets(st.sampled_from(DEVICES)))
     def begin(self, plan: e.Plan, online: set[str]) -> None:
         self.plan = plan
-        self.laws = RoundLaws.of(plan, INITIAL)
+        self.machine = type(self).make(plan, INITIAL, ())
+        self.laws = RoundLaws.of(plan, INITIAL, type(self.machine.ledger))
         self.facts: list[e.Fact] = []
         self.flying = InFlight()
         self.past: list[e.Event] = []
         self.orders: dict[str, list[e.SendOrder]] = {name: [] for name in DEVICES}
         self.sent: list[e.ResultReceived] = []
-        self.machine = type(self).make(plan, INITIAL, ())
+        self.take(None, self.machine.resume())
         for device_id in sorted(online):
             self.join(device_id, True)
 
     # --- the door -------------------------------------------------------------------------------
 
     def give(self, event: e.Event) -> None:
+        self.broken = True
         self.take(event, self.machine.handle(event))
 
     def take(self, event: e.Event | None, step: Step) -> None:
         self.facts += step.facts
+        self.broken = True
         self.laws.observe(self.machine, event, step)
+        self.broken = False
         self.flying.take(step)
         for command in step.commands:
             if isinstance(command, e.SendOrder):
@@ -245,10 +250,12 @@ class Rounds(RuleBasedStateMachine):
         now = (self.machine.ledger.round, self.machine.ledger.attempt)
         if (event.round, event.attempt) == now:  # type: ignore[union-attr]
             return
+        self.broken = True
         step = self.machine.handle(event)
         require(not step.facts, "a stale answer decides nothing", (event, step))
         starts = [c for c in step.commands if not isinstance(c, e.SendReceipt | e.DiscardUpdate)]
         require(not starts, "a stale answer starts nothing", (event, step))
+        self.broken = False
 
     # --- the operator and the crash -------------------------------------------------------------
 
@@ -275,7 +282,7 @@ class Rounds(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Faults stop, every device is there and answers: the run must end."""
-        if not hasattr(self, "facts"):
+        if self.broken:
             return
         self.operator("go on")
         self.all_join()

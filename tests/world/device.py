@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from broker.messages import DeviceState, Order, Receipt
@@ -32,6 +33,12 @@ class Disk:
     kept: dict[s.JobKey, s.Job] = field(default_factory=dict)
     outbox: dict[s.JobKey, s.Job] = field(default_factory=dict)
     updates: dict[s.JobKey, int] = field(default_factory=dict)
+
+
+@lru_cache(maxsize=4096)
+def state_of(status: str, boot_id: str, role: str) -> DeviceState:
+    """Return a presence message."""
+    return DeviceState.model_construct(status=status, boot_id=boot_id, role=role, tasks=["digits"])
 
 
 class Device:
@@ -80,7 +87,8 @@ class Device:
         self.transfer += 1
         self.laws.crashed()
         self.broker.disconnect(self.name)
-        self.kernel.after(self.kernel.between(0.5, 10), self.boot)
+        away = 60 if self.kernel.random() < 0.15 else 10
+        self.kernel.after(self.kernel.between(0.5, away), self.boot)
 
     def lose_connection(self) -> None:
         """Notice that the connection is gone, and make another."""
@@ -106,12 +114,7 @@ class Device:
             self._send(job)
 
     def _state(self, status: str) -> DeviceState:
-        return DeviceState.model_construct(
-            status=status,
-            boot_id=f"{self.name}-{self.connections}",
-            role=self.role,
-            tasks=["digits"],
-        )
+        return state_of(status, f"{self.name}-{self.connections}", self.role)
 
     def _say(self) -> None:
         status = "draining" if self.draining else self.session.presence
@@ -144,6 +147,8 @@ class Device:
         return self.life == life
 
     def _ordered(self, order: Order) -> None:
+        if order.epoch < self.laws.known_epoch:
+            self.kernel.note(self.name, "gets an order of an old epoch", order.epoch)
         self.give(s.OrderArrived(order, "this device drains" if self.draining else ""))
 
     def _answered(self, receipt: Receipt) -> None:

@@ -31,15 +31,15 @@ HIGHEST = Odds(
     upload_fails=0.3,
     upload_torn=0.2,
     upload_answer_lost=0.4,
-    upload_flipped=0.15,
+    upload_flipped=0.4,
     upload_hopeless=0.1,
     cancelled_upload_lands=1.0,
     transfer_slow=0.2,
     work_fails=0.2,
-    work_breaks=0.1,
+    work_breaks=0.2,
     check_slow=0.2,
     delete_fails=0.5,
-    aggregation_fails=0.3,
+    aggregation_fails=0.6,
     server_dies_in_step=0.03,
     device_dies_in_step=0.02,
 )
@@ -77,7 +77,7 @@ class World:
         self.plan = self._plan()
         self.broker = Broker(self.kernel)
         self.store = Store()
-        life = self.kernel.rng.choice([8.0, 60.0, 600.0])
+        life = self.kernel.rng.choice([4.0, 20.0, 600.0])
         self.server = Server(
             self.kernel, self.broker, self.store, self.plan, machine, life if faults else 600.0
         )
@@ -109,7 +109,7 @@ class World:
             over_selection=1.0 if full else rng.choice([1.0, 1.2, 1.5]),
             deadline_s=rng.choice([12.0, 20.0, 40.0]),
             gather_s=rng.choice([1.0, 4.0]),
-            max_attempts=4 if rng.random() < 0.05 else 500,
+            max_attempts=rng.choice([1, 2]) if rng.random() < 0.1 else 500,
             evaluate_every=rng.randint(1, 2),
             evaluate_on=where,
             evaluation_deadline_s=15.0,
@@ -132,7 +132,7 @@ class World:
         if not faults:
             self.calm = True
             return
-        wildness = rng.choice([0.2, 0.5, 1.0])
+        wildness = rng.choice([0.3, 0.6, 1.0])
         for odd in fields(Odds):
             if rng.random() < 0.35:
                 highest = getattr(HIGHEST, odd.name)
@@ -140,7 +140,7 @@ class World:
         lasting = rng.choice([10.0, 25.0, 60.0])
         kinds = [kind for kind in KINDS if rng.random() < 0.4]
         when = 0.0
-        while kinds and (when := when + rng.expovariate(0.35 * wildness)) < lasting:
+        while kinds and (when := when + rng.expovariate(0.45 * wildness)) < lasting:
             kernel.after(when, rng.choice(kinds), self)
         kernel.after(lasting, self._stop_faults)
 

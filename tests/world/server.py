@@ -71,7 +71,8 @@ class Server:
         first = Object(1_000_000, 0, sha_of("model 1000000"))
         store.put(model_key(0), first)
         self.initial = e.Model(0, model_key(0), first.sha256, 100)
-        self.laws = RoundLaws.of(plan, self.initial)
+        ledger = type(make(plan, self.initial).ledger)
+        self.laws = RoundLaws.of(plan, self.initial, ledger)
         self.journal: list[e.Fact] = []
         self.values = [first.value]
         self.expected = [first.value]
@@ -101,7 +102,8 @@ class Server:
         self.sums: dict[tuple[int, int], dict[str, Object]] = {}
         self.said: object = None
         self.machine = self.make(self.plan, self.initial, tuple(self.journal))
-        require(self.machine.ledger == self.laws.shadow, "a restart finds the same state", "")
+        same = vars(self.machine.ledger) == vars(self.laws.shadow)
+        require(same, "a restart finds the same state", "")
         self._take(None, self.machine.resume())
         self.kernel.after(self.kernel.between(0, 0.5), self._connect, self.life)
 
@@ -376,6 +378,7 @@ def mean_step(value: int, parts: list[Object]) -> int:
     return value + sum(part.examples * part.value for part in parts) // total
 
 
+@lru_cache(maxsize=4096)
 def _receipt(command: e.SendReceipt) -> Receipt:
     return Receipt.model_construct(
         action=command.action,

@@ -1,0 +1,294 @@
+"""Planted bugs: small patches of the two machines' source, applied in memory.
+
+Each must be found, by the stateful suite or by the world, or a suite has gone blind. A patch
+whose anchor no longer stands in the source exactly once fails loudly.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import pytest
+
+from fl_client import session as real_session
+from fl_client.session import DeviceSession
+from fl_server import rounds as real_rounds
+from fl_server import state as real_state
+from fl_server.rounds import RoundMachine
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One planted bug.
+
+    Attributes:
+        module: the module whose source is patched.
+        patches: what stands in it -> what stands there instead.
+        in_world: whether the world has to find it.
+    """
+
+    name: str
+    module: types.ModuleType
+    patches: Mapping[str, str] = field(hash=False)
+    in_world: bool = True
+
+    def __str__(self) -> str:
+        return self.name.replace(" ", "-")
+
+    def machine(self) -> type[RoundMachine]:
+        """Return the round machine with the bug."""
+        if self.module is real_session:
+            return RoundMachine
+        if self.module is real_rounds:
+            found: type[RoundMachine] = _load(self)["RoundMachine"]
+            return found
+        whole = _load(Mutant("the ledger in it", real_rounds, {}))
+        whole["Ledger"] = _load(self)["Ledger"]
+        replaced: type[RoundMachine] = whole["RoundMachine"]
+        return replaced
+
+    def session(self) -> type[DeviceSession]:
+        """Return the device session with the bug."""
+        if self.module is not real_session:
+            return DeviceSession
+        names = _load(self)
+        names.update({k: v for k, v in vars(real_session).items() if k != "DeviceSession"})
+        found: type[DeviceSession] = names["DeviceSession"]
+        return found
+
+
+def _load(mutant: Mutant) -> dict[str, object]:
+    """Return the names of the patched module."""
+    source = inspect.getsource(mutant.module)
+    for old, new in mutant.patches.items():
+        if source.count(old) != 1:
+            pytest.fail(f"mutant {mutant.name!r}: its anchor stands {source.count(old)} times")
+        source = source.replace(old, new)
+    module = types.ModuleType(mutant.module.__name__)
+    exec(compile(source, f"<{mutant.name}>", "exec"), module.__dict__)
+    return module.__dict__
+
+
+ROUND_MUTANTS = [
+    Mutant(
+        "accepts while aggregating",
+        real_rounds,
+        {
+            'return ledger.phase == "collecting" and pair == (ledger.round, ledger.attempt)': (
+                'return ledger.phase in {"collecting", "aggregating"} '
+                "and pair == (ledger.round, ledger.attempt)"
+            )
+        },
+    ),
+    Mutant(
+        "counts a duplicate",
+        real_rounds,
+        {"if counted is not None:": "if False:"},
+    ),
+    Mutant(
+        "timers forget the attempt",
+        real_rounds,
+        {
+            "if (event.round, event.attempt) != (ledger.round, ledger.attempt):": (
+                "if event.round != ledger.round:"
+            )
+        },
+    ),
+    Mutant(
+        "closes below the quorum",
+        real_rounds,
+        {
+            "enough = len(ledger.accepted) >= self.plan.quorum": (
+                "enough = len(ledger.accepted) >= self.plan.quorum - 1"
+            )
+        },
+    ),
+    Mutant(
+        "arms no deadline at resume",
+        real_rounds,
+        {
+            'case "collecting":\n                self._arm_deadline(step)\n': (
+                'case "collecting":\n'
+            )
+        },
+    ),
+    Mutant(
+        "drops the receipt of a duplicate",
+        real_rounds,
+        {
+            'self._receipt(event, "accepted" if same else "refused", step, reason)': "pass",
+        },
+    ),
+    Mutant(
+        "cohort ignores draining",
+        real_rounds,
+        {'if role == "trainer" and device_id not in self._draining': 'if role == "trainer"'},
+    ),
+    Mutant(
+        "takes the sum of an older attempt",
+        real_rounds,
+        {
+            'if ledger.phase != "aggregating" or pair != (ledger.round, ledger.attempt):': (
+                'if ledger.phase != "aggregating":'
+            )
+        },
+        in_world=False,
+    ),
+    Mutant(
+        "discards an included update",
+        real_rounds,
+        {"if not self._serves(event.round, event.attempt):": "if True:"},
+    ),
+    Mutant(
+        "leaves an update that came after its sweep",
+        real_rounds,
+        {"if not self._serves(event.round, event.attempt):": "if False:"},
+    ),
+    Mutant(
+        "waits for the dead",
+        real_rounds,
+        {"- ledger.answered - self._left": "- ledger.answered"},
+    ),
+    Mutant(
+        "adds nothing again at resume",
+        real_rounds,
+        {'if ledger.phase in {"collecting", "aggregating"}:': "if False:"},
+    ),
+    Mutant(
+        "gathers only once",
+        real_rounds,
+        {
+            "self._gather_armed = False\n                self._start_if_ready(": (
+                "self._start_if_ready("
+            )
+        },
+    ),
+    Mutant(
+        "a check outlives its attempt",
+        real_rounds,
+        {
+            "self._gather_armed = False\n        self._verifying.clear()\n": (
+                "self._gather_armed = False\n"
+            ),
+            "self._verifying.clear()\n        step.commands.append(SweepRound": (
+                "step.commands.append(SweepRound"
+            ),
+        },
+    ),
+    Mutant(
+        "does not ask again for what vanished",
+        real_rounds,
+        {"self._order(event.device_id, step)": "pass"},
+    ),
+    Mutant(
+        "starts rounds while paused",
+        real_rounds,
+        {
+            'if ledger.phase != "gathering" or ledger.status != "running":': (
+                'if ledger.phase != "gathering":'
+            )
+        },
+    ),
+    Mutant(
+        "sweeps nothing at the end",
+        real_rounds,
+        {
+            "self._record(fact, step)\n        step.commands.append(SweepRun())": (
+                "self._record(fact, step)"
+            )
+        },
+    ),
+    Mutant(
+        "one attempt too many",
+        real_rounds,
+        {
+            "if ledger.attempt >= self.plan.max_attempts:": (
+                "if ledger.attempt > self.plan.max_attempts:"
+            )
+        },
+        in_world=False,
+    ),
+]
+LEDGER_MUTANTS = [
+    Mutant(
+        "an abandoned attempt keeps its updates",
+        real_state,
+        {"self.accepted, self.refused = {}, {}": "self.refused = {}"},
+    ),
+    Mutant(
+        "commits a round twice",
+        real_state,
+        {"self._next(fact.round + 1, 1)": "self._next(fact.round, self.attempt)"},
+    ),
+    Mutant(
+        "a withdrawn update stays counted",
+        real_state,
+        {
+            "del self._counted[(fact.round, fact.attempt, fact.device_id)]": "pass",
+        },
+    ),
+    Mutant(
+        "the attempt goes back after the last commit",
+        real_state,
+        {"self._next(self.round, self.attempt)": "self._next(self.round, 1)"},
+    ),
+]
+SESSION_MUTANTS = [
+    Mutant(
+        "obeys an order of an old epoch",
+        real_session,
+        {"if order.epoch < self.epoch or self._is_over(key):": "if self._is_over(key):"},
+    ),
+    Mutant(
+        "does not report after a cancelled upload",
+        real_session,
+        {
+            'commands.append(CancelJob(job.key))\n        if job.stage == "uploading":': (
+                "commands.append(CancelJob(job.key))\n        if False:"
+            )
+        },
+    ),
+    Mutant(
+        "trains again while its result is pending",
+        real_session,
+        {"elif key in self.reporting:": "elif False:"},
+    ),
+    Mutant(
+        "forgets a job before its receipt",
+        real_session,
+        {
+            "commands.append(SendResult(reported))": (
+                "commands.append(SendResult(reported))\n"
+                "        commands.append(ForgetJob(job.key, accepted=True))"
+            )
+        },
+    ),
+    Mutant(
+        "uploads before it has kept the job",
+        real_session,
+        {"commands.append(KeepJob(self.active))": "pass"},
+    ),
+    Mutant(
+        "forgets a job whose upload failed",
+        real_session,
+        {
+            'case UpdateUploaded() | JobFailed(), "uploading":': (
+                'case UpdateUploaded(), "uploading":'
+            )
+        },
+    ),
+    Mutant(
+        "starts a second job over the first",
+        real_session,
+        {"if self.active is None and self.waiting:": "if self.waiting:"},
+    ),
+    Mutant(
+        "does not say what it is at",
+        real_session,
+        {"if self.presence != self._said:": "if False:"},
+    ),
+]
+EVERY_MUTANT = [*ROUND_MUTANTS, *LEDGER_MUTANTS, *SESSION_MUTANTS]

@@ -1,0 +1,30 @@
+"""The stateful suite can fail: it finds every bug that is planted in the round machine."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from runtime.errors import InvalidTransition
+from tests.laws import Violation
+from tests.mutants import LEDGER_MUTANTS, ROUND_MUTANTS, Mutant
+from tests.property.machine_rounds import Rounds
+
+QUICK = settings(
+    max_examples=400,
+    stateful_step_count=60,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    phases=[Phase.generate],
+    report_multiple_bugs=False,
+    suppress_health_check=list(HealthCheck),
+)
+
+
+@pytest.mark.parametrize("mutant", [*ROUND_MUTANTS, *LEDGER_MUTANTS], ids=str)
+def test_the_stateful_suite_finds(mutant: Mutant) -> None:
+    planted = type("Planted", (Rounds,), {"make": mutant.machine()})
+    with pytest.raises((Violation, InvalidTransition)):
+        run_state_machine_as_test(planted, settings=QUICK)
