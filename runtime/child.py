@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from runtime.errors import TransportError
+from runtime.errors import ConfigError, TransportError
 
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
@@ -80,7 +80,11 @@ class Child:
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
-        """Start the process; it must not be running."""
+        """Start the process; it must not be running.
+
+        Raises:
+            ConfigError: its program cannot be run.
+        """
         if self.running:
             raise TransportError(f"{self.name} is already running as pid {self.pid}")
         self.log.parent.mkdir(parents=True, exist_ok=True)
@@ -97,6 +101,10 @@ class Child:
                 preexec_fn=die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509
                 process_group=0 if self._own_group else None,
             )
+        except OSError as error:
+            raise ConfigError(
+                f"{self.name} cannot be started: {self._argv[0]}: {error.strerror}"
+            ) from error
         finally:
             os.close(descriptor)
 

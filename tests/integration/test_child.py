@@ -1,0 +1,141 @@
+"""Supervised children: ready or named, one at a time, gone with their parent."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from runtime.child import Child
+from runtime.errors import ConfigError, TransportError
+
+SLEEPER = "import time\nprint('up', flush=True)\ntime.sleep(600)"
+STUBBORN = (
+    "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+    "print('up', flush=True)\ntime.sleep(600)"
+)
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Callable[[str], Child]]:
+    made: list[Child] = []
+
+    def child_of(code: str) -> Child:
+        child = Child("the helper", [sys.executable, "-c", code], tmp_path / "logs" / "child.log")
+        made.append(child)
+        return child
+
+    yield child_of
+    for child in made:
+        child.kill()
+
+
+def up(child: Child) -> Callable[[], bool]:
+    return lambda: child.log.exists() and "up" in child.log.read_text()
+
+
+def test_it_is_ready_when_it_says_so(make: Callable[[str], Child]) -> None:
+    child = make(SLEEPER)
+    assert not child.running
+    assert child.returncode is None
+    child.start()
+    child.wait_ready(up(child), 30)
+    assert child.running
+    assert psutil.pid_exists(child.pid)
+    child.stop()
+    assert not child.running
+    assert child.returncode == -signal.SIGTERM
+
+
+def test_an_end_at_start_is_named_with_its_last_line(make: Callable[[str], Child]) -> None:
+    child = make("import sys; print('no such port'); print(); sys.exit(7)")
+    child.start()
+    with pytest.raises(TransportError, match="the helper ended at start with status 7: no such"):
+        child.wait_ready(lambda: False, 30)
+
+
+def test_one_that_is_never_ready_is_named(make: Callable[[str], Child]) -> None:
+    child = make(SLEEPER)
+    child.start()
+    child.wait_ready(up(child), 30)
+    with pytest.raises(TransportError, match="the helper was not ready within 0 s: up"):
+        child.wait_ready(lambda: False, 0.1)
+
+
+def test_a_stubborn_one_is_killed(make: Callable[[str], Child]) -> None:
+    child = make(STUBBORN)
+    child.start()
+    child.wait_ready(up(child), 30)
+    child.stop(grace_s=0.2)
+    assert child.returncode == -signal.SIGKILL
+
+
+def test_it_starts_once_and_again_after_its_end(make: Callable[[str], Child]) -> None:
+    child = make(SLEEPER)
+    child.start()
+    first = child.pid
+    with pytest.raises(TransportError, match="already running"):
+        child.start()
+    child.kill()
+    child.start()
+    assert child.pid != first
+
+
+def test_before_the_start_there_is_no_pid(make: Callable[[str], Child]) -> None:
+    child = make(SLEEPER)
+    with pytest.raises(TransportError, match="has not been started"):
+        _ = child.pid
+    child.stop()
+    child.kill()
+    child.signal(signal.SIGHUP)
+    assert "no log at" in child.last_line()
+
+
+def test_a_program_that_is_not_there_is_named(tmp_path: Path) -> None:
+    child = Child("the helper", [str(tmp_path / "none")], tmp_path / "log")
+    with pytest.raises(ConfigError, match=r"the helper cannot be started: .*/none: No such file"):
+        child.start()
+
+
+def test_the_log_is_private_and_kept_over_starts(make: Callable[[str], Child]) -> None:
+    child = make("print('hello')")
+    for count in (1, 2):
+        child.start()
+        with pytest.raises(TransportError, match="ended at start with status 0: hello"):
+            child.wait_ready(lambda: False, 30)
+        assert child.log.read_text().count("hello") == count
+    assert stat.S_IMODE(child.log.stat().st_mode) == 0o600
+
+
+def test_a_signal_on_the_terminal_does_not_reach_it(make: Callable[[str], Child]) -> None:
+    child = make(SLEEPER)
+    child.start()
+    assert os.getpgid(child.pid) != os.getpgid(0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel watches parents on Linux alone")
+def test_it_ends_with_a_killed_parent(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from runtime.child import Child\n"
+        "child = Child('x', [sys.executable, '-c', 'import time; time.sleep(600)'], "
+        "Path(sys.argv[1]))\nchild.start(); print(child.pid, flush=True); time.sleep(600)"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "log")], stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout is not None
+    with parent:
+        pid = int(parent.stdout.readline())
+        parent.send_signal(signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
