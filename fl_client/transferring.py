@@ -15,7 +15,7 @@ from pathlib import Path
 import tenacity
 
 from fl_client.session import Job, JobFailed, JobKey, ModelFetched, UpdateUploaded
-from runtime.errors import AccessDenied, RengoError, StorageError, Unavailable
+from runtime.errors import AccessDenied, RengoError, Unavailable
 from storage.transfers import Cancelled, Transfers
 
 _LOG = logging.getLogger(__name__)
@@ -127,7 +127,7 @@ class JobTransfers:
             attempts(work)
         except Cancelled:
             return None
-        except (StorageError, OSError) as error:
+        except (RengoError, OSError) as error:
             return None if lease.cancelled.is_set() else JobFailed(lease.key, str(error)[:2000])
         return None
 
