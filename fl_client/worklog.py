@@ -8,10 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from broker.messages import Order
-from fl_client.session import Job, JobKey, Outcome
+from fl_client.session import Job, JobKey, Outcome, Stage
 from runtime.errors import ConfigError, RengoError
 
 _SCHEMA_VERSION = 1
@@ -24,36 +24,55 @@ CREATE TABLE IF NOT EXISTS jobs (
 """
 
 
+_MEND = "remove the file to start afresh (unsent results are lost)"
+_KEY, _OUTCOME = TypeAdapter(JobKey), TypeAdapter(Outcome)
+_STAGE: TypeAdapter[Stage] = TypeAdapter(Stage)
+
+
 class WorklogError(RengoError):
-    """The device's journal cannot be written or read (disk full, damaged)."""
+    """The device's journal cannot be written or read (disk full)."""
+
+
+class WorklogUnusable(WorklogError, ConfigError):
+    """The file is damaged, of another version or not to be opened: a person must mend it."""
 
 
 class Worklog:
     """One row a job; what is written is on disk when the call returns. One thread calls it.
 
     Raises:
-        ConfigError: another version of Rengo wrote the file.
-        WorklogError: the file cannot be opened.
+        WorklogUnusable: another version of Rengo wrote the file, it is damaged, or it cannot be
+            opened.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch(mode=0o600, exist_ok=True)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch(mode=0o600, exist_ok=True)
             self._db = sqlite3.connect(path, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
+        except OSError as error:
+            raise WorklogUnusable(f"{path} cannot be opened: {error.strerror}") from error
+        try:
+            self._open()
+        except BaseException:
+            self._db.close()
+            raise
+
+    def _open(self) -> None:
+        try:
             (version,) = self._db.execute("PRAGMA user_version").fetchone()
             if version not in {0, _SCHEMA_VERSION}:
-                raise ConfigError(
-                    f"{path} was written by another version of Rengo (schema {version}, this one "
-                    f"reads {_SCHEMA_VERSION}); use that version, or another data folder"
+                raise WorklogUnusable(
+                    f"{self.path} was written by another version of Rengo (schema {version}, this "
+                    f"one reads {_SCHEMA_VERSION}); use that version, or another data folder"
                 )
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")
             self._db.execute(_SCHEMA)
             self._db.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
         except sqlite3.Error as error:
-            raise WorklogError(f"{path}: {error}") from error
+            raise WorklogUnusable(f"{self.path}: {error}; {_MEND}") from error
 
     def close(self) -> None:
         """Release the file."""
@@ -75,7 +94,7 @@ class Worklog:
         """Return every kept job.
 
         Raises:
-            WorklogError: a row is damaged; the text names it.
+            WorklogUnusable: a row is damaged; the text names it.
         """
         rows = self._execute("SELECT * FROM jobs ORDER BY round, attempt", ()).fetchall()
         return [self._job(row) for row in rows]
@@ -83,16 +102,16 @@ class Worklog:
     def _job(self, row: tuple[Any, ...]) -> Job:
         run_id, action, round_number, attempt, stage, order, outcome = row
         try:
+            key = {"run_id": run_id, "action": action, "round": round_number, "attempt": attempt}
             return Job(
-                JobKey(run_id, action, round_number, attempt),
+                _KEY.validate_python(key),
                 Order.model_validate_json(order),
-                stage,
-                Outcome(**json.loads(outcome)),
+                _STAGE.validate_python(stage),
+                _OUTCOME.validate_json(outcome),
             )
-        except (ValidationError, ValueError, TypeError) as error:
-            raise WorklogError(
-                f"{self.path}: the row of {run_id}, round {round_number} is damaged; remove the "
-                "file to start afresh (unsent results are lost)"
+        except ValidationError as error:
+            raise WorklogUnusable(
+                f"{self.path}: the row of {run_id}, round {round_number} is damaged; {_MEND}"
             ) from error
 
     def _execute(self, statement: str, values: tuple[Any, ...]) -> sqlite3.Cursor:
