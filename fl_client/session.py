@@ -247,6 +247,7 @@ class DeviceSession:
         """Take the jobs that a former process kept on disk and go on with them."""
         commands: list[Command] = []
         for job in jobs:
+            self.epoch = max(self.epoch, job.order.epoch)
             if job.stage == "reporting":
                 self.reporting[job.key] = job
                 commands.append(SendResult(job))

@@ -1,0 +1,330 @@
+"""The device's session, rule by rule."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from broker.messages import Action, ModelRef, Order, Receipt, UploadRef
+from fl_client import session as s
+
+OUTCOME = s.Outcome(10, {}, header_sha256="a" * 64, size_bytes=100)
+METRICS = s.Outcome(10, {"accuracy": 0.5})
+
+
+def order(
+    action: Action = "train",
+    round_number: int = 1,
+    attempt: int = 1,
+    epoch: int = 1,
+    url: str = "u",
+) -> Order:
+    train = action == "train"
+    return Order(
+        epoch=epoch,
+        action=action,
+        run_id="run",
+        round=round_number,
+        attempt=attempt,
+        task="digits",
+        algorithm="fedavg",
+        algorithm_settings={},
+        training={},
+        seed=0,
+        model=ModelRef(url=url, key="g", sha256="0" * 64, size_bytes=1),
+        upload=UploadRef(url=url, key="u") if train else None,
+        time_left_s=60.0,
+    )
+
+
+def key(action: Action = "train", round_number: int = 1, attempt: int = 1) -> s.JobKey:
+    return s.JobKey("run", action, round_number, attempt)
+
+
+def receipt(of: s.JobKey, status: str = "accepted") -> s.ReceiptArrived:
+    return s.ReceiptArrived(
+        Receipt(
+            action=of.action,
+            run_id=of.run_id,
+            round=of.round,
+            attempt=of.attempt,
+            status=status,  # type: ignore[arg-type]
+        )
+    )
+
+
+def run_at(
+    round_number: int,
+    attempt: int = 1,
+    *,
+    epoch: int = 1,
+    closed: bool = False,
+    ended: bool = False,
+) -> s.RunChanged:
+    return s.RunChanged("run", epoch, ended, round_number, attempt, closed)
+
+
+def arrive(session: s.DeviceSession, *orders: Order) -> list[s.Command]:
+    commands: list[s.Command] = []
+    for one in orders:
+        commands += session.handle(s.OrderArrived(one))
+    return commands
+
+
+def kinds(commands: list[s.Command]) -> list[str]:
+    return [type(command).__name__ for command in commands]
+
+
+def at(stage: s.Stage, action: Action = "train") -> s.DeviceSession:
+    """Return a session whose one job has come to a stage."""
+    session = s.DeviceSession()
+    arrive(session, order(action))
+    steps: list[tuple[s.Stage, s.Event]] = [
+        ("working", s.ModelFetched(key(action))),
+        ("uploading", s.WorkFinished(key(action), OUTCOME if action == "train" else METRICS)),
+        ("reporting", s.UpdateUploaded(key(action))),
+    ]
+    for reached, event in steps:
+        if stage == "fetching":
+            break
+        session.handle(event)
+        if reached == stage:
+            break
+    return session
+
+
+# --- one job from order to receipt ------------------------------------------------------------
+
+
+def test_a_training_job_from_its_order_to_its_receipt() -> None:
+    session = s.DeviceSession()
+    assert kinds(arrive(session, order())) == ["SendAnswer", "FetchModel", "PublishState"]
+    assert session.presence == "training"
+    assert kinds(session.handle(s.ModelFetched(key()))) == ["DoWork"]
+    assert kinds(session.handle(s.WorkFinished(key(), OUTCOME))) == ["KeepJob", "UploadUpdate"]
+    commands = session.handle(s.UpdateUploaded(key()))
+    assert kinds(commands) == ["KeepJob", "SendResult", "PublishState"]
+    assert commands[-1] == s.PublishState("ready")
+    assert session.handle(receipt(key())) == [s.ForgetJob(key(), accepted=True)]
+    assert session.handle(receipt(key())) == []
+
+
+def test_an_evaluation_uploads_nothing() -> None:
+    session = at("working", "evaluate")
+    commands = session.handle(s.WorkFinished(key("evaluate"), METRICS))
+    assert kinds(commands) == ["KeepJob", "SendResult", "PublishState"]
+
+
+@pytest.mark.parametrize("status", ["late", "refused", "unknown"])
+def test_any_receipt_ends_the_job_and_only_accepted_keeps_its_state(status: str) -> None:
+    session = at("reporting")
+    assert session.handle(receipt(key(), status)) == [s.ForgetJob(key(), accepted=False)]
+
+
+def test_a_receipt_of_another_job_ends_nothing() -> None:
+    session = at("reporting")
+    assert session.handle(receipt(key("train", 2))) == []
+    assert session.handle(receipt(key("evaluate"))) == []
+    assert key() in session.reporting
+
+
+def test_an_event_of_a_job_that_is_no_longer_active_has_no_effect() -> None:
+    session = at("fetching")
+    assert session.handle(s.ModelFetched(key("train", 2))) == []
+    assert session.handle(s.UpdateUploaded(key())) == []
+
+
+# --- orders -----------------------------------------------------------------------------------
+
+
+def test_an_order_of_an_old_epoch_is_not_obeyed() -> None:
+    session = s.DeviceSession()
+    session.handle(s.ServerChanged(3))
+    assert arrive(session, order(epoch=2)) == []
+    assert kinds(arrive(session, order(epoch=3)))[0] == "SendAnswer"
+
+
+def test_an_order_teaches_the_epoch() -> None:
+    session = s.DeviceSession()
+    arrive(session, order(epoch=5))
+    assert arrive(session, order(round_number=2, epoch=4)) == []
+
+
+def test_what_was_kept_teaches_the_epoch() -> None:
+    job = s.Job(key(), order(epoch=4), "reporting", OUTCOME)
+    session = s.DeviceSession()
+    session.restore([job])
+    assert arrive(session, order(round_number=2, epoch=3)) == []
+
+
+def test_the_same_order_again_renews_the_urls() -> None:
+    session = at("working")
+    (command,) = arrive(session, order(url="fresh"))
+    assert isinstance(command, s.RenewUrls)
+    assert session.active is not None
+    assert session.active.order.model.url == "fresh"
+    assert session.active.stage == "working"
+
+
+def test_the_same_order_while_its_result_is_pending_sends_the_result_again() -> None:
+    session = at("reporting")
+    assert kinds(arrive(session, order())) == ["SendResult"]
+
+
+def test_a_refused_order_is_declined_with_its_reason() -> None:
+    session = s.DeviceSession()
+    commands = session.handle(s.OrderArrived(order(), "unknown task"))
+    assert commands == [s.SendAnswer(key(), accepted=False, reason="unknown task")]
+
+
+def test_a_newer_training_order_takes_the_place_of_an_older() -> None:
+    session = at("working")
+    commands = arrive(session, order(round_number=2))
+    assert kinds(commands) == ["CancelJob", "ForgetJob", "SendAnswer", "FetchModel"]
+    assert session.active is not None
+    assert session.active.key == key("train", 2)
+
+
+def test_an_older_training_order_is_ignored() -> None:
+    session = s.DeviceSession()
+    arrive(session, order(round_number=2))
+    assert arrive(session, order(round_number=1)) == []
+
+
+def test_training_goes_before_evaluation_but_interrupts_none() -> None:
+    session = at("working", "evaluate")
+    arrive(session, order("evaluate", 2), order("train", 2))
+    assert [job.key for job in session.waiting] == [key("train", 2), key("evaluate", 2)]
+    assert session.active is not None
+    assert session.active.key == key("evaluate")
+
+
+def test_evaluations_wait_in_order_a_few_at_most() -> None:
+    session = at("working")
+    rounds = list(range(1, s.MAX_WAITING_EVALUATIONS + 3))
+    arrive(session, *(order("evaluate", number) for number in rounds))
+    arrive(session, order("evaluate", rounds[-1]))
+    waiting = [job.key.round for job in session.waiting]
+    assert waiting == rounds[-s.MAX_WAITING_EVALUATIONS :]
+
+
+# --- failures ---------------------------------------------------------------------------------
+
+
+def test_work_that_can_be_done_again_is_done_again_once() -> None:
+    session = at("working")
+    died = s.JobFailed(key(), "killed", retryable=True)
+    assert kinds(session.handle(died)) == ["DoWork"]
+    commands = session.handle(died)
+    assert kinds(commands) == ["SendAnswer", "ForgetJob", "PublishState"]
+    assert commands[0] == s.SendAnswer(key(), accepted=False, reason="killed")
+
+
+@pytest.mark.parametrize("stage", ["fetching", "working"])
+def test_a_failure_before_the_upload_declines_the_order(stage: s.Stage) -> None:
+    commands = at(stage).handle(s.JobFailed(key(), "no space"))
+    assert kinds(commands) == ["SendAnswer", "ForgetJob", "PublishState"]
+
+
+def test_a_failed_upload_is_reported_since_it_may_have_arrived() -> None:
+    commands = at("uploading").handle(s.JobFailed(key(), "the store answers no more"))
+    assert kinds(commands) == ["KeepJob", "SendResult", "PublishState"]
+
+
+def test_the_next_order_starts_after_a_failure() -> None:
+    session = at("working")
+    arrive(session, order("evaluate"))
+    commands = session.handle(s.JobFailed(key(), "no space"))
+    assert kinds(commands) == ["SendAnswer", "ForgetJob", "SendAnswer", "FetchModel"]
+
+
+# --- the run's document -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "over"),
+    [
+        (run_at(1), False),
+        (run_at(1, closed=True), True),
+        (run_at(1, 2), True),
+        (run_at(2), True),
+        (run_at(1, ended=True), True),
+        (run_at(0), False),
+    ],
+    ids=["open", "closed", "next attempt", "next round", "ended", "a document from before"],
+)
+def test_a_job_is_dropped_when_nobody_waits_for_it(change: s.RunChanged, over: bool) -> None:
+    session = at("working")
+    commands = session.handle(change)
+    assert kinds(commands) == (["CancelJob", "ForgetJob", "PublishState"] if over else [])
+
+
+def test_an_order_for_what_is_over_is_not_taken() -> None:
+    session = s.DeviceSession()
+    session.handle(run_at(2))
+    assert arrive(session, order(round_number=1)) == []
+    assert kinds(arrive(session, order(round_number=2)))[0] == "SendAnswer"
+
+
+def test_a_cancelled_upload_is_reported_since_it_may_have_arrived() -> None:
+    commands = at("uploading").handle(run_at(2))
+    assert kinds(commands) == ["CancelJob", "KeepJob", "SendResult", "PublishState"]
+
+
+def test_a_pending_result_outlives_its_run() -> None:
+    session = at("reporting")
+    assert session.handle(run_at(1, ended=True)) == []
+    assert key() in session.reporting
+
+
+def test_an_evaluation_goes_on_after_its_round_and_not_after_its_run() -> None:
+    session = at("working", "evaluate")
+    assert session.handle(run_at(3)) == []
+    assert kinds(session.handle(run_at(3, ended=True)))[0] == "CancelJob"
+
+
+def test_a_document_of_an_older_epoch_is_ignored() -> None:
+    session = at("working")
+    session.handle(run_at(1, epoch=2))
+    assert session.handle(run_at(1, epoch=1, closed=True)) == []
+    assert session.active is not None
+
+
+# --- after a crash ----------------------------------------------------------------------------
+
+
+def kept(stage: s.Stage, round_number: int = 1) -> s.Job:
+    return s.Job(key("train", round_number), order("train", round_number), stage, OUTCOME)
+
+
+def test_a_restart_uploads_what_was_trained() -> None:
+    session = s.DeviceSession()
+    commands = session.restore([kept("uploading")])
+    assert kinds(commands) == ["UploadUpdate", "PublishState"]
+    assert kinds(session.handle(s.UpdateUploaded(key()))) == [
+        "KeepJob",
+        "SendResult",
+        "PublishState",
+    ]
+
+
+def test_a_restart_reports_what_was_uploaded() -> None:
+    session = s.DeviceSession()
+    assert kinds(session.restore([kept("reporting")])) == ["SendResult"]
+    assert session.presence == "ready"
+
+
+def test_a_restart_with_two_uploads_reports_the_second() -> None:
+    session = s.DeviceSession()
+    commands = session.restore([kept("uploading"), kept("uploading", 2)])
+    assert kinds(commands) == ["UploadUpdate", "KeepJob", "SendResult", "PublishState"]
+
+
+def test_a_restart_drops_an_upload_that_nobody_waits_for_and_reports_it() -> None:
+    session = s.DeviceSession()
+    session.restore([kept("uploading")])
+    commands = session.handle(run_at(2))
+    assert kinds(commands) == ["CancelJob", "KeepJob", "SendResult", "PublishState"]
+    reported = replace(kept("uploading"), stage="reporting")
+    assert s.SendResult(reported) in commands
