@@ -268,6 +268,8 @@ class Rounds(RuleBasedStateMachine):
     def stop(self, choice: int) -> None:
         if choice == 0:
             self.give(e.StopRequested())
+        elif choice == 1:
+            self.give(e.FailureReported("the disk is full"))
 
     @rule()
     def crash(self) -> None:
@@ -292,7 +294,8 @@ class Rounds(RuleBasedStateMachine):
             self.calm_step()
         require(self.laws.over, "the run ends when faults stop", self.machine.ledger)
         ended = self.machine.ledger.status
-        if self.plan.max_attempts == LIVELY_ATTEMPTS:
+        told = any(fact == e.RunFailed("the disk is full") for fact in self.facts)
+        if self.plan.max_attempts == LIVELY_ATTEMPTS and not told:
             require(ended in {"completed", "stopped"}, "a calm run completes", ended)
 
     @rule(steps=st.integers(1, 12))
