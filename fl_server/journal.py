@@ -16,15 +16,16 @@ from pydantic import TypeAdapter, ValidationError
 
 from fl_server.definition import RunDefinition
 from fl_server.events import FACTS, Fact, Model, Plan
-from runtime.errors import ConfigError, MissingExtra, RengoError
+from runtime.errors import ConfigError, MissingExtra, RengoError, Unavailable
 
 try:
     import sqlalchemy as sa
-    from sqlalchemy.exc import DatabaseError, IntegrityError, SQLAlchemyError
+    from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 except ImportError as error:
     raise MissingExtra("sqlalchemy", "server") from error
 
 SCHEMA_VERSION = 1
+_CONNECT_S = 10
 _metadata = sa.MetaData()
 _meta = sa.Table(
     "rengo_meta",
@@ -65,6 +66,14 @@ class JournalError(RengoError):
     """The journal cannot be written or read: the server must stop rather than forget."""
 
 
+class JournalUnusable(JournalError, ConfigError):
+    """It is damaged, of another version or not to be opened: a person must mend it."""
+
+
+class JournalUnreachable(JournalError, Unavailable):
+    """The database's server cannot be reached or refuses the credentials."""
+
+
 @dataclass(frozen=True)
 class RunRecord:
     """A journalled run. ``at`` is the wall clock's Unix time, for people only."""
@@ -97,25 +106,26 @@ class Journal:
     """The journal behind one database URL. One thread calls it.
 
     Raises:
-        ConfigError: the URL is not usable, or another version of Rengo wrote the data.
-        JournalError: the database cannot be reached.
+        ConfigError: the URL is not usable.
+        JournalUnusable: another version of Rengo wrote the data, or they cannot be opened.
+        JournalUnreachable: the database's server cannot be reached.
     """
 
     def __init__(self, url: str) -> None:
         self.url = url
-        try:
-            self._engine = sa.create_engine(url)
-        except (SQLAlchemyError, ImportError) as error:
-            raise ConfigError(f"journal URL is not usable: {error}") from error
-        if self._engine.dialect.name == "sqlite":
-            sa.event.listen(self._engine, "connect", _durable)
+        self._engine = _engine(url)
         self._numbers: dict[str, int] = {}
         try:
             _metadata.create_all(self._engine)
             self._check_version()
-        except DatabaseError as error:
+        except DBAPIError as error:
             self._engine.dispose()
-            raise JournalError(f"journal {self._name}: {error.orig}") from error
+            if self._engine.dialect.name == "sqlite":
+                raise JournalUnusable(f"journal {self._name}: {error.orig}") from error
+            raise _error(error, self._name) from error
+        except ConfigError:
+            self._engine.dispose()
+            raise
 
     @property
     def _name(self) -> str:
@@ -146,7 +156,7 @@ class Journal:
         """Return the runs whose version 0 is awaited."""
         with self._begin() as connection:
             rows = connection.execute(sa.select(_prepared)).all()
-        return [_prepared_run(row) for row in rows]
+        return [_prepared_run(row, self._name) for row in rows]
 
     def forget_prepared(self, run_id: str) -> None:
         """Remove a run that nobody submitted in time."""
@@ -190,14 +200,14 @@ class Journal:
         """Return every run, oldest first."""
         with self._begin() as connection:
             rows = connection.execute(sa.select(_runs).order_by(_runs.c.number)).all()
-        return [_run_record(row) for row in rows]
+        return [_run_record(row, self._name) for row in rows]
 
     def facts(self, run_id: str) -> list[FactRecord]:
         """Return a run's facts in order."""
         query = sa.select(_facts).where(_facts.c.run_id == run_id).order_by(_facts.c.number)
         with self._begin() as connection:
             rows = connection.execute(query).all()
-        return [FactRecord(_decode_fact(row.kind, row.body), row.at) for row in rows]
+        return [FactRecord(_fact(row, self._name), row.at) for row in rows]
 
     def _next_number(self, run_id: str) -> int:
         if run_id not in self._numbers:
@@ -216,7 +226,7 @@ class Journal:
             if found == 0:
                 _write_meta(connection, "schema_version", SCHEMA_VERSION)
             elif found != SCHEMA_VERSION:
-                raise ConfigError(
+                raise JournalUnusable(
                     f"journal {self._name} was written by another version of Rengo "
                     f"(schema {found}, this one reads {SCHEMA_VERSION}); "
                     "use that version, or another data folder"
@@ -233,18 +243,42 @@ class _Transaction:
     def __enter__(self) -> sa.Connection:
         try:
             return self._context.__enter__()
-        except DatabaseError as error:
-            raise JournalError(f"journal {self._name}: {error.orig}") from error
+        except DBAPIError as error:
+            raise _error(error, self._name) from error
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         try:
             self._context.__exit__(kind, error, trace)
-        except DatabaseError as failure:
-            raise JournalError(f"journal {self._name}: {failure.orig}") from failure
-        if isinstance(error, IntegrityError):
-            raise JournalError(f"journal {self._name}: {error.orig}") from error
-        if isinstance(error, DatabaseError):
-            raise JournalError(f"journal {self._name}: {error.orig}") from error
+        except DBAPIError as failure:
+            raise _error(failure, self._name) from failure
+        if isinstance(error, DBAPIError):
+            raise _error(error, self._name) from error
+
+
+def _engine(text: str) -> sa.Engine:
+    try:
+        url = sa.make_url(text)
+        if url.get_backend_name() == "sqlite":
+            engine = sa.create_engine(url)
+            sa.event.listen(engine, "connect", _durable)
+            return engine
+        if url.drivername == "postgresql":
+            url = url.set(drivername="postgresql+psycopg")
+        patience = {} if "connect_timeout" in url.query else {"connect_timeout": _CONNECT_S}
+        # asked first, since a connection that idled may be gone
+        return sa.create_engine(url, connect_args=patience, pool_pre_ping=True)
+    except ModuleNotFoundError as error:
+        if error.name == "psycopg":
+            raise MissingExtra("psycopg", "postgres") from error
+        raise ConfigError(f"journal URL is not usable: {error}") from error
+    except (SQLAlchemyError, ImportError, ValueError) as error:
+        raise ConfigError(f"journal URL is not usable: {error}") from error
+
+
+def _error(error: DBAPIError, name: str) -> JournalError:
+    remote = not name.startswith("sqlite")
+    kind = JournalUnreachable if remote and isinstance(error, OperationalError) else JournalError
+    return kind(f"journal {name}: {error.orig}")
 
 
 def _durable(connection: Any, _record: Any) -> None:
@@ -273,18 +307,19 @@ _ADAPTERS: dict[Any, TypeAdapter[Any]] = {
 }
 
 
-def _decode_fact(kind: str, body: str) -> Fact:
-    fact_type = FACTS.get(kind)
+def _fact(row: Any, journal: str) -> Fact:
+    fact_type = FACTS.get(row.kind)
     if fact_type is None:
-        raise JournalError(f"the journal holds an unknown fact {kind!r}")
+        raise JournalUnusable(f"journal {journal} holds an unknown fact {row.kind!r}")
     try:
-        fact: Fact = _ADAPTERS[fact_type].validate_json(body)
+        fact: Fact = _ADAPTERS[fact_type].validate_json(row.body)
     except ValidationError as error:
-        raise JournalError(f"the journal holds a damaged {kind}: {error}") from error
+        where = f"{row.run_id}, number {row.number}"
+        raise JournalUnusable(f"journal {journal} holds a damaged {row.kind}: {where}") from error
     return fact
 
 
-def _prepared_run(row: Any) -> PreparedRun:
+def _prepared_run(row: Any, journal: str) -> PreparedRun:
     try:
         return PreparedRun(
             row.run_id,
@@ -292,10 +327,10 @@ def _prepared_run(row: Any) -> PreparedRun:
             _ADAPTERS[Model].validate_json(row.initial),
         )
     except ValidationError as error:
-        raise JournalError(f"the journal holds a damaged run {row.run_id}: {error}") from error
+        raise JournalUnusable(f"journal {journal} holds a damaged run {row.run_id}") from error
 
 
-def _run_record(row: Any) -> RunRecord:
+def _run_record(row: Any, journal: str) -> RunRecord:
     try:
         return RunRecord(
             row.run_id,
@@ -305,4 +340,4 @@ def _run_record(row: Any) -> RunRecord:
             row.at,
         )
     except ValidationError as error:
-        raise JournalError(f"the journal holds a damaged run {row.run_id}: {error}") from error
+        raise JournalUnusable(f"journal {journal} holds a damaged run {row.run_id}") from error

@@ -1,0 +1,308 @@
+"""The journal's laws on SQLite and on a real PostgreSQL."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from fl_server.definition import parse_definition
+from fl_server.events import (
+    FACTS,
+    EvaluationRecorded,
+    Fact,
+    Model,
+    OrderDeclined,
+    Plan,
+    RoundAbandoned,
+    RoundClosed,
+    RoundCommitted,
+    RoundStarted,
+    RunCompleted,
+    RunFailed,
+    RunPaused,
+    RunResumed,
+    RunStopped,
+    Update,
+    UpdateAccepted,
+    UpdateRefused,
+    UpdateWithdrawn,
+)
+from fl_server.journal import Journal, JournalError, PreparedRun, RunRecord
+from runtime.errors import ConfigError
+from runtime.ports import free_port
+from tests.integration.postgres import PASSWORD, Cluster, running_cluster
+
+UPDATE = Update("u/d-1", 10, "a" * 64, 5, {"loss": 0.1}, {"train_s": 0.5})
+MODEL = Model(1, "k/1", "b" * 64, 100, "s/1", "c" * 64)
+EVERY_FACT: list[Fact] = [
+    RoundStarted(1, 1, ("d-1", "d-2"), 2),
+    UpdateAccepted(1, 1, "d-1", UPDATE),
+    UpdateRefused(1, 1, "d-2", "damaged: 'ü' \x00 😀 " + "x" * 2000),
+    UpdateWithdrawn(1, 1, "d-1", "gone"),
+    OrderDeclined(1, 1, "d-1", ""),
+    RoundClosed(1, 1, ("d-1",)),
+    RoundAbandoned(1, 1, "too few"),
+    RoundCommitted(1, 2, MODEL),
+    EvaluationRecorded(1, "d-1", 5, {"accuracy": 1 / 3}, {"bytes_down": 1.0}),
+    RunPaused(),
+    RunResumed(),
+    RunCompleted(),
+    RunStopped("by the operator"),
+    RunFailed("nobody came"),
+]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with running_cluster() as running:
+        yield running
+
+
+@dataclass
+class Database:
+    """An empty database of either kind."""
+
+    url: str
+    name: str
+
+    def engine(self) -> sa.Engine:
+        return sa.create_engine(self.url.replace("postgresql:", "postgresql+psycopg:"))
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    if request.param == "sqlite":
+        yield Database(f"sqlite:///{tmp_path / 'journal.sqlite'}", "journal.sqlite")
+        return
+    cluster: Cluster = request.getfixturevalue("cluster")
+    found = Database(cluster.url, str(cluster.port))
+    yield found
+    engine = found.engine()
+    with engine.begin() as connection:
+        for table in ("rengo_facts", "rengo_runs", "rengo_meta", "rengo_prepared"):
+            connection.execute(sa.text(f"DROP TABLE IF EXISTS {table}"))
+    engine.dispose()
+
+
+@pytest.fixture
+def journal(database: Database) -> Iterator[Journal]:
+    made = Journal(database.url)
+    yield made
+    made.close()
+
+
+def record(run_id: str = "r") -> RunRecord:
+    definition = parse_definition(
+        {"task": "digits", "algorithm": {"name": "fedprox", "mu": 0.5}, "seed": (1 << 63) - 1},
+        "test",
+    )
+    plan = Plan(run_id, rounds=10, cohort_size=2, quorum=2, deadline_s=0.1)
+    return RunRecord(run_id, definition, plan, Model(0, "k/0", "0" * 64, 7), 1_700_000_000.25)
+
+
+def facts_of(journal: Journal, run_id: str = "r") -> list[Fact]:
+    return [row.fact for row in journal.facts(run_id)]
+
+
+def test_every_fact_has_a_sample() -> None:
+    assert {type(fact).__name__ for fact in EVERY_FACT} == FACTS.keys()
+
+
+def test_what_is_written_is_read_by_the_next_life(journal: Journal, database: Database) -> None:
+    journal.add_run(record())
+    journal.append("r", EVERY_FACT[:5])
+    journal.append("r", [])
+    journal.append("r", EVERY_FACT[5:])
+    again = Journal(database.url)
+    assert again.runs() == [record()]
+    assert again.runs()[0].definition.algorithm.settings == {"mu": 0.5}
+    assert facts_of(again) == EVERY_FACT
+    again.append("r", [RunPaused()])
+    assert facts_of(again) == [*EVERY_FACT, RunPaused()]
+    again.close()
+
+
+def test_facts_carry_the_time(journal: Journal) -> None:
+    before = time.time()
+    journal.append("r", [RunPaused()])
+    (row,) = journal.facts("r")
+    assert before <= row.at <= time.time()
+
+
+def test_runs_keep_to_themselves_and_to_their_order(journal: Journal) -> None:
+    for run_id in ("z", "a", "m"):
+        journal.add_run(record(run_id))
+        journal.append(run_id, [RunFailed(run_id)])
+    assert [each.run_id for each in journal.runs()] == ["z", "a", "m"]
+    assert facts_of(journal, "a") == [RunFailed("a")]
+    assert facts_of(journal, "none") == []
+
+
+def test_the_epoch_grows_at_every_start(database: Database) -> None:
+    found = []
+    for _ in range(3):
+        journal = Journal(database.url)
+        found.append(journal.next_epoch())
+        journal.close()
+    assert found == [1, 2, 3]
+
+
+def test_a_run_id_is_taken_once(journal: Journal) -> None:
+    journal.add_run(record())
+    with pytest.raises(JournalError, match="journal"):
+        journal.add_run(record())
+    assert len(journal.runs()) == 1
+
+
+def test_facts_are_written_all_or_none(journal: Journal, database: Database) -> None:
+    """A second writer on the same run is refused, and nothing of its batch stays."""
+    journal.append("r", [RunPaused()])
+    second = Journal(database.url)
+    second.append("r", [RunResumed()])
+    with pytest.raises(JournalError):
+        journal.append("r", [RunPaused(), RunResumed(), RunFailed("x")])
+    second.close()
+    assert facts_of(journal) == [RunPaused(), RunResumed()]
+
+
+def test_prepared_runs_last_until_they_are_submitted_or_forgotten(
+    journal: Journal, database: Database
+) -> None:
+    for run_id in ("r", "s", "t"):
+        journal.prepare(PreparedRun(run_id, record().definition, MODEL))
+    journal.add_run(record("r"))
+    journal.forget_prepared("s")
+    again = Journal(database.url)
+    assert again.prepared() == [PreparedRun("t", record().definition, MODEL)]
+    again.close()
+
+
+def test_what_append_returned_from_survives_a_kill(journal: Journal, database: Database) -> None:
+    for _ in range(3):
+        known = len(facts_of(journal))
+        child = subprocess.Popen(
+            [sys.executable, "-m", "tests.integration.journal_writer", database.url],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert child.stdout is not None
+        with child:
+            said = [child.stdout.readline() for _ in range(10)]
+            child.send_signal(signal.SIGKILL)
+            said += child.stdout.readlines()
+        told = int([line for line in said if line.endswith("\n")][-1])
+        found = len(facts_of(journal)) - known
+        assert found % 2 == 0, "half a batch"
+        assert told * 2 <= found <= told * 2 + 2
+
+
+def test_another_version_is_left_alone(database: Database) -> None:
+    Journal(database.url).close()
+    engine = database.engine()
+    with engine.begin() as connection:
+        connection.execute(sa.text("UPDATE rengo_meta SET value = 9 WHERE name='schema_version'"))
+    engine.dispose()
+    with pytest.raises(ConfigError, match=r"another version of Rengo \(schema 9") as caught:
+        Journal(database.url)
+    assert database.name in str(caught.value)
+    assert PASSWORD not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "said"),
+    [
+        ("kind", "NoSuchFact", "unknown fact 'NoSuchFact'"),
+        ("body", "{", "damaged UpdateAccepted"),
+        ("body", '{"round": "x"}', "damaged UpdateAccepted"),
+    ],
+)
+def test_a_damaged_fact_is_named(
+    column: str, value: str, said: str, journal: Journal, database: Database
+) -> None:
+    journal.append("r", [EVERY_FACT[1]])
+    engine = database.engine()
+    with engine.begin() as connection:
+        connection.execute(sa.text(f"UPDATE rengo_facts SET {column} = :v"), {"v": value})
+    engine.dispose()
+    with pytest.raises(ConfigError, match=said) as caught:
+        journal.facts("r")
+    assert database.name in str(caught.value)
+
+
+@pytest.mark.parametrize("column", ["definition", "plan", "initial"])
+def test_a_damaged_run_is_named(column: str, journal: Journal, database: Database) -> None:
+    journal.add_run(record())
+    engine = database.engine()
+    with engine.begin() as connection:
+        connection.execute(sa.text(f"UPDATE rengo_runs SET {column} = '[]'"))
+    engine.dispose()
+    with pytest.raises(ConfigError, match="damaged run r"):
+        journal.runs()
+
+
+def test_a_file_that_is_no_journal_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "journal.sqlite"
+    path.write_bytes(b"not a database at all, but long enough to be taken for one" * 20)
+    with pytest.raises(ConfigError, match=r"journal\.sqlite: .*not a database"):
+        Journal(f"sqlite:///{path}")
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none/journal\.sqlite: unable to open"):
+        Journal(f"sqlite:///{tmp_path}/none/journal.sqlite")
+
+
+@pytest.mark.parametrize(
+    "url", ["", "nonsense", "nosuch://host/db", "sqlite+nosuch:///x", "postgresql+nosuch://h/d"]
+)
+def test_a_url_that_is_none_is_named(url: str) -> None:
+    with pytest.raises(ConfigError, match="journal URL is not usable"):
+        Journal(url)
+
+
+def test_a_database_that_cannot_be_reached_is_one_clear_error() -> None:
+    port = free_port()
+    began = time.monotonic()
+    with pytest.raises(JournalError) as caught:
+        Journal(f"postgresql://rengo:{PASSWORD}@127.0.0.1:{port}/postgres")
+    assert not isinstance(caught.value, ConfigError)
+    assert f"127.0.0.1:{port}" in str(caught.value)
+    assert "refused" in str(caught.value)
+    assert PASSWORD not in str(caught.value)
+    assert time.monotonic() - began < 15
+
+
+def test_a_wrong_password_is_one_clear_error(cluster: Cluster) -> None:
+    with pytest.raises(JournalError, match="password authentication failed") as caught:
+        Journal(cluster.url.replace(PASSWORD, "another-password"))
+    assert "another-password" not in str(caught.value)
+
+
+def test_a_database_that_went_and_came_is_used_again() -> None:
+    with running_cluster() as cluster:
+        journal = Journal(cluster.url)
+        journal.append("r", [RunPaused()])
+        cluster.stop("immediate")
+        with pytest.raises(JournalError):
+            journal.append("r", [RunResumed()])
+        cluster.start()
+        assert facts_of(journal) == [RunPaused()], "what was appended survives the crash"
+        journal.append("r", [RunResumed()])
+        assert facts_of(journal) == [RunPaused(), RunResumed()]
+        journal.close()
+
+
+def test_sqlite_is_durable(tmp_path: Path) -> None:
+    journal = Journal(f"sqlite:///{tmp_path / 'j.sqlite'}")
+    with journal._engine.connect() as connection:
+        assert connection.execute(sa.text("PRAGMA journal_mode")).scalar() == "wal"
+        assert connection.execute(sa.text("PRAGMA synchronous")).scalar() == 2
+    journal.close()
