@@ -242,7 +242,7 @@ class Agent:
         )
         self.handle(event)
         if ended and self._machine.active is None:
-            self._workshop.close("its run has ended")
+            self._workshop.run_ended(document.run_id)
 
     def _refusal(self, order: Order) -> str:
         if order.task not in self._tasks:
@@ -279,7 +279,7 @@ class Agent:
                         self._leases[command.job.key].renew(command.job)
                 case CancelJob():
                     if command.key in self._leases:
-                        self._leases[command.key].cancel()
+                        self._cancel(self._leases[command.key])
                     self._workshop.cancel()
                 case KeepJob():
                     self._worklog.keep(command.job)
@@ -306,6 +306,11 @@ class Agent:
                 self._inbox.put(result)
 
         self._transfer_thread.submit(work).add_done_callback(ended)
+
+    def _cancel(self, lease: Lease) -> None:
+        lease.cancel()
+        # on the transfer thread, so after the cancelled download has let go of its file
+        self._transfer(lease.key, lambda: self._folder.drop_partial_model(lease.job))
 
     def _lease(self, job: Job) -> Lease:
         lease = self._leases.get(job.key)

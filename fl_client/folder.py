@@ -18,6 +18,8 @@ class DeviceFolder:
         self.root = root
         for name in ("models", "updates", "state"):
             (root / name).mkdir(parents=True, exist_ok=True, mode=0o700)
+        # the latest may be gone on with; nobody asks for those of earlier power cuts
+        self._keep_latest("*.part", 1)
 
     @property
     def training_log(self) -> Path:
@@ -27,6 +29,11 @@ class DeviceFolder:
     def model(self, job: Job) -> Path:
         """The order's model, once it has been fetched and verified."""
         return self.root / "models" / f"{job.order.model.sha256}.safetensors"
+
+    def drop_partial_model(self, job: Job) -> None:
+        """Remove what a download that nobody needs any more has left."""
+        path = self.model(job)
+        path.with_name(f"{path.name}.part").unlink(missing_ok=True)
 
     def update(self, key: JobKey) -> Path:
         """The job's update."""
@@ -59,8 +66,9 @@ class DeviceFolder:
         self._evict_models()
 
     def _evict_models(self) -> None:
-        models = sorted(
-            (self.root / "models").glob("*.safetensors"), key=lambda path: path.stat().st_mtime
-        )
-        for path in models[:-_KEPT_MODELS]:
+        self._keep_latest("*.safetensors", _KEPT_MODELS)
+
+    def _keep_latest(self, pattern: str, count: int) -> None:
+        found = sorted((self.root / "models").glob(pattern), key=lambda path: path.stat().st_mtime)
+        for path in found[:-count]:
             path.unlink(missing_ok=True)

@@ -43,6 +43,7 @@ class Workshop:
         self._post = post
         self._child: training.TrainingChild | None = None
         self._task = ""
+        self._run_id = ""
         self._used_s = 0.0
         self._load_failure = ""
 
@@ -50,6 +51,7 @@ class Workshop:
         """Start the work of a job; it ends as an event that ``translate`` reads."""
         order, key = job.order, job.key
         train = key.action == "train"
+        self._run_id = key.run_id
         self._warm(order.task).submit(
             TrainingJob(
                 action=key.action,
@@ -72,6 +74,11 @@ class Workshop:
         """End the work that is under way, if any."""
         if self._child is not None and self._child.busy:
             self._child.kill()
+
+    def run_ended(self, run_id: str) -> None:
+        """End the process if that run was its last; others' documents come again at any time."""
+        if run_id == self._run_id:
+            self.close("its run has ended")
 
     def close(self, why: str) -> None:
         """End the process, if it runs."""
