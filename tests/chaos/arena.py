@@ -1,0 +1,350 @@
+"""A site of real processes for tests that break them, and the looks at what it left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import signal
+import socket
+import sqlite3
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import psutil
+from pydantic import TypeAdapter
+
+from fl_server.events import (
+    FACTS,
+    Fact,
+    RoundClosed,
+    RoundCommitted,
+    RoundStarted,
+    RunCompleted,
+    RunFailed,
+    RunStopped,
+    UpdateAccepted,
+)
+from fl_server.keys import RunKeys
+from rengo.devices import DeviceSpec, device_process
+from rengo.operator import OperatorClient
+from rengo.runs import submit, wait_for_devices
+from rengo.site import Site
+from rengo.supervisor import Supervisor
+from runtime.child import Child
+from storage.s3 import S3Store
+from tests.chaos.moments import Moment, read_plan, write_plan
+
+F = TypeVar("F", bound=Fact)
+REPOSITORY = Path(__file__).parents[2]
+PATIENCE_S = 90.0
+KEPT_VERSIONS = 3
+_POLL_S = 0.02
+_ADAPTERS = {name: TypeAdapter(kind) for name, kind in FACTS.items()}
+
+
+class ChaosSite(Site):
+    """A site that starts again at once what was killed, with a server that may be mortal."""
+
+    def __init__(self, data_dir: Path, *, mortal: bool, devices: int = 0) -> None:
+        super().__init__(data_dir, devices=devices)
+        # a test kills more often than any accident, and has nothing to learn from long pauses
+        self._supervisor = Supervisor(longest_pause_s=0.4)
+        self._mortal = mortal
+        self.plan = data_dir / "server.plan"
+
+    def _add_child(self, name: str, child: Child) -> None:
+        if name == "server" and self._mortal:
+            config = self.folder.root / "server" / "server.toml"
+            argv = [sys.executable, "-m", "tests.chaos.mortal_server", str(config), str(self.plan)]
+            child = Child("the server", argv, self._log(name), cwd=REPOSITORY)
+        super()._add_child(name, child)
+
+    def admit(self) -> None:
+        """Let the broker know the identities that were made meanwhile."""
+        self._supervisor.call(self._admit)
+
+    def restarts(self, name: str) -> int:
+        return self._supervisor.restarts()[name]
+
+
+@dataclass
+class Arena:
+    """A running site with its operator, and what a test asks of it."""
+
+    site: ChaosSite
+    client: OperatorClient
+    task: str
+    runs: list[str] = field(default_factory=list)
+    own: dict[str, Child] = field(default_factory=dict)
+    _specs: dict[str, DeviceSpec] = field(default_factory=dict)
+
+    # --- devices --------------------------------------------------------------------------------
+
+    def start_fleet(self, specs: Sequence[DeviceSpec]) -> None:
+        """Start supervised devices and return when all are ready."""
+        self.site.start_devices(specs, self.task)
+        self.wait_ready([spec.name for spec in specs])
+
+    def start_own(self, specs: Sequence[DeviceSpec]) -> None:
+        """Start devices that nobody restarts but the test; return when all are ready."""
+        for spec in specs:
+            self.prepare(spec).start()
+        self.wait_ready([spec.name for spec in specs])
+
+    def prepare(self, spec: DeviceSpec) -> Child:
+        """Return the process of a device with an identity, not yet started."""
+        folder = self.site.folder
+        folder.ensure_identity("device", spec.name, self.site.record, spec.index, spec.count)
+        self.site.admit()
+        child = device_process(
+            spec,
+            folder.identity_path(spec.name),
+            folder.root / "devices" / spec.name,
+            self.task,
+            folder.root / "logs" / f"{spec.name}.log",
+        )
+        self.own[spec.name] = child
+        self._specs[spec.name] = spec
+        return child
+
+    def wait_ready(self, names: Sequence[str]) -> None:
+        with self.site.connect() as fresh:  # sees the retained states, not only news
+            wait_for_devices(fresh, names, PATIENCE_S)
+
+    def online(self) -> set[str]:
+        """Return the devices that the server holds to be there."""
+        rows = self.client.call("devices_ls", timeout_s=PATIENCE_S)["devices"]
+        return {row["id"] for row in rows if row["status"] not in {"lost", "offline"}}
+
+    # --- processes ------------------------------------------------------------------------------
+
+    def pid(self, name: str) -> int:
+        """Return the process id of the broker, the store, the server or a device."""
+        services: dict[str, Any] = {
+            "broker": self.site.broker,
+            "store": self.site.store,
+            **self.site.children,
+            **self.own,
+        }
+        pid: int = services[name].pid
+        return pid
+
+    def signal(self, name: str, number: signal.Signals) -> None:
+        os.kill(self.pid(name), number)
+
+    def kill(self, name: str) -> None:
+        """End a process by SIGKILL; return when the supervisor has it running again."""
+        before = self.site.restarts(name)
+        self.signal(name, signal.SIGKILL)
+        wait_for(lambda: self.site.restarts(name) > before, f"{name} was started again")
+
+    def training_child(self, name: str) -> psutil.Process | None:
+        """Return the training process of a device, None when it has none."""
+        for child in psutil.Process(self.pid(name)).children():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if "fl_client.training" in child.cmdline():
+                    return child
+        return None
+
+    def log(self, name: str) -> str:
+        path = self.site.folder.root / "logs" / f"{name}.log"
+        return path.read_text("utf-8", "replace") if path.exists() else ""
+
+    # --- runs -----------------------------------------------------------------------------------
+
+    def submit(self, values: dict[str, Any]) -> str:
+        run_id = submit(self.client, self.task, values)
+        self.runs.append(run_id)
+        return run_id
+
+    def facts(self, run_id: str) -> list[Fact]:
+        """Return the run's facts as they stand on disk, whether the server lives or not."""
+        path = self.site.folder.root / "server" / "journal.sqlite"
+        query = "SELECT kind, body FROM rengo_facts WHERE run_id = ? ORDER BY number"
+        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as journal:
+            rows = journal.execute(query, (run_id,)).fetchall()
+        return [_ADAPTERS[kind].validate_json(body) for kind, body in rows]
+
+    def of(self, run_id: str, kind: type[F], round_number: int | None = None) -> list[F]:
+        """Return the facts of a kind, of one round where it is given."""
+        found = [fact for fact in self.facts(run_id) if isinstance(fact, kind)]
+        if round_number is None:
+            return found
+        return [fact for fact in found if getattr(fact, "round", None) == round_number]
+
+    def wait_fact(
+        self,
+        run_id: str,
+        kind: type[F],
+        round_number: int | None = None,
+        such: Callable[[F], bool] = lambda _: True,
+    ) -> F:
+        """Return the first fact of a kind, once it is journalled."""
+
+        def look() -> F | None:
+            facts = self.of(run_id, kind, round_number)
+            return next((fact for fact in facts if such(fact)), None)
+
+        return wait_for(look, f"{kind.__name__} of round {round_number} in {run_id}", self.story)
+
+    def finish(self, run_id: str, status: str = "completed") -> dict[str, Any]:
+        """Return the run's report once it has ended so, and see that it left nothing behind."""
+
+        def ended() -> bool:
+            last = self.facts(run_id)[-1:]
+            return bool(last) and isinstance(last[0], RunCompleted | RunStopped | RunFailed)
+
+        wait_for(ended, f"the end of {run_id}", self.story)
+        report = self.client.call("runs_show", {"run_id": run_id}, timeout_s=PATIENCE_S)
+        assert report["status"] == status, report["reason"]
+        self.assert_nothing_left(run_id)
+        self.assert_model_is_stored(run_id, report)
+        return report
+
+    def run(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Submit a run and return its report when it has ended."""
+        return self.finish(self.submit(values))
+
+    def included(self, run_id: str) -> dict[int, tuple[str, ...]]:
+        """Return whom the committed attempt of each round included."""
+        closed = {
+            (fact.round, fact.attempt): fact.included for fact in self.of(run_id, RoundClosed)
+        }
+        committed = self.of(run_id, RoundCommitted)
+        return {fact.round: closed[fact.round, fact.attempt] for fact in committed}
+
+    def story(self) -> str:
+        """Return what a person needs to understand a failure."""
+        lines = [
+            f"{run_id}: {fact!s:.150}"
+            for run_id in self.runs[-1:]
+            for fact in self.facts(run_id)[-20:]
+        ]
+        root = self.site.folder.root
+        for log in [*sorted((root / "logs").glob("*.log")), root / "store" / "server.log"]:
+            if log.exists():
+                tail = log.read_text("utf-8", "replace").splitlines()[-6:]
+                lines += [f"--- {log.name}", *(line[:300] for line in tail)]
+        return "\n".join(lines)
+
+    # --- moments of a mortal server ---------------------------------------------------------------
+
+    def plan(self, moments: Sequence[Moment]) -> None:
+        write_plan(self.site.plan, moments)
+
+    def moments_left(self) -> list[Moment]:
+        return read_plan(self.site.plan)
+
+    # --- what is left behind ----------------------------------------------------------------------
+
+    @property
+    def store(self) -> S3Store:
+        return S3Store(self.site.store.settings)
+
+    def assert_model_is_stored(self, run_id: str, report: dict[str, Any]) -> None:
+        digest = hashlib.sha256()
+        with self.store.open(report["model_key"]) as stream:
+            while part := stream.read(1 << 20):
+                digest.update(part)
+        assert digest.hexdigest() == report["model_sha256"]
+
+    def assert_nothing_left(self, run_id: str) -> None:
+        """See that the bucket, the server and the devices keep nothing of a run but its versions.
+
+        The sweeps and the last receipts come after the run's end, so this waits for them.
+        """
+        version = max((fact.model.version for fact in self.of(run_id, RoundCommitted)), default=0)
+        keys = RunKeys("default", run_id)
+        first = max(0, version - KEPT_VERSIONS + 1)
+        retained = [keys.version(number) for number in range(first, version + 1)]
+        store = self.store
+        wait_for(
+            lambda: sorted(info.key for info in store.list(keys.prefix)) == retained,
+            f"{run_id} has only {retained}",
+            lambda: f"it has {sorted(info.key for info in store.list(keys.prefix))}",
+        )
+        assert store.abort_uploads(keys.prefix) == 0
+        root = self.site.folder.root
+        wait_for(
+            lambda: not list(leftovers(root)),
+            "no file is left of the run's work",
+            lambda: f"there are {list(leftovers(root))}",
+        )
+
+
+def leftovers(root: Path) -> Iterator[Path]:
+    """Yield files that a run's work makes and its end removes."""
+    patterns = (
+        "devices/*/updates/*",
+        "devices/*/models/*.part",
+        "devices/*/state/*.next",
+        "server/work/*/*",
+        "**/*.tmp",
+    )
+    for pattern in patterns:
+        yield from root.glob(pattern)
+
+
+T = TypeVar("T")
+
+
+def wait_for(
+    look: Callable[[], T | None],
+    what: str,
+    story: Callable[[], str] = lambda: "",
+    patience_s: float = PATIENCE_S,
+) -> T:
+    """Return what ``look`` sees, once it is true; processes have no event that one could await."""
+    deadline = time.monotonic() + patience_s
+    while not (found := look()):
+        assert time.monotonic() < deadline, f"not within {patience_s:.0f} s: {what}\n{story()}"
+        time.sleep(_POLL_S)
+    return found
+
+
+class Opened:
+    """Opens an arena and, when it closes, sees that no process, port or temporary file is left."""
+
+    def __init__(self, folder: Path, task: str, *, mortal: bool = False, devices: int = 0) -> None:
+        self._folder = folder
+        self._task = task
+        self._site = ChaosSite(folder / "site", mortal=mortal, devices=devices)
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Arena:
+        site = self._stack.enter_context(self._site)
+        client = self._stack.enter_context(site.connect())
+        self.arena = Arena(site, client, self._task)
+        return self.arena
+
+    def __exit__(self, *_: object) -> Self:
+        for child in self.arena.own.values():
+            child.signal(signal.SIGCONT)
+            child.stop()
+        family = psutil.Process().children(recursive=True)
+        record = self._site.record
+        self._stack.close()
+        _, alive = psutil.wait_procs(family, timeout=10)
+        assert not alive, f"still running: {alive}"
+        for port in (record.broker_port, record.store_port):
+            with socket.socket() as probe:
+                assert probe.connect_ex(("127.0.0.1", port)) != 0, f"port {port} still answers"
+        left = list(leftovers(self._folder / "site"))
+        assert not left, f"files left: {left}"
+        return self
+
+
+def honest_rounds(arena: Arena, run_id: str, cohort: set[str]) -> None:
+    """See that every round was started, closed and committed once, in order, by whole cohorts."""
+    committed = [fact.round for fact in arena.of(run_id, RoundCommitted)]
+    assert committed == list(range(1, len(committed) + 1))
+    for number in committed:
+        assert len(arena.of(run_id, RoundStarted, number)) == 1
+        assert len(arena.of(run_id, RoundClosed, number)) == 1
+        accepted = [fact.device_id for fact in arena.of(run_id, UpdateAccepted, number)]
+        assert sorted(accepted) == sorted(cohort), "each update counts once"

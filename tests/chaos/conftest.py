@@ -1,0 +1,56 @@
+"""Real sites in a temporary folder, one for each module; nothing of theirs survives it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from rengo.demo import fleet
+from rengo.devices import DeviceSpec
+from tests.chaos import gated
+from tests.chaos.arena import REPOSITORY, Arena, Opened
+
+GATED_TASK = f"{REPOSITORY / 'tests' / 'chaos' / 'gated.py'}:GatedDigits"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep each module's tests on one worker, so that its site is started once."""
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
+def numpy_fleet(clients: int = 6) -> list[DeviceSpec]:
+    """Return the demo's fleet with the numpy engine on every device: it starts faster."""
+    return [replace(spec, engine="numpy") for spec in fleet(clients)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder for all that a module's processes write, their temporary files included."""
+    root = tmp_path_factory.mktemp("chaos")
+    scratch, gates = root / "tmp", root / "gates"
+    for path in (scratch, gates):
+        path.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RENGO_HOME", str(root / "home"))
+        patch.setenv("TMPDIR", str(scratch))
+        patch.setattr(tempfile, "tempdir", None)
+        patch.setenv(gated.FOLDER, str(gates))
+        yield root
+    left = sorted(scratch.iterdir())
+    assert not left, f"temporary files left: {left}"
+    assert not (root / "home").exists(), "a site was looked for outside its folder"
+
+
+@pytest.fixture(scope="module")
+def mortal_fleet(folder: Path) -> Iterator[Arena]:
+    """The demo's fleet on numpy, supervised, with a server that dies as planned."""
+    with Opened(folder, "digits", mortal=True) as arena:
+        arena.start_fleet(numpy_fleet())
+        yield arena

@@ -1,0 +1,63 @@
+"""The server is killed at twenty seeded moments; the model comes out bit-equal."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections import Counter
+
+import pytest
+
+from rengo.demo import DemoSettings, definition
+from tests.chaos.arena import Arena, honest_rounds, wait_for
+from tests.chaos.moments import POINTS, Moment, draw
+
+RUNS, KILLS, ROUNDS, SEED = 2, 10, 11, 20
+TRAINERS = {"edge-1", "edge-2", "edge-3", "edge-4", "gpu-1", "pi-1"}
+RUN = definition(DemoSettings(rounds=ROUNDS, seed=SEED))
+PLANS = draw(SEED, RUNS, KILLS, ROUNDS)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(mortal_fleet: Arena) -> str:
+    """The sha256 of the model that the same run gives when nobody interferes."""
+    report = mortal_fleet.run(RUN)
+    honest_rounds(mortal_fleet, report["run_id"], TRAINERS)
+    return str(report["model_sha256"])
+
+
+def test_the_moments_are_twenty_and_of_every_phase() -> None:
+    drawn = Counter(moment.phase for plan in PLANS for moment in plan)
+    assert drawn.total() == 20
+    assert all(drawn[phase] == 4 for phase in POINTS)
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=["first", "second"])
+def test_the_run_goes_on_after_every_kill(
+    mortal_fleet: Arena, undisturbed: str, plan: list[Moment]
+) -> None:
+    arena = mortal_fleet
+    before = arena.site.restarts("server")
+    arena.plan(plan)
+    processes = training_processes(arena)
+    report = arena.run(RUN)
+    assert arena.moments_left() == []
+    assert arena.site.restarts("server") - before == KILLS
+    honest_rounds(arena, report["run_id"], TRAINERS)
+    assert report["model_sha256"] == undisturbed
+    assert training_processes(arena) - processes == len(TRAINERS) + 1, "each stays warm in its run"
+
+
+def training_processes(arena: Arena) -> int:
+    """Return how many training processes all devices have started so far."""
+    logs = (arena.log(name) for name in [*TRAINERS, "evaluator-1"])
+    return sum(len(re.findall(r"training process \d+ is ready", log)) for log in logs)
+
+
+def test_a_server_killed_while_nothing_runs_takes_the_next_run(
+    mortal_fleet: Arena, undisturbed: str
+) -> None:
+    before = mortal_fleet.site.restarts("server")
+    mortal_fleet.signal("server", signal.SIGKILL)
+    wait_for(lambda: mortal_fleet.site.restarts("server") > before, "the server's restart")
+    assert mortal_fleet.run(RUN)["model_sha256"] == undisturbed
