@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import signal
 import socket
 import sqlite3
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -30,6 +31,7 @@ from fl_server.events import (
     UpdateAccepted,
 )
 from fl_server.keys import RunKeys
+from rengo.demo import fleet
 from rengo.devices import DeviceSpec, device_process
 from rengo.operator import OperatorClient
 from rengo.runs import submit, wait_for_devices
@@ -37,12 +39,15 @@ from rengo.site import Site
 from rengo.supervisor import Supervisor
 from runtime.child import Child
 from storage.s3 import S3Store
+from tests.chaos.gated import reached
 from tests.chaos.moments import Moment, read_plan, write_plan
 
 F = TypeVar("F", bound=Fact)
 REPOSITORY = Path(__file__).parents[2]
 PATIENCE_S = 90.0
 KEPT_VERSIONS = 3
+TRAINERS = {"edge-1", "edge-2", "edge-3", "edge-4", "gpu-1", "pi-1"}
+GATED_TASK = f"{REPOSITORY / 'tests' / 'chaos' / 'gated.py'}:GatedDigits"
 _POLL_S = 0.02
 _ADAPTERS = {name: TypeAdapter(kind) for name, kind in FACTS.items()}
 
@@ -121,6 +126,9 @@ class Arena:
         rows = self.client.call("devices_ls", timeout_s=PATIENCE_S)["devices"]
         return {row["id"] for row in rows if row["status"] not in {"lost", "offline"}}
 
+    def wait_online(self, names: set[str]) -> None:
+        wait_for(lambda: names <= self.online(), f"{names} are there", self.story)
+
     # --- processes ------------------------------------------------------------------------------
 
     def pid(self, name: str) -> int:
@@ -150,6 +158,17 @@ class Arena:
                 if "fl_client.training" in child.cmdline():
                     return child
         return None
+
+    def training_processes(self, names: Iterable[str]) -> int:
+        """Return how many training processes these devices have started so far."""
+        ready = re.compile(r"training process \d+ is ready")
+        return sum(len(ready.findall(self.log(name))) for name in names)
+
+    def kept_stages(self, name: str) -> set[str]:
+        """Return the stages of the jobs that a device keeps on disk."""
+        path = self.site.folder.root / "devices" / name / "jobs.sqlite"
+        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as journal:
+            return {stage for (stage,) in journal.execute("SELECT stage FROM jobs")}
 
     def log(self, name: str) -> str:
         path = self.site.folder.root / "logs" / f"{name}.log"
@@ -191,6 +210,15 @@ class Arena:
             return next((fact for fact in facts if such(fact)), None)
 
         return wait_for(look, f"{kind.__name__} of round {round_number} in {run_id}", self.story)
+
+    def wait_accepted(self, run_id: str, names: set[str], round_number: int = 1) -> None:
+        """Return when the round has counted the updates of all these."""
+
+        def look() -> bool:
+            accepted = self.of(run_id, UpdateAccepted, round_number)
+            return names <= {fact.device_id for fact in accepted}
+
+        wait_for(look, f"the updates of {names}", self.story)
 
     def finish(self, run_id: str, status: str = "completed") -> dict[str, Any]:
         """Return the run's report once it has ended so, and see that it left nothing behind."""
@@ -277,6 +305,11 @@ class Arena:
         )
 
 
+def numpy_fleet() -> list[DeviceSpec]:
+    """Return the demo's fleet with the numpy engine on every device: it starts faster."""
+    return [replace(spec, engine="numpy") for spec in fleet(len(TRAINERS))]
+
+
 def leftovers(root: Path) -> Iterator[Path]:
     """Yield files that a run's work makes and its end removes."""
     patterns = (
@@ -305,6 +338,32 @@ def wait_for(
         assert time.monotonic() < deadline, f"not within {patience_s:.0f} s: {what}\n{story()}"
         time.sleep(_POLL_S)
     return found
+
+
+@dataclass
+class Gates:
+    """Where devices that have trained wait for the test."""
+
+    folder: Path
+
+    def hold(self, *names: str) -> None:
+        for name in names:
+            (self.folder / name).touch()
+
+    def release(self, *names: str) -> None:
+        for name in names:
+            (self.folder / name).unlink()
+            reached(self.folder / name).unlink(missing_ok=True)
+
+    def wait_reached(self, name: str) -> None:
+        wait_for(reached(self.folder / name).exists, f"{name} has trained")
+
+    def forget_reached(self, name: str) -> None:
+        reached(self.folder / name).unlink()
+
+    def open_all(self) -> None:
+        for left in self.folder.iterdir():
+            left.unlink()
 
 
 class Opened:

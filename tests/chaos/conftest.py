@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from rengo.demo import fleet
-from rengo.devices import DeviceSpec
 from tests.chaos import gated
-from tests.chaos.arena import REPOSITORY, Arena, Opened
-
-GATED_TASK = f"{REPOSITORY / 'tests' / 'chaos' / 'gated.py'}:GatedDigits"
+from tests.chaos.arena import Arena, Opened, numpy_fleet
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -23,11 +18,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if here in item.path.parents:
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
-
-
-def numpy_fleet(clients: int = 6) -> list[DeviceSpec]:
-    """Return the demo's fleet with the numpy engine on every device: it starts faster."""
-    return [replace(spec, engine="numpy") for spec in fleet(clients)]
 
 
 @pytest.fixture(scope="module")
