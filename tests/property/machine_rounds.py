@@ -155,6 +155,23 @@ class Rounds(RuleBasedStateMachine):
         while checked and self.flying.checks:
             self.verified(0)
 
+    @precondition(lambda self: self.laws.collecting)
+    @rule(missing=st.integers(0, 2), then=st.sampled_from(["leave", "are checked", "deadline"]))
+    def some_report(self, missing: int, then: str) -> None:
+        """All but a few of the cohort are counted; the others leave, or are still being checked."""
+        cohort, pair = self.laws.cohort, self.laws.pair
+        counted, others = cohort[missing:], cohort[:missing]
+        for device_id in cohort if then == "are checked" else counted:
+            self.result(device_id, 1, 0)
+        for check in [c for c in self.flying.checks if (c.round, c.attempt) == pair]:
+            if check.device_id in counted and check in self.flying.checks:
+                self.verified(self.flying.checks.index(check))
+        if then == "leave":
+            for device_id in others:
+                self.leave(device_id)
+        elif then == "deadline":
+            self.deadline(True)
+
     @precondition(lambda self: self.sent)
     @rule(choice=pick)
     def duplicate(self, choice: int) -> None:
