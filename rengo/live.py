@@ -158,7 +158,7 @@ def draw(picture: Picture, spinner: Spinner, now_s: float, elapsed_s: float) -> 
         parts.append(_accuracy(picture.accuracies))
     if picture.rounds:
         moved = f"{wording.size(picture.bytes_up)} up, {wording.size(picture.bytes_down)} down"
-        parts.append(_pair("moved", f"{moved}, {wording.duration(elapsed_s)}"))
+        parts += [_pair("moved", moved), _pair("time", f"{elapsed_s:.0f} s")]
     if picture.busy:
         spinner.update(text=Text(f"{picture.busy}  {elapsed_s:.0f} s"))
         parts.append(spinner)

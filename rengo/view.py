@@ -8,7 +8,9 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Self, TextIO
 
+from broker.messages import RunDocument
 from rengo import wording
+from rengo.operator import News
 from rengo.progress import Crowd, Follower
 
 
@@ -114,6 +116,37 @@ class Story:
             rounds = follower.document.rounds
             lines.append(Line(wording.round_line(follower.rounds[number], rounds, accuracy)))
         return lines
+
+
+class SiteStory:
+    """Tells what happens in a site, in lines: who comes and goes, runs that begin and end."""
+
+    def __init__(self) -> None:
+        self._crowd = Crowd()
+        self._story = Story()
+        self._runs: dict[str, str] = {}
+
+    def take(self, news: News) -> list[str]:
+        """Take a message in and return what is new."""
+        self._crowd.take(news)
+        lines = [line.text for line in self._story.crowd(self._crowd)]
+        if isinstance(news.message, RunDocument):
+            lines += self._run(news.message)
+        return lines
+
+    def _run(self, document: RunDocument) -> list[str]:
+        # a run waits for a blink of time between any two rounds
+        status = "running" if document.status == "waiting" else document.status
+        before = self._runs.get(document.run_id)
+        self._runs[document.run_id] = status
+        if status == before or (before is None and status != "running"):
+            return []
+        if status == "running":
+            verb = "begins" if before is None else "goes on"
+            return [f"run {document.run_id} {verb}: {document.task}, {document.algorithm}"]
+        accuracy = f", accuracy {wording.figure(document.accuracy)}"
+        reason = f": {document.reason}" if document.reason else ""
+        return [f"run {document.run_id} is {status}{accuracy}{reason}"]
 
 
 class PlainView(View):

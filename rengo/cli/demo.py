@@ -60,8 +60,8 @@ def run(options: argparse.Namespace) -> int:
 def _tries() -> list[tuple[str, str]]:
     name = command_name()
     tries = [
-        (f"{name} demo --set algorithm.name=fedprox", "another algorithm on the same data"),
-        (f"{name} up", "a site that stays; it says how to add devices and start runs"),
+        (f"{name} demo --set algorithm.name=fedprox", "another algorithm"),
+        (f"{name} up", "a site that stays, for devices and runs of yours"),
         (f"{name} --help", "all commands"),
     ]
     example = Path("examples/my_task.py")

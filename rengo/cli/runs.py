@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from rengo.cli.common import Commands, add_command, add_site, connect, print_json
+from rengo.cli.common import DONE, Commands, add_command, add_site, connect, print_json
 from rengo.tables import print_table
+from rengo.wording import figure, size
 
 
 def add(commands: Commands) -> None:
@@ -33,20 +34,20 @@ def list_runs(options: argparse.Namespace) -> int:
         answer = client.call("runs_ls")
     if options.json:
         print_json(answer, options.json)
-        return 0
+        return DONE
     rows = [
         [
             run["run_id"],
             run["status"],
             f"{run['rounds_completed']}/{run['rounds']}",
-            _number(run["accuracy"]),
+            figure(run["accuracy"]),
             run["task"],
             run["algorithm"],
         ]
         for run in answer["runs"]
     ]
     print_table(["run", "status", "rounds", "accuracy", "task", "algorithm"], rows, "no runs yet")
-    return 0
+    return DONE
 
 
 def show_run(options: argparse.Namespace) -> int:
@@ -55,22 +56,51 @@ def show_run(options: argparse.Namespace) -> int:
         run = client.call("runs_show", {"run_id": options.run_id})
     if options.json:
         print_json(run, options.json)
-        return 0
-    print(f"run       {run['run_id']}")
-    print(f"task      {run['task']}, {run['algorithm']}, seed {run['seed']}")
-    reason = f" ({run['reason']})" if run["reason"] else ""
-    print(f"status    {run['status']}{reason}, {run['phase']}")
-    print(f"rounds    {run['rounds_completed']} of {run['rounds']}")
-    print(f"accuracy  {_number(run['accuracy'])}")
-    print(f"model     {run['model_key']} sha256 {run['model_sha256']}")
+        return DONE
+    print("\n".join(_head(run)))
+    print()
     rows = [_history_row(row) for row in run["history"]]
-    print_table(
-        ["round", "attempt", "outcome", "updates", "seconds", "accuracy"], rows, "no rounds"
-    )
-    for row in run["history"]:
-        for device_id, reason in row["refused"].items():
-            print(f"round {row['round']}.{row['attempt']}: {device_id}: {reason}")
-    return 0
+    headings = ["round", "attempt", "outcome", "updates", "seconds", "accuracy"]
+    print_table(headings, rows, "no round has begun")
+    refusals = [
+        f"round {row['round']}.{row['attempt']}: {device_id} refused: {reason}"
+        for row in run["history"]
+        for device_id, reason in row["refused"].items()
+    ]
+    print("\n".join(["", *refusals]) if refusals else "")
+    devices = [_device_row(row) for row in run["devices"]]
+    print_table(["device", "profile", "engine", "rounds", "up", "down", "memory"], devices, "")
+    return DONE
+
+
+def _head(run: dict[str, Any]) -> list[str]:
+    reason = f": {run['reason']}" if run["reason"] else ""
+    phase = "" if run["phase"] == "ended" else f", {run['phase']}"
+    if run["phase"] == "gathering" and run["status"] == "running":
+        phase = f", waiting for {run['cohort_size']} devices that have task {run['task']!r}"
+    return [
+        f"run       {run['run_id']}",
+        f"task      {run['task']}, {run['algorithm']}, seed {run['seed']}",
+        f"status    {run['status']}{phase}{reason}",
+        f"rounds    {run['rounds_completed']} of {run['rounds']}, "
+        f"cohort {run['cohort_size']}, quorum {run['quorum']}",
+        f"accuracy  {figure(run['accuracy'])}",
+        f"moved     {size(run['bytes_up'])} up, {size(run['bytes_down'])} down",
+        f"model     {run['model_key']}",
+        f"sha256    {run['model_sha256']}",
+    ]
+
+
+def _device_row(row: dict[str, Any]) -> list[str]:
+    return [
+        row["id"],
+        row["profile"] or "-",
+        row["engine"] or "-",
+        str(row["rounds"]),
+        size(row["bytes_up"]),
+        size(row["bytes_down"]),
+        size(row["peak_rss_bytes"]),
+    ]
 
 
 def steer(options: argparse.Namespace) -> int:
@@ -81,7 +111,7 @@ def steer(options: argparse.Namespace) -> int:
         print_json(run, options.json)
     else:
         print(f"{run['run_id']}: {run['status']}, {run['rounds_completed']} rounds committed")
-    return 0
+    return DONE
 
 
 def _history_row(row: dict[str, Any]) -> list[str]:
@@ -91,10 +121,6 @@ def _history_row(row: dict[str, Any]) -> list[str]:
         str(row["attempt"]),
         row["outcome"] + reason,
         f"{len(row['included'])} of {row['invited']}",
-        _number(row["seconds"], 2),
-        _number(row["accuracy"]),
+        "-" if row["seconds"] is None else f"{row['seconds']:.2f}",
+        figure(row["accuracy"]),
     ]
-
-
-def _number(value: float | None, digits: int = 4) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import argparse
 import logging
-import threading
+import sys
+from typing import NoReturn
 
-from rengo.cli.common import Commands, add_command, add_site, interruptible
+from rengo.cli.common import DONE, Commands, add_command, add_site, command_name, interruptible
+from rengo.folder import HOST, default_home
 from rengo.site import Site
+from rengo.view import SiteStory
+from runtime.errors import TransportError
+
+_LOOK_EVERY_S = 5.0
 
 
 def add(commands: Commands) -> None:
@@ -25,36 +31,66 @@ def add(commands: Commands) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run the site until SIGINT or SIGTERM."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    with interruptible():
-        site = Site(
-            options.data_dir,
-            devices=options.devices,
-            broker_port=options.broker_port,
-            store_port=options.store_port,
-            store=options.store,
-        )
-        try:
+    """Run the site until SIGINT, SIGTERM or SIGHUP."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
+    site = Site(
+        options.data_dir,
+        devices=options.devices,
+        broker_port=options.broker_port,
+        store_port=options.store_port,
+        store=options.store,
+    )
+    try:
+        with interruptible():
+            print("Starting the broker, the store and the server", flush=True)
             with site:
-                _tell(site)
-                threading.Event().wait()
-        except KeyboardInterrupt:
-            print("\nStopped. Everything is kept in", site.folder.root)
-    return 0
+                print(welcome(site), flush=True)
+                _watch(site)
+    except KeyboardInterrupt:
+        print(f"\nStopped. Everything is kept in {options.data_dir}.")
+    return DONE
 
 
-def _tell(site: Site) -> None:
+def _watch(site: Site) -> NoReturn:
+    story = SiteStory()
+    while True:
+        try:
+            with site.connect() as client:
+                while True:
+                    for news in client.news(_LOOK_EVERY_S):
+                        for line in story.take(news):
+                            print(line, flush=True)
+        except TransportError as error:
+            # the supervisor brings the broker back; meanwhile there is nothing to hear
+            print(f"nothing is heard from the broker: {error}", flush=True)
+
+
+def welcome(site: Site) -> str:
+    """Return what a user needs to know of a site that is up."""
     record, folder = site.record, site.folder
-    names = sorted(path.stem for path in folder.identities.glob("device-*.json"))
-    print(f"Site {record.domain!r} is up. Its data lies in {folder.root}.")
-    print(f"  broker  mqtt://127.0.0.1:{record.broker_port}")
-    print(f"  store   http://127.0.0.1:{record.store_port} ({record.store})")
-    print(f"  logs    {folder.root / 'logs'}")
-    print("Add a device, each in a terminal of its own on this machine:")
-    print("  rengo client --task digits")
-    if names:
-        print(f"({len(names)} identities are ready, {names[0]} to {names[-1]}.)")
-    print("Then start a run:")
-    print("  rengo run digits --rounds 10 --follow")
-    print("Ctrl-C stops the site.", flush=True)
+    name = command_name()
+    home = "" if folder.root == default_home().absolute() else f"RENGO_HOME={folder.root} "
+    names = sorted((path.stem for path in folder.identities.glob("device-*.json")), key=_by_number)
+    ready = f" ({names[0]} to {names[-1]} are ready)" if names else " (start with --devices N)"
+    return f"""\
+Site {record.domain!r} is up. Its data lies in {folder.root}.
+
+  broker  mqtt://{HOST}:{record.broker_port}
+  store   http://{HOST}:{record.store_port} ({record.store})
+  logs    {folder.root / "logs"}
+
+Add devices, each in a terminal of its own on this machine{ready}:
+
+  {home}{name} client --task digits
+
+Then start a run:
+
+  {home}{name} run digits --rounds 10 --follow
+
+Ctrl-C stops the site and keeps its data.
+"""
+
+
+def _by_number(name: str) -> tuple[int, str]:
+    number = name.rpartition("-")[2]
+    return (int(number) if number.isdigit() else 0, name)

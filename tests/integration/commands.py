@@ -1,0 +1,98 @@
+"""The ``rengo`` command as its users meet it: a process, its exit code and what it prints."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Told:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+    seconds: float
+
+    @property
+    def lines(self) -> list[str]:
+        """The lines on standard error but those of the log."""
+        logged = (" INFO ", " WARNING ", " ERROR ")
+        return [
+            line
+            for line in self.err.splitlines()
+            if line and not any(level in line[:40] for level in logged)
+        ]
+
+    @property
+    def line(self) -> str:
+        """The one line that says what went wrong."""
+        assert "Traceback" not in self.err, self.err
+        assert "Traceback" not in self.out, self.out
+        (line,) = self.lines
+        assert line.startswith("rengo: "), self.err
+        return line.removeprefix("rengo: ")
+
+
+def rengo(
+    *arguments: object,
+    home: Path | None = None,
+    patience_s: float = 60.0,
+    environment: Mapping[str, str] | None = None,
+    before: Callable[[], None] | None = None,
+) -> Told:
+    """Run a command to its end; beyond ``patience_s`` the test fails."""
+    argv = [sys.executable, "-m", "rengo", *(str(each) for each in arguments)]
+    began = time.monotonic()
+    done = subprocess.run(
+        argv,
+        capture_output=True,
+        text=True,
+        timeout=patience_s,
+        env=surroundings(home, environment),
+        stdin=subprocess.DEVNULL,
+        check=False,
+        preexec_fn=before,
+    )
+    return Told(done.returncode, done.stdout, done.stderr, time.monotonic() - began)
+
+
+def surroundings(home: Path | None, more: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the environment of a command whose site lies in ``home``."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RENGO_")}
+    # the mark of the test session, by which a process that is left behind is found
+    kept |= {name: os.environ[name] for name in ("RENGO_TEST_SESSION",) if name in os.environ}
+    if home is not None:
+        kept["RENGO_HOME"] = str(home)
+    return {**kept, **(more or {})}
+
+
+def without(folder: Path, packages: Sequence[str], more: str = "") -> dict[str, str]:
+    """Return an environment in which the packages cannot be imported."""
+    folder.mkdir(exist_ok=True)
+    (folder / "sitecustomize.py").write_text(
+        f"""\
+import sys
+from importlib.metadata import PackageNotFoundError
+import importlib.metadata as metadata
+
+GONE = {list(packages)!r}
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in GONE:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+        return None
+
+sys.meta_path.insert(0, Blocker())
+{more}
+"""
+    )
+    path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH", "")]))
+    return {"PYTHONPATH": path}
