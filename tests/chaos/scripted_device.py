@@ -1,0 +1,196 @@
+"""A device that a test drives: a real identity, the real broker and store, no honesty."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import itertools
+import queue
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import urllib3
+
+from broker.messages import (
+    Ack,
+    DeviceState,
+    Message,
+    Order,
+    Receipt,
+    Result,
+    UpdateRef,
+    Usage,
+    decode,
+    encode,
+)
+from broker.session import Delivery, Endpoint, MqttSession, Publication
+from broker.topics import Topics, parse
+from runtime.identity import Identity
+from storage.headers import Chunk, UpdateHeader, UpdateInfo, encode_header
+from storage.updates import WrittenUpdate, write_update
+from storage.weights import Vector, Weights, read_safetensors
+
+M = TypeVar("M", bound=Message)
+_PATIENCE_S = 60.0
+
+
+class ScriptedDevice:
+    """Connects and says ``ready``; everything else is the test's."""
+
+    def __init__(self, identity: Identity, task: str) -> None:
+        self.id = identity.id
+        self._topics = Topics(identity.domain)
+        self._task = task
+        self._numbers = itertools.count()
+        self._inbox: queue.SimpleQueue[object] = queue.SimpleQueue()
+        self._seen: list[Message] = []
+        self._http = urllib3.PoolManager()
+        self._session = MqttSession(
+            Endpoint(
+                identity.host,
+                identity.port,
+                identity.id,
+                identity.password.get_secret_value(),
+                identity.client_id,
+            ),
+            [self._topics.device(self.id, "task"), self._topics.device(self.id, "receipt")],
+            self._offer,
+        )
+        self._session.start()
+        self._session.wait_connected(_PATIENCE_S)
+        self.say("state", self._state("ready"), retain=True)
+
+    def stop(self) -> None:
+        self.say("state", self._state("offline"), retain=True)
+        self._session.stop()
+
+    def _state(self, status: str) -> DeviceState:
+        return DeviceState.model_validate(
+            {"status": status, "boot_id": "scripted", "tasks": [self._task]}
+        )
+
+    def _offer(self, event: object) -> bool:
+        self._inbox.put(event)
+        return True
+
+    # --- messages -------------------------------------------------------------------------------
+
+    def say(self, leaf: str, message: Message, *, retain: bool = False) -> None:
+        payload = encode(
+            message,
+            sender=self.id,
+            boot_id="scripted",
+            seq=next(self._numbers),
+            sent_ms=int(time.time() * 1000),
+        )
+        topic = self._topics.device(self.id, leaf)
+        assert self._session.publish(Publication(topic, payload, retain=retain))
+        assert self._session.flush(_PATIENCE_S)
+
+    def hear(self, kind: type[M], such: Callable[[M], bool]) -> M:
+        """Return the next such message, taking it out of what was heard."""
+        deadline = time.monotonic() + _PATIENCE_S
+        while True:
+            for message in self._seen:
+                if isinstance(message, kind) and such(message):
+                    self._seen.remove(message)
+                    return message
+            event = self._inbox.get(timeout=max(0.01, deadline - time.monotonic()))
+            if isinstance(event, Delivery):
+                self._session.ack(event)
+                self._seen.append(decode(event.payload, parse(event.topic))[1])
+
+    def order(self, run_id: str, round_number: int, attempt: int = 1) -> Order:
+        wanted = (run_id, round_number, attempt)
+        return self.hear(Order, lambda order: (order.run_id, order.round, order.attempt) == wanted)
+
+    def receipt(self, order: Order) -> Receipt:
+        wanted = (order.run_id, order.round, order.attempt)
+        return self.hear(
+            Receipt, lambda receipt: (receipt.run_id, receipt.round, receipt.attempt) == wanted
+        )
+
+    def decline(self, order: Order, reason: str) -> None:
+        ack = Ack(
+            action="train",
+            run_id=order.run_id,
+            round=order.round,
+            attempt=order.attempt,
+            accepted=False,
+            reason=reason,
+        )
+        self.say("ack", ack)
+
+    def report(
+        self, order: Order, written: WrittenUpdate, examples: int, key: str | None = None
+    ) -> Result:
+        """Send a result, as often as it is called."""
+        assert order.upload is not None
+        result = Result(
+            action="train",
+            run_id=order.run_id,
+            round=order.round,
+            attempt=order.attempt,
+            num_examples=examples,
+            metrics={},
+            update=UpdateRef(
+                key=key or order.upload.key,
+                size_bytes=written.size_bytes,
+                header_sha256=written.header_sha256,
+            ),
+            usage=Usage(),
+        )
+        self.say("result", result)
+        return result
+
+    # --- bytes ----------------------------------------------------------------------------------
+
+    def model(self, order: Order) -> Weights:
+        body = self._http.request("GET", order.model.url).data
+        assert hashlib.sha256(body).hexdigest() == order.model.sha256
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model"
+            path.write_bytes(body)
+            return read_safetensors(path)
+
+    def upload(self, order: Order, data: bytes) -> None:
+        assert order.upload is not None
+        assert self._http.request("PUT", order.upload.url, body=data).status == 200
+
+    def info(self, order: Order, weights: Weights, examples: int) -> UpdateInfo:
+        return UpdateInfo(
+            run_id=order.run_id,
+            round=order.round,
+            attempt=order.attempt,
+            device_id=self.id,
+            base_sha256=order.model.sha256,
+            layout_hash=weights.layout.hash,
+            kind="delta",
+            num_examples=examples,
+        )
+
+    def send(self, order: Order, vector: Vector, examples: int) -> WrittenUpdate:
+        """Do what an honest device does: write, upload, report."""
+        data, written = honest_bytes(self.info(order, self.model(order), examples), vector)
+        self.upload(order, data)
+        self.report(order, written, examples)
+        return written
+
+
+def honest_bytes(info: UpdateInfo, vector: Vector) -> tuple[bytes, WrittenUpdate]:
+    out = io.BytesIO()
+    written = write_update(out, info, vector)
+    return out.getvalue(), written
+
+
+def crafted_bytes(info: UpdateInfo, vector: Vector) -> tuple[bytes, WrittenUpdate]:
+    """Return an update whose every hash is right, whatever its values are."""
+    data = np.ascontiguousarray(vector, "<f4").tobytes()
+    chunk = Chunk(size=len(data), count=vector.size, sha256=hashlib.sha256(data).hexdigest())
+    header = UpdateHeader(**info.model_dump(), codec="float32", chunks=(chunk,))
+    start = encode_header(header)
+    return start + data, WrittenUpdate(hashlib.sha256(start).hexdigest(), len(start) + len(data))
