@@ -95,12 +95,16 @@ class DeviceLeft:
 
 @dataclass(frozen=True)
 class ResultReceived:
-    """A device reported an uploaded update."""
+    """A device reported an uploaded update; ``fault`` is why the report itself is not usable.
+
+    The update's key is always the device's own, whatever the report says.
+    """
 
     device_id: str
     round: int
     attempt: int
     update: Update
+    fault: str = ""
 
 
 @dataclass(frozen=True)

@@ -207,9 +207,14 @@ class RoundMachine:
         if device_id in ledger.refused:
             self._receipt(event, "refused", step, ledger.refused[device_id])
             return
-        if device_id not in self._verifying:
-            self._verifying[device_id] = event.update
-            step.commands.append(VerifyUpdate(device_id, event.round, event.attempt, event.update))
+        if device_id in self._verifying:
+            return
+        if event.fault:
+            self._refuse(event, event.fault, step)
+            self._close_if_complete(step)
+            return
+        self._verifying[device_id] = event.update
+        step.commands.append(VerifyUpdate(device_id, event.round, event.attempt, event.update))
 
     def _verified(self, event: UpdateVerified | UpdateRejected, step: Step) -> None:
         device_id, ledger = event.device_id, self.ledger
@@ -221,9 +226,7 @@ class RoundMachine:
             return
         del self._verifying[device_id]
         if isinstance(event, UpdateRejected):
-            self._record(UpdateRefused(ledger.round, ledger.attempt, device_id, event.reason), step)
-            self._receipt(event, "refused", step, event.reason)
-            step.commands.append(DiscardUpdate(event.update.key))
+            self._refuse(event, event.reason, step)
         else:
             self._record(
                 UpdateAccepted(ledger.round, ledger.attempt, device_id, event.update), step
@@ -231,6 +234,12 @@ class RoundMachine:
             self._receipt(event, "accepted", step)
             step.commands.append(FoldUpdate(device_id, event.round, event.attempt, event.update))
         self._close_if_complete(step)
+
+    def _refuse(self, event: ResultReceived | UpdateRejected, reason: str, step: Step) -> None:
+        ledger = self.ledger
+        self._record(UpdateRefused(ledger.round, ledger.attempt, event.device_id, reason), step)
+        self._receipt(event, "refused", step, reason)
+        step.commands.append(DiscardUpdate(event.update.key))
 
     def _vanished(self, event: UpdateVanished, step: Step) -> None:
         ledger, pair = self.ledger, (event.round, event.attempt)
@@ -285,7 +294,8 @@ class RoundMachine:
         if ledger.phase != "collecting":
             return
         enough = len(ledger.accepted) >= self.plan.quorum
-        pending = set(ledger.cohort) - ledger.answered - self._left
+        lost = self._left - set(self._verifying)  # who reported and then left has done its part
+        pending = set(ledger.cohort) - ledger.answered - lost
         if len(ledger.accepted) >= ledger.target or (enough and (deadline or not pending)):
             included = tuple(sorted(ledger.accepted))
             self._record(RoundClosed(ledger.round, ledger.attempt, included), step)

@@ -368,19 +368,10 @@ class Server:
                 run, EvaluationReceived(*place, message.num_examples, message.metrics, usage)
             )
             return
-        reference = message.update
-        expected = run.keys.update(message.round, message.attempt, device_id)
-        if reference is None or reference.key != expected:
-            raise PeerError("a result whose update is not under its own key", "foreign_key")
-        update = Update(
-            expected,
-            reference.size_bytes,
-            reference.header_sha256,
-            message.num_examples,
-            message.metrics,
-            usage,
+        update, fault = _reported(
+            message, run.keys.update(message.round, message.attempt, device_id)
         )
-        self.handle(run, ResultReceived(*place, update))
+        self.handle(run, ResultReceived(*place, update, fault))
 
     def _unknown_run(self, device_id: str, message: Result) -> None:
         receipt = Receipt(
@@ -435,3 +426,22 @@ class Server:
     def _presence_publication(self, status: str) -> Publication:
         state = ServerState.model_validate({"status": status, "epoch": self.epoch})
         return Publication(self._topics.server_state, self._encode(state), retain=True)
+
+
+def _reported(message: Result, own_key: str) -> tuple[Update, str]:
+    """Return the update under the device's own key, and what is wrong with the report, if any."""
+    reference = message.update
+    fault = ""
+    if reference is None:
+        fault = "the result names no update"
+    elif reference.key != own_key:
+        fault = f"the result names {reference.key}, which is not this device's own key"
+    update = Update(
+        own_key,
+        0 if reference is None else reference.size_bytes,
+        "" if reference is None else reference.header_sha256,
+        message.num_examples,
+        message.metrics,
+        message.usage.model_dump(),
+    )
+    return update, fault

@@ -123,7 +123,8 @@ class RoundLaws:
         return math.ceil(self.plan.cohort_size * self.plan.over_selection)
 
     def _pending(self) -> set[str]:
-        return set(self.cohort) - self.answered - set(self.accepted) - self.left
+        lost = self.left - set(self.verifying)
+        return set(self.cohort) - self.answered - set(self.accepted) - lost
 
     def _is_now(self, event: object, kind: type, timer: str = "") -> bool:
         pair = (getattr(event, "round", 0), getattr(event, "attempt", 0))
@@ -179,7 +180,8 @@ class RoundLaws:
         require(self.collecting and name in self.cohort, "only who owes can be refused", fact)
         require(name not in self.accepted, "what is counted is not refused", fact)
         cause = e.UpdateRejected if isinstance(fact, e.UpdateRefused) else e.DeviceDeclined
-        require(isinstance(event, cause), "a refusal has a cause", (event, fact))
+        at_fault = isinstance(event, e.ResultReceived) and event.fault == fact.reason != ""
+        require(isinstance(event, cause) or at_fault, "a refusal has a cause", (event, fact))
         self.answered.add(name)
 
     def _withdraws(self, fact: e.UpdateWithdrawn, event: e.Event | None) -> None:
@@ -375,7 +377,9 @@ class RoundLaws:
         require(deleted, "a late object is deleted", receipt)
 
     def _last_word(self, receipt: e.SendReceipt, event: e.Event | None) -> None:
-        """Accepted stays accepted, and nothing becomes accepted later."""
+        """Accepted stays accepted, and nothing becomes accepted later, for who reports honestly."""
+        if getattr(event, "fault", ""):
+            return
         where = (receipt.device_id, receipt.round, receipt.attempt)
         counted = receipt.status == "accepted"
         if counted:

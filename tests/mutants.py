@@ -150,7 +150,12 @@ ROUND_MUTANTS = [
     Mutant(
         "waits for the dead",
         real_rounds,
-        {"- ledger.answered - self._left": "- ledger.answered"},
+        {"- ledger.answered - lost": "- ledger.answered"},
+    ),
+    Mutant(
+        "forgets who left while its update was being checked",
+        real_rounds,
+        {"lost = self._left - set(self._verifying)": "lost = self._left"},
     ),
     Mutant(
         "adds nothing again at resume",

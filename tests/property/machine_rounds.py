@@ -55,6 +55,7 @@ plans = st.builds(
     attempts=st.sampled_from([2, LIVELY_ATTEMPTS, LIVELY_ATTEMPTS]),
     seed=st.integers(0, 3),
 )
+THEN = ["leave", "report and leave", "are checked", "deadline"]
 
 
 @dataclass
@@ -156,17 +157,17 @@ class Rounds(RuleBasedStateMachine):
             self.verified(0)
 
     @precondition(lambda self: self.laws.collecting)
-    @rule(missing=st.integers(0, 2), then=st.sampled_from(["leave", "are checked", "deadline"]))
+    @rule(missing=st.integers(0, 2), then=st.sampled_from(THEN))
     def some_report(self, missing: int, then: str) -> None:
         """All but a few of the cohort are counted; the others leave, or are still being checked."""
         cohort, pair = self.laws.cohort, self.laws.pair
         counted, others = cohort[missing:], cohort[:missing]
-        for device_id in cohort if then == "are checked" else counted:
+        for device_id in cohort if then in {"are checked", "report and leave"} else counted:
             self.result(device_id, 1, 0)
         for check in [c for c in self.flying.checks if (c.round, c.attempt) == pair]:
             if check.device_id in counted and check in self.flying.checks:
                 self.verified(self.flying.checks.index(check))
-        if then == "leave":
+        if then in {"leave", "report and leave"}:
             for device_id in others:
                 self.leave(device_id)
         elif then == "deadline":

@@ -192,6 +192,25 @@ def test_a_quorum_closes_the_round_when_all_that_live_have_answered() -> None:
     assert run.give(e.DeviceLeft("c")) == [e.Aggregate(1, 1, ("a", "b"))]
 
 
+def test_who_reports_and_leaves_is_waited_for_until_its_update_is_checked() -> None:
+    run = Run.of("a", "b", "c")
+    run.reports("c")
+    run.give(e.DeviceLeft("c"))
+    run.counts("a", "b")
+    assert run.phase == "collecting"
+    assert e.Aggregate(1, 1, ("a", "b", "c")) in run.verifies("c")
+
+
+def test_a_report_that_is_not_usable_is_refused_with_its_fault() -> None:
+    run = Run.of("a", "b", "c")
+    run.counts("a", "b")
+    commands = run.give(e.ResultReceived("c", 1, 1, update("c"), "not its own key"))
+    assert receipt(commands).reason == "not its own key"
+    assert e.DiscardUpdate(update("c").key) in commands
+    assert e.Aggregate(1, 1, ("a", "b")) in commands
+    assert run.facts[-2] == e.UpdateRefused(1, 1, "c", "not its own key")
+
+
 def test_a_refused_and_a_declined_order_are_answers() -> None:
     run = Run.of("a", "b", "c", "d", cohort_size=4)
     run.counts("a", "b")

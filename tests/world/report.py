@@ -29,7 +29,7 @@ STRIKES = {
     "object lost": "loses an object",
     "bit flipped at rest": "flips a bit at rest",
     "bit flipped on the way": "stores with one flipped bit",
-    "forged result": "drops a result with a foreign key",
+    "forged result": "hears of a foreign key",
     "URL expired": "asks for fresh URLs",
     "upload hopeless": "reason=the store answers no more",
     "training dies": "reason=the training process died",

@@ -169,13 +169,12 @@ class Server:
             return e.EvaluationReceived(
                 sender, key.round, key.attempt, outcome.num_examples, metrics
             )
-        if object_key != update_key(key.round, key.attempt, sender):
-            self.kernel.note(SERVER, "drops a result with a foreign key", (sender, object_key))
-            return None
-        update = e.Update(
-            object_key, outcome.size_bytes, outcome.header_sha256, outcome.num_examples
-        )
-        return e.ResultReceived(sender, key.round, key.attempt, update)
+        own_key, fault = update_key(key.round, key.attempt, sender), ""
+        if object_key != own_key:
+            self.kernel.note(SERVER, "hears of a foreign key", (sender, object_key))
+            fault = f"the result names {object_key}"
+        update = e.Update(own_key, outcome.size_bytes, outcome.header_sha256, outcome.num_examples)
+        return e.ResultReceived(sender, key.round, key.attempt, update, fault)
 
     # --- the machine ----------------------------------------------------------------------------
 
