@@ -19,7 +19,6 @@ from runtime.config import merge, parse_assignment
 from runtime.errors import ConfigError
 from runtime.identity import read_identity
 
-DONE, USAGE, FAILED, UNREACHABLE, INTERRUPTED = 0, 2, 3, 4, 130
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -73,14 +72,6 @@ def add_output(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="where each run gets a folder for its model and plot (default: rengo-output)",
     )
-
-
-def positive(text: str) -> int:
-    """Return a whole number of at least 1, for argparse."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is less than 1")
-    return number
 
 
 def command_name() -> str:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from rengo.cli.codes import DONE, INTERRUPTED
 from rengo.cli.common import (
-    DONE,
-    INTERRUPTED,
     Commands,
     add_command,
     add_output,
     add_settings,
     command_name,
     interruptible,
-    positive,
     print_json,
     progress_stream,
     settings_of,
@@ -30,9 +28,9 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--task", default="digits", help="a task's name or FILE.py:CLASS (default: digits)"
     )
-    parser.add_argument("--rounds", type=positive, default=15, help="how many rounds (default: 15)")
+    parser.add_argument("--rounds", type=int, default=15, help="how many rounds (default: 15)")
     parser.add_argument(
-        "--clients", type=positive, default=6, help="how many devices train (default: 6)"
+        "--clients", type=int, default=6, help="how many devices train (default: 6)"
     )
     parser.add_argument("--seed", type=int, default=0, help="the run's seed (default: 0)")
     add_settings(parser)

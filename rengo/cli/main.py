@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from rengo.cli.common import DONE, FAILED, INTERRUPTED, UNREACHABLE, USAGE
+from rengo.cli.codes import DONE, FAILED, INTERRUPTED, UNREACHABLE, USAGE
 from runtime.errors import (
     ConfigError,
     NotFound,
@@ -17,6 +17,7 @@ from runtime.errors import (
     TransportError,
 )
 
+_LONGEST = 500
 # command: the module of rengo.cli that holds it, in the order of the help
 _COMMANDS = {
     "demo": "demo",
@@ -55,6 +56,29 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; no traceback reaches a user without --debug."""
     words = sys.argv[1:] if argv is None else list(argv)
+    try:
+        return _run(words)
+    except KeyboardInterrupt:
+        print("rengo: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # who read our output has gone; what is still buffered must not fail again at the exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except RengoError as error:
+        if "--debug" in words:
+            raise
+        print(f"rengo: {one_line(error)}", file=sys.stderr)
+        return exit_code(error)
+    except Exception as error:
+        if "--debug" in words:
+            raise
+        what = f"internal error: {type(error).__name__}: {error}"
+        print(f"rengo: {what[:_LONGEST]}; --debug shows where", file=sys.stderr)
+        return FAILED
+
+
+def _run(words: list[str]) -> int:
     command = next((word for word in words if not word.startswith("-")), None)
     parser = build_parser(command)
     options = parser.parse_args(words)
@@ -66,20 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.command is None:
         parser.print_help()
         return USAGE
-    try:
-        code: int = options.action(options)
-    except KeyboardInterrupt:
-        print("rengo: interrupted", file=sys.stderr)
-        return INTERRUPTED
-    except BrokenPipeError:
-        # who read our output has gone; what is still buffered must not fail again at the exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
-    except RengoError as error:
-        if options.debug:
-            raise
-        print(f"rengo: {one_line(error)}", file=sys.stderr)
-        return exit_code(error)
+    code: int = options.action(options)
     return code
 
 

@@ -6,9 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from rengo.cli.codes import DONE, INTERRUPTED
 from rengo.cli.common import (
-    DONE,
-    INTERRUPTED,
     Commands,
     add_command,
     add_output,
@@ -17,7 +16,6 @@ from rengo.cli.common import (
     command_name,
     connect,
     interruptible,
-    positive,
     print_json,
     progress_stream,
     settings_of,
@@ -34,7 +32,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("task", help="a task's name or FILE.py:CLASS; built into version 0 here")
     add_site(parser)
     parser.add_argument("--config", type=Path, help="the run's definition as a TOML file")
-    parser.add_argument("--rounds", type=positive, help="how many rounds (default: 10)")
+    parser.add_argument("--rounds", type=int, help="how many rounds (default: 10)")
     add_settings(parser)
     parser.add_argument("--follow", action="store_true", help="stay until the run has ended")
     parser.add_argument(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from rengo.cli.common import DONE, Commands, add_command, add_site, connect, print_json
+from rengo.cli.codes import DONE
+from rengo.cli.common import Commands, add_command, add_site, connect, print_json
 from rengo.tables import print_table
 from rengo.wording import figure, size
 

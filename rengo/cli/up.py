@@ -7,7 +7,8 @@ import logging
 import sys
 from typing import NoReturn
 
-from rengo.cli.common import DONE, Commands, add_command, add_site, command_name, interruptible
+from rengo.cli.codes import DONE
+from rengo.cli.common import Commands, add_command, add_site, command_name, interruptible
 from rengo.folder import HOST, default_home
 from rengo.site import Site
 from rengo.view import SiteStory
