@@ -47,6 +47,7 @@ def add_site(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data-dir",
         type=Path,
+        metavar="DIR",
         default=default_home(),
         help="the site's folder (default: RENGO_HOME or ~/.rengo)",
     )

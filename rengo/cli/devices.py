@@ -20,7 +20,7 @@ def add(commands: Commands) -> None:
     ):
         parser = add_command(verbs, name, action, summary)
         if name == "show":
-            parser.add_argument("device_id")
+            parser.add_argument("device_id", help="the device's id, as `rengo devices ls` shows it")
         add_site(parser)
         parser.add_argument("--json", metavar="FILE", help="write one JSON document, - for stdout")
 

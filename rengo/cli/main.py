@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if "--debug" in words:
             raise
-        what = f"internal error: {type(error).__name__}: {error}"
+        what = " ".join(f"internal error: {type(error).__name__}: {error}".split())
         print(f"rengo: {what[:_LONGEST]}; --debug shows where", file=sys.stderr)
         return FAILED
 

@@ -24,7 +24,10 @@ def add(commands: Commands) -> None:
     parser.add_argument("--broker-port", type=int, help="the MQTT port (default: a free one, kept)")
     parser.add_argument("--store-port", type=int, help="the S3 port (default: a free one, kept)")
     parser.add_argument(
-        "--store", choices=("juicefs", "seaweedfs"), default="juicefs", help="which S3 server"
+        "--store",
+        choices=("juicefs", "seaweedfs"),
+        default="juicefs",
+        help="which S3 server, at the first start (default: juicefs)",
     )
     parser.add_argument(
         "--devices", type=int, default=8, help="device identities to prepare (default: 8)"
