@@ -29,8 +29,14 @@ def add(commands: Commands) -> None:
         parser = add_command(commands, name, action, summary)
         _add_agent_options(parser)
         if name == "client":
-            parser.add_argument("--engine", choices=("auto", "torch", "numpy"))
-            parser.add_argument("--profile", choices=("cpu", "gpu"))
+            parser.add_argument(
+                "--engine",
+                choices=("auto", "torch", "numpy"),
+                help="what trains (default: auto, torch where it is installed)",
+            )
+            parser.add_argument(
+                "--profile", choices=("cpu", "gpu"), help="gpu uses an accelerator (default: cpu)"
+            )
 
 
 def _add_agent_options(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +50,9 @@ def _add_agent_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--id", help="which identity of the site on this machine to take")
     parser.add_argument("--server", metavar="URL", help="mqtt://HOST:PORT instead of the file's")
     parser.add_argument("--data-dir", type=Path, help="the agent's own folder")
-    parser.add_argument("--role", choices=("trainer", "evaluator"))
+    parser.add_argument(
+        "--role", choices=("trainer", "evaluator"), help="what it does (default: trainer)"
+    )
     parser.add_argument("--index", type=int, help="which part of a shared data set is its own")
     parser.add_argument("--count", type=int, help="how many parts there are")
     parser.add_argument("--folder", type=Path, help="where the device's data lies")
