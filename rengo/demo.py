@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from fl_client.tasks.registry import load_task
-from fl_server.definition import parse_definition
 from rengo.devices import DeviceSpec
 from rengo.progress import Crowd
-from rengo.runs import RunResult, fetch_model, follow, submit, wait_for_devices
+from rengo.runs import RunResult, check_definition, fetch_model, follow, submit, wait_for_devices
 from rengo.site import Site
 from rengo.view import View
 from runtime.config import merge
@@ -82,7 +81,7 @@ def run_demo(settings: DemoSettings, view: View, more: dict[str, Any] | None = N
     task = load_task(settings.task)
     values = definition(settings)
     merge(values, more or {})
-    parse_definition({**values, "task": task.name}, "run definition")
+    check_definition(task, values)
     devices = fleet(settings.clients)
     view.phase("Starting the broker, the store and the server")
     with Site() as site:

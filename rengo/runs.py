@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from broker.messages import DeviceState
+from fl_client.tasks.base import Task
 from fl_client.tasks.registry import load_task
+from fl_server.definition import parse_definition
 from rengo.operator import OperatorClient
 from rengo.progress import Crowd, Follower
 from runtime.errors import ConfigError, RunFailed, TransportError
@@ -63,6 +65,7 @@ def submit(client: OperatorClient, task: str, definition: Mapping[str, Any]) -> 
         definition: the run definition's keys; ``task`` is filled in, and the cohort's size.
     """
     loaded = load_task(task)
+    check_definition(loaded, definition)
     values = with_cohort_size(client, loaded.name, {"task": loaded.name, **definition})
     weights = loaded.initial_weights(int(values.get("seed", 0)))
     with tempfile.TemporaryDirectory(prefix="rengo-submit-") as folder:
@@ -81,6 +84,16 @@ def submit(client: OperatorClient, task: str, definition: Mapping[str, Any]) -> 
     client.call("runs_submit", {"run_id": prepared["run_id"]})
     run_id: str = prepared["run_id"]
     return run_id
+
+
+def check_definition(task: Task, values: Mapping[str, Any]) -> None:
+    """Return when the run definition is right for the task.
+
+    Raises:
+        ConfigError: a key or value is wrong, the task's training settings among them.
+    """
+    definition = parse_definition({**values, "task": task.name}, "run definition")
+    task.training.overridden(definition.training)
 
 
 def with_cohort_size(

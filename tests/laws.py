@@ -8,6 +8,7 @@ The stateful suite and the world judge by the same laws.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fl_client import session as device
@@ -338,12 +339,13 @@ class RoundLaws:
     def _answers(self, event: e.Event | None, step: Step) -> None:
         """One receipt for each result that is not being checked, and one for each check."""
         receipts = [c for c in step.commands if isinstance(c, e.SendReceipt)]
-        due = {
+        dues: dict[type, Callable[..., int]] = {
             e.ResultReceived: self._due_to_result,
             e.UpdateVerified: self._due_to_check,
             e.UpdateRejected: self._due_to_check,
             e.EvaluationReceived: lambda *_: 1,
-        }.get(type(event), lambda *_: 0)(event, step)
+        }
+        due = dues[type(event)](event, step) if type(event) in dues else 0
         require(len(receipts) == due, "one receipt for one result", (event, receipts))
         for receipt in receipts:
             where = (receipt.device_id, receipt.round, receipt.attempt)
@@ -427,7 +429,7 @@ class RoundLaws:
         require(not missing, "what counts is being added", missing)
 
 
-_FACTS = {
+_FACTS: dict[type, Callable[..., None]] = {
     e.RoundStarted: RoundLaws._started,
     e.UpdateAccepted: RoundLaws._accepts,
     e.UpdateRefused: RoundLaws._refuses,
@@ -443,7 +445,7 @@ _FACTS = {
     e.RunStopped: RoundLaws._ends,
     e.RunFailed: RoundLaws._ends,
 }
-_COMMANDS = {
+_COMMANDS: dict[type, Callable[..., None]] = {
     e.SendOrder: RoundLaws._orders,
     e.VerifyUpdate: RoundLaws._verifies,
     e.FoldUpdate: RoundLaws._folds,

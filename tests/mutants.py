@@ -10,6 +10,7 @@ import inspect
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
@@ -60,7 +61,7 @@ class Mutant:
         return found
 
 
-def _load(mutant: Mutant) -> dict[str, object]:
+def _load(mutant: Mutant) -> dict[str, Any]:
     """Return the names of the patched module."""
     source = inspect.getsource(mutant.module)
     for old, new in mutant.patches.items():

@@ -16,7 +16,6 @@ import numpy as np
 import urllib3
 
 from broker.messages import (
-    Ack,
     DeviceState,
     Message,
     Order,
@@ -113,17 +112,6 @@ class ScriptedDevice:
         return self.hear(
             Receipt, lambda receipt: (receipt.run_id, receipt.round, receipt.attempt) == wanted
         )
-
-    def decline(self, order: Order, reason: str) -> None:
-        ack = Ack(
-            action="train",
-            run_id=order.run_id,
-            round=order.round,
-            attempt=order.attempt,
-            accepted=False,
-            reason=reason,
-        )
-        self.say("ack", ack)
 
     def report(
         self, order: Order, written: WrittenUpdate, examples: int, key: str | None = None

@@ -36,7 +36,7 @@ class Disk:
 
 
 @lru_cache(maxsize=4096)
-def state_of(status: str, boot_id: str, role: str) -> DeviceState:
+def state_of(status: Any, boot_id: str, role: Any) -> DeviceState:
     """Return a presence message."""
     return DeviceState.model_construct(status=status, boot_id=boot_id, role=role, tasks=["digits"])
 

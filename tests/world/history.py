@@ -180,7 +180,8 @@ class World:
         self.server.lose_connection()
 
     def connection_dies_silently(self) -> None:
-        party = self.kernel.rng.choice([*self.devices, self.server])
+        parties: list[Device | Server] = [*self.devices, self.server]
+        party = self.kernel.rng.choice(parties)
         name = SERVER if isinstance(party, Server) else party.name
         session = self.broker.sessions[name]
         if session.up:
