@@ -76,6 +76,8 @@ def summary(record: RunRecord, ledger: Ledger) -> dict[str, Any]:
         "rounds": record.plan.rounds,
         "cohort_size": record.plan.cohort_size,
         "quorum": record.plan.quorum,
+        "evaluate_on": record.plan.evaluate_on,
+        "evaluate_every": record.plan.evaluate_every,
         "rounds_completed": ledger.model.version,
         "accuracy": ledger.metric(version, "accuracy"),
         "loss": ledger.metric(version, "loss"),

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from broker.messages import DeviceInfo, DeviceState, RunDocument, RunEvent
 from rengo.operator import News
 
 _ENDED = frozenset({"completed", "stopped", "failed"})
+_PATIENCE_S = 20.0
 _ONLINE = frozenset({"ready", "training", "draining"})
 
 
@@ -60,7 +62,7 @@ class RoundProgress:
 
     Attributes:
         started_s: when its start was heard of, on the follower's clock; None if that was missed.
-        seconds: from that to its commit.
+        committed_s: when its commit was heard of, None before.
         refused: why a device's answer did not count, by device.
     """
 
@@ -72,8 +74,14 @@ class RoundProgress:
     bytes_up: int = 0
     bytes_down: int = 0
     refused: dict[str, str] = field(default_factory=dict)
-    committed: bool = False
-    seconds: float | None = None
+    committed_s: float | None = None
+
+    @property
+    def seconds(self) -> float | None:
+        """From its start to its commit; None when one of them is not known."""
+        if self.committed_s is None or self.started_s is None:
+            return None
+        return self.committed_s - self.started_s
 
 
 @dataclass
@@ -94,6 +102,8 @@ class Follower:
     rounds: dict[int, RoundProgress] = field(default_factory=dict)
     bytes_up: int = 0
     bytes_down: int = 0
+    _evaluate_on: str = "evaluators"
+    _evaluate_every: int = 1
     _measured: dict[int, dict[str, tuple[int, float]]] = field(default_factory=dict)
 
     def take(self, news: News) -> None:
@@ -114,7 +124,15 @@ class Follower:
     @property
     def committed(self) -> list[int]:
         """The rounds whose commit was heard of, in order."""
-        return sorted(number for number, each in self.rounds.items() if each.committed)
+        return sorted(
+            number for number, each in self.rounds.items() if each.committed_s is not None
+        )
+
+    def know(self, report: Mapping[str, Any]) -> None:
+        """Take in what only the run's definition says."""
+        self.cohort_size = report["cohort_size"]
+        self._evaluate_on = report["evaluate_on"]
+        self._evaluate_every = report["evaluate_every"]
 
     @property
     def accuracies(self) -> dict[int, float]:
@@ -127,13 +145,20 @@ class Follower:
 
     def settled(self, number: int) -> bool:
         """Whether a committed round's accuracy is known, or need not be waited for any more."""
-        if self.ended or self.document is None:
+        document, committed_s = self.document, self.rounds[number].committed_s
+        if self.ended or document is None or committed_s is None:
             return self.ended
-        later = sum(1 for each in self.committed if each > number)
+        due = number % self._evaluate_every == 0 or number == document.rounds
+        if not due or self._evaluate_on == "none":
+            return True
+        measuring = self._evaluate_on == "evaluators"
+        crowd = self.crowd.evaluators if measuring else self.crowd.trainers
         answers = len(self._measured.get(number, {}))
-        task = self.document.task
-        expected = len(self.crowd.evaluators(task) or self.crowd.trainers(task))
-        return answers >= max(1, expected) or later > (0 if answers else 1)
+        if answers >= max(1, len(crowd(document.task))):
+            return True
+        # of many devices some will not answer, or late
+        overtaken = answers > 0 and any(each > number for each in self.committed)
+        return overtaken or self.clock() - committed_s > _PATIENCE_S
 
     @property
     def short_of_devices(self) -> bool:
@@ -173,7 +198,7 @@ class Follower:
             case "UpdateRefused" | "OrderDeclined":
                 self._round(event).refused[detail["device_id"]] = detail["reason"]
             case "RoundCommitted":
-                self._commit(event)
+                self._round(event).committed_s = self.clock()
             case "EvaluationRecorded":
                 self._moved(detail["usage"])
                 if "accuracy" in detail["metrics"]:
@@ -186,12 +211,6 @@ class Follower:
         if known is None or known.attempt != event.attempt:
             known = self.rounds[event.round] = RoundProgress(event.round, event.attempt)
         return known
-
-    def _commit(self, event: RunEvent) -> None:
-        current = self._round(event)
-        current.committed = True
-        if current.started_s is not None:
-            current.seconds = self.clock() - current.started_s
 
     def _moved(self, usage: dict[str, float]) -> Counter[str]:
         moved = Counter({key: int(usage.get(key, 0)) for key in ("bytes_up", "bytes_down")})

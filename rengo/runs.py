@@ -170,7 +170,7 @@ def follow(
         RunFailed: it ended without its model, and why.
     """
     follower = Follower(run_id, Crowd() if crowd is None else crowd)
-    follower.cohort_size = client.call("runs_show", {"run_id": run_id})["cohort_size"]
+    follower.know(client.call("runs_show", {"run_id": run_id}))
     while not follower.ended:
         for news in client.news(_LOOK_EVERY_S):
             follower.take(news)

@@ -141,22 +141,46 @@ def test_a_round_is_told_when_its_accuracy_is_there(play: Play) -> None:
     assert told(play, story) == []
 
 
-def test_rounds_that_nobody_measures_are_told_after_a_while_and_in_order(play: Play) -> None:
+def test_an_accuracy_that_comes_late_is_waited_for_but_not_for_ever(play: Play) -> None:
+    story = Story()
+    told(play, story)
+    play.round(1)
+    play.round(2, took_s=9.0)
+    play.round(3, took_s=9.0)
+    assert told(play, story) == []
+    play.now_s += 3.0
+    (first,) = told(play, story)
+    assert first.startswith("round 1/3")
+    assert first.endswith("accuracy -")
+    play.measured(3, 0.9)
+    play.measured(2, 0.8)
+    assert [line[:9] for line in told(play, story)] == ["round 2/3", "round 3/3"]
+
+
+def test_the_end_of_the_run_tells_every_round(play: Play) -> None:
     story = Story()
     told(play, story)
     play.round(1)
     play.round(2)
-    assert told(play, story) == []
-    play.round(3)
-    (first,) = told(play, story)
-    assert first.startswith("round 1/3")
-    assert first.endswith("accuracy -")
     play.document(phase="ended", status="completed")
-    assert [line[:9] for line in told(play, story)] == ["round 2/3", "round 3/3"]
+    assert [line[:9] for line in told(play, story)] == ["round 1/3", "round 2/3"]
+
+
+@pytest.mark.parametrize(
+    ("on", "every", "waited_for"), [("none", 1, set()), ("evaluators", 2, {2, 3})]
+)
+def test_a_round_that_is_not_to_be_measured_is_told_at_once(
+    on: str, every: int, waited_for: set[int], play: Play
+) -> None:
+    play.follower.know({"cohort_size": 2, "evaluate_on": on, "evaluate_every": every})
+    for number in (1, 2, 3):
+        play.round(number)
+    assert {n for n in (1, 2, 3) if not play.follower.settled(n)} == waited_for
 
 
 def test_where_devices_measure_all_of_them_are_waited_for() -> None:
     play, story = Play(), Story()
+    play.follower.know({"cohort_size": 2, "evaluate_on": "devices", "evaluate_every": 1})
     play.device("a")
     play.device("b")
     play.document()
