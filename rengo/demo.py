@@ -64,6 +64,7 @@ def definition(settings: DemoSettings) -> dict[str, Any]:
             "quorum": max(1, settings.clients - 2),
             "deadline_s": 120.0,
             "gather_s": 5.0,
+            "max_attempts": 3,
         },
         "evaluation": {"on": "evaluators"},
     }
