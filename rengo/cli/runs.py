@@ -78,7 +78,12 @@ def _head(run: dict[str, Any]) -> list[str]:
     reason = f": {run['reason']}" if run["reason"] else ""
     phase = "" if run["phase"] == "ended" else f", {run['phase']}"
     if run["phase"] == "gathering" and run["status"] == "running":
-        phase = f", waiting for {run['cohort_size']} devices that have task {run['task']!r}"
+        devices = (
+            "1 device that has"
+            if run["cohort_size"] == 1
+            else f"{run['cohort_size']} devices that have"
+        )
+        phase = f", waiting for {devices} task {run['task']!r}"
     return [
         f"run       {run['run_id']}",
         f"task      {run['task']}, {run['algorithm']}, seed {run['seed']}",
