@@ -61,16 +61,16 @@ class ScriptedDevice:
         )
         self._session.start()
         self._session.wait_connected(_PATIENCE_S)
-        self.say("state", self._state("ready"), retain=True)
+        self.be("ready")
 
     def stop(self) -> None:
-        self.say("state", self._state("offline"), retain=True)
+        self.be("offline")
         self._session.stop()
 
-    def _state(self, status: str) -> DeviceState:
-        return DeviceState.model_validate(
-            {"status": status, "boot_id": "scripted", "tasks": [self._task]}
-        )
+    def be(self, status: str) -> None:
+        """Publish the device's presence."""
+        state = {"status": status, "boot_id": "scripted", "tasks": [self._task]}
+        self.say("state", DeviceState.model_validate(state), retain=True)
 
     def _offer(self, event: object) -> bool:
         self._inbox.put(event)

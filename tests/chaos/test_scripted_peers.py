@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -115,7 +116,7 @@ def with_value(value: float) -> Callable[[ScriptedDevice, Order, Weights], Sent]
     return make
 
 
-def replaced(device: ScriptedDevice, order: Order, weights: Weights) -> Sent:
+def exchanged(device: ScriptedDevice, order: Order, weights: Weights) -> Sent:
     """Tell the hash of one update and have another in the store."""
     _, told = honest_bytes(device.info(order, weights, 10), noise(weights, 7))
     data, _ = honest_bytes(device.info(order, weights, 11), noise(weights, 8))
@@ -136,7 +137,7 @@ HOSTILE: dict[str, tuple[Callable[[ScriptedDevice, Order, Weights], Sent], str]]
     "not-a-number": (with_value(float("nan")), "not finite"),
     "infinite": (with_value(float("inf")), "not finite"),
     "beyond-limit": (with_value(5000.0), "cannot be summed"),
-    "replaced": (replaced, "the result named"),
+    "exchanged": (exchanged, "the result named"),
     "too-heavy": (too_heavy, "more than the"),
 }
 
@@ -178,6 +179,39 @@ def test_damaged_updates_are_refused_with_reasons_and_the_honest_ones_make_the_m
         assert reason in shown["refused"][name], name
 
 
+def test_an_object_replaced_after_its_result_was_sent_is_refused_and_not_the_verified_one(
+    arena: Arena, connect: Callable[..., Devices], tmp_path: Path
+) -> None:
+    devices = connect("before", "after", "steady")
+    run_id = arena.submit(run_of(size=3, quorum=2))
+    orders = {name: device.order(run_id, 1) for name, device in devices.items()}
+    before, after, steady = devices["before"], devices["after"], devices["steady"]
+    weights = steady.model(orders["steady"])
+    updates = {0: (noise(weights, 1), 8), 1: (noise(weights, 2), 9)}
+
+    after.send(orders["after"], *updates[0])
+    assert after.receipt(orders["after"]).status == "accepted"
+    other, _ = honest_bytes(after.info(orders["after"], weights, 8), noise(weights, 3))
+    after.upload(orders["after"], other)
+
+    other, _ = honest_bytes(before.info(orders["before"], weights, 7), noise(weights, 4))
+    arena.signal("server", signal.SIGSTOP)  # so that it reads no object in between
+    try:
+        before.send(orders["before"], noise(weights, 5), 7)
+        before.upload(orders["before"], other)
+    finally:
+        arena.signal("server", signal.SIGCONT)
+    receipt = before.receipt(orders["before"])
+    assert (receipt.status, "the result named" in receipt.reason) == ("refused", True), receipt
+
+    steady.send(orders["steady"], *updates[1])
+    vector = final_vector(arena, run_id, tmp_path)
+    assert np.array_equal(vector, expected(weights.vector, updates))
+    shown = arena.client.call("runs_show", {"run_id": run_id})["history"][0]
+    assert shown["included"] == ["after", "steady"]
+    assert "the result named" in shown["refused"]["before"]
+
+
 # --- late, repeated and disordered results --------------------------------------------------------
 
 
@@ -204,11 +238,15 @@ def test_a_late_and_a_reordered_result_change_nothing(
     arena: Arena, connect: Callable[..., Devices], tmp_path: Path
 ) -> None:
     devices = connect("quick", "slow")
-    run_id = arena.submit(run_of(size=2, quorum=1, rounds=2, deadline_s=3.0))
+    run_id = arena.submit(run_of(size=2, quorum=1, rounds=2))
     first = {name: device.order(run_id, 1) for name, device in devices.items()}
     weights = devices["quick"].model(first["quick"])
     alone = {0: (noise(weights, 1), 7)}
     devices["quick"].send(first["quick"], *alone[0])
+    assert devices["quick"].receipt(first["quick"]).status == "accepted"
+    devices["slow"].be("offline")  # ends the round without it; no deadline to race with
+    arena.wait_fact(run_id, RoundCommitted, 1)
+    devices["slow"].be("ready")
     second = {name: device.order(run_id, 2) for name, device in devices.items()}
     base = devices["quick"].model(second["quick"])
     assert np.array_equal(base.vector, expected(weights.vector, alone))
@@ -229,7 +267,7 @@ def test_a_result_of_a_stale_attempt_is_late(
     arena: Arena, connect: Callable[..., Devices], tmp_path: Path
 ) -> None:
     devices = connect("stale-1", "stale-2")
-    run_id = arena.submit(run_of(size=2, quorum=2, deadline_s=3.0))
+    run_id = arena.submit(run_of(size=2, quorum=2, deadline_s=6.0))
     stale = devices["stale-1"].order(run_id, 1, attempt=1)
     arena.wait_fact(run_id, RoundAbandoned, 1)
     orders = {name: device.order(run_id, 1, attempt=2) for name, device in devices.items()}
