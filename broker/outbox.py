@@ -33,6 +33,10 @@ class OutboxError(RengoError):
     """The outbox's file cannot be read or written (disk full, damaged): the message is not safe."""
 
 
+class OutboxUnusable(OutboxError, ConfigError):
+    """The file is damaged: a person must mend it."""
+
+
 class OutboxFull(OutboxError):
     """The cap on rows or bytes is reached: wait for answers, or drop what is obsolete."""
 
@@ -225,5 +229,10 @@ class Outbox:
     def _guarded(self) -> Iterator[None]:
         try:
             yield
+        except sqlite3.DatabaseError as error:
+            damaged = error.sqlite_errorcode in {sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT}
+            kind = OutboxUnusable if damaged else OutboxError
+            mend = "; remove the file to start afresh (unsent results are lost)" if damaged else ""
+            raise kind(f"the outbox {self.path}: {error}{mend}") from error
         except sqlite3.Error as error:
             raise OutboxError(f"the outbox {self.path}: {error}") from error

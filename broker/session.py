@@ -369,6 +369,8 @@ class MqttSession:
             self._changed.notify_all()
         if isinstance(error, AuthenticationFailed):
             self._report(error)
+        elif self._attempts == 0:
+            _LOG.warning("%s; trying again", error)
 
     def _report(self, error: Exception) -> None:
         """Raise a fault once for a series of the same kind."""

@@ -57,7 +57,7 @@ from fl_client.transferring import JobTransfers, Lease
 from fl_client.voice import Voice
 from fl_client.worklog import Worklog
 from fl_client.workshop import Workshop
-from runtime.errors import ConfigError, PeerError
+from runtime.errors import AuthenticationFailed, ConfigError, MissingExtra, PeerError
 from runtime.identity import Identity
 from storage.transfers import Transfers
 
@@ -100,6 +100,8 @@ class Agent:
         engine = settings.engine
         if engine == "auto":
             engine = "torch" if "torch" in available_engines() else "numpy"
+        elif engine not in available_engines():
+            raise MissingExtra(engine, engine)
         self._tasks = sorted(specs)
         # a SimpleQueue's put is reentrant, so that a signal handler may call stop()
         self._inbox: queue.SimpleQueue[object] = queue.SimpleQueue()
@@ -107,6 +109,7 @@ class Agent:
         self._outbox = Outbox(settings.data_dir / "outbox.sqlite")
         self._worklog = Worklog(settings.data_dir / "jobs.sqlite")
         self._machine = DeviceSession()
+        self._was_connected = False
         self._leases: dict[JobKey, Lease] = {}
         self._transfers = JobTransfers(Transfers(), lambda key: self._inbox.put(_Asked(key)))
         self._transfer_thread = ThreadPoolExecutor(1, "transfer")
@@ -173,11 +176,14 @@ class Agent:
             case Delivery():
                 self._deliver(item)
             case Connected():
+                self._was_connected = True
                 self._session.publish(self._voice.info())
                 self._session.publish(self._voice.state(self._machine.presence))
             case Disconnected():
                 _LOG.warning("broker connection lost: %s", item.reason)
             case SessionFault():
+                if isinstance(item.error, AuthenticationFailed) and not self._was_connected:
+                    raise item.error  # a wrong password at the start is a person's to mend
                 _LOG.error("broker session: %s", item.error)
             case ModelFetched() | UpdateUploaded() | JobFailed():
                 self.handle(item)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fl_client.session import Job, JobKey
 from runtime.errors import Corrupt
+from runtime.files import make_folder
 from storage.headers import verify_file
 
 _KEPT_MODELS = 2
@@ -16,8 +17,9 @@ class DeviceFolder:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        make_folder(root)
         for name in ("models", "updates", "state"):
-            (root / name).mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_folder(root / name)
         # the latest may be gone on with; nobody asks for those of earlier power cuts
         self._keep_latest("*.part", 1)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class AgentSettings(BaseModel):
@@ -35,3 +35,9 @@ class AgentSettings(BaseModel):
     folder: Path | None = None
     labels: dict[str, str] = {}
     keep_warm_s: Annotated[float, Field(ge=0)] = 60.0
+
+    @model_validator(mode="after")
+    def _index_is_a_part(self) -> AgentSettings:
+        if self.index >= self.count:
+            raise ValueError(f"index {self.index} is not within 0..{self.count - 1}")
+        return self

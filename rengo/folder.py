@@ -6,14 +6,14 @@ import fcntl
 import json
 import os
 from pathlib import Path
-from typing import IO, Annotated, Literal
+from typing import IO, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from broker.access import BrokerUser, Role, grants
 from runtime.config import validate
 from runtime.errors import ConfigError
-from runtime.files import atomic_write
+from runtime.files import atomic_write, make_folder
 from runtime.identity import Identity, new_identity, read_identity, write_identity
 from runtime.ports import free_port
 
@@ -48,10 +48,7 @@ class SiteFolder:
 
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
-        try:
-            self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
-        except OSError as error:
-            raise ConfigError(f"data folder {root} cannot be made: {error.strerror}") from error
+        make_folder(self.root)
         self.identities = self.root / "identities"
 
     @property
@@ -105,12 +102,14 @@ class SiteFolder:
     ) -> SiteRecord:
         """Return the record, made at the first start; ports that are given win from then on."""
         known = self.record()
-        record = SiteRecord(
-            domain=known.domain if known else domain,
-            broker_port=broker_port or (known.broker_port if known else free_port(HOST)),
-            store_port=store_port or (known.store_port if known else free_port(HOST)),
-            store=known.store if known else store,
-        )
+        first: dict[str, Any] = {"domain": domain, "store": store}
+        values = first if known is None else known.model_dump()
+        for name, given in (("broker_port", broker_port), ("store_port", store_port)):
+            if given is not None:
+                values[name] = given
+            elif known is None:
+                values[name] = free_port(HOST)
+        record = validate(SiteRecord, values, "the site")
         if record != known:
             atomic_write(self._record_path, record.model_dump_json(indent=2).encode())
         return record

@@ -7,6 +7,7 @@ import json
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Literal, Self
@@ -25,6 +26,7 @@ from runtime.files import atomic_write
 from storage.embedded import EmbeddedStore
 
 _SERVER_START_S = 30.0
+_LOOK_EVERY_S = 2.0
 _DEVICES_START_S = 60.0
 _STARTS_TRIED = 3
 
@@ -115,8 +117,24 @@ class Site:
         atomic_write(config, ("\n".join(lines) + "\n").encode())
         argv = [sys.executable, "-m", "rengo", "server", "--config", str(config)]
         self._add_child("server", Child("the server", argv, self._log("server")))
+        deadline = time.monotonic() + _SERVER_START_S
         with self.connect() as client:
-            client.call("server_info", timeout_s=_SERVER_START_S)
+            while True:
+                try:
+                    client.call("server_info", timeout_s=_LOOK_EVERY_S)
+                except TransportError:
+                    if time.monotonic() > deadline:
+                        raise
+                    self._require_server()
+                else:
+                    return
+
+    def _require_server(self) -> None:
+        """Raise what the server's process said, when it has ended."""
+        if self._supervisor.restarts()["server"] == 0:
+            return
+        said = self.children["server"].last_line().removeprefix("rengo: ")
+        raise ConfigError(f"the server does not start: {said}")
 
     def connect(self) -> OperatorClient:
         """Return a new operator's connection, to be used as a context manager."""

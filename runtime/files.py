@@ -6,6 +6,17 @@ import os
 import tempfile
 from pathlib import Path
 
+from runtime.errors import ConfigError
+
+
+def make_folder(path: Path) -> Path:
+    """Return the folder, made with mode 0700 where it is not there; ConfigError when it cannot."""
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise ConfigError(f"folder {path} cannot be made: {error.strerror}") from error
+    return path
+
 
 def atomic_write(path: Path, data: bytes, mode: int = 0o600) -> None:
     """Replace ``path`` by ``data`` so that a reader sees the old bytes or the new, never a part.
@@ -21,6 +32,9 @@ def atomic_write(path: Path, data: bytes, mode: int = 0o600) -> None:
             file.flush()
             os.fsync(file.fileno())
         Path(name).replace(path)
+    except OSError as error:
+        Path(name).unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise

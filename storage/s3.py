@@ -10,14 +10,15 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, SecretStr, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
 from runtime.errors import (
     AccessDenied,
@@ -60,6 +61,9 @@ _PRECONDITION = {"412", "ConditionalRequestConflict", "PreconditionFailed"}
 _BUSY = {"429", "InternalError", "RequestTimeout", "ServiceUnavailable", "SlowDown", "Throttling"}
 
 
+_HOST = re.compile(r"[A-Za-z0-9._:-]+")
+
+
 class StoreSettings(BaseModel):
     """Where the bucket is and who asks.
 
@@ -70,7 +74,7 @@ class StoreSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     endpoint: str
-    bucket: str = "rengo"
+    bucket: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")] = "rengo"
     region: str = "us-east-1"
     access_key: str
     secret: SecretStr
@@ -84,7 +88,11 @@ class StoreSettings(BaseModel):
         if value is None:
             return None
         parts = urlsplit(value)
-        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username:
+        try:
+            usable = parts.scheme in {"http", "https"} and parts.port != 0 and not parts.username
+        except ValueError:
+            usable = False
+        if not usable or _HOST.fullmatch(parts.hostname or "") is None:
             raise ValueError("must be http://host:port or https://host:port, without user")
         return value.rstrip("/")
 

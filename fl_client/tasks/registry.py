@@ -77,7 +77,7 @@ def _from_file(spec: str, path: Path) -> ModuleType:
     sys.modules[name] = module
     try:
         found.loader.exec_module(module)
-    except (ImportError, SyntaxError) as error:
+    except (Exception, SystemExit) as error:
         raise _load_error(spec, error) from error
     return module
 
@@ -89,7 +89,7 @@ def _imported(spec: str, module_name: str) -> ModuleType:
         raise _load_error(spec, error) from error
 
 
-def _load_error(spec: str, error: ImportError | SyntaxError) -> ConfigError:
+def _load_error(spec: str, error: BaseException) -> ConfigError:
     if isinstance(error, ModuleNotFoundError) and error.name in _EXTRAS:
         return MissingExtra(error.name, _EXTRAS[error.name])
     return ConfigError(f"task {spec} cannot be loaded: {type(error).__name__}: {error}")

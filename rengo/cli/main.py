@@ -70,6 +70,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"rengo: {one_line(error)}", file=sys.stderr)
         return exit_code(error)
+    except OSError as error:
+        if "--debug" in words:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"rengo: {where}{error.strerror or error}", file=sys.stderr)
+        return FAILED
     except Exception as error:
         if "--debug" in words:
             raise

@@ -6,14 +6,19 @@ import argparse
 import fcntl
 import os
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from rengo.cli.common import Commands, add_command, configure_logs, serve
 from rengo.folder import SiteFolder, default_home
-from runtime.config import load
-from runtime.errors import ConfigError
+from runtime.config import load, read_toml
+from runtime.errors import AccessDenied, ConfigError, Unavailable
+from runtime.files import make_folder
 from runtime.identity import Identity, read_identity
+from runtime.retry import retrying
+
+if TYPE_CHECKING:
+    from storage.s3 import S3Store
 
 _START_S = 30.0
 
@@ -68,12 +73,12 @@ def run_server(options: argparse.Namespace) -> int:
 
     configure_logs(debug=options.debug)
     config = load(ServerConfig, options.config, "RENGO_SERVER")
+    _require_private(options.config)
     identity = read_identity(config.identity)
     if identity.role != "server":
         raise ConfigError(f"identity {identity.id} is a {identity.role}'s, not a server's")
-    config.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    store = S3Store(config.store)
-    store.ensure_bucket()
+    lock = _lock_folder(config.data_dir)
+    journal = Journal(config.journal_url)
     server = Server(
         ServerSettings(identity.domain, config.data_dir, config.project, config.spool_memory_bytes),
         Endpoint(
@@ -83,11 +88,12 @@ def run_server(options: argparse.Namespace) -> int:
             identity.password.get_secret_value(),
             identity.client_id,
         ),
-        store,
-        Journal(config.journal_url),
+        _ready(S3Store(config.store)),
+        journal,
     )
     server.start(_START_S)
-    serve(server.run_forever, server.stop)
+    with lock:
+        serve(server.run_forever, server.stop)
     return 0
 
 
@@ -127,6 +133,57 @@ def _given(options: argparse.Namespace, more: tuple[str, ...]) -> dict[str, Any]
     return given
 
 
+def _host_and_port(url: str) -> tuple[str, int]:
+    parts = urlsplit(url)
+    try:
+        port = parts.port
+    except ValueError:
+        port = None
+    if parts.scheme != "mqtt" or not parts.hostname or not port:
+        raise ConfigError(f"--server {url!r} is not mqtt://HOST:PORT")
+    return parts.hostname, port
+
+
+def _require_private(path: Path) -> None:
+    """Raise ConfigError when the file holds the store's secret and others may read it."""
+    holds_secret = "secret" in read_toml(path).get("store", {})
+    if holds_secret and path.stat().st_mode & 0o077:
+        raise ConfigError(
+            f"{path} holds a secret and is readable by others; run: chmod 600 {path} "
+            "(or set RENGO_SERVER_STORE__SECRET)"
+        )
+
+
+def _lock_folder(folder: Path) -> IO[bytes]:
+    lock = (make_folder(folder) / "server.lock").open("ab")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.close()
+        raise ConfigError(
+            f"another `rengo server` uses {folder}; stop it, or set another data_dir"
+        ) from error
+    return lock
+
+
+def _ready(store: S3Store) -> S3Store:
+    """Return the store when its bucket is there; the error says which keys to look at."""
+    endpoint = store.settings.endpoint
+    try:
+        retrying((Unavailable,), attempts=8, total_s=_START_S / 2)(store.ensure_bucket)
+    except Unavailable as error:
+        raise Unavailable(
+            f"the store does not answer at {endpoint}: {error}; is it running, and is "
+            "store.endpoint right?"
+        ) from error
+    except AccessDenied as error:
+        raise AccessDenied(
+            f"the store at {endpoint} refuses the keys: {error}; check store.access_key and "
+            "store.secret"
+        ) from error
+    return store
+
+
 class _Identity:
     """Which identity an agent takes: the file it was given, or one of the site on this machine.
 
@@ -164,10 +221,8 @@ class _Identity:
         identity = read_identity(path)
         if self._options.server is None:
             return identity
-        parts = urlsplit(self._options.server)
-        if parts.scheme != "mqtt" or not parts.hostname or not parts.port:
-            raise ConfigError(f"--server {self._options.server!r} is not mqtt://HOST:PORT")
-        return identity.model_copy(update={"host": parts.hostname, "port": parts.port})
+        host, port = _host_and_port(self._options.server)
+        return identity.model_copy(update={"host": host, "port": port})
 
     def _first_free(self, folder: SiteFolder) -> Path:
         paths = sorted(folder.identities.glob("device-*.json"))

@@ -247,7 +247,7 @@ def server_file(folder: Path, **changes: Any) -> Path:
         ("\x00", "is not valid TOML: "),
         ("", "'identity': Field required"),
         ('identity = 3\ndata_dir = "d"\n[store]\nendpoint = "http://h:1"', "'identity': "),
-        ("identitty = 3", "unknown key 'identitty' (known: identity, "),
+        ("identitty = 3", "unknown key 'identitty' (known: data_dir, identity, "),
         ('[store]\nsecrett = "x"', "unknown key 'store.secrett' (known: "),
         ('[store]\nendpoint = "h:1"', "'store.endpoint': must be http://host:port"),
         ('[store]\nendpoint = "http://h:99999"', "'store.endpoint': must be http://host:port"),
