@@ -11,7 +11,8 @@ import pytest
 
 from broker.messages import Order
 from fl_server.aggregation.exact import FixedPoint
-from fl_server.events import RoundAbandoned, RoundCommitted
+from fl_server.events import RoundAbandoned, RoundCommitted, RoundStarted, UpdateWithdrawn
+from rengo.cli.main import main
 from storage.updates import WrittenUpdate
 from storage.weights import Vector, Weights, read_safetensors
 from tests.chaos.arena import Arena, Opened
@@ -210,6 +211,69 @@ def test_an_object_replaced_after_its_result_was_sent_is_refused_and_not_the_ver
     shown = arena.client.call("runs_show", {"run_id": run_id})["history"][0]
     assert shown["included"] == ["after", "steady"]
     assert "the result named" in shown["refused"]["before"]
+
+
+def test_a_restarted_server_finds_out_an_object_replaced_after_its_receipt(
+    arena: Arena,
+    connect: Callable[..., Devices],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    devices = connect("turncoat", "loyal")
+    run_id = arena.submit(run_of(size=2, quorum=2))
+    orders = {name: device.order(run_id, 1) for name, device in devices.items()}
+    turncoat, loyal = devices["turncoat"], devices["loyal"]
+    weights = loyal.model(orders["loyal"])
+    updates = {0: (noise(weights, 1), 8), 1: (noise(weights, 2), 9)}
+
+    turncoat.send(orders["turncoat"], *updates[0])
+    assert turncoat.receipt(orders["turncoat"]).status == "accepted"
+    other, _ = honest_bytes(turncoat.info(orders["turncoat"], weights, 7), noise(weights, 3))
+    turncoat.upload(orders["turncoat"], other)
+    arena.kill("server")  # which held the verified values in memory
+    withdrawn = arena.wait_fact(run_id, UpdateWithdrawn, 1)
+    assert (withdrawn.device_id, "the result named" in withdrawn.reason) == ("turncoat", True)
+
+    turncoat.send(turncoat.order(run_id, 1), *updates[0])  # it was asked again
+    assert turncoat.receipt(orders["turncoat"]).status == "accepted"
+    loyal.send(orders["loyal"], *updates[1])
+    vector = final_vector(arena, run_id, tmp_path)
+    assert np.array_equal(vector, expected(weights.vector, updates))
+    assert main(["runs", "show", run_id, "--data-dir", str(arena.site.folder.root)]) == 0
+    assert withdrawn.reason in " ".join(capsys.readouterr().out.split())
+
+
+def test_results_that_nobody_asked_for_change_nothing(
+    arena: Arena, connect: Callable[..., Devices], tmp_path: Path
+) -> None:
+    devices = connect("busy-1", "busy-2", "busy-3")
+    run_id = arena.submit(run_of(size=2, quorum=2))
+    cohort = arena.wait_fact(run_id, RoundStarted, 1).cohort
+    (outsider,) = (device for name, device in devices.items() if name not in cohort)
+    busy, other = (devices[name] for name in cohort)
+    order = busy.order(run_id, 1)
+    weights = busy.model(order)
+    updates = {0: (noise(weights, 1), 4), 1: (noise(weights, 2), 5)}
+    assert order.upload is not None
+
+    written = busy.send(order, *updates[0])
+    assert busy.receipt(order).status == "accepted"
+    outsider.report(order, written, 4, key=order.upload.key.replace(busy.id, outsider.id))
+    receipt = outsider.receipt(order)
+    assert (receipt.status, receipt.reason) == ("refused", "not in this round's cohort")
+
+    _, second = honest_bytes(busy.info(order, weights, 4), noise(weights, 3))
+    busy.report(order, second, 4)
+    receipt = busy.receipt(order)
+    assert (receipt.status, "already counted" in receipt.reason) == ("refused", True)
+
+    early = order.model_copy(update={"round": 2})
+    busy.report(early, written, 4, key=order.upload.key.replace("/000001/", "/000002/"))
+    assert busy.receipt(early).status == "unknown"
+
+    other.send(other.order(run_id, 1), *updates[1])
+    vector = final_vector(arena, run_id, tmp_path)
+    assert np.array_equal(vector, expected(weights.vector, updates))
 
 
 # --- late, repeated and disordered results --------------------------------------------------------
