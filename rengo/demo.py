@@ -93,7 +93,7 @@ def run_demo(settings: DemoSettings, view: View, more: dict[str, Any] | None = N
 
             def look(crowd: Crowd) -> None:
                 view.devices(crowd, len(devices))
-                site.check_devices()
+                site.check_processes()
 
             names = [each.name for each in devices]
             wait_for_devices(client, names, _DEVICES_START_S, look, crowd)

@@ -164,8 +164,8 @@ class Site:
         if self.broker.running:
             self.broker.reload(self.folder.broker_users())
 
-    def check_devices(self) -> None:
-        """Return when every device's process lives, or may still come up.
+    def check_processes(self) -> None:
+        """Return when the server and every device live, or may still come up.
 
         Raises:
             TransportError: one has ended again and again; names it and its last line.
@@ -217,7 +217,7 @@ class Site:
             with self.connect() as client:
                 crowd, names = Crowd(), [each.name for each in fleet]
                 wait_for_devices(
-                    client, names, _DEVICES_START_S, lambda _: self.check_devices(), crowd
+                    client, names, _DEVICES_START_S, lambda _: self.check_processes(), crowd
                 )
                 run_id = submit(client, spec, values)
                 result = follow(client, run_id, watch, crowd)

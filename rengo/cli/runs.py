@@ -39,7 +39,7 @@ def list_runs(options: argparse.Namespace) -> int:
     rows = [
         [
             run["run_id"],
-            run["status"],
+            "waiting" if _waits(run) else run["status"],
             f"{run['rounds_completed']}/{run['rounds']}",
             figure(run["accuracy"]),
             run["task"],
@@ -77,7 +77,7 @@ def show_run(options: argparse.Namespace) -> int:
 def _head(run: dict[str, Any]) -> list[str]:
     reason = f": {run['reason']}" if run["reason"] else ""
     phase = "" if run["phase"] == "ended" else f", {run['phase']}"
-    if run["phase"] == "gathering" and run["status"] == "running":
+    if _waits(run):
         devices = (
             "1 device that has"
             if run["cohort_size"] == 1
@@ -95,6 +95,10 @@ def _head(run: dict[str, Any]) -> list[str]:
         f"model     {run['model_key']}",
         f"sha256    {run['model_sha256']}",
     ]
+
+
+def _waits(run: dict[str, Any]) -> bool:
+    return bool(run["phase"] == "gathering" and run["status"] == "running")
 
 
 def _device_row(row: dict[str, Any]) -> list[str]:
