@@ -171,6 +171,24 @@ SPY = """
 """
 
 
+def test_the_torch_child_does_not_load_torchs_compiler(site: Site) -> None:
+    spec = site.task(
+        """
+        import sys
+        from fl_client.tasks.digits import Digits
+        class Own(Digits):
+            def metrics(self, outputs, targets):
+                return {"compiler": float("torch._inductor" in sys.modules)}
+        """
+    )
+    child = site.child(replace(DIGITS, task=spec, engine="torch"))
+    child.submit(site.job())
+    assert isinstance(site.wait(JobDone, JobFailed, ChildDied), JobDone)
+    child.submit(site.job(action="evaluate"))
+    # two CPU seconds at the start of every training process
+    assert site.wait(JobDone).result.metrics["compiler"] == 0.0
+
+
 @pytest.mark.parametrize(("engine", "loaded"), [("numpy", 0.0), ("torch", 1.0)])
 def test_the_numpy_child_holds_no_torch(site: Site, engine: str, loaded: float) -> None:
     spec = site.task(SPY)
