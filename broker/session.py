@@ -370,7 +370,7 @@ class MqttSession:
         if isinstance(error, AuthenticationFailed):
             self._report(error)
         elif self._attempts == 0:
-            _LOG.warning("%s; trying again", error)
+            _LOG.info("%s; trying again", error)
 
     def _report(self, error: Exception) -> None:
         """Raise a fault once for a series of the same kind."""

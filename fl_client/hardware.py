@@ -62,7 +62,14 @@ def describe() -> Hardware:
 
 def available_engines() -> list[str]:
     """Return the engines that can run here, the best first."""
-    return [name for name in ("torch", "numpy") if importlib.util.find_spec(name) is not None]
+    return [name for name in ("torch", "numpy") if _is_installed(name)]
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ImportError:
+        return False
 
 
 def _model() -> str:

@@ -137,9 +137,14 @@ def print_json(document: dict[str, Any], path: str | None) -> None:
         sys.stdout.write(text)
         return
     try:
-        Path(path).write_text(text, "utf-8")
+        file = Path(path).open("w", encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"--json {path} cannot be written: {error.strerror}") from error
+    try:
+        with file:
+            file.write(text)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from error
 
 
 def configure_logs(*, debug: bool) -> None:

@@ -769,7 +769,7 @@ def operations(home: Path) -> None:
         (["run", "digits", "--rounds", "0"], "'rounds': ", USAGE),
         (["run", "digits", "--set", "algorithm.name=x"], "no algorithm 'x'; there are", USAGE),
         (["run", "digits", "--set", "algorithm.mu=x"], "has no setting 'mu'", USAGE),
-        (["run", "digits", "--set", "x=2020-01-01"], "cannot hold this", USAGE),
+        (["run", "digits", "--set", "x=2020-01-01"], "unknown key 'x'", USAGE),
         (["run", "digits", "--set", "seed=99999999999999999999999"], "'seed'", USAGE),
         (["run", "digits", "--set", "seed=x"], "'seed'", USAGE),
         (["run", "digits", "--set", "training.epochs=1"], "training setting epochs: ", USAGE),
