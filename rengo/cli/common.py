@@ -137,7 +137,8 @@ def print_json(document: dict[str, Any], path: str | None) -> None:
         sys.stdout.write(text)
         return
     try:
-        file = Path(path).open("w", encoding="utf-8")
+        # opening and writing fail in different ways
+        file = Path(path).open("w", encoding="utf-8")  # noqa: SIM115
     except OSError as error:
         raise ConfigError(f"--json {path} cannot be written: {error.strerror}") from error
     try:

@@ -132,7 +132,7 @@ def test_four_terminals_as_the_readme_shows_them(tmp_path: Path) -> None:
         ]
         (done,) = [line for line in run.lines if line.startswith("Done: accuracy ")]
         assert float(done.split()[2]) > 0.9
-        up.until("^run my_task-.* is completed, accuracy ")
+        up.until(rf"^run my_task-\S+ is completed, accuracy {re.escape(done.split()[2])}\b")
         assert [client.interrupt() for client in clients] == [0, 0]
         assert {up.until(r" is gone \(offline\)").split()[0] for _ in clients} == joined
         assert up.interrupt() == 0
