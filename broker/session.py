@@ -63,7 +63,8 @@ class MqttSession:
         subscriptions: MQTT filters, subscribed again on every connection.
         events: takes an event, only enqueues, and returns False when the queue is full: a delivery
             is then left unacknowledged, so that the broker brings it again.
-        will: what the broker publishes when this process dies or the network goes.
+        will: what the broker publishes when this process dies or the network goes; a function is
+            asked on the session's thread before each connection, so that a will can name its own.
         outbox: what :meth:`send` needs; the caller closes it after :meth:`stop`.
         resend_s: how long a message waits for :meth:`confirm` before it is sent again.
 
@@ -77,11 +78,11 @@ class MqttSession:
         subscriptions: Sequence[str],
         events: Callable[[SessionEvent], bool],
         *,
-        will: Publication | None = None,
+        will: Publication | Callable[[], Publication] | None = None,
         outbox: Outbox | None = None,
         resend_s: float = 10.0,
     ) -> None:
-        if will is not None:
+        if isinstance(will, Publication):
             check_message(will.topic, will.payload)
         self.endpoint = endpoint
         self._subscriptions = tuple(subscriptions)
@@ -278,9 +279,8 @@ class MqttSession:
                 self._stopping.wait(self._pause_s())
 
     def _live(self) -> None:
-        link = Connection(
-            self.endpoint, self._generation, self._subscriptions, self._will, self._hooks
-        )
+        will = self._will() if callable(self._will) else self._will
+        link = Connection(self.endpoint, self._generation, self._subscriptions, will, self._hooks)
         link.open()
         lost = False
         try:

@@ -127,7 +127,7 @@ class Agent:
             ),
             self._voice.subscriptions(),
             self._offer,
-            will=self._voice.state("lost"),
+            will=self._voice.will,
             outbox=self._outbox,
         )
 

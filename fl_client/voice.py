@@ -29,7 +29,11 @@ from runtime.identity import Identity
 
 
 class Voice:
-    """Makes the device's messages; ``boot_id`` tells this life of the device from others."""
+    """Makes the device's messages; ``boot_id`` tells one connection of the device from others.
+
+    A broker may publish the will of a connection after the next one stands; the server knows by
+    the boot id that it speaks of the past.
+    """
 
     def __init__(
         self, identity: Identity, settings: AgentSettings, engine: str, tasks: list[str]
@@ -51,8 +55,13 @@ class Voice:
             self._topics.run("+", "state"),
         ]
 
+    def will(self) -> Publication:
+        """Return the will of a new connection, whose boot id every state has from here on."""
+        self.boot_id = secrets.token_hex(8)
+        return self.state("lost")
+
     def state(self, status: str) -> Publication:
-        """Return the retained presence; as a will with status "lost"."""
+        """Return the retained presence."""
         state = DeviceState.model_validate(
             {
                 "status": status,

@@ -1,0 +1,44 @@
+"""What a device says of itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from broker.messages import DeviceState, decode
+from broker.session import Publication
+from broker.topics import parse
+from fl_client.settings import AgentSettings
+from fl_client.voice import Voice
+from fl_server.presence import Presence
+from runtime.identity import new_identity
+
+
+def voice(folder: Path) -> Voice:
+    identity = new_identity("device", "home", "d-1", "127.0.0.1", 1)
+    settings = AgentSettings(identity=folder / "d.json", data_dir=folder)
+    return Voice(identity, settings, "numpy", ["digits"])
+
+
+def state_of(publication: Publication) -> DeviceState:
+    _, message = decode(publication.payload, parse(publication.topic))
+    assert isinstance(message, DeviceState)
+    return message
+
+
+def test_each_connection_has_a_boot_id_that_its_will_and_its_states_share(tmp_path: Path) -> None:
+    speaker = voice(tmp_path)
+    first = state_of(speaker.will())
+    assert state_of(speaker.state("ready")).boot_id == first.boot_id
+    second = state_of(speaker.will())
+    assert second.boot_id != first.boot_id
+    assert state_of(speaker.state("ready")).boot_id == second.boot_id
+
+
+def test_the_will_of_an_older_connection_does_not_make_a_device_lost(tmp_path: Path) -> None:
+    speaker, presence = voice(tmp_path), Presence()
+    late = state_of(speaker.will())
+    presence.take_state("d-1", state_of(speaker.state("ready")))
+    speaker.will()
+    presence.take_state("d-1", state_of(speaker.state("ready")))
+    assert presence.take_state("d-1", late) is None
+    assert presence.devices["d-1"].online
