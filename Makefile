@@ -31,7 +31,7 @@ demo: $(FOR_DEMO) ## train one model across real processes on this machine
 
 .PHONY: test
 test: $(FOR_DEV) ## run every test
-	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
 
 .PHONY: check
 check: $(FOR_DEV) ## check format, lint, types and who imports whom
