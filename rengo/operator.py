@@ -56,6 +56,7 @@ class OperatorClient:
         self._identity = identity
         self._timeout_s = timeout_s
         self._topics = Topics(identity.domain)
+        self._devices_begin = self._topics.device("+", "state").partition("+")[0]
         self._inbox: queue.SimpleQueue[SessionEvent] = queue.SimpleQueue()
         self._news: list[News] = []
         self._numbers = itertools.count()
@@ -174,6 +175,8 @@ class OperatorClient:
             address = parse(delivery.topic)
             _, message = decode(delivery.payload, address)
         except PeerError as error:
+            if delivery.topic.startswith(self._devices_begin):
+                return  # one device's bad document must not take the command line away
             raise TransportError(f"the domain speaks another protocol: {error}") from error
         self._news.append(News(address, message))
 
