@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -537,34 +538,60 @@ def wrong(identity: Identity) -> Identity:
     return identity.model_copy(update={"password": other})
 
 
-def test_a_server_whose_broker_cannot_be_reached(place: Place, tmp_path: Path) -> None:
-    path = place.server_file(tmp_path)
-    port = free_port()
-    write_identity(tmp_path / "server.json", place.server.model_copy(update={"port": port}))
-    told = rengo("server", "--config", path)
-    assert f"127.0.0.1:{port}" in told.line
-    assert "Connection refused" in told.line
-    assert told.code == UNREACHABLE
-    assert told.seconds < 50
+@dataclass
+class Away:
+    """A command whose other side is not there, and what it must say."""
+
+    name: str
+    arguments: tuple[object, ...]
+    said: tuple[str, ...]
+    home: Path | None = None
 
 
-def test_an_operator_whose_broker_cannot_be_reached(home: Path) -> None:
-    port = free_port()
-    identity = new_identity("operator", "home", "operator", "127.0.0.1", port)
-    write_identity(home / "identities" / "operator.json", identity)
-    for arguments in (["runs", "ls"], ["run", "digits"]):
-        told = rengo(*arguments, home=home)
-        assert f"127.0.0.1:{port}" in told.line
-        assert "Connection refused" in told.line
-        assert told.code == UNREACHABLE
+def operator_home(folder: Path, identity: Identity, **changes: Any) -> Path:
+    path = folder / "identities" / "operator.json"
+    write_identity(path, identity.model_copy(update=changes))
+    return folder
 
 
-def test_a_host_that_is_not_known(home: Path) -> None:
-    identity = new_identity("operator", "home", "operator", "no-such-host.invalid", 1883)
-    write_identity(home / "identities" / "operator.json", identity)
-    told = rengo("runs", "ls", home=home)
-    assert "no-such-host.invalid:1883" in told.line
-    assert told.code == UNREACHABLE
+def commands_to_nobody(place: Place, folder: Path) -> list[Away]:
+    port, endpoint = free_port(), f"http://127.0.0.1:{free_port()}"
+    for name in ("broker", "store"):
+        (folder / name).mkdir()
+    broker_file = place.server_file(folder / "broker")
+    store_file = place.server_file(folder / "store", store__endpoint=endpoint)
+    elsewhere = place.server.model_copy(update={"port": port})
+    write_identity(folder / "broker" / "server.json", elsewhere)
+    closed = operator_home(folder / "closed", place.operator, port=port)
+    unknown = operator_home(folder / "unknown", place.operator, host="no-such-host.invalid")
+    alone = operator_home(folder / "alone", place.operator)
+    refused = (f"127.0.0.1:{port}", "Connection refused")
+    return [
+        Away("server, no broker", ("server", "--config", broker_file), refused),
+        Away("server, no store", ("server", "--config", store_file), (endpoint, "store.endpoint")),
+        Away("operator, no broker", ("runs", "ls"), refused, closed),
+        Away("submitter, no broker", ("run", "digits"), refused, closed),
+        Away("operator, no such host", ("runs", "ls"), ("no-such-host.invalid:",), unknown),
+        Away(
+            "operator, no server",
+            ("runs", "ls"),
+            ("the server did not answer 'runs_ls'", "is it running?"),
+            alone,
+        ),
+    ]
+
+
+def test_whoever_is_away_is_told_within_a_bounded_time(place: Place, tmp_path: Path) -> None:
+    """All at the same time, since each waits a while for the other side to come."""
+    cases = commands_to_nobody(place, tmp_path)
+    with ThreadPoolExecutor(len(cases)) as pool:
+        ends = [pool.submit(rengo, *case.arguments, home=case.home) for case in cases]
+    for case, end in zip(cases, ends, strict=True):
+        told = end.result()
+        for said in case.said:
+            assert said in told.line, case.name
+        assert told.code == UNREACHABLE, case.name
+        assert told.seconds < 55, case.name
 
 
 def test_an_agent_waits_for_a_broker_and_says_so(tmp_path: Path) -> None:
@@ -591,15 +618,6 @@ def test_an_agent_waits_for_a_broker_and_says_so(tmp_path: Path) -> None:
     assert f"cannot reach the MQTT broker at 127.0.0.1:{port}" in line
     assert "trying again" in line
     assert "Traceback" not in rest
-
-
-def test_a_server_whose_store_cannot_be_reached(place: Place, tmp_path: Path) -> None:
-    endpoint = f"http://127.0.0.1:{free_port()}"
-    told = rengo("server", "--config", place.server_file(tmp_path, store__endpoint=endpoint))
-    assert endpoint in told.line
-    assert "store.endpoint" in told.line
-    assert told.code == UNREACHABLE
-    assert told.seconds < 50
 
 
 @pytest.mark.parametrize("key", ["store__secret", "store__access_key"])
@@ -643,14 +661,6 @@ def test_an_agent_with_a_wrong_password(role: str, place: Place, tmp_path: Path)
     assert "refused user 'd-1'" in told.line
     assert told.code == UNREACHABLE
     assert told.seconds < 30
-
-
-def test_an_operator_whose_server_does_not_run(place: Place, home: Path) -> None:
-    write_identity(home / "identities" / "operator.json", place.operator)
-    told = rengo("runs", "ls", home=home)
-    assert "the server did not answer 'runs_ls'" in told.line
-    assert "is it running?" in told.line
-    assert told.code == UNREACHABLE
 
 
 def test_a_server_whose_journal_is_of_another_version(place: Place, tmp_path: Path) -> None:
