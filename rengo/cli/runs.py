@@ -130,7 +130,7 @@ def _history_row(row: dict[str, Any]) -> list[str]:
         str(row["round"]),
         str(row["attempt"]),
         row["outcome"] + reason,
-        f"{len(row['included'])} of {row['invited']}",
+        f"{row['updates']} of {row['invited']}",
         "-" if row["seconds"] is None else f"{row['seconds']:.2f}",
         figure(row["accuracy"]),
     ]

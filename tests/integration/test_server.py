@@ -6,7 +6,7 @@ import hashlib
 import io
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,8 @@ from runtime.errors import ConfigError, RunFailed
 from runtime.identity import Identity, new_identity
 from storage.embedded import EmbeddedStore
 from storage.s3 import S3Store
-from storage.updates import UpdateInfo, write_update
+from storage.headers import UpdateInfo
+from storage.updates import write_update
 from storage.weights import Weights, write_safetensors
 from tests.integration.broker_fixtures import Owner, eventually
 from tests.messages import SAMPLES, envelope, wire
@@ -533,9 +534,15 @@ class Device:
     def orders(self) -> list[Order]:
         return received(self.owner, Order)
 
-    def order(self, holds: Callable[[Order], bool]) -> Order:
-        self.owner.wait(lambda: any(holds(each) for each in self.orders()))
-        return next(each for each in reversed(self.orders()) if holds(each))
+    def order(self, round_number: int, beyond_epoch: int = 0) -> Order:
+        """Return the order of that round, of a later epoch than the given one."""
+
+        def found() -> list[Order]:
+            orders = [each for each in self.orders() if each.round == round_number]
+            return [each for each in orders if each.epoch > beyond_epoch]
+
+        self.owner.wait(lambda: bool(found()))
+        return found()[-1]
 
     def train(self, order: Order, value: float = 0.5) -> Result:
         assert order.upload is not None
@@ -562,8 +569,11 @@ class Device:
         )
         return result(order.run_id, round=order.round, attempt=order.attempt, update=reference)
 
-    def receipts(self) -> list[Receipt]:
-        return received(self.owner, Receipt)
+    def receipt(self, number: int) -> Receipt:
+        """Return the last of so many receipts."""
+        self.owner.wait(lambda: len(received(self.owner, Receipt)) == number)
+        receipt: Receipt = received(self.owner, Receipt)[-1]
+        return receipt
 
 
 def test_a_run_from_its_first_order_to_its_model(site: Site) -> None:
@@ -572,13 +582,12 @@ def test_a_run_from_its_first_order_to_its_model(site: Site) -> None:
     data = model()
     run_id = site.submit(data, definition=DEFINITION | {"evaluation": {"on": "none"}})
     for number in (1, 2):
-        order = device.order(lambda each, number=number: each.round == number)
+        order = device.order(number)
         assert (order.action, order.run_id, order.attempt) == ("train", run_id, 1)
         assert order.epoch == site.call("server_info")["epoch"]
         sent = device.train(order)
         device.say("result", sent)
-        device.owner.wait(lambda number=number: len(device.receipts()) == number)
-        assert device.receipts()[-1].status == "accepted"
+        assert device.receipt(number).status == "accepted"
     eventually(lambda: site.call("runs_show", run_id=run_id)["status"] == "completed")
     reference = site.call("model_url", run_id=run_id)
     final = HTTP.request("GET", reference["url"]).data
@@ -586,8 +595,7 @@ def test_a_run_from_its_first_order_to_its_model(site: Site) -> None:
     first = np.frombuffer(data[-48:], np.float32)
     assert np.allclose(np.frombuffer(final[-48:], np.float32), first + 1.0)
     device.say("result", sent)
-    device.owner.wait(lambda: len(device.receipts()) == 3)
-    assert device.receipts()[-1].status == "accepted", "what was counted stays so"
+    assert device.receipt(3).status == "accepted", "what was counted stays so"
     eventually(lambda: objects(site) == 3)
 
 
@@ -603,13 +611,12 @@ def test_an_update_that_is_not_what_it_says_is_refused_with_its_reason(site: Sit
     device = Device(site)
     device.join()
     run_id = site.submit()
-    order = device.order(lambda each: each.round == 1)
+    order = device.order(1)
     sent = device.train(order)
     assert order.upload is not None
     put(order.upload.url, b"something else")
     device.say("result", sent)
-    device.owner.wait(lambda: bool(device.receipts()))
-    (receipt,) = device.receipts()
+    receipt = device.receipt(1)
     assert receipt.status == "refused"
     assert "does not begin as an update" in receipt.reason
     history = site.call("runs_show", run_id=run_id)["history"]
@@ -620,7 +627,7 @@ def test_an_order_is_asked_for_again_and_declined(site: Site) -> None:
     device = Device(site)
     device.join()
     run_id = site.submit()
-    order = device.order(lambda each: each.round == 1)
+    order = device.order(1)
     device.say("request", Request(action="train", run_id=run_id, round=1, attempt=1))
     device.owner.wait(lambda: len(device.orders()) == 2)
     assert device.orders()[1].model.sha256 == order.model.sha256
@@ -640,9 +647,9 @@ def test_orders_come_again_after_a_restart(site: Site) -> None:
     device = Device(site)
     device.join()
     run_id = site.submit()
-    old = device.order(lambda each: each.run_id == run_id)
+    old = device.order(1)
     site.restart()
-    new = device.order(lambda each: each.epoch > old.epoch)
+    new = device.order(1, beyond_epoch=old.epoch)
     assert (new.run_id, new.round, new.attempt) == (run_id, 1, 1)
 
 

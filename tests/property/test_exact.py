@@ -67,7 +67,7 @@ def test_the_mean_is_near_the_true_one(given_updates: Updates) -> None:
     weight = weight_of(given_updates)
     mean = FIXED.mean(sums(given_updates), weight)
     for i in range(SIZE):
-        true = sum(Fraction(float(v[i])) * w for v, w in given_updates) / weight
+        true = sum((Fraction(float(v[i])) * w for v, w in given_updates), Fraction()) / weight
         bound = Fraction(1, 2 ** (FIXED.scale_bits + 1)) + abs(true) * Fraction(3, 2**52)
         assert abs(Fraction(float(mean[i])) - true) <= bound
 

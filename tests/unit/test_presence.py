@@ -53,7 +53,7 @@ def test_lost_and_offline_are_leaving() -> None:
 def test_a_late_will_of_an_older_life_means_nothing() -> None:
     presence = presence_after(state("ready", "b-1"), state("ready", "b-2"))
     for late in ("lost", "offline"):
-        assert presence.take_state("d-1", state(late, "b-1")) is None  # type: ignore[arg-type]
+        assert presence.take_state("d-1", state(late, "b-1")) is None
     assert presence.devices["d-1"].state.boot_id == "b-2"
     assert presence.online("digits")
 

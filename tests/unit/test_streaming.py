@@ -24,7 +24,8 @@ from fl_server.keys import RunKeys
 from fl_server.models import ModelCache
 from runtime.errors import Corrupt, NotFound, Unavailable
 from storage.objects import MemoryStore
-from storage.updates import UpdateInfo, write_update
+from storage.headers import UpdateInfo
+from storage.updates import write_update
 from storage.weights import Weights, read_safetensors, write_safetensors
 
 KEYS = RunKeys("default", "run-1")

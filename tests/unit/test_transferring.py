@@ -41,7 +41,7 @@ class Scripted(Transfers):
         self.renews: Callable[[], str] | None = None
         self.started = threading.Event()
 
-    def download(  # type: ignore[override]
+    def download(
         self,
         url: str,
         path: Path,
@@ -54,7 +54,7 @@ class Scripted(Transfers):
         assert (sha256, size) == (SHA, 10)
         return self.move(url, renew, cancel)
 
-    def upload(  # type: ignore[override]
+    def upload(
         self,
         url: str,
         path: Path,
