@@ -44,8 +44,8 @@ from rengo.operator import OperatorClient
 from runtime.errors import ConfigError, RunFailed
 from runtime.identity import Identity, new_identity
 from storage.embedded import EmbeddedStore
-from storage.s3 import S3Store
 from storage.headers import UpdateInfo
+from storage.s3 import S3Store
 from storage.updates import write_update
 from storage.weights import Weights, write_safetensors
 from tests.integration.broker_fixtures import Owner, eventually

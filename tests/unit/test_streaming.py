@@ -23,8 +23,8 @@ from fl_server.events import Model, Update
 from fl_server.keys import RunKeys
 from fl_server.models import ModelCache
 from runtime.errors import Corrupt, NotFound, Unavailable
-from storage.objects import MemoryStore
 from storage.headers import UpdateInfo
+from storage.objects import MemoryStore
 from storage.updates import write_update
 from storage.weights import Weights, read_safetensors, write_safetensors
 
