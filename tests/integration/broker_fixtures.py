@@ -67,7 +67,7 @@ class Owner:
             self.session.ack(event)
         return True
 
-    def wait(self, holds: Callable[[], bool], timeout_s: float = 10.0) -> None:
+    def wait(self, holds: Callable[[], bool], timeout_s: float = 30.0) -> None:
         with self._changed:
             assert self._changed.wait_for(holds, timeout_s), f"not within {timeout_s} s: {self}"
 

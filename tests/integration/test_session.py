@@ -174,7 +174,8 @@ def test_an_acknowledgement_of_an_older_connection_is_dropped(site: Site) -> Non
     site.restart_after_kill()
     owner.wait(lambda: len(owner.deliveries) == 2)
     new = owner.deliveries[1]
-    assert (new.payload, new.generation) == (b"first", old.generation + 1)
+    assert new.payload == b"first"
+    assert new.generation > old.generation
     session.ack(old)  # the same message id may mean another message by now
     owner.wait(lambda: len(owner.deliveries) == 3)
     session.ack(owner.deliveries[-1])
