@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from broker.messages import Order
 from fl_client.session import Job, JobKey, Outcome, Stage
 from runtime.errors import ConfigError, RengoError
+from runtime.sqlite import is_disk_trouble
 
 _SCHEMA_VERSION = 1
 _SCHEMA = """
@@ -43,6 +44,7 @@ class Worklog:
     Raises:
         WorklogUnusable: another version of Rengo wrote the file, it is damaged, or it cannot be
             opened.
+        WorklogError: the disk is full.
     """
 
     def __init__(self, path: Path) -> None:
@@ -72,6 +74,8 @@ class Worklog:
             self._db.execute(_SCHEMA)
             self._db.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
         except sqlite3.Error as error:
+            if is_disk_trouble(error):
+                raise WorklogError(f"{self.path}: {error}; is the disk full?") from error
             raise WorklogUnusable(f"{self.path}: {error}; {_MEND}") from error
 
     def close(self) -> None:

@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from fl_server.definition import RunDefinition
 from fl_server.events import FACTS, Fact, Model, Plan
 from runtime.errors import ConfigError, MissingExtra, RengoError, Unavailable
+from runtime.sqlite import is_disk_trouble
 
 try:
     import sqlalchemy as sa
@@ -109,6 +110,7 @@ class Journal:
         ConfigError: the URL is not usable.
         JournalUnusable: another version of Rengo wrote the data, or they cannot be opened.
         JournalUnreachable: the database's server cannot be reached.
+        JournalError: the disk is full.
     """
 
     def __init__(self, url: str) -> None:
@@ -120,7 +122,7 @@ class Journal:
             self._check_version()
         except DBAPIError as error:
             self._engine.dispose()
-            if self._engine.dialect.name == "sqlite":
+            if self._engine.dialect.name == "sqlite" and not is_disk_trouble(error.orig):
                 raise JournalUnusable(f"journal {self._name}: {error.orig}") from error
             raise _error(error, self._name) from error
         except ConfigError:
@@ -278,7 +280,8 @@ def _engine(text: str) -> sa.Engine:
 def _error(error: DBAPIError, name: str) -> JournalError:
     remote = not name.startswith("sqlite")
     kind = JournalUnreachable if remote and isinstance(error, OperationalError) else JournalError
-    return kind(f"journal {name}: {error.orig}")
+    hint = "; is the disk full?" if is_disk_trouble(error.orig) else ""
+    return kind(f"journal {name}: {error.orig}{hint}")
 
 
 def _durable(connection: Any, _record: Any) -> None:

@@ -463,7 +463,7 @@ def test_a_disk_that_is_full(tmp_path: Path, home: Path) -> None:
         before=no_room,
     )
     assert str(tmp_path / "data") in told.line
-    assert told.code in {USAGE, FAILED}
+    assert told.code == FAILED
 
 
 # --- bugs of our own --------------------------------------------------------------------------
@@ -687,6 +687,13 @@ def test_a_server_whose_journal_is_damaged(place: Place, tmp_path: Path) -> None
     assert str(journal) in told.line
     assert "not a database" in told.line
     assert told.code == USAGE
+
+
+def test_a_server_whose_disk_is_full(place: Place, tmp_path: Path) -> None:
+    told = rengo("server", "--config", place.server_file(tmp_path), before=no_room)
+    assert str(tmp_path / "data" / "journal.sqlite") in told.line
+    assert "is the disk full?" in told.line
+    assert told.code == FAILED
 
 
 @pytest.mark.parametrize(

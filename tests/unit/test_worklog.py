@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import sqlite3
 import stat
 import subprocess
@@ -152,3 +153,17 @@ def test_a_place_that_cannot_be_written_is_named(path: Path) -> None:
     path.parent.write_text("a file where the folder should be")
     with pytest.raises(ConfigError, match=r"jobs\.sqlite"):
         Worklog(path)
+
+
+def test_a_full_disk_is_no_damage(path: Path) -> None:
+    """Nobody must be told to remove a file that is in order."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, before[1]))
+    try:
+        with pytest.raises(WorklogError, match="is the disk full") as caught:
+            Worklog(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not isinstance(caught.value, ConfigError)
+    assert "remove" not in str(caught.value)
+    Worklog(path).close()
