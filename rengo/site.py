@@ -14,11 +14,12 @@ from typing import IO, Any, Literal, Self
 
 from broker.embedded import EmbeddedBroker
 from fl_client.tasks.base import Task
+from fl_client.tasks.registry import load_task
 from rengo.devices import DeviceSpec, device_process
 from rengo.folder import SiteFolder, SiteRecord
 from rengo.operator import OperatorClient
 from rengo.progress import Crowd, Follower
-from rengo.runs import RunResult, fetch_model, follow, submit, wait_for_devices
+from rengo.runs import RunResult, check_definition, fetch_model, follow, submit, wait_for_devices
 from rengo.supervisor import Supervisor
 from runtime.child import Child
 from runtime.errors import ConfigError, TransportError
@@ -199,21 +200,23 @@ class Site:
             output: the folder that gets ``model.safetensors`` of the run, in one of its own.
 
         Raises:
+            ConfigError: the task or a key is wrong; said before anything is started.
             RunFailed: the run ended without its model.
         """
         spec = task if isinstance(task, str) else task_spec(task)
+        values: dict[str, Any] = {
+            "rounds": rounds,
+            "cohort": {"size": devices},
+            "evaluation": {"on": "devices"},
+            **(definition or {}),
+        }
+        check_definition(load_task(spec), values)
         fleet = [
             DeviceSpec(f"device-{number + 1}", index=number, count=devices)
             for number in range(devices)
         ]
         self.start_devices(fleet, spec)
         try:
-            values: dict[str, Any] = {
-                "rounds": rounds,
-                "cohort": {"size": devices},
-                "evaluation": {"on": "devices"},
-                **(definition or {}),
-            }
             with self.connect() as client:
                 crowd, names = Crowd(), [each.name for each in fleet]
                 wait_for_devices(

@@ -7,6 +7,7 @@ import importlib.util
 import pkgutil
 import re
 import sys
+import traceback
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
@@ -92,7 +93,14 @@ def _imported(spec: str, module_name: str) -> ModuleType:
 def _load_error(spec: str, error: BaseException) -> ConfigError:
     if isinstance(error, ModuleNotFoundError) and error.name in _EXTRAS:
         return MissingExtra(error.name, _EXTRAS[error.name])
-    return ConfigError(f"task {spec} cannot be loaded: {type(error).__name__}: {error}")
+    where = "" if isinstance(error, ImportError | SyntaxError) else _place(error)
+    return ConfigError(f"task {spec} cannot be loaded: {type(error).__name__}: {error}{where}")
+
+
+def _place(error: BaseException) -> str:
+    """Return where the error rose, in parentheses."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
 
 
 def _only_task(spec: str, module: ModuleType) -> Task:
