@@ -230,11 +230,18 @@ class Agent:
             case Receipt():
                 if message.status != "accepted":
                     _LOG.warning("result refused: %s", message)
-                self.handle(ReceiptArrived(message))
+                self._receipted(message)
             case RunDocument():
                 self._run_changed(message)
             case ServerState():
                 self.handle(ServerChanged(message.epoch))
+
+    def _receipted(self, receipt: Receipt) -> None:
+        key = JobKey(receipt.run_id, receipt.action, receipt.round, receipt.attempt)
+        if key not in self._machine.reporting:
+            # a power cut may leave a result in the outbox whose job is gone
+            self._session.confirm(self._voice.outbox_key(key))
+        self.handle(ReceiptArrived(receipt))
 
     def _run_changed(self, document: RunDocument) -> None:
         ended = document.status in _ENDED

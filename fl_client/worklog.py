@@ -39,7 +39,7 @@ class WorklogUnusable(WorklogError, ConfigError):
 
 
 class Worklog:
-    """One row a job; what is written is on disk when the call returns. One thread calls it.
+    """One row a job; what is written outlives this process at once. One thread calls it.
 
     Raises:
         WorklogUnusable: another version of Rengo wrote the file, it is damaged, or it cannot be
@@ -70,7 +70,9 @@ class Worklog:
                     f"one reads {_SCHEMA_VERSION}); use that version, or another data folder"
                 )
             self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
+            # a power cut may cost the latest rows, never the file: the server asks again for what
+            # it has not acknowledged, and cards wear
+            self._db.execute("PRAGMA synchronous=NORMAL")
             self._db.execute(_SCHEMA)
             self._db.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
         except sqlite3.Error as error:
