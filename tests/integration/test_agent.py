@@ -1,0 +1,128 @@
+"""The real agent on a real broker: what it does with receipts and hostile messages."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from broker.connection import Publication
+from broker.messages import Message, Receipt, Result
+from broker.outbox import Outbox
+from broker.topics import Topics
+from fl_client.agent import Agent
+from fl_client.settings import AgentSettings
+from runtime.identity import Identity
+from tests.integration.broker_fixtures import DOMAIN, Owner, Site, eventually, site
+from tests.messages import SAMPLES, wire
+
+__all__ = ["site"]
+TOPICS = Topics(DOMAIN)
+NAME = "dev-a"
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> AgentSettings:
+    return AgentSettings(identity=tmp_path / "unused", data_dir=tmp_path / "data", engine="numpy")
+
+
+@pytest.fixture
+def identity(site: Site) -> Identity:
+    host, port = site.broker.endpoint
+    return Identity(
+        role="device",
+        domain=DOMAIN,
+        id=NAME,
+        client_id="dev-a-1",
+        host=host,
+        port=port,
+        password=SecretStr(f"secret-of-{NAME}"),
+    )
+
+
+class Running:
+    """An agent on a thread that makes it and owns it."""
+
+    def __init__(self, settings: AgentSettings, identity: Identity) -> None:
+        self._made: queue.SimpleQueue[Agent] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, args=(settings, identity))
+        self._thread.start()
+        self.agent = self._made.get(timeout=20)
+        self.outbox: Outbox = self.agent._outbox
+
+    def _run(self, settings: AgentSettings, identity: Identity) -> None:
+        agent = Agent(settings, identity)
+        self._made.put(agent)
+        agent.run_forever()
+
+    def stop(self) -> None:
+        self.agent.stop()
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+
+
+@pytest.fixture
+def running(settings: AgentSettings, identity: Identity) -> Iterator[Running]:
+    result = SAMPLES["result"]
+    assert isinstance(result, Result)
+    key = f"result/{result.run_id}/{result.action}/{result.round}/{result.attempt}"
+    outbox = Outbox(settings.data_dir / "outbox.sqlite")
+    outbox.put(key, TOPICS.device(NAME, "result"), wire(result, NAME), until="confirm")
+    outbox.close()
+    agent = Running(settings, identity)
+    yield agent
+    agent.stop()
+
+
+def receipt() -> Receipt:
+    result = SAMPLES["result"]
+    assert isinstance(result, Result)
+    return Receipt(
+        action=result.action,
+        run_id=result.run_id,
+        round=result.round,
+        attempt=result.attempt,
+        status="accepted",
+    )
+
+
+def say(site: Site, leaf: str, message: Message) -> None:
+    site.publisher().publish(Publication(TOPICS.device(NAME, leaf), wire(message, "server")))
+
+
+def test_a_receipt_ends_a_result_whose_job_was_lost(site: Site, running: Running) -> None:
+    """A power cut may cost the job's row and not the result's: it must not be sent for ever."""
+    server = Owner()
+    site.session(server, TOPICS.device(NAME, "result"))
+    server.wait(lambda: bool(server.deliveries))
+    assert len(running.outbox) == 1
+    say(site, "receipt", receipt())
+    eventually(lambda: len(running.outbox) == 0)
+
+
+def test_a_receipt_of_another_round_ends_nothing(site: Site, running: Running) -> None:
+    server = Owner()
+    site.session(server, TOPICS.device(NAME, "ack"))
+    say(site, "receipt", receipt().model_copy(update={"round": 9}))
+    order = SAMPLES["order"].model_copy(update={"task": "nosuch"})
+    say(site, "task", order)
+    server.wait(lambda: bool(server.deliveries))
+    assert len(running.outbox) == 1
+
+
+def test_hostile_messages_do_not_end_the_agent(site: Site, running: Running) -> None:
+    server = Owner()
+    site.session(server, TOPICS.device(NAME, "ack"))
+    publisher = site.publisher()
+    for payload in (b"", b"\xc1", b"\x91" * 5000, wire(SAMPLES["ack"]), bytes(200_000)):
+        for leaf in ("task", "receipt"):
+            publisher.publish(Publication(TOPICS.device(NAME, leaf), payload))
+    publisher.publish(Publication(TOPICS.server_state, b"\xc1", retain=True))
+    publisher.publish(Publication(TOPICS.run("r", "state"), b"\xc1", retain=True))
+    say(site, "task", SAMPLES["order"].model_copy(update={"task": "nosuch"}))
+    server.wait(lambda: bool(server.deliveries))
+    assert b"is not installed here" in server.payloads[0]
