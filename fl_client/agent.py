@@ -254,6 +254,9 @@ class Agent:
             document.phase in _CLOSED_PHASES,
         )
         self.handle(event)
+        if ended:
+            # on the transfer thread, so after a download that was just cancelled
+            self._transfer_thread.submit(self._folder.forget_models, document.run_id)
         if ended and self._machine.active is None:
             self._workshop.run_ended(document.run_id)
 

@@ -30,7 +30,8 @@ class DeviceFolder:
 
     def model(self, job: Job) -> Path:
         """The order's model, once it has been fetched and verified."""
-        return self.root / "models" / f"{job.order.model.sha256}.safetensors"
+        # no run id holds a dot, so a run's files are told apart from all others'
+        return self.root / "models" / f"{job.key.run_id}.{job.order.model.sha256}.safetensors"
 
     def drop_partial_model(self, job: Job) -> None:
         """Remove what a download that nobody needs any more has left."""
@@ -66,6 +67,11 @@ class DeviceFolder:
             else:
                 written.unlink(missing_ok=True)
         self._evict_models()
+
+    def forget_models(self, run_id: str) -> None:
+        """Remove the models of a run that has ended, whole or in part."""
+        for path in (self.root / "models").glob(f"{run_id}.*"):
+            path.unlink(missing_ok=True)
 
     def _evict_models(self) -> None:
         self._keep_latest("*.safetensors", _KEPT_MODELS)
