@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import queue
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from broker.session import (
     SessionFault,
 )
 from broker.topics import parse
+from fl_client.calm import CalmPresence
 from fl_client.child import JobProgressed
 from fl_client.folder import DeviceFolder
 from fl_client.hardware import available_engines
@@ -41,6 +43,7 @@ from fl_client.session import (
     KeepJob,
     ModelFetched,
     OrderArrived,
+    Presence,
     PublishState,
     ReceiptArrived,
     RenewUrls,
@@ -110,6 +113,7 @@ class Agent:
         self._worklog = Worklog(settings.data_dir / "jobs.sqlite")
         self._machine = DeviceSession()
         self._was_connected = False
+        self._calm = CalmPresence()
         self._leases: dict[JobKey, Lease] = {}
         self._transfers = JobTransfers(Transfers(), lambda key: self._inbox.put(_Asked(key)))
         self._transfer_thread = ThreadPoolExecutor(1, "transfer")
@@ -168,17 +172,22 @@ class Agent:
 
     def _turn(self) -> bool:
         try:
-            item = self._inbox.get(timeout=self._workshop.idle_left_s())
+            item = self._inbox.get(timeout=self._patience_s())
         except queue.Empty:
-            self._workshop.close("idle")
-            return True
+            if self._workshop.idle_left_s() == 0:
+                self._workshop.close("idle")
+            item = None
+        self._say(self._calm.overdue(time.monotonic()))
         match item:
+            case None:
+                pass
             case Delivery():
                 self._deliver(item)
             case Connected():
                 self._was_connected = True
                 self._session.publish(self._voice.info())
                 self._session.publish(self._voice.state(self._machine.presence))
+                self._calm.said(self._machine.presence)
             case Disconnected():
                 _LOG.warning("broker connection lost: %s", item.reason)
             case SessionFault():
@@ -197,6 +206,10 @@ class Agent:
             case _:
                 self._worked(item)
         return True
+
+    def _patience_s(self) -> float | None:
+        waits = (self._workshop.idle_left_s(), self._calm.left_s(time.monotonic()))
+        return min((each for each in waits if each is not None), default=None)
 
     def _offer(self, event: SessionEvent) -> bool:
         if self._inbox.qsize() >= _INBOX_MAX:
@@ -302,7 +315,11 @@ class Agent:
                 case ForgetJob():
                     self._forget(command)
                 case PublishState():
-                    self._session.publish(self._voice.state(command.presence))
+                    self._say(self._calm.want(command.presence, time.monotonic()))
+
+    def _say(self, presence: Presence | None) -> None:
+        if presence is not None:
+            self._session.publish(self._voice.state(presence))
 
     def _fetch(self, job: Job) -> None:
         lease, path = self._lease(job), self._folder.model(job)

@@ -91,7 +91,7 @@ class Workshop:
         """Return how long the warm process may still wait, None when there is nothing to end."""
         if self._child is None or not self._child.running or self._child.busy:
             return None
-        return max(0.05, self._used_s + self._settings.keep_warm_s - time.monotonic())
+        return max(0.0, self._used_s + self._settings.keep_warm_s - time.monotonic())
 
     def translate(self, event: object) -> Event | training.JobProgressed | None:
         """Return what a child's event means to the session, None when nothing."""

@@ -15,6 +15,7 @@ from fl_server.rounds import RoundMachine
 from storage.objects import ObjectStore
 
 URL_LIFETIME_S = 900
+_SHARE_URL_S = 60.0
 _MAX_LISTED = 1500
 _MAX_LISTED_IN_EVENT = 200
 
@@ -27,6 +28,7 @@ class ActiveRun:
     machine: RoundMachine
     keys: RunKeys
     _deadline: tuple[int, int, float] = field(default=(0, 0, 0.0))
+    _signed: tuple[str, str, float] = field(default=("", "", 0.0), repr=False)
 
     @classmethod
     def from_journal(
@@ -65,7 +67,7 @@ class ActiveRun:
             training=definition.training,
             seed=definition.seed,
             model=ModelRef(
-                url=store.presign_get(model.key, URL_LIFETIME_S),
+                url=self._model_url(store, model.key),
                 key=model.key,
                 sha256=model.sha256,
                 size_bytes=model.size_bytes,
@@ -73,6 +75,15 @@ class ActiveRun:
             upload=upload,
             time_left_s=self._time_left_s(command),
         )
+
+    def _model_url(self, store: ObjectStore, key: str) -> str:
+        """Return a URL that a whole cohort shares: signing one for each costs more than it."""
+        now_s = time.monotonic()
+        known, url, signed_s = self._signed
+        if known != key or now_s - signed_s > _SHARE_URL_S:
+            url = store.presign_get(key, URL_LIFETIME_S)
+            self._signed = (key, url, now_s)
+        return url
 
     def _time_left_s(self, command: SendOrder) -> float:
         round_number, attempt, due = self._deadline
