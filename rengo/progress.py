@@ -12,6 +12,8 @@ from broker.messages import DeviceInfo, DeviceState, RunDocument, RunEvent
 from rengo.operator import News
 
 _ENDED = frozenset({"completed", "stopped", "failed"})
+_LAST_EVENTS = frozenset({"RunCompleted", "RunStopped", "RunFailed"})
+_EVENTS_GRACE_S = 3.0
 _PATIENCE_S = 20.0
 _ONLINE = frozenset({"ready", "training", "draining"})
 
@@ -104,17 +106,30 @@ class Follower:
     bytes_down: int = 0
     _evaluate_on: str = "evaluators"
     _evaluate_every: int = 1
+    _ended_s: float = 0.0
     _measured: dict[int, dict[str, tuple[int, float]]] = field(default_factory=dict)
 
     def take(self, news: News) -> None:
         """Take a message in."""
         match news.message:
             case RunDocument() if news.message.run_id == self.run_id:
+                if not self.ended:
+                    self._ended_s = self.clock()
                 self.document = news.message
             case RunEvent() if news.message.run_id == self.run_id:
                 self._event(news.message)
             case _:
                 self.crowd.take(news)
+
+    @property
+    def told(self) -> bool:
+        """Whether all that will be heard of the ended run was heard.
+
+        Its document and its events travel apart, so the document may come before the last events.
+        """
+        last = self.events[-1].name if self.events else ""
+        patient_s = self.clock() - self._ended_s
+        return self.ended and (last in _LAST_EVENTS or patient_s > _EVENTS_GRACE_S)
 
     @property
     def ended(self) -> bool:
@@ -146,8 +161,8 @@ class Follower:
     def settled(self, number: int) -> bool:
         """Whether a committed round's accuracy is known, or need not be waited for any more."""
         document, committed_s = self.document, self.rounds[number].committed_s
-        if self.ended or document is None or committed_s is None:
-            return self.ended
+        if self.told or document is None or committed_s is None:
+            return self.told
         due = number % self._evaluate_every == 0 or number == document.rounds
         if not due or self._evaluate_on == "none":
             return True

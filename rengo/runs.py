@@ -171,12 +171,12 @@ def follow(
     """
     follower = Follower(run_id, Crowd() if crowd is None else crowd)
     follower.know(client.call("runs_show", {"run_id": run_id}))
-    while not follower.ended:
+    while not follower.told:
         for news in client.news(_LOOK_EVERY_S):
             follower.take(news)
             if watch is not None:
                 watch(follower)
-            if follower.ended:
+            if follower.told:
                 break
         if watch is not None:
             watch(follower)

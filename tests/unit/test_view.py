@@ -163,7 +163,23 @@ def test_the_end_of_the_run_tells_every_round(play: Play) -> None:
     play.round(1)
     play.round(2)
     play.document(phase="ended", status="completed")
-    assert [line[:9] for line in told(play, story)] == ["round 1/3", "round 2/3"]
+    assert told(play, story) == [], "the last events may still be on their way"
+    play.measured(2, 0.5)
+    play.event("RunCompleted", 3)
+    lines = told(play, story)
+    assert [line[:9] for line in lines] == ["round 1/3", "round 2/3"]
+    assert lines[1].endswith("accuracy 0.5000")
+
+
+def test_events_that_never_come_do_not_hold_up_the_end(play: Play) -> None:
+    story = Story()
+    told(play, story)
+    play.round(1)
+    play.document(phase="ended", status="completed")
+    assert not play.follower.told
+    play.now_s += 5.0
+    assert play.follower.told
+    assert [line[:9] for line in told(play, story)] == ["round 1/3"]
 
 
 @pytest.mark.parametrize(
