@@ -6,14 +6,14 @@ sends again. So nothing outlives a connection here: what must not be lost is in 
 
 from __future__ import annotations
 
+import contextlib
 import re
 import socket
 import ssl
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import paho.mqtt.client as mqtt
@@ -23,6 +23,8 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from runtime.errors import AuthenticationFailed, ConfigError, TransportError
+from runtime.identity import Identity
+from runtime.tls import Tls, tls_error
 
 CONNECT_TIMEOUT_S = 5.0
 _SESSION_EXPIRY_S = 30 * 24 * 3600
@@ -48,15 +50,16 @@ class Endpoint:
         port: its MQTT port.
         username: the identity.
         password: its secret, never shown.
+        next_password: what the broker may want instead by now, tried when it refuses the other.
         client_id: unique on the broker: letters, digits, ``_`` and ``-``.
         keepalive_s: a silent connection is given up after about 1.5 times this.
         protocol: the MQTT version.
-        tls_ca: certificate authorities; None connects without TLS.
+        tls: whom to trust and what to show; None connects without TLS.
         persistent: the broker keeps subscriptions and queued messages between connections; False
             for a short-lived client, which then leaves nothing behind.
 
     Raises:
-        ConfigError: the client id or the protocol is not usable.
+        ConfigError: the client id, the protocol or the TLS material is not usable.
     """
 
     host: str
@@ -66,8 +69,9 @@ class Endpoint:
     client_id: str
     keepalive_s: int = 15
     protocol: Literal["3.1.1", "5"] = "3.1.1"
-    tls_ca: Path | None = None
+    tls: Tls | None = None
     persistent: bool = True
+    next_password: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if _CLIENT_ID.fullmatch(self.client_id) is None:
@@ -77,8 +81,33 @@ class Endpoint:
             )
         if self.protocol not in ("3.1.1", "5"):
             raise ConfigError(f"MQTT protocol {self.protocol!r}: choose '3.1.1' or '5'")
-        if self.tls_ca is not None and not self.tls_ca.is_file():
-            raise ConfigError(f"tls_ca {self.tls_ca} does not exist")
+        if self.tls is not None:
+            self.tls.context()
+
+    @classmethod
+    def of(cls, identity: Identity) -> Endpoint:
+        """Return an identity's endpoint."""
+        following = identity.next_password
+        return cls(
+            identity.host,
+            identity.port,
+            identity.id,
+            identity.password.get_secret_value(),
+            identity.client_id,
+            tls=identity.trust,
+            next_password=None if following is None else following.get_secret_value(),
+        )
+
+    def swapped(self) -> Endpoint:
+        """Return the same with the two passwords changed places."""
+        if self.next_password is None:
+            return self
+        return replace(self, password=self.next_password, next_password=self.password)
+
+    @property
+    def place(self) -> str:
+        """Host and port, for messages."""
+        return f"{self.host}:{self.port}"
 
 
 @dataclass(frozen=True)
@@ -121,6 +150,40 @@ class Hooks:
     answer: Callable[[Connection, int, str | None], None]
     fault: Callable[[Exception], None]
     end: Callable[[], None]
+
+
+class _TlsSocket(ssl.SSLSocket):
+    """A socket that keeps what TLS failed with, which paho only logs, and leaks nothing."""
+
+    failure: ssl.SSLError | None = None
+
+    def do_handshake(self, block: bool = False) -> None:
+        try:
+            super().do_handshake(block)
+        except BaseException:
+            self.close()
+            raise
+
+    def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
+        try:
+            return super().recv(buflen, flags)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise
+        except ssl.SSLError as error:
+            self.failure = error
+            raise
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        try:
+            return super().send(data, flags)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise
+        except OSError as error:
+            # the peer has gone, perhaps after it said why
+            with contextlib.suppress(OSError):
+                self.recv(1)
+            self.failure = self.failure or (error if isinstance(error, ssl.SSLError) else None)
+            raise
 
 
 class _Client(mqtt.Client):
@@ -174,6 +237,7 @@ class Connection:
         self._hooks = hooks
         self._ended = threading.Event()
         self._network_thread: threading.Thread | None = None
+        self._socket: socket.socket | None = None
         self._reason = ""
         self._client = self._build(will)
 
@@ -193,11 +257,10 @@ class Connection:
         client.connect_timeout = CONNECT_TIMEOUT_S
         client.max_inflight_messages_set(_MAX_INFLIGHT)
         client.max_queued_messages_set(_MAX_QUEUED)
-        if endpoint.tls_ca is not None:
-            try:
-                client.tls_set(ca_certs=str(endpoint.tls_ca))
-            except (OSError, ssl.SSLError) as error:
-                raise ConfigError(f"tls_ca {endpoint.tls_ca}: {error}") from error
+        if endpoint.tls is not None:
+            context = endpoint.tls.context()
+            context.sslsocket_class = _TlsSocket
+            client.tls_set_context(context)
         if will is not None:
             client.will_set(will.topic, will.payload, qos=will.qos, retain=will.retain)
         # before connect: a handler set later misses what the broker sends at once
@@ -223,9 +286,9 @@ class Connection:
         """Connect the socket and start the network thread; ``Hooks.up`` follows.
 
         Raises:
-            TransportError: the broker's address cannot be reached.
+            AuthenticationFailed: the broker's certificate is refused (UntrustedPeer), or ours.
+            TransportError: the broker's address cannot be reached, or TLS failed otherwise.
         """
-        place = f"{self.endpoint.host}:{self.endpoint.port}"
         options: dict[str, Any] = {}
         if self.endpoint.protocol == "5":
             options["clean_start"] = not self.endpoint.persistent
@@ -239,8 +302,15 @@ class Connection:
             )
         except (OSError, ValueError) as error:
             self._ended.set()
-            raise TransportError(f"cannot reach the MQTT broker at {place}: {error}") from error
+            raise self._named(error) or TransportError(
+                f"cannot reach the MQTT broker at {self.endpoint.place}: {error}"
+            ) from error
         self._client.loop_start()
+
+    def _named(self, error: BaseException | None) -> TransportError | None:
+        if error is None:
+            return None
+        return tls_error(error, f"the MQTT broker at {self.endpoint.place}")
 
     def publish(self, publication: Publication) -> int | None:
         """Hand a message to the network thread; return its message id, None if it was not taken."""
@@ -279,6 +349,7 @@ class Connection:
         client.on_socket_open = client.on_connect = client.on_subscribe = None
         client.on_message = client.on_publish = client.on_disconnect = None
         client.guard = None
+        self._socket = None
 
     def began(self) -> None:
         """The network thread begins."""
@@ -296,6 +367,7 @@ class Connection:
         self._hooks.end()
 
     def _on_socket_open(self, _client: mqtt.Client, _userdata: Any, sock: Any) -> None:
+        self._socket = sock
         # without it a small publish waits 40 ms for the acknowledgement of the one before
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
@@ -310,7 +382,7 @@ class Connection:
         if reason.is_failure:
             kind = AuthenticationFailed if reason.value in _BAD_CREDENTIALS else TransportError
             self.error = kind(
-                f"the MQTT broker at {self.endpoint.host}:{self.endpoint.port} refused "
+                f"the MQTT broker at {self.endpoint.place} refused "
                 f"user {self.endpoint.username!r}: {reason}"
             )
             self._reason = str(self.error)
@@ -383,7 +455,25 @@ class Connection:
                 "which took the session over"
             )
             self._reason = str(self.error)
+        if self.up_at_s is None and self._reason == "":
+            self._refused_by_tls()
         if not self._reason:
             vague = reason.value == _UNSPECIFIED
             said = "the broker or the network closed the connection" if vague else str(reason)
-            self._reason = f"{self.endpoint.host}:{self.endpoint.port}: {said}"
+            self._reason = f"{self.endpoint.place}: {said}"
+
+    def _refused_by_tls(self) -> None:
+        """Take the reason of a broker that ends TLS where its answer was due.
+
+        Since TLS 1.3 the handshake is over when it refuses our certificate, or that we have none.
+        """
+        sock, tls = self._socket, self.endpoint.tls
+        failure = sock.failure if isinstance(sock, _TlsSocket) else None
+        if failure is not None and not isinstance(failure, ssl.SSLEOFError):
+            self.error = self._named(failure)
+            self._reason = str(self.error)
+        elif tls is not None and tls.certificate is None:
+            self._reason = (
+                f"the MQTT broker at {self.endpoint.place} closed the connection as soon as TLS "
+                "stood: perhaps it takes only clients with a certificate"
+            )

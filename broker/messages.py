@@ -1,7 +1,9 @@
-"""The messages: msgpack on the wire, strictly validated, bounded, unknown kinds refused.
+"""The messages: signed msgpack on the wire, strictly validated, bounded, unknown kinds refused.
 
 An envelope carries what MQTT 5 properties would (MQTT 3.1.1 has none) and one body. A body's class
-is found in a fixed table by ``kind``; nothing from the wire is ever an import path.
+is found in a fixed table by ``kind``; nothing from the wire is ever an import path. Before the
+envelope stands its sender's signature over the topic and the envelope, so that a broker can delay
+a message or drop it, but not forge one, alter one or bring one to another place.
 """
 
 from __future__ import annotations
@@ -15,13 +17,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from broker.limits import MAX_PAYLOAD_BYTES, MessageTooLarge
 from broker.topics import Address
 from runtime.errors import ConfigError, PeerError
+from runtime.signing import SIGNATURE_BYTES, PublicKey, SecretKey
 
 SCHEMA_VERSION = 1
 MAX_MESSAGE_BYTES = MAX_PAYLOAD_BYTES
+MAX_SEALED_BYTES = 8192
 MAX_NESTING = 16
 
 Id = Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+KeyText = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Sealed = Annotated[bytes, Field(max_length=MAX_SEALED_BYTES)]
 Text = Annotated[str, Field(max_length=2000)]
 Url = Annotated[str, Field(max_length=4096)]
 Key = Annotated[str, Field(max_length=512)]
@@ -213,6 +219,46 @@ class Receipt(Message):
     reason: Text = ""
 
 
+class NewPassword(Message):
+    """The server gives a device another password, sealed for its key; ``rotation`` counts them."""
+
+    kind = "new_password"
+    place = ("dev", "task")
+    rotation: Annotated[int, Field(ge=1, le=1_000_000)]
+    sealed: Sealed
+
+
+class PasswordKept(Message):
+    """A device has the new password on disk: the broker may take it from now on."""
+
+    kind = "password_kept"
+    place = ("dev", "ack")
+    rotation: Annotated[int, Field(ge=1, le=1_000_000)]
+
+
+class Claim(Message):
+    """Whoever holds a join token asks to become a device; signed by the token's key.
+
+    ``public_key`` is the new device's own, ``name`` the id that it wishes for, if any.
+    """
+
+    kind = "claim"
+    place = ("enroll", "")
+    public_key: KeyText
+    name: Id | Literal[""]
+
+
+class ClaimAnswer(Message):
+    """The server's answer to the claim of ``public_key``, which alone can read ``sealed``."""
+
+    kind = "claim_answer"
+    place = ("enroll", "result")
+    public_key: KeyText
+    admitted: bool
+    reason: Text = ""
+    sealed: Sealed = b""
+
+
 class RunDocument(Message):
     """All that a late joiner or a dashboard needs of a run, retained."""
 
@@ -281,6 +327,10 @@ KINDS: dict[str, type[Message]] = {
         Result,
         Request,
         Receipt,
+        NewPassword,
+        PasswordKept,
+        Claim,
+        ClaimAnswer,
         RunDocument,
         RunEvent,
         OperatorRequest,
@@ -303,8 +353,17 @@ class Envelope(BaseModel):
     body: dict[str, Any]
 
 
-def encode(message: Message, *, sender: str, boot_id: str, seq: int, sent_ms: int) -> bytes:
-    """Return the wire form.
+def encode(
+    message: Message,
+    address: Address,
+    key: SecretKey,
+    *,
+    sender: str,
+    boot_id: str,
+    seq: int,
+    sent_ms: int,
+) -> bytes:
+    """Return the wire form of a message that goes to ``address``, signed by ``key``.
 
     Raises:
         MessageTooLarge: it is larger than a message may be.
@@ -321,24 +380,39 @@ def encode(message: Message, *, sender: str, boot_id: str, seq: int, sent_ms: in
         "body": message.model_dump(),
     }
     try:
-        wire: bytes = msgpack.packb(fields)
+        envelope: bytes = msgpack.packb(fields)
     except (TypeError, ValueError, OverflowError) as error:
         raise ConfigError(f"a {message.kind} message cannot hold this: {error}") from error
-    if len(wire) > MAX_MESSAGE_BYTES:
+    size = SIGNATURE_BYTES + len(envelope)
+    if size > MAX_MESSAGE_BYTES:
         raise MessageTooLarge(
-            f"a {message.kind} message of {len(wire)} bytes exceeds {MAX_MESSAGE_BYTES}"
+            f"a {message.kind} message of {size} bytes exceeds {MAX_MESSAGE_BYTES}"
         )
-    return wire
+    return key.sign(_signed(address, envelope)) + envelope
 
 
-def decode(payload: bytes, address: Address) -> tuple[Envelope, Message]:
+def decode(payload: bytes, address: Address, key: PublicKey | None) -> tuple[Envelope, Message]:
     """Return the envelope and the validated body of a message that came to ``address``.
 
+    Args:
+        payload: the wire form.
+        address: the topic that it came on.
+        key: the key of whoever may write there; None where the reader only shows it to a person
+            and nobody's key is known.
+
     Raises:
-        PeerError: oversized, malformed, of another schema version, of an unknown kind, in the
-            wrong place, or with another sender than its topic says; ``reason`` tells which.
+        PeerError: oversized, not signed by ``key``, malformed, of another schema version, of an
+            unknown kind, in the wrong place, or with another sender than its topic says;
+            ``reason`` tells which.
     """
-    envelope = _envelope(payload)
+    if len(payload) > MAX_MESSAGE_BYTES:
+        raise PeerError(
+            f"a message of {len(payload)} bytes exceeds {MAX_MESSAGE_BYTES}", "oversize"
+        )
+    signature, content = payload[:SIGNATURE_BYTES], payload[SIGNATURE_BYTES:]
+    if key is not None:
+        key.verify(signature, _signed(address, content))
+    envelope = _envelope(content)
     if envelope.v != SCHEMA_VERSION:
         raise PeerError(
             f"schema version {envelope.v}, this side speaks {SCHEMA_VERSION}", "schema_version"
@@ -357,6 +431,11 @@ def decode(payload: bytes, address: Address) -> tuple[Envelope, Message]:
         raise PeerError(f"{envelope.kind}: {first_problem(error)}", "body") from error
 
 
+def _signed(address: Address, envelope: bytes) -> bytes:
+    """Return what a signature covers: the topic, which no envelope can continue, and all else."""
+    return address.topic.encode() + b"\0" + envelope
+
+
 def first_problem(error: ValidationError) -> str:
     """Return the first problem of a validation, with its key, without the offending value."""
     problem = error.errors(include_url=False, include_input=False)[0]
@@ -364,14 +443,10 @@ def first_problem(error: ValidationError) -> str:
     return f"{where}: {problem['msg']}"
 
 
-def _envelope(payload: bytes) -> Envelope:
-    if len(payload) > MAX_MESSAGE_BYTES:
-        raise PeerError(
-            f"a message of {len(payload)} bytes exceeds {MAX_MESSAGE_BYTES}", "oversize"
-        )
+def _envelope(content: bytes) -> Envelope:
     try:
         raw = msgpack.unpackb(
-            payload,
+            content,
             raw=False,
             strict_map_key=True,
             object_pairs_hook=_unique_pairs,
@@ -408,7 +483,12 @@ def _require_shallow(value: Any, depth: int = 0) -> None:
 
 
 def _written_by_owner(address: Address) -> bool:
-    """Whether the level after the area names the writer (a device's or operator's own topic)."""
-    if address.area == "dev":
-        return address.leaf not in {"task", "receipt"}
-    return address.area == "op" and address.leaf == "request"
+    """Whether the level after the area names the writer, not the reader."""
+    match address.area:
+        case "dev":
+            return address.leaf not in {"task", "receipt"}
+        case "op":
+            return address.leaf == "request"
+        case "enroll":
+            return address.leaf == ""
+    return False

@@ -94,6 +94,7 @@ class MqttSession:
         self._stopping = threading.Event()
         self._wake = threading.Event()
         self._changed = threading.Condition()  # guards what follows; never held while calling out
+        self._swapped = False
         self._up: Connection | None = None
         self._last_error: Exception | None = None
         self._answers: deque[tuple[int, str | None]] = deque()
@@ -112,6 +113,11 @@ class MqttSession:
         self._reported: type[Exception] | None = None
 
     # --- the owner's side -----------------------------------------------------------------------
+
+    def use(self, endpoint: Endpoint) -> None:
+        """Connect so from the next connection on; the one that stands stays."""
+        with self._changed:
+            self.endpoint = endpoint
 
     def start(self) -> None:
         """Connect in the background, for as long as it takes; returns at once."""
@@ -234,6 +240,7 @@ class MqttSession:
     def _on_up(self, link: Connection, session_present: bool) -> None:
         with self._changed:
             self._up = link  # first, since the owner publishes its state on Connected
+            self._swapped = False
             self._last_error = None
             self._changed.notify_all()
         self._inbox.put(Connected(session_present, link.generation))
@@ -364,10 +371,17 @@ class MqttSession:
             )
 
     def _failed(self, error: Exception) -> None:
+        refused = isinstance(error, AuthenticationFailed)
         with self._changed:
+            swapped = self.endpoint.swapped()
+            if refused and swapped != self.endpoint and not self._swapped:
+                # the broker may have learnt the other password meanwhile
+                self.endpoint, self._swapped = swapped, True
+                return
+            self._swapped = False
             self._last_error = error
             self._changed.notify_all()
-        if isinstance(error, AuthenticationFailed):
+        if refused:
             self._report(error)
         elif self._attempts == 0:
             _LOG.info("%s; trying again", error)

@@ -60,6 +60,12 @@ class Address:
     leaf: str
 
     @property
+    def topic(self) -> str:
+        """The topic, as ``parse`` read it."""
+        levels = (PREFIX, self.domain, self.area, self.id, self.leaf)
+        return "/".join(level for level in levels if level)
+
+    @property
     def retained(self) -> bool:
         """Whether documents at this address are retained."""
         return (self.area, self.leaf) in RETAINED

@@ -13,7 +13,16 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-from broker.messages import Message, Order, Receipt, RunDocument, ServerState, decode
+from broker.messages import (
+    Envelope,
+    Message,
+    NewPassword,
+    Order,
+    Receipt,
+    RunDocument,
+    ServerState,
+    decode,
+)
 from broker.outbox import Outbox
 from broker.session import (
     Connected,
@@ -29,6 +38,7 @@ from fl_client.calm import CalmPresence
 from fl_client.child import JobProgressed
 from fl_client.folder import DeviceFolder
 from fl_client.hardware import available_engines
+from fl_client.keyring import Keyring
 from fl_client.session import (
     CancelJob,
     Command,
@@ -113,22 +123,19 @@ class Agent:
         self._worklog = Worklog(settings.data_dir / "jobs.sqlite")
         self._machine = DeviceSession()
         self._was_connected = False
+        self._seen_orders: dict[tuple[int, int], None] = {}
         self._calm = CalmPresence()
         self._leases: dict[JobKey, Lease] = {}
-        self._transfers = JobTransfers(Transfers(), lambda key: self._inbox.put(_Asked(key)))
+        self._keyring = Keyring(settings.identity, identity)
+        transfers = Transfers(tls=identity.trust)
+        self._transfers = JobTransfers(transfers, lambda key: self._inbox.put(_Asked(key)))
         self._transfer_thread = ThreadPoolExecutor(1, "transfer")
         self._workshop = Workshop(
             identity.id, settings, engine, specs, self._folder, self._inbox.put
         )
         self._voice = Voice(identity, settings, engine, self._tasks)
         self._session = MqttSession(
-            Endpoint(
-                identity.host,
-                identity.port,
-                identity.id,
-                identity.password.get_secret_value(),
-                identity.client_id,
-            ),
+            Endpoint.of(identity),
             self._voice.subscriptions(),
             self._offer,
             will=self._voice.will,
@@ -185,6 +192,7 @@ class Agent:
                 self._deliver(item)
             case Connected():
                 self._was_connected = True
+                self._passwords_changed(self._keyring.admitted(self._session.endpoint.password))
                 self._session.publish(self._voice.info())
                 self._session.publish(self._voice.state(self._machine.presence))
                 self._calm.said(self._machine.presence)
@@ -230,11 +238,22 @@ class Agent:
         try:
             address = parse(delivery.topic)
             if delivery.payload:
-                _, message = decode(delivery.payload, address)
+                envelope, message = decode(delivery.payload, address, self._keyring.server)
+                if isinstance(message, Order):
+                    self._require_new(message, envelope)
                 self._take(message)
         except PeerError as error:
             _LOG.warning("refused a message on %s: %s", delivery.topic, error)
         self._session.ack(delivery)
+
+    def _require_new(self, order: Order, envelope: Envelope) -> None:
+        """Raise PeerError for an order that came before: the server numbers what it says anew."""
+        said = (order.epoch, envelope.seq)
+        if said in self._seen_orders:
+            raise PeerError("this very order came before", "replayed")
+        self._seen_orders[said] = None
+        if len(self._seen_orders) > _INBOX_MAX:
+            del self._seen_orders[next(iter(self._seen_orders))]
 
     def _take(self, message: Message) -> None:
         match message:
@@ -248,6 +267,13 @@ class Agent:
                 self._run_changed(message)
             case ServerState():
                 self.handle(ServerChanged(message.epoch))
+            case NewPassword():
+                self._passwords_changed(self._keyring.keep(message.sealed))
+                self._session.publish(self._voice.password_kept(message.rotation))
+
+    def _passwords_changed(self, identity: Identity | None) -> None:
+        if identity is not None:
+            self._session.use(Endpoint.of(identity))
 
     def _receipted(self, receipt: Receipt) -> None:
         key = JobKey(receipt.run_id, receipt.action, receipt.round, receipt.attempt)

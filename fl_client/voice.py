@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
-import secrets
-import time
-
+from broker.author import Author, new_boot_id
 from broker.messages import (
     Ack,
     DeviceInfo,
     DeviceState,
     Message,
+    PasswordKept,
     Progress,
     Request,
     Result,
     UpdateRef,
     Usage,
-    encode,
 )
 from broker.session import MqttSession, Publication
 from broker.topics import Topics
@@ -38,13 +35,17 @@ class Voice:
     def __init__(
         self, identity: Identity, settings: AgentSettings, engine: str, tasks: list[str]
     ) -> None:
-        self.boot_id = secrets.token_hex(8)
+        self._author = Author(identity.id, identity.secret_key)
         self._device_id = identity.id
         self._topics = Topics(identity.domain)
         self._settings = settings
         self._engine = engine
         self._tasks = tasks
-        self._numbers = itertools.count()
+
+    @property
+    def boot_id(self) -> str:
+        """Which connection speaks."""
+        return self._author.boot_id
 
     def subscriptions(self) -> list[str]:
         """Return what the device listens to."""
@@ -57,7 +58,7 @@ class Voice:
 
     def will(self) -> Publication:
         """Return the will of a new connection, whose boot id every state has from here on."""
-        self.boot_id = secrets.token_hex(8)
+        self._author.boot_id = new_boot_id()
         return self.state("lost")
 
     def state(self, status: str) -> Publication:
@@ -108,6 +109,10 @@ class Voice:
         )
         return self._own("ack", ack)
 
+    def password_kept(self, rotation: int) -> Publication:
+        """Return the word that a new password is on disk."""
+        return self._own("ack", PasswordKept(rotation=rotation))
+
     def progress(self, job: TrainingJob, fraction: float, loss: float | None) -> Publication:
         """Return how far a job is."""
         progress = Progress(
@@ -154,11 +159,6 @@ class Voice:
         return f"result/{key.run_id}/{key.action}/{key.round}/{key.attempt}"
 
     def _own(self, leaf: str, message: Message, *, retain: bool = False) -> Publication:
-        payload = encode(
-            message,
-            sender=self._device_id,
-            boot_id=self.boot_id,
-            seq=next(self._numbers),
-            sent_ms=int(time.time() * 1000),
+        return self._author.write(
+            self._topics.device(self._device_id, leaf), message, retain=retain
         )
-        return Publication(self._topics.device(self._device_id, leaf), payload, retain=retain)

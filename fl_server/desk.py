@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from broker.messages import OperatorReply, OperatorRequest
 from fl_server.data import DataPlane
-from fl_server.journal import JournalError
+from fl_server.database import JournalError
 from fl_server.operations import Deferred, Operations, Result
 from runtime.errors import ConfigError, InvalidTransition, NotFound, PeerError, RengoError
 
@@ -47,15 +47,16 @@ class OperatorDesk:
             )
             self._reply(operator_id, reply)
 
-        _attempt(lambda: self._call(request, answer, fail), fail)
+        _attempt(lambda: self._call(operator_id, request, answer, fail), fail)
 
     def _call(
         self,
+        operator_id: str,
         request: OperatorRequest,
         answer: Callable[[Result], None],
         fail: Callable[[RengoError], None],
     ) -> None:
-        outcome = self._operations.call(request.operation, request.arguments)
+        outcome = self._operations.call(request.operation, request.arguments, operator_id)
         if not isinstance(outcome, Deferred):
             answer(outcome)
             return

@@ -1,6 +1,6 @@
 """The journal: every run and every fact, on disk before it takes effect.
 
-SQLite (WAL, synchronous=FULL) by default, PostgreSQL by URL. A run's state is the fold of its
+A run's state is the fold of its
 facts, in order; nothing here is ever updated in place but the server's epoch.
 """
 
@@ -14,26 +14,12 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from fl_server.database import Database, JournalUnusable, read_meta, sa, write_meta
 from fl_server.definition import RunDefinition
 from fl_server.events import FACTS, Fact, Model, Plan
-from runtime.errors import ConfigError, MissingExtra, RengoError, Unavailable
-from runtime.sqlite import is_disk_trouble
-
-try:
-    import sqlalchemy as sa
-    from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
-except ImportError as error:
-    raise MissingExtra("sqlalchemy", "server") from error
 
 SCHEMA_VERSION = 1
-_CONNECT_S = 10
 _metadata = sa.MetaData()
-_meta = sa.Table(
-    "rengo_meta",
-    _metadata,
-    sa.Column("name", sa.String(64), primary_key=True),
-    sa.Column("value", sa.BigInteger, nullable=False),
-)
 _runs = sa.Table(
     "rengo_runs",
     _metadata,
@@ -61,18 +47,6 @@ _prepared = sa.Table(
     sa.Column("definition", sa.Text, nullable=False),
     sa.Column("initial", sa.Text, nullable=False),
 )
-
-
-class JournalError(RengoError):
-    """The journal cannot be written or read: the server must stop rather than forget."""
-
-
-class JournalUnusable(JournalError, ConfigError):
-    """It is damaged, of another version or not to be opened: a person must mend it."""
-
-
-class JournalUnreachable(JournalError, Unavailable):
-    """The database's server cannot be reached or refuses the credentials."""
 
 
 @dataclass(frozen=True)
@@ -115,33 +89,21 @@ class Journal:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self._engine = _engine(url)
+        self.database = Database(url)
+        self._begin = self.database.begin
+        self._name = self.database.name
         self._numbers: dict[str, int] = {}
-        try:
-            _metadata.create_all(self._engine)
-            self._check_version()
-        except DBAPIError as error:
-            self._engine.dispose()
-            if self._engine.dialect.name == "sqlite" and not is_disk_trouble(error.orig):
-                raise JournalUnusable(f"journal {self._name}: {error.orig}") from error
-            raise _error(error, self._name) from error
-        except ConfigError:
-            self._engine.dispose()
-            raise
-
-    @property
-    def _name(self) -> str:
-        return self._engine.url.render_as_string(hide_password=True)
+        self.database.prepare(_metadata, "schema_version", SCHEMA_VERSION)
 
     def close(self) -> None:
         """Release the database."""
-        self._engine.dispose()
+        self.database.close()
 
     def next_epoch(self) -> int:
         """Return the server's epoch: one more than at the last start."""
         with self._begin() as connection:
-            epoch = _read_meta(connection, "epoch", 0) + 1
-            _write_meta(connection, "epoch", epoch)
+            epoch = read_meta(connection, "epoch", 0) + 1
+            write_meta(connection, "epoch", epoch)
         return epoch
 
     def prepare(self, run: PreparedRun) -> None:
@@ -218,91 +180,6 @@ class Journal:
                 last = connection.execute(query).scalar()
             self._numbers[run_id] = 0 if last is None else last + 1
         return self._numbers[run_id]
-
-    def _begin(self) -> _Transaction:
-        return _Transaction(self._engine, self._name)
-
-    def _check_version(self) -> None:
-        with self._engine.begin() as connection:
-            found = _read_meta(connection, "schema_version", 0)
-            if found == 0:
-                _write_meta(connection, "schema_version", SCHEMA_VERSION)
-            elif found != SCHEMA_VERSION:
-                raise JournalUnusable(
-                    f"journal {self._name} was written by another version of Rengo "
-                    f"(schema {found}, this one reads {SCHEMA_VERSION}); "
-                    "use that version, or another data folder"
-                )
-
-
-class _Transaction:
-    """``engine.begin()`` whose database errors are JournalError."""
-
-    def __init__(self, engine: sa.Engine, name: str) -> None:
-        self._context = engine.begin()
-        self._name = name
-
-    def __enter__(self) -> sa.Connection:
-        try:
-            return self._context.__enter__()
-        except DBAPIError as error:
-            raise _error(error, self._name) from error
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        try:
-            self._context.__exit__(kind, error, trace)
-        except DBAPIError as failure:
-            raise _error(failure, self._name) from failure
-        if isinstance(error, DBAPIError):
-            raise _error(error, self._name) from error
-
-
-def _engine(text: str) -> sa.Engine:
-    try:
-        url = sa.make_url(text)
-        if url.get_backend_name() == "sqlite":
-            engine = sa.create_engine(url)
-            sa.event.listen(engine, "connect", _durable)
-            return engine
-        if url.drivername == "postgresql":
-            url = url.set(drivername="postgresql+psycopg")
-        patience = {} if "connect_timeout" in url.query else {"connect_timeout": _CONNECT_S}
-        # asked first, since a connection that idled may be gone
-        return sa.create_engine(url, connect_args=patience, pool_pre_ping=True)
-    except ModuleNotFoundError as error:
-        if error.name == "psycopg":
-            raise MissingExtra("psycopg", "postgres") from error
-        raise ConfigError(f"journal URL is not usable: {error}") from error
-    except (SQLAlchemyError, ImportError, ValueError) as error:
-        raise ConfigError(f"journal URL is not usable: {error}") from error
-
-
-def _error(error: DBAPIError, name: str) -> JournalError:
-    remote = not name.startswith("sqlite")
-    kind = JournalUnreachable if remote and isinstance(error, OperationalError) else JournalError
-    hint = "; is the disk full?" if is_disk_trouble(error.orig) else ""
-    return kind(f"journal {name}: {error.orig}{hint}")
-
-
-def _durable(connection: Any, _record: Any) -> None:
-    cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode=WAL")
-    cursor.execute("PRAGMA synchronous=FULL")
-    cursor.execute("PRAGMA busy_timeout=5000")
-    cursor.close()
-
-
-def _read_meta(connection: sa.Connection, name: str, default: int) -> int:
-    value = connection.execute(sa.select(_meta.c.value).where(_meta.c.name == name)).scalar()
-    return default if value is None else int(value)
-
-
-def _write_meta(connection: sa.Connection, name: str, value: int) -> None:
-    changed = connection.execute(
-        sa.update(_meta).where(_meta.c.name == name).values(value=value)
-    ).rowcount
-    if not changed:
-        connection.execute(sa.insert(_meta), {"name": name, "value": value})
 
 
 _ADAPTERS: dict[Any, TypeAdapter[Any]] = {

@@ -11,14 +11,15 @@ import json
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from broker.messages import Sha256
+from broker.messages import KeyText, Sha256
 from fl_server import report
 from fl_server.definition import parse_definition
+from fl_server.enrolment import MAX_USES, Act, DeviceRecord
 from fl_server.events import (
     Model,
     PauseRequested,
@@ -30,6 +31,7 @@ from fl_server.presence import Device
 from fl_server.run import URL_LIFETIME_S, ActiveRun
 from runtime.config import validate
 from runtime.errors import ConfigError, Corrupt, NotFound
+from runtime.jointoken import CLAIM_PREFIX
 from storage.weights import read_layout
 
 if TYPE_CHECKING:
@@ -39,8 +41,13 @@ MAX_MODEL_BYTES = 1 << 36
 _PAGE_BYTES = 150_000
 _DEVICE_ROW_BYTES = 16_000
 _HASH_BYTES = 1 << 20
+_AUDIT_ROWS = 200
+_LONGEST_INVITATION_S = 366 * 24 * 3600.0
 RunId = Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")]
+Group = Annotated[str, Field(pattern=r"^[a-z0-9_-]{0,64}$")]
 Result: TypeAlias = dict[str, Any]
+_STEERED = {PauseRequested: "paused", ResumeRequested: "resumed", StopRequested: "stopped"}
 
 
 @dataclass(frozen=True)
@@ -79,11 +86,51 @@ class Definition(_Arguments):
     size_bytes: Annotated[int, Field(ge=1, le=MAX_MODEL_BYTES)]
 
 
+class Invitation(_Arguments):
+    """A join token to be made."""
+
+    group: Group = ""
+    project: Name = "default"
+    uses: Annotated[int, Field(ge=1, le=MAX_USES)] = 1
+    lifetime_s: Annotated[float, Field(ge=1, le=_LONGEST_INVITATION_S)] = 3600.0
+
+
+class NewDevice(_Arguments):
+    """A device whose identity the operator made, on the site itself or for an external broker."""
+
+    id: Name
+    public_key: KeyText
+    client_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,128}$")]
+    password: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{8,256}$")]
+    group: Group = ""
+    index: Annotated[int, Field(ge=0)] = 0
+    count: Annotated[int, Field(ge=1)] = 1
+
+
+class NewDevices(_Arguments):
+    """Devices to be admitted together."""
+
+    devices: Annotated[list[NewDevice], Field(max_length=500)]
+
+
+class OneDevice(_Arguments):
+    """Names a device."""
+
+    device_id: Name
+
+
+class AuditPage(_Arguments):
+    """The latest entries, or those before a number."""
+
+    before: Annotated[int, Field(ge=1)] | None = None
+
+
 class Operations:
     """The operations of one server."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
+        self._caller = ""
         # run -> its preparation and when it was last heard of, by the monotonic clock
         self._prepared: dict[str, tuple[PreparedRun, float]] = {
             run.run_id: (run, time.monotonic()) for run in server.journal.prepared()
@@ -91,6 +138,12 @@ class Operations:
         self._table: dict[str, tuple[type[_Arguments], Callable[[Any], Result | Deferred]]] = {
             "server_info": (NoArguments, self.server_info),
             "devices_ls": (Page, self.devices_ls),
+            "devices_invite": (Invitation, self.devices_invite),
+            "devices_admit": (NewDevices, self.devices_admit),
+            "devices_rotate": (OneDevice, self.devices_rotate),
+            "devices_revoke": (OneDevice, self.devices_revoke),
+            "audit_ls": (AuditPage, self.audit_ls),
+            "audit_verify": (NoArguments, self.audit_verify),
             "runs_ls": (NoArguments, self.runs_ls),
             "runs_show": (OneRun, self.runs_show),
             "runs_prepare": (Definition, self.runs_prepare),
@@ -101,8 +154,8 @@ class Operations:
             "model_url": (OneRun, self.model_url),
         }
 
-    def call(self, operation: str, arguments: dict[str, Any]) -> Result | Deferred:
-        """Do one operation.
+    def call(self, operation: str, arguments: dict[str, Any], caller: str) -> Result | Deferred:
+        """Do one operation for ``caller``, an operator's id.
 
         Raises:
             ConfigError: there is no such operation, or the arguments are wrong.
@@ -111,6 +164,7 @@ class Operations:
         if operation not in self._table:
             raise ConfigError(f"no operation {operation!r}; there are: {', '.join(self._table)}")
         model, method = self._table[operation]
+        self._caller = caller
         return method(validate(model, arguments, operation))
 
     # --- reading ------------------------------------------------------------------------------
@@ -119,7 +173,7 @@ class Operations:
         """What this server is and what it has refused."""
         server = self._server
         return {
-            "domain": server.settings.domain,
+            "domain": server.domain,
             "epoch": server.epoch,
             "runs": len(server.runs),
             "devices_online": sum(each.online for each in server.presence.devices.values()),
@@ -127,13 +181,14 @@ class Operations:
         }
 
     def devices_ls(self, page: Page) -> Result:
-        """Every device that was ever heard of, by id; ``more`` says that pages follow."""
+        """Every device that was ever admitted, by id; ``more`` says that pages follow."""
         rows: list[Result] = []
         left = _PAGE_BYTES
-        for device_id, device in sorted(self._server.presence.devices.items()):
+        members, present = self._server.members.devices, self._server.presence.devices
+        for device_id in sorted(members.keys() | present.keys()):
             if device_id <= page.after:
                 continue
-            row = _device_row(device)
+            row = _device_row(device_id, members.get(device_id), present.get(device_id))
             left -= len(json.dumps(row))
             if rows and left < 0:
                 return {"devices": rows, "more": True}
@@ -168,6 +223,62 @@ class Operations:
             "size_bytes": model.size_bytes,
         }
 
+    # --- members ------------------------------------------------------------------------------
+
+    def devices_invite(self, wanted: Invitation) -> Deferred:
+        """Make a join token; answered when the broker admits its holder."""
+        members = self._server.members
+        token = members.invite(
+            self._caller,
+            group=wanted.group,
+            project=wanted.project,
+            uses=wanted.uses,
+            lifetime_s=wanted.lifetime_s,
+        )
+        result = {"token": token.text, "token_id": token.id, "url": members.site.url}
+        return Deferred(members.settle, lambda _: result)
+
+    def devices_admit(self, wanted: NewDevices) -> Deferred:
+        """Admit devices by their identities; says which of them are (still) revoked."""
+        members = self._server.members
+        members.admit(
+            self._caller, [DeviceRecord(**device.model_dump()) for device in wanted.devices]
+        )
+        revoked = [
+            device.id for device in wanted.devices if members.devices[device.id].status != "active"
+        ]
+        return Deferred(members.settle, lambda _: {"revoked": revoked})
+
+    def devices_rotate(self, wanted: OneDevice) -> Result:
+        """Give a device another password, now or when it is there again."""
+        self._server.members.rotate(self._caller, wanted.device_id)
+        device = self._server.presence.devices.get(wanted.device_id)
+        return {"device_id": wanted.device_id, "online": device is not None and device.online}
+
+    def devices_revoke(self, wanted: OneDevice) -> Deferred:
+        """Take a device or a join token out; answered when the broker has cut it off."""
+        server, members = self._server, self._server.members
+        result = {"revoked": wanted.device_id}
+        if wanted.device_id.startswith(CLAIM_PREFIX):
+            members.withdraw(self._caller, wanted.device_id)
+            return Deferred(members.settle, lambda _: result)
+        device = members.revoke(self._caller, wanted.device_id)
+
+        def forgotten(_: object) -> Result:
+            server.forget(device)
+            return result
+
+        return Deferred(lambda: members.cut_off(device), forgotten)
+
+    def audit_ls(self, page: AuditPage) -> Result:
+        """What was done, the latest first."""
+        entries = self._server.registry.audit(before=page.before, limit=_AUDIT_ROWS)
+        return {"entries": [asdict(entry) for entry in entries]}
+
+    def audit_verify(self, _: NoArguments) -> Result:
+        """Whether the audit log is as it was written; JournalUnusable when it is not."""
+        return {"entries": self._server.registry.verify_audit()}
+
     # --- submitting ---------------------------------------------------------------------------
 
     def runs_prepare(self, arguments: Definition) -> Result:
@@ -190,6 +301,7 @@ class Operations:
         if arguments.run_id not in self._prepared:
             raise ConfigError(f"run {arguments.run_id} was not prepared, or too long ago")
         prepared, _ = self._prepared[arguments.run_id]
+        self._note("run submitted", arguments.run_id)
         return Deferred(
             lambda: self._check_initial(prepared.initial), lambda _: self._start(prepared)
         )
@@ -254,8 +366,12 @@ class Operations:
         run = self._run(run_id)
         if run.ended:
             raise ConfigError(f"run {run_id} has ended: {run.machine.ledger.status}")
+        self._note(f"run {_STEERED[type(event)]}", run_id)
         self._server.handle(run, event)
         return report.summary(run.record, run.machine.ledger)
+
+    def _note(self, act: str, subject: str) -> None:
+        self._server.members.note(Act(self._caller, act, subject))
 
     def _run(self, run_id: str) -> ActiveRun:
         run = self._server.runs.get(run_id)
@@ -264,11 +380,24 @@ class Operations:
         return run
 
 
-def _device_row(device: Device) -> Result:
-    """Return what a device says of itself; less of one that says too much."""
-    state = device.state.model_dump()
-    info = None if device.info is None else device.info.model_dump()
-    row = {"id": device.id, **state, "info": info}
-    if len(json.dumps(row)) > _DEVICE_ROW_BYTES:
-        row |= {"tasks": [], "info": None}
+def _device_row(device_id: str, member: DeviceRecord | None, device: Device | None) -> Result:
+    """Return what is known of a device; less of one that says too much of itself."""
+    row: Result = {"id": device_id, "status": "enrolled", "role": "-", "tasks": [], "info": None}
+    if device is not None:
+        row |= device.state.model_dump()
+        row["info"] = None if device.info is None else device.info.model_dump()
+        if len(json.dumps(row)) > _DEVICE_ROW_BYTES:
+            row |= {"tasks": [], "info": None}
+    if member is not None:
+        row |= {
+            "group": member.group,
+            "project": member.project,
+            "public_key": member.public_key,
+            "token": member.token_id,
+            "admitted_by": member.admitted_by,
+            "admitted_at": member.admitted_at,
+            "rotating": bool(member.next_password),
+        }
+        if member.status != "active":
+            row["status"] = "revoked"
     return row

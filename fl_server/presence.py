@@ -34,6 +34,12 @@ class Presence:
         """Take every device's next message as news, whatever it says."""
         self._heard.clear()
 
+    def forget(self, device_id: str) -> None:
+        """Drop a device that may not take part any more."""
+        self.devices.pop(device_id, None)
+        self._infos.pop(device_id, None)
+        self._heard.discard(device_id)
+
     def take_info(self, device_id: str, info: DeviceInfo) -> None:
         """Keep what a device says of itself."""
         self._infos[device_id] = info

@@ -12,19 +12,23 @@ import heapq
 import itertools
 import logging
 import queue
-import secrets
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from broker.author import Author
 from broker.messages import (
     Ack,
+    Claim,
     DeviceInfo,
     DeviceState,
+    Envelope,
     Message,
     OperatorReply,
     OperatorRequest,
+    PasswordKept,
     Progress,
     Receipt,
     Request,
@@ -32,7 +36,6 @@ from broker.messages import (
     RunDocument,
     ServerState,
     decode,
-    encode,
 )
 from broker.session import (
     Connected,
@@ -44,14 +47,17 @@ from broker.session import (
     SessionEvent,
     SessionFault,
 )
+from broker.steering import AccessControl
 from broker.topics import Address, Topics, parse
 from fl_server.data import DataPlane, Done, JobCrashed, JobDone, TaskDone
 from fl_server.desk import OperatorDesk
+from fl_server.enrolment import Act, DeviceRecord
 from fl_server.events import (
     ArmTimer,
     Command,
     DeviceDeclined,
     DeviceJoined,
+    DeviceLeft,
     EvaluationReceived,
     Event,
     FailureReported,
@@ -64,16 +70,23 @@ from fl_server.events import (
     Update,
 )
 from fl_server.journal import Journal, RunRecord
+from fl_server.membership import Membership, Site
 from fl_server.operations import Operations
 from fl_server.presence import Presence
+from fl_server.registry import Registry
 from fl_server.rounds import Step
 from fl_server.run import URL_LIFETIME_S, ActiveRun
-from runtime.errors import PeerError
+from fl_server.throttle import Throttle
+from runtime.errors import PeerError, RengoError
+from runtime.identity import Identity
 from storage.objects import ObjectStore
 
 _LOG = logging.getLogger(__name__)
 _INBOX_MAX = 10_000
 _KEPT_DOCUMENTS = 20
+# a device says a few things a round; one that says more than this is not listened to
+_MESSAGES_PER_S, _MESSAGES_AT_ONCE = 100.0, 1000
+_REFUSALS_NOTED_PER_S, _REFUSALS_NOTED_AT_ONCE = 0.1, 10
 _STOP = "stop"
 
 
@@ -81,8 +94,8 @@ _STOP = "stop"
 class ServerSettings:
     """What the server's shell must know beside its parts."""
 
-    domain: str
     data_dir: Path
+    site: Site
     project: str = "default"
     spool_memory_bytes: int = 64 << 20
 
@@ -104,16 +117,23 @@ class Server:
     """
 
     def __init__(
-        self, settings: ServerSettings, endpoint: Endpoint, store: ObjectStore, journal: Journal
+        self,
+        settings: ServerSettings,
+        identity: Identity,
+        operators: Sequence[Identity],
+        store: ObjectStore,
+        journal: Journal,
+        access: AccessControl,
     ) -> None:
         self.settings = settings
+        self.domain = identity.domain
         self.store = store
         self.journal = journal
         self.epoch = journal.next_epoch()
         self.presence = Presence()
         self.runs: dict[str, ActiveRun] = {}
         self.refused: Counter[str] = Counter()
-        self._topics = Topics(settings.domain)
+        self._topics = Topics(identity.domain)
         # a SimpleQueue's put is reentrant, so that a signal handler may call stop()
         self._inbox: queue.SimpleQueue[SessionEvent | Done | str] = queue.SimpleQueue()
         self.data = DataPlane(
@@ -123,10 +143,18 @@ class Server:
             self._post,
             settings.spool_memory_bytes,
         )
+        self._author = Author(identity.id, identity.secret_key)
+        endpoint = Endpoint.of(identity)
+        self.registry = Registry(journal.database)
+        self.members = Membership(
+            self.registry, identity, operators, settings.site, access, endpoint, self._publish
+        )
         self._desk = OperatorDesk(Operations(self), self.data, self._reply)
+        self._throttle = Throttle(_MESSAGES_PER_S, _MESSAGES_AT_ONCE)
+        self._noted = Throttle(_REFUSALS_NOTED_PER_S, _REFUSALS_NOTED_AT_ONCE)
+        self._seen_results: dict[tuple[str, str, int], None] = {}
         self._timers: list[_Timer] = []
         self._numbers = itertools.count()
-        self._boot_id = secrets.token_hex(8)
         self._session = MqttSession(
             endpoint, self._subscriptions(), self._offer, will=self._presence_publication("offline")
         )
@@ -136,7 +164,7 @@ class Server:
             self._topics.device("+", leaf)
             for leaf in ("state", "info", "ack", "progress", "result", "request")
         ]
-        return [*device, self._topics.operator("+", "request")]
+        return [*device, self._topics.operator("+", "request"), self._topics.enroll("+")]
 
     # --- life ---------------------------------------------------------------------------------
 
@@ -144,8 +172,9 @@ class Server:
         """Take up every journalled run and connect.
 
         Raises:
-            TransportError: the broker cannot be reached within the time.
+            TransportError: the broker cannot be reached within the time, or refused its users.
         """
+        self.members.settle()
         for record in self.journal.runs():
             facts = self.journal.facts(record.run_id)
             keys = self.data.keys(record.run_id)
@@ -158,6 +187,8 @@ class Server:
         """Own the machines until ``stop``; the caller's thread is the owner."""
         for run in list(self.runs.values()):
             self._carry_out(run, run.machine.resume())
+        for device in self.members.half_revoked():
+            self._forget_later(device)
         try:
             while self._turn():
                 pass
@@ -306,11 +337,10 @@ class Server:
     def _deliver(self, delivery: Delivery) -> None:
         try:
             address = parse(delivery.topic)
-            if address.domain != self.settings.domain:
+            if address.domain != self.domain:
                 raise PeerError("a message of another domain", "foreign_domain")
             if delivery.payload:
-                _, message = decode(delivery.payload, address)
-                self._take(address, message)
+                self._hear(address, delivery)
         except PeerError as error:
             self.refused[error.reason] += 1
             _LOG.warning("refused a message on %s: %s", delivery.topic, error)
@@ -318,6 +348,40 @@ class Server:
             # also when this server is about to fall: what matters is said again until its receipt,
             # and a message that fells it must not come back at every start
             self._session.ack(delivery)
+
+    def _hear(self, address: Address, delivery: Delivery) -> None:
+        try:
+            if not self._throttle.admits(f"{address.area}/{address.id}", time.monotonic()):
+                raise PeerError(f"too many messages of {address.id}", "rate_limited")
+            key = self.members.key_of(address)
+            envelope, message = decode(delivery.payload, address, key)
+        except PeerError as error:
+            self._note_refusal(address, error)
+            if address.retained and error.reason in {"unknown_dev", "revoked_device", "signature"}:
+                # what nobody may have said must not stay for those who come later
+                self._session.publish(Publication(address.topic, b"", retain=True))
+            raise
+        if isinstance(message, Result):
+            self._note_repetition(address.id, envelope)
+        if isinstance(message, Claim):
+            self._claim(address.id, message, envelope.sent_ms / 1000 - time.time())
+        else:
+            self._take(address, message)
+
+    def _note_refusal(self, address: Address, error: PeerError) -> None:
+        if self._noted.admits(f"{address.area}/{address.id}/{error.reason}", time.monotonic()):
+            act = Act(address.id, "message refused", address.topic, {"reason": error.reason})
+            self.members.note(act)
+
+    def _note_repetition(self, device_id: str, envelope: Envelope) -> None:
+        """Count a result that came before: said again until its receipt, or replayed."""
+        said = (device_id, envelope.boot_id, envelope.seq)
+        if said in self._seen_results:
+            self.refused["repeated"] += 1
+            return
+        self._seen_results[said] = None
+        if len(self._seen_results) > _INBOX_MAX:
+            del self._seen_results[next(iter(self._seen_results))]
 
     def _take(self, address: Address, message: Message) -> None:
         match message:
@@ -329,6 +393,9 @@ class Server:
                 self._result(address.id, message)
             case Ack():
                 self._ack(address.id, message)
+            case PasswordKept():
+                if self.members.password_kept(address.id, message):
+                    self.data.start_task(self.members.settle, _nothing, _not_settled)
             case Request():
                 run = self._run_of(message.run_id)
                 self.handle(
@@ -340,7 +407,34 @@ class Server:
             case OperatorRequest():
                 self._desk.take(address.id, message)
 
+    # --- members ------------------------------------------------------------------------------
+
+    def _claim(self, token_id: str, claim: Claim, clock_off_s: float) -> None:
+        answer = self.members.claim(token_id, claim, clock_off_s)
+        topic = self._topics.enroll(token_id, "result")
+        self.data.start_task(
+            self.members.settle, lambda _: self._publish(topic, answer), _not_settled
+        )
+
+    def _forget_later(self, device: DeviceRecord) -> None:
+        self.data.start_task(
+            lambda: self.members.cut_off(device), lambda _: self.forget(device), _not_settled
+        )
+
+    def forget(self, device: DeviceRecord) -> None:
+        """Take a revoked device, which the broker has forgotten, out of everything here."""
+        self.members.is_cut_off(device)
+        for leaf in ("state", "info"):
+            topic = self._topics.device(device.id, leaf)
+            self._session.publish(Publication(topic, b"", retain=True))
+        self.presence.forget(device.id)
+        for run in self.runs.values():
+            if not run.ended:
+                self.handle(run, DeviceLeft(device.id))
+
     def _device_state(self, device_id: str, state: DeviceState) -> None:
+        if state.status == "ready":
+            self.members.offer_password(device_id)
         event = self.presence.take_state(device_id, state)
         if event is None:
             return
@@ -392,18 +486,9 @@ class Server:
 
     # --- publishing ---------------------------------------------------------------------------
 
-    def _encode(self, message: Message) -> bytes:
-        return encode(
-            message,
-            sender="server",
-            boot_id=self._boot_id,
-            seq=next(self._numbers),
-            sent_ms=int(time.time() * 1000),
-        )
-
     def _publish(self, topic: str, message: Message, *, retain: bool = False) -> None:
         """Send now or never: whoever misses it asks again or finds it in a retained document."""
-        self._session.publish(Publication(topic, self._encode(message), retain=retain))
+        self._session.publish(self._author.write(topic, message, retain=retain))
 
     def _reply(self, operator_id: str, reply: OperatorReply) -> None:
         self._publish(self._topics.operator(operator_id, "reply"), reply)
@@ -425,7 +510,15 @@ class Server:
 
     def _presence_publication(self, status: str) -> Publication:
         state = ServerState.model_validate({"status": status, "epoch": self.epoch})
-        return Publication(self._topics.server_state, self._encode(state), retain=True)
+        return self._author.write(self._topics.server_state, state, retain=True)
+
+
+def _nothing(_: object) -> None:
+    """There is nobody to tell."""
+
+
+def _not_settled(error: RengoError) -> None:
+    _LOG.error("the broker has not taken a change of its users: %s", error)
 
 
 def _reported(message: Result, own_key: str) -> tuple[Update, str]:

@@ -3,11 +3,62 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
+from broker.steering import AccessControl, EmqxAccess, ManualAccess, MosquittoAccess, NatsAccess
 from storage.s3 import StoreSettings
+
+T = TypeVar("T")
+
+
+class BrokerSettings(BaseModel):
+    """How the broker learns who may connect.
+
+    Attributes:
+        kind: "nats" and "mosquitto" are brokers on this machine whose files lie in ``folder``;
+            "emqx" is asked by its HTTP API at ``url``; "manual" is a broker whose operator makes
+            the users.
+        public_url: where devices reach it, when that is not where the server does.
+        ca_fingerprint: sha256 of the site's own authority, in hex, which join tokens pin.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["nats", "mosquitto", "emqx", "manual"] = "manual"
+    folder: Path | None = None
+    url: str | None = None
+    api_key: str | None = None
+    secret: SecretStr | None = None
+    public_url: Annotated[str, Field(pattern=r"^mqtts?://[^/\s]+$")] | None = None
+    ca_fingerprint: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
+
+    @model_validator(mode="after")
+    def _has_what_its_kind_needs(self) -> BrokerSettings:
+        if self.kind in {"nats", "mosquitto"} and self.folder is None:
+            raise ValueError(f"kind {self.kind!r} needs folder")
+        if self.kind == "emqx" and None in (self.url, self.api_key, self.secret):
+            raise ValueError("kind 'emqx' needs url, api_key and secret")
+        return self
+
+    def access(self) -> AccessControl:
+        """Return the way to the broker's users."""
+        match self.kind:
+            case "nats":
+                return NatsAccess(_given(self.folder))
+            case "mosquitto":
+                return MosquittoAccess(_given(self.folder))
+            case "emqx":
+                secret = _given(self.secret).get_secret_value()
+                return EmqxAccess(_given(self.url), _given(self.api_key), secret)
+            case "manual":
+                return ManualAccess()
+
+
+def _given(value: T | None) -> T:
+    assert value is not None  # the validator's promise
+    return value
 
 
 class ServerConfig(BaseModel):
@@ -20,6 +71,8 @@ class ServerConfig(BaseModel):
         store: the S3 endpoint and its keys; keep the file 0600, or set the secret by
             RENGO_SERVER_STORE__SECRET.
         spool_memory_bytes: the bound on verified updates held in memory.
+        operators: the identity files of those who may steer.
+        broker: how the broker learns who may connect.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -30,6 +83,8 @@ class ServerConfig(BaseModel):
     journal: str | None = None
     project: Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")] = "default"
     spool_memory_bytes: Annotated[int, Field(ge=0)] = 64 << 20
+    operators: list[Path] = []
+    broker: BrokerSettings = BrokerSettings()
 
     @property
     def journal_url(self) -> str:

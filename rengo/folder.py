@@ -5,21 +5,21 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
-from broker.access import BrokerUser, Role, grants
 from runtime.config import validate
 from runtime.errors import ConfigError
 from runtime.files import atomic_write, make_folder
-from runtime.identity import Identity, new_identity, read_identity, write_identity
+from runtime.identity import Identity, Role, TlsTrust, new_identity, read_identity, write_identity
 from runtime.ports import free_port
+from runtime.signing import PublicKey
 
 FORMAT = 1
 HOST = "127.0.0.1"
-_ROLES = {"device": Role.DEVICE, "operator": Role.OPERATOR, "server": Role.SERVER}
 
 
 class SiteRecord(BaseModel):
@@ -32,6 +32,19 @@ class SiteRecord(BaseModel):
     broker_port: Annotated[int, Field(ge=1, le=65535)]
     store_port: Annotated[int, Field(ge=1, le=65535)]
     store: Literal["juicefs", "seaweedfs"]
+    broker: Literal["nats", "mosquitto", "external"] = "nats"
+    host: str = HOST
+    advertise: str | None = None
+
+
+@dataclass(frozen=True)
+class BrokerAt:
+    """Where identities of the site find its broker, and how they check it."""
+
+    domain: str
+    host: str
+    port: int
+    tls: TlsTrust | None = None
 
 
 def default_home() -> Path:
@@ -93,21 +106,22 @@ class SiteFolder:
             )
         return validate(SiteRecord, document, str(path))
 
-    def ensure_record(
-        self,
-        domain: str,
-        store: Literal["juicefs", "seaweedfs"],
-        broker_port: int | None,
-        store_port: int | None,
-    ) -> SiteRecord:
-        """Return the record, made at the first start; ports that are given win from then on."""
+    def ensure_record(self, **given: str | int | None) -> SiteRecord:
+        """Return the record, made at the first start; what is given wins from then on.
+
+        The domain and the kind of store stay as they were at first, for what they hold would be
+        out of reach.
+        """
         known = self.record()
-        first: dict[str, Any] = {"domain": domain, "store": store}
-        values = first if known is None else known.model_dump()
-        for name, given in (("broker_port", broker_port), ("store_port", store_port)):
-            if given is not None:
-                values[name] = given
-            elif known is None:
+        values: dict[str, Any] = {} if known is None else known.model_dump()
+        lasting = {"domain", "store"} if known is not None else set()
+        values |= {
+            name: value
+            for name, value in given.items()
+            if value is not None and name not in lasting
+        }
+        for name in ("broker_port", "store_port"):
+            if name not in values:
                 values[name] = free_port(HOST)
         record = validate(SiteRecord, values, "the site")
         if record != known:
@@ -122,36 +136,42 @@ class SiteFolder:
 
     def ensure_identity(
         self,
-        role: Literal["device", "operator", "server"],
+        role: Role,
         name: str,
-        record: SiteRecord,
+        at: BrokerAt,
+        *,
         index: int = 0,
         count: int = 1,
+        password: SecretStr | None = None,
     ) -> Identity:
-        """Return an identity that points at the site's broker, made when it is not there."""
+        """Return an identity that points at the site's broker, made when it is not there.
+
+        Args:
+            role: what it is for; the server's comes first, since the others believe its key.
+            name: its id.
+            at: the broker.
+            index: which of ``count`` parts of a shared data set is its own.
+            count: how many parts there are.
+            password: what the broker knows already; None keeps the identity's own.
+        """
         path = self.identity_path(name)
+        changes = {"host": at.host, "port": at.port, "tls": at.tls, "index": index, "count": count}
+        if password is not None:
+            changes["password"] = password
         if path.exists():
             known = read_identity(path)
         else:
-            known = new_identity(role, record.domain, name, HOST, record.broker_port)
-        identity = known.model_copy(
-            update={"port": record.broker_port, "index": index, "count": count}
-        )
+            server = None if role == "server" else self._server_key()
+            known = new_identity(role, at.domain, name, at.host, at.port, server_key=server)
+        identity = known.model_copy(update=changes)
         if identity != known or not path.exists():
             write_identity(path, identity)
         return identity
 
+    def _server_key(self) -> PublicKey:
+        servers = [each for each in self.all_identities() if each.role == "server"]
+        return servers[0].believed
+
     def all_identities(self) -> list[Identity]:
         """Return every identity of the site, by name."""
         return [read_identity(path) for path in sorted(self.identities.glob("*.json"))]
-
-    def broker_users(self) -> list[BrokerUser]:
-        """Return every identity as the broker must know it."""
-        return [
-            BrokerUser(
-                identity.id,
-                identity.password.get_secret_value(),
-                grants(_ROLES[identity.role], identity.domain, identity.id),
-            )
-            for identity in self.all_identities()
-        ]

@@ -3,45 +3,81 @@
 from __future__ import annotations
 
 import inspect
-import json
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, Self
+from urllib.parse import urlsplit
 
+import tomli_w
+
+from broker.access import BrokerUser, Role, grants
 from broker.embedded import EmbeddedBroker
+from broker.listener import ListenerTls
+from broker.mosquitto import MosquittoBroker
 from fl_client.tasks.base import Task
 from fl_client.tasks.registry import load_task
 from rengo.devices import DeviceSpec, device_process
-from rengo.folder import SiteFolder, SiteRecord
+from rengo.external import Credentials, read_credentials
+from rengo.folder import BrokerAt, SiteFolder, SiteRecord
+from rengo.listening import OwnCertificate, listening
 from rengo.operator import OperatorClient
 from rengo.progress import Crowd, Follower
 from rengo.runs import RunResult, check_definition, fetch_model, follow, submit, wait_for_devices
 from rengo.supervisor import Supervisor
+from runtime.brokerurl import BrokerPlace, parse_url
 from runtime.child import Child
 from runtime.errors import ConfigError, TransportError
 from runtime.files import atomic_write
-from storage.embedded import EmbeddedStore
+from runtime.identity import Identity, TlsTrust
+from storage.embedded import EmbeddedStore, StoreTls
 
 _SERVER_START_S = 30.0
 _LOOK_EVERY_S = 2.0
 _DEVICES_START_S = 60.0
 _STARTS_TRIED = 3
+_ADMITTED_AT_ONCE = 400
+
+
+@dataclass(frozen=True)
+class SiteOptions:
+    """How a site listens and what it is made of; what is None stays as it was at the last start.
+
+    Attributes:
+        domain: named at the first start.
+        broker: "nats", "mosquitto", or the address of a broker of somebody else's.
+        broker_port: the MQTT port; a free one at first.
+        store: which embedded S3 server, at the first start.
+        store_port: the S3 port, likewise.
+        host: the address to listen on; anything but loopback is TLS.
+        advertise: the name or address by which devices reach this machine.
+        certificate: the operator's own, instead of one by the site's authority.
+        credentials: the users of an external broker.
+    """
+
+    domain: str = "main"
+    broker: str | None = None
+    broker_port: int | None = None
+    store: Literal["juicefs", "seaweedfs"] = "juicefs"
+    store_port: int | None = None
+    host: str | None = None
+    advertise: str | None = None
+    certificate: OwnCertificate | None = None
+    credentials: Path | None = None
 
 
 class Site:
-    """Broker, store and server on loopback; use as a context manager.
+    """Broker, store and server; use as a context manager.
 
     Args:
         data_dir: what outlives the site; None keeps everything in a temporary folder, removed at
             the end (models go to the output folder of a run).
         devices: how many device identities to prepare for ``rengo client`` (device-1, …).
-        broker_port: the MQTT port; kept from start to start, a free one at first.
-        store_port: the S3 port, likewise.
-        store: which embedded S3 server, at the first start.
+        options: the rest.
 
     Raises:
         ConfigError: a port is in use, the folder is in use or of another version.
@@ -53,17 +89,12 @@ class Site:
         data_dir: Path | None = None,
         *,
         devices: int = 0,
-        domain: str = "main",
-        broker_port: int | None = None,
-        store_port: int | None = None,
-        store: Literal["juicefs", "seaweedfs"] = "juicefs",
+        options: SiteOptions = SiteOptions(),
     ) -> None:
         self._temporary = data_dir is None
         self._given_dir = data_dir
         self._devices = devices
-        self._domain = domain
-        self._ports = (broker_port, store_port)
-        self._store_kind = store
+        self._options = options
         self._supervisor = Supervisor()
         self._lock: IO[bytes] | None = None
         self.children: dict[str, Child] = {}
@@ -82,40 +113,103 @@ class Site:
         self.stop()
 
     def _start(self) -> None:
+        options = self._options
         self._lock = self.folder.lock()
+        external = options.broker is not None and "://" in options.broker
         self.record: SiteRecord = self.folder.ensure_record(
-            self._domain, self._store_kind, *self._ports
+            domain=options.domain,
+            store=options.store,
+            broker="external" if external else options.broker,
+            broker_port=options.broker_port,
+            store_port=options.store_port,
+            host=options.host,
+            advertise=options.advertise,
         )
-        self.folder.ensure_identity("server", "server", self.record)
-        self.operator = self.folder.ensure_identity("operator", "operator", self.record)
-        for number in range(self._devices):
-            self.folder.ensure_identity(
-                "device", f"device-{number + 1}", self.record, number, self._devices
-            )
-        self.broker = EmbeddedBroker(self.folder.root / "broker", self.record.broker_port)
+        record = self.record
+        self.listening = listening(
+            self.folder.root / "authority", record.host, record.advertise, options.certificate
+        )
+        reach = self.listening
+        self._credentials: Credentials | None = None
+        self.at = BrokerAt(record.domain, reach.reach, record.broker_port, reach.trust)
+        self.public_url = BrokerPlace(
+            reach.advertised, record.broker_port, tls=reach.trust is not None
+        ).url
+        if record.broker == "external":
+            self._take_external()
+        self._make_identities()
         self.store = EmbeddedStore(
-            self.folder.root / "store", self.record.store, self.record.store_port
+            self.folder.root / "store",
+            record.store,
+            record.store_port,
+            host=reach.host,
+            tls=reach.files and StoreTls(*reach.files, ca=reach.ca, name=reach.reach),
         )
         self._supervisor.start()
-        self._supervisor.add(
-            "broker", self.broker, lambda: self.broker.start(self.folder.broker_users())
-        )
+        if record.broker != "external":
+            self._start_broker()
         self._supervisor.add("store", self.store, self.store.start)
         self._start_server()
+        self.admit(each for each in self.folder.all_identities() if each.role == "device")
+
+    def _take_external(self) -> None:
+        """Read who may connect to the broker of somebody else's, and where it is."""
+        options = self._options
+        if options.broker is None or options.credentials is None:
+            raise ConfigError(
+                "a site on another broker needs --broker URL and --credentials FILE at every start"
+            )
+        self._credentials = read_credentials(options.credentials)
+        place = parse_url(options.broker)
+        trust: TlsTrust | None = self._credentials.tls.trust() if place.tls else None
+        self.at = BrokerAt(self.record.domain, place.host, place.port, trust)
+        self.public_url = place.url
+
+    def _make_identities(self) -> None:
+        known, folder, at = self._credentials, self.folder, self.at
+        if known is None:
+            self._server = folder.ensure_identity("server", "server", at)
+            self.operator = folder.ensure_identity("operator", "operator", at)
+            for number in range(self._devices):
+                name = f"device-{number + 1}"
+                folder.ensure_identity("device", name, at, index=number, count=self._devices)
+            return
+        server, operator = known.server, known.operator
+        self._server = folder.ensure_identity(
+            "server", server.username, at, password=server.password
+        )
+        self.operator = folder.ensure_identity(
+            "operator", operator.username, at, password=operator.password
+        )
+        for number, user in enumerate(known.devices):
+            folder.ensure_identity(
+                "device",
+                user.username,
+                at,
+                index=number,
+                count=len(known.devices),
+                password=user.password,
+            )
+
+    def _start_broker(self) -> None:
+        kind = MosquittoBroker if self.record.broker == "mosquitto" else EmbeddedBroker
+        files = self.listening.files
+        self.broker = kind(
+            self.folder.root / "broker",
+            self.record.broker_port,
+            host=self.listening.host,
+            tls=None if files is None else ListenerTls(*files),
+        )
+        # the server adds everybody else; a restart keeps whom it added
+        staff = [_user(self._server, Role.SERVER), _user(self.operator, Role.OPERATOR)]
+        broker = self.broker
+        self._supervisor.add(
+            "broker", broker, lambda: broker.start(None if broker.access.known else staff)
+        )
 
     def _start_server(self) -> None:
         config = self.folder.root / "server" / "server.toml"
-        settings = self.store.settings
-        lines = [
-            f"identity = {json.dumps(str(self.folder.identity_path('server')))}",
-            f"data_dir = {json.dumps(str(config.parent))}",
-            "[store]",
-            f"endpoint = {json.dumps(settings.endpoint)}",
-            f"bucket = {json.dumps(settings.bucket)}",
-            f"access_key = {json.dumps(settings.access_key)}",
-            f"secret = {json.dumps(settings.secret.get_secret_value())}",
-        ]
-        atomic_write(config, ("\n".join(lines) + "\n").encode())
+        atomic_write(config, tomli_w.dumps(self._server_config(config.parent)).encode())
         argv = [sys.executable, "-m", "rengo", "server", "--config", str(config)]
         self._add_child("server", Child("the server", argv, self._log("server")))
         deadline = time.monotonic() + _SERVER_START_S
@@ -129,6 +223,37 @@ class Site:
                     self._require_server()
                 else:
                     return
+
+    def _server_config(self, data_dir: Path) -> dict[str, Any]:
+        record, reach, store = self.record, self.listening, self.store.settings
+        broker: dict[str, Any] = {
+            "kind": record.broker,
+            "folder": str(self.folder.root / "broker"),
+            "public_url": self.public_url,
+            "ca_fingerprint": reach.fingerprint,
+        }
+        if self._credentials is not None:
+            emqx = self._credentials.emqx
+            broker = {"kind": "manual", "public_url": self.public_url}
+            if emqx is not None:
+                secret = emqx.secret.get_secret_value()
+                broker |= {"kind": "emqx", "url": emqx.url, "api_key": emqx.api_key}
+                broker |= {"secret": secret}
+        public = f"{urlsplit(store.endpoint).scheme}://{reach.advertised}:{record.store_port}"
+        return {
+            "identity": str(self.folder.identity_path(self._server.id)),
+            "operators": [str(self.folder.identity_path(self.operator.id))],
+            "data_dir": str(data_dir),
+            "broker": broker,
+            "store": {
+                "endpoint": store.endpoint,
+                "public_endpoint": public,
+                "bucket": store.bucket,
+                "access_key": store.access_key,
+                "secret": store.secret.get_secret_value(),
+                **({} if store.ca is None else {"ca": str(store.ca)}),
+            },
+        }
 
     def _require_server(self) -> None:
         """Raise what the server's process said, when it has ended."""
@@ -147,9 +272,12 @@ class Site:
         Args:
             task: a name or ``FILE.py:CLASS``.
         """
-        for spec in specs:
-            self.folder.ensure_identity("device", spec.name, self.record, spec.index, spec.count)
-        self._supervisor.call(self._admit)
+        self.admit(
+            self.folder.ensure_identity(
+                "device", spec.name, self.at, index=spec.index, count=spec.count
+            )
+            for spec in specs
+        )
         for spec in specs:
             child = device_process(
                 spec,
@@ -160,10 +288,23 @@ class Site:
             )
             self._add_child(spec.name, child)
 
-    def _admit(self) -> None:
-        """Let the broker know new identities; one that is down learns them at its restart."""
-        if self.broker.running:
-            self.broker.reload(self.folder.broker_users())
+    def admit(self, identities: Iterable[Identity]) -> None:
+        """Make identities of this machine members of the domain; a revoked one stays revoked."""
+        devices = [
+            {
+                "id": each.id,
+                "public_key": each.secret_key.public.text,
+                "client_id": each.client_id,
+                "password": each.password.get_secret_value(),
+                "index": each.index,
+                "count": each.count,
+            }
+            for each in identities
+        ]
+        with self.connect() as client:
+            for start in range(0, len(devices), _ADMITTED_AT_ONCE):
+                page = devices[start : start + _ADMITTED_AT_ONCE]
+                client.call("devices_admit", {"devices": page})
 
     def check_processes(self) -> None:
         """Return when the server and every device live, or may still come up.
@@ -244,6 +385,11 @@ class Site:
 
     def _log(self, name: str) -> Path:
         return self.folder.root / "logs" / f"{name}.log"
+
+
+def _user(identity: Identity, role: Role) -> BrokerUser:
+    password = identity.password.get_secret_value()
+    return BrokerUser(identity.id, password, grants(role, identity.domain, identity.id))
 
 
 def task_spec(task: type[Task]) -> str:

@@ -39,6 +39,10 @@ class AuthenticationFailed(TransportError):
     """The broker refused the credentials: retrying does not help."""
 
 
+class UntrustedPeer(AuthenticationFailed):
+    """The peer's certificate is not one to trust: retrying does not help, a person must look."""
+
+
 class StorageError(RengoError):
     """The object store did not do what was asked."""
 

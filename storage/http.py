@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import urlsplit, urlunsplit
 
@@ -16,31 +15,37 @@ from urllib3.exceptions import HTTPError, SSLError
 
 from runtime.errors import (
     AccessDenied,
-    ConfigError,
+    AuthenticationFailed,
     Corrupt,
     NotFound,
     PreconditionFailed,
     StorageError,
     Unavailable,
 )
+from runtime.tls import Tls, tls_error
 
 BLOCK_BYTES = 1 << 20
 Body = bytes | BinaryIO | Iterable[bytes]
 
 
 def pool(
-    *, ca: Path | None = None, connect_s: float = 3.0, read_s: float = 30.0, size: int = 16
+    *, tls: Tls | None = None, connect_s: float = 3.0, read_s: float = 30.0, size: int = 16
 ) -> urllib3.PoolManager:
-    """Return a pool of connections that follows no redirect and retries nothing by itself."""
-    if ca is not None and not ca.is_file():
-        raise ConfigError(f"the store's CA file {ca} does not exist")
+    """Return a pool of connections that follows no redirect and retries nothing by itself.
+
+    Args:
+        tls: for https; None trusts the system's authorities, and loads them only when asked to.
+
+    Raises:
+        ConfigError: the TLS material is not usable.
+    """
     return urllib3.PoolManager(
         maxsize=size,
         retries=False,
         timeout=urllib3.Timeout(connect=connect_s, read=read_s),
         # what one send takes from a body: http.client's 16 KiB costs a third of the rate
         blocksize=BLOCK_BYTES,
-        ca_certs=None if ca is None else str(ca),
+        ssl_context=None if tls is None else tls.context(),
         cert_reqs="CERT_REQUIRED",
     )
 
@@ -58,18 +63,32 @@ def named_errors(what: str) -> Iterator[None]:
 
     Raises:
         Unavailable: with ``what`` and the failure's name.
-        ConfigError: the store's certificate was refused.
+        StorageError: a certificate was refused, the store's or ours; says what a person must do.
     """
     try:
         yield
-    except SSLError as error:
-        if "CERTIFICATE_VERIFY_FAILED" in str(error):
-            raise ConfigError(f"{what}: the store's certificate is not trusted") from error
-        raise Unavailable(f"{what}: {type(error).__name__}") from error
     except (HTTPError, OSError) as error:
+        found = tls_failure(error, what)
+        if found is not None:
+            raise found from error
         reason = getattr(error, "reason", None) or error.__cause__ or error
         detail = getattr(reason, "strerror", None) or type(reason).__name__
         raise Unavailable(f"{what}: {type(error).__name__} ({detail})") from error
+
+
+def tls_failure(error: BaseException, what: str) -> StorageError | None:
+    """Return the error to raise when TLS is what failed, else None.
+
+    Unavailable may pass, as a certificate that is out of its time does when the clock is set.
+    """
+    inner = error
+    while isinstance(inner, SSLError) and inner.args and isinstance(inner.args[0], BaseException):
+        inner = inner.args[0]
+    found = tls_error(inner, "the store")
+    if found is None:
+        return None
+    kind = StorageError if isinstance(found, AuthenticationFailed) else Unavailable
+    return kind(f"{what}: {found}")
 
 
 def raise_for_status(status: int, what: str) -> None:

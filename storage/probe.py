@@ -60,6 +60,9 @@ def probe(store: S3Store) -> Capabilities:
         Unavailable, AccessDenied, NotFound: the plain verbs do not work, with the reason.
         Corrupt: the store gave back other bytes than it was given.
     """
+    if store.settings.public_endpoint is not None:
+        # presigned URLs are tried too, and only devices need the public way
+        store = S3Store(store.settings.model_copy(update={"public_endpoint": None}))
     folder = f"{_ROOT}/{secrets.token_hex(8)}"
     key = f"{folder}/object"
     store.put(key, _BODY)

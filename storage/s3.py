@@ -31,6 +31,7 @@ from runtime.errors import (
     Unavailable,
 )
 from runtime.retry import retrying
+from runtime.tls import Tls
 from storage import http
 from storage.objects import ObjectInfo, check_key, source_size
 
@@ -68,8 +69,9 @@ class StoreSettings(BaseModel):
     """Where the bucket is and who asks.
 
     Attributes:
-        public_endpoint: the store as devices reach it, where that differs from the server's way.
-        ca: a PEM file that signs the store's certificate, where the system's do not.
+        public_endpoint: the store as devices reach it, where that differs from the server's way;
+            presigned URLs name it, and are signed for it.
+        ca: a PEM file that signs the certificate at ``endpoint``, where the system's do not.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -106,7 +108,8 @@ class S3Store:
         self._signer = (
             _client(settings, settings.public_endpoint) if settings.public_endpoint else self.client
         )
-        self.http = http.pool(ca=settings.ca, connect_s=_CONNECT_S, read_s=_READ_S)
+        tls = None if settings.ca is None else Tls.trusting(settings.ca)
+        self.http = http.pool(tls=tls, connect_s=_CONNECT_S, read_s=_READ_S)
 
     def put(self, key: str, source: bytes | BinaryIO, size: int | None = None) -> ObjectInfo:
         """Store the source: in one request, or in parts from 64 MiB on."""
@@ -279,7 +282,9 @@ class S3Store:
         except ClientError as error:
             raise _error_of(error.response.get("Error", {}).get("Code", ""), where) from error
         except (ConnectionError, HTTPClientError) as error:
-            raise Unavailable(f"{where}: {type(error).__name__}") from error
+            cause = error.kwargs.get("error")
+            tls = http.tls_failure(cause, where) if isinstance(cause, BaseException) else None
+            raise tls or Unavailable(f"{where}: {type(error).__name__}") from error
         except ParamValidationError as error:
             raise ConfigError(f"{where}: {error}") from error
         except BotoCoreError as error:

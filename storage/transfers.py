@@ -20,6 +20,7 @@ import tenacity
 
 from runtime.errors import AccessDenied, Corrupt, StorageError, Unavailable
 from runtime.retry import retrying
+from runtime.tls import Tls
 from storage import http
 
 Renew = Callable[[], str]
@@ -37,23 +38,29 @@ class TransferSettings:
         attempts: tries in a row that move no byte.
         total_s: the most that one transfer may take in all.
         read_s: the longest silence of the store.
-        ca: a PEM file that signs the store's certificate, where the system's do not.
     """
 
     attempts: int = 6
     total_s: float = 900.0
     connect_s: float = 5.0
     read_s: float = 30.0
-    ca: Path | None = None
 
 
 class Transfers:
-    """Downloads and uploads over a shared pool of connections. Safe for use by many threads."""
+    """Downloads and uploads over a shared pool of connections. Safe for use by many threads.
 
-    def __init__(self, settings: TransferSettings | None = None) -> None:
+    Args:
+        settings: how patient they are.
+        tls: whom to trust behind https URLs; None trusts the system's authorities.
+
+    Raises:
+        ConfigError: the TLS material is not usable.
+    """
+
+    def __init__(self, settings: TransferSettings | None = None, tls: Tls | None = None) -> None:
         self._settings = settings or TransferSettings()
         self._http = http.pool(
-            ca=self._settings.ca,
+            tls=tls,
             connect_s=self._settings.connect_s,
             read_s=self._settings.read_s,
             size=4,
@@ -87,6 +94,7 @@ class Transfers:
             AccessDenied: a URL was refused, and so was the renewed one.
             NotFound: no such object.
             Unavailable: too many tries moved no byte, or the time is over.
+            StorageError: the store's certificate was refused; says what a person must do.
             Cancelled: ``cancel`` was set.
         """
         what = f"GET {http.place(url)}"
@@ -110,7 +118,7 @@ class Transfers:
         """Send the file to a presigned PUT and return the bytes that were moved for it.
 
         Raises:
-            AccessDenied, NotFound, Unavailable, Cancelled: as for :meth:`download`.
+            AccessDenied, NotFound, Unavailable, StorageError, Cancelled: as for :meth:`download`.
             Corrupt: the file changed its size meanwhile.
         """
         what = f"PUT {http.place(url)}"

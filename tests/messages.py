@@ -8,13 +8,17 @@ import msgpack
 
 from broker.messages import (
     Ack,
+    Claim,
+    ClaimAnswer,
     DeviceInfo,
     DeviceState,
     Message,
     ModelRef,
+    NewPassword,
     OperatorReply,
     OperatorRequest,
     Order,
+    PasswordKept,
     Progress,
     Receipt,
     Request,
@@ -28,8 +32,10 @@ from broker.messages import (
     encode,
 )
 from broker.topics import Address
+from runtime.signing import SIGNATURE_BYTES, SecretKey
 
 SHA = "ab" * 32
+KEY = SecretKey("5e" * 32)
 
 SAMPLES: dict[str, Message] = {
     message.kind: message
@@ -76,6 +82,10 @@ SAMPLES: dict[str, Message] = {
         ),
         Request(action="evaluate", run_id="r", round=1, attempt=1),
         Receipt(action="train", run_id="r", round=1, attempt=1, status="late", reason="too late"),
+        NewPassword(rotation=2, sealed=b"\x00\xff" * 24),
+        PasswordKept(rotation=2),
+        Claim(public_key=KEY.public.text, name="attic"),
+        ClaimAnswer(public_key=KEY.public.text, admitted=True, sealed=b"\x01" * 64),
         RunDocument(
             run_id="r",
             task="digits",
@@ -106,12 +116,30 @@ def address_of(message: Message, identity: str = "d-1") -> Address:
     return Address("home", area, "" if area == "server" else identity, leaf)  # type: ignore[arg-type]
 
 
-def wire(message: Message, sender: str = "d-1") -> bytes:
+def wire(message: Message, sender: str = "d-1", key: SecretKey = KEY) -> bytes:
     """Return the message as ``sender`` would send it."""
-    return encode(message, sender=sender, boot_id="boot", seq=7, sent_ms=1_700_000_000_000)
+    return encode(
+        message,
+        address_of(message),
+        key,
+        sender=sender,
+        boot_id="boot",
+        seq=7,
+        sent_ms=1_700_000_000_000,
+    )
+
+
+def content(message: Message, sender: str = "d-1") -> bytes:
+    """Return the envelope on the wire, without the signature before it."""
+    return wire(message, sender)[SIGNATURE_BYTES:]
+
+
+def signed(data: bytes, address: Address, key: SecretKey = KEY) -> bytes:
+    """Return what somebody with ``key`` could send in place of an envelope."""
+    return key.sign(address.topic.encode() + b"\0" + data) + data
 
 
 def envelope(message: Message, **changes: Any) -> dict[str, Any]:
     """Return the envelope as plain data, with changes."""
-    plain: dict[str, Any] = msgpack.unpackb(wire(message))
+    plain: dict[str, Any] = msgpack.unpackb(content(message))
     return {**plain, **changes}

@@ -20,6 +20,7 @@ from broker.messages import (
     Usage,
 )
 from broker.topics import LEAVES, MAX_LEVELS, RETAINED, Area, Topics
+from runtime.signing import SIGNATURE_BYTES
 
 _WRITER = {
     ("server", "state"): "server",
@@ -47,9 +48,15 @@ Weights never travel here: messages carry references to objects in the store.
 A topic level is an id: it matches `[a-z0-9_-]{{1,64}}`. A topic has at most {MAX_LEVELS} levels.
 """
 _ENVELOPE = f"""\
-## Envelope
+## Signature and envelope
 
-Every message is a map with these keys. `v` is {SCHEMA_VERSION}. `sender` is compared with the id in
+A message begins with {SIGNATURE_BYTES} bytes: its writer's Ed25519 signature over the topic, a zero
+byte and the rest. The rest is the envelope, in msgpack. So a broker can delay or drop a message,
+but nobody can forge one, alter one, or bring it to another topic. The server knows the devices',
+operators' and tokens' keys; everybody else knows the server's, from the identity file. An
+operator's command line shows what devices say of themselves without checking their signatures.
+
+The envelope is a map with these keys. `v` is {SCHEMA_VERSION}. `sender` is compared with the id in
 the topic, where the topic belongs to its writer. `boot_id` is new at every start of the sender, and
 `seq` counts its messages. `sent_ms` is the sender's clock, for people; nothing is decided by it.
 """

@@ -25,10 +25,12 @@ _COMMANDS = {
     "run": "run",
     "runs": "runs",
     "devices": "devices",
+    "enroll": "enroll",
     "server": "roles",
     "client": "roles",
     "iot": "roles",
     "algorithms": "algorithms",
+    "audit": "audit",
     "doctor": "doctor",
 }
 

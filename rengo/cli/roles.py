@@ -7,14 +7,14 @@ import fcntl
 import os
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from rengo.cli.common import Commands, add_command, configure_logs, serve
 from rengo.folder import SiteFolder, default_home
+from runtime.brokerurl import parse_url, url_of
 from runtime.config import load, read_toml
 from runtime.errors import AccessDenied, ConfigError, Unavailable
 from runtime.files import make_folder
-from runtime.identity import Identity, read_identity
+from runtime.identity import Identity, TlsTrust, read_identity
 from runtime.retry import retrying
 
 if TYPE_CHECKING:
@@ -32,28 +32,36 @@ def add(commands: Commands) -> None:
         ("iot", run_iot, "run a Raspberry Pi's agent, on the numpy engine"),
     ):
         parser = add_command(commands, name, action, summary)
-        _add_agent_options(parser)
+        parser.add_argument("--identity", type=Path, help="the device's identity file")
+        parser.add_argument("--id", help="which of the identities on this machine to take")
+        parser.add_argument(
+            "--server", metavar="URL", help="mqtt(s)://HOST:PORT instead of the file's"
+        )
+        add_agent_options(parser)
         if name == "client":
-            parser.add_argument(
-                "--engine",
-                choices=("auto", "torch", "numpy"),
-                help="what trains (default: auto, torch where it is installed)",
-            )
-            parser.add_argument(
-                "--profile", choices=("cpu", "gpu"), help="gpu uses an accelerator (default: cpu)"
-            )
+            add_engine_options(parser)
 
 
-def _add_agent_options(parser: argparse.ArgumentParser) -> None:
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
+    """Add what tells one client from another, and none from a Raspberry Pi."""
+    parser.add_argument(
+        "--engine",
+        choices=("auto", "torch", "numpy"),
+        help="what trains (default: auto, torch where it is installed)",
+    )
+    parser.add_argument(
+        "--profile", choices=("cpu", "gpu"), help="gpu uses an accelerator (default: cpu)"
+    )
+
+
+def add_agent_options(parser: argparse.ArgumentParser) -> None:
+    """Add what an agent may be told beside its identity."""
     parser.add_argument("--config", type=Path, help="the agent's TOML file")
     parser.add_argument(
         "--task",
         action="append",
         help="what may run here: a task's name or FILE.py:CLASS; may repeat (default: digits)",
     )
-    parser.add_argument("--identity", type=Path, help="the device's identity file")
-    parser.add_argument("--id", help="which identity of the site on this machine to take")
-    parser.add_argument("--server", metavar="URL", help="mqtt://HOST:PORT instead of the file's")
     parser.add_argument("--data-dir", type=Path, help="the agent's own folder")
     parser.add_argument(
         "--role", choices=("trainer", "evaluator"), help="what it does (default: trainer)"
@@ -65,8 +73,9 @@ def _add_agent_options(parser: argparse.ArgumentParser) -> None:
 
 def run_server(options: argparse.Namespace) -> int:
     """Serve a domain until it is told to stop."""
-    from broker.session import Endpoint  # noqa: PLC0415  (a device's command needs no server)
+    # a device's command needs no server
     from fl_server.journal import Journal  # noqa: PLC0415
+    from fl_server.membership import Site  # noqa: PLC0415
     from fl_server.server import Server, ServerSettings  # noqa: PLC0415
     from fl_server.settings import ServerConfig  # noqa: PLC0415
     from storage.s3 import S3Store  # noqa: PLC0415
@@ -74,27 +83,30 @@ def run_server(options: argparse.Namespace) -> int:
     configure_logs(debug=options.debug)
     config = load(ServerConfig, options.config, "RENGO_SERVER")
     _require_private(options.config)
-    identity = read_identity(config.identity)
-    if identity.role != "server":
-        raise ConfigError(f"identity {identity.id} is a {identity.role}'s, not a server's")
+    identity = _identity_of("server", config.identity)
+    operators = [_identity_of("operator", path) for path in config.operators]
     lock = _lock_folder(config.data_dir)
     journal = Journal(config.journal_url)
+    site = Site(config.broker.public_url or url_of(identity), config.broker.ca_fingerprint)
     server = Server(
-        ServerSettings(identity.domain, config.data_dir, config.project, config.spool_memory_bytes),
-        Endpoint(
-            identity.host,
-            identity.port,
-            identity.id,
-            identity.password.get_secret_value(),
-            identity.client_id,
-        ),
+        ServerSettings(config.data_dir, site, config.project, config.spool_memory_bytes),
+        identity,
+        operators,
         _ready(S3Store(config.store)),
         journal,
+        config.broker.access(),
     )
     server.start(_START_S)
     with lock:
         serve(server.run_forever, server.stop)
     return 0
+
+
+def _identity_of(role: str, path: Path) -> Identity:
+    identity = read_identity(path)
+    if identity.role != role:
+        raise ConfigError(f"identity {identity.id} is a {identity.role}'s, not a {role}'s")
+    return identity
 
 
 def run_client(options: argparse.Namespace) -> int:
@@ -131,17 +143,6 @@ def _given(options: argparse.Namespace, more: tuple[str, ...]) -> dict[str, Any]
     if options.task:
         given["tasks"] = options.task
     return given
-
-
-def _host_and_port(url: str) -> tuple[str, int]:
-    parts = urlsplit(url)
-    try:
-        port = parts.port
-    except ValueError:
-        port = None
-    if parts.scheme != "mqtt" or not parts.hostname or not port:
-        raise ConfigError(f"--server {url!r} is not mqtt://HOST:PORT")
-    return parts.hostname, port
 
 
 def _require_private(path: Path) -> None:
@@ -221,11 +222,16 @@ class _Identity:
         identity = read_identity(path)
         if self._options.server is None:
             return identity
-        host, port = _host_and_port(self._options.server)
-        return identity.model_copy(update={"host": host, "port": port})
+        place = parse_url(self._options.server)
+        tls = (identity.tls or TlsTrust()) if place.tls else None
+        return identity.model_copy(update={"host": place.host, "port": place.port, "tls": tls})
 
     def _first_free(self, folder: SiteFolder) -> Path:
-        paths = sorted(folder.identities.glob("device-*.json"))
+        paths = [
+            folder.identity_path(each.id)
+            for each in folder.all_identities()
+            if each.role == "device"
+        ]
         for path in paths:
             lock = path.with_suffix(".lock").open("ab")
             try:
@@ -237,6 +243,6 @@ class _Identity:
             return path
         what = "every device's identity is in use" if paths else "there is no device's identity"
         raise ConfigError(
-            f"{what} in {folder.identities}; start a site with `rengo up`, or name a file by "
-            "--identity"
+            f"{what} in {folder.identities}; enrol this machine by `rengo enroll`, start a "
+            "site with `rengo up`, or name a file by --identity"
         )

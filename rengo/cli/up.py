@@ -5,14 +5,17 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 from rengo.cli.codes import DONE
 from rengo.cli.common import Commands, add_command, add_site, command_name, interruptible
-from rengo.folder import HOST, default_home
-from rengo.site import Site
+from rengo.folder import default_home
+from rengo.listening import OwnCertificate
+from rengo.site import Site, SiteOptions
 from rengo.view import SiteStory
-from runtime.errors import TransportError
+from runtime.brokerurl import parse_url
+from runtime.errors import ConfigError, TransportError
 
 _LOOK_EVERY_S = 5.0
 
@@ -21,6 +24,32 @@ def add(commands: Commands) -> None:
     """Add the command."""
     parser = add_command(commands, "up", run, "run broker, store and server of one site")
     add_site(parser)
+    parser.add_argument(
+        "--broker",
+        metavar="KIND",
+        help="nats, mosquitto, or the mqtt(s)://HOST:PORT of another broker (default: nats)",
+    )
+    parser.add_argument(
+        "--credentials",
+        type=Path,
+        metavar="FILE",
+        help="the users of another broker: TOML, mode 0600",
+    )
+    parser.add_argument(
+        "--host",
+        metavar="ADDRESS",
+        help="the address to listen on, 0.0.0.0 for all; anything but loopback is TLS "
+        "(default: 127.0.0.1)",
+    )
+    parser.add_argument(
+        "--advertise",
+        metavar="NAME",
+        help="the name or address by which devices reach this machine (default: found)",
+    )
+    parser.add_argument(
+        "--tls-cert", type=Path, metavar="FILE", help="a certificate of yours with its chain, PEM"
+    )
+    parser.add_argument("--tls-key", type=Path, metavar="FILE", help="its key, PEM, mode 0600")
     parser.add_argument("--broker-port", type=int, help="the MQTT port (default: a free one, kept)")
     parser.add_argument("--store-port", type=int, help="the S3 port (default: a free one, kept)")
     parser.add_argument(
@@ -37,13 +66,7 @@ def add(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the site until SIGINT, SIGTERM or SIGHUP."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
-    site = Site(
-        options.data_dir,
-        devices=options.devices,
-        broker_port=options.broker_port,
-        store_port=options.store_port,
-        store=options.store,
-    )
+    site = Site(options.data_dir, devices=options.devices, options=_site_options(options))
     try:
         with interruptible():
             print("Starting the broker, the store and the server", flush=True)
@@ -53,6 +76,26 @@ def run(options: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print(f"\nStopped. Everything is kept in {options.data_dir}.")
     return DONE
+
+
+def _site_options(options: argparse.Namespace) -> SiteOptions:
+    broker, certificate = options.broker, None
+    if broker is not None and broker not in {"nats", "mosquitto"}:
+        parse_url(broker)
+    if (options.tls_cert is None) != (options.tls_key is None):
+        raise ConfigError("--tls-cert and --tls-key belong together")
+    if options.tls_cert is not None:
+        certificate = OwnCertificate(options.tls_cert, options.tls_key)
+    return SiteOptions(
+        broker=broker,
+        broker_port=options.broker_port,
+        store=options.store,
+        store_port=options.store_port,
+        host=options.host,
+        advertise=options.advertise,
+        certificate=certificate,
+        credentials=options.credentials,
+    )
 
 
 def _watch(site: Site) -> NoReturn:
@@ -76,16 +119,21 @@ def welcome(site: Site) -> str:
     home = "" if folder.root == default_home().absolute() else f"RENGO_HOME={folder.root} "
     names = sorted((path.stem for path in folder.identities.glob("device-*.json")), key=_by_number)
     ready = f" ({names[0]} to {names[-1]} are ready)" if names else " (start with --devices N)"
+    scheme = "http" if site.listening.trust is None else "https"
     return f"""\
 Site {record.domain!r} is up. Its data lies in {folder.root}.
 
-  broker  mqtt://{HOST}:{record.broker_port}
-  store   http://{HOST}:{record.store_port} ({record.store})
+  broker  {site.public_url}
+  store   {scheme}://{site.listening.advertised}:{record.store_port} ({record.store})
   logs    {folder.root / "logs"}
 
 Add devices, each in a terminal of its own on this machine{ready}:
 
   {home}{name} client --task digits
+
+Invite a device elsewhere, with a token and the one line to type there:
+
+  {home}{name} devices invite
 
 Then start a run:
 

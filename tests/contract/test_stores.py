@@ -25,7 +25,7 @@ from runtime.errors import (
 )
 from runtime.ports import free_port
 from runtime.retry import instant
-from storage.embedded import EmbeddedStore, Kind
+from storage.embedded import EmbeddedStore, Kind, StoreTls
 from storage.objects import MemoryStore, ObjectStore
 from storage.probe import probe
 from storage.s3 import MULTIPART_BYTES, S3Store, StoreSettings
@@ -439,6 +439,44 @@ def test_every_port_is_on_loopback_and_takes_nothing_without_a_key(embedded: Emb
             except urllib3.exceptions.HTTPError:
                 continue
             assert answer.status >= 400, port
+
+
+def test_the_store_shows_no_page_to_log_in(embedded: EmbeddedStore) -> None:
+    browser = {"User-Agent": "Mozilla/5.0", "Accept": "text/html"}
+    with urllib3.PoolManager(retries=False, headers=browser) as pool:
+        for path in ("/", "/minio/", "/minio/login", "/minio/prometheus/metrics"):
+            answer = pool.request("GET", f"{embedded.settings.endpoint}{path}", redirect=False)
+            assert answer.status in {403, 404}, path
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_store_leaves_loopback_with_tls_alone(tmp_path: Path, kind: Kind) -> None:
+    for host in ("0.0.0.0", "192.0.2.7"):
+        with pytest.raises(ConfigError, match=r"without TLS: give it a certificate"):
+            EmbeddedStore(tmp_path, kind, host=host)
+    for host in ("localhost", "", "::1"):
+        with pytest.raises(ConfigError, match="not an IPv4 address"):
+            EmbeddedStore(tmp_path, kind, host=host)
+
+
+def test_a_store_with_inner_parts_stays_on_loopback(tmp_path: Path) -> None:
+    tls = StoreTls(tmp_path / "certificate", tmp_path / "key")
+    with pytest.raises(ConfigError, match=r"seaweedfs listens on .* alone.*choose juicefs"):
+        EmbeddedStore(tmp_path, "seaweedfs", host="0.0.0.0", tls=tls)
+    assert EmbeddedStore(tmp_path, host="192.0.2.7", tls=tls).settings.endpoint.startswith(
+        "https://192.0.2.7:"
+    )
+
+
+def test_a_missing_file_of_authorities_is_named(tmp_path: Path) -> None:
+    settings = StoreSettings(
+        endpoint="https://127.0.0.1:1",
+        access_key="a",
+        secret=SecretStr("b"),
+        ca=tmp_path / "none.crt",
+    )
+    with pytest.raises(ConfigError, match=r"none\.crt cannot be read"):
+        S3Store(settings)
 
 
 def test_an_unknown_kind_is_refused_with_the_choices(tmp_path: Path) -> None:

@@ -75,6 +75,14 @@ class Demo:
         return processes + [str(path) for path in self.folder.iterdir()]
 
 
+@pytest.fixture(autouse=True)
+def _hang_up_is_not_ignored() -> Iterator[None]:
+    """Undo what ``nohup`` leaves to all its children, which the demo rightly keeps."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @contextmanager
 def demo(tmp_path: Path, *arguments: str) -> Iterator[Demo]:
     """Start the demo; at the end it has to be over."""

@@ -252,7 +252,7 @@ def test_passwords_are_in_a_private_file_only(site: Site) -> None:
         for path in site.broker.data_dir.rglob("*")
         if path.is_file() and b"secret-of-dev-a" in path.read_bytes()
     ]
-    assert [path.name for path in holding] == ["broker.conf"]
+    assert [path.name for path in holding] == ["users.conf"]
     assert stat.S_IMODE(holding[0].stat().st_mode) == 0o600
     assert "secret" not in " ".join(psutil.Process(site.broker.pid).cmdline())
 

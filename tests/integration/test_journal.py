@@ -35,7 +35,8 @@ from fl_server.events import (
     UpdateRefused,
     UpdateWithdrawn,
 )
-from fl_server.journal import Journal, JournalError, PreparedRun, RunRecord
+from fl_server.database import JournalError
+from fl_server.journal import Journal, PreparedRun, RunRecord
 from runtime.errors import ConfigError
 from runtime.ports import free_port
 from tests.integration.postgres import PASSWORD, Cluster, running_cluster
@@ -302,7 +303,7 @@ def test_a_database_that_went_and_came_is_used_again() -> None:
 
 def test_sqlite_is_durable(tmp_path: Path) -> None:
     journal = Journal(f"sqlite:///{tmp_path / 'j.sqlite'}")
-    with journal._engine.connect() as connection:
+    with journal.database.begin() as connection:
         assert connection.execute(sa.text("PRAGMA journal_mode")).scalar() == "wal"
         assert connection.execute(sa.text("PRAGMA synchronous")).scalar() == 2
     journal.close()

@@ -38,7 +38,8 @@ from broker.messages import (
 )
 from broker.session import MqttSession
 from broker.topics import Topics, parse
-from fl_server.journal import Journal, JournalError
+from fl_server.database import JournalError
+from fl_server.journal import Journal
 from fl_server.server import Server, ServerSettings
 from rengo.operator import OperatorClient
 from runtime.errors import ConfigError, RunFailed

@@ -1,10 +1,23 @@
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
+from collections.abc import Callable
 
 import pytest
 
-from broker.access import BrokerUser, Grants, Role, grants, nats_subjects, to_nats
+from broker.access import (
+    RULES,
+    BrokerUser,
+    Grants,
+    Role,
+    grants,
+    nats_subjects,
+    nats_users,
+    to_mosquitto,
+    to_nats,
+)
 from broker.limits import MAX_PAYLOAD_BYTES
 from broker.messages import MAX_MESSAGE_BYTES
 from runtime.errors import ConfigError
@@ -110,3 +123,132 @@ def test_a_password_is_not_shown() -> None:
 
 def test_the_limit_is_the_messages_limit() -> None:
     assert MAX_PAYLOAD_BYTES == MAX_MESSAGE_BYTES
+
+
+# --- every rendering allows what the rules grant, and nothing else --------------------------------
+
+PEOPLE = [
+    (Role.DEVICE, "dev-a"),
+    (Role.DEVICE, "dev-b"),
+    (Role.SERVER, "server"),
+    (Role.OPERATOR, "op-a"),
+    (Role.CLAIMANT, "nonce-a"),
+]
+EVERYBODY = [
+    BrokerUser(name, f"secret-of-{name}", grants(role, "home", name)) for role, name in PEOPLE
+]
+IDS = ["dev-a", "dev-b", "server", "op-a", "nonce-a", "run-1", "x"]
+LEAVES = (
+    *("state", "info", "task", "receipt", "ack", "progress", "result", "request"),
+    *("reply", "events", "x"),
+)
+TOPICS = [
+    *(
+        f"{base}/{area}/{each}/{leaf}"
+        for base in (BASE, "rengo/v1/away")
+        for area in ("dev", "run", "op", "enroll")
+        for each in IDS
+        for leaf in LEAVES
+    ),
+    *(f"{BASE}/enroll/{each}" for each in IDS),
+    *(f"{BASE}/dev/{each}" for each in IDS),
+    *(f"{BASE}/server/state", f"{BASE}/server", f"{BASE}/server/state/x"),
+    *(BASE, "x", "$SYS/broker/version"),
+]
+
+
+def granted(role: Role, identity: str, direction: str, topic: str) -> bool:
+    """The rules themselves, read level by level."""
+    for area, whose, leaf in getattr(RULES[role], direction):
+        owner = [] if area == "server" else [identity if whose == "me" else whose]
+        wanted = ["rengo", "v1", "home", area, *owner, *([leaf] if leaf else [])]
+        levels = topic.split("/")
+        if len(levels) == len(wanted) and all(
+            want in ("+", level) for want, level in zip(wanted, levels, strict=True)
+        ):
+            return True
+    return False
+
+
+def nats_allows(name: str, direction: str, topic: str) -> bool:
+    def subject_matches(pattern: str, subject: str) -> bool:
+        wanted, tokens = pattern.split("."), subject.split(".")
+        for position, want in enumerate(wanted):
+            if want == ">":
+                return len(tokens) > position
+            if position >= len(tokens) or want not in ("*", tokens[position]):
+                return False
+        return len(wanted) == len(tokens)
+
+    users = json.loads(to_nats(EVERYBODY).removeprefix("authorization: "))["users"]
+    (mine,) = [each for each in users if each["user"] == name]
+    allowed = mine["permissions"][direction]["allow"]
+    return any(subject_matches(each, topic.replace("/", ".")) for each in allowed)
+
+
+def mosquitto_allows(acl: str, name: str, direction: str, topic: str) -> bool:
+    who, wanted = "", {"publish": "write", "subscribe": "read"}[direction]
+    for line in acl.splitlines():
+        match line.split():
+            case ["user", user]:
+                who = user
+            case ["topic", "read" | "write" | "readwrite" as may, topic_filter] if who == name:
+                if wanted in may and matches(topic_filter, topic):
+                    return True
+            case ["topic", "read" | "write" | "readwrite", _] | []:
+                continue
+            case other:
+                raise AssertionError(f"no line of an ACL file: {other}")
+    return False
+
+
+@pytest.mark.parametrize("direction", ["publish", "subscribe"])
+@pytest.mark.parametrize(("role", "name"), PEOPLE)
+def test_each_broker_allows_what_the_rules_grant(role: Role, name: str, direction: str) -> None:
+    _, acl = to_mosquitto(EVERYBODY)
+    allowed = {topic for topic in TOPICS if granted(role, name, direction, topic)}
+    assert allowed, "the topics of this test must show something"
+    assert {topic for topic in TOPICS if nats_allows(name, direction, topic)} == allowed
+    assert {topic for topic in TOPICS if mosquitto_allows(acl, name, direction, topic)} == allowed
+
+
+def test_a_user_without_grants_may_nothing() -> None:
+    idle = BrokerUser("idle", "password1", Grants((), ()))
+    _, acl = to_mosquitto([idle, *EVERYBODY])
+    for topic in TOPICS:
+        assert not mosquitto_allows(acl, "idle", "publish", topic)
+        assert not mosquitto_allows(acl, "idle", "subscribe", topic)
+
+
+def test_mosquitto_gets_hashes_that_hold_the_password() -> None:
+    passwords, _ = to_mosquitto(EVERYBODY)
+    assert "secret-of" not in passwords
+    salts = set()
+    for user, line in zip(EVERYBODY, passwords.splitlines(), strict=True):
+        name, hashed = line.split(":")
+        _, kind, iterations, salt, digest = hashed.split("$")
+        salts.add(salt)
+        assert (name, kind) == (user.name, "7")
+        assert base64.b64decode(digest) == hashlib.pbkdf2_hmac(
+            "sha512", user.password.encode(), base64.b64decode(salt), int(iterations)
+        )
+    assert len(salts) == len(EVERYBODY)
+
+
+@pytest.mark.parametrize("render", [to_nats, to_mosquitto])
+def test_no_users_and_a_name_twice_are_refused(
+    render: Callable[[list[BrokerUser]], object],
+) -> None:
+    with pytest.raises(ConfigError, match="at least one user"):
+        render([])
+    with pytest.raises(ConfigError, match="twice: dev-a"):
+        render([*EVERYBODY, EVERYBODY[0]])
+
+
+def test_users_by_certificate_are_the_same_users_under_their_common_names() -> None:
+    by_name, by_certificate = to_nats(EVERYBODY), to_nats(EVERYBODY, by_certificate=True)
+    names = [each["user"] for each in json.loads(by_certificate.partition(" ")[2])["users"]]
+    assert names == [f"CN={user.name}" for user in EVERYBODY]
+    assert nats_users(by_name, by_certificate=True) == by_certificate
+    assert nats_users(by_certificate, by_certificate=True) == by_certificate
+    assert nats_users(by_certificate, by_certificate=False) == by_name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import msgpack
@@ -21,15 +22,17 @@ from broker.messages import (
 )
 from broker.topics import Address
 from runtime.errors import PeerError, RengoError
-from tests.messages import SAMPLES, SHA, address_of, envelope, wire
+from runtime.signing import SecretKey
+from tests.messages import KEY, SAMPLES, SHA, address_of, content, envelope, signed, wire
 
 ACK = SAMPLES["ack"]
 AT = address_of(ACK)
 
 
 def refused(payload: bytes, address: Address = AT) -> PeerError:
+    """Return why a message is refused although its sender signed it."""
     with pytest.raises(PeerError) as caught:
-        decode(payload, address)
+        decode(signed(payload, address), address, KEY.public)
     return caught.value
 
 
@@ -44,7 +47,7 @@ def test_every_kind_has_a_sample() -> None:
 
 @pytest.mark.parametrize("message", SAMPLES.values(), ids=SAMPLES.keys())
 def test_every_kind_comes_back_equal(message: Message) -> None:
-    found, body = decode(wire(message), address_of(message))
+    found, body = decode(wire(message), address_of(message), KEY.public)
     assert body == message
     assert type(body) is type(message)
     assert (found.sender, found.boot_id, found.seq, found.kind) == ("d-1", "boot", 7, message.kind)
@@ -54,17 +57,31 @@ def test_every_kind_comes_back_equal(message: Message) -> None:
 def test_no_kind_is_taken_in_the_place_of_another(message: Message) -> None:
     for other in SAMPLES.values():
         if other.place != message.place:
-            assert refused(wire(message), address_of(other)).reason == "wrong_place"
+            assert refused(content(message), address_of(other)).reason == "wrong_place"
 
 
 def test_the_sender_must_own_the_topic() -> None:
     owned = {"device_state", "device_info", "ack", "progress", "result", "request"}
     for kind, message in SAMPLES.items():
-        payload, address = wire(message, sender="someone-else"), address_of(message)
-        if kind in owned | {"operator_request"}:
+        payload, address = content(message, sender="someone-else"), address_of(message)
+        if kind in owned | {"operator_request", "password_kept", "claim"}:
             assert refused(payload, address).reason == "wrong_sender"
         else:
-            decode(payload, address)
+            decode(signed(payload, address), address, KEY.public)
+
+
+@pytest.mark.parametrize("message", SAMPLES.values(), ids=SAMPLES.keys())
+def test_nobody_else_can_sign_alter_or_move_a_message(message: Message) -> None:
+    address, whole = address_of(message), wire(message)
+    elsewhere = address_of(message, "d-2") if address.id else replace(address, domain="away")
+    altered = [whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :] for at in range(len(whole))]
+    forged = wire(message, key=SecretKey("0f" * 32))
+    for payload, place in [(forged, address), (whole, elsewhere), (b"", address)] + [
+        (each, address) for each in altered
+    ]:
+        with pytest.raises(PeerError) as caught:
+            decode(payload, place, KEY.public)
+        assert caught.value.reason == "signature"
 
 
 def test_another_schema_version_is_named() -> None:
@@ -192,7 +209,7 @@ def test_deep_nesting_is_refused() -> None:
     request = SAMPLES["operator_request"]
     address = address_of(request)
     within = {**request.model_dump(), "arguments": nested(MAX_NESTING - 2)}
-    decode(msgpack.packb(envelope(request, body=within)), address)
+    decode(signed(msgpack.packb(envelope(request, body=within)), address), address, KEY.public)
     beyond = {**request.model_dump(), "arguments": nested(MAX_NESTING - 1)}
     assert refused(msgpack.packb(envelope(request, body=beyond)), address).reason == "too_deep"
 

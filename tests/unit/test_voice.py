@@ -12,15 +12,16 @@ from fl_client.voice import Voice
 from fl_server.presence import Presence
 from runtime.identity import new_identity
 
+IDENTITY = new_identity("device", "home", "d-1", "127.0.0.1", 1)
+
 
 def voice(folder: Path) -> Voice:
-    identity = new_identity("device", "home", "d-1", "127.0.0.1", 1)
     settings = AgentSettings(identity=folder / "d.json", data_dir=folder)
-    return Voice(identity, settings, "numpy", ["digits"])
+    return Voice(IDENTITY, settings, "numpy", ["digits"])
 
 
 def state_of(publication: Publication) -> DeviceState:
-    _, message = decode(publication.payload, parse(publication.topic))
+    _, message = decode(publication.payload, parse(publication.topic), IDENTITY.secret_key.public)
     assert isinstance(message, DeviceState)
     return message
 

@@ -1,0 +1,35 @@
+"""Who may connect, changed while the broker runs: used by the server, which is not its parent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from broker.access import BrokerUser
+from broker.emqx import EmqxAccess
+from broker.mosquitto import MosquittoAccess
+from broker.nats import NatsAccess
+
+__all__ = ["AccessControl", "EmqxAccess", "ManualAccess", "MosquittoAccess", "NatsAccess"]
+
+
+class AccessControl(Protocol):
+    """What changes a broker's users."""
+
+    def apply(self, users: Sequence[BrokerUser]) -> None:
+        """Replace all users of the site; returns when the broker has taken them.
+
+        New ones may connect, removed ones are cut off, the others stay. The same users again
+        change nothing.
+
+        Raises:
+            ConfigError: bad users; nothing changed.
+            TransportError: a running broker refused, or did not answer: try again later.
+        """
+
+
+class ManualAccess:
+    """For a broker whose operator makes the users by hand: does nothing."""
+
+    def apply(self, users: Sequence[BrokerUser]) -> None:
+        """Do nothing."""

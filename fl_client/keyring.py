@@ -1,0 +1,55 @@
+"""The device's identity while it runs: whom it believes, and passwords that are being rotated.
+
+A new password is on disk before the server is told, beside the one in force: whichever the broker
+wants after a power cut is there. The old one goes when the broker has admitted the new one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import SecretStr
+
+from runtime.errors import PeerError
+from runtime.identity import Identity, write_identity
+
+_SHORTEST, _LONGEST = 8, 256
+
+
+class Keyring:
+    """One identity and its file.
+
+    Attributes:
+        server: the key of the only server that is believed.
+    """
+
+    def __init__(self, path: Path, identity: Identity) -> None:
+        self.server = identity.believed
+        self._path = path
+        self._identity = identity
+
+    def keep(self, sealed: bytes) -> Identity | None:
+        """Put a new password on disk; return the changed identity, None when it has it already.
+
+        Raises:
+            PeerError: it was not sealed for this device, or is no password.
+        """
+        text = self._identity.secret_key.unseal(sealed).decode("ascii", "replace")
+        if not (_SHORTEST <= len(text) <= _LONGEST and text.isascii() and text.isprintable()):
+            raise PeerError("the new password is not usable", "password")
+        if text == self._identity.password.get_secret_value():
+            return None
+        return self._write(self._identity.password, SecretStr(text))
+
+    def admitted(self, password: str) -> Identity | None:
+        """Drop the old password once the broker has admitted the new one."""
+        following = self._identity.next_password
+        if following is None or password != following.get_secret_value():
+            return None
+        return self._write(following, None)
+
+    def _write(self, password: SecretStr, following: SecretStr | None) -> Identity:
+        changes = {"password": password, "next_password": following}
+        self._identity = self._identity.model_copy(update=changes)
+        write_identity(self._path, self._identity)
+        return self._identity

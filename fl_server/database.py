@@ -1,0 +1,169 @@
+"""The server's database: SQLite (WAL, synchronous=FULL) by default, PostgreSQL by URL."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from runtime.errors import ConfigError, MissingExtra, RengoError, Unavailable
+from runtime.sqlite import is_disk_trouble
+
+try:
+    import sqlalchemy as sa
+    from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
+except ImportError as error:
+    raise MissingExtra("sqlalchemy", "server") from error
+
+__all__ = [
+    "Database",
+    "JournalError",
+    "JournalUnreachable",
+    "JournalUnusable",
+    "Transaction",
+    "read_meta",
+    "sa",
+    "write_meta",
+]
+
+_CONNECT_S = 10
+_shared = sa.MetaData()
+_meta = sa.Table(
+    "rengo_meta",
+    _shared,
+    sa.Column("name", sa.String(64), primary_key=True),
+    sa.Column("value", sa.BigInteger, nullable=False),
+)
+
+
+class JournalError(RengoError):
+    """The journal cannot be written or read: the server must stop rather than forget."""
+
+
+class JournalUnusable(JournalError, ConfigError):
+    """It is damaged, of another version or not to be opened: a person must mend it."""
+
+
+class JournalUnreachable(JournalError, Unavailable):
+    """The database's server cannot be reached or refuses the credentials."""
+
+
+class Database:
+    """One database, in which the journal and the registry have their tables. One thread calls it.
+
+    Raises:
+        ConfigError: the URL is not usable.
+        JournalUnusable: another version of Rengo wrote the data, or they cannot be opened.
+        JournalUnreachable: the database's server cannot be reached.
+        JournalError: the disk is full.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._engine = _engine(url)
+        self.name = self._engine.url.render_as_string(hide_password=True)
+
+    def begin(self) -> Transaction:
+        """Return a transaction, to be used as a context manager."""
+        return Transaction(self._engine, self.name)
+
+    def prepare(self, tables: sa.MetaData, subject: str, version: int) -> None:
+        """Make the tables that are missing and check which version wrote those that are there.
+
+        Args:
+            tables: what one user of the database needs.
+            subject: its name in the table of versions.
+            version: what this Rengo reads and writes.
+        """
+        try:
+            _shared.create_all(self._engine)
+            tables.create_all(self._engine)
+            with self._engine.begin() as connection:
+                found = read_meta(connection, subject, 0)
+                if found == 0:
+                    write_meta(connection, subject, version)
+        except DBAPIError as error:
+            self.close()
+            if self._engine.dialect.name == "sqlite" and not is_disk_trouble(error.orig):
+                raise JournalUnusable(f"journal {self.name}: {error.orig}") from error
+            raise _error(error, self.name) from error
+        if found not in (0, version):
+            self.close()
+            raise JournalUnusable(
+                f"journal {self.name} was written by another version of Rengo "
+                f"(schema {found}, this one reads {version}); "
+                "use that version, or another data folder"
+            )
+
+    def close(self) -> None:
+        """Release the database."""
+        self._engine.dispose()
+
+
+class Transaction:
+    """``engine.begin()`` whose database errors are JournalError."""
+
+    def __init__(self, engine: sa.Engine, name: str) -> None:
+        self._context = engine.begin()
+        self._name = name
+
+    def __enter__(self) -> sa.Connection:
+        try:
+            return self._context.__enter__()
+        except DBAPIError as error:
+            raise _error(error, self._name) from error
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        try:
+            self._context.__exit__(kind, error, trace)
+        except DBAPIError as failure:
+            raise _error(failure, self._name) from failure
+        if isinstance(error, DBAPIError):
+            raise _error(error, self._name) from error
+
+
+def _engine(text: str) -> sa.Engine:
+    try:
+        url = sa.make_url(text)
+        if url.get_backend_name() == "sqlite":
+            engine = sa.create_engine(url)
+            sa.event.listen(engine, "connect", _durable)
+            return engine
+        if url.drivername == "postgresql":
+            url = url.set(drivername="postgresql+psycopg")
+        patience = {} if "connect_timeout" in url.query else {"connect_timeout": _CONNECT_S}
+        # asked first, since a connection that idled may be gone
+        return sa.create_engine(url, connect_args=patience, pool_pre_ping=True)
+    except ModuleNotFoundError as error:
+        if error.name == "psycopg":
+            raise MissingExtra("psycopg", "postgres") from error
+        raise ConfigError(f"journal URL is not usable: {error}") from error
+    except (SQLAlchemyError, ImportError, ValueError) as error:
+        raise ConfigError(f"journal URL is not usable: {error}") from error
+
+
+def _error(error: DBAPIError, name: str) -> JournalError:
+    remote = not name.startswith("sqlite")
+    kind = JournalUnreachable if remote and isinstance(error, OperationalError) else JournalError
+    hint = "; is the disk full?" if is_disk_trouble(error.orig) else ""
+    return kind(f"journal {name}: {error.orig}{hint}")
+
+
+def _durable(connection: Any, _record: Any) -> None:
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=FULL")
+    cursor.execute("PRAGMA busy_timeout=5000")
+    cursor.close()
+
+
+def read_meta(connection: sa.Connection, name: str, default: int) -> int:
+    """Return a named number, ``default`` where there is none."""
+    value = connection.execute(sa.select(_meta.c.value).where(_meta.c.name == name)).scalar()
+    return default if value is None else int(value)
+
+
+def write_meta(connection: sa.Connection, name: str, value: int) -> None:
+    """Keep a named number."""
+    changed = connection.execute(
+        sa.update(_meta).where(_meta.c.name == name).values(value=value)
+    ).rowcount
+    if not changed:
+        connection.execute(sa.insert(_meta), {"name": name, "value": value})

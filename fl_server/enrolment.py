@@ -1,0 +1,183 @@
+"""Enrolment, pure: what a claim, an invitation, a rotation or a revocation changes.
+
+Nothing here has a clock or chance of its own: times and new secrets come in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from runtime.jointoken import CLAIM_PREFIX
+
+# how long the server can still say why a token is refused: later the broker refuses its holder
+TOKEN_MEMORY_S = 7 * 24 * 3600.0
+MAX_USES = 10_000
+
+
+@dataclass(frozen=True)
+class DeviceRecord:
+    """A device that may take part, or might once. Times are the wall clock's Unix time.
+
+    Attributes:
+        next_password: given to the device and not yet kept by it, or empty.
+        rotation: how often its password was changed.
+        status: "revoking" until the broker has forgotten it too.
+        token_id: the join token it came with, empty when an operator admitted it.
+    """
+
+    id: str
+    public_key: str
+    client_id: str
+    password: str = field(repr=False)
+    next_password: str = field(default="", repr=False)
+    rotation: int = 0
+    group: str = ""
+    project: str = "default"
+    index: int = 0
+    count: int = 1
+    status: Literal["active", "revoking", "revoked"] = "active"
+    token_id: str = ""
+    admitted_by: str = ""
+    admitted_at: float = 0.0
+
+
+@dataclass(frozen=True)
+class TokenRecord:
+    """A join token, as far as the server knows it: not the token itself."""
+
+    id: str
+    public_key: str
+    broker_password: str = field(repr=False)
+    group: str
+    project: str
+    uses: int
+    used: int
+    expires_at: float
+    made_by: str
+    made_at: float
+
+
+@dataclass(frozen=True)
+class Act:
+    """What somebody did: an operator, a device, a token's holder or the server itself."""
+
+    actor: str
+    act: str
+    subject: str = ""
+    detail: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """New secrets, made by the shell."""
+
+    name: str
+    client_id: str
+    password: str = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of a claim: the device, or why there is none; and what is to be written."""
+
+    acts: tuple[Act, ...]
+    device: DeviceRecord | None = None
+    token: TokenRecord | None = None
+    refusal: str = ""
+
+    @property
+    def changed(self) -> bool:
+        """Whether there is a new device that the broker must learn."""
+        return self.token is not None
+
+
+@dataclass(frozen=True)
+class Claimant:
+    """Who claims: its key, and the name that it wishes for, if any."""
+
+    public_key: str
+    name: str
+
+
+def judge(
+    claimant: Claimant,
+    token: TokenRecord,
+    devices: Mapping[str, DeviceRecord],
+    reserved: Iterable[str],
+    fresh: Fresh,
+    now: float,
+) -> Verdict:
+    """Return what a claim gives; the same device asking again gets the same answer.
+
+    Args:
+        claimant: whose claim it is, proven by the token's signature.
+        token: the token.
+        devices: all that were ever admitted, by id.
+        reserved: names that no device may have.
+        fresh: secrets for a new device.
+        now: Unix time.
+    """
+    known = next(
+        (each for each in devices.values() if each.public_key == claimant.public_key), None
+    )
+    if known is not None and known.token_id == token.id and known.status == "active":
+        return Verdict((), known)
+    refusal = _refusal(claimant, known, token, devices, reserved, now)
+    if refusal:
+        act = Act(token.id, "claim refused", claimant.name, {"reason": refusal})
+        return Verdict((act,), refusal=refusal)
+    device = DeviceRecord(
+        id=claimant.name or fresh.name,
+        public_key=claimant.public_key,
+        client_id=fresh.client_id,
+        password=fresh.password,
+        group=token.group,
+        project=token.project,
+        token_id=token.id,
+        admitted_by=token.made_by,
+        admitted_at=now,
+    )
+    act = Act(token.id, "device enrolled", device.id, {"key": device.public_key})
+    return Verdict((act,), device, replace(token, used=token.used + 1))
+
+
+def _refusal(
+    claimant: Claimant,
+    known: DeviceRecord | None,
+    token: TokenRecord,
+    devices: Mapping[str, DeviceRecord],
+    reserved: Iterable[str],
+    now: float,
+) -> str:
+    if known is not None and known.status != "active":
+        return f"device {known.id} was revoked; it needs a new identity and a new token"
+    if now >= token.expires_at:
+        return "the token has expired; ask for a new one"
+    if token.used >= token.uses:
+        return "the token is used up; ask for a new one"
+    if known is not None:
+        return f"this device is enrolled already, as {known.id}"
+    if claimant.name in devices:
+        return f"the name {claimant.name} is taken; choose another by --name"
+    if claimant.name in set(reserved) or claimant.name.startswith(CLAIM_PREFIX):
+        return f"the name {claimant.name} is reserved; choose another by --name"
+    return ""
+
+
+def forgettable(tokens: Iterable[TokenRecord], now: float) -> list[str]:
+    """Return the ids of tokens that ended so long ago that nobody need be told why."""
+    return [token.id for token in tokens if now >= token.expires_at + TOKEN_MEMORY_S]
+
+
+def with_next_password(device: DeviceRecord, password: str) -> DeviceRecord:
+    """Return the device with a password that it is to be given, instead of one not yet kept."""
+    return replace(device, next_password=password, rotation=device.rotation + 1)
+
+
+def password_kept(device: DeviceRecord, rotation: int) -> DeviceRecord | None:
+    """Return the device with its new password in force; None where there is none to be kept."""
+    if not device.next_password or rotation != device.rotation:
+        return None
+    return replace(device, password=device.next_password, next_password="")

@@ -1,0 +1,42 @@
+"""A bound on how often somebody is listened to: a token bucket for each name. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass
+class _Bucket:
+    left: float
+    at_s: float
+
+
+class Throttle:
+    """Lets ``burst`` through at once and ``per_s`` a second, for each name of its own.
+
+    Args:
+        per_s: how many a second in the long run.
+        burst: how many at once.
+        names: how many names are remembered; the one longest unheard goes first.
+    """
+
+    def __init__(self, per_s: float, burst: int, names: int = 100_000) -> None:
+        self._per_s = per_s
+        self._burst = burst
+        self._names = names
+        self._buckets: dict[str, _Bucket] = {}
+
+    def admits(self, name: str, now_s: float) -> bool:
+        """Count one of ``name`` and return whether it is within the bound."""
+        bucket = self._buckets.pop(name, None)
+        if bucket is None:
+            bucket = _Bucket(float(self._burst), now_s)
+            if len(self._buckets) >= self._names:
+                del self._buckets[next(iter(self._buckets))]
+        self._buckets[name] = bucket
+        bucket.left = min(self._burst, bucket.left + (now_s - bucket.at_s) * self._per_s)
+        bucket.at_s = now_s
+        if bucket.left < 1.0:
+            return False
+        bucket.left -= 1.0
+        return True

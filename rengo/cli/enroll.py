@@ -1,0 +1,83 @@
+"""``rengo enroll URL``: make this machine a device of a site, once, and start its agent."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import sys
+from pathlib import Path
+
+from fl_client.enrolment import enroll
+from rengo.cli.codes import DONE
+from rengo.cli.common import Commands, add_command
+from rengo.cli.roles import add_agent_options, add_engine_options, run_client, run_iot
+from rengo.folder import default_home
+from runtime.brokerurl import parse_url
+from runtime.errors import ConfigError
+from runtime.files import make_folder
+from runtime.jointoken import JoinToken
+
+_LONGEST_TOKEN_FILE = 4096
+
+
+def add(commands: Commands) -> None:
+    """Add the command."""
+    parser = add_command(
+        commands, "enroll", run, "make this machine a device of a site, once, and start its agent"
+    )
+    parser.add_argument("url", metavar="URL", help="the site's broker: mqtt(s)://HOST:PORT")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--token", help="the join token, as `rengo devices invite` printed it")
+    source.add_argument(
+        "--token-file", type=Path, metavar="FILE", help="a file with the token, instead"
+    )
+    parser.add_argument("--name", default="", help="the device's id (default: the server's choice)")
+    parser.add_argument(
+        "--pi", action="store_true", help="start the Raspberry Pi's agent, as `rengo iot` does"
+    )
+    parser.add_argument(
+        "--only", action="store_true", help="write the identity file and start nothing"
+    )
+    add_agent_options(parser)
+    add_engine_options(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Enrol this machine, then serve as its agent."""
+    place = parse_url(options.url)
+    token = JoinToken.parse(_token(options))
+    home = default_home()
+    path = enroll(place, token, make_folder(home / "identities"), options.name)
+    start = "iot" if options.pi else "client"
+    print(f"Enrolled as {path.stem}. Its identity lies in {path}; keep it to this machine.")
+    print(f"From now on `rengo {start}` starts the agent.", flush=True)
+    if options.only:
+        return DONE
+    options.identity = path
+    options.data_dir = options.data_dir or home / "devices" / path.stem
+    options.server = None
+    return run_iot(options) if options.pi else run_client(options)
+
+
+def _token(options: argparse.Namespace) -> str:
+    """Return the token from the flag, the file or the standard input.
+
+    Raises:
+        ConfigError: there is none, or the file cannot be read.
+    """
+    if options.token is not None:
+        return str(options.token)
+    if options.token_file is not None:
+        try:
+            with options.token_file.open("r", encoding="ascii") as file:
+                return str(file.read(_LONGEST_TOKEN_FILE))
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                f"--token-file {options.token_file} cannot be read: {error}"
+            ) from error
+    if sys.stdin.isatty():
+        return getpass.getpass("Join token: ")
+    text = sys.stdin.readline(_LONGEST_TOKEN_FILE).strip()
+    if not text:
+        raise ConfigError("no join token: give it by --token, --token-file or standard input")
+    return text

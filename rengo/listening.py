@@ -1,0 +1,106 @@
+"""Where a site listens: on loopback in plain text, anywhere else with TLS."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+from rengo.authority import Authority, check_certificate
+from runtime.errors import ConfigError
+from runtime.identity import TlsTrust
+
+LOOPBACK = "127.0.0.1"
+_SOMEWHERE = ("192.0.2.1", 9)  # an address for documentation: nothing is sent there
+
+
+@dataclass(frozen=True)
+class OwnCertificate:
+    """A certificate that the operator has: the leaf with its chain, and its key."""
+
+    certificate: Path
+    key: Path
+
+
+@dataclass(frozen=True)
+class Listening:
+    """How a site's broker and store are reached.
+
+    Attributes:
+        host: the address that they listen on.
+        reach: the name by which this machine's processes reach them.
+        advertised: the name by which devices elsewhere do.
+        files: the certificate's and the key's file; None without TLS.
+        trust: how a client checks the certificate; None without TLS.
+        ca: the authority's file, where it is the site's own.
+        fingerprint: sha256 of that authority in hex, else "".
+    """
+
+    host: str = LOOPBACK
+    reach: str = LOOPBACK
+    advertised: str = LOOPBACK
+    files: tuple[Path, Path] | None = None
+    trust: TlsTrust | None = None
+    ca: Path | None = None
+    fingerprint: str = ""
+
+
+def listening(
+    folder: Path, host: str, advertise: str | None = None, own: OwnCertificate | None = None
+) -> Listening:
+    """Return how a site listens; beyond loopback its certificates are made where there are none.
+
+    Args:
+        folder: where the site's own authority lies or comes to lie.
+        host: an IPv4 address of this machine, 0.0.0.0 for all of them.
+        advertise: the name or address by which devices reach this machine; found when None.
+        own: certificates of the operator's; the name they are for must be ``advertise``.
+
+    Raises:
+        ConfigError: ``own`` without a name to advertise, or it is not usable.
+    """
+    if own is not None:
+        if advertise is None:
+            raise ConfigError("--tls-cert needs --advertise: the name that the certificate is for")
+        check_certificate(own.certificate, own.key)
+        files = (own.certificate.absolute(), own.key.absolute())
+        return Listening(host, advertise, advertise, files, TlsTrust())
+    if _is_loopback(host):
+        return Listening()
+    name = advertise or _address_of_this_machine(host)
+    authority = Authority(folder)
+    names = dict.fromkeys([name, LOOPBACK, "localhost", socket.gethostname()])
+    return Listening(
+        host,
+        LOOPBACK,
+        name,
+        authority.issue_server(list(names)),
+        TlsTrust(ca=authority.certificate_pem),
+        authority.certificate_path,
+        authority.fingerprint,
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError as error:
+        raise ConfigError(
+            f"--host {host!r} is not an address of this machine; give 0.0.0.0 for all of them"
+        ) from error
+
+
+def _address_of_this_machine(host: str) -> str:
+    """Return the address by which this machine reaches others, its name when it has none."""
+    if not ipaddress.ip_address(host).is_unspecified:
+        return host
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(_SOMEWHERE)
+        except OSError:
+            return socket.gethostname()
+        address: str = probe.getsockname()[0]
+        return address

@@ -1,0 +1,665 @@
+"""Every broker that Rengo runs, with every MQTT version it speaks, held to the same guarantees."""
+
+from __future__ import annotations
+
+import stat
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import paho.mqtt.client as mqtt
+import psutil
+import pytest
+
+from broker.access import BrokerUser, Grants, Role
+from broker.connection import Endpoint, Publication
+from broker.inbox import SessionFault
+from broker.limits import MAX_PAYLOAD_BYTES
+from broker.session import MqttSession
+from runtime.errors import AuthenticationFailed, ConfigError, TransportError
+from runtime.ports import free_port
+from tests.contract.broker_places import Place, cut, kind, place
+from tests.integration.broker_fixtures import (
+    ANYONE,
+    BASE,
+    USERS,
+    Owner,
+    eventually,
+    quiet_for,
+    user,
+)
+
+__all__ = ["kind", "place"]
+
+TASK_A = f"{BASE}/dev/dev-a/task"
+STATE_A = f"{BASE}/dev/dev-a/state"
+STATE_B = f"{BASE}/dev/dev-b/state"
+RESULT_A = f"{BASE}/dev/dev-a/result"
+SERVER_STATE = f"{BASE}/server/state"
+WITHOUT_A = [each for each in USERS if each.name != "dev-a"]
+
+
+def watcher(place: Place, topic_filter: str = f"{BASE}/#") -> Owner:
+    """One who may read everything, with a queue that holds whatever was let through."""
+    owner = Owner()
+    place.session(owner, topic_filter, endpoint=place.endpoint(client_id="watcher"))
+    return owner
+
+
+def as_server(place: Place) -> MqttSession:
+    return place.session(Owner(), endpoint=place.endpoint("server"))
+
+
+# --- what is kept ---------------------------------------------------------------------------------
+
+
+def test_session_queue_and_documents_outlive_an_orderly_restart(place: Place) -> None:
+    device = Owner()
+    session = place.session(device, TASK_A, SERVER_STATE, endpoint=place.endpoint("dev-a"))
+    server = as_server(place)
+    server.publish(Publication(TASK_A, b"while there"))
+    device.wait(lambda: device.payloads == [b"while there"])
+    session.stop()
+    server.publish(Publication(SERVER_STATE, b"document", retain=True))
+    server.publish(Publication(TASK_A, b"queued"))
+    assert server.flush(10)
+    port = place.broker.endpoint.port
+    place.broker.stop()
+    place.renew(port)
+    place.start()
+    again = Owner()
+    place.session(again, TASK_A, SERVER_STATE, endpoint=place.endpoint("dev-a"))
+    again.wait(lambda: set(again.payloads) == {b"queued", b"document"})
+    assert again.connections[0].session_present
+
+
+def test_orders_for_a_device_that_is_away_outlive_a_kill(place: Place) -> None:
+    place.session(Owner(), TASK_A, endpoint=place.endpoint("dev-a")).stop()
+    server = as_server(place)
+    expected = [b"order-%d-of-the-kill" % number for number in range(10)]
+    for payload in expected:
+        server.publish(Publication(TASK_A, payload))
+    assert server.flush(10)
+    place.wait_written(*expected)
+    place.restart_after_kill()
+    device = Owner()
+    place.session(device, TASK_A, endpoint=place.endpoint("dev-a"))
+    device.wait(lambda: len(device.deliveries) >= 10)
+    assert device.connections[0].session_present
+    assert device.payloads == expected
+
+
+def test_retained_documents_and_their_removal_outlive_a_kill(place: Place) -> None:
+    server = as_server(place)
+    device = place.session(Owner(), endpoint=place.endpoint("dev-a"))
+    device.publish(Publication(STATE_A, b"to be removed", retain=True))
+    assert device.flush(10)
+    server.publish(Publication(STATE_A, b"", retain=True))
+    server.publish(Publication(SERVER_STATE, b"the document", retain=True))
+    assert server.flush(10)
+    place.wait_written(b"the document")
+    place.restart_after_kill()
+    reader = watcher(place)
+    reader.wait(lambda: b"the document" in reader.payloads)
+    quiet_for(0.2, reader)
+    assert [each.payload for each in reader.deliveries if each.retain] == [b"the document"]
+
+
+def test_a_document_stays_when_the_broker_moves_to_another_port(place: Place) -> None:
+    device = place.session(Owner(), endpoint=place.endpoint("dev-a"))
+    device.publish(Publication(STATE_A, b"ready", retain=True))
+    assert device.flush(10)
+    device.stop()
+    place.broker.stop()
+    place.renew()
+    place.start()
+    reader = watcher(place)
+    reader.wait(lambda: reader.payloads == [b"ready"])
+
+
+def test_what_a_kill_took_after_its_acknowledgement_is_sent_again_until_confirmed(
+    place: Place,
+) -> None:
+    place.session(Owner(), TASK_A, endpoint=place.endpoint("dev-a")).stop()
+    acknowledged = threading.Event()
+    server = place.session(
+        Owner(), endpoint=place.endpoint("server"), outbox=place.outbox(), resend_s=0.5
+    )
+    server.send("order", TASK_A, b"order", until="confirm")
+    eventually(lambda: server.flush(0.01))
+    acknowledged.set()
+    place.restart_after_kill()  # at once: mosquitto may not have written it yet
+    device = Owner()
+    place.session(device, TASK_A, endpoint=place.endpoint("dev-a"))
+    device.wait(lambda: b"order" in device.payloads)
+    server.confirm("order")
+
+
+def test_an_unacknowledged_message_comes_again_on_the_next_connection(place: Place) -> None:
+    forgetful = Owner(acks=False)
+    session = place.session(forgetful, TASK_A, endpoint=place.endpoint("dev-a"))
+    as_server(place).publish(Publication(TASK_A, b"order"))
+    forgetful.wait(lambda: forgetful.payloads == [b"order"])
+    session.stop()
+    device = Owner()
+    again = place.session(device, TASK_A, endpoint=place.endpoint("dev-a"))
+    device.wait(lambda: b"order" in device.payloads)
+    again.flush(1)
+    again.stop()
+    late = Owner()
+    place.session(late, TASK_A, endpoint=place.endpoint("dev-a"))
+    quiet_for(0.3, late)
+
+
+def test_a_thousand_messages_keep_their_order(place: Place) -> None:
+    device = Owner()
+    session = place.session(device, TASK_A, endpoint=place.endpoint("dev-a"))
+    server = as_server(place)
+    expected = [str(number).encode() for number in range(1000)]
+    for payload in expected[:500]:
+        assert server.publish(Publication(TASK_A, payload))
+    device.wait(lambda: len(device.deliveries) >= 500)
+    session.flush(1)
+    session.stop()
+    for payload in expected[500:]:
+        assert server.publish(Publication(TASK_A, payload))
+    assert server.flush(30)
+    away = Owner()
+    place.session(away, TASK_A, endpoint=place.endpoint("dev-a"))
+    away.wait(lambda: len(away.deliveries) >= 500)
+    quiet_for(0.2, away)
+    assert device.payloads + away.payloads == expected
+
+
+# --- wills, and who holds a client id -------------------------------------------------------------
+
+
+def test_a_will_tells_of_a_cut_connection_and_names_its_own(place: Place) -> None:
+    reader = watcher(place, STATE_A)
+    boots = iter(range(1, 100))
+    place.session(
+        device := Owner(),
+        endpoint=place.endpoint("dev-a"),
+        will=lambda: Publication(STATE_A, b"lost: boot %d" % next(boots)),  # type: ignore[arg-type]
+    )
+    for boot in (1, 2):
+        session = device.session
+        assert session is not None
+        link = session._up
+        assert link is not None
+        began = time.monotonic()
+        cut(link._client)
+        reader.wait(lambda boot=boot: reader.payloads[-1:] == [b"lost: boot %d" % boot], 5)
+        assert time.monotonic() - began < 5
+        device.wait(lambda boot=boot: len(device.connections) == boot + 1)
+        eventually(lambda session=session: session.connected)
+    session.stop()
+    quiet_for(0.3, reader)
+    assert reader.payloads == [b"lost: boot 1", b"lost: boot 2"]
+
+
+def test_a_session_that_stops_leaves_no_will(place: Place) -> None:
+    reader = watcher(place, STATE_A)
+    session = place.session(
+        Owner(), endpoint=place.endpoint("dev-a"), will=Publication(STATE_A, b"lost")
+    )
+    session.stop(Publication(STATE_A, b"farewell"))
+    reader.wait(lambda: b"farewell" in reader.payloads)
+    quiet_for(0.3, reader)
+    assert reader.payloads == [b"farewell"]
+
+
+def test_a_client_id_has_one_connection_and_the_newest_has_it(place: Place) -> None:
+    with place.raw("dev-a", "same", clean=False) as first:
+        with place.raw("dev-a", "same", clean=False) as second:
+            eventually(lambda: not first.is_connected())
+            heard: list[bytes] = []
+            second.on_message = lambda _client, _data, message: heard.append(message.payload)
+            subscribe(second, TASK_A)
+            as_server(place).publish(Publication(TASK_A, b"order"))
+            eventually(lambda: heard == [b"order"])
+
+
+def test_another_user_who_knows_the_client_id_reads_nothing(place: Place) -> None:
+    place.session(Owner(), TASK_A, endpoint=place.endpoint("dev-a", "known")).stop()
+    server = as_server(place)
+    server.publish(Publication(TASK_A, b"secret"))
+    assert server.flush(10)
+    thief = Owner()
+    place.session(thief, f"{BASE}/dev/dev-b/task", endpoint=place.endpoint("dev-b", "known"))
+    server.publish(Publication(TASK_A, b"another secret"))
+    server.publish(Publication(f"{BASE}/dev/dev-b/task", b"own"))
+    thief.wait(lambda: b"own" in thief.payloads)
+    quiet_for(0.3, thief)
+    assert thief.payloads == [b"own"]
+
+
+# --- limits ---------------------------------------------------------------------------------------
+
+
+def test_the_largest_payload_passes(place: Place) -> None:
+    reader = watcher(place, RESULT_A)
+    device = place.session(Owner(), endpoint=place.endpoint("dev-a"))
+    assert device.publish(Publication(RESULT_A, bytes(MAX_PAYLOAD_BYTES)))
+    reader.wait(lambda: [len(each) for each in reader.payloads] == [MAX_PAYLOAD_BYTES])
+
+
+def test_a_payload_over_the_limit_harms_its_sender_alone(place: Place) -> None:
+    reader = watcher(place, RESULT_A)
+    with place.raw("dev-a", "flooder") as flooder, place.raw("dev-a", "modest") as modest:
+        flooder.publish(RESULT_A, bytes(MAX_PAYLOAD_BYTES + 64 * 1024), qos=1)
+        eventually(lambda: not flooder.is_connected())
+        modest.publish(RESULT_A, b"small", qos=1).wait_for_publish(5)
+        reader.wait(lambda: bool(reader.payloads))
+        assert modest.is_connected()
+    assert reader.payloads == [b"small"]
+    assert not reader.losses
+
+
+# --- permissions ----------------------------------------------------------------------------------
+
+
+def subscribe(client: mqtt.Client, *filters: str) -> None:
+    """Subscribe to each by itself, and wait for the answers, whatever they are."""
+    answered: set[int | None] = set()
+    client.on_subscribe = lambda _client, _data, mid, _codes, _props: answered.add(mid)
+    for each in filters:
+        mid = client.subscribe(each, 1)[1]
+        eventually(lambda mid=mid: mid in answered, 5)
+
+
+def test_a_device_publishes_for_itself_alone(place: Place) -> None:
+    reader = watcher(place)
+    with place.raw("dev-a", "attacker") as attacker:
+        for topic in (
+            STATE_B,
+            f"{BASE}/dev/dev-b/result",
+            f"{BASE}/dev/dev-b/ack",
+            f"{BASE}/dev/dev-b/task",
+            TASK_A,
+            f"{BASE}/dev/dev-a/receipt",
+            SERVER_STATE,
+            f"{BASE}/run/r1/state",
+            f"{BASE}/run/r1/events",
+            f"{BASE}/op/op-a/request",
+            f"{BASE}/op/op-a/reply",
+            f"{BASE}/enroll/nonce-a/result",
+            f"{BASE}/dev/dev-a/state/deeper",
+            "rengo/v1/elsewhere/dev/dev-a/state",
+        ):
+            for qos, retain in ((0, False), (1, False), (1, True)):
+                attacker.publish(topic, b"forged", qos=qos, retain=retain).wait_for_publish(5)
+        attacker.publish(STATE_A, b"honest", qos=1).wait_for_publish(5)
+        reader.wait(lambda: b"honest" in reader.payloads)
+    late = Owner()
+    place.session(late, f"{BASE}/#", endpoint=place.endpoint(client_id="late"))
+    quiet_for(0.2, late)
+    assert set(reader.payloads + late.payloads) == {b"honest"}
+
+
+def test_a_claimant_has_its_nonce_alone(place: Place) -> None:
+    reader = watcher(place)
+    with place.raw("nonce-a", "claimant") as claimant:
+        for topic in (f"{BASE}/enroll/nonce-b", f"{BASE}/enroll/nonce-a/result", STATE_A):
+            claimant.publish(topic, b"forged", qos=1).wait_for_publish(5)
+        claimant.publish(f"{BASE}/enroll/nonce-a", b"claim", qos=1).wait_for_publish(5)
+        reader.wait(lambda: b"claim" in reader.payloads)
+    assert reader.payloads == [b"claim"]
+
+
+def test_a_device_reads_its_own_alone(place: Place) -> None:
+    heard: list[tuple[str, bytes]] = []
+    writer = place.publisher()
+    for topic in (TASK_A, STATE_A, f"{BASE}/dev/dev-a/receipt"):
+        writer.publish(Publication(topic, b"secret", retain=True))
+    assert writer.flush(10)
+    with place.raw("dev-b", "spy") as spy:
+        spy.on_message = lambda _client, _data, message: heard.append(
+            (message.topic, message.payload)
+        )
+        subscribe(
+            spy,
+            *("#", "+/#", "+/+/+/+/+/+", f"{BASE}/#", f"{BASE}/dev/#", f"{BASE}/dev/+/task"),
+            *(TASK_A, STATE_A, f"{BASE}/dev/dev-a/#", f"{BASE}/op/op-a/reply"),
+            *("$SYS/#", "$MQTT/#", "$JS/#", f"$share/spies/{TASK_A}", "$share/spies/#"),
+            f"{BASE}/dev/dev-b/task",
+        )
+        for topic in (TASK_A, STATE_A, f"{BASE}/op/op-a/reply", f"{BASE}/op/op-a/request"):
+            writer.publish(Publication(topic, b"secret"))
+        writer.publish(Publication(f"{BASE}/dev/dev-b/task", b"order"))
+        assert writer.flush(10)
+        eventually(lambda: bool(heard))
+        time.sleep(0.3)
+    assert set(heard) == {(f"{BASE}/dev/dev-b/task", b"order")}
+
+
+@pytest.mark.parametrize("topic", [STATE_B, TASK_A, SERVER_STATE, f"{BASE}/run/r1/state"])
+def test_a_forged_will_reaches_nobody(place: Place, topic: str) -> None:
+    reader = watcher(place)
+    try:
+        with place.raw("dev-a", "forger", will=topic):
+            pass
+    except AssertionError:
+        pass  # refused with its will, which is as good
+    with place.raw("dev-a", "honest", will=STATE_A):
+        pass
+    reader.wait(lambda: bool(reader.deliveries))
+    quiet_for(0.3, reader)
+    assert [each.topic for each in reader.deliveries] == [STATE_A]
+
+
+def test_what_is_acknowledged_and_dropped_is_not_forgotten(place: Place) -> None:
+    reader = watcher(place)
+    outbox = place.outbox()
+    device = place.session(Owner(), endpoint=place.endpoint("dev-b"), outbox=outbox, resend_s=0.3)
+    device.send("result", RESULT_A, b"result", until="confirm")
+    quiet_for(1.0, reader)
+    assert len(outbox) == 1
+    widened = BrokerUser("dev-b", "secret-of-dev-b", Grants((f"{BASE}/#",), ()))
+    place.broker.reload([widened, *(each for each in USERS if each.name != "dev-b")])
+    reader.wait(lambda: b"result" in reader.payloads)
+    assert len(outbox) == 1
+    assert device.confirm("result")
+
+
+@pytest.mark.parametrize(
+    ("name", "password"), [("dev-a", "not-the-secret"), ("nobody", "secret-of-nobody"), ("", "")]
+)
+def test_a_stranger_is_refused(place: Place, name: str, password: str) -> None:
+    endpoint = place.endpoint("dev-a", "stranger")
+    session = MqttSession(
+        Endpoint(
+            endpoint.host,
+            endpoint.port,
+            name,
+            password,
+            "stranger",
+            protocol=endpoint.protocol,
+            tls=endpoint.tls,
+        ),
+        (),
+        lambda _: True,
+    )
+    session.start()
+    with pytest.raises(AuthenticationFailed):
+        session.wait_connected(10)
+    session.stop()
+
+
+# --- users that change ----------------------------------------------------------------------------
+
+
+def test_a_removed_user_is_cut_off_and_the_others_stay(place: Place) -> None:
+    kept, removed = Owner(), Owner()
+    place.session(kept, TASK_A, endpoint=place.endpoint("dev-b"))
+    place.session(removed, TASK_A, endpoint=place.endpoint("dev-a"))
+    began = time.monotonic()
+    place.access().apply(WITHOUT_A)
+    removed.wait(lambda: bool(removed.losses), 5)
+    assert time.monotonic() - began < 5
+    removed.wait(lambda: any(isinstance(each, AuthenticationFailed) for each in removed.faults))
+    server = as_server(place)
+    server.publish(Publication(f"{BASE}/dev/dev-b/task", b"order"))
+    assert server.flush(10)
+    assert not kept.losses
+    assert kept.session is not None
+    assert kept.session.connected
+
+
+def test_a_removed_user_does_not_come_back_by_its_session(place: Place) -> None:
+    with place.raw("dev-a", "known", clean=False) as client:
+        subscribe(client, TASK_A)
+        place.access().apply(WITHOUT_A)
+        eventually(lambda: not client.is_connected(), 5)
+    with pytest.raises(AssertionError), place.raw("dev-a", "known", clean=False):
+        pass
+
+
+def test_a_new_user_is_admitted_and_nobody_is_disturbed(place: Place) -> None:
+    owners = {name: Owner() for name in ("dev-a", "dev-b", "server")}
+    for name, owner in owners.items():
+        place.session(owner, endpoint=place.endpoint(name))
+    place.access().apply([*USERS, user("dev-c", Role.DEVICE)])
+    newcomer = Owner()
+    session = place.session(newcomer, endpoint=place.endpoint("dev-c"))
+    session.publish(Publication(f"{BASE}/dev/dev-c/state", b"ready"))
+    assert session.flush(10)
+    assert not any(owner.losses for owner in owners.values())
+
+
+def test_a_new_password_counts_at_once_and_the_old_one_no_more(place: Place) -> None:
+    old, other = Owner(), Owner()
+    place.session(old, endpoint=place.endpoint("dev-a"))
+    place.session(other, endpoint=place.endpoint("dev-b"))
+    place.access().apply([user("dev-a", Role.DEVICE, "another-secret"), *WITHOUT_A])
+    old.wait(lambda: any(isinstance(each, AuthenticationFailed) for each in old.faults), 10)
+    endpoint = place.endpoint("dev-a", "renewed")
+    fresh = MqttSession(
+        Endpoint(
+            *place.broker.endpoint,
+            "dev-a",
+            "another-secret",
+            "renewed",
+            protocol=endpoint.protocol,
+        ),
+        (),
+        lambda _: True,
+    )
+    fresh.start()
+    fresh.wait_connected(10)
+    fresh.stop()
+    assert not other.losses
+
+
+def test_the_same_users_again_disturb_nobody(place: Place) -> None:
+    owner = Owner()
+    place.session(owner, endpoint=place.endpoint("dev-a"))
+    for _ in range(3):
+        place.access().apply(USERS)
+    assert not owner.losses
+
+
+def test_bad_users_change_nothing(place: Place) -> None:
+    owner = Owner()
+    place.session(owner, endpoint=place.endpoint("dev-a"))
+    with pytest.raises(ConfigError, match="twice: dev-a"):
+        place.access().apply([*USERS, USERS[0]])
+    with pytest.raises(ConfigError, match="at least one user"):
+        place.access().apply([])
+    assert place.broker.running
+    assert not owner.losses
+
+
+def test_an_absent_broker_finds_the_users_at_its_start(place: Place) -> None:
+    place.broker.stop()
+    place.access().apply([user("dev-c", Role.DEVICE), ANYONE])
+    place.broker.start(None)
+    place.session(Owner(), endpoint=place.endpoint("dev-c"))
+    with pytest.raises(AuthenticationFailed):
+        place.session(Owner(), endpoint=place.endpoint("dev-a"), wait=False).wait_connected(10)
+
+
+def test_a_restart_keeps_the_users_that_were_written_meanwhile(place: Place) -> None:
+    place.access().apply([user("dev-c", Role.DEVICE), ANYONE])
+    place.broker.kill()
+    place.broker.start(None)
+    place.session(Owner(), endpoint=place.endpoint("dev-c"))
+
+
+def test_a_folder_without_users_is_named(place: Place, tmp_path: Path) -> None:
+    place.folder = tmp_path / "new"
+    place.broker.stop()
+    place.renew()
+    with pytest.raises(ConfigError, match="knows no users yet"):
+        place.broker.start(None)
+    place.broker.start(USERS)
+
+
+def test_users_written_during_a_start_are_not_missed(place: Place) -> None:
+    place.broker.stop()
+    starting = threading.Thread(target=place.broker.start, args=(USERS,))
+    starting.start()
+    locked = place.broker.data_dir / "broker.lock"
+    eventually(locked.exists)
+    place.access().apply([*USERS, user("dev-c", Role.DEVICE)])
+    starting.join()
+    known = MqttSession(place.endpoint("dev-c"), (), lambda _: True)
+    known.start()
+    if place.access().broker_pid() is not None:
+        # whichever came second counts; the start's own users if it was the start
+        try:
+            known.wait_connected(5)
+        except AuthenticationFailed:
+            place.access().apply([*USERS, user("dev-c", Role.DEVICE)])
+    known.stop()
+
+
+APPLYING = """
+import sys
+from pathlib import Path
+from broker.access import Role
+from broker.steering import MosquittoAccess, NatsAccess
+from tests.integration.broker_fixtures import USERS, user
+kind = {"nats": NatsAccess, "mosquitto": MosquittoAccess}[sys.argv[1]]
+kind(Path(sys.argv[2])).apply([*USERS, user("dev-c", Role.DEVICE)])
+"""
+
+
+def test_another_process_changes_the_users(place: Place) -> None:
+    folder = str(place.broker.data_dir)
+    subprocess.run([sys.executable, "-c", APPLYING, place.kind.server, folder], check=True)
+    place.session(Owner(), endpoint=place.endpoint("dev-c"))
+
+
+def test_changes_by_many_at_once_all_return(place: Place) -> None:
+    failures: list[Exception] = []
+
+    def change() -> None:
+        try:
+            place.access().apply(USERS)
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=change) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
+# --- the process ----------------------------------------------------------------------------------
+
+
+def test_secrets_are_in_private_files_only(place: Place) -> None:
+    folder = place.broker.data_dir
+    place.session(Owner(), endpoint=place.endpoint("dev-a"))
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    for path in folder.iterdir():
+        if path.is_file() and path.name not in {"broker.pid", "broker.lock", "users.lock"}:
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+    holding = {
+        path.name
+        for path in folder.rglob("*")
+        if path.is_file() and b"secret-of-dev-a" in path.read_bytes()
+    }
+    assert holding == ({"users.conf"} if place.kind.server == "nats" else set())
+    assert "secret" not in " ".join(psutil.Process(place.broker.pid).cmdline())
+
+
+def test_it_listens_on_loopback_alone(place: Place) -> None:
+    listening = [
+        each.laddr
+        for each in psutil.Process(place.broker.pid).net_connections("tcp")
+        if each.status == psutil.CONN_LISTEN
+    ]
+    assert {each.ip for each in listening} == {"127.0.0.1"}
+    assert place.broker.endpoint.port in {each.port for each in listening}
+
+
+def test_a_start_says_nothing_of_an_error(place: Place) -> None:
+    log = (place.broker.data_dir / "broker.log").read_text()
+    assert "error" not in log.lower()
+    assert len(log.splitlines()) < 40
+
+
+def test_a_folder_with_a_space_serves(place: Place, tmp_path: Path) -> None:
+    place.broker.stop()
+    place.folder = tmp_path / "a folder with spaces"
+    place.renew()
+    place.start()
+    place.session(Owner(), endpoint=place.endpoint("dev-a"))
+    place.access().apply(USERS)
+
+
+def test_a_port_and_a_folder_in_use_are_named(place: Place, tmp_path: Path) -> None:
+    broker, port = place.broker, place.broker.endpoint.port
+    place.renew(free_port())
+    with pytest.raises(ConfigError, match="another MQTT broker uses"):
+        place.start()
+    folder, place.folder = place.folder, tmp_path / "elsewhere"
+    place.renew(port)
+    with pytest.raises(ConfigError, match=f"port {port} for the MQTT broker"):
+        place.start()
+    place.folder, place.broker = folder, broker
+    assert broker.running
+
+
+PARENT = """
+import sys, threading
+from pathlib import Path
+from broker.embedded import EmbeddedBroker
+from broker.mosquitto import MosquittoBroker
+from tests.integration.broker_fixtures import USERS
+kind = {"nats": EmbeddedBroker, "mosquitto": MosquittoBroker}[sys.argv[1]]
+broker = kind(Path(sys.argv[2]), int(sys.argv[3]))
+broker.start(USERS)
+print(broker.pid, flush=True)
+threading.Event().wait()
+"""
+
+
+def test_a_killed_parent_leaves_nothing_in_the_way(place: Place, tmp_path: Path) -> None:
+    place.broker.stop()
+    port, place.folder = free_port(), tmp_path / "orphan"
+    arguments = [place.kind.server, str(place.folder / "broker"), str(port)]
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, *arguments], stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout is not None
+    pid = int(parent.stdout.readline())
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    place.renew(port)
+    place.start()
+    assert place.broker.pid != pid
+    eventually(lambda: not psutil.pid_exists(pid))
+
+
+def test_a_server_that_cannot_start_says_why(place: Place) -> None:
+    place.broker.stop()
+    block = place.broker.data_dir / ("jetstream" if place.kind.server == "nats" else "passwords")
+    if block.is_dir():
+        block.rename(block.with_name("aside"))
+    block.unlink(missing_ok=True)
+    if place.kind.server == "nats":
+        block.write_text("a file where a folder must be")
+    else:
+        block.mkdir()
+    with pytest.raises((TransportError, OSError)):
+        place.broker.start(USERS)
+    assert not place.broker.running
+
+
+def test_faults_are_events(place: Place) -> None:
+    """A subscription that is denied is a fault on NATS; mosquitto grants it and delivers nothing."""
+    owner = Owner()
+    place.session(owner, TASK_A, endpoint=place.endpoint("dev-b"))
+    if place.kind.server == "nats":
+        owner.wait(lambda: any(isinstance(each, SessionFault) for each in owner.events))
+    else:
+        quiet_for(0.2, owner)
+        assert not owner.faults
