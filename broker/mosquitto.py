@@ -129,7 +129,8 @@ class MosquittoBroker(FolderBroker):
             "autosave_interval 1",
             "persistent_client_expiration 30d",
             f"max_packet_size {MAX_PAYLOAD_BYTES + 4096}",
-            "max_queued_messages 0",
+            # not 0 for no limit: 2.0.11 then cuts off whoever publishes what is not permitted
+            "max_queued_messages 1000000",
             "max_inflight_messages 4096",
             "check_retain_source true",
             "set_tcp_nodelay true",

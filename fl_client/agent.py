@@ -127,7 +127,7 @@ class Agent:
         self._calm = CalmPresence()
         self._leases: dict[JobKey, Lease] = {}
         self._keyring = Keyring(settings.identity, identity)
-        transfers = Transfers(tls=identity.trust)
+        transfers = Transfers(tls=identity.store_trust)
         self._transfers = JobTransfers(transfers, lambda key: self._inbox.put(_Asked(key)))
         self._transfer_thread = ThreadPoolExecutor(1, "transfer")
         self._workshop = Workshop(
@@ -192,7 +192,7 @@ class Agent:
                 self._deliver(item)
             case Connected():
                 self._was_connected = True
-                self._passwords_changed(self._keyring.admitted(self._session.endpoint.password))
+                self._admitted()
                 self._session.publish(self._voice.info())
                 self._session.publish(self._voice.state(self._machine.presence))
                 self._calm.said(self._machine.presence)
@@ -270,6 +270,12 @@ class Agent:
             case NewPassword():
                 self._passwords_changed(self._keyring.keep(message.sealed))
                 self._session.publish(self._voice.password_kept(message.rotation))
+
+    def _admitted(self) -> None:
+        identity = self._keyring.admitted(self._session.endpoint.password)
+        if identity is not None:
+            _LOG.info("the password was rotated")
+        self._passwords_changed(identity)
 
     def _passwords_changed(self, identity: Identity | None) -> None:
         if identity is not None:

@@ -45,7 +45,7 @@ from runtime.tls import fetch_authority
 _CONNECT_S = 20.0
 _ANSWER_S = 60.0
 _ASK_AGAIN_S = 3.0
-_WELL_KNOWN = frozenset({"domain", "id", "client_id", "password", "index", "count"})
+_WELL_KNOWN = frozenset({"domain", "id", "client_id", "password", "store_ca", "index", "count"})
 
 
 def enroll(place: BrokerPlace, token: JoinToken, folder: Path, name: str = "") -> Path:
@@ -179,6 +179,7 @@ def _identity(
             key=SecretStr(key.text),
             server_key=token.server_key.text,
             tls=tls,
+            store_ca=given["store_ca"] or None,
             index=given["index"],
             count=given["count"],
         )

@@ -52,10 +52,12 @@ class Site:
     Attributes:
         url: where devices reach the broker, ``mqtt://host:port`` or ``mqtts://host:port``.
         ca_fingerprint: sha256 of the site's own authority in hex, "" where there is none.
+        store_ca: what signs the store's certificate, in PEM, where the system does not know it.
     """
 
     url: str
     ca_fingerprint: str = ""
+    store_ca: str = ""
 
 
 class Membership:
@@ -189,13 +191,27 @@ class Membership:
             self._registry.write(acts)
             return ClaimAnswer(public_key=claim.public_key, admitted=False, reason=verdict.refusal)
         # sealed first: a key for which nothing can be sealed must not become a device
-        sealed = PublicKey(claim.public_key).seal(_credentials(self._server, verdict.device))
+        sealed = PublicKey(claim.public_key).seal(self._credentials(verdict.device))
         if verdict.token is not None:
             self._registry.write(acts, devices=[verdict.device], tokens=[verdict.token])
             self.devices[verdict.device.id] = verdict.device
             self.tokens[token_id] = verdict.token
             self._door.want(self._users())
         return ClaimAnswer(public_key=claim.public_key, admitted=True, sealed=sealed)
+
+    def _credentials(self, device: DeviceRecord) -> bytes:
+        packed: bytes = msgpack.packb(
+            {
+                "domain": self._server.domain,
+                "id": device.id,
+                "client_id": device.client_id,
+                "password": device.password,
+                "store_ca": self.site.store_ca,
+                "index": device.index,
+                "count": device.count,
+            }
+        )
+        return packed
 
     def admit(self, operator: str, wanted: Sequence[DeviceRecord]) -> None:
         """Admit devices whose identities the operator made; those known already stay as they are.
@@ -371,17 +387,3 @@ class _Door:
             number = self._wanted
             self.access.apply(self.users)
             self._done = number
-
-
-def _credentials(server: Identity, device: DeviceRecord) -> bytes:
-    packed: bytes = msgpack.packb(
-        {
-            "domain": server.domain,
-            "id": device.id,
-            "client_id": device.client_id,
-            "password": device.password,
-            "index": device.index,
-            "count": device.count,
-        }
-    )
-    return packed

@@ -84,8 +84,10 @@ from storage.objects import ObjectStore
 _LOG = logging.getLogger(__name__)
 _INBOX_MAX = 10_000
 _KEPT_DOCUMENTS = 20
-# a device says a few things a round; one that says more than this is not listened to
+# a device says a few things a round; one that says more than this is not listened to. Each KiB
+# counts as one message more, since the largest that msgpack can be made take 0.4 s to refuse
 _MESSAGES_PER_S, _MESSAGES_AT_ONCE = 100.0, 1000
+_WEIGHED_BYTES = 1024
 _REFUSALS_NOTED_PER_S, _REFUSALS_NOTED_AT_ONCE = 0.1, 10
 _STOP = "stop"
 
@@ -343,7 +345,7 @@ class Server:
                 self._hear(address, delivery)
         except PeerError as error:
             self.refused[error.reason] += 1
-            _LOG.warning("refused a message on %s: %s", delivery.topic, error)
+            _LOG.debug("refused a message on %s: %s", delivery.topic, error)
         finally:
             # also when this server is about to fall: what matters is said again until its receipt,
             # and a message that fells it must not come back at every start
@@ -351,7 +353,9 @@ class Server:
 
     def _hear(self, address: Address, delivery: Delivery) -> None:
         try:
-            if not self._throttle.admits(f"{address.area}/{address.id}", time.monotonic()):
+            weight = 1.0 if address.area == "op" else 1.0 + len(delivery.payload) / _WEIGHED_BYTES
+            name = f"{address.area}/{address.id}"
+            if not self._throttle.admits(name, time.monotonic(), weight):
                 raise PeerError(f"too many messages of {address.id}", "rate_limited")
             key = self.members.key_of(address)
             envelope, message = decode(delivery.payload, address, key)
@@ -369,7 +373,9 @@ class Server:
             self._take(address, message)
 
     def _note_refusal(self, address: Address, error: PeerError) -> None:
+        # neither the disk nor the log is the sender's to fill
         if self._noted.admits(f"{address.area}/{address.id}/{error.reason}", time.monotonic()):
+            _LOG.warning("refused a message on %s: %s", address, error)
             act = Act(address.id, "message refused", address.topic, {"reason": error.reason})
             self.members.note(act)
 

@@ -26,8 +26,8 @@ class Throttle:
         self._names = names
         self._buckets: dict[str, _Bucket] = {}
 
-    def admits(self, name: str, now_s: float) -> bool:
-        """Count one of ``name`` and return whether it is within the bound."""
+    def admits(self, name: str, now_s: float, weight: float = 1.0) -> bool:
+        """Count one of ``name``, which takes ``weight``; return whether it is within the bound."""
         bucket = self._buckets.pop(name, None)
         if bucket is None:
             bucket = _Bucket(float(self._burst), now_s)
@@ -36,7 +36,7 @@ class Throttle:
         self._buckets[name] = bucket
         bucket.left = min(self._burst, bucket.left + (now_s - bucket.at_s) * self._per_s)
         bucket.at_s = now_s
-        if bucket.left < 1.0:
+        if bucket.left < weight:
             return False
-        bucket.left -= 1.0
+        bucket.left -= weight
         return True

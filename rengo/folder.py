@@ -45,6 +45,7 @@ class BrokerAt:
     host: str
     port: int
     tls: TlsTrust | None = None
+    store_ca: str | None = None
 
 
 def default_home() -> Path:
@@ -155,7 +156,10 @@ class SiteFolder:
             password: what the broker knows already; None keeps the identity's own.
         """
         path = self.identity_path(name)
-        changes = {"host": at.host, "port": at.port, "tls": at.tls, "index": index, "count": count}
+        changes: dict[str, Any] = {
+            **{"host": at.host, "port": at.port, "tls": at.tls, "store_ca": at.store_ca},
+            **{"index": index, "count": count},
+        }
         if password is not None:
             changes["password"] = password
         if path.exists():

@@ -22,6 +22,7 @@ from broker.session import (
 from broker.topics import Address, Topics, parse
 from runtime.errors import ConfigError, PeerError, RunFailed, TransportError
 from runtime.identity import Identity
+from storage.transfers import Transfers
 
 _INBOX_MAX = 10_000
 _ASK_AGAIN_S = 2.0
@@ -79,6 +80,10 @@ class OperatorClient:
 
     def __exit__(self, *_: object) -> None:
         self._session.stop()
+
+    def transfers(self) -> Transfers:
+        """Return the way to the site's object store."""
+        return Transfers(tls=self._identity.store_trust)
 
     def call(
         self, operation: str, arguments: dict[str, Any] | None = None, *, timeout_s: float = 30.0

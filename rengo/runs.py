@@ -17,7 +17,6 @@ from fl_server.definition import parse_definition
 from rengo.operator import OperatorClient
 from rengo.progress import Crowd, Follower
 from runtime.errors import ConfigError, RunFailed, TransportError
-from storage.transfers import Transfers
 from storage.weights import write_safetensors
 
 _LOOK_EVERY_S = 0.5
@@ -80,7 +79,7 @@ def submit(client: OperatorClient, task: str, definition: Mapping[str, Any]) -> 
             "size_bytes": path.stat().st_size,
         }
         prepared = client.call("runs_prepare", arguments)
-        Transfers().upload(prepared["url"], path)
+        client.transfers().upload(prepared["url"], path)
     client.call("runs_submit", {"run_id": prepared["run_id"]})
     run_id: str = prepared["run_id"]
     return run_id
@@ -194,7 +193,7 @@ def fetch_model(client: OperatorClient, result: RunResult, output: Path) -> RunR
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"{path.parent} cannot be made: {error.strerror}") from error
-    Transfers().download(
+    client.transfers().download(
         reference["url"], path, sha256=reference["sha256"], size=reference["size_bytes"]
     )
     return replace(result, model_path=path)

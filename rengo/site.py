@@ -162,7 +162,9 @@ class Site:
         self._credentials = read_credentials(options.credentials)
         place = parse_url(options.broker)
         trust: TlsTrust | None = self._credentials.tls.trust() if place.tls else None
-        self.at = BrokerAt(self.record.domain, place.host, place.port, trust)
+        store = self.listening.trust
+        store_ca = None if store is None else store.ca
+        self.at = BrokerAt(self.record.domain, place.host, place.port, trust, store_ca)
         self.public_url = place.url
 
     def _make_identities(self) -> None:

@@ -46,7 +46,8 @@ class Identity(BaseModel):
     whoever knew it could erase the queue of its owner. ``index`` of ``count`` is the device's part
     of a data set that the devices of a site share. ``key`` is the seed of the identity's own
     Ed25519 key; ``server_key`` is the public key of the only server that is believed.
-    ``next_password`` is one that the server has given and the broker may not know yet.
+    ``next_password`` is one that the server has given and the broker may not know yet. ``store_ca``
+    signs the object store's certificate, in PEM; None where what is trusted of the broker is too.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -63,6 +64,7 @@ class Identity(BaseModel):
     key: SecretStr
     server_key: KeyText
     tls: TlsTrust | None = None
+    store_ca: Annotated[str, Field(max_length=65_536)] | None = None
     index: Annotated[int, Field(ge=0)] = 0
     count: Annotated[int, Field(ge=1)] = 1
 
@@ -89,6 +91,11 @@ class Identity(BaseModel):
     def trust(self) -> Tls | None:
         """How the broker is checked; None for a connection without TLS."""
         return None if self.tls is None else self.tls.tls
+
+    @property
+    def store_trust(self) -> Tls | None:
+        """How the object store is checked; None trusts the system's authorities."""
+        return self.trust if self.store_ca is None else Tls(self.store_ca)
 
 
 def new_identity(

@@ -34,7 +34,7 @@ _WRITER = {
     ("enroll", "result"): "server",
 }
 _PARTS: tuple[type[Message], ...] = (ModelRef, UploadRef, UpdateRef, Usage)
-_NAMED = {r"^[a-z0-9_-]{1,64}$": "id", r"^[0-9a-f]{64}$": "sha256 in hex"}
+_NAMED = {r"^[a-z0-9_-]{1,64}$": "id", r"^[0-9a-f]{64}$": "64 hex digits"}
 _INTRO = f"""\
 # Protocol
 
@@ -136,6 +136,8 @@ def _type(field: dict[str, Any]) -> str:
     if field.get("pattern") in _NAMED:
         return _NAMED[field["pattern"]]
     kind = field.get("type", "any")
+    if field.get("format") == "binary":
+        return f"bytes, up to {field['maxLength']}"
     match kind:
         case "null":
             return "nil"

@@ -87,7 +87,11 @@ def run_server(options: argparse.Namespace) -> int:
     operators = [_identity_of("operator", path) for path in config.operators]
     lock = _lock_folder(config.data_dir)
     journal = Journal(config.journal_url)
-    site = Site(config.broker.public_url or url_of(identity), config.broker.ca_fingerprint)
+    site = Site(
+        config.broker.public_url or url_of(identity),
+        config.broker.ca_fingerprint,
+        _text_of(config.store.ca),
+    )
     server = Server(
         ServerSettings(config.data_dir, site, config.project, config.spool_memory_bytes),
         identity,
@@ -100,6 +104,13 @@ def run_server(options: argparse.Namespace) -> int:
     with lock:
         serve(server.run_forever, server.stop)
     return 0
+
+
+def _text_of(path: Path | None) -> str:
+    try:
+        return "" if path is None else path.read_text("ascii")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"store.ca {path} cannot be read: {error}") from error
 
 
 def _identity_of(role: str, path: Path) -> Identity:

@@ -118,7 +118,7 @@ def welcome(site: Site) -> str:
     name = command_name()
     home = "" if folder.root == default_home().absolute() else f"RENGO_HOME={folder.root} "
     names = sorted((path.stem for path in folder.identities.glob("device-*.json")), key=_by_number)
-    ready = f" ({names[0]} to {names[-1]} are ready)" if names else " (start with --devices N)"
+    ready = f" ({_range(names)} ready)" if names else " (start with --devices N)"
     scheme = "http" if site.listening.trust is None else "https"
     return f"""\
 Site {record.domain!r} is up. Its data lies in {folder.root}.
@@ -141,6 +141,10 @@ Then start a run:
 
 Ctrl-C stops the site and keeps its data.
 """
+
+
+def _range(names: list[str]) -> str:
+    return f"{names[0]} is" if len(names) == 1 else f"{names[0]} to {names[-1]} are"
 
 
 def _by_number(name: str) -> tuple[int, str]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import stat
 import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import paho.mqtt.client as mqtt
@@ -15,7 +18,6 @@ import pytest
 
 from broker.access import BrokerUser, Grants, Role
 from broker.connection import Endpoint, Publication
-from broker.inbox import SessionFault
 from broker.limits import MAX_PAYLOAD_BYTES
 from broker.session import MqttSession
 from runtime.errors import AuthenticationFailed, ConfigError, TransportError
@@ -123,13 +125,11 @@ def test_what_a_kill_took_after_its_acknowledgement_is_sent_again_until_confirme
     place: Place,
 ) -> None:
     place.session(Owner(), TASK_A, endpoint=place.endpoint("dev-a")).stop()
-    acknowledged = threading.Event()
     server = place.session(
         Owner(), endpoint=place.endpoint("server"), outbox=place.outbox(), resend_s=0.5
     )
     server.send("order", TASK_A, b"order", until="confirm")
     eventually(lambda: server.flush(0.01))
-    acknowledged.set()
     place.restart_after_kill()  # at once: mosquitto may not have written it yet
     device = Owner()
     place.session(device, TASK_A, endpoint=place.endpoint("dev-a"))
@@ -170,7 +170,8 @@ def test_a_thousand_messages_keep_their_order(place: Place) -> None:
     place.session(away, TASK_A, endpoint=place.endpoint("dev-a"))
     away.wait(lambda: len(away.deliveries) >= 500)
     quiet_for(0.2, away)
-    assert device.payloads + away.payloads == expected
+    # an acknowledgement that the stop overtook is no loss: the message comes once more
+    assert list(dict.fromkeys(device.payloads + away.payloads)) == expected
 
 
 # --- wills, and who holds a client id -------------------------------------------------------------
@@ -212,14 +213,16 @@ def test_a_session_that_stops_leaves_no_will(place: Place) -> None:
 
 
 def test_a_client_id_has_one_connection_and_the_newest_has_it(place: Place) -> None:
-    with place.raw("dev-a", "same", clean=False) as first:
-        with place.raw("dev-a", "same", clean=False) as second:
-            eventually(lambda: not first.is_connected())
-            heard: list[bytes] = []
-            second.on_message = lambda _client, _data, message: heard.append(message.payload)
-            subscribe(second, TASK_A)
-            as_server(place).publish(Publication(TASK_A, b"order"))
-            eventually(lambda: heard == [b"order"])
+    with (
+        place.raw("dev-a", "same", clean=False) as first,
+        place.raw("dev-a", "same", clean=False) as second,
+    ):
+        eventually(lambda: not first.is_connected())
+        heard: list[bytes] = []
+        second.on_message = lambda _client, _data, message: heard.append(message.payload)
+        subscribe(second, TASK_A)
+        as_server(place).publish(Publication(TASK_A, b"order"))
+        eventually(lambda: heard == [b"order"])
 
 
 def test_another_user_who_knows_the_client_id_reads_nothing(place: Place) -> None:
@@ -239,6 +242,21 @@ def test_another_user_who_knows_the_client_id_reads_nothing(place: Place) -> Non
 # --- limits ---------------------------------------------------------------------------------------
 
 
+def send_publish(place: Place, client: mqtt.Client, topic: str, payload: bytes) -> None:
+    """Write a PUBLISH past paho, which with MQTT 5 keeps to what the broker said it takes."""
+    properties = b"\0" if place.kind.protocol == "5" else b""
+    rest = len(topic).to_bytes(2) + topic.encode() + b"\0\7" + properties + payload
+    length, size = bytearray(), len(rest)
+    while size:
+        length.append(size % 128 | (128 if size > 127 else 0))
+        size //= 128
+    sock = client.socket()
+    assert isinstance(sock, socket.socket)
+    with sock.dup() as line, contextlib.suppress(ConnectionError):
+        line.settimeout(5)
+        line.sendall(b"\x32" + bytes(length) + rest)
+
+
 def test_the_largest_payload_passes(place: Place) -> None:
     reader = watcher(place, RESULT_A)
     device = place.session(Owner(), endpoint=place.endpoint("dev-a"))
@@ -249,7 +267,7 @@ def test_the_largest_payload_passes(place: Place) -> None:
 def test_a_payload_over_the_limit_harms_its_sender_alone(place: Place) -> None:
     reader = watcher(place, RESULT_A)
     with place.raw("dev-a", "flooder") as flooder, place.raw("dev-a", "modest") as modest:
-        flooder.publish(RESULT_A, bytes(MAX_PAYLOAD_BYTES + 64 * 1024), qos=1)
+        send_publish(place, flooder, RESULT_A, bytes(MAX_PAYLOAD_BYTES + 64 * 1024))
         eventually(lambda: not flooder.is_connected())
         modest.publish(RESULT_A, b"small", qos=1).wait_for_publish(5)
         reader.wait(lambda: bool(reader.payloads))
@@ -413,8 +431,9 @@ def test_a_removed_user_does_not_come_back_by_its_session(place: Place) -> None:
         subscribe(client, TASK_A)
         place.access().apply(WITHOUT_A)
         eventually(lambda: not client.is_connected(), 5)
-    with pytest.raises(AssertionError), place.raw("dev-a", "known", clean=False):
-        pass
+    again = place.session(Owner(), endpoint=place.endpoint("dev-a", "known"), wait=False)
+    with pytest.raises(AuthenticationFailed):
+        again.wait_connected(10)
 
 
 def test_a_new_user_is_admitted_and_nobody_is_disturbed(place: Place) -> None:
@@ -499,21 +518,17 @@ def test_a_folder_without_users_is_named(place: Place, tmp_path: Path) -> None:
 
 def test_users_written_during_a_start_are_not_missed(place: Place) -> None:
     place.broker.stop()
-    starting = threading.Thread(target=place.broker.start, args=(USERS,))
-    starting.start()
-    locked = place.broker.data_dir / "broker.lock"
-    eventually(locked.exists)
-    place.access().apply([*USERS, user("dev-c", Role.DEVICE)])
-    starting.join()
-    known = MqttSession(place.endpoint("dev-c"), (), lambda _: True)
-    known.start()
-    if place.access().broker_pid() is not None:
-        # whichever came second counts; the start's own users if it was the start
-        try:
-            known.wait_connected(5)
-        except AuthenticationFailed:
-            place.access().apply([*USERS, user("dev-c", Role.DEVICE)])
-    known.stop()
+    for number in range(5):
+        newcomer = user(f"dev-{number}", Role.DEVICE)
+        starting = threading.Thread(target=place.broker.start, args=(None,))
+        starting.start()
+        place.access().apply([*USERS, newcomer])
+        starting.join()
+        session = MqttSession(place.endpoint(newcomer.name), (), lambda _: True)
+        session.start()
+        session.wait_connected(10)
+        session.stop()
+        place.broker.stop()
 
 
 APPLYING = """
@@ -534,20 +549,9 @@ def test_another_process_changes_the_users(place: Place) -> None:
 
 
 def test_changes_by_many_at_once_all_return(place: Place) -> None:
-    failures: list[Exception] = []
-
-    def change() -> None:
-        try:
-            place.access().apply(USERS)
-        except Exception as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=change) for _ in range(5)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failures
+    with ThreadPoolExecutor(5) as pool:
+        for change in [pool.submit(place.access().apply, USERS) for _ in range(5)]:
+            change.result()
 
 
 # --- the process ----------------------------------------------------------------------------------
@@ -566,7 +570,7 @@ def test_secrets_are_in_private_files_only(place: Place) -> None:
         if path.is_file() and b"secret-of-dev-a" in path.read_bytes()
     }
     assert holding == ({"users.conf"} if place.kind.server == "nats" else set())
-    assert "secret" not in " ".join(psutil.Process(place.broker.pid).cmdline())
+    assert "secret-of" not in " ".join(psutil.Process(place.broker.pid).cmdline())
 
 
 def test_it_listens_on_loopback_alone(place: Place) -> None:
@@ -654,12 +658,10 @@ def test_a_server_that_cannot_start_says_why(place: Place) -> None:
     assert not place.broker.running
 
 
-def test_faults_are_events(place: Place) -> None:
-    """A subscription that is denied is a fault on NATS; mosquitto grants it and delivers nothing."""
+def test_a_denied_subscription_brings_nothing(place: Place) -> None:
     owner = Owner()
     place.session(owner, TASK_A, endpoint=place.endpoint("dev-b"))
-    if place.kind.server == "nats":
-        owner.wait(lambda: any(isinstance(each, SessionFault) for each in owner.events))
-    else:
-        quiet_for(0.2, owner)
-        assert not owner.faults
+    as_server(place).publish(Publication(TASK_A, b"order"))
+    quiet_for(0.3, owner)
+    # mosquitto grants every subscription, and asks the rules at each delivery
+    assert bool(owner.faults) == (place.kind.server == "nats")

@@ -138,7 +138,7 @@ def test_a_peer_without_tls_is_told(site: Authority, said: bytes) -> None:
         ours.do_handshake()
     found = tls_problem(caught.value, "the broker at h:1883")
     assert found is not None
-    assert "does not speak TLS on this port" in found or "is this its TLS port?" in found
+    assert "does not speak TLS on this port" in found or "not its TLS port" in found
 
 
 def test_what_is_no_tls_failure_is_left_to_others() -> None:

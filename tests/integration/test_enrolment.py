@@ -1,0 +1,209 @@
+"""Enrolment as a new user does it: real commands, one home for the site and one for each device."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runtime.identity import read_identity
+from tests.integration.commands import Told, rengo, surroundings
+
+PATIENCE_S = 60.0
+
+
+@dataclass
+class Terminal:
+    """A command that runs in a terminal of its own."""
+
+    process: subprocess.Popen[str]
+
+    def until(self, pattern: str) -> re.Match[str]:
+        """Return the match of the first line that matches."""
+        said = []
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            said.append(line)
+            found = re.search(pattern, line)
+            if found is not None:
+                return found
+        pytest.fail(f"no line matches {pattern!r}: {''.join(said)}")
+
+    def stop(self) -> str:
+        """End it as a user does and return the rest of what it said."""
+        self.process.send_signal(signal.SIGTERM)
+        rest, _ = self.process.communicate(timeout=PATIENCE_S)
+        return rest
+
+
+@contextmanager
+def terminal(home: Path, *arguments: object, stdin: str | None = None) -> Iterator[Terminal]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rengo", *map(str, arguments)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=surroundings(home),
+    )
+    assert process.stdin is not None
+    process.stdin.write(stdin or "")
+    process.stdin.close()
+    process.stdin = None
+    try:
+        yield Terminal(process)
+    finally:
+        process.terminate()
+        try:
+            process.communicate(timeout=PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+
+
+@contextmanager
+def site(home: Path, *arguments: object) -> Iterator[Terminal]:
+    with terminal(home, "up", "--devices", 0, *arguments) as up:
+        up.until("Ctrl-C stops the site")
+        yield up
+
+
+def invite(home: Path, *arguments: object) -> dict[str, Any]:
+    told = rengo("devices", "invite", *arguments, "--json", "-", home=home)
+    assert told.code == 0, told.err
+    made: dict[str, Any] = json.loads(told.out)
+    return made
+
+
+def devices(home: Path) -> dict[str, dict[str, Any]]:
+    told = rengo("devices", "ls", "--json", "-", home=home)
+    return {each["id"]: each for each in json.loads(told.out)["devices"]}
+
+
+def audit(home: Path) -> list[tuple[str, str]]:
+    told = rengo("audit", "--verify", "--json", "-", home=home)
+    assert told.code == 0, told.err
+    return [(each["act"], each["subject"]) for each in json.loads(told.out)["entries"]]
+
+
+def enroll(home: Path, made: dict[str, Any], *arguments: object) -> Told:
+    token = () if {"--token-file"} & set(map(str, arguments)) else ("--token", made["token"])
+    return rengo("enroll", made["url"], *token, *arguments, home=home)
+
+
+@pytest.mark.parametrize(
+    ("broker", "host", "scheme"),
+    [
+        ("nats", "127.0.0.1", "mqtt"),
+        ("nats", "0.0.0.0", "mqtts"),
+        ("mosquitto", "127.0.0.1", "mqtt"),
+        ("mosquitto", "0.0.0.0", "mqtts"),
+    ],
+)
+def test_from_an_invitation_to_a_trained_model_and_out_again(
+    broker: str, host: str, scheme: str, tmp_path: Path
+) -> None:
+    home, attic, output = tmp_path / "site", tmp_path / "attic", tmp_path / "out"
+    with site(home, "--broker", broker, "--host", host):
+        made = invite(home, "--group", "lab")
+        assert made["url"].startswith(f"{scheme}://")
+        assert made["command"] == f"rengo enroll {made['url']} --token {made['token']}"
+        words = made["command"].split()[1:]
+        with terminal(attic, *words, "--name", "attic", "--engine", "numpy") as agent:
+            assert agent.until(r"Enrolled as (\S+)\.")[1] == "attic"
+            path = attic / "identities" / "attic.json"
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600
+            assert sorted(each.suffix for each in path.parent.iterdir()) == [".json"]
+            told = rengo(
+                *("run", "digits", "--rounds", 2, "--set", "cohort.size=1", "--follow"),
+                *("--json", "-", "--output", output),
+                home=home,
+            )
+            assert told.code == 0, told.err
+            result = json.loads(told.out)
+            assert [each["id"] for each in result["devices"]] == ["attic"]
+            assert Path(result["model_path"]).is_file()
+            shown = devices(home)["attic"]
+            assert (shown["status"], shown["group"], shown["token"]) == (
+                *("ready", "lab"),
+                made["token_id"],
+            )
+
+            before = read_identity(path).password
+            assert rengo("devices", "rotate", "attic", home=home).code == 0
+            agent.until("the password was rotated")
+            after = read_identity(path)
+            assert (after.password != before, after.next_password) == (True, None)
+            told = rengo("run", "digits", "--rounds", 1, "--set", "cohort.size=1", home=home)
+            assert told.code == 0, told.err
+
+            assert rengo("devices", "revoke", "attic", home=home).code == 0
+            agent.until("refused user 'attic'")
+            assert devices(home)["attic"]["status"] == "revoked"
+        acts = [act for act, _ in audit(home)]
+        wanted = ["token made", "device enrolled", "run submitted", "rotation begun"]
+        wanted += ["password rotated", "run submitted", "device revoked"]
+        left = iter(acts)
+        assert all(act in left for act in wanted), acts
+
+
+def test_an_enrolled_device_is_known_after_the_site_and_it_were_stopped(tmp_path: Path) -> None:
+    home, attic = tmp_path / "site", tmp_path / "attic"
+    with site(home):
+        made = invite(home)
+        assert enroll(attic, made, "--only", "--name", "attic").code == 0
+    with site(home), terminal(attic, "client", "--engine", "numpy"):
+        told = rengo("run", "digits", "--rounds", 1, "--set", "cohort.size=1", home=home)
+        assert told.code == 0, told.err
+
+
+def test_the_token_comes_by_flag_file_or_standard_input(tmp_path: Path) -> None:
+    home = tmp_path / "site"
+    with site(home):
+        made = invite(home, "--uses", 3)
+        assert enroll(tmp_path / "a", made, "--only", "--name", "a").code == 0
+        file = tmp_path / "token"
+        file.write_text(f"{made['token']}\n")
+        assert enroll(tmp_path / "b", made, "--token-file", file, "--only", "--name", "b").code == 0
+        arguments = ("enroll", made["url"], "--only", "--name", "c")
+        with terminal(tmp_path / "c", *arguments, stdin=f"{made['token']}\n") as typed:
+            typed.until("Enrolled as c")
+        assert set(devices(home)) == {"a", "b", "c"}
+        told = enroll(tmp_path / "d", made, "--only")
+        assert (told.code, "the token is used up" in told.line) == (2, True)
+
+
+def test_a_device_that_lost_power_while_it_enrolled_asks_again_as_the_same(tmp_path: Path) -> None:
+    home, attic = tmp_path / "site", tmp_path / "attic"
+    with site(home):
+        made = invite(home)
+        assert enroll(attic, made, "--only").code == 0
+        (path,) = (attic / "identities").glob("device-*.json")
+        first = read_identity(path)
+        # as if the answer had come and the power had gone before the identity was on disk
+        claim = attic / "identities" / f"{made['token_id']}.claim"
+        claim.write_text(json.dumps({"key": first.secret_key.text}))
+        path.unlink()
+        assert enroll(attic, made, "--only").code == 0
+        assert read_identity(path) == first
+        assert not claim.exists()
+
+
+def test_a_qr_code_and_a_line_to_type(tmp_path: Path) -> None:
+    home = tmp_path / "site"
+    with site(home):
+        told = rengo("devices", "invite", "--qr", "--expires", "30m", home=home)
+    assert told.code == 0, told.err
+    assert re.search(r"^  rengo enroll mqtt://127\.0\.0\.1:\d+ --token rengo_\S+$", told.out, re.M)
+    assert "good for 30m" in told.out
+    assert "█" in told.out

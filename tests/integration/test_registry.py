@@ -1,0 +1,74 @@
+"""The registry: what was written is there after a restart, and a changed past shows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fl_server.database import Database, JournalUnusable, sa
+from fl_server.enrolment import Act, DeviceRecord, TokenRecord
+from fl_server.registry import Registry
+
+DEVICE = DeviceRecord("d-1", "0a" * 32, "d-1-x", "password", group="lab", admitted_at=1.5)
+TOKEN = TokenRecord("join-1", "0b" * 32, "p", "", "default", 3, 0, 10.0, "operator", 1.0)
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    database = Database(f"sqlite:///{tmp_path / 'r.sqlite'}")
+    yield database
+    database.close()
+
+
+def test_what_was_written_is_read(database: Database) -> None:
+    registry = Registry(database)
+    registry.write([Act("operator", "token made", "join-1")], devices=[DEVICE], tokens=[TOKEN])
+    registry.write([], devices=[replace(DEVICE, status="revoked")], tokens=[replace(TOKEN, used=1)])
+    again = Registry(database)
+    assert again.devices() == [replace(DEVICE, status="revoked")]
+    assert again.tokens() == [replace(TOKEN, used=1)]
+    registry.write([], forget=["join-1"])
+    assert again.tokens() == []
+
+
+def test_a_change_and_its_entry_are_written_together_or_not_at_all(database: Database) -> None:
+    registry = Registry(database)
+    twin = replace(DEVICE, id="d-2")  # another id with the same key
+    with pytest.raises(Exception, match="UNIQUE"):
+        registry.write([Act("operator", "device admitted", "d-1")], devices=[DEVICE, twin])
+    assert registry.devices() == []
+    assert registry.audit() == []
+
+
+def test_the_log_comes_page_by_page_the_latest_first(database: Database) -> None:
+    registry = Registry(database)
+    registry.write([Act("operator", f"act {number}", detail={"n": number}) for number in range(5)])
+    assert [each.number for each in registry.audit(limit=2)] == [5, 4]
+    assert [each.detail for each in registry.audit(before=3)] == [{"n": 1}, {"n": 0}]
+    assert registry.verify_audit() == 5
+
+
+@pytest.mark.parametrize(
+    "meddling",
+    [
+        "UPDATE rengo_audit SET actor = 'somebody' WHERE number = 2",
+        "UPDATE rengo_audit SET detail = '{}' WHERE number = 2",
+        "UPDATE rengo_audit SET at = at + 1 WHERE number = 3",
+        "DELETE FROM rengo_audit WHERE number = 1",
+        "DELETE FROM rengo_audit WHERE number = 2",
+        "UPDATE rengo_audit SET number = 9 WHERE number = 3",
+        "INSERT INTO rengo_audit SELECT 4, at, actor, act, subject, detail, digest"
+        " FROM rengo_audit WHERE number = 3",
+    ],
+)
+def test_a_changed_past_shows(database: Database, meddling: str) -> None:
+    registry = Registry(database)
+    registry.write([Act("operator", "act", detail={"n": number}) for number in range(3)])
+    assert registry.verify_audit() == 3
+    with database.begin() as connection:
+        connection.execute(sa.text(meddling))
+    with pytest.raises(JournalUnusable, match="was altered at entry"):
+        registry.verify_audit()
