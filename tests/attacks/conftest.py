@@ -1,0 +1,64 @@
+"""One site for each pair of broker and store, shared by all attacks on it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rengo.site import Site, SiteOptions
+from runtime.identity import Identity
+from tests.attacks.ground import KINDS_OF_SITE, Ground, Intruder, Kind
+from tests.chaos import gated
+from tests.support import require
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the attacks on one site on one worker, so that it is started once."""
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            kind = item.callspec.params["ground"]  # type: ignore[attr-defined]
+            item.add_marker(pytest.mark.xdist_group(f"attacks-on-{kind.broker}"))
+
+
+@pytest.fixture(scope="package", params=KINDS_OF_SITE, ids=lambda kind: kind.broker)
+def ground(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Ground]:
+    kind: Kind = request.param
+    if kind.broker == "mosquitto":
+        require("mosquitto")
+    root = tmp_path_factory.mktemp(f"attacks-{kind.broker}")
+    scratch, gates = root / "tmp", root / "gates"
+    for path in (scratch, gates):
+        path.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RENGO_HOME", str(root / "home"))
+        patch.setenv("TMPDIR", str(scratch))
+        patch.setattr(tempfile, "tempdir", None)
+        patch.setenv(gated.FOLDER, str(gates))
+        options = SiteOptions(broker=kind.broker, store=kind.store)
+        with Site(root / "site", options=options) as site:
+            made = Ground(kind, site, gates)
+            try:
+                yield made
+            finally:
+                made.close()
+    left = sorted(scratch.iterdir())
+    assert not left, f"temporary files left: {left}"
+
+
+@pytest.fixture
+def alice(ground: Ground) -> Identity:
+    """The victim, an admitted device."""
+    return ground.device("alice")
+
+
+@pytest.fixture
+def mallory(ground: Ground) -> Iterator[Intruder]:
+    """The attacker, an admitted device too, connected."""
+    with ground.intruder("mallory") as intruder:
+        yield intruder
