@@ -242,6 +242,19 @@ def check_certificate(certificate: Path, key: Path) -> None:
     _check_time(leaf, certificate)
 
 
+def read_authority(path: Path) -> tuple[str, str]:
+    """Return an authority's certificate as PEM text, and its sha256 in hex.
+
+    Raises:
+        ConfigError: the file cannot be read, or holds no certificate.
+    """
+    try:
+        certificate = x509.load_pem_x509_certificate(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"authority {path} cannot be read: {_reason(error)}") from error
+    return _pem(certificate), certificate.fingerprint(hashes.SHA256()).hex()
+
+
 def _check_time(leaf: x509.Certificate, path: Path) -> None:
     now = datetime.now(UTC)
     clock = f"this machine's clock says {now:%Y-%m-%d %H:%M} UTC"

@@ -7,8 +7,9 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-from rengo.authority import Authority, check_certificate
+from rengo.authority import Authority, check_certificate, read_authority
 from runtime.errors import ConfigError
+from runtime.files import atomic_write, make_folder
 from runtime.identity import TlsTrust
 
 LOOPBACK = "127.0.0.1"
@@ -17,10 +18,14 @@ _SOMEWHERE = ("192.0.2.1", 9)  # an address for documentation: nothing is sent t
 
 @dataclass(frozen=True)
 class OwnCertificate:
-    """A certificate that the operator has: the leaf with its chain, and its key."""
+    """A certificate that the operator has: the leaf with its chain, and its key.
+
+    ``ca`` is the authority behind it, where the system's authorities do not know it.
+    """
 
     certificate: Path
     key: Path
+    ca: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,7 @@ class Listening:
         advertised: the name by which devices elsewhere do.
         files: the certificate's and the key's file; None without TLS.
         trust: how a client checks the certificate; None without TLS.
-        ca: the authority's file, where it is the site's own.
+        ca: the authority's file, where the system does not know it.
         fingerprint: sha256 of that authority in hex, else "".
     """
 
@@ -63,9 +68,7 @@ def listening(
     if own is not None:
         if advertise is None:
             raise ConfigError("--tls-cert needs --advertise: the name that the certificate is for")
-        check_certificate(own.certificate, own.key)
-        files = (own.certificate.absolute(), own.key.absolute())
-        return Listening(host, advertise, advertise, files, TlsTrust())
+        return _with_own(own, folder, host, advertise)
     if _is_loopback(host):
         return Listening()
     name = advertise or _address_of_this_machine(host)
@@ -79,6 +82,23 @@ def listening(
         TlsTrust(ca=authority.certificate_pem),
         authority.certificate_path,
         authority.fingerprint,
+    )
+
+
+def _with_own(own: OwnCertificate, folder: Path, host: str, name: str) -> Listening:
+    check_certificate(own.certificate, own.key)
+    key = own.key.absolute()
+    if own.ca is None:
+        return Listening(host, name, name, (own.certificate.absolute(), key), TlsTrust())
+    chain = own.certificate.read_text("ascii")
+    ca, fingerprint = read_authority(own.ca)
+    if ca not in chain:
+        # a device that enrols takes the authority from what the listener shows
+        chain = f"{chain.rstrip()}\n{ca}"
+    shown = make_folder(folder) / "chain.pem"
+    atomic_write(shown, chain.encode())
+    return Listening(
+        host, name, name, (shown, key), TlsTrust(ca=ca), own.ca.absolute(), fingerprint
     )
 
 

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -22,7 +22,7 @@ from broker.mosquitto import MosquittoBroker
 from fl_client.tasks.base import Task
 from fl_client.tasks.registry import load_task
 from rengo.devices import DeviceSpec, device_process
-from rengo.external import Credentials, read_credentials
+from rengo.external import BrokerUserFile, Credentials, read_credentials
 from rengo.folder import BrokerAt, SiteFolder, SiteRecord
 from rengo.listening import OwnCertificate, listening
 from rengo.operator import OperatorClient
@@ -57,6 +57,8 @@ class SiteOptions:
         advertise: the name or address by which devices reach this machine.
         certificate: the operator's own, instead of one by the site's authority.
         credentials: the users of an external broker.
+        client_certificates: a folder for mutual TLS: ``ca.pem``, which signs the clients'
+            certificates, and ``NAME.pem`` with ``NAME.key`` for each identity of the site.
     """
 
     domain: str = "main"
@@ -68,6 +70,7 @@ class SiteOptions:
     advertise: str | None = None
     certificate: OwnCertificate | None = None
     credentials: Path | None = None
+    client_certificates: Path | None = None
 
 
 class Site:
@@ -168,39 +171,50 @@ class Site:
         self.public_url = place.url
 
     def _make_identities(self) -> None:
-        known, folder, at = self._credentials, self.folder, self.at
+        known = self._credentials
         if known is None:
-            self._server = folder.ensure_identity("server", "server", at)
-            self.operator = folder.ensure_identity("operator", "operator", at)
+            self._server = self._identity("server", "server")
+            self.operator = self._identity("operator", "operator")
             for number in range(self._devices):
-                name = f"device-{number + 1}"
-                folder.ensure_identity("device", name, at, index=number, count=self._devices)
+                self._identity("device", f"device-{number + 1}", number, self._devices)
             return
-        server, operator = known.server, known.operator
-        self._server = folder.ensure_identity(
-            "server", server.username, at, password=server.password
-        )
-        self.operator = folder.ensure_identity(
-            "operator", operator.username, at, password=operator.password
-        )
+        self._server = self._identity("server", known.server.username, user=known.server)
+        self.operator = self._identity("operator", known.operator.username, user=known.operator)
         for number, user in enumerate(known.devices):
-            folder.ensure_identity(
-                "device",
-                user.username,
-                at,
-                index=number,
-                count=len(known.devices),
-                password=user.password,
-            )
+            self._identity("device", user.username, number, len(known.devices), user)
+
+    def _identity(
+        self,
+        role: Literal["device", "operator", "server"],
+        name: str,
+        index: int = 0,
+        count: int = 1,
+        user: BrokerUserFile | None = None,
+    ) -> Identity:
+        """Return an identity of this site, with its certificate where there is one."""
+        at, folder = self.at, self._options.client_certificates
+        if folder is not None and at.tls is not None and (folder / f"{name}.pem").exists():
+            files = {
+                "certificate": folder / f"{name}.pem",
+                "certificate_key": folder / f"{name}.key",
+            }
+            at = replace(at, tls=at.tls.model_copy(update=files))
+        password = None if user is None else user.password
+        return self.folder.ensure_identity(
+            role, name, at, index=index, count=count, password=password
+        )
 
     def _start_broker(self) -> None:
         kind = MosquittoBroker if self.record.broker == "mosquitto" else EmbeddedBroker
-        files = self.listening.files
+        files, folder = self.listening.files, self._options.client_certificates
+        if folder is not None and files is None:
+            raise ConfigError("client certificates need TLS: let the site listen by --host")
+        client_ca = None if folder is None else folder / "ca.pem"
         self.broker = kind(
             self.folder.root / "broker",
             self.record.broker_port,
             host=self.listening.host,
-            tls=None if files is None else ListenerTls(*files),
+            tls=None if files is None else ListenerTls(*files, client_ca),
         )
         # the server adds everybody else; a restart keeps whom it added
         staff = [_user(self._server, Role.SERVER), _user(self.operator, Role.OPERATOR)]
@@ -274,12 +288,7 @@ class Site:
         Args:
             task: a name or ``FILE.py:CLASS``.
         """
-        self.admit(
-            self.folder.ensure_identity(
-                "device", spec.name, self.at, index=spec.index, count=spec.count
-            )
-            for spec in specs
-        )
+        self.admit(self._identity("device", spec.name, spec.index, spec.count) for spec in specs)
         for spec in specs:
             child = device_process(
                 spec,

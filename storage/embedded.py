@@ -338,6 +338,8 @@ class _Seaweedfs(_Server):
         environment |= {"GOMEMLIMIT": "256MiB", "GOGC": "50", "TMPDIR": str(self.folder)}
         data = self.folder / "objects"
         data.mkdir(exist_ok=True)
+        # it remembers options here that are not given again, such as its last certificate
+        (data / "mini.options").unlink(missing_ok=True)
         self._write_identities(keys)
         self._write_security()
         options = self.folder / "weed.options"

@@ -17,7 +17,6 @@ from rengo.folder import SiteFolder, default_home
 from rengo.operator import OperatorClient
 from runtime.config import merge, parse_assignment
 from runtime.errors import ConfigError
-from runtime.identity import read_identity
 
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -105,14 +104,14 @@ def connect(options: argparse.Namespace) -> OperatorClient:
     Raises:
         ConfigError: no site was ever started there.
     """
-    folder = SiteFolder(options.data_dir)
-    path = folder.identity_path("operator")
-    if not path.exists():
+    identities = SiteFolder(options.data_dir).all_identities()
+    operator = next((each for each in identities if each.role == "operator"), None)
+    if operator is None:
         raise ConfigError(
             f"no site in {options.data_dir}: start one with `rengo up`, or name its folder by "
             "--data-dir or RENGO_HOME"
         )
-    return OperatorClient(read_identity(path))
+    return OperatorClient(operator)
 
 
 def progress_stream(json_path: str | None) -> TextIO:

@@ -50,6 +50,18 @@ def add(commands: Commands) -> None:
         "--tls-cert", type=Path, metavar="FILE", help="a certificate of yours with its chain, PEM"
     )
     parser.add_argument("--tls-key", type=Path, metavar="FILE", help="its key, PEM, mode 0600")
+    parser.add_argument(
+        "--tls-ca",
+        type=Path,
+        metavar="FILE",
+        help="the authority behind it, where the system does not know it",
+    )
+    parser.add_argument(
+        "--client-certs",
+        type=Path,
+        metavar="DIR",
+        help="mutual TLS: ca.pem, and NAME.pem with NAME.key for each identity of the site",
+    )
     parser.add_argument("--broker-port", type=int, help="the MQTT port (default: a free one, kept)")
     parser.add_argument("--store-port", type=int, help="the S3 port (default: a free one, kept)")
     parser.add_argument(
@@ -84,8 +96,10 @@ def _site_options(options: argparse.Namespace) -> SiteOptions:
         parse_url(broker)
     if (options.tls_cert is None) != (options.tls_key is None):
         raise ConfigError("--tls-cert and --tls-key belong together")
+    if options.tls_ca is not None and options.tls_cert is None:
+        raise ConfigError("--tls-ca is the authority of --tls-cert, which is missing")
     if options.tls_cert is not None:
-        certificate = OwnCertificate(options.tls_cert, options.tls_key)
+        certificate = OwnCertificate(options.tls_cert, options.tls_key, options.tls_ca)
     return SiteOptions(
         broker=broker,
         broker_port=options.broker_port,
@@ -95,6 +109,7 @@ def _site_options(options: argparse.Namespace) -> SiteOptions:
         advertise=options.advertise,
         certificate=certificate,
         credentials=options.credentials,
+        client_certificates=options.client_certs and options.client_certs.absolute(),
     )
 
 

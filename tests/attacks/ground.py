@@ -7,26 +7,40 @@ operator and of the victims themselves, and the untrusted broker speaks by the s
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import json
 import os
 import queue
+import re
 import signal
 import socket
 import sqlite3
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 import paho.mqtt.client as mqtt
+import urllib3
 from paho.mqtt.enums import CallbackAPIVersion
 
 from broker.author import Author
 from broker.connection import Delivery, Endpoint, Publication
-from broker.messages import KINDS, Message, encode
+from broker.messages import (
+    KINDS,
+    DeviceState,
+    Message,
+    Order,
+    Result,
+    UpdateRef,
+    Usage,
+    decode,
+    encode,
+)
 from broker.session import MqttSession
 from broker.topics import Topics, parse
 from rengo.devices import DeviceSpec, device_process
@@ -35,11 +49,17 @@ from rengo.site import Site
 from runtime.child import Child
 from runtime.identity import Identity, read_identity
 from runtime.signing import SecretKey
+from storage.headers import UpdateInfo
+from storage.updates import WrittenUpdate
+from storage.weights import Vector, Weights, read_safetensors
 from tests.chaos.gated import reached
+from tests.chaos.scripted_device import honest_bytes
+from tests.chaos.test_scripted_peers import noise
 from tests.contract.broker_places import cut
 from tests.integration.broker_fixtures import Owner, eventually
 from tests.messages import SAMPLES
 
+M = TypeVar("M", bound=Message)
 PATIENCE_S = 60.0
 QUIET_S = 0.3
 LEAVES = ("state", "info", "ack", "progress", "result", "request")
@@ -106,11 +126,12 @@ class Intruder(Forger):
         client_id: str = "",
         clean: bool = True,
         will: tuple[str, bytes] | None = None,
+        modern: bool | None = None,
     ) -> None:
         super().__init__(identity.id, identity.secret_key)
         self.heard: list[tuple[str, bytes]] = []
         self.session_present = False
-        modern = kind.broker == "mosquitto"
+        modern = kind.broker == "mosquitto" if modern is None else modern
         self.modern = modern
         self._answered: set[int | None] = set()
         self._identity = identity
@@ -188,6 +209,126 @@ class Intruder(Forger):
             line.sendall(data)
 
 
+class Trainer(Intruder):
+    """A device of a run that does its work as the test says; ready as soon as it is entered."""
+
+    def __init__(self, kind: Kind, identity: Identity) -> None:
+        super().__init__(kind, identity)
+        self.topics = Topics(identity.domain)
+        self._server_key = identity.believed
+        self._http = urllib3.PoolManager(retries=False)
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        self.subscribe(*(self.topics.device(self.name, leaf) for leaf in ("task", "receipt")))
+        self.be("ready")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.be("offline")
+        super().__exit__(*error)
+        self._http.clear()
+
+    def say(self, leaf: str, message: Message, *, retain: bool = False) -> bytes:
+        """Publish on a topic of its own; return the bytes."""
+        topic = self.topics.device(self.name, leaf)
+        payload = self.write(topic, message)
+        self.publish(topic, payload, retain=retain)
+        return payload
+
+    def be(self, status: str) -> None:
+        state = {"status": status, "boot_id": "scripted", "tasks": ["digits"]}
+        self.say("state", DeviceState.model_validate(state), retain=True)
+
+    def _find(self, kind: type[M], run_id: str) -> M | None:
+        for topic, payload in self.heard:
+            message = decode(payload, parse(topic), self._server_key)[1]
+            if isinstance(message, kind) and message.run_id == run_id:  # type: ignore[attr-defined]
+                return message
+        return None
+
+    def hear(self, kind: type[M], run_id: str) -> M:
+        """Return the first message of a kind that is about a run."""
+        eventually(lambda: self._find(kind, run_id) is not None, PATIENCE_S)
+        found = self._find(kind, run_id)
+        assert found is not None
+        return found
+
+    def forget(self) -> None:
+        """Hear from here on."""
+        self.heard.clear()
+
+    def request(self, method: str, url: str, body: bytes | None = None, **headers: str) -> int:
+        """Return the store's status."""
+        names = {name.replace("_", "-"): value for name, value in headers.items()}
+        return self._http.request(method, url, body=body, headers=names).status
+
+    def model(self, order: Order) -> Weights:
+        data = self._http.request("GET", order.model.url).data
+        assert hashlib.sha256(data).hexdigest() == order.model.sha256
+        return weights_of(data)
+
+    def update(self, order: Order, seed: int, examples: int) -> Update:
+        """Return an honest update of random values, not yet sent."""
+        weights = self.model(order)
+        vector = noise(weights, seed)
+        info = UpdateInfo(
+            run_id=order.run_id,
+            round=order.round,
+            attempt=order.attempt,
+            device_id=self.name,
+            base_sha256=order.model.sha256,
+            layout_hash=weights.layout.hash,
+            kind="delta",
+            num_examples=examples,
+        )
+        data, written = honest_bytes(info, vector)
+        return Update(vector, examples, data, written)
+
+    def upload(self, order: Order, data: bytes) -> None:
+        assert order.upload is not None
+        assert self.request("PUT", order.upload.url, data) == 200
+
+    def report(self, order: Order, update: Update) -> bytes:
+        """Say that an update was uploaded; return the message."""
+        assert order.upload is not None
+        return self.say(
+            "result",
+            Result(
+                action="train",
+                run_id=order.run_id,
+                round=order.round,
+                attempt=order.attempt,
+                num_examples=update.examples,
+                metrics={},
+                update=UpdateRef(
+                    key=order.upload.key,
+                    size_bytes=update.written.size_bytes,
+                    header_sha256=update.written.header_sha256,
+                ),
+                usage=Usage(),
+            ),
+        )
+
+
+@dataclass(frozen=True)
+class Update:
+    """An update with its file."""
+
+    vector: Vector
+    examples: int
+    data: bytes
+    written: WrittenUpdate
+
+
+def weights_of(data: bytes) -> Weights:
+    """Return what a model's file holds."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model"
+        path.write_bytes(data)
+        return read_safetensors(path)
+
+
 class Eyes:
     """Hears all that its endpoints may hear; nothing is taken away from anybody."""
 
@@ -256,9 +397,9 @@ class Agent:
             return [stage for (stage,) in journal.execute("SELECT stage FROM jobs")]
 
     @property
-    def trained(self) -> int:
-        """How many jobs were given to a training process."""
-        return sum("training process" in line and "is ready" in line for line in self.log.split("\n"))
+    def training_processes(self) -> int:
+        """How many training processes it has started."""
+        return len(re.findall(r"training process \d+ is ready", self.log))
 
 
 @dataclass
@@ -299,7 +440,7 @@ class Ground:
 
     @contextlib.contextmanager
     def untrusted_broker(self) -> Iterator[Callable[..., None]]:
-        """What an untrusted broker can do: bring any bytes to any topic, signed by nobody knows."""
+        """What an untrusted broker can do: bring any bytes to the topics of the server's user."""
         identity = self.server
         endpoint = replace(
             Endpoint.of(identity), client_id=f"broker-{os.urandom(6).hex()}", persistent=False
@@ -309,7 +450,6 @@ class Ground:
         session.wait_connected(10)
 
         def inject(topic: str, payload: bytes, *, retain: bool = False) -> None:
-            # what the server's user may not publish comes by the topic's owner
             assert session.publish(Publication(topic, payload, retain=retain))
             assert session.flush(10)
 
@@ -425,6 +565,13 @@ class Ground:
         }
         with self.site.connect() as client:
             return submit(client, task, values)
+
+    def final(self, run_id: str) -> Vector:
+        """Return the model of a run that has ended."""
+        self.finish(run_id)
+        url = self.call("model_url", {"run_id": run_id})["url"]
+        with urllib3.PoolManager(retries=False) as pool:
+            return weights_of(pool.request("GET", url).data).vector
 
     def finish(self, run_id: str, status: str = "completed") -> dict[str, Any]:
         """Return the run's report when it has ended so."""

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from fl_server.database import JournalError
 from fl_server.definition import parse_definition
 from fl_server.events import (
     FACTS,
@@ -35,7 +36,6 @@ from fl_server.events import (
     UpdateRefused,
     UpdateWithdrawn,
 )
-from fl_server.database import JournalError
 from fl_server.journal import Journal, PreparedRun, RunRecord
 from runtime.errors import ConfigError
 from runtime.ports import free_port

@@ -31,7 +31,7 @@ from storage.probe import probe
 from storage.s3 import S3Store
 from storage.transfers import Transfers, TransferSettings
 from tests.certificates import FUTURE, LOOPBACK, PAST, issued_then, listener, own_pair, trust
-from tests.integration.broker_fixtures import Owner
+from tests.integration.broker_fixtures import Owner, eventually
 from tests.integration.store_fixtures import KINDS, bucket_of
 from tests.integration.tls_fixtures import (
     Broker,
@@ -341,8 +341,11 @@ def test_tls_may_come_and_go_and_the_objects_stay(
             assert store.settings.endpoint.startswith("http://" if tls is None else "https://")
             if tls is None:
                 store.put("key", BODY)
-            with store.open("key") as stream:
+            with store.open("key", 0, 10) as stream:
                 assert stream.read(10) == BODY[:10]
+            if kind == "seaweedfs":
+                # it writes down its options, and would use them again
+                eventually((tmp_path / "data" / "objects" / "mini.options").is_file)
         finally:
             embedded.stop()
 
