@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
@@ -23,8 +23,10 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from runtime.errors import AuthenticationFailed, ConfigError, TransportError
-from runtime.identity import Identity
 from runtime.tls import Tls, tls_error
+
+if TYPE_CHECKING:
+    from runtime.identity import Identity
 
 CONNECT_TIMEOUT_S = 5.0
 _SESSION_EXPIRY_S = 30 * 24 * 3600

@@ -80,7 +80,9 @@ class MosquittoBroker(FolderBroker):
     It acknowledges a message and then writes all of its state anew. Measured with 2.0.11: what
     was acknowledged before the last such writing survives a kill -9; the messages of the last
     writing do not, though acknowledged. That takes under 2 ms with little state and 10 to 50 ms
-    with 10 MB of it. So what must not be lost is sent until its receiver confirms it.
+    with 10 MB of it. So what must not be lost is sent until its receiver confirms it. It also
+    bounds what a site can do: 1,000 messages of 1 KB, one by one, took 1.8 s with little state and
+    32 s with 10 MB of it (NATS: 0.5 s with either).
 
     Where the listener asks for certificates, mosquitto takes any that the CA signed, and then the
     name and the password as without: it does not compare the name with the certificate's.

@@ -38,6 +38,7 @@ from rengo.runs import submit, wait_for_devices
 from rengo.site import Site
 from rengo.supervisor import Supervisor
 from runtime.child import Child
+from runtime.identity import Identity
 from storage.s3 import S3Store
 from tests.chaos.gated import reached
 from tests.chaos.moments import Moment, read_plan, write_plan
@@ -69,9 +70,11 @@ class ChaosSite(Site):
             child = Child("the server", argv, self._log(name), cwd=REPOSITORY)
         super()._add_child(name, child)
 
-    def admit(self) -> None:
-        """Let the broker know the identities that were made meanwhile."""
-        self._supervisor.call(self._admit)
+    def member(self, name: str, index: int = 0, count: int = 1) -> Identity:
+        """Return a device's identity, admitted."""
+        identity = self.folder.ensure_identity("device", name, self.at, index=index, count=count)
+        self.admit([identity])
+        return identity
 
     def restarts(self, name: str) -> int:
         return self._supervisor.restarts()[name]
@@ -104,8 +107,7 @@ class Arena:
     def prepare(self, spec: DeviceSpec) -> Child:
         """Return the process of a device with an identity, not yet started."""
         folder = self.site.folder
-        folder.ensure_identity("device", spec.name, self.site.record, spec.index, spec.count)
-        self.site.admit()
+        self.site.member(spec.name, spec.index, spec.count)
         child = device_process(
             spec,
             folder.identity_path(spec.name),
@@ -124,7 +126,8 @@ class Arena:
     def online(self) -> set[str]:
         """Return the devices that the server holds to be there."""
         rows = self.client.call("devices_ls", timeout_s=PATIENCE_S)["devices"]
-        return {row["id"] for row in rows if row["status"] not in {"lost", "offline"}}
+        away = {"lost", "offline", "enrolled", "revoked"}
+        return {row["id"] for row in rows if row["status"] not in away}
 
     def wait_online(self, names: set[str]) -> None:
         wait_for(lambda: names <= self.online(), f"{names} are there", self.story)

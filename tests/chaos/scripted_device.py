@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import itertools
 import queue
 import tempfile
 import time
@@ -15,6 +14,7 @@ from typing import TypeVar
 import numpy as np
 import urllib3
 
+from broker.author import Author
 from broker.messages import (
     DeviceState,
     Message,
@@ -24,9 +24,8 @@ from broker.messages import (
     UpdateRef,
     Usage,
     decode,
-    encode,
 )
-from broker.session import Delivery, Endpoint, MqttSession, Publication
+from broker.session import Delivery, Endpoint, MqttSession
 from broker.topics import Topics, parse
 from runtime.identity import Identity
 from storage.headers import Chunk, UpdateHeader, UpdateInfo, encode_header
@@ -44,18 +43,13 @@ class ScriptedDevice:
         self.id = identity.id
         self._topics = Topics(identity.domain)
         self._task = task
-        self._numbers = itertools.count()
+        self._author = Author(identity.id, identity.secret_key)
+        self._server_key = identity.believed
         self._inbox: queue.SimpleQueue[object] = queue.SimpleQueue()
         self._seen: list[Message] = []
         self._http = urllib3.PoolManager()
         self._session = MqttSession(
-            Endpoint(
-                identity.host,
-                identity.port,
-                identity.id,
-                identity.password.get_secret_value(),
-                identity.client_id,
-            ),
+            Endpoint.of(identity),
             [self._topics.device(self.id, "task"), self._topics.device(self.id, "receipt")],
             self._offer,
         )
@@ -79,15 +73,8 @@ class ScriptedDevice:
     # --- messages -------------------------------------------------------------------------------
 
     def say(self, leaf: str, message: Message, *, retain: bool = False) -> None:
-        payload = encode(
-            message,
-            sender=self.id,
-            boot_id="scripted",
-            seq=next(self._numbers),
-            sent_ms=int(time.time() * 1000),
-        )
         topic = self._topics.device(self.id, leaf)
-        assert self._session.publish(Publication(topic, payload, retain=retain))
+        assert self._session.publish(self._author.write(topic, message, retain=retain))
         assert self._session.flush(_PATIENCE_S)
 
     def hear(self, kind: type[M], such: Callable[[M], bool]) -> M:
@@ -101,7 +88,7 @@ class ScriptedDevice:
             event = self._inbox.get(timeout=max(0.01, deadline - time.monotonic()))
             if isinstance(event, Delivery):
                 self._session.ack(event)
-                self._seen.append(decode(event.payload, parse(event.topic))[1])
+                self._seen.append(decode(event.payload, parse(event.topic), self._server_key)[1])
 
     def order(self, run_id: str, round_number: int, attempt: int = 1) -> Order:
         wanted = (run_id, round_number, attempt)

@@ -35,13 +35,8 @@ def connect(arena: Arena) -> Iterator[Callable[..., Devices]]:
     made: Devices = {}
 
     def start(*names: str) -> Devices:
-        folder = arena.site.folder
         for name in names:
-            folder.ensure_identity("device", name, arena.site.record)
-        arena.site.admit()
-        for identity in folder.all_identities():
-            if identity.id in names:
-                made[identity.id] = ScriptedDevice(identity, "digits")
+            made[name] = ScriptedDevice(arena.site.member(name), "digits")
         arena.wait_online(set(names))
         return made
 

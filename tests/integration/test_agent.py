@@ -13,12 +13,12 @@ from pydantic import SecretStr
 from broker.connection import Publication
 from broker.messages import Message, Receipt, Result
 from broker.outbox import Outbox
-from broker.topics import Topics
+from broker.topics import Topics, parse
 from fl_client.agent import Agent
 from fl_client.settings import AgentSettings
 from runtime.identity import Identity
 from tests.integration.broker_fixtures import DOMAIN, Owner, Site, eventually, site
-from tests.messages import SAMPLES, wire
+from tests.messages import KEY, SAMPLES, content, signed
 
 __all__ = ["site"]
 TOPICS = Topics(DOMAIN)
@@ -41,6 +41,8 @@ def identity(site: Site) -> Identity:
         host=host,
         port=port,
         password=SecretStr(f"secret-of-{NAME}"),
+        key=SecretStr(KEY.text),
+        server_key=KEY.public.text,
     )
 
 
@@ -71,11 +73,16 @@ def running(settings: AgentSettings, identity: Identity) -> Iterator[Running]:
     assert isinstance(result, Result)
     key = f"result/{result.run_id}/{result.action}/{result.round}/{result.attempt}"
     outbox = Outbox(settings.data_dir / "outbox.sqlite")
-    outbox.put(key, TOPICS.device(NAME, "result"), wire(result, NAME), until="confirm")
+    topic = TOPICS.device(NAME, "result")
+    outbox.put(key, topic, said(topic, result, NAME), until="confirm")
     outbox.close()
     agent = Running(settings, identity)
     yield agent
     agent.stop()
+
+
+def said(topic: str, message: Message, sender: str) -> bytes:
+    return signed(content(message, sender), parse(topic))
 
 
 def receipt() -> Receipt:
@@ -91,7 +98,8 @@ def receipt() -> Receipt:
 
 
 def say(site: Site, leaf: str, message: Message) -> None:
-    site.publisher().publish(Publication(TOPICS.device(NAME, leaf), wire(message, "server")))
+    topic = TOPICS.device(NAME, leaf)
+    site.publisher().publish(Publication(topic, said(topic, message, "server")))
 
 
 def test_a_receipt_ends_a_result_whose_job_was_lost(site: Site, running: Running) -> None:
@@ -118,9 +126,11 @@ def test_hostile_messages_do_not_end_the_agent(site: Site, running: Running) -> 
     server = Owner()
     site.session(server, TOPICS.device(NAME, "ack"))
     publisher = site.publisher()
-    for payload in (b"", b"\xc1", b"\x91" * 5000, wire(SAMPLES["ack"]), bytes(200_000)):
+    for payload in (b"", b"\xc1", b"\x91" * 5000, content(SAMPLES["ack"]), bytes(200_000)):
         for leaf in ("task", "receipt"):
-            publisher.publish(Publication(TOPICS.device(NAME, leaf), payload))
+            topic = TOPICS.device(NAME, leaf)
+            publisher.publish(Publication(topic, payload))
+            publisher.publish(Publication(topic, signed(payload, parse(topic))))
     publisher.publish(Publication(TOPICS.server_state, b"\xc1", retain=True))
     publisher.publish(Publication(TOPICS.run("r", "state"), b"\xc1", retain=True))
     say(site, "task", SAMPLES["order"].model_copy(update={"task": "nosuch"}))

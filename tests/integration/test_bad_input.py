@@ -207,11 +207,15 @@ def test_an_identity_of_another_role(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["nonsense", "http://h:1", "mqtt://h", "mqtt://:1", "mqtt://h:99999", "mqtt://h:x"]
+    "url",
+    [
+        *("nonsense", "http://h:1", "mqtt://h:1/x", "mqtt://:1", "mqtt://h:99999", "mqtt://h:x"),
+        *("mqtts://", "mqtt://user@h:1"),
+    ],
 )
 def test_a_server_that_is_no_url(url: str, tmp_path: Path) -> None:
     told = client(tmp_path, identity_file(tmp_path), "--server", url)
-    assert told.line == f"--server {url!r} is not mqtt://HOST:PORT"
+    assert told.line == f"{url!r} is not mqtt://HOST:PORT or mqtts://HOST:PORT"
     assert told.code == USAGE
 
 
@@ -248,7 +252,7 @@ def server_file(folder: Path, **changes: Any) -> Path:
         ("\x00", "is not valid TOML: "),
         ("", "'identity': Field required"),
         ('identity = 3\ndata_dir = "d"\n[store]\nendpoint = "http://h:1"', "'identity': "),
-        ("identitty = 3", "unknown key 'identitty' (known: data_dir, identity, "),
+        ("identitty = 3", "unknown key 'identitty' (known: broker, data_dir, identity, "),
         ('[store]\nsecrett = "x"', "unknown key 'store.secrett' (known: "),
         ('[store]\nendpoint = "h:1"', "'store.endpoint': must be http://host:port"),
         ('[store]\nendpoint = "http://h:99999"', "'store.endpoint': must be http://host:port"),

@@ -213,10 +213,12 @@ def test_a_run_that_is_not_there(verb: str, home: Path) -> None:
 
 def test_devices_are_listed(home: Path) -> None:
     lines = rengo("devices", "ls", home=home).out.splitlines()
-    assert lines[0].split() == ["device", "status", "role", "profile", "engine", "tasks"]
+    assert lines[0].split() == [
+        *("device", "status", "role", "profile", "engine", "group", "tasks")
+    ]
     rows = [line.split() for line in lines[1:]]
     assert [row[0] for row in rows] == list(DEVICES)
-    assert all(row[2:] == ["trainer", "cpu", "numpy", "digits"] for row in rows)
+    assert all(row[2:] == ["trainer", "cpu", "numpy", "-", "digits"] for row in rows)
     devices = document(home, "devices", "ls")["devices"]
     assert [device["id"] for device in devices] == list(DEVICES)
 

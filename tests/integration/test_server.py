@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 import urllib3
+from pydantic import SecretStr
 
 from broker.access import BrokerUser, Grants, Role, grants
 from broker.connection import Delivery, Endpoint, Publication
@@ -37,20 +38,23 @@ from broker.messages import (
     decode,
 )
 from broker.session import MqttSession
+from broker.steering import ManualAccess
 from broker.topics import Topics, parse
 from fl_server.database import JournalError
 from fl_server.journal import Journal
+from fl_server.membership import Site as MemberSite
 from fl_server.server import Server, ServerSettings
 from rengo.operator import OperatorClient
 from runtime.errors import ConfigError, RunFailed
 from runtime.identity import Identity, new_identity
+from runtime.signing import SIGNATURE_BYTES, SecretKey
 from storage.embedded import EmbeddedStore
 from storage.headers import UpdateInfo
 from storage.s3 import S3Store
 from storage.updates import write_update
 from storage.weights import Weights, write_safetensors
 from tests.integration.broker_fixtures import Owner, eventually
-from tests.messages import SAMPLES, envelope, wire
+from tests.messages import SAMPLES, content, envelope, signed
 
 DOMAIN = "home"
 BASE = f"rengo/v1/{DOMAIN}"
@@ -65,13 +69,32 @@ class Place:
 
     broker: EmbeddedBroker
     store: EmbeddedStore
+    server: Identity
     operator: Identity
-    users: list[BrokerUser]
 
     def endpoint(self, name: str, client_id: str = "") -> Endpoint:
         host, port = self.broker.endpoint
         password = f"secret-of-{name}"
         return Endpoint(host, port, name, password, client_id or f"{name}-1", persistent=False)
+
+
+def key_of(name: str) -> SecretKey:
+    """Return the key that whoever has this name signs with in these tests."""
+    return SecretKey(hashlib.sha256(name.encode()).hexdigest())
+
+
+SERVER = key_of("server").public
+
+
+def known(identity: Identity) -> Identity:
+    """Return an identity with the password that the broker of these tests knows."""
+    return identity.model_copy(update={"password": SecretStr(f"secret-of-{identity.id}")})
+
+
+def said(topic: str, what: Message | bytes, sender: str = "d-1", key: str = "") -> bytes:
+    """Return what ``sender`` says on a topic, signed by him or by the owner of ``key``."""
+    data = what if isinstance(what, bytes) else content(what, sender)
+    return signed(data, parse(topic), key_of(key or sender))
 
 
 @pytest.fixture(scope="module")
@@ -89,11 +112,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     try:
         store.start()
         S3Store(store.settings).ensure_bucket()
-        operator = new_identity("operator", DOMAIN, "operator", *broker.endpoint)
-        operator = Identity.model_validate(
-            {**operator.model_dump(), "password": "secret-of-operator"}
+        server, operator = (
+            new_identity(role, DOMAIN, role, *broker.endpoint, key=key_of(role), server_key=SERVER)
+            for role in ("server", "operator")
         )
-        yield Place(broker, store, operator, users)
+        yield Place(broker, store, known(server), known(operator))
     finally:
         store.stop()
         broker.stop()
@@ -116,11 +139,14 @@ class Site:
         return f"sqlite:///{self.folder / 'journal.sqlite'}"
 
     def start(self) -> None:
+        project = self.folder.name.replace("_", "-").lower()
         self.server = Server(
-            ServerSettings(DOMAIN, self.folder, project=self.folder.name.replace("_", "-").lower()),
-            self.place.endpoint("server", "server-of-the-test"),
+            ServerSettings(self.folder, MemberSite("mqtt://127.0.0.1:1"), project=project),
+            self.place.server,
+            [self.place.operator],
             S3Store(self.place.store.settings),
             Journal(self.journal_url),
+            ManualAccess(),
         )
         self.server.start(10)
         self.thread = threading.Thread(target=self._run)
@@ -151,6 +177,23 @@ class Site:
         session.start()
         session.wait_connected(10)
         return session, owner
+
+    def admit(self, *names: str) -> None:
+        """Make these devices members, with the keys that they have in these tests."""
+        devices = [
+            {
+                "id": name,
+                "public_key": key_of(name).public.text,
+                "client_id": f"{name}-1",
+                "password": f"secret-of-{name}",
+            }
+            for name in names
+        ]
+        self.call("devices_admit", devices=devices)
+
+    def statuses(self) -> dict[str, str]:
+        """Return what the server holds of each device."""
+        return {row["id"]: row["status"] for row in self.call("devices_ls")["devices"]}
 
     def call(self, operation: str, **arguments: Any) -> dict[str, Any]:
         with OperatorClient(self.place.operator) as client:
@@ -216,7 +259,7 @@ def put(url: str, data: bytes) -> None:
 
 
 def message_of(delivery: Delivery) -> Message:
-    return decode(delivery.payload, parse(delivery.topic))[1]
+    return decode(delivery.payload, parse(delivery.topic), SERVER)[1]
 
 
 def received(owner: Owner, kind: type[Message]) -> list[Any]:
@@ -252,18 +295,20 @@ HOSTILE: list[tuple[str, bytes, str]] = [
     ("ack", body(more=1), "body"),
     ("ack", body(round=-1), "body"),
     ("ack", body(accepted="yes"), "body"),
-    ("ack", wire(ACK), "unknown_run"),
-    ("request", wire(SAMPLES["request"]), "unknown_run"),
-    ("result", wire(ACK), "wrong_place"),
-    ("state", wire(SAMPLES["server_state"]), "wrong_place"),
-    ("result", bytes(MAX_MESSAGE_BYTES), "not_msgpack"),
+    ("ack", content(ACK), "unknown_run"),
+    ("request", content(SAMPLES["request"]), "unknown_run"),
+    ("result", content(ACK), "wrong_place"),
+    ("state", content(SAMPLES["server_state"]), "wrong_place"),
+    ("result", bytes(MAX_MESSAGE_BYTES - SIGNATURE_BYTES), "not_msgpack"),
 ]
 
 
 def test_hostile_messages_are_refused_and_counted_by_reason(site: Site) -> None:
+    site.admit("d-1")
     session, _ = site.peer()
     for leaf, payload, _ in HOSTILE:
-        session.publish(Publication(TOPICS.device("d-1", leaf), payload))
+        topic = TOPICS.device("d-1", leaf)
+        session.publish(Publication(topic, said(topic, payload) if payload else b""))
     expected: dict[str, int] = {}
     for _, _, reason in HOSTILE:
         if reason:
@@ -272,29 +317,101 @@ def test_hostile_messages_are_refused_and_counted_by_reason(site: Site) -> None:
     assert site.submit(), "the server goes on"
 
 
-def test_a_flood_of_different_refusals_does_not_grow_the_count(site: Site) -> None:
+def test_what_was_not_signed_by_its_sender_is_refused_and_counted(site: Site) -> None:
+    site.admit("d-1", "d-2")
     session, _ = site.peer()
+    topic, sent = TOPICS.device("d-1", "result"), result("r")
+    good = said(topic, sent)
+    for payload in (
+        bytes(SIGNATURE_BYTES) + content(sent, "d-1"),
+        content(sent, "d-1"),
+        b"short",
+        said(topic, sent, key="d-2"),
+        said(TOPICS.device("d-2", "result"), sent),
+        said(TOPICS.device("d-1", "ack"), sent),
+        said("rengo/v1/away/dev/d-1/result", sent),
+        good[:-1] + bytes([good[-1] ^ 1]),
+    ):
+        session.publish(Publication(topic, payload))
+    eventually(lambda: site.refused() == {"signature": 8})
+    noted = [row for row in site.call("audit_ls")["entries"] if row["act"] == "message refused"]
+    assert {(row["actor"], row["detail"]["reason"]) for row in noted} == {("d-1", "signature")}
+
+
+def test_nobody_unknown_is_heard_and_what_he_retained_goes(site: Site) -> None:
+    site.admit("d-1")
+    session, owner = site.peer("anyone", TOPICS.device("+", "state"))
+    state = DeviceState(status="ready", boot_id="b", tasks=["digits"])
+    for name, key in (("d-9", "d-9"), ("d-1", "d-9")):
+        topic = TOPICS.device(name, "state")
+        session.publish(Publication(topic, said(topic, state, name, key), retain=True))
+    asked = said(TOPICS.operator("nobody", "request"), SAMPLES["operator_request"], "nobody")
+    session.publish(Publication(TOPICS.operator("nobody", "request"), asked))
+    claimed = said(TOPICS.enroll("join-0"), SAMPLES["claim"], "join-0")
+    session.publish(Publication(TOPICS.enroll("join-0"), claimed))
+    expected = {"unknown_dev": 1, "signature": 1, "unknown_op": 1, "unknown_enroll": 1}
+    eventually(lambda: site.refused() == expected)
+    owner.wait(lambda: sum(not each.payload for each in owner.deliveries) == 2)
+    session.flush(5)
+    _, late = site.peer("anyone", TOPICS.device("+", "state"), TOPICS.server_state)
+    late.wait(lambda: any("server" in each.topic for each in late.deliveries))
+    assert not [each for each in late.deliveries if "/dev/" in each.topic]
+    assert site.statuses() == {"d-1": "enrolled"}
+
+
+def test_a_flood_of_one_device_is_not_heard_and_another_is(site: Site) -> None:
+    site.admit("d-1", "d-2")
+    flood, _ = site.peer()
+    topic, other = TOPICS.device("d-1", "ack"), TOPICS.device("d-2", "state")
+    noise = said(topic, ACK)
+    for _ in range(3000):
+        flood.publish(Publication(topic, noise))
+    state = DeviceState(status="ready", boot_id="b", tasks=["digits"])
+    flood.publish(Publication(other, said(other, state, "d-2"), retain=True))
+    eventually(lambda: site.statuses() == {"d-1": "enrolled", "d-2": "ready"})
+    eventually(lambda: sum(site.refused().values()) == 3000)
+    assert site.refused()["rate_limited"] > 1000
+    assert site.refused()["unknown_run"] > 0, "up to the bound it is heard"
+
+
+def test_the_same_result_again_is_counted_and_answered(site: Site) -> None:
+    site.admit("d-1")
+    session, owner = site.peer("anyone", TOPICS.device("d-1", "receipt"))
+    topic = TOPICS.device("d-1", "result")
+    for _ in range(3):
+        session.publish(Publication(topic, said(topic, result("no-such-run"))))
+    owner.wait(lambda: len(received(owner, Receipt)) == 3)
+    eventually(lambda: site.refused() == {"repeated": 2})
+
+
+def test_a_flood_of_different_refusals_does_not_grow_the_count(site: Site) -> None:
+    site.admit("d-1")
+    session, _ = site.peer()
+    topic = TOPICS.device("d-1", "ack")
     for number in range(200):
-        session.publish(Publication(TOPICS.device("d-1", "ack"), bent(kind=f"kind-{number}")))
-        session.publish(Publication(TOPICS.device("d-1", "ack"), body(**{f"key-{number}": 1})))
+        session.publish(Publication(topic, said(topic, bent(kind=f"kind-{number}"))))
+        session.publish(Publication(topic, said(topic, body(**{f"key-{number}": 1}))))
     eventually(lambda: site.refused() == {"unknown_kind": 200, "body": 200})
 
 
 def test_a_device_cannot_speak_on_anothers_topic(site: Site) -> None:
+    site.admit("d-1", "d-2")
     session, _ = site.peer("d-1")
     state = DeviceState(status="ready", boot_id="b", tasks=["digits"])
-    session.publish(Publication(TOPICS.device("d-2", "state"), wire(state, "d-2"), retain=True))
-    session.publish(Publication(TOPICS.device("d-1", "state"), wire(state, "d-1"), retain=True))
-    eventually(lambda: [row["id"] for row in site.call("devices_ls")["devices"]] == ["d-1"])
+    for name in ("d-2", "d-1"):
+        topic = TOPICS.device(name, "state")
+        session.publish(Publication(topic, said(topic, state, name), retain=True))
+    eventually(lambda: site.statuses() == {"d-1": "ready", "d-2": "enrolled"})
     assert site.refused() == {}, "the broker itself lets nothing of it pass"
 
 
 def test_a_device_that_takes_anothers_name_on_its_own_topic(site: Site) -> None:
+    site.admit("d-1", "d-2")
     session, _ = site.peer("d-1")
-    state = DeviceState(status="ready", boot_id="b", tasks=["digits"])
-    session.publish(Publication(TOPICS.device("d-1", "state"), wire(state, "d-2"), retain=True))
+    state, topic = SAMPLES["device_state"], TOPICS.device("d-1", "state")
+    session.publish(Publication(topic, said(topic, state, "d-2", key="d-1"), retain=True))
     eventually(lambda: site.refused() == {"wrong_sender": 1})
-    assert site.call("devices_ls") == {"devices": [], "more": False}
+    assert site.statuses() == {"d-1": "enrolled", "d-2": "enrolled"}
 
 
 def result(run_id: str, **changes: Any) -> Result:
@@ -314,8 +431,9 @@ def result(run_id: str, **changes: Any) -> Result:
 @pytest.mark.parametrize("action", ["train", "evaluate"])
 def test_a_result_of_an_unknown_run_gets_its_last_word(action: str, site: Site) -> None:
     session, owner = site.peer("anyone", TOPICS.device("d-1", "receipt"))
-    sent = result("no-such-run", action=action)
-    session.publish(Publication(TOPICS.device("d-1", "result"), wire(sent, "d-1")))
+    site.admit("d-1")
+    topic = TOPICS.device("d-1", "result")
+    session.publish(Publication(topic, said(topic, result("no-such-run", action=action))))
     owner.wait(lambda: bool(received(owner, Receipt)))
     (receipt,) = received(owner, Receipt)
     assert (receipt.status, receipt.run_id, receipt.round) == ("unknown", "no-such-run", 1)
@@ -439,11 +557,13 @@ def test_the_devices_come_in_pages(site: Site) -> None:
     big = info.model_copy(update={"labels": {str(n): "x" * 100 for n in range(10)}})
     huge = info.model_copy(update={"labels": {str(n): "x" * 2000 for n in range(60)}})
     names = [f"d-{number:03d}" for number in range(150)]
+    site.admit(*names)
     for name in names:
-        said = huge if name == "d-007" else big
+        about = huge if name == "d-007" else big
         state = DeviceState(status="ready", boot_id="b", tasks=["digits"])
-        session.publish(Publication(TOPICS.device(name, "info"), wire(said, name)))
-        session.publish(Publication(TOPICS.device(name, "state"), wire(state, name)))
+        for leaf, message in (("info", about), ("state", state)):
+            topic = TOPICS.device(name, leaf)
+            session.publish(Publication(topic, said(topic, message, name)))
     eventually(lambda: site.call("server_info")["devices_online"] == len(names))
     assert site.call("devices_ls")["more"]
     with OperatorClient(site.place.operator) as client:
@@ -519,14 +639,14 @@ class Device:
 
     def __init__(self, site: Site, name: str = "d-1") -> None:
         self.name = name
+        site.admit(name)
         self.session, self.owner = site.peer(
             "anyone", TOPICS.device(name, "task"), TOPICS.device(name, "receipt")
         )
 
     def say(self, leaf: str, message: Message, *, retain: bool = False) -> None:
-        self.session.publish(
-            Publication(TOPICS.device(self.name, leaf), wire(message, self.name), retain)
-        )
+        topic = TOPICS.device(self.name, leaf)
+        self.session.publish(Publication(topic, said(topic, message, self.name), retain))
 
     def join(self, boot_id: str = "b-1") -> None:
         state = DeviceState(status="ready", boot_id=boot_id, tasks=["digits"])
@@ -667,7 +787,7 @@ def test_a_server_that_cannot_journal_falls_rather_than_forgets(site: Site) -> N
     request = {"request_id": "q", "operation": "runs_pause", "arguments": {"run_id": run_id}}
     asked = SAMPLES["operator_request"].model_copy(update=request)
     topic = TOPICS.operator("operator", "request")
-    session.publish(Publication(topic, wire(asked, "operator")))
+    session.publish(Publication(topic, said(topic, asked, "operator")))
     site.thread.join(20)
     assert [type(error) for error in site.fell] == [JournalError]
     assert "rengo_facts" in str(site.fell[0])

@@ -35,8 +35,12 @@ COMMANDS = [
 
 
 def command(beginning: str) -> list[str]:
-    """Return the README's one command that begins so, to be run from the repository's root."""
-    (line,) = [line for line in COMMANDS if line.startswith(beginning)]
+    """Return the README's one command that is or begins so, to be run from the repository's root.
+
+    One that is exactly so comes before longer ones.
+    """
+    found = [line for line in COMMANDS if line.startswith(beginning)]
+    (line,) = [beginning] if beginning in found else found
     return [sys.executable, "-m", *shlex.split(line)]
 
 
@@ -149,7 +153,7 @@ def test_what_up_prints_to_add_a_device_and_start_a_run_works(tmp_path: Path) ->
         opened.append(up)
         up.until("Ctrl-C stops the site")
         told = [line.strip() for line in up.lines if line.startswith("  RENGO_HOME=")]
-        printed = dict(zip(("client", "run"), told, strict=True))
+        printed = dict(zip(("client", "invite", "run"), told, strict=True))
         for line in printed.values():
             assert line.startswith(f"RENGO_HOME={home} "), "the folder is not the usual one"
         words = {name: shlex.split(line)[1:] for name, line in printed.items()}
@@ -157,6 +161,10 @@ def test_what_up_prints_to_add_a_device_and_start_a_run_works(tmp_path: Path) ->
         client = Terminal([f"{bin_dir}/{words['client'][0]}", *words["client"][1:]], home)
         opened.append(client)
         up.until("^device-1 joined: ")
+        invite = Terminal([f"{bin_dir}/{words['invite'][0]}", *words["invite"][1:]], home)
+        opened.append(invite)
+        assert invite.end() == 0, invite.lines
+        assert any(line.startswith("  rengo enroll mqtt://") for line in invite.lines)
         options = ["--output", str(tmp_path / "output")]
         run = Terminal([f"{bin_dir}/{words['run'][0]}", *words["run"][1:], *options], home)
         opened.append(run)

@@ -15,6 +15,7 @@ from cryptography.x509.oid import NameOID
 from rengo.authority import Authority, check_certificate
 from runtime.errors import ConfigError
 from tests.certificates import FUTURE, LOOPBACK, PAST, issued_then, own_pair
+from tests.support import require
 
 
 @pytest.fixture
@@ -23,7 +24,9 @@ def site(tmp_path: Path) -> Authority:
 
 
 def openssl(*argv: str) -> str:
-    done = subprocess.run(["openssl", *argv], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [str(require("openssl")), *argv], capture_output=True, text=True, check=True
+    )
     return done.stdout
 
 

@@ -22,6 +22,7 @@ from tests.certificates import (
     shake_hands,
     trust,
 )
+from tests.support import require
 
 HOST = "127.0.0.1"
 
@@ -180,7 +181,17 @@ def test_a_key_with_a_passphrase_is_refused_and_not_asked_for(
     certificate, key = own_pair(site, tmp_path)
     locked = tmp_path / "locked.key"
     subprocess.run(
-        ["openssl", "ec", "-aes256", "-passout", "pass:x", "-in", str(key), "-out", str(locked)],
+        [
+            str(require("openssl")),
+            "ec",
+            "-aes256",
+            "-passout",
+            "pass:x",
+            "-in",
+            str(key),
+            "-out",
+            str(locked),
+        ],
         check=True,
         capture_output=True,
     )
