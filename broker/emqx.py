@@ -11,6 +11,7 @@ from urllib.parse import quote, urlencode
 import urllib3
 
 from broker.access import BrokerUser, require_users
+from broker.folders import RefusedConnection
 from broker.topics import PREFIX
 from runtime.errors import AuthenticationFailed, ConfigError, TransportError
 from runtime.tls import Tls
@@ -77,6 +78,10 @@ class EmqxAccess:
 
     def __repr__(self) -> str:
         return f"EmqxAccess({self._url!r})"
+
+    def refused(self) -> list[RefusedConnection]:
+        """Return nothing: EMQX keeps its own audit log."""
+        return []
 
     def close(self) -> None:
         """Close the connections to the API."""

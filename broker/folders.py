@@ -18,6 +18,7 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -33,6 +34,15 @@ _RELOAD_TIMEOUT_S = 10.0
 _ORPHAN_GRACE_S = 10.0
 _LOG_LIMIT_BYTES = 5 * 1024 * 1024
 _POLL_S = 0.02
+_LOOKED_AT_BYTES = 256 * 1024
+
+
+@dataclass(frozen=True)
+class RefusedConnection:
+    """Somebody whom the broker did not let in; "" for what it does not tell."""
+
+    user: str
+    address: str
 
 
 class FolderAccess(ABC):
@@ -49,6 +59,29 @@ class FolderAccess(ABC):
         self.config = self.folder / "broker.conf"
         self.pid_file = self.folder / "broker.pid"
         self.log = self.folder / "broker.log"
+        self._read_to = self._log_size()
+
+    @staticmethod
+    @abstractmethod
+    def _refused_in(line: bytes) -> RefusedConnection | None:
+        """Return whom a line of the log says was refused, None where it says something else."""
+
+    def refused(self) -> list[RefusedConnection]:
+        """Return whom the broker did not let in since the last call, as far as its log says.
+
+        One thread calls it. Of a flood it returns the first ones.
+        """
+        size = self._log_size()
+        if size < self._read_to:
+            self._read_to = 0  # a log of a new start
+        with contextlib.suppress(FileNotFoundError), self.log.open("rb") as log:
+            log.seek(self._read_to)
+            said = log.read(_LOOKED_AT_BYTES)
+            whole = said[: said.rfind(b"\n") + 1]
+            self._read_to = size if len(said) == _LOOKED_AT_BYTES else self._read_to + len(whole)
+            found = (self._refused_in(line) for line in whole.splitlines())
+            return [each for each in found if each is not None]
+        return []
 
     @property
     @abstractmethod

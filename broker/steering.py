@@ -7,6 +7,7 @@ from typing import Protocol
 
 from broker.access import BrokerUser
 from broker.emqx import EmqxAccess
+from broker.folders import RefusedConnection
 from broker.mosquitto import MosquittoAccess
 from broker.nats import NatsAccess
 
@@ -27,9 +28,16 @@ class AccessControl(Protocol):
             TransportError: a running broker refused, or did not answer: try again later.
         """
 
+    def refused(self) -> list[RefusedConnection]:
+        """Return whom the broker did not let in since the last call, as far as it tells."""
+
 
 class ManualAccess:
     """For a broker whose operator makes the users by hand: does nothing."""
 
     def apply(self, users: Sequence[BrokerUser]) -> None:
         """Do nothing."""
+
+    def refused(self) -> list[RefusedConnection]:
+        """Return nothing: this broker is not asked."""
+        return []

@@ -11,6 +11,7 @@ import logging
 import secrets
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -19,6 +20,7 @@ import msgpack
 from broker.access import BrokerUser, Role, grants
 from broker.connection import Endpoint
 from broker.eviction import end_session
+from broker.folders import RefusedConnection
 from broker.messages import Claim, ClaimAnswer, Message, NewPassword, PasswordKept
 from broker.steering import AccessControl
 from broker.topics import Address, Topics
@@ -42,6 +44,7 @@ from runtime.signing import PublicKey
 
 _LOG = logging.getLogger(__name__)
 _CLAIMS_PER_S, _CLAIMS_AT_ONCE = 20.0, 200
+_REFUSED_NOTED = 20
 _NOTED_SKEW_S = 24 * 3600.0
 
 
@@ -354,6 +357,19 @@ class Membership:
             for token in self.tokens.values()
         ]
         return users
+
+    def refused_connections(self) -> Counter[RefusedConnection]:
+        """Return whom the broker did not let in since the last look; one thread at a time."""
+        return Counter(self._door.access.refused())
+
+    def note_refused(self, refused: Counter[RefusedConnection]) -> None:
+        """Write to the audit log whom the broker did not let in."""
+        self.note(
+            *(
+                Act(who.user, "connection refused", who.address, {"times": times})
+                for who, times in refused.most_common(_REFUSED_NOTED)
+            )
+        )
 
     # --- the log ------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import logging
+import math
 import queue
 import time
 from collections import Counter
@@ -19,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from broker.author import Author
+from broker.folders import RefusedConnection
 from broker.messages import (
     Ack,
     Claim,
@@ -84,10 +86,12 @@ from storage.objects import ObjectStore
 _LOG = logging.getLogger(__name__)
 _INBOX_MAX = 10_000
 _KEPT_DOCUMENTS = 20
+_CLEARED_AGAIN = 200
 # a device says a few things a round; one that says more than this is not listened to. Each KiB
 # counts as one message more, since the largest that msgpack can be made take 0.4 s to refuse
 _MESSAGES_PER_S, _MESSAGES_AT_ONCE = 100.0, 1000
 _WEIGHED_BYTES = 1024
+_LOOK_AT_BROKER_EVERY_S = 5.0
 _REFUSALS_NOTED_PER_S, _REFUSALS_NOTED_AT_ONCE = 0.1, 10
 _STOP = "stop"
 
@@ -156,6 +160,7 @@ class Server:
         self._noted = Throttle(_REFUSALS_NOTED_PER_S, _REFUSALS_NOTED_AT_ONCE)
         self._seen_results: dict[tuple[str, str, int], None] = {}
         self._timers: list[_Timer] = []
+        self._look_due_s = time.monotonic() + _LOOK_AT_BROKER_EVERY_S
         self._numbers = itertools.count()
         self._session = MqttSession(
             endpoint, self._subscriptions(), self._offer, will=self._presence_publication("offline")
@@ -209,6 +214,7 @@ class Server:
         except queue.Empty:
             item = None
         self._fire_timers()
+        self._look_at_broker()
         match item:
             case None:
                 pass
@@ -270,7 +276,7 @@ class Server:
         if step.facts:
             self._publish_document(run)
             if run.ended:
-                self._clear_old_documents()
+                self._clear_old_documents(1)
 
     def _do(self, run: ActiveRun, command: Command) -> None:
         match command:
@@ -316,8 +322,22 @@ class Server:
     def _arm(self, timer: _Timer) -> None:
         heapq.heappush(self._timers, timer)
 
-    def _patience_s(self) -> float | None:
-        return max(0.0, self._timers[0].due_s - time.monotonic()) if self._timers else None
+    def _patience_s(self) -> float:
+        due_s = min([self._look_due_s, *(timer.due_s for timer in self._timers[:1])])
+        return max(0.0, due_s - time.monotonic())
+
+    def _look_at_broker(self) -> None:
+        """Have the broker asked, on a thread, whom it did not let in."""
+        if time.monotonic() < self._look_due_s:
+            return
+        self._look_due_s = math.inf  # until this look has ended
+        self.data.start_task(self.members.refused_connections, self._looked, _not_asked)
+
+    def _looked(self, refused: Counter[RefusedConnection]) -> None:
+        self._look_due_s = time.monotonic() + _LOOK_AT_BROKER_EVERY_S
+        if refused:
+            self.refused["connection"] += refused.total()
+            self.members.note_refused(refused)
 
     def _fire_timers(self) -> None:
         while self._timers and self._timers[0].due_s <= time.monotonic():
@@ -333,6 +353,8 @@ class Server:
     def _connected(self) -> None:
         self.presence.reconnected()
         self._session.publish(self._presence_publication("online"))
+        # a broker that was killed may bring back what was cleared
+        self._clear_old_documents(_CLEARED_AGAIN)
         for run in self._documented():
             self._publish_document(run)
 
@@ -508,9 +530,10 @@ class Server:
         ended = [run for run in self.runs.values() if run.ended][-_KEPT_DOCUMENTS:]
         return [run for run in self.runs.values() if not run.ended or run in ended]
 
-    def _clear_old_documents(self) -> None:
+    def _clear_old_documents(self, latest: int) -> None:
+        """Clear the latest documents among those that are not kept."""
         ended = [run for run in self.runs.values() if run.ended]
-        for run in ended[:-_KEPT_DOCUMENTS]:
+        for run in ended[:-_KEPT_DOCUMENTS][-latest:]:
             topic = self._topics.run(run.record.run_id, "state")
             self._session.publish(Publication(topic, b"", retain=True))
 
@@ -521,6 +544,10 @@ class Server:
 
 def _nothing(_: object) -> None:
     """There is nobody to tell."""
+
+
+def _not_asked(error: RengoError) -> None:
+    _LOG.error("the broker does not tell whom it refused: %s", error)
 
 
 def _not_settled(error: RengoError) -> None:

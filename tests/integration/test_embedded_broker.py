@@ -19,9 +19,11 @@ import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
 from broker.access import BrokerUser
-from broker.connection import Publication
+from broker.connection import Endpoint, Publication
 from broker.embedded import EmbeddedBroker, nats_server_binary
+from broker.folders import RefusedConnection
 from broker.limits import MAX_PAYLOAD_BYTES
+from broker.session import MqttSession
 from runtime.errors import AuthenticationFailed, ConfigError, TransportError
 from tests.integration.broker_fixtures import (
     BASE,
@@ -337,3 +339,25 @@ def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
     (tmp_path / "jetstream").unlink()
     broker.start(USERS)
     broker.stop()
+
+
+def test_whom_the_broker_refused_is_told_once(site: Site) -> None:
+    access = site.broker.access
+    assert access.refused() == []
+    for user in ("stranger", 'a" - forged', "dev-a"):
+        endpoint = Endpoint(*site.broker.endpoint, user, "not-the-password", "somebody")
+        session = MqttSession(endpoint, [], lambda _: True)
+        session.start()
+        with pytest.raises(AuthenticationFailed):
+            session.wait_connected(10)
+        session.stop()
+    found: list[RefusedConnection] = []
+
+    def told() -> bool:
+        found.extend(access.refused())
+        return len(found) == 3
+
+    eventually(told)
+    assert [each.user for each in found] == ["stranger", "", "dev-a"]
+    assert {each.address for each in found} == {"127.0.0.1"}
+    assert access.refused() == []

@@ -1,0 +1,117 @@
+"""A password that changes in the worst moments: nothing is lost and nobody is locked out."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+from broker.connection import Endpoint
+from broker.messages import NewPassword
+from broker.session import MqttSession
+from runtime.errors import AuthenticationFailed
+from runtime.identity import Identity, read_identity
+from tests.attacks.ground import GATED_TASK, Ground, secrets_of
+from tests.integration.broker_fixtures import eventually
+
+
+def admits(identity: Identity, password: str) -> bool:
+    """Whether the broker takes a password; on another session than the device's own."""
+    endpoint = Endpoint(
+        *(identity.host, identity.port, identity.id, password, f"{identity.id}-probe"),
+        persistent=False,
+    )
+    session = MqttSession(endpoint, (), lambda _: True)
+    session.start()
+    try:
+        session.wait_connected(10)
+    except AuthenticationFailed:
+        return False
+    finally:
+        session.stop()
+    return True
+
+
+def test_a_rotation_loses_no_pending_result(ground: Ground) -> None:
+    rita = ground.agent("rita")
+    old = secrets_of(rita.identity)["password"]
+    _, store, server = ground.pids
+    ground.hold("rita")
+    with ground.unharmed(), ExitStack() as stack:
+        run_id = ground.submit(GATED_TASK, 1)
+        ground.wait_held("rita")
+        with ground.stopped(server):
+            ground.release("rita")
+            eventually(lambda: rita.stages == ["reporting"], 30)
+            stack.enter_context(ground.stopped(store))
+        # the server has the result, but cannot read the update: no receipt can come
+        ground.call("devices_rotate", {"device_id": "rita"})
+        eventually(lambda: secrets_of(rita.identity)["password"] != old, 30)
+        eventually(lambda: "next_password" not in secrets_of(rita.identity))
+        new = secrets_of(rita.identity)["password"]
+        assert rita.stages == ["reporting"]
+        stack.close()
+        report = ground.finish(run_id)
+        assert report["history"][0]["included"] == ["rita"]
+        eventually(lambda: rita.stages == [])
+    identity = read_identity(rita.identity)
+    assert admits(identity, new)
+    assert not admits(identity, old)
+    assert ground.audit(act="password rotated", subject="rita")
+    assert rita.child.running
+
+
+def test_a_device_killed_between_its_disk_and_the_broker_comes_back(ground: Ground) -> None:
+    rolf = ground.agent("rolf")
+    old = secrets_of(rolf.identity)["password"]
+    rolf.child.stop()
+    ground.wait_status("rolf", "offline")
+    with ground.unharmed():
+        ground.call("devices_rotate", {"device_id": "rolf"})  # it waits at the broker
+        with ground.stopped(ground.pids[2]):
+            rolf.child.start()
+            eventually(lambda: "next_password" in secrets_of(rolf.identity), 30)
+            rolf.child.kill()
+            kept = secrets_of(rolf.identity)
+            assert kept["password"] == old
+            new = kept["next_password"]
+            # with the old one, which is all that the broker knows
+            rolf.child.start()
+            _wait_connected(ground, "rolf")
+            rolf.child.kill()
+            assert secrets_of(rolf.identity)["next_password"] == new
+        identity = read_identity(rolf.identity)
+        eventually(lambda: bool(ground.audit(act="password rotated", subject="rolf")))
+        eventually(lambda: admits(identity, new))
+        assert not admits(identity, old)
+        # with the new one, after the old one was refused
+        rolf.child.start()
+        ground.wait_status("rolf", "ready")
+        eventually(lambda: "next_password" not in secrets_of(rolf.identity))
+        assert secrets_of(rolf.identity)["password"] == new
+    assert rolf.child.running
+
+
+def _wait_connected(ground: Ground, name: str) -> None:
+    """Return when a device that just starts has said what it is, not only left it retained."""
+    topic = ground.topics.device(name, "info")
+    with ground.eyes() as eyes:
+        eventually(lambda: any(not e.retain and e.topic == topic for e in eyes.deliveries), 30)
+
+
+def test_a_forged_password_is_not_kept(ground: Ground) -> None:
+    rolf = ground.agent("rolf")
+    topic = ground.topics.device("rolf", "task")
+    before = secrets_of(rolf.identity)
+    identity = read_identity(rolf.identity)
+    sealed = identity.secret_key.public.seal(b"a-password-of-mallorys")
+    message = NewPassword(rotation=7, sealed=sealed)
+    with ground.unharmed(), ground.untrusted_broker() as inject:
+        refused = rolf.refusals(topic, "signature")
+        forger = ground.intruder("mallory")
+        inject(topic, forger.write(topic, message, "server"))
+        eventually(lambda: rolf.refusals(topic, "signature") == refused + 1)
+        # the server's own word, sealed for somebody else
+        other = ground.device("mallory").secret_key.public.seal(b"a-password-of-mallorys")
+        wrong = NewPassword(rotation=7, sealed=other)
+        inject(topic, ground.author.write(topic, wrong).payload)
+        eventually(lambda: rolf.refusals(topic, "sealed for another") == 1)
+    assert secrets_of(rolf.identity) == before
