@@ -322,9 +322,9 @@ class Server:
     def _arm(self, timer: _Timer) -> None:
         heapq.heappush(self._timers, timer)
 
-    def _patience_s(self) -> float:
+    def _patience_s(self) -> float | None:
         due_s = min([self._look_due_s, *(timer.due_s for timer in self._timers[:1])])
-        return max(0.0, due_s - time.monotonic())
+        return None if due_s == math.inf else max(0.0, due_s - time.monotonic())
 
     def _look_at_broker(self) -> None:
         """Have the broker asked, on a thread, whom it did not let in."""
