@@ -135,7 +135,8 @@ class MosquittoBroker(FolderBroker):
             "persistence_file state.db",
             "autosave_on_changes true",
             "autosave_interval 1",
-            "persistent_client_expiration 30d",
+            # no persistent_client_expiration: 2.0.11 then keeps a freed session in its list when a
+            # change of users cuts its client off, and crashes on it later (use after free)
             f"max_packet_size {MAX_PAYLOAD_BYTES + 4096}",
             # not 0 for no limit: 2.0.11 then cuts off whoever publishes what is not permitted
             "max_queued_messages 1000000",

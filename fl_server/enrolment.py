@@ -45,7 +45,11 @@ class DeviceRecord:
 
 @dataclass(frozen=True)
 class TokenRecord:
-    """A join token, as far as the server knows it: not the token itself."""
+    """A join token, as far as the server knows it: not the token itself.
+
+    Attributes:
+        uses: how many devices it is for; 0 once it was withdrawn.
+    """
 
     id: str
     public_key: str
@@ -153,6 +157,8 @@ def _refusal(
 ) -> str:
     if known is not None and known.status != "active":
         return f"device {known.id} was revoked; it needs a new identity and a new token"
+    if not token.uses:
+        return "the token was withdrawn; ask for a new one"
     if now >= token.expires_at:
         return "the token has expired; ask for a new one"
     if token.used >= token.uses:

@@ -290,7 +290,7 @@ class Membership:
         return revoking
 
     def withdraw(self, operator: str, token_id: str) -> None:
-        """Let a join token expire now.
+        """Let a join token end now.
 
         Raises:
             NotFound: no such token.
@@ -298,7 +298,7 @@ class Membership:
         token = self.tokens.get(token_id)
         if token is None:
             raise NotFound(f"no join token {token_id!r}; `rengo audit` shows which were made")
-        ended = replace(token, expires_at=min(token.expires_at, time.time()))
+        ended = replace(token, uses=0, expires_at=min(token.expires_at, time.time()))
         self._registry.write([Act(operator, "token withdrawn", token_id)], tokens=[ended])
         self.tokens[token_id] = ended
 

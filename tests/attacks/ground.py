@@ -233,7 +233,8 @@ class Trainer(Intruder):
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.be("offline")
+        if self.connected:
+            self.be("offline")
         super().__exit__(*error)
         self._http.clear()
 
@@ -581,7 +582,12 @@ class Ground:
     def submit(self, task: str, size: int, *, rounds: int = 1, quorum: int = 0) -> str:
         values = {
             "rounds": rounds,
-            "cohort": {"size": size, "quorum": quorum or size, "deadline_s": 120.0, "gather_s": 60.0},
+            "cohort": {
+                "size": size,
+                "quorum": quorum or size,
+                "deadline_s": 120.0,
+                "gather_s": 60.0,
+            },
             "evaluation": {"on": "none"},
         }
         with self.site.connect() as client:

@@ -72,13 +72,16 @@ def test_a_tokens_holder_has_its_topic_alone(ground: Ground) -> None:
         *(topics.enroll(other.id), topics.enroll(other.id, "result")),
         topics.enroll(token.id, "result"),
     ]
+    ground.device("alice")
     before = ground.row("alice")
     with ground.unharmed(), ground.counting(wrong_place=1), ground.eyes("alice") as eyes:
         with holder(ground, token) as eve, holder(ground, other) as watching:
             watching.subscribe(topics.enroll(other.id, "result"))
             forged = {eve.write(place, sample(place), token.id) for place in places}
             eve.subscribe("#", "rengo/#", topics.enroll("+"), topics.enroll("+", "result"))
-            eve.subscribe(topics.server_state, topics.device("+", "state"), topics.run("+", "state"))
+            eve.subscribe(
+                topics.server_state, topics.device("+", "state"), topics.run("+", "state")
+            )
             for place, payload in zip(places, forged, strict=True):
                 eve.publish(place, payload, retain=True)
             own = topics.enroll(token.id)
@@ -220,10 +223,10 @@ def test_each_bad_token_is_told_by_a_line_of_its_own(ground: Ground, tmp_path: P
     seen = {"expired": expired, "withdrawn": withdrawn, "used": used}
     seen |= dict.fromkeys(("server", "operator", "token", "taken"), good)
     for name, token in seen.items():
-        assert any(
-            actor == token.id and parts[name] in reason for actor, reason in refused
-        ), name
-    assert {each["actor"] for each in log["entries"]}.isdisjoint({foreign.id})
+        assert any(actor == token.id and parts[name] in reason for actor, reason in refused), name
+    # the broker did not let this one in; mosquitto does not say whom it refused
+    who = foreign.id if ground.kind.broker == "nats" else ""
+    eventually(lambda: bool(ground.audit(act="connection refused", actor=who)), 20.0)
 
 
 def test_a_reserved_name_is_not_admitted_by_hand_either(ground: Ground) -> None:

@@ -333,5 +333,3 @@ def test_an_outbox_forgets_nothing_that_the_broker_acknowledged_and_dropped(
     finally:
         session.stop()
         outbox.close()
-
-

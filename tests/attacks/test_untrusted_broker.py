@@ -120,7 +120,9 @@ def _forged_documents(
         for topic, payload in forged:
             before = anna.refusals(topic, "signature")
             inject(topic, payload)
-            eventually(lambda topic=topic, before=before: anna.refusals(topic, "signature") > before)
+            eventually(
+                lambda topic=topic, before=before: anna.refusals(topic, "signature") > before
+            )
             assert anna.refusals(topic, "signature") == before + 1, "not by mallory herself"
             # nor does an operator's command line show it
             with pytest.raises(TransportError, match="not this site's server's"):
