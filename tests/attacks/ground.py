@@ -561,8 +561,12 @@ class Ground:
     # --- agents and runs ----------------------------------------------------------------------
 
     def agent(self, name: str, task: str = GATED_TASK) -> Agent:
-        """Return the agent of a device, started now if it does not run."""
+        """Return the only agent that runs, started now if it does not."""
         self.device(name)
+        for other, running in self.agents.items():
+            if other != name and running.child.running:
+                running.child.stop()
+                self.wait_status(other, "offline")
         if name not in self.agents:
             root = self.site.folder.root
             identity, folder = self.site.folder.identity_path(name), root / "devices" / name

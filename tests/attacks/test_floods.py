@@ -9,7 +9,7 @@ from tests.attacks.ground import GATED_TASK, Ground, Intruder, Trainer
 from tests.integration.broker_fixtures import eventually
 from tests.messages import SAMPLES
 
-AT_MOST, AT_LEAST_S = 12_000, 3.0
+AT_MOST, AT_LEAST_S = 6_000, 3.0
 BLOCK = 100
 
 

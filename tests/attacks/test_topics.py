@@ -117,7 +117,7 @@ def test_another_sender_in_the_envelope_is_counted(ground: Ground, mallory: Intr
             mallory.publish(topic, mallory.write(topic, SAMPLES["result"], sender))
 
 
-# --- reading ----------------------------------------------------------------------------------------
+# --- reading --------------------------------------------------------------------------------------
 
 
 def test_nothing_of_another_is_read(ground: Ground, mallory: Intruder, alice: Identity) -> None:
@@ -181,7 +181,7 @@ def _speak_nats(port: int, identity: Identity) -> bytes:
     return said
 
 
-# --- client ids ---------------------------------------------------------------------------------------
+# --- client ids -----------------------------------------------------------------------------------
 
 
 def queued_for(ground: Ground, alice: Identity) -> bytes:
@@ -275,7 +275,7 @@ def _has_5(ground: Ground) -> bool:
     return ground.kind.broker == "mosquitto"
 
 
-# --- wills --------------------------------------------------------------------------------------------
+# --- wills ----------------------------------------------------------------------------------------
 
 
 def test_a_forged_will_reaches_nobody(ground: Ground, alice: Identity) -> None:
@@ -301,7 +301,7 @@ def test_a_forged_will_reaches_nobody(ground: Ground, alice: Identity) -> None:
     assert ground.row("alice") == before
 
 
-# --- what is acknowledged and dropped -------------------------------------------------------------------
+# --- what is acknowledged and dropped -------------------------------------------------------------
 
 
 def test_an_outbox_forgets_nothing_that_the_broker_acknowledged_and_dropped(

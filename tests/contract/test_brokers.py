@@ -59,7 +59,7 @@ def as_server(place: Place) -> MqttSession:
     return place.session(Owner(), endpoint=place.endpoint("server"))
 
 
-# --- what is kept ---------------------------------------------------------------------------------
+# --- what is kept ---------------
 
 
 def test_session_queue_and_documents_outlive_an_orderly_restart(place: Place) -> None:
@@ -218,7 +218,7 @@ def test_a_thousand_messages_keep_their_order(place: Place) -> None:
     assert list(dict.fromkeys(device.payloads + away.payloads)) == expected
 
 
-# --- wills, and who holds a client id -------------------------------------------------------------
+# --- wills, and who holds a client id ---------------
 
 
 def test_a_will_tells_of_a_cut_connection_and_names_its_own(place: Place) -> None:
@@ -283,7 +283,7 @@ def test_another_user_who_knows_the_client_id_reads_nothing(place: Place) -> Non
     assert thief.payloads == [b"own"]
 
 
-# --- limits ---------------------------------------------------------------------------------------
+# --- limits ---------------
 
 
 def send_publish(place: Place, client: mqtt.Client, topic: str, payload: bytes) -> None:
@@ -320,7 +320,7 @@ def test_a_payload_over_the_limit_harms_its_sender_alone(place: Place) -> None:
     assert not reader.losses
 
 
-# --- permissions ----------------------------------------------------------------------------------
+# --- permissions ---------------
 
 
 def subscribe(client: mqtt.Client, *filters: str) -> None:
@@ -450,7 +450,7 @@ def test_a_stranger_is_refused(place: Place, name: str, password: str) -> None:
     session.stop()
 
 
-# --- users that change ----------------------------------------------------------------------------
+# --- users that change ---------------
 
 
 def test_a_removed_user_is_cut_off_and_the_others_stay(place: Place) -> None:
@@ -597,7 +597,7 @@ def test_changes_by_many_at_once_all_return(place: Place) -> None:
             change.result()
 
 
-# --- the process ----------------------------------------------------------------------------------
+# --- the process ---------------
 
 
 def test_secrets_are_in_private_files_only(place: Place) -> None:
@@ -710,7 +710,7 @@ def test_a_denied_subscription_brings_nothing(place: Place) -> None:
     assert bool(owner.faults) == (place.kind.server == "nats")
 
 
-# --- TLS ------------------------------------------------------------------------------------------
+# --- TLS ---------------
 
 
 @dataclass(frozen=True)
