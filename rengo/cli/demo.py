@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
 from pathlib import Path
 
 from rengo.cli.codes import DONE, INTERRUPTED
@@ -44,6 +45,8 @@ def run(options: argparse.Namespace) -> int:
         options.task, options.rounds, options.clients, options.seed, options.output
     )
     out = progress_stream(options.json)
+    # it tries the folder with a file, which an interrupt would leave there
+    tempfile.gettempdir()
     try:
         with interruptible(), open_view(out) as view:
             result = run_demo(settings, view, settings_of(options.set))

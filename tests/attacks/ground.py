@@ -518,7 +518,17 @@ class Ground:
         yield
         with contextlib.suppress(AssertionError):
             eventually(lambda: more() == wanted, 15)
-        assert more() == wanted
+        found = more()
+        assert found == wanted
+
+    def settle(self) -> None:
+        """Return when the server has refused what there was to refuse."""
+        before = self.refused
+        while True:
+            pause(0.5)
+            if (now := self.refused) == before:
+                return
+            before = now
 
     def row(self, device_id: str) -> dict[str, Any]:
         """Return the server's row of a device."""

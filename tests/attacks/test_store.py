@@ -84,6 +84,15 @@ def test_a_presigned_url_opens_one_object_for_one_method(ground: Ground) -> None
         assert ground.finish(run_id)["history"][0]["refused"] == {}
 
 
+def copy(ground: Ground, thief: Trainer, order: Order, source: str) -> bool:
+    """Ask the store to copy an object to the order's own key; whether it did."""
+    assert order.upload is not None
+    bucket = ground.site.store.settings.bucket
+    thief.request("PUT", order.upload.url, b"", x_amz_copy_source=f"/{bucket}/{source}")
+    etags = {each.key: each.etag for each in ground.store.list("")}
+    return etags[order.upload.key] == etags[source]
+
+
 def test_a_presigned_url_pins_the_length_and_ends(ground: Ground) -> None:
     store, key = ground.store, "projects/attacks/pinned"
     with Trainer(ground.kind, ground.device("mallory")) as mallory:
@@ -103,13 +112,13 @@ def test_a_presigned_url_pins_the_length_and_ends(ground: Ground) -> None:
 
 
 def test_a_second_put_is_without_effect_or_found_out(ground: Ground) -> None:
-    names = ("alice", "twin", "turncoat")
+    names = ("alice", "twin", "turncoat", "copycat")
     with ExitStack() as stack:
         stack.enter_context(ground.unharmed())
         devices = {
             name: stack.enter_context(Trainer(ground.kind, ground.device(name))) for name in names
         }
-        run_id = ground.submit("digits", 3, quorum=2)
+        run_id = ground.submit("digits", 4, quorum=2)
         orders = {name: device.hear(Order, run_id) for name, device in devices.items()}
         base = devices["alice"].model(orders["alice"]).vector
         updates = {
@@ -118,20 +127,28 @@ def test_a_second_put_is_without_effect_or_found_out(ground: Ground) -> None:
         }
         other = devices["turncoat"].update(orders["turncoat"], 9, 99)
         with ground.stopped(ground.pids[2]):  # so that it reads no object in between
-            for name in names:
+            for name in names[:3]:
                 devices[name].upload(orders[name], updates[name].data)
                 devices[name].report(orders[name], updates[name])
             devices["twin"].upload(orders["twin"], updates["twin"].data)
             devices["turncoat"].upload(orders["turncoat"], other.data)
+            # alice's update under another's key, with all that the copycat would have to know
+            hers = orders["alice"].upload
+            assert hers is not None
+            if not copy(ground, devices["copycat"], orders["copycat"], hers.key):
+                devices["copycat"].upload(orders["copycat"], updates["alice"].data)
+            devices["copycat"].report(orders["copycat"], updates["alice"])
         receipts = {name: devices[name].hear(Receipt, run_id) for name in names}
         assert {name: each.status for name, each in receipts.items()} == {
-            **{"alice": "accepted", "twin": "accepted", "turncoat": "refused"},
+            **{"alice": "accepted", "twin": "accepted"},
+            **{"turncoat": "refused", "copycat": "refused"},
         }
         assert "the result named" in receipts["turncoat"].reason
+        assert "its device_id is 'alice', expected 'copycat'" in receipts["copycat"].reason
         vector = ground.final(run_id)
         kept = [updates["alice"], updates["twin"]]
         wanted = {n: (each.vector, each.examples) for n, each in enumerate(kept)}
         assert np.array_equal(vector, expected(base, wanted))
         history = ground.finish(run_id)["history"][0]
         assert history["included"] == ["alice", "twin"]
-        assert history["refused"].keys() == {"turncoat"}
+        assert history["refused"].keys() == {"turncoat", "copycat"}
