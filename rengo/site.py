@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import secrets
 import shutil
 import sys
 import tempfile
@@ -95,7 +96,8 @@ class Site:
         options: SiteOptions = SiteOptions(),
     ) -> None:
         self._temporary = data_dir is None
-        self._given_dir = data_dir
+        # named before it is made, so that an interrupt in between leaves nothing behind
+        self._root = data_dir or Path(tempfile.gettempdir()) / f"rengo-{secrets.token_hex(8)}"
         self._devices = devices
         self._options = options
         self._supervisor = Supervisor()
@@ -103,9 +105,10 @@ class Site:
         self.children: dict[str, Child] = {}
 
     def __enter__(self) -> Self:
-        root = self._given_dir or Path(tempfile.mkdtemp(prefix="rengo-"))
-        self.folder = SiteFolder(root)
         try:
+            if self._temporary:
+                self._root.mkdir(mode=0o700)
+            self.folder = SiteFolder(self._root)
             self._start()
         except BaseException:
             self.stop()
@@ -387,8 +390,8 @@ class Site:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
-        if self._temporary:
-            shutil.rmtree(self.folder.root)
+        if self._temporary and self._root.exists():
+            shutil.rmtree(self._root)
 
     def _add_child(self, name: str, child: Child) -> None:
         self.children[name] = child

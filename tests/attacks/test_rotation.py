@@ -64,18 +64,22 @@ def test_a_device_killed_between_its_disk_and_the_broker_comes_back(ground: Grou
     old = secrets_of(rolf.identity)["password"]
     rolf.child.stop()
     ground.wait_status("rolf", "offline")
+    ack, info = (ground.topics.device("rolf", leaf) for leaf in ("ack", "info"))
     with ground.unharmed():
         ground.call("devices_rotate", {"device_id": "rolf"})  # it waits at the broker
-        with ground.stopped(ground.pids[2]):
+        with ground.eyes() as eyes, ground.stopped(ground.pids[2]):
             rolf.child.start()
             eventually(lambda: "next_password" in secrets_of(rolf.identity), 30)
             rolf.child.kill()
             kept = secrets_of(rolf.identity)
             assert kept["password"] == old
             new = kept["next_password"]
+            said = len(eyes.on(info))
             # with the old one, which is all that the broker knows
             rolf.child.start()
-            _wait_connected(ground, "rolf")
+            eventually(lambda: len(eyes.on(info)) > said, 30)
+            # it says that it kept the new one, unless it had before it was killed
+            eventually(lambda: bool(eyes.on(ack)), 30)
             rolf.child.kill()
             assert secrets_of(rolf.identity)["next_password"] == new
         identity = read_identity(rolf.identity)
@@ -88,13 +92,6 @@ def test_a_device_killed_between_its_disk_and_the_broker_comes_back(ground: Grou
         eventually(lambda: "next_password" not in secrets_of(rolf.identity))
         assert secrets_of(rolf.identity)["password"] == new
     assert rolf.child.running
-
-
-def _wait_connected(ground: Ground, name: str) -> None:
-    """Return when a device that just starts has said what it is, not only left it retained."""
-    topic = ground.topics.device(name, "info")
-    with ground.eyes() as eyes:
-        eventually(lambda: any(not e.retain and e.topic == topic for e in eyes.deliveries), 30)
 
 
 def test_a_forged_password_is_not_kept(ground: Ground) -> None:
