@@ -20,7 +20,7 @@ PACKAGES  := rengo algorithms broker storage fl_server fl_client iot runtime
 help: ## list these commands
 	@printf 'usage: make COMMAND\n\n'
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-10s %s\n", $$1, $$2 }'
-	@printf '\nPYTHON=python3.12 chooses the interpreter; ARGS="…" goes on to demo, test and bench.\n'
+	@printf '\nPYTHON=python3.12 chooses the interpreter; ARGS="…" goes on to demo, test, bench and storm.\n'
 
 .PHONY: setup
 setup: $(FOR_DEV) ## install everything, tools for development included, into .venv
@@ -43,6 +43,10 @@ check: $(FOR_DEV) ## check format, lint, types and who imports whom
 .PHONY: bench
 bench: $(FOR_DEV) ## measure rounds against the floor of the same bytes; JSON and a table
 	$(BIN)/python -m benchmarks.rounds $(ARGS)
+
+.PHONY: storm
+storm: $(FOR_DEV) ## let 2,000 devices connect to mosquitto at once, and 500 to NATS
+	$(BIN)/python -m benchmarks.storm $(ARGS)
 
 .PHONY: world
 world: $(FOR_DEV) ## search SEEDS=20000 simulated histories with faults

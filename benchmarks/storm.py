@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
@@ -29,10 +29,9 @@ from rengo.operator import OperatorClient
 from rengo.site import Site, SiteOptions
 from runtime.identity import Identity, new_identity
 
-USUAL = {"mosquitto": 2000, "nats": 500}
+USUAL = (("mosquitto", 2000), ("nats", 500))
 _PATIENCE_S = 300.0
 _LOOK_EVERY_S = 0.25
-Broker = Literal["mosquitto", "nats"]
 
 
 @dataclass(frozen=True)
@@ -133,7 +132,7 @@ class _Loop:
         self._selector.close()
 
 
-def storm(broker: Broker, count: int) -> Storm:
+def storm(broker: str, count: int) -> Storm:
     """Let ``count`` enrolled devices connect at once to a site on a broker."""
     with (
         tempfile.TemporaryDirectory(prefix="rengo-storm-") as folder,
@@ -186,17 +185,20 @@ def _statuses(operator: OperatorClient, status: str, count: int, deadline: float
         time.sleep(_LOOK_EVERY_S)
 
 
+def _wanted(text: str) -> tuple[str, int]:
+    name, _, number = text.partition("=")
+    if name not in dict(USUAL) or not number.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not one of mosquitto=N, nats=N")
+    return name, int(number)
+
+
 def main() -> None:
     """Run the storms and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("storms", nargs="*", metavar="BROKER=COUNT")
+    parser.add_argument("storms", nargs="*", type=_wanted, metavar="BROKER=COUNT")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    wanted: dict[str, int] = {}
-    for text in options.storms:
-        name, _, number = text.partition("=")
-        wanted[name] = int(number)
-    storms = [storm(name, count) for name, count in (wanted or USUAL).items()]  # type: ignore[arg-type]
+    storms = [storm(name, count) for name, count in options.storms or USUAL]
     heads = ("broker", "devices", "admitted s", "connected s", "settled s", "all ready s")
     heads = (*heads, "all lost s", "failures")
     print("| " + " | ".join(heads) + " |")

@@ -52,6 +52,8 @@ class EmqxAccess:
         ConfigError: the URL is none.
     """
 
+    ours = True
+
     def __init__(
         self,
         url: str,

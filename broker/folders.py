@@ -27,6 +27,7 @@ from broker.listener import ListenAddress, ListenerTls, reached_at, require_priv
 from runtime.child import Child
 from runtime.errors import ConfigError, TransportError
 from runtime.files import atomic_write, make_folder
+from runtime.locks import take_lock
 from runtime.ports import free_port, require_free
 
 _START_TIMEOUT_S = 20.0
@@ -53,6 +54,8 @@ class FolderAccess(ABC):
     Args:
         folder: the broker's data folder, on this machine.
     """
+
+    ours = True
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()
@@ -283,15 +286,10 @@ class FolderBroker(ABC):
         return False
 
     def _take_folder(self) -> None:
-        lock = (self.data_dir / "broker.lock").open("wb")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            lock.close()
-            raise ConfigError(
-                f"another MQTT broker uses {self.data_dir}; stop it or choose another data folder"
-            ) from error
-        self._lock = lock
+        self._lock = take_lock(
+            self.data_dir / "broker.lock",
+            f"another MQTT broker uses {self.data_dir}; stop it or choose another data folder",
+        )
 
     def _release_folder(self) -> None:
         if self._lock is not None:

@@ -15,7 +15,13 @@ __all__ = ["AccessControl", "EmqxAccess", "ManualAccess", "MosquittoAccess", "Na
 
 
 class AccessControl(Protocol):
-    """What changes a broker's users."""
+    """What changes a broker's users.
+
+    Attributes:
+        ours: whether it does; False where the broker's operator makes them.
+    """
+
+    ours: bool
 
     def apply(self, users: Sequence[BrokerUser]) -> None:
         """Replace all users of the site; returns when the broker has taken them.
@@ -34,6 +40,8 @@ class AccessControl(Protocol):
 
 class ManualAccess:
     """For a broker whose operator makes the users by hand: does nothing."""
+
+    ours = False
 
     def apply(self, users: Sequence[BrokerUser]) -> None:
         """Do nothing."""

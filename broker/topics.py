@@ -65,6 +65,9 @@ class Address:
         levels = (PREFIX, self.domain, self.area, self.id, self.leaf)
         return "/".join(level for level in levels if level)
 
+    def __str__(self) -> str:
+        return self.topic
+
     @property
     def retained(self) -> bool:
         """Whether documents at this address are retained."""

@@ -268,7 +268,7 @@ class Agent:
             case ServerState():
                 self.handle(ServerChanged(message.epoch))
             case NewPassword():
-                self._passwords_changed(self._keyring.keep(message.sealed))
+                self._passwords_changed(self._keyring.keep(message.rotation, message.sealed))
                 self._session.publish(self._voice.password_kept(message.rotation))
 
     def _admitted(self) -> None:

@@ -12,6 +12,7 @@ import json
 import queue
 import secrets
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import msgpack
 from pydantic import SecretStr, ValidationError
 
 from broker.author import Author
-from broker.messages import Claim, ClaimAnswer, decode
+from broker.messages import Claim, ClaimAnswer, Envelope, decode
 from broker.session import (
     Delivery,
     Endpoint,
@@ -37,7 +38,7 @@ from runtime.errors import (
     UntrustedPeer,
 )
 from runtime.files import atomic_write
-from runtime.identity import Identity, TlsTrust, write_identity
+from runtime.identity import Identity, TlsTrust, read_identity, write_identity
 from runtime.jointoken import JoinToken
 from runtime.signing import SecretKey
 from runtime.tls import fetch_authority
@@ -48,8 +49,16 @@ _ASK_AGAIN_S = 3.0
 _WELL_KNOWN = frozenset({"domain", "id", "client_id", "password", "store_ca", "index", "count"})
 
 
-def enroll(place: BrokerPlace, token: JoinToken, folder: Path, name: str = "") -> Path:
-    """Enrol this device and return its identity file, written with mode 0600.
+@dataclass(frozen=True)
+class Enrolled:
+    """A device that has joined: its identity file, and how far its clock is from the server's."""
+
+    path: Path
+    clock_off_s: float
+
+
+def enroll(place: BrokerPlace, token: JoinToken, folder: Path, name: str = "") -> Enrolled:
+    """Enrol this device; its identity file is written with mode 0600.
 
     Args:
         place: the broker's address.
@@ -60,19 +69,30 @@ def enroll(place: BrokerPlace, token: JoinToken, folder: Path, name: str = "") -
     Raises:
         UntrustedPeer: the broker or the server is not the one that the token names.
         AuthenticationFailed: the broker does not know the token.
-        ConfigError: the server refused; says why.
+        ConfigError: the server refused, and why; or the name is another identity's here.
         TransportError: no answer.
     """
     key = _claimed_key(folder, token)
+    _require_free(folder / f"{name}.json", key)
     tls = _trust(place, token)
-    answer = _ask(place, token, tls, Claim(public_key=key.public.text, name=name))
+    envelope, answer = _ask(place, token, tls, Claim(public_key=key.public.text, name=name))
     if not answer.admitted:
         raise ConfigError(f"the server does not take this device in: {answer.reason}")
     identity = _identity(place, token, tls, key, answer.sealed)
     path = folder / f"{identity.id}.json"
+    _require_free(path, key)
     write_identity(path, identity)
     _claim_file(folder, token).unlink(missing_ok=True)
-    return path
+    return Enrolled(path, time.time() - envelope.sent_ms / 1000)
+
+
+def _require_free(path: Path, key: SecretKey) -> None:
+    """Raise ConfigError when the file is there and holds another key than this."""
+    if path.exists() and read_identity(path).key.get_secret_value() != key.text:
+        raise ConfigError(
+            f"{path} is another identity of this machine; remove it if it is no longer used, or "
+            "choose another name by --name"
+        )
 
 
 def _trust(place: BrokerPlace, token: JoinToken) -> TlsTrust | None:
@@ -88,7 +108,9 @@ def _trust(place: BrokerPlace, token: JoinToken) -> TlsTrust | None:
     return TlsTrust(ca=fetch_authority(place.host, place.port, token.ca_fingerprint, _CONNECT_S))
 
 
-def _ask(place: BrokerPlace, token: JoinToken, tls: TlsTrust | None, claim: Claim) -> ClaimAnswer:
+def _ask(
+    place: BrokerPlace, token: JoinToken, tls: TlsTrust | None, claim: Claim
+) -> tuple[Envelope, ClaimAnswer]:
     topics, author = Topics(token.domain), Author(token.id, token.key)
     answers: queue.SimpleQueue[SessionEvent] = queue.SimpleQueue()
 
@@ -136,7 +158,7 @@ def _await(
     token: JoinToken,
     claim: Claim,
     timeout_s: float,
-) -> ClaimAnswer | None:
+) -> tuple[Envelope, ClaimAnswer] | None:
     """Return the answer to this very claim; those to others who hold the token are passed over."""
     deadline = time.monotonic() + timeout_s
     while (left := deadline - time.monotonic()) > 0:
@@ -150,14 +172,14 @@ def _await(
             continue
         session.ack(event)
         try:
-            _, message = decode(event.payload, parse(event.topic), token.server_key)
+            envelope, message = decode(event.payload, parse(event.topic), token.server_key)
         except PeerError as error:
             raise UntrustedPeer(
                 "the answer is not from the server that this token names; the broker may be "
                 f"another site's, or not to be trusted ({error})"
             ) from error
         if isinstance(message, ClaimAnswer) and message.public_key == claim.public_key:
-            return message
+            return envelope, message
     return None
 
 

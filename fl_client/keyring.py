@@ -28,28 +28,33 @@ class Keyring:
         self._path = path
         self._identity = identity
 
-    def keep(self, sealed: bytes) -> Identity | None:
+    def keep(self, rotation: int, sealed: bytes) -> Identity | None:
         """Put a new password on disk; return the changed identity, None when it has it already.
 
+        Args:
+            rotation: the number of the password; those before the latest are worth nothing.
+            sealed: the password.
+
         Raises:
-            PeerError: it was not sealed for this device, or is no password.
+            PeerError: it is an older one, was not sealed for this device, or is no password.
         """
+        if rotation < self._identity.rotation:
+            raise PeerError("an older password than the one that is kept", "replayed")
+        if rotation == self._identity.rotation:
+            return None
         text = self._identity.secret_key.unseal(sealed).decode("ascii", "replace")
         if not (_SHORTEST <= len(text) <= _LONGEST and text.isascii() and text.isprintable()):
             raise PeerError("the new password is not usable", "password")
-        if text == self._identity.password.get_secret_value():
-            return None
-        return self._write(self._identity.password, SecretStr(text))
+        return self._write(next_password=SecretStr(text), rotation=rotation)
 
     def admitted(self, password: str) -> Identity | None:
         """Drop the old password once the broker has admitted the new one."""
         following = self._identity.next_password
         if following is None or password != following.get_secret_value():
             return None
-        return self._write(following, None)
+        return self._write(password=following, next_password=None)
 
-    def _write(self, password: SecretStr, following: SecretStr | None) -> Identity:
-        changes = {"password": password, "next_password": following}
+    def _write(self, **changes: SecretStr | int | None) -> Identity:
         self._identity = self._identity.model_copy(update=changes)
         write_identity(self._path, self._identity)
         return self._identity

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from runtime.errors import ConfigError
 from runtime.jointoken import CLAIM_PREFIX
 
 # how long the server can still say why a token is refused: later the broker refuses its holder
@@ -165,11 +166,41 @@ def _refusal(
         return "the token is used up; ask for a new one"
     if known is not None:
         return f"this device is enrolled already, as {known.id}"
-    if claimant.name in devices:
-        return f"the name {claimant.name} is taken; choose another by --name"
-    if claimant.name in set(reserved) or claimant.name.startswith(CLAIM_PREFIX):
-        return f"the name {claimant.name} is reserved; choose another by --name"
+    problem = _name_problem(claimant.name, devices, reserved)
+    return f"{problem}; choose another by --name" if problem else ""
+
+
+def _name_problem(name: str, devices: Mapping[str, DeviceRecord], reserved: Iterable[str]) -> str:
+    if name in devices:
+        return f"the name {name} is taken"
+    if name in set(reserved) or name.startswith(CLAIM_PREFIX):
+        return f"the name {name} is reserved"
     return ""
+
+
+def newcomers(
+    wanted: Iterable[DeviceRecord], devices: Mapping[str, DeviceRecord], reserved: Iterable[str]
+) -> list[DeviceRecord]:
+    """Return those of the wanted devices that are not members yet, if all can be.
+
+    Raises:
+        ConfigError: a name or a key is taken by another device, or the name is reserved.
+    """
+    known = dict(devices)
+    keys = {device.public_key: device.id for device in devices.values()}
+    new = []
+    for device in wanted:
+        if device.id in known and known[device.id].public_key == device.public_key:
+            continue
+        problem = _name_problem(device.id, known, reserved)
+        if not problem and device.public_key in keys:
+            problem = f"the key of {device.id} is another device's, {keys[device.public_key]}"
+        if problem:
+            raise ConfigError(problem)
+        known[device.id] = device
+        keys[device.public_key] = device.id
+        new.append(device)
+    return new
 
 
 def forgettable(tokens: Iterable[TokenRecord], now: float) -> list[str]:

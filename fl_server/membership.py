@@ -7,7 +7,6 @@ has it.
 
 from __future__ import annotations
 
-import logging
 import secrets
 import threading
 import time
@@ -32,6 +31,7 @@ from fl_server.enrolment import (
     TokenRecord,
     forgettable,
     judge,
+    newcomers,
     password_kept,
     with_next_password,
 )
@@ -42,14 +42,14 @@ from runtime.identity import Identity, new_client_id, new_password
 from runtime.jointoken import JoinToken
 from runtime.signing import PublicKey
 
-_LOG = logging.getLogger(__name__)
 _CLAIMS_PER_S, _CLAIMS_AT_ONCE = 20.0, 200
+_REFUSALS_PER_S, _REFUSALS_AT_ONCE = 0.1, 20
 _REFUSED_NOTED = 20
 _NOTED_SKEW_S = 24 * 3600.0
 
 
 @dataclass(frozen=True)
-class Site:
+class SiteInfo:
     """What a device must be told of the site, beside its own credentials.
 
     Attributes:
@@ -81,7 +81,7 @@ class Membership:
         registry: Registry,
         server: Identity,
         operators: Sequence[Identity],
-        site: Site,
+        site: SiteInfo,
         access: AccessControl,
         endpoint: Endpoint,
         publish: Callable[[str, Message], None],
@@ -98,6 +98,7 @@ class Membership:
         self._publish = publish
         self._door = _Door(access, self._users())
         self._claims = Throttle(_CLAIMS_PER_S, _CLAIMS_AT_ONCE)
+        self._noted = Throttle(_REFUSALS_PER_S, _REFUSALS_AT_ONCE)
         self._keys: dict[str, PublicKey] = {}
 
     # --- who may speak ------------------------------------------------------------------------
@@ -134,7 +135,12 @@ class Membership:
     def invite(
         self, operator: str, *, group: str, project: str, uses: int, lifetime_s: float
     ) -> JoinToken:
-        """Return a new join token; the broker knows its holder after :meth:`settle`."""
+        """Return a new join token; the broker knows its holder after :meth:`settle`.
+
+        Raises:
+            ConfigError: the broker's users are made by somebody else.
+        """
+        self._door.require_ours("no join token can be made")
         now = time.time()
         token = JoinToken.generate(
             self._server.domain, self._server.secret_key.public, self.site.ca_fingerprint
@@ -176,8 +182,8 @@ class Membership:
         now = time.time()
         if not self._claims.admits(token_id, time.monotonic()):
             raise PeerError("too many claims with one token", "rate_limited")
-        fresh = Fresh(f"device-{secrets.token_hex(4)}", "", new_password())
-        fresh = replace(fresh, client_id=new_client_id(claim.name or fresh.name))
+        name = self._fresh_name()
+        fresh = Fresh(name, new_client_id(claim.name or name), new_password())
         verdict = judge(
             Claimant(claim.public_key, claim.name),
             self.tokens[token_id],
@@ -191,7 +197,8 @@ class Membership:
             detail = {"off_s": round(clock_off_s)}
             acts.append(Act(token_id, "clock of a device is off", claim.name, detail))
         if verdict.device is None:
-            self._registry.write(acts)
+            if self._noted.admits(f"{token_id}/{verdict.refusal}", time.monotonic()):
+                self._registry.write(acts)
             return ClaimAnswer(public_key=claim.public_key, admitted=False, reason=verdict.refusal)
         # sealed first: a key for which nothing can be sealed must not become a device
         sealed = PublicKey(claim.public_key).seal(self._credentials(verdict.device))
@@ -201,6 +208,12 @@ class Membership:
             self.tokens[token_id] = verdict.token
             self._door.want(self._users())
         return ClaimAnswer(public_key=claim.public_key, admitted=True, sealed=sealed)
+
+    def _fresh_name(self) -> str:
+        """Return a name that no device has."""
+        while (name := f"device-{secrets.token_hex(4)}") in self.devices:
+            pass
+        return name
 
     def _credentials(self, device: DeviceRecord) -> bytes:
         packed: bytes = msgpack.packb(
@@ -220,32 +233,32 @@ class Membership:
         """Admit devices whose identities the operator made; those known already stay as they are.
 
         Raises:
-            ConfigError: a name or key is taken by another device, or reserved; nobody is admitted.
+            ConfigError: a name or key is taken, reserved or not usable; nobody is admitted.
         """
-        new = [device for device in wanted if not self._is_known(device)]
-        keys = {device.public_key for device in self.devices.values()}
+        new = newcomers(wanted, self.devices, self._staff)
         for device in new:
-            if device.id in self._staff or device.id in self.devices:
-                raise ConfigError(f"the name {device.id} is taken")
-            if device.public_key in keys:
-                raise ConfigError(f"the key of {device.id} is another device's")
-        admitted = [
-            replace(device, admitted_by=operator, admitted_at=time.time()) for device in new
-        ]
+            try:
+                self._key(device.public_key).seal(b"")
+            except PeerError as error:
+                raise ConfigError(f"the key of {device.id} is not usable: {error}") from error
+        now = time.time()
+        admitted = [replace(device, admitted_by=operator, admitted_at=now) for device in new]
         acts = [Act(operator, "device admitted", device.id) for device in admitted]
         self._registry.write(acts, devices=admitted)
         self.devices |= {device.id: device for device in admitted}
         if admitted:
             self._door.want(self._users())
 
-    def _is_known(self, device: DeviceRecord) -> bool:
-        known = self.devices.get(device.id)
-        return known is not None and known.public_key == device.public_key
-
     # --- rotation -----------------------------------------------------------------------------
 
     def rotate(self, operator: str, device_id: str) -> None:
-        """Give a device another password; the broker takes it once the device has kept it."""
+        """Give a device another password; the broker takes it once the device has kept it.
+
+        Raises:
+            NotFound: no such device, or it was revoked.
+            ConfigError: the broker's users are made by somebody else.
+        """
+        self._door.require_ours("no password can be changed")
         device = self._active(device_id)
         changed = with_next_password(device, new_password())
         self._registry.write([Act(operator, "rotation begun", device_id)], devices=[changed])
@@ -337,26 +350,22 @@ class Membership:
         """
         self._door.settle()
 
-    def _users(self) -> list[BrokerUser]:
-        domain = self._server.domain
-        users = [
-            BrokerUser(
-                each.id,
-                each.password.get_secret_value(),
-                grants(Role(each.role), domain, each.id),
-            )
-            for each in self._staff.values()
-        ]
-        users += [
-            BrokerUser(device.id, device.password, grants(Role.DEVICE, domain, device.id))
-            for device in self.devices.values()
-            if device.status == "active"
-        ]
-        users += [
-            BrokerUser(token.id, token.broker_password, grants(Role.CLAIMANT, domain, token.id))
-            for token in self.tokens.values()
-        ]
-        return users
+    def _users(self) -> Callable[[], list[BrokerUser]]:
+        """Return what makes the broker's users of today's members, on any thread."""
+        domain, staff = self._server.domain, list(self._staff.values())
+        devices = [each for each in self.devices.values() if each.status == "active"]
+        tokens = list(self.tokens.values())
+
+        def make() -> list[BrokerUser]:
+            made = [(each.id, each.password.get_secret_value(), Role(each.role)) for each in staff]
+            made += [(each.id, each.password, Role.DEVICE) for each in devices]
+            made += [(each.id, each.broker_password, Role.CLAIMANT) for each in tokens]
+            return [
+                BrokerUser(name, password, grants(role, domain, name))
+                for name, password, role in made
+            ]
+
+        return make
 
     def refused_connections(self) -> Counter[RefusedConnection]:
         """Return whom the broker did not let in since the last look; one thread at a time."""
@@ -383,12 +392,17 @@ class _Door:
     """The broker's users, the latest winning: many changes at once cost one reload."""
 
     access: AccessControl
-    users: list[BrokerUser]
+    users: Callable[[], list[BrokerUser]]
     _wanted: int = 1
     _done: int = 0
     _busy: threading.Lock = field(default_factory=threading.Lock)
 
-    def want(self, users: list[BrokerUser]) -> None:
+    def require_ours(self, what: str) -> None:
+        """Raise ConfigError where the server cannot change the broker's users."""
+        if not self.access.ours:
+            raise ConfigError(f"{what}: the users of this broker are made by the broker's operator")
+
+    def want(self, users: Callable[[], list[BrokerUser]]) -> None:
         """Set the users; one thread calls it."""
         self.users = users
         self._wanted += 1
@@ -401,5 +415,5 @@ class _Door:
                 return
             # users is set before the number grows, so that it is at least as new as the number
             number = self._wanted
-            self.access.apply(self.users)
+            self.access.apply(self.users())
             self._done = number

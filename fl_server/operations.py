@@ -177,7 +177,7 @@ class Operations:
             "epoch": server.epoch,
             "runs": len(server.runs),
             "devices_online": sum(each.online for each in server.presence.devices.values()),
-            "refused_messages": dict(server.refused),
+            "refused_messages": dict(server.reception.refused),
         }
 
     def devices_ls(self, page: Page) -> Result:
@@ -276,7 +276,7 @@ class Operations:
         return {"entries": [asdict(entry) for entry in entries]}
 
     def audit_verify(self, _: NoArguments) -> Result:
-        """Whether the audit log is as it was written; JournalUnusable when it is not."""
+        """How many entries the audit log has; AuditAltered when it is not as it was written."""
         return {"entries": self._server.registry.verify_audit()}
 
     # --- submitting ---------------------------------------------------------------------------

@@ -13,8 +13,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from fl_server.database import Database, JournalUnusable, sa
+from fl_server.database import Database, sa
 from fl_server.enrolment import Act, DeviceRecord, TokenRecord
+from runtime.errors import RengoError
 
 SCHEMA_VERSION = 1
 _FIRST_DIGEST = "0" * 64
@@ -77,6 +78,10 @@ class AuditEntry:
     digest: str
 
 
+class AuditAltered(RengoError):
+    """The audit log is not as it was written: somebody changed the database."""
+
+
 class Registry:
     """Devices, tokens and the audit log in the server's database. One thread calls it.
 
@@ -134,7 +139,7 @@ class Registry:
         """Return how many entries the log has.
 
         Raises:
-            JournalUnusable: one was changed, removed or added behind this registry's back.
+            AuditAltered: one was changed, removed or added behind this registry's back.
         """
         digest, number = _FIRST_DIGEST, 0
         with self._database.begin() as connection:
@@ -142,7 +147,7 @@ class Registry:
                 number += 1
                 digest = _digest(digest, row)
                 if row.number != number or row.digest != digest:
-                    raise JournalUnusable(
+                    raise AuditAltered(
                         f"the audit log in {self._database.name} was altered at entry {number}"
                     )
         return number

@@ -26,7 +26,6 @@ from broker.messages import (
     Claim,
     DeviceInfo,
     DeviceState,
-    Envelope,
     Message,
     OperatorReply,
     OperatorRequest,
@@ -37,7 +36,6 @@ from broker.messages import (
     Result,
     RunDocument,
     ServerState,
-    decode,
 )
 from broker.session import (
     Connected,
@@ -50,10 +48,10 @@ from broker.session import (
     SessionFault,
 )
 from broker.steering import AccessControl
-from broker.topics import Address, Topics, parse
+from broker.topics import Topics
 from fl_server.data import DataPlane, Done, JobCrashed, JobDone, TaskDone
 from fl_server.desk import OperatorDesk
-from fl_server.enrolment import Act, DeviceRecord
+from fl_server.enrolment import DeviceRecord
 from fl_server.events import (
     ArmTimer,
     Command,
@@ -72,13 +70,13 @@ from fl_server.events import (
     Update,
 )
 from fl_server.journal import Journal, RunRecord
-from fl_server.membership import Membership, Site
+from fl_server.membership import Membership, SiteInfo
 from fl_server.operations import Operations
 from fl_server.presence import Presence
+from fl_server.reception import Heard, Reception
 from fl_server.registry import Registry
 from fl_server.rounds import Step
 from fl_server.run import URL_LIFETIME_S, ActiveRun
-from fl_server.throttle import Throttle
 from runtime.errors import PeerError, RengoError
 from runtime.identity import Identity
 from storage.objects import ObjectStore
@@ -87,12 +85,7 @@ _LOG = logging.getLogger(__name__)
 _INBOX_MAX = 10_000
 _KEPT_DOCUMENTS = 20
 _CLEARED_AGAIN = 200
-# a device says a few things a round; one that says more than this is not listened to. Each KiB
-# counts as one message more, since the largest that msgpack can be made take 0.4 s to refuse
-_MESSAGES_PER_S, _MESSAGES_AT_ONCE = 100.0, 1000
-_WEIGHED_BYTES = 1024
 _LOOK_AT_BROKER_EVERY_S = 5.0
-_REFUSALS_NOTED_PER_S, _REFUSALS_NOTED_AT_ONCE = 0.1, 10
 _STOP = "stop"
 
 
@@ -101,7 +94,7 @@ class ServerSettings:
     """What the server's shell must know beside its parts."""
 
     data_dir: Path
-    site: Site
+    site: SiteInfo
     project: str = "default"
     spool_memory_bytes: int = 64 << 20
 
@@ -119,7 +112,7 @@ class Server:
 
     Attributes:
         epoch: grows at every start; devices obey no order of an older one.
-        refused: how many messages were refused, by reason.
+        reception: who is listened to, and what was refused.
     """
 
     def __init__(
@@ -138,7 +131,6 @@ class Server:
         self.epoch = journal.next_epoch()
         self.presence = Presence()
         self.runs: dict[str, ActiveRun] = {}
-        self.refused: Counter[str] = Counter()
         self._topics = Topics(identity.domain)
         # a SimpleQueue's put is reentrant, so that a signal handler may call stop()
         self._inbox: queue.SimpleQueue[SessionEvent | Done | str] = queue.SimpleQueue()
@@ -156,9 +148,7 @@ class Server:
             self.registry, identity, operators, settings.site, access, endpoint, self._publish
         )
         self._desk = OperatorDesk(Operations(self), self.data, self._reply)
-        self._throttle = Throttle(_MESSAGES_PER_S, _MESSAGES_AT_ONCE)
-        self._noted = Throttle(_REFUSALS_NOTED_PER_S, _REFUSALS_NOTED_AT_ONCE)
-        self._seen_results: dict[tuple[str, str, int], None] = {}
+        self.reception = Reception(self.domain, self.members, self._clear)
         self._timers: list[_Timer] = []
         self._look_due_s = time.monotonic() + _LOOK_AT_BROKER_EVERY_S
         self._numbers = itertools.count()
@@ -331,12 +321,16 @@ class Server:
         if time.monotonic() < self._look_due_s:
             return
         self._look_due_s = math.inf  # until this look has ended
-        self.data.start_task(self.members.refused_connections, self._looked, _not_asked)
+        self.data.start_task(self.members.refused_connections, self._looked, self._not_told)
+
+    def _not_told(self, error: RengoError) -> None:
+        _LOG.error("the broker does not tell whom it refused: %s", error)
+        self._looked(Counter())
 
     def _looked(self, refused: Counter[RefusedConnection]) -> None:
         self._look_due_s = time.monotonic() + _LOOK_AT_BROKER_EVERY_S
         if refused:
-            self.refused["connection"] += refused.total()
+            self.reception.refused["connection"] += refused.total()
             self.members.note_refused(refused)
 
     def _fire_timers(self) -> None:
@@ -360,59 +354,21 @@ class Server:
 
     def _deliver(self, delivery: Delivery) -> None:
         try:
-            address = parse(delivery.topic)
-            if address.domain != self.domain:
-                raise PeerError("a message of another domain", "foreign_domain")
-            if delivery.payload:
-                self._hear(address, delivery)
+            heard = self.reception.hear(delivery)
+            if heard is not None:
+                self._take(heard)
         except PeerError as error:
-            self.refused[error.reason] += 1
-            _LOG.debug("refused a message on %s: %s", delivery.topic, error)
+            self.reception.refuse(delivery, error)
         finally:
             # also when this server is about to fall: what matters is said again until its receipt,
             # and a message that fells it must not come back at every start
             self._session.ack(delivery)
 
-    def _hear(self, address: Address, delivery: Delivery) -> None:
-        try:
-            weight = 1.0 if address.area == "op" else 1.0 + len(delivery.payload) / _WEIGHED_BYTES
-            name = f"{address.area}/{address.id}"
-            if not self._throttle.admits(name, time.monotonic(), weight):
-                raise PeerError(f"too many messages of {address.id}", "rate_limited")
-            key = self.members.key_of(address)
-            envelope, message = decode(delivery.payload, address, key)
-        except PeerError as error:
-            self._note_refusal(address, error)
-            if address.retained and error.reason in {"unknown_dev", "revoked_device", "signature"}:
-                # what nobody may have said must not stay for those who come later
-                self._session.publish(Publication(address.topic, b"", retain=True))
-            raise
-        if isinstance(message, Result):
-            self._note_repetition(address.id, envelope)
-        if isinstance(message, Claim):
-            self._claim(address.id, message, envelope.sent_ms / 1000 - time.time())
-        else:
-            self._take(address, message)
-
-    def _note_refusal(self, address: Address, error: PeerError) -> None:
-        # neither the disk nor the log is the sender's to fill
-        if self._noted.admits(f"{address.area}/{address.id}/{error.reason}", time.monotonic()):
-            _LOG.warning("refused a message on %s: %s", address, error)
-            act = Act(address.id, "message refused", address.topic, {"reason": error.reason})
-            self.members.note(act)
-
-    def _note_repetition(self, device_id: str, envelope: Envelope) -> None:
-        """Count a result that came before: said again until its receipt, or replayed."""
-        said = (device_id, envelope.boot_id, envelope.seq)
-        if said in self._seen_results:
-            self.refused["repeated"] += 1
-            return
-        self._seen_results[said] = None
-        if len(self._seen_results) > _INBOX_MAX:
-            del self._seen_results[next(iter(self._seen_results))]
-
-    def _take(self, address: Address, message: Message) -> None:
+    def _take(self, heard: Heard) -> None:
+        address, message = heard.address, heard.message
         match message:
+            case Claim():
+                self._claim(address.id, message, heard.envelope.sent_ms / 1000 - time.time())
             case DeviceState():
                 self._device_state(address.id, message)
             case DeviceInfo():
@@ -453,8 +409,7 @@ class Server:
         """Take a revoked device, which the broker has forgotten, out of everything here."""
         self.members.is_cut_off(device)
         for leaf in ("state", "info"):
-            topic = self._topics.device(device.id, leaf)
-            self._session.publish(Publication(topic, b"", retain=True))
+            self._clear(self._topics.device(device.id, leaf))
         self.presence.forget(device.id)
         for run in self.runs.values():
             if not run.ended:
@@ -534,8 +489,11 @@ class Server:
         """Clear the latest documents among those that are not kept."""
         ended = [run for run in self.runs.values() if run.ended]
         for run in ended[:-_KEPT_DOCUMENTS][-latest:]:
-            topic = self._topics.run(run.record.run_id, "state")
-            self._session.publish(Publication(topic, b"", retain=True))
+            self._clear(self._topics.run(run.record.run_id, "state"))
+
+    def _clear(self, topic: str) -> None:
+        """Remove a retained document."""
+        self._session.publish(Publication(topic, b"", retain=True))
 
     def _presence_publication(self, status: str) -> Publication:
         state = ServerState.model_validate({"status": status, "epoch": self.epoch})
@@ -544,10 +502,6 @@ class Server:
 
 def _nothing(_: object) -> None:
     """There is nobody to tell."""
-
-
-def _not_asked(error: RengoError) -> None:
-    _LOG.error("the broker does not tell whom it refused: %s", error)
 
 
 def _not_settled(error: RengoError) -> None:

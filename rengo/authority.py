@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from runtime.errors import ConfigError, MissingExtra
 from runtime.files import atomic_write, make_folder
@@ -28,11 +28,9 @@ except ImportError as error:
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.types import (
-        CertificateIssuerPrivateKeyTypes,
-        CertificatePublicKeyTypes,
+        PrivateKeyTypes,
+        PublicKeyTypes,
     )
-
-    PrivateKey: TypeAlias = CertificateIssuerPrivateKeyTypes
 
 _MAX_NAME_CHARS = 64
 _UNREADABLE = (OSError, ValueError, TypeError, UnsupportedAlgorithm)
@@ -211,7 +209,7 @@ class Authority:
             return False
         return (
             rest == [self._certificate]
-            and _fits(leaf, key)  # type: ignore[arg-type]
+            and _fits(leaf, key)
             and set(names) == set(subjects)
             and stat.S_IMODE(key_path.stat().st_mode) == 0o600
         )
@@ -233,7 +231,7 @@ def check_certificate(certificate: Path, key: Path) -> None:
         mode = key.stat().st_mode
     except _UNREADABLE as error:
         raise ConfigError(f"key {key} cannot be read: {_reason(error)}") from error
-    if not _fits(leaf, private):  # type: ignore[arg-type]
+    if not _fits(leaf, private):
         raise ConfigError(
             f"the key {key} is not that of the certificate {certificate} (its first one counts)"
         )
@@ -313,11 +311,11 @@ def _usage(*, ca: bool) -> x509.KeyUsage:
     )
 
 
-def _fits(certificate: x509.Certificate, key: PrivateKey) -> bool:
+def _fits(certificate: x509.Certificate, key: PrivateKeyTypes) -> bool:
     return _spki(certificate.public_key()) == _spki(key.public_key())
 
 
-def _spki(key: CertificatePublicKeyTypes) -> bytes:
+def _spki(key: PublicKeyTypes) -> bytes:
     return key.public_bytes(
         serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
     )

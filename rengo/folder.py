@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from runtime.config import validate
 from runtime.errors import ConfigError
 from runtime.files import atomic_write, make_folder
 from runtime.identity import Identity, Role, TlsTrust, new_identity, read_identity, write_identity
+from runtime.locks import take_lock
 from runtime.ports import free_port
 from runtime.signing import PublicKey
 
@@ -75,16 +75,11 @@ class SiteFolder:
         Raises:
             ConfigError: another process runs it.
         """
-        lock = (self.root / "site.lock").open("ab")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            lock.close()
-            raise ConfigError(
-                f"another `rengo up` runs the site in {self.root}; "
-                "stop it or choose another --data-dir"
-            ) from error
-        return lock
+        return take_lock(
+            self.root / "site.lock",
+            f"another `rengo up` runs the site in {self.root}; "
+            "stop it or choose another --data-dir",
+        )
 
     def record(self) -> SiteRecord | None:
         """Return the site's record, None before its first start.

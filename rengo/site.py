@@ -17,9 +17,9 @@ from urllib.parse import urlsplit
 import tomli_w
 
 from broker.access import BrokerUser, Role, grants
-from broker.embedded import EmbeddedBroker
 from broker.listener import ListenerTls
 from broker.mosquitto import MosquittoBroker
+from broker.nats import EmbeddedBroker
 from fl_client.tasks.base import Task
 from fl_client.tasks.registry import load_task
 from rengo.devices import DeviceSpec, device_process

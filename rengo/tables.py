@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 
@@ -15,3 +16,8 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], empty: s
     for row in table:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         print("  ".join(cells).rstrip())
+
+
+def when(at: float) -> str:
+    """Return a Unix time as this machine's local date and time."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))

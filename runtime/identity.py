@@ -46,7 +46,8 @@ class Identity(BaseModel):
     whoever knew it could erase the queue of its owner. ``index`` of ``count`` is the device's part
     of a data set that the devices of a site share. ``key`` is the seed of the identity's own
     Ed25519 key; ``server_key`` is the public key of the only server that is believed.
-    ``next_password`` is one that the server has given and the broker may not know yet. ``store_ca``
+    ``next_password`` is one that the server has given and the broker may not know yet, the
+    ``rotation``-th that it gave. ``store_ca``
     signs the object store's certificate, in PEM; None where what is trusted of the broker is too.
     """
 
@@ -61,6 +62,7 @@ class Identity(BaseModel):
     port: Annotated[int, Field(ge=1, le=65535)]
     password: SecretStr
     next_password: SecretStr | None = None
+    rotation: Annotated[int, Field(ge=0)] = 0
     key: SecretStr
     server_key: KeyText
     tls: TlsTrust | None = None

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import time
 from typing import Any
 
 from rengo.cli.common import Commands, add_command, add_site, connect, print_json
 from rengo.operator import OperatorClient
-from rengo.tables import print_table
+from rengo.tables import print_table, when
 from runtime.errors import ConfigError
 
 
@@ -32,13 +31,15 @@ def run(options: argparse.Namespace) -> int:
     with connect(options) as client:
         verified = client.call("audit_verify")["entries"] if options.verify else None
         entries = _latest(client, options.last)
+        refused = client.call("server_info")["refused_messages"]
     if options.json:
-        print_json({"entries": entries, "verified": verified}, options.json)
+        document = {"entries": entries, "verified": verified, "refused": refused}
+        print_json(document, options.json)
         return 0
     rows = [
         [
             str(each["number"]),
-            time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(each["at"])),
+            when(each["at"]),
             each["actor"],
             each["act"],
             each["subject"],
@@ -47,6 +48,9 @@ def run(options: argparse.Namespace) -> int:
         for each in entries
     ]
     print_table(["no", "time", "who", "what", "whom", "detail"], rows, "nothing was done yet")
+    if refused:
+        counts = ", ".join(f"{reason} {count}" for reason, count in sorted(refused.items()))
+        print(f"\nRefused since the server's start: {counts}.")
     if verified is not None:
         print(
             f"\nThe log is as it was written: {verified} entries, each chained to the one before."

@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from rengo.cli.common import Commands, add_command, add_site, connect, print_json
-from rengo.tables import print_table
+from rengo.tables import print_table, when
 from runtime.errors import ConfigError, MissingExtra
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 24 * 3600}
@@ -91,6 +91,8 @@ def show_device(options: argparse.Namespace) -> int:
         print_json(found[0], options.json)
         return 0
     info = found[0].pop("info") or {}
+    if "admitted_at" in found[0]:
+        found[0]["admitted_at"] = when(found[0]["admitted_at"])
     for key, value in {**found[0], **info}.items():
         print(f"{key:14} {value}")
     return 0

@@ -18,6 +18,8 @@ from runtime.files import make_folder
 from runtime.jointoken import JoinToken
 
 _LONGEST_TOKEN_FILE = 4096
+_DAY_S = 24 * 3600.0
+_WORTH_TELLING_S = _DAY_S
 
 
 def add(commands: Commands) -> None:
@@ -47,9 +49,15 @@ def run(options: argparse.Namespace) -> int:
     place = parse_url(options.url)
     token = JoinToken.parse(_token(options))
     home = default_home()
-    path = enroll(place, token, make_folder(home / "identities"), options.name)
+    enrolled = enroll(place, token, make_folder(home / "identities"), options.name)
+    path = enrolled.path
     start = "iot" if options.pi else "client"
     print(f"Enrolled as {path.stem}. Its identity lies in {path}; keep it to this machine.")
+    if abs(enrolled.clock_off_s) > _WORTH_TELLING_S:
+        days = enrolled.clock_off_s / _DAY_S
+        where = "ahead of" if days > 0 else "behind"
+        print(f"This machine's clock is {abs(days):.1f} days {where} the server's. Training does")
+        print("not mind, but certificates of others may look expired, or not valid yet.")
     print(f"From now on `rengo {start}` starts the agent.", flush=True)
     if options.only:
         return DONE

@@ -15,6 +15,7 @@ from runtime.config import load, read_toml
 from runtime.errors import AccessDenied, ConfigError, Unavailable
 from runtime.files import make_folder
 from runtime.identity import Identity, TlsTrust, read_identity
+from runtime.locks import take_lock
 from runtime.retry import retrying
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def run_server(options: argparse.Namespace) -> int:
     """Serve a domain until it is told to stop."""
     # a device's command needs no server
     from fl_server.journal import Journal  # noqa: PLC0415
-    from fl_server.membership import Site  # noqa: PLC0415
+    from fl_server.membership import SiteInfo  # noqa: PLC0415
     from fl_server.server import Server, ServerSettings  # noqa: PLC0415
     from fl_server.settings import ServerConfig  # noqa: PLC0415
     from storage.s3 import S3Store  # noqa: PLC0415
@@ -87,7 +88,7 @@ def run_server(options: argparse.Namespace) -> int:
     operators = [_identity_of("operator", path) for path in config.operators]
     lock = _lock_folder(config.data_dir)
     journal = Journal(config.journal_url)
-    site = Site(
+    site = SiteInfo(
         config.broker.public_url or url_of(identity),
         config.broker.ca_fingerprint,
         _text_of(config.store.ca),
@@ -167,15 +168,10 @@ def _require_private(path: Path) -> None:
 
 
 def _lock_folder(folder: Path) -> IO[bytes]:
-    lock = (make_folder(folder) / "server.lock").open("ab")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        lock.close()
-        raise ConfigError(
-            f"another `rengo server` uses {folder}; stop it, or set another data_dir"
-        ) from error
-    return lock
+    return take_lock(
+        make_folder(folder) / "server.lock",
+        f"another `rengo server` uses {folder}; stop it, or set another data_dir",
+    )
 
 
 def _ready(store: S3Store) -> S3Store:

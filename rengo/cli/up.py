@@ -27,7 +27,7 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--broker",
         metavar="KIND",
-        help="nats, mosquitto, or the mqtt(s)://HOST:PORT of another broker (default: nats)",
+        help="nats, mosquitto, or the mqtt(s)://HOST:PORT of another broker (kept; nats at first)",
     )
     parser.add_argument(
         "--credentials",
@@ -39,7 +39,7 @@ def add(commands: Commands) -> None:
         "--host",
         metavar="ADDRESS",
         help="the address to listen on, 0.0.0.0 for all; anything but loopback is TLS "
-        "(default: 127.0.0.1)",
+        "(kept; 127.0.0.1 at first)",
     )
     parser.add_argument(
         "--advertise",

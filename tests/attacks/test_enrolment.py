@@ -44,7 +44,7 @@ def holder(ground: Ground, token: JoinToken) -> Intruder:
 
 def claimed(ground: Ground, token: JoinToken, folder: Path, name: str = "") -> Identity:
     """Enrol as a device does, in this process."""
-    return read_identity(enroll(parse_url(ground.site.public_url), token, folder, name))
+    return read_identity(enroll(parse_url(ground.site.public_url), token, folder, name).path)
 
 
 def answers(ground: Ground, heard: list[tuple[str, bytes]]) -> list[ClaimAnswer]:

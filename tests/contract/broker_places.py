@@ -14,10 +14,10 @@ import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
 from broker.connection import Endpoint
-from broker.embedded import EmbeddedBroker
 from broker.folders import FolderAccess
 from broker.listener import ListenerTls
 from broker.mosquitto import MosquittoBroker
+from broker.nats import EmbeddedBroker
 from broker.steering import MosquittoAccess, NatsAccess
 from runtime.tls import Tls
 from tests.integration.broker_fixtures import Site, eventually

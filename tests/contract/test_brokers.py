@@ -657,7 +657,7 @@ def test_a_port_and_a_folder_in_use_are_named(place: Place, tmp_path: Path) -> N
 PARENT = """
 import sys, threading
 from pathlib import Path
-from broker.embedded import EmbeddedBroker
+from broker.nats import EmbeddedBroker
 from broker.mosquitto import MosquittoBroker
 from tests.integration.broker_fixtures import USERS
 kind = {"nats": EmbeddedBroker, "mosquitto": MosquittoBroker}[sys.argv[1]]

@@ -17,8 +17,8 @@ import pytest
 
 from broker.access import BrokerUser, Grants, Role, grants
 from broker.connection import Delivery, Endpoint, Publication
-from broker.embedded import EmbeddedBroker
 from broker.inbox import Connected, Disconnected, SessionEvent, SessionFault
+from broker.nats import EmbeddedBroker
 from broker.outbox import Outbox
 from broker.session import MqttSession
 

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from broker.access import BrokerUser, Role, grants
-from broker.embedded import EmbeddedBroker
+from broker.nats import EmbeddedBroker
 from broker.outbox import Outbox
 from fl_client.worklog import Worklog
 from fl_server.journal import Journal

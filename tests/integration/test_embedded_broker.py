@@ -20,9 +20,9 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from broker.access import BrokerUser
 from broker.connection import Endpoint, Publication
-from broker.embedded import EmbeddedBroker, nats_server_binary
 from broker.folders import RefusedConnection
 from broker.limits import MAX_PAYLOAD_BYTES
+from broker.nats import EmbeddedBroker, nats_server_binary
 from broker.session import MqttSession
 from runtime.errors import AuthenticationFailed, ConfigError, TransportError
 from tests.integration.broker_fixtures import (
@@ -281,7 +281,7 @@ def test_a_stopped_broker_leaves_no_process(tmp_path: Path) -> None:
 PARENT = """
 import sys, threading
 from pathlib import Path
-from broker.embedded import EmbeddedBroker
+from broker.nats import EmbeddedBroker
 from tests.integration.broker_fixtures import USERS
 broker = EmbeddedBroker(Path(sys.argv[1]))
 broker.start(USERS)

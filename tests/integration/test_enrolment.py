@@ -8,6 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from rengo.cli.main import main
 from runtime.identity import read_identity
 from tests.integration.commands import Told, rengo, surroundings
 
@@ -207,3 +209,32 @@ def test_a_qr_code_and_a_line_to_type(tmp_path: Path) -> None:
     assert re.search(r"^  rengo enroll mqtt://127\.0\.0\.1:\d+ --token rengo_\S+$", told.out, re.M)
     assert "good for 30m" in told.out
     assert "█" in told.out
+
+
+def test_a_name_that_is_another_identity_s_on_this_machine_is_not_overwritten(
+    tmp_path: Path,
+) -> None:
+    home, attic = tmp_path / "site", tmp_path / "attic"
+    with site(home):
+        assert enroll(attic, invite(home), "--only", "--name", "attic").code == 0
+        path = attic / "identities" / "attic.json"
+        before = path.read_bytes()
+        told = enroll(attic, invite(home), "--only", "--name", "attic")
+        assert (told.code, "is another identity of this machine" in told.line) == (2, True)
+        assert path.read_bytes() == before
+
+
+def test_a_clock_that_is_off_by_years_is_told_on_both_sides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home, attic = tmp_path / "site", tmp_path / "attic"
+    with site(home, "--host", "0.0.0.0"):
+        made = invite(home)
+        right = time.time
+        monkeypatch.setattr(time, "time", lambda: right() - 20 * 365.25 * 86400)
+        monkeypatch.setenv("RENGO_HOME", str(attic))
+        assert main(["enroll", made["url"], "--token", made["token"], "--only"]) == 0
+        monkeypatch.undo()
+        said = capsys.readouterr().out
+        assert "This machine's clock is 7305.0 days behind the server's." in said
+        assert ("clock of a device is off", "") in audit(home)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from fl_server.database import Database, JournalUnusable, sa
+from fl_server.database import Database, sa
 from fl_server.enrolment import Act, DeviceRecord, TokenRecord
-from fl_server.registry import Registry
+from fl_server.registry import AuditAltered, Registry
 
 DEVICE = DeviceRecord("d-1", "0a" * 32, "d-1-x", "password", group="lab", admitted_at=1.5)
 TOKEN = TokenRecord("join-1", "0b" * 32, "p", "", "default", 3, 0, 10.0, "operator", 1.0)
@@ -70,5 +70,5 @@ def test_a_changed_past_shows(database: Database, meddling: str) -> None:
     assert registry.verify_audit() == 3
     with database.begin() as connection:
         connection.execute(sa.text(meddling))
-    with pytest.raises(JournalUnusable, match="was altered at entry"):
+    with pytest.raises(AuditAltered, match="was altered at entry"):
         registry.verify_audit()

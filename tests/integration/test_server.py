@@ -20,7 +20,6 @@ from pydantic import SecretStr
 
 from broker.access import BrokerUser, Grants, Role, grants
 from broker.connection import Delivery, Endpoint, Publication
-from broker.embedded import EmbeddedBroker
 from broker.messages import (
     MAX_MESSAGE_BYTES,
     Ack,
@@ -37,12 +36,13 @@ from broker.messages import (
     Usage,
     decode,
 )
+from broker.nats import EmbeddedBroker
 from broker.session import MqttSession
-from broker.steering import ManualAccess
+from broker.steering import AccessControl, ManualAccess
 from broker.topics import Topics, parse
 from fl_server.database import JournalError
 from fl_server.journal import Journal
-from fl_server.membership import Site as MemberSite
+from fl_server.membership import SiteInfo
 from fl_server.server import Server, ServerSettings
 from rengo.operator import OperatorClient
 from runtime.errors import ConfigError, RunFailed
@@ -133,6 +133,7 @@ class Site:
     fell: list[BaseException] = field(default_factory=list)
     owner: Owner = field(default_factory=Owner)
     sessions: list[MqttSession] = field(default_factory=list)
+    access: AccessControl = field(default_factory=ManualAccess)
 
     @property
     def journal_url(self) -> str:
@@ -141,12 +142,12 @@ class Site:
     def start(self) -> None:
         project = self.folder.name.replace("_", "-").lower()
         self.server = Server(
-            ServerSettings(self.folder, MemberSite("mqtt://127.0.0.1:1"), project=project),
+            ServerSettings(self.folder, SiteInfo("mqtt://127.0.0.1:1"), project=project),
             self.place.server,
             [self.place.operator],
             S3Store(self.place.store.settings),
             Journal(self.journal_url),
-            ManualAccess(),
+            self.access,
         )
         self.server.start(10)
         self.thread = threading.Thread(target=self._run)

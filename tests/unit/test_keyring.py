@@ -28,7 +28,7 @@ def test_a_new_password_stands_beside_the_old_until_it_was_admitted(
 ) -> None:
     path, old = tmp_path / "d.json", identity.password.get_secret_value()
     keyring = Keyring(path, identity)
-    changed = keyring.keep(sealed(identity, NEW))
+    changed = keyring.keep(1, sealed(identity, NEW))
     assert changed is not None
     assert changed == read_identity(path)
     assert changed.password.get_secret_value() == old
@@ -39,7 +39,19 @@ def test_a_new_password_stands_beside_the_old_until_it_was_admitted(
     assert final is not None
     assert final == read_identity(path)
     assert (final.password.get_secret_value(), final.next_password) == (NEW, None)
-    assert keyring.keep(sealed(identity, NEW)) is None, "offered again, it is kept already"
+    assert keyring.keep(1, sealed(identity, NEW)) is None, "offered again, it is kept already"
+
+
+def test_an_older_password_does_not_come_back(identity: Identity, tmp_path: Path) -> None:
+    path = tmp_path / "d.json"
+    first, second = sealed(identity, NEW), sealed(identity, "another-of-the-server")
+    Keyring(path, identity).keep(1, first)
+    Keyring(path, read_identity(path)).keep(2, second)
+    kept = read_identity(path)
+    with pytest.raises(PeerError) as caught:
+        Keyring(path, kept).keep(1, first)
+    assert caught.value.reason == "replayed"
+    assert read_identity(path) == kept
 
 
 def test_what_another_could_have_sealed_or_sent_is_refused(
@@ -56,5 +68,5 @@ def test_what_another_could_have_sealed_or_sent_is_refused(
         sealed(identity, "ümlaut-ümlaut"),
     ):
         with pytest.raises(PeerError):
-            keyring.keep(wrong)
+            keyring.keep(1, wrong)
     assert not path.exists()

@@ -38,3 +38,11 @@ def test_never_more_than_the_burst_and_the_rate(
         now += gap
         passed += throttle.admits("a", now)
     assert passed <= burst + now * per_s + 1e-6
+
+
+def test_what_weighs_more_takes_more() -> None:
+    throttle = Throttle(per_s=10.0, burst=100)
+    assert sum(throttle.admits("a", 0.0, weight=30.0) for _ in range(10)) == 3
+    assert throttle.admits("a", 0.0, weight=10.0), "what is left serves what fits"
+    assert not throttle.admits("a", 0.0)
+    assert not throttle.admits("b", 0.0, weight=101.0), "more than a burst is never heard"

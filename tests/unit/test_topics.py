@@ -125,3 +125,9 @@ def test_what_is_no_topic(topic: str) -> None:
     with pytest.raises(PeerError, match="not a topic of rengo/v1") as caught:
         parse(topic)
     assert caught.value.reason == "topic"
+
+
+@pytest.mark.parametrize("leaf", ["", "result"])
+def test_an_address_is_shown_as_its_topic(leaf: str) -> None:
+    for topic in (Topics("home").enroll("n-1", leaf), Topics("home").server_state):
+        assert str(parse(topic)) == parse(topic).topic == topic
