@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -21,6 +23,28 @@ _SERVER_FOLDERS = (
     "/opt/homebrew/sbin",
 )
 _POLL_S = 0.05
+
+
+@contextmanager
+def scratch(root: Path, gates: str) -> Iterator[Path]:
+    """Give a whole site's processes one place for all that they write; it has to be empty after.
+
+    Args:
+        root: where ``home`` (no site may be looked for there), ``tmp`` and ``gates`` go.
+        gates: the variable that names the folder of gates, which is returned.
+    """
+    temporary, folder = root / "tmp", root / "gates"
+    for path in (temporary, folder):
+        path.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RENGO_HOME", str(root / "home"))
+        patch.setenv("TMPDIR", str(temporary))
+        patch.setattr(tempfile, "tempdir", None)
+        patch.setenv(gates, str(folder))
+        yield folder
+    left = sorted(temporary.iterdir())
+    assert not left, f"temporary files left: {left}"
+    assert not (root / "home").exists(), "a site was looked for outside its folder"
 
 
 def find_binary(name: str) -> Path | None:

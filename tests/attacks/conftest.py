@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from rengo.site import Site, SiteOptions
 from runtime.identity import Identity
 from tests.attacks.ground import KINDS_OF_SITE, Ground, Intruder, Kind
 from tests.chaos import gated
-from tests.support import require
+from tests.support import require, scratch
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -32,14 +31,7 @@ def ground(
     if kind.broker == "mosquitto":
         require("mosquitto")
     root = tmp_path_factory.mktemp(f"attacks-{kind.broker}")
-    scratch, gates = root / "tmp", root / "gates"
-    for path in (scratch, gates):
-        path.mkdir()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RENGO_HOME", str(root / "home"))
-        patch.setenv("TMPDIR", str(scratch))
-        patch.setattr(tempfile, "tempdir", None)
-        patch.setenv(gated.FOLDER, str(gates))
+    with scratch(root, gated.FOLDER) as gates, pytest.MonkeyPatch.context() as patch:
         # what glibc frees is overwritten, so that a broker that uses it still falls at once
         patch.setenv("MALLOC_PERTURB_", "165")
         options = SiteOptions(broker=kind.broker, store=kind.store)
@@ -50,8 +42,6 @@ def ground(
             finally:
                 made.close()
     assert site.broker._child.returncode == 0, "the broker fell"
-    left = sorted(scratch.iterdir())
-    assert not left, f"temporary files left: {left}"
 
 
 @pytest.fixture

@@ -49,7 +49,6 @@ from rengo.site import Site
 from runtime.child import Child
 from runtime.identity import Identity, read_identity
 from runtime.signing import SecretKey
-from storage.headers import UpdateInfo
 from storage.s3 import S3Store
 from storage.updates import WrittenUpdate
 from storage.weights import Vector, Weights, read_safetensors
@@ -59,6 +58,7 @@ from tests.chaos.test_scripted_peers import noise
 from tests.contract.broker_places import cut
 from tests.integration.broker_fixtures import Owner, eventually
 from tests.messages import SAMPLES
+from tests.updates import info_of
 
 M = TypeVar("M", bound=Message)
 PATIENCE_S = 60.0
@@ -281,16 +281,7 @@ class Trainer(Intruder):
         """Return an honest update of random values, not yet sent."""
         weights = self.model(order)
         vector = noise(weights, seed)
-        info = UpdateInfo(
-            run_id=order.run_id,
-            round=order.round,
-            attempt=order.attempt,
-            device_id=self.name,
-            base_sha256=order.model.sha256,
-            layout_hash=weights.layout.hash,
-            kind="delta",
-            num_examples=examples,
-        )
+        info = info_of(order, self.name, weights.layout, examples)
         data, written = honest_bytes(info, vector)
         return Update(vector, examples, data, written)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 
 from tests.chaos import gated
 from tests.chaos.arena import Arena, Opened, numpy_fleet
+from tests.support import scratch
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -24,18 +24,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder for all that a module's processes write, their temporary files included."""
     root = tmp_path_factory.mktemp("chaos")
-    scratch, gates = root / "tmp", root / "gates"
-    for path in (scratch, gates):
-        path.mkdir()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RENGO_HOME", str(root / "home"))
-        patch.setenv("TMPDIR", str(scratch))
-        patch.setattr(tempfile, "tempdir", None)
-        patch.setenv(gated.FOLDER, str(gates))
+    with scratch(root, gated.FOLDER):
         yield root
-    left = sorted(scratch.iterdir())
-    assert not left, f"temporary files left: {left}"
-    assert not (root / "home").exists(), "a site was looked for outside its folder"
 
 
 @pytest.fixture(scope="module")

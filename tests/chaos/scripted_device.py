@@ -31,6 +31,7 @@ from runtime.identity import Identity
 from storage.headers import Chunk, UpdateHeader, UpdateInfo, encode_header
 from storage.updates import WrittenUpdate, write_update
 from storage.weights import Vector, Weights, read_safetensors
+from tests.updates import info_of
 
 M = TypeVar("M", bound=Message)
 _PATIENCE_S = 60.0
@@ -137,16 +138,7 @@ class ScriptedDevice:
         assert self._http.request("PUT", order.upload.url, body=data).status == 200
 
     def info(self, order: Order, weights: Weights, examples: int) -> UpdateInfo:
-        return UpdateInfo(
-            run_id=order.run_id,
-            round=order.round,
-            attempt=order.attempt,
-            device_id=self.id,
-            base_sha256=order.model.sha256,
-            layout_hash=weights.layout.hash,
-            kind="delta",
-            num_examples=examples,
-        )
+        return info_of(order, self.id, weights.layout, examples)
 
     def send(self, order: Order, vector: Vector, examples: int) -> WrittenUpdate:
         """Do what an honest device does: write, upload, report."""

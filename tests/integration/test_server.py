@@ -49,12 +49,12 @@ from runtime.errors import ConfigError, RunFailed
 from runtime.identity import Identity, new_identity
 from runtime.signing import SIGNATURE_BYTES, SecretKey
 from storage.embedded import EmbeddedStore
-from storage.headers import UpdateInfo
 from storage.s3 import S3Store
 from storage.updates import write_update
 from storage.weights import Weights, write_safetensors
 from tests.integration.broker_fixtures import Owner, eventually
 from tests.messages import SAMPLES, content, envelope, signed
+from tests.updates import info_of
 
 DOMAIN = "home"
 BASE = f"rengo/v1/{DOMAIN}"
@@ -673,16 +673,7 @@ class Device:
         base = HTTP.request("GET", order.model.url).data
         assert hashlib.sha256(base).hexdigest() == order.model.sha256
         weights = Weights.from_arrays({"0.weight": np.zeros((4, 3), np.float32)})
-        info = UpdateInfo(
-            run_id=order.run_id,
-            round=order.round,
-            attempt=order.attempt,
-            device_id=self.name,
-            base_sha256=order.model.sha256,
-            layout_hash=weights.layout.hash,
-            kind="delta",
-            num_examples=5,
-        )
+        info = info_of(order, self.name, weights.layout, 5)
         out = io.BytesIO()
         written = write_update(out, info, np.full(12, value, np.float32))
         put(order.upload.url, out.getvalue())
