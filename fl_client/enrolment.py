@@ -28,7 +28,7 @@ from broker.session import (
     SessionEvent,
     SessionFault,
 )
-from broker.topics import Topics, parse
+from broker.topics import Topics, parse, require_level
 from runtime.brokerurl import BrokerPlace
 from runtime.errors import (
     AuthenticationFailed,
@@ -69,14 +69,20 @@ def enroll(place: BrokerPlace, token: JoinToken, folder: Path, name: str = "") -
     Raises:
         UntrustedPeer: the broker or the server is not the one that the token names.
         AuthenticationFailed: the broker does not know the token.
-        ConfigError: the server refused, and why; or the name is another identity's here.
+        ConfigError: the name cannot be one, or is another identity's here; or the server
+            refused, and why.
         TransportError: no answer.
     """
-    key = _claimed_key(folder, token)
-    _require_free(folder / f"{name}.json", key)
+    if name:
+        require_level(name, "--name")
     tls = _trust(place, token)
+    key = _claimed_key(folder, token)
+    if name:
+        _require_free(folder / f"{name}.json", key)
     envelope, answer = _ask(place, token, tls, Claim(public_key=key.public.text, name=name))
     if not answer.admitted:
+        # signed by the server: nobody will ever ask for this key again
+        _claim_file(folder, token).unlink(missing_ok=True)
         raise ConfigError(f"the server does not take this device in: {answer.reason}")
     identity = _identity(place, token, tls, key, answer.sealed)
     path = folder / f"{identity.id}.json"

@@ -19,6 +19,8 @@ import pytest
 
 from rengo.cli.main import main
 from runtime.identity import read_identity
+from runtime.jointoken import JoinToken
+from runtime.signing import SecretKey
 from tests.integration.commands import Told, rengo, surroundings
 
 PATIENCE_S = 60.0
@@ -183,6 +185,20 @@ def test_the_token_comes_by_flag_file_or_standard_input(tmp_path: Path) -> None:
         assert set(devices(home)) == {"a", "b", "c"}
         told = enroll(tmp_path / "d", made, "--only")
         assert (told.code, "the token is used up" in told.line) == (2, True)
+        assert not list((tmp_path / "d").rglob("*.*")), "a key that nobody took in"
+
+
+@pytest.mark.parametrize("name", ["Attic", "../attic", "a b", "x" * 65])
+def test_a_name_that_no_device_can_have_is_told_before_anything_is_made(
+    name: str, tmp_path: Path
+) -> None:
+    token = JoinToken.generate("home", SecretKey.generate().public).text
+    told = rengo(
+        *("enroll", "mqtt://127.0.0.1:1", "--token", token, "--name", name, "--only"),
+        home=tmp_path / "d",
+    )
+    assert (told.code, told.line.startswith(f"--name {name!r} is not usable")) == (2, True)
+    assert not list((tmp_path / "d").rglob("*.*"))
 
 
 def test_a_device_that_lost_power_while_it_enrolled_asks_again_as_the_same(tmp_path: Path) -> None:
