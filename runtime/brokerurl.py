@@ -33,12 +33,15 @@ def parse_url(text: str) -> BrokerPlace:
     """
     try:
         parts = urlsplit(text)
-        host, port = parts.hostname, parts.port or _DEFAULT_PORTS.get(parts.scheme)
+        host, port = parts.hostname, parts.port
+        if port is None:
+            port = _DEFAULT_PORTS.get(parts.scheme)
     except ValueError:
         host = port = None
     more = host and (parts.path.strip("/") or parts.query or parts.fragment or parts.username)
     if not host or not port or more or parts.scheme not in _DEFAULT_PORTS:
-        raise ConfigError(f"{text!r} is not mqtt://HOST:PORT or mqtts://HOST:PORT")
+        shown = "an address with a user's name" if "@" in text else repr(text)
+        raise ConfigError(f"{shown} is not mqtt://HOST:PORT or mqtts://HOST:PORT")
     return BrokerPlace(host, port, parts.scheme == "mqtts")
 
 
