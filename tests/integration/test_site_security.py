@@ -12,6 +12,7 @@ import pytest
 
 from broker.access import BrokerUser, Role, grants
 from broker.connection import Endpoint
+from broker.listener import ListenerTls
 from broker.mosquitto import MosquittoBroker
 from broker.session import MqttSession
 from rengo.authority import Authority
@@ -86,10 +87,16 @@ def test_client_certificates_need_tls(tmp_path: Path) -> None:
         pass
 
 
-def test_a_site_on_a_broker_of_somebody_else_s(tmp_path: Path) -> None:
+@pytest.mark.parametrize("scheme", ["mqtt", "mqtts"])
+def test_a_site_on_a_broker_of_somebody_else_s(scheme: str, tmp_path: Path) -> None:
     users = {"central": Role.SERVER, "boss": Role.OPERATOR, "edge-a": Role.DEVICE}
     passwords = {name: f"password-of-{name}" for name in users}
-    broker = MosquittoBroker(tmp_path / "theirs")
+    theirs, ca = Authority(tmp_path / "their-authority"), ""
+    tls = None
+    if scheme == "mqtts":
+        tls = ListenerTls(*theirs.issue_server(["127.0.0.1"]))
+        ca = f'[tls]\nca = "{theirs.certificate_path}"\n'
+    broker = MosquittoBroker(tmp_path / "theirs", tls=tls)
     broker.start(
         [
             BrokerUser(name, passwords[name], grants(role, "main", name))
@@ -106,8 +113,8 @@ def test_a_site_on_a_broker_of_somebody_else_s(tmp_path: Path) -> None:
                 ("[devices]", "edge-a"),
             )
         ]
-        credentials.write_text("\n".join(tables))
-        url = f"mqtt://{broker.endpoint.host}:{broker.endpoint.port}"
+        credentials.write_text("\n".join([*tables, ca]))
+        url = f"{scheme}://{broker.endpoint.host}:{broker.endpoint.port}"
         options = SiteOptions(broker=url, credentials=credentials)
         with (
             pytest.raises(ConfigError, match="readable by others; run: chmod 600"),
