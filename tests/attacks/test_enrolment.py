@@ -233,7 +233,7 @@ def test_each_bad_token_is_told_by_a_line_of_its_own(ground: Ground, tmp_path: P
 def test_a_reserved_name_is_not_admitted_by_hand_either(ground: Ground) -> None:
     for name in ("server", "operator"):
         at = ground.site.at
-        with pytest.raises(ConfigError, match=f"the name {name} is taken"):
+        with pytest.raises(ConfigError, match=f"the name {name} is reserved"):
             ground.site.admit([new_identity("device", at.domain, name, at.host, at.port)])
 
 
@@ -339,7 +339,7 @@ def _its_key_is_not_taken_again(ground: Ground, rex: Identity, folder: Path) -> 
     fresh = rex.model_copy(update={"id": "rex-reborn", "client_id": "rex-reborn-1"})
     with pytest.raises(ConfigError, match="the key of rex-reborn is another device's"):
         _admit_again(ground, fresh)
-    claim_file.unlink()
+    assert not claim_file.exists(), "a refused key is not kept"
     with pytest.raises(ConfigError, match="the name rex is taken"):
         claimed(ground, token, folder, "rex")
 
