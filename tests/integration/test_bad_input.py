@@ -210,12 +210,18 @@ def test_an_identity_of_another_role(tmp_path: Path) -> None:
     "url",
     [
         *("nonsense", "http://h:1", "mqtt://h:1/x", "mqtt://:1", "mqtt://h:99999", "mqtt://h:x"),
-        *("mqtts://", "mqtt://user@h:1"),
+        "mqtts://",
     ],
 )
 def test_a_server_that_is_no_url(url: str, tmp_path: Path) -> None:
     told = client(tmp_path, identity_file(tmp_path), "--server", url)
     assert told.line == f"{url!r} is not mqtt://HOST:PORT or mqtts://HOST:PORT"
+    assert told.code == USAGE
+
+
+def test_a_server_with_a_users_name_is_not_repeated(tmp_path: Path) -> None:
+    told = client(tmp_path, identity_file(tmp_path), "--server", "mqtts://user:secret@h:1")
+    assert told.line == "an address with a user's name is not mqtt://HOST:PORT or mqtts://HOST:PORT"
     assert told.code == USAGE
 
 
