@@ -36,9 +36,9 @@ from fl_server.events import (
     VerifyUpdate,
 )
 from fl_server.journal import RunRecord
-from fl_server.keys import RunKeys
 from fl_server.models import ModelCache
 from runtime.errors import RengoError, Unavailable
+from storage.keys import RunKeys
 from storage.objects import ObjectStore
 
 _LOG = logging.getLogger(__name__)

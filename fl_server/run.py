@@ -10,8 +10,8 @@ from typing import Any
 from broker.messages import ModelRef, Order, RunDocument, RunEvent, RunStatus, UploadRef
 from fl_server.events import ArmTimer, Fact, RoundStarted, SendOrder
 from fl_server.journal import FactRecord, RunRecord
-from fl_server.keys import RunKeys
 from fl_server.rounds import RoundMachine
+from storage.keys import RunKeys
 from storage.objects import ObjectStore
 
 URL_LIFETIME_S = 900

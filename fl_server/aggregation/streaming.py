@@ -23,10 +23,10 @@ from algorithms.base import Algorithm, Flat
 from fl_server.aggregation.exact import BLOCK, ExactSum, FixedPoint, Float32s, MemorySums
 from fl_server.aggregation.spool import FileSums, MemoryBudget, Spool
 from fl_server.events import Model, Update
-from fl_server.keys import RunKeys
 from fl_server.models import ModelCache, hash_file
 from runtime.errors import Corrupt, NotFound
 from storage.headers import Origin, read_header, require_origin
+from storage.keys import RunKeys
 from storage.objects import ObjectStore
 from storage.updates import verified_blocks
 from storage.weights import Layout, Weights, encode_header, read_layout, read_safetensors

@@ -30,7 +30,6 @@ from fl_server.events import (
     RunStopped,
     UpdateAccepted,
 )
-from fl_server.keys import RunKeys
 from rengo.demo import fleet
 from rengo.devices import DeviceSpec, device_process
 from rengo.operator import OperatorClient
@@ -39,6 +38,7 @@ from rengo.site import Site
 from rengo.supervisor import Supervisor
 from runtime.child import Child
 from runtime.identity import Identity
+from storage.keys import RunKeys
 from storage.s3 import S3Store
 from tests.chaos.gated import reached
 from tests.chaos.moments import Moment, read_plan, write_plan

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl_server.keys import RunKeys
+from storage.keys import RunKeys
 from storage.objects import check_key
 
 KEYS = RunKeys("default", "digits-1")

@@ -17,8 +17,8 @@ from fl_server.events import (
     UpdateAccepted,
 )
 from fl_server.journal import FactRecord, RunRecord
-from fl_server.keys import RunKeys
 from fl_server.run import ActiveRun
+from storage.keys import RunKeys
 from storage.objects import MemoryStore
 from tests.messages import wire
 

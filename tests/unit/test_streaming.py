@@ -20,10 +20,10 @@ from fl_server.aggregation.exact import BLOCK, FixedPoint, Float32s
 from fl_server.aggregation.spool import MemoryBudget
 from fl_server.aggregation.streaming import Refused, RunAggregator, Submission
 from fl_server.events import Model, Update
-from fl_server.keys import RunKeys
 from fl_server.models import ModelCache
 from runtime.errors import Corrupt, NotFound, Unavailable
 from storage.headers import UpdateInfo
+from storage.keys import RunKeys
 from storage.objects import MemoryStore
 from storage.updates import write_update
 from storage.weights import Weights, read_safetensors, write_safetensors

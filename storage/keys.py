@@ -1,6 +1,8 @@
 """Object keys: the only place that builds or parses them.
 
 projects/{p}/runs/{run}/global/{version}.safetensors
+projects/{p}/runs/{run}/manifests/{version}.json
+projects/{p}/runs/{run}/records/{version}.json
 projects/{p}/runs/{run}/state/{version}.safetensors
 projects/{p}/runs/{run}/updates/{round}/{attempt}/{device}.upd
 """
@@ -10,8 +12,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+_RUN = re.compile(r"projects/([A-Za-z0-9_-]{1,64})/runs/([a-z0-9_-]{1,64})/")
 _UPDATE = re.compile(r"updates/(\d{6,})/(\d{3,})/([a-z0-9_-]{1,64})\.upd")
-_VERSION = re.compile(r"(?:global|state)/(\d{6,})\.safetensors")
+_VERSION = re.compile(
+    r"(?:(?:global|state)/(\d{6,})\.safetensors|(?:manifests|records)/(\d{6,})\.json)"
+)
 
 
 @dataclass(frozen=True)
@@ -21,10 +26,16 @@ class RunKeys:
     project: str
     run_id: str
 
+    @classmethod
+    def of(cls, key: str) -> RunKeys | None:
+        """Return the keys of the run that a key belongs to, None for other keys."""
+        match = _RUN.match(key)
+        return None if match is None else cls(match[1], match[2])
+
     @property
     def prefix(self) -> str:
         """What every key of the run begins with."""
-        return f"projects/{self.project}/runs/{self.run_id}/"
+        return f"{runs_prefix(self.project)}{self.run_id}/"
 
     @property
     def updates(self) -> str:
@@ -34,6 +45,14 @@ class RunKeys:
     def version(self, version: int) -> str:
         """A committed version of the global model."""
         return f"{self.prefix}global/{version:06d}.safetensors"
+
+    def manifest(self, version: int) -> str:
+        """What a version is and comes from, signed; never changed."""
+        return f"{self.prefix}manifests/{version:06d}.json"
+
+    def record(self, version: int) -> str:
+        """A version's stage, tags and metrics, signed; replaced when one of them changes."""
+        return f"{self.prefix}records/{version:06d}.json"
 
     def state(self, version: int) -> str:
         """The algorithm's server state that belongs to a version."""
@@ -49,6 +68,11 @@ class RunKeys:
         return match is not None and (int(match[1]), int(match[2])) <= (round_number, attempt)
 
     def version_of(self, key: str) -> int | None:
-        """Return which version a model's or state's key belongs to, None for other keys."""
+        """Return which version a model, state, manifest or record belongs to, else None."""
         match = _VERSION.fullmatch(key.removeprefix(self.prefix))
-        return None if match is None else int(match[1])
+        return None if match is None else int(match[1] or match[2])
+
+
+def runs_prefix(project: str) -> str:
+    """What the keys of all of a project's runs begin with."""
+    return f"projects/{project}/runs/"
