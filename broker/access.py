@@ -90,6 +90,7 @@ RULES: dict[Role, _Rule] = {
             ("dev", _ME, "receipt"),
             ("server", "", "state"),
             ("run", _ANY, "state"),
+            ("model", _ANY, "state"),
         ),
     ),
     Role.SERVER: _Rule(
@@ -102,6 +103,7 @@ RULES: dict[Role, _Rule] = {
             ("dev", _ANY, "info"),
             ("run", _ANY, "state"),
             ("run", _ANY, "events"),
+            ("model", _ANY, "state"),
             ("op", _ANY, "reply"),
             ("enroll", _ANY, "result"),
         ),
@@ -127,6 +129,7 @@ RULES: dict[Role, _Rule] = {
             ("dev", _ANY, "info"),
             ("run", _ANY, "state"),
             ("run", _ANY, "events"),
+            ("model", _ANY, "state"),
         ),
     ),
     Role.CLAIMANT: _Rule(
@@ -161,6 +164,8 @@ def _filter(topics: Topics, entry: tuple[Area, str, str], identity: str) -> str:
             return topics.device(owner, leaf)
         case "run":
             return topics.run(owner, leaf)
+        case "model":
+            return topics.model(owner)
         case "op":
             return topics.operator(owner, leaf)
         case "enroll":

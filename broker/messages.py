@@ -22,6 +22,7 @@ from runtime.signing import SIGNATURE_BYTES, PublicKey, SecretKey
 SCHEMA_VERSION = 1
 MAX_MESSAGE_BYTES = MAX_PAYLOAD_BYTES
 MAX_SEALED_BYTES = 8192
+MAX_MANIFEST_BYTES = 192 << 10
 MAX_NESTING = 16
 
 Id = Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")]
@@ -294,6 +295,39 @@ class RunEvent(Message):
     detail: Settings
 
 
+class ProductionDocument(Message):
+    """Which version of a task is in production, retained; empty where none is.
+
+    ``manifest`` is the version's signed file. ``promotion`` grows with every promotion and every
+    rollback: who has followed a higher one refuses a lower one, which somebody has replayed.
+    """
+
+    kind = "production"
+    place = ("model", "state")
+    task: Id
+    manifest: Annotated[bytes, Field(max_length=MAX_MANIFEST_BYTES)]
+    promotion: Annotated[int, Field(ge=1, lt=1 << 53)]
+    epoch: Annotated[int, Field(ge=0)]
+
+
+class ModelRequest(Message):
+    """A device asks for a URL of the model that is in production."""
+
+    kind = "model_request"
+    place = ("dev", "request")
+    task: Id
+    sha256: Sha256
+
+
+class ModelOffer(Message):
+    """The answer; there is none when another version is in production by now."""
+
+    kind = "model_offer"
+    place = ("dev", "task")
+    task: Id
+    model: ModelRef
+
+
 class OperatorRequest(Message):
     """An operator's command line asks for one operation."""
 
@@ -333,6 +367,9 @@ KINDS: dict[str, type[Message]] = {
         ClaimAnswer,
         RunDocument,
         RunEvent,
+        ProductionDocument,
+        ModelRequest,
+        ModelOffer,
         OperatorRequest,
         OperatorReply,
     )

@@ -3,6 +3,7 @@
     rengo/v1/{domain}/server/state
     rengo/v1/{domain}/dev/{id}/{state,info,task,receipt,ack,progress,result,request}
     rengo/v1/{domain}/run/{run}/{state,events}
+    rengo/v1/{domain}/model/{task}/state
     rengo/v1/{domain}/op/{id}/{request,reply}
     rengo/v1/{domain}/enroll/{nonce}[/result]
 
@@ -22,17 +23,24 @@ PREFIX = "rengo/v1"
 MAX_LEVELS = 10
 LEVEL = re.compile(r"[a-z0-9_-]{1,64}")
 
-Area = Literal["server", "dev", "run", "op", "enroll"]
+Area = Literal["server", "dev", "run", "model", "op", "enroll"]
 
 LEAVES: dict[Area, frozenset[str]] = {
     "server": frozenset({"state"}),
     "dev": frozenset({"state", "info", "task", "receipt", "ack", "progress", "result", "request"}),
     "run": frozenset({"state", "events"}),
+    "model": frozenset({"state"}),
     "op": frozenset({"request", "reply"}),
     "enroll": frozenset({"", "result"}),
 }
 RETAINED: frozenset[tuple[Area, str]] = frozenset(
-    {("server", "state"), ("dev", "state"), ("dev", "info"), ("run", "state")}
+    {
+        ("server", "state"),
+        ("dev", "state"),
+        ("dev", "info"),
+        ("run", "state"),
+        ("model", "state"),
+    }
 )
 
 
@@ -94,6 +102,10 @@ class Topics:
         """A topic of one run, or of all with ``run_id="+"``."""
         return self._join("run", run_id, leaf)
 
+    def model(self, task: str) -> str:
+        """The retained document of a task's production model, or of all with ``task="+"``."""
+        return self._join("model", task, "state")
+
     def operator(self, operator_id: str, leaf: str) -> str:
         """A topic of one operator, or of all with ``operator_id="+"``."""
         return self._join("op", operator_id, leaf)
@@ -126,7 +138,7 @@ def parse(topic: str) -> Address:
             return Address(domain, "server", "", "state")
         case [domain, "enroll", nonce]:
             return Address(domain, "enroll", nonce, "")
-        case [domain, ("dev" | "run" | "op" | "enroll") as area, identity, leaf] if (
+        case [domain, ("dev" | "run" | "model" | "op" | "enroll") as area, identity, leaf] if (
             leaf in LEAVES[area]
         ):
             return Address(domain, area, identity, leaf)

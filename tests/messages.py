@@ -13,12 +13,15 @@ from broker.messages import (
     DeviceInfo,
     DeviceState,
     Message,
+    ModelOffer,
     ModelRef,
+    ModelRequest,
     NewPassword,
     OperatorReply,
     OperatorRequest,
     Order,
     PasswordKept,
+    ProductionDocument,
     Progress,
     Receipt,
     Request,
@@ -104,6 +107,11 @@ SAMPLES: dict[str, Message] = {
             loss=None,
         ),
         RunEvent(run_id="r", name="RoundStarted", round=1, attempt=1, detail={"cohort": ["d-1"]}),
+        ProductionDocument(task="digits", manifest=b"{\xff}", promotion=4, epoch=3),
+        ModelRequest(task="digits", sha256=SHA),
+        ModelOffer(
+            task="digits", model=ModelRef(url="http://s/m?x=1", key="k/m", sha256=SHA, size_bytes=10)
+        ),
         OperatorRequest(request_id="q", operation="runs_ls", arguments={"a": [1, {"b": None}]}),
         OperatorReply(request_id="q", result={"runs": []}, error="no", exit_code=2),
     )

@@ -26,6 +26,7 @@ _WRITER = {
     ("server", "state"): "server",
     ("run", "state"): "server",
     ("run", "events"): "server",
+    ("model", "state"): "server",
     ("dev", "task"): "server",
     ("dev", "receipt"): "server",
     ("op", "reply"): "server",
@@ -69,6 +70,7 @@ def topic_of(area: Area, leaf: str) -> str:
         "server": lambda: topics.server_state,
         "dev": lambda: topics.device("id", leaf),
         "run": lambda: topics.run("run", leaf),
+        "model": lambda: topics.model("task"),
         "op": lambda: topics.operator("id", leaf),
         "enroll": lambda: topics.enroll("nonce", leaf),
     }[area]()
@@ -91,14 +93,16 @@ def render() -> str:
 
 def _topics() -> Iterator[str]:
     yield "## Topics\n"
-    lines = ["| topic | retained | written by | message |", "| --- | --- | --- | --- |"]
-    kinds = {message.place: kind for kind, message in KINDS.items()}
+    lines = ["| topic | retained | written by | messages |", "| --- | --- | --- | --- |"]
+    kinds: dict[tuple[str, str], list[str]] = {}
+    for kind, message in KINDS.items():
+        kinds.setdefault(message.place, []).append(f"`{kind}`")
     for area, leaves in LEAVES.items():
         for leaf in sorted(leaves):
             retained = "yes" if (area, leaf) in RETAINED else ""
             writer = _WRITER.get((area, leaf), "device")
-            kind = f"`{kinds[area, leaf]}`" if (area, leaf) in kinds else "reserved"
-            lines.append(f"| `{topic_of(area, leaf)}` | {retained} | {writer} | {kind} |")
+            said = ", ".join(kinds.get((area, leaf), ["reserved"]))
+            lines.append(f"| `{topic_of(area, leaf)}` | {retained} | {writer} | {said} |")
     yield "\n".join(lines) + "\n"
 
 

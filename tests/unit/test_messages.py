@@ -64,7 +64,7 @@ def test_the_sender_must_own_the_topic() -> None:
     owned = {"device_state", "device_info", "ack", "progress", "result", "request"}
     for kind, message in SAMPLES.items():
         payload, address = content(message, sender="someone-else"), address_of(message)
-        if kind in owned | {"operator_request", "password_kept", "claim"}:
+        if kind in owned | {"operator_request", "password_kept", "claim", "model_request"}:
             assert refused(payload, address).reason == "wrong_sender"
         else:
             decode(signed(payload, address), address, KEY.public)

@@ -15,6 +15,7 @@ def test_the_topics_of_the_design() -> None:
     assert TOPICS.device("d-1", "state") == "rengo/v1/home/dev/d-1/state"
     assert TOPICS.device("+", "result") == "rengo/v1/home/dev/+/result"
     assert TOPICS.run("r_1", "events") == "rengo/v1/home/run/r_1/events"
+    assert TOPICS.model("digits") == "rengo/v1/home/model/digits/state"
     assert TOPICS.operator("op", "reply") == "rengo/v1/home/op/op/reply"
     assert TOPICS.enroll("nonce") == "rengo/v1/home/enroll/nonce"
     assert TOPICS.enroll("nonce", "result") == "rengo/v1/home/enroll/nonce/result"
@@ -46,6 +47,7 @@ def test_what_is_retained() -> None:
         ("dev", "state"),
         ("dev", "info"),
         ("run", "state"),
+        ("model", "state"),
     }
 
 
@@ -111,6 +113,7 @@ def test_a_leaf_that_is_not_of_its_area_is_refused() -> None:
         "rengo/v1/home/dev/+/state",
         "rengo/v1/home/#",
         "rengo/v1/home/run/r/task",
+        "rengo/v1/home/model/digits/task",
         "rengo/v1/home/op/o/state",
         "rengo/v1/home/enroll/n/state",
         "rengo/v1/home/enroll",
