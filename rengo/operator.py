@@ -22,7 +22,8 @@ from broker.session import (
 from broker.topics import Address, Topics, parse
 from runtime.errors import ConfigError, PeerError, RunFailed, TransportError
 from runtime.identity import Identity
-from storage.transfers import Transfers
+from runtime.signing import PublicKey
+from storage.transfers import Transfers, TransferSettings
 
 _INBOX_MAX = 10_000
 _ASK_AGAIN_S = 2.0
@@ -81,9 +82,14 @@ class OperatorClient:
     def __exit__(self, *_: object) -> None:
         self._session.stop()
 
-    def transfers(self) -> Transfers:
+    @property
+    def server_key(self) -> PublicKey:
+        """The key of the site's server, which signs its models."""
+        return self._identity.believed
+
+    def transfers(self, settings: TransferSettings | None = None) -> Transfers:
         """Return the way to the site's object store."""
-        return Transfers(tls=self._identity.store_trust)
+        return Transfers(settings, tls=self._identity.store_trust)
 
     def call(
         self, operation: str, arguments: dict[str, Any] | None = None, *, timeout_s: float = 30.0

@@ -24,6 +24,8 @@ from runtime.tls import Tls
 from storage import http
 
 Renew = Callable[[], str]
+Watch = Callable[[int], None]
+"""Called with the bytes that are there after each block; what it raises ends the transfer."""
 
 
 class Cancelled(StorageError):
@@ -75,6 +77,7 @@ class Transfers:
         size: int,
         renew: Renew | None = None,
         cancel: threading.Event | None = None,
+        watch: Watch | None = None,
     ) -> int:
         """Bring the object to ``path`` and return the bytes that were moved for it.
 
@@ -88,6 +91,7 @@ class Transfers:
             size: of the whole file, in bytes.
             renew: asked for another URL when the store refuses this one.
             cancel: looked at between blocks and during waits.
+            watch: told how much of the file is there.
 
         Raises:
             Corrupt: the object is not that file, also when fetched afresh.
@@ -98,7 +102,8 @@ class Transfers:
             Cancelled: ``cancel`` was set.
         """
         what = f"GET {http.place(url)}"
-        journey = _Journey(what, url, renew, cancel, time.monotonic() + self._settings.total_s)
+        deadline = time.monotonic() + self._settings.total_s
+        journey = _Journey(what, url, renew, cancel, deadline, watch=watch)
         if path.is_file() and path.stat().st_size == size and _hash(path, journey) == sha256:
             return 0
         part = path.with_name(f"{path.name}.part")
@@ -186,6 +191,7 @@ class _Journey:
     cancel: threading.Event | None
     deadline: float
     moved: int = 0
+    watch: Watch | None = None
 
     def check(self) -> None:
         if self.cancel is not None and self.cancel.is_set():
@@ -234,6 +240,8 @@ class _Target:
         self.file.write(block)
         self.digest.update(block)
         self.done += len(block)
+        if self.journey.watch is not None:
+            self.journey.watch(self.done)
         self.journey.check()
 
 
