@@ -8,7 +8,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
 from broker.steering import AccessControl, EmqxAccess, ManualAccess, MosquittoAccess, NatsAccess
-from storage.s3 import StoreSettings
+from storage.endpoint import StoreSettings
 
 T = TypeVar("T")
 

@@ -29,7 +29,7 @@ from runtime.files import atomic_write
 from runtime.ports import free_port, require_free
 from runtime.tls import Tls, read_pem
 from storage import http
-from storage.s3 import StoreSettings
+from storage.endpoint import StoreSettings
 
 Kind = Literal["juicefs", "seaweedfs"]
 HOST = "127.0.0.1"

@@ -86,6 +86,11 @@ class ObjectStore(Protocol):
         """Return a URL that reads the object without credentials."""
         ...
 
+    @property
+    def upload_headers(self) -> dict[str, str]:
+        """Headers that a presigned PUT has to bring."""
+        ...
+
     def presign_put(self, key: str, expires_s: int, size: int | None = None) -> str:
         """Return a URL that writes the object without credentials.
 
@@ -170,6 +175,11 @@ class MemoryStore:
     def presign_get(self, key: str, expires_s: int) -> str:
         """See :meth:`ObjectStore.presign_get`."""
         return f"memory://{self._bucket}/{check_key(key)}?method=GET&expires={expires_s}"
+
+    @property
+    def upload_headers(self) -> dict[str, str]:
+        """See :meth:`ObjectStore.upload_headers`."""
+        return {}
 
     def presign_put(self, key: str, expires_s: int, size: int | None = None) -> str:
         """See :meth:`ObjectStore.presign_put`."""

@@ -7,24 +7,16 @@ meet one set of errors. boto3 does the verbs without bytes.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import math
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, TypeVar
-from urllib.parse import urlsplit
-
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from runtime.errors import (
     AccessDenied,
     ConfigError,
     Corrupt,
-    MissingExtra,
     NotFound,
     PreconditionFailed,
     StorageError,
@@ -33,6 +25,7 @@ from runtime.errors import (
 from runtime.retry import retrying
 from runtime.tls import Tls
 from storage import http
+from storage.endpoint import ATTEMPTS, CONNECT_S, READ_S, StoreSettings, client_of
 from storage.objects import ObjectInfo, check_key, source_size
 
 if TYPE_CHECKING:
@@ -45,8 +38,7 @@ MULTIPART_BYTES = 64 << 20
 PART_BYTES = 16 << 20
 _MAX_PARTS = 10_000
 _OWN_URL_S = 900
-_CONNECT_S, _READ_S = 3.0, 30.0
-_ATTEMPTS, _TOTAL_S = 4, 60.0
+_TOTAL_S = 60.0
 
 _DENIED = {
     "403",
@@ -58,45 +50,14 @@ _DENIED = {
     "SignatureDoesNotMatch",
 }
 _MISSING = {"404", "NoSuchBucket", "NoSuchKey", "NoSuchUpload", "NotFound"}
+_ELSEWHERE = {
+    "301",
+    "AuthorizationHeaderMalformed",
+    "IllegalLocationConstraintException",
+    "PermanentRedirect",
+}
 _PRECONDITION = {"412", "ConditionalRequestConflict", "PreconditionFailed"}
 _BUSY = {"429", "InternalError", "RequestTimeout", "ServiceUnavailable", "SlowDown", "Throttling"}
-
-
-_HOST = re.compile(r"[A-Za-z0-9._:-]+")
-
-
-class StoreSettings(BaseModel):
-    """Where the bucket is and who asks.
-
-    Attributes:
-        public_endpoint: the store as devices reach it, where that differs from the server's way;
-            presigned URLs name it, and are signed for it.
-        ca: a PEM file that signs the certificate at ``endpoint``, where the system's do not.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    endpoint: str
-    bucket: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")] = "rengo"
-    region: str = "us-east-1"
-    access_key: str
-    secret: SecretStr
-    path_style: bool = True
-    public_endpoint: str | None = None
-    ca: Path | None = None
-
-    @field_validator("endpoint", "public_endpoint")
-    @classmethod
-    def _is_url(cls, value: str | None) -> str | None:
-        if value is None:
-            return None
-        parts = urlsplit(value)
-        try:
-            usable = parts.scheme in {"http", "https"} and parts.port != 0 and not parts.username
-        except ValueError:
-            usable = False
-        if not usable or _HOST.fullmatch(parts.hostname or "") is None:
-            raise ValueError("must be http://host:port or https://host:port, without user")
-        return value.rstrip("/")
 
 
 class S3Store:
@@ -104,26 +65,29 @@ class S3Store:
 
     def __init__(self, settings: StoreSettings) -> None:
         self.settings = settings
-        self.client = _client(settings, settings.endpoint)
+        self.client = client_of(settings, settings.endpoint)
         self._signer = (
-            _client(settings, settings.public_endpoint) if settings.public_endpoint else self.client
+            client_of(settings, settings.public_endpoint)
+            if settings.public_endpoint
+            else self.client
         )
         tls = None if settings.ca is None else Tls.trusting(settings.ca)
-        self.http = http.pool(tls=tls, connect_s=_CONNECT_S, read_s=_READ_S)
+        self.http = http.pool(tls=tls, connect_s=CONNECT_S, read_s=READ_S)
 
     def put(self, key: str, source: bytes | BinaryIO, size: int | None = None) -> ObjectInfo:
         """Store the source: in one request, or in parts from 64 MiB on."""
         total = source_size(source, size, check_key(key))
         if total >= MULTIPART_BYTES:
             return ObjectInfo(key, total, self._put_parts(key, source, total))
-        url = self._sign(self.client, "put_object", key, _OWN_URL_S)
+        url = self._sign(self.client, "put_object", key, _OWN_URL_S, **self.settings.upload_params)
+        headers = self.upload_headers
         if isinstance(source, bytes):
-            etag = self._retry(lambda: http.send(self.http, url, source, total, {}))
+            etag = self._retry(lambda: http.send(self.http, url, source, total, headers))
         elif source.seekable():
             start = source.tell()
             etag = self._retry(lambda: self._send_from(url, source, start, total, key))
         else:
-            etag = http.send(self.http, url, _blocks(source, total, key), total, {})
+            etag = http.send(self.http, url, _blocks(source, total, key), total, headers)
         return ObjectInfo(key, total, etag)
 
     def open(self, key: str, start: int = 0, end: int | None = None) -> http.Download:
@@ -134,7 +98,7 @@ class S3Store:
     def head(self, key: str) -> ObjectInfo:
         """Return what is known of the object."""
         with self.errors(f"HEAD {check_key(key)}"):
-            found = self.client.head_object(Bucket=self.settings.bucket, Key=key)
+            found = self.client.head_object(Bucket=self.settings.bucket, Key=self.full(key))
         return ObjectInfo(key, found["ContentLength"], found["ETag"].strip('"'))
 
     def delete(self, keys: Iterable[str]) -> None:
@@ -149,28 +113,36 @@ class S3Store:
             self._delete_many(sorted(set(batch) - set(lasts.values())))
             for key in lasts.values():
                 with self.errors(f"DELETE {key}"):
-                    self.client.delete_object(Bucket=self.settings.bucket, Key=key)
+                    self.client.delete_object(Bucket=self.settings.bucket, Key=self.full(key))
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Return the objects under the prefix, a page a request."""
         pages = self.client.get_paginator("list_objects_v2").paginate(
-            Bucket=self.settings.bucket, Prefix=prefix
+            Bucket=self.settings.bucket, Prefix=self.full(prefix)
         )
         with self.errors(f"LIST {prefix}"):
             for page in pages:
                 for found in page.get("Contents", []):
                     # a key that ends so is a folder of the store's own, never one of ours
                     if not found["Key"].endswith("/"):
-                        yield ObjectInfo(found["Key"], found["Size"], found["ETag"].strip('"'))
+                        key = found["Key"].removeprefix(self.settings.root)
+                        yield ObjectInfo(key, found["Size"], found["ETag"].strip('"'))
 
     def presign_get(self, key: str, expires_s: int) -> str:
         """Return a URL on the public endpoint that reads the object."""
         return self._sign(self._signer, "get_object", check_key(key), expires_s)
 
+    @property
+    def upload_headers(self) -> dict[str, str]:
+        """The headers that are signed into a presigned PUT and have to come with it."""
+        return self.settings.upload_headers
+
     def presign_put(self, key: str, expires_s: int, size: int | None = None) -> str:
         """Return a URL on the public endpoint that writes the object, its length signed."""
-        pinned = {} if size is None else {"ContentLength": size}
-        return self._sign(self._signer, "put_object", check_key(key), expires_s, **pinned)
+        more: dict[str, str | int] = {**self.settings.upload_params}
+        if size is not None:
+            more["ContentLength"] = size
+        return self._sign(self._signer, "put_object", check_key(key), expires_s, **more)
 
     def abort_uploads(self, prefix: str) -> int:
         """Abort the unfinished multipart uploads under the prefix."""
@@ -182,10 +154,14 @@ class S3Store:
         with self.errors(f"LIST UPLOADS {prefix}"):
             found = [upload for page in pages for upload in page.get("Uploads", [])]
         for upload in found:
-            if upload["Key"].startswith(prefix):
-                self._abort(upload["Key"], upload["UploadId"])
+            if upload["Key"].startswith(self.full(prefix)):
+                self._abort(upload["Key"].removeprefix(self.settings.root), upload["UploadId"])
                 count += 1
         return count
+
+    def full(self, key: str) -> str:
+        """Return the key as it stands in the bucket, below the site's own prefix."""
+        return f"{self.settings.root}{key}"
 
     def ensure_bucket(self) -> None:
         """Make the bucket unless it is there."""
@@ -195,7 +171,7 @@ class S3Store:
                 self.client.head_bucket(Bucket=bucket)
         except NotFound:
             with self.errors(f"CREATE BUCKET {bucket}"):
-                self.client.create_bucket(Bucket=bucket)
+                self.client.create_bucket(Bucket=bucket, **_location(self.settings.region))
 
     def _delete_many(self, keys: Sequence[str]) -> None:
         if not keys:
@@ -203,7 +179,7 @@ class S3Store:
         with self.errors(f"DELETE {keys[0]} and {len(keys) - 1} more"):
             answer = self.client.delete_objects(
                 Bucket=self.settings.bucket,
-                Delete={"Objects": [{"Key": key} for key in keys], "Quiet": True},
+                Delete={"Objects": [{"Key": self.full(key)} for key in keys], "Quiet": True},
             )
         for failure in answer.get("Errors", []):
             code = failure.get("Code", "")
@@ -211,10 +187,8 @@ class S3Store:
                 raise _error_of(code, self._where(f"DELETE {failure.get('Key', '')}"))
 
     def _put_parts(self, key: str, source: bytes | BinaryIO, total: int) -> str:
-        bucket = self.settings.bucket
         size = max(PART_BYTES, math.ceil(total / _MAX_PARTS))
-        with self.errors(f"CREATE UPLOAD {key}"):
-            upload_id = self.client.create_multipart_upload(Bucket=bucket, Key=key)["UploadId"]
+        upload_id = self._new_upload(key)
         try:
             parts: list[CompletedPartTypeDef] = []
             for start in range(0, total, size):
@@ -223,7 +197,10 @@ class S3Store:
                 parts.append({"ETag": etag, "PartNumber": len(parts) + 1})
             with self.errors(f"COMPLETE UPLOAD {key}"):
                 answer = self.client.complete_multipart_upload(
-                    Bucket=bucket, Key=key, UploadId=upload_id, MultipartUpload={"Parts": parts}
+                    Bucket=self.settings.bucket,
+                    Key=self.full(key),
+                    UploadId=upload_id,
+                    MultipartUpload={"Parts": parts},
                 )
         except BaseException as error:
             try:
@@ -232,6 +209,15 @@ class S3Store:
                 error.add_note(f"its parts remain until abort_uploads: {second}")
             raise
         return answer["ETag"].strip('"')
+
+    def _new_upload(self, key: str) -> str:
+        wanted: dict[str, Any] = {
+            "Bucket": self.settings.bucket,
+            "Key": self.full(key),
+            **self.settings.upload_params,
+        }
+        with self.errors(f"CREATE UPLOAD {key}"):
+            return self.client.create_multipart_upload(**wanted)["UploadId"]
 
     def _put_part(self, key: str, upload_id: str, number: int, data: bytes) -> str:
         url = self._sign(
@@ -243,22 +229,23 @@ class S3Store:
         try:
             with self.errors(f"ABORT UPLOAD {key}"):
                 self.client.abort_multipart_upload(
-                    Bucket=self.settings.bucket, Key=key, UploadId=upload_id
+                    Bucket=self.settings.bucket, Key=self.full(key), UploadId=upload_id
                 )
         except NotFound:
             return
 
     def _send_from(self, url: str, source: BinaryIO, start: int, total: int, key: str) -> str:
         source.seek(start)
-        return http.send(self.http, url, _blocks(source, total, key), total, {})
+        body = _blocks(source, total, key)
+        return http.send(self.http, url, body, total, self.upload_headers)
 
     def _retry(self, attempt: Callable[[], T]) -> T:
-        return retrying((Unavailable,), attempts=_ATTEMPTS, total_s=_TOTAL_S)(attempt)
+        return retrying((Unavailable,), attempts=ATTEMPTS, total_s=_TOTAL_S)(attempt)
 
     def _sign(
         self, client: S3Client, method: str, key: str, expires_s: int, **more: str | int
     ) -> str:
-        params = {"Bucket": self.settings.bucket, "Key": key, **more}
+        params = {"Bucket": self.settings.bucket, "Key": self.full(key), **more}
         with self.errors(f"SIGN {key}"):
             return client.generate_presigned_url(method, Params=params, ExpiresIn=expires_s)
 
@@ -291,49 +278,21 @@ class S3Store:
             raise StorageError(f"{where}: {type(error).__name__}") from error
 
 
-def _client(settings: StoreSettings, endpoint: str) -> S3Client:
-    try:
-        import boto3  # noqa: PLC0415  (boto3 is the server's alone)
-        from botocore.config import Config  # noqa: PLC0415
-    except ImportError as error:
-        raise MissingExtra("boto3", "server") from error
-    config = Config(
-        signature_version="s3v4",
-        s3={"addressing_style": "path" if settings.path_style else "virtual"},
-        # checksum trailers are refused by some stores and stored as data by others
-        request_checksum_calculation="when_required",
-        response_checksum_validation="when_required",
-        retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
-        connect_timeout=_CONNECT_S,
-        read_timeout=_READ_S,
-        max_pool_connections=16,
-    )
-    # a session of its own: boto3's default session is not safe across threads
-    client = boto3.session.Session().client(
-        "s3",
-        endpoint_url=endpoint,
-        region_name=settings.region,
-        aws_access_key_id=settings.access_key,
-        aws_secret_access_key=settings.secret.get_secret_value(),
-        verify=None if settings.ca is None else str(settings.ca),
-        config=config,
-    )
-    client.meta.events.register("before-call.s3.DeleteObjects", _add_md5)
-    return client
+def _location(region: str) -> dict[str, Any]:
+    """Return where a bucket is to be made: AWS takes this for every region but its first."""
+    if region == "us-east-1":
+        return {}
+    return {"CreateBucketConfiguration": {"LocationConstraint": region}}
 
 
-def _add_md5(params: dict[str, Any], **_: object) -> None:
-    # MinIO's front refuses the request without it, and boto3 sends a CRC32 instead
-    digest = hashlib.md5(params["body"], usedforsecurity=False).digest()
-    params["headers"]["Content-MD5"] = base64.b64encode(digest).decode()
-
-
-def _error_of(code: str, where: str) -> StorageError:
+def _error_of(code: str, where: str) -> StorageError | ConfigError:
     text = f"{where}: the store answered {code or 'an error without a code'}"
     if code in _DENIED:
         return AccessDenied(text)
     if code in _MISSING:
         return NotFound(text)
+    if code in _ELSEWHERE:
+        return ConfigError(f"{text}: the bucket is in another region; set store.region to it")
     if code in _PRECONDITION:
         return PreconditionFailed(text)
     if code in _BUSY or (code.isdecimal() and int(code) >= 500):

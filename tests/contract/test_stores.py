@@ -26,9 +26,10 @@ from runtime.errors import (
 from runtime.ports import free_port
 from runtime.retry import instant
 from storage.embedded import EmbeddedStore, Kind, StoreTls
+from storage.endpoint import StoreSettings
 from storage.objects import MemoryStore, ObjectStore
 from storage.probe import probe
-from storage.s3 import MULTIPART_BYTES, S3Store, StoreSettings
+from storage.s3 import MULTIPART_BYTES, S3Store
 from tests.integration.store_fixtures import KINDS, bucket_of, running_store
 
 KEY = "projects/p/runs/r/global/0.safetensors"

@@ -1,0 +1,173 @@
+"""Where a bucket is, who asks, how its objects are to be kept, and boto3's client for it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import ipaddress
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from runtime.errors import MissingExtra
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+CONNECT_S, READ_S = 3.0, 30.0
+ATTEMPTS = 4
+_HOST = re.compile(r"[A-Za-z0-9._:-]+")
+_PREFIX = re.compile(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*")
+_SSE = "x-amz-server-side-encryption"
+
+
+class StoreSettings(BaseModel):
+    """Where the bucket is, who asks, and how its objects are kept.
+
+    Attributes:
+        path_style: the bucket stands in the path; else in front of the endpoint's host name.
+        public_endpoint: the store as devices reach it, where that differs from the server's way;
+            presigned URLs name it, and are signed for it.
+        session_token: of temporary keys.
+        ca: a PEM file that signs the certificate at ``endpoint``, where the system's do not.
+        prefix: a folder of the bucket that is this server's own; none holds another's.
+        sse: how the store is asked to encrypt each object; None leaves it to the bucket.
+        kms_key: the id of the key for ``aws:kms``; None is the bucket's own.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    endpoint: str
+    bucket: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")] = "rengo"
+    region: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{1,64}$")] = "us-east-1"
+    access_key: Annotated[str, Field(min_length=1)]
+    secret: Annotated[SecretStr, Field(min_length=1)]
+    session_token: SecretStr | None = None
+    path_style: bool = True
+    public_endpoint: str | None = None
+    ca: Path | None = None
+    prefix: Annotated[str, Field(max_length=200)] = ""
+    sse: Literal["AES256", "aws:kms"] | None = None
+    kms_key: Annotated[str, Field(pattern=r"^[\x21-\x7e]{1,256}$")] | None = None
+
+    @field_validator("endpoint", "public_endpoint")
+    @classmethod
+    def _is_url(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        parts = urlsplit(value)
+        try:
+            usable = parts.scheme in {"http", "https"} and parts.port != 0 and not parts.username
+        except ValueError:
+            usable = False
+        if not usable or _HOST.fullmatch(parts.hostname or "") is None:
+            raise ValueError("must be http://host:port or https://host:port, without user")
+        return value.rstrip("/")
+
+    @field_validator("prefix")
+    @classmethod
+    def _is_folder(cls, value: str) -> str:
+        folder = value.strip("/")
+        if folder and (not _PREFIX.fullmatch(folder) or {".", ".."} & set(folder.split("/"))):
+            raise ValueError("must be letters, digits and ._- between slashes")
+        return folder
+
+    @field_validator("kms_key")
+    @classmethod
+    def _has_its_kind(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and info.data.get("sse") != "aws:kms":
+            raise ValueError("is for sse = 'aws:kms' alone")
+        return value
+
+    @model_validator(mode="after")
+    def _has_a_name_to_stand_before(self) -> StoreSettings:
+        for name in ("endpoint", "public_endpoint"):
+            value = getattr(self, name)
+            if value is not None and not self.path_style and _is_address(value):
+                raise ValueError(
+                    f"path_style = false puts the bucket before {name}'s host, which must be a "
+                    "name then, not an address"
+                )
+        return self
+
+    @property
+    def root(self) -> str:
+        """What every key in the bucket begins with."""
+        return f"{self.prefix}/" if self.prefix else ""
+
+    @property
+    def upload_params(self) -> dict[str, str]:
+        """What boto3 is told when an object or a multipart upload is made."""
+        params = {"ServerSideEncryption": self.sse, "SSEKMSKeyId": self.kms_key}
+        return {name: value for name, value in params.items() if value is not None}
+
+    @property
+    def upload_headers(self) -> dict[str, str]:
+        """The same as headers: S3 takes them in no other way, so they are signed into a PUT's URL
+        and must come with it. Parts of a multipart upload have none.
+        """
+        headers = {_SSE: self.sse, f"{_SSE}-aws-kms-key-id": self.kms_key}
+        return {name: value for name, value in headers.items() if value is not None}
+
+
+def _is_address(url: str) -> bool:
+    try:
+        ipaddress.ip_address(urlsplit(url).hostname or "")
+    except ValueError:
+        return False
+    return True
+
+
+def client_of(settings: StoreSettings, endpoint: str) -> S3Client:
+    """Return a client for the settings' bucket by one of its endpoints.
+
+    Raises:
+        MissingExtra: boto3 is not installed.
+    """
+    try:
+        import boto3  # noqa: PLC0415  (boto3 is the server's alone)
+        from botocore.config import Config  # noqa: PLC0415
+    except ImportError as error:
+        raise MissingExtra("boto3", "server") from error
+    config = Config(
+        signature_version="s3v4",
+        s3={"addressing_style": "path" if settings.path_style else "virtual"},
+        # checksum trailers are refused by some stores and stored as data by others
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+        retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
+        connect_timeout=CONNECT_S,
+        read_timeout=READ_S,
+        max_pool_connections=16,
+    )
+    token = settings.session_token
+    # a session of its own: boto3's default session is not safe across threads
+    client = boto3.session.Session().client(
+        "s3",
+        endpoint_url=endpoint,
+        region_name=settings.region,
+        aws_access_key_id=settings.access_key,
+        aws_secret_access_key=settings.secret.get_secret_value(),
+        aws_session_token=None if token is None else token.get_secret_value(),
+        verify=None if settings.ca is None else str(settings.ca),
+        config=config,
+    )
+    for verb in ("DeleteObjects", "PutBucketLifecycleConfiguration"):
+        client.meta.events.register(f"before-call.s3.{verb}", _add_md5)
+    return client
+
+
+def _add_md5(params: dict[str, Any], **_: object) -> None:
+    # MinIO's front refuses the request without it, and boto3 sends a CRC32 instead
+    digest = hashlib.md5(params["body"], usedforsecurity=False).digest()
+    params["headers"]["Content-MD5"] = base64.b64encode(digest).decode()
