@@ -32,6 +32,8 @@ Sealed = Annotated[bytes, Field(max_length=MAX_SEALED_BYTES)]
 Text = Annotated[str, Field(max_length=2000)]
 Url = Annotated[str, Field(max_length=4096)]
 Key = Annotated[str, Field(max_length=512)]
+StoreHeader = Annotated[str, Field(pattern=r"^x-amz-[a-z0-9-]{1,64}$")]
+StoreHeaderValue = Annotated[str, Field(pattern=r"^[\x21-\x7e]{1,256}$")]
 Round = Annotated[int, Field(ge=0, le=1_000_000)]
 Attempt = Annotated[int, Field(ge=1, le=1_000_000)]
 Size = Annotated[int, Field(ge=0, le=1 << 40)]
@@ -99,12 +101,13 @@ class ModelRef(Message):
 
 
 class UploadRef(Message):
-    """Where an update goes: a presigned PUT."""
+    """Where an update goes: a presigned PUT, with the headers that are signed into it."""
 
     kind = "upload_ref"
     place = ("", "")
     url: Url
     key: Key
+    headers: Annotated[dict[StoreHeader, StoreHeaderValue], Field(max_length=4)] = {}
 
 
 class Order(Message):

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import tenacity
 
+from broker.messages import UploadRef
 from fl_client.session import Job, JobFailed, JobKey, ModelFetched, UpdateUploaded
 from runtime.errors import AccessDenied, RengoError, Unavailable
 from storage.transfers import Cancelled, Transfers
@@ -105,9 +106,10 @@ class JobTransfers:
 
         def work() -> None:
             lease.bytes_up += self._transfers.upload(
-                _upload_url(lease.job),
+                _upload(lease.job).url,
                 path,
-                renew=lambda: _upload_url(lease.fresh(self._ask)),
+                headers=_upload(lease.job).headers,
+                renew=lambda: _upload(lease.fresh(self._ask)).url,
                 cancel=lease.cancelled,
             )
 
@@ -132,10 +134,10 @@ class JobTransfers:
         return None
 
 
-def _upload_url(job: Job) -> str:
+def _upload(job: Job) -> UploadRef:
     if job.order.upload is None:
         raise RengoError(f"the order of {job.key} names no place for an update")
-    return job.order.upload.url
+    return job.order.upload
 
 
 def _say_waiting(state: tenacity.RetryCallState) -> None:

@@ -79,7 +79,7 @@ def submit(client: OperatorClient, task: str, definition: Mapping[str, Any]) -> 
             "size_bytes": path.stat().st_size,
         }
         prepared = client.call("runs_prepare", arguments)
-        client.transfers().upload(prepared["url"], path)
+        client.transfers().upload(prepared["url"], path, headers=prepared["headers"])
     client.call("runs_submit", {"run_id": prepared["run_id"]})
     run_id: str = prepared["run_id"]
     return run_id
@@ -187,7 +187,7 @@ def follow(
 
 def fetch_model(client: OperatorClient, result: RunResult, output: Path) -> RunResult:
     """Bring the run's model to ``output/{run_id}/model.safetensors``."""
-    reference = client.call("model_url", {"run_id": result.run_id})
+    reference = client.call("models_url", {"name": result.run_id})
     path = output / result.run_id / "model.safetensors"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

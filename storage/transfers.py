@@ -11,7 +11,7 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -117,10 +117,18 @@ class Transfers:
         url: str,
         path: Path,
         *,
+        headers: Mapping[str, str] | None = None,
         renew: Renew | None = None,
         cancel: threading.Event | None = None,
     ) -> int:
         """Send the file to a presigned PUT and return the bytes that were moved for it.
+
+        Args:
+            url: a presigned PUT.
+            path: the file.
+            headers: those that are signed into the URL, and into the renewed ones.
+            renew: asked for another URL when the store refuses this one.
+            cancel: looked at between blocks and during waits.
 
         Raises:
             AccessDenied, NotFound, Unavailable, StorageError, Cancelled: as for :meth:`download`.
@@ -130,7 +138,7 @@ class Transfers:
         journey = _Journey(what, url, renew, cancel, time.monotonic() + self._settings.total_s)
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            self._persist(journey, lambda: self._send(journey, file, size))
+            self._persist(journey, lambda: self._send(journey, file, size, headers or {}))
         return journey.moved
 
     def _fetch_right(self, journey: _Journey, file: BinaryIO, sha256: str, size: int) -> None:
@@ -161,10 +169,12 @@ class Transfers:
             if target.done <= before:
                 raise
 
-    def _send(self, journey: _Journey, file: BinaryIO, size: int) -> None:
+    def _send(
+        self, journey: _Journey, file: BinaryIO, size: int, headers: Mapping[str, str]
+    ) -> None:
         journey.check()
         file.seek(0)
-        http.send(self._http, journey.url, _blocks(file, size, journey), size, {})
+        http.send(self._http, journey.url, _blocks(file, size, journey), size, headers)
 
     def _persist(self, journey: _Journey, attempt: Callable[[], None]) -> None:
         left_s = max(0.0, journey.deadline - time.monotonic())

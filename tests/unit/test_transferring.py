@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from storage.transfers import Cancelled, Transfers
 from tests.messages import SAMPLES, SHA
 
 ORDER = SAMPLES["order"]
+HEADERS = {"x-amz-server-side-encryption": "AES256"}
 
 
 def job(url: str = "u-1", action: str = "train") -> Job:
@@ -25,7 +26,9 @@ def job(url: str = "u-1", action: str = "train") -> Job:
     order = ORDER.model_copy(
         update={
             "model": ModelRef(url=f"get-{url}", key="m", sha256=SHA, size_bytes=10),
-            "upload": UploadRef(url=f"put-{url}", key="u") if action == "train" else None,
+            "upload": UploadRef(url=f"put-{url}", key="u", headers=HEADERS)
+            if action == "train"
+            else None,
         }
     )
     return Job(JobKey("r", "train", 1, 1), order)
@@ -38,6 +41,7 @@ class Scripted(Transfers):
         super().__init__()
         self.failures = list(failures)
         self.urls: list[str] = []
+        self.headers: list[dict[str, str]] = []
         self.renews: Callable[[], str] | None = None
         self.started = threading.Event()
 
@@ -58,10 +62,12 @@ class Scripted(Transfers):
         self,
         url: str,
         path: Path,
-        renew: Callable[[], str] | None = None,
         *,
+        headers: Mapping[str, str] | None = None,
+        renew: Callable[[], str] | None = None,
         cancel: threading.Event | None = None,
     ) -> int:
+        self.headers.append(dict(headers or {}))
         return self.move(url, renew, cancel)
 
     def move(
@@ -101,6 +107,7 @@ def test_an_upload_ends_as_an_event() -> None:
     transfers, lease = Scripted(), Lease(job())
     assert JobTransfers(transfers, never).upload(lease, Path("u")) == UpdateUploaded(lease.key)
     assert transfers.urls == ["put-u-1"]
+    assert transfers.headers == [HEADERS]
     assert (lease.bytes_down, lease.bytes_up) == (0, 10)
 
 
