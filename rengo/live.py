@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Self, TextIO
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
 from rich.table import Table
@@ -16,6 +26,7 @@ from rich.text import Text
 from rengo import wording
 from rengo.progress import Crowd, Follower
 from rengo.view import Line, View
+from storage.transfers import Watch
 
 _REFRESH_PER_S = 5
 _MAX_ROWS = 12
@@ -61,6 +72,27 @@ class Picture:
 def is_able(out: TextIO) -> bool:
     """Whether the terminal can redraw, and show what the picture is made of."""
     return not Console(file=out).is_dumb_terminal and "utf" in (out.encoding or "").lower()
+
+
+@contextmanager
+def open_bar(what: str, total: int, out: TextIO) -> Iterator[Watch]:
+    """Give what is to be called with the bytes that are there; they are shown as a bar."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(_BAR_WIDTH),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(file=out, highlight=False)) as progress:
+
+        def watch(done: int) -> None:
+            # what was there before does not count for the speed
+            if not progress.task_ids:
+                progress.add_task(what, total=total, completed=done)
+            progress.update(progress.task_ids[0], completed=done)
+
+        yield watch
 
 
 class LiveView(View):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class RengoError(Exception):
     """The root of every error that Rengo raises on purpose; its text is fit for a person."""
@@ -25,6 +27,19 @@ class MissingExtra(ConfigError):
         )
         self.package = package
         self.extra = extra
+
+
+class Mismatch(ConfigError):
+    """Weights do not fit a model.
+
+    Args:
+        summary: what does not fit what.
+        lines: each difference.
+    """
+
+    def __init__(self, summary: str, lines: Sequence[str]) -> None:
+        super().__init__("\n  ".join([f"{summary}:", *lines]))
+        self.lines = tuple(lines)
 
 
 class RunFailed(RengoError):

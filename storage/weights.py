@@ -227,6 +227,11 @@ def dtype_name(name: str, dtype: np.dtype[Any]) -> str:
     return found
 
 
+def numpy_type(dtype: str) -> np.dtype[Any]:
+    """Return the numpy type of a safetensors type; BF16's is that of its bits."""
+    return _NUMPY[dtype]
+
+
 def encode_header(layout: Layout) -> bytes:
     """Return the start of the stored form; the float vector follows at once, then the others."""
     ends: dict[str, int] = {}

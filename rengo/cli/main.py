@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from rengo.cli.codes import DONE, FAILED, INTERRUPTED, UNREACHABLE, USAGE
 from runtime.errors import (
     ConfigError,
+    Mismatch,
     NotFound,
     RengoError,
     StorageError,
@@ -113,5 +114,7 @@ def exit_code(error: RengoError) -> int:
 
 
 def one_line(error: RengoError) -> str:
-    """Return an error's text on one line."""
+    """Return an error's text on one line, a mismatch's on one for each difference."""
+    if isinstance(error, Mismatch):
+        return str(error)
     return " ".join(str(error).split())
