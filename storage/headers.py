@@ -2,7 +2,8 @@
 
 The file is ``RGU1``, the header's length (u32, big-endian), the header in msgpack, and the chunks
 end to end. The result message carries the sha256 of all that stands before the chunks, and the
-header that of each chunk, so a reader uses no byte that it has not verified.
+header that of each chunk, so a reader uses no byte that it has not verified. In a delta, a chunk of
+no bytes stands for as many zeros as its count says.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ from __future__ import annotations
 import hashlib
 import struct
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import msgpack
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from runtime.errors import ConfigError, Corrupt
 
@@ -27,6 +28,7 @@ MAX_CHUNK_PARAMS = 1 << 22
 MAX_CHUNK_BYTES = 4 * MAX_CHUNK_PARAMS
 _PREFIX = struct.Struct(">4sI")
 _READ_BYTES = 1 << 20
+NOTHING_SHA256 = hashlib.sha256().hexdigest()
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")]
@@ -41,6 +43,11 @@ class Chunk(BaseModel):
     size: int = Field(ge=0, le=MAX_CHUNK_BYTES)
     count: int = Field(ge=1, le=MAX_CHUNK_PARAMS)
     sha256: Sha256
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether it stands for zeros."""
+        return self.size == 0
 
 
 class Origin(BaseModel):
@@ -73,6 +80,15 @@ class UpdateHeader(UpdateInfo):
     codec: Name
     # a list where it is decoded, so the tuple is taken leniently; each chunk stays strict
     chunks: tuple[Chunk, ...] = Field(max_length=MAX_CHUNKS, strict=False)
+
+    @model_validator(mode="after")
+    def _zeros_are_of_a_delta(self) -> Self:
+        zeros = [chunk for chunk in self.chunks if chunk.is_zero]
+        if zeros and self.kind != "delta":
+            raise ValueError("only a delta may have chunks of no bytes")
+        if any(chunk.sha256 != NOTHING_SHA256 for chunk in zeros):
+            raise ValueError("a chunk of no bytes has the sha256 of something")
+        return self
 
     @property
     def parameters(self) -> int:

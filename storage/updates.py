@@ -1,4 +1,8 @@
-"""Updates: a flat float32 vector to a stream of verified chunks, and back, block by block."""
+"""Updates: a flat float32 vector to a stream of verified chunks, and back, block by block.
+
+What a delta leaves as it is costs nothing: a run of zeros is a chunk of no bytes, whatever the
+codec. A negative zero may come back as a positive one, for a change has no use for the difference.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +19,17 @@ from storage.codecs.base import Buffer, Codec
 from storage.headers import (
     MAX_CHUNK_PARAMS,
     MAX_CHUNKS,
+    NOTHING_SHA256,
     Chunk,
     UpdateHeader,
     UpdateInfo,
     encode_header,
 )
 from storage.weights import Reader, Vector
+from storage.zeros import GRAIN, zero_runs
 
 CHUNK_PARAMS = 1 << 20
+_ZEROS = 1 << 18
 _READ_BYTES = 1 << 20
 
 
@@ -65,8 +72,11 @@ def write_update(
     encoder = codecs.load(codec)
     encoded: list[Buffer] = []
     chunks: list[Chunk] = []
-    for start in range(0, vector.size, chunk_params):
-        block = vector[start : start + chunk_params]
+    for start, end, is_zero in _spans(vector, chunk_params, info):
+        if is_zero:
+            chunks.append(Chunk(size=0, count=end - start, sha256=NOTHING_SHA256))
+            continue
+        block = vector[start:end]
         _require_finite(block, start, f"update of {info.device_id}")
         data = encoder.encode(block)
         digest = hashlib.sha256(data).hexdigest()
@@ -81,13 +91,32 @@ def write_update(
     return WrittenUpdate(digest, len(start_bytes) + header.chunk_bytes)
 
 
+def _spans(vector: Vector, chunk_params: int, info: UpdateInfo) -> Iterator[tuple[int, int, bool]]:
+    """Yield the chunks' (start, end, is_zero), at most ``MAX_CHUNKS`` of them."""
+    runs: list[tuple[int, int]] = []
+    if info.kind == "delta":
+        # each run may add two chunks to those that the vector takes without any
+        most = (MAX_CHUNKS - 1 - vector.size // chunk_params) // 2
+        runs = zero_runs(vector, most, min(GRAIN, chunk_params))
+    position = 0
+    for start, end in [*runs, (vector.size, vector.size)]:
+        yield from _cut(position, start, chunk_params, is_zero=False)
+        yield from _cut(start, end, MAX_CHUNK_PARAMS, is_zero=True)
+        position = end
+
+
+def _cut(start: int, end: int, size: int, *, is_zero: bool) -> Iterator[tuple[int, int, bool]]:
+    for first in range(start, end, size):
+        yield first, min(first + size, end), is_zero
+
+
 def verified_blocks(
     stream: Reader, header: UpdateHeader, layout_size: int, *, key: str = "update"
 ) -> Iterator[Vector]:
     """Yield the vector's blocks in order, each verified, decoded and finite.
 
-    A block may share one buffer with the next: it holds only until the next is asked for. Nothing
-    may be kept of an update before the iterator has ended without an error.
+    A block may share one buffer with the next: it holds only until the next is asked for, and is
+    only read. Nothing may be kept of an update before the iterator has ended without an error.
 
     Raises:
         Corrupt: a chunk is not what the header says, is not finite, or bytes follow the last.
@@ -100,8 +129,14 @@ def verified_blocks(
         raise Corrupt(f"{key}: {error}") from error
     _check_sizes(header, decoder, key)
     buffer = memoryview(bytearray(max((chunk.size for chunk in header.chunks), default=0)))
+    zeros = _read_only_zeros(header)
     start = 0
     for index, chunk in enumerate(header.chunks):
+        if chunk.is_zero:
+            for offset in range(0, chunk.count, _ZEROS):
+                yield zeros[: chunk.count - offset]
+            start += chunk.count
+            continue
         data = buffer[: chunk.size]
         digest = _fill(stream, data, f"{key}: chunk {index}")
         if digest != chunk.sha256:
@@ -112,6 +147,13 @@ def verified_blocks(
         start += chunk.count
     if stream.read(1):
         raise Corrupt(f"{key}: bytes follow the last chunk")
+
+
+def _read_only_zeros(header: UpdateHeader) -> Vector:
+    most = max((chunk.count for chunk in header.chunks if chunk.is_zero), default=0)
+    zeros = np.zeros(min(most, _ZEROS), np.float32)
+    zeros.flags.writeable = False
+    return zeros
 
 
 def _check_sizes(header: UpdateHeader, decoder: Codec, key: str) -> None:

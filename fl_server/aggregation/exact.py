@@ -103,6 +103,8 @@ class ExactSum:
         """Add ``weight * values`` at ``start``; the caller has checked the limits."""
         for offset in range(0, len(values), BLOCK):
             part = values[offset : offset + BLOCK]
+            if part[0] == 0 and not part.any():
+                continue  # integers: adding zeros changes no bit
             quantised, scratch = self._quantised[: len(part)], self._scratch[: len(part)]
             self._fixed.quantise(part, quantised, scratch)
             np.multiply(quantised, np.int64(weight), out=quantised)

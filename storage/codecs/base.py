@@ -31,7 +31,7 @@ class Codec(abc.ABC):
 
     @abc.abstractmethod
     def encode(self, block: Vector) -> Buffer:
-        """Return the block's bytes; they may share the block's memory."""
+        """Return the block's bytes, at least one; they may share the block's memory."""
 
     @abc.abstractmethod
     def decode(self, data: Buffer, count: int) -> Vector:

@@ -110,6 +110,29 @@ def test_blocks_and_pieces_of_any_size_give_the_same_bits(kind: str, tmp_path: P
         store.close()
 
 
+def test_zeros_of_either_sign_are_not_even_added() -> None:
+    class Watched(MemorySums):
+        """A store that remembers which blocks were touched."""
+
+        def __init__(self, size: int) -> None:
+            super().__init__(size)
+            self.read_at: list[int] = []
+
+        def read(self, start: int, count: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+            self.read_at.append(start)
+            return super().read(start, count)
+
+    size = 3 * BLOCK
+    vector = np.zeros(size, np.float32)
+    vector[:BLOCK] = -0.0
+    vector[-1] = 0.5
+    store = Watched(size)
+    total = summed([(vector, 3)], store=store)
+    assert store.read_at == [2 * BLOCK]
+    assert total.mean(2 * BLOCK, BLOCK)[-1] == 0.5
+    assert not total.mean(0, BLOCK).any()
+
+
 def test_a_block_is_added_once_however_the_store_hands_it_out() -> None:
     class Copies(MemorySums):
         """A store whose blocks are copies, as those of a file are."""

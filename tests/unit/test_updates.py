@@ -187,6 +187,93 @@ def test_a_well_hashed_header_that_breaks_a_rule_is_refused(changes: dict[str, A
         read_all(*with_header(data, **changes), 6)
 
 
+NOTHING = hashlib.sha256().hexdigest()
+ZEROS = {"size": 0, "count": 6, "sha256": NOTHING}
+FORGED_ZEROS: dict[str, tuple[dict[str, Any], str]] = {
+    "in weights": ({"kind": "weights"}, "only a delta"),
+    "with a hash of something": (
+        {"chunks": [{**ZEROS, "sha256": "c" * 64}]},
+        "sha256 of something",
+    ),
+    "a count of nothing": ({"chunks": [{**ZEROS, "count": 0}]}, "greater than or equal to 1"),
+    "a count bomb": ({"chunks": [{**ZEROS, "count": 1 << 40}]}, "less than or equal to"),
+    "more than the layout": ({"chunks": [ZEROS, ZEROS]}, "12 parameters, the layout has 6"),
+    "less than the layout": ({"chunks": [{**ZEROS, "count": 5}]}, "5 parameters"),
+    "far more": ({"chunks": [{**ZEROS, "count": 1 << 22}] * 8192}, f"{1 << 35} parameters"),
+    "bytes after": ({}, "bytes follow the last chunk"),
+}
+
+
+@pytest.mark.parametrize(("changes", "said"), FORGED_ZEROS.values(), ids=FORGED_ZEROS)
+def test_zeros_that_a_hostile_header_claims_are_refused_in_little_memory(
+    changes: dict[str, Any], said: str
+) -> None:
+    data, _ = written(np.zeros(6, np.float32), chunk_params=6)
+    forged, sha = with_header(data, **changes)
+    tail = b"" if changes else b"\0"
+    tracemalloc.start()
+    try:
+        with pytest.raises(Corrupt, match=rf"k\.upd: .*{said}"):
+            read_all(forged + tail, sha, 6)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 32 << 20
+
+
+def test_a_model_of_zeros_is_read_in_little_memory() -> None:
+    size = 30 << 20
+    data, sha = written(np.zeros(size, np.float32))
+    assert len(data) < 2000
+    stream = io.BytesIO(data)
+    header = read_header(stream, header_sha256=sha, max_bytes=CAP)
+    tracemalloc.start()
+    try:
+        counts = [block.size for block in verified_blocks(stream, header, size) if not block.any()]
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert sum(counts) == size
+    assert peak < 2 << 20
+
+
+def test_nobody_can_write_into_the_zeros_that_all_blocks_share() -> None:
+    stream = io.BytesIO(data := written(np.zeros(8, np.float32), chunk_params=4)[0])
+    header = read_header(
+        stream, header_sha256=hashlib.sha256(data).hexdigest(), max_bytes=CAP, key="k.upd"
+    )
+    (block,) = verified_blocks(stream, header, 8)
+    with pytest.raises(ValueError, match="read-only"):
+        block[0] = 1
+
+
+def test_a_trained_head_on_a_frozen_backbone_is_all_that_is_sent() -> None:
+    vector = np.zeros(3_000_000, np.float32)
+    vector[2_500_123:2_510_001] = 0.5
+    data, sha = written(vector)
+    header, found = read_all(data, sha, vector.size)
+    assert found.tobytes() == vector.tobytes()
+    assert [(chunk.size, chunk.count) for chunk in header.chunks] == [
+        (0, 2_500_123),
+        (4 * 9_878, 9_878),
+        (0, 489_999),
+    ]
+
+
+def test_the_most_runs_that_a_header_can_say_are_the_longest() -> None:
+    grain, rows = 1 << 12, 20_000
+    vector = np.zeros(rows * grain, np.float32)
+    vector[:: 2 * grain] = 1  # ten thousand runs, each of two grains less one value
+    vector[4 * grain] = vector[6 * grain] = 0  # and one of six
+    data, sha = written(vector)
+    header, found = read_all(data, sha, vector.size)
+    assert found.tobytes() == vector.tobytes()
+    assert len(header.chunks) <= 8192
+    assert len(data) - header.chunk_bytes <= MAX_HEADER_BYTES
+    assert max(chunk.count for chunk in header.chunks if chunk.is_zero) == 6 * grain - 1
+    assert header.chunk_bytes < 0.7 * vector.nbytes
+
+
 BOMBS = {
     "nothing": b"",
     "not msgpack": b"\xc1\xc1",
