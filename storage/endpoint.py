@@ -6,6 +6,7 @@ import base64
 import hashlib
 import ipaddress
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -20,13 +21,15 @@ from pydantic import (
     model_validator,
 )
 
-from runtime.errors import MissingExtra
+from runtime.config import from_environment, load
+from runtime.errors import ConfigError, MissingExtra
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 CONNECT_S, READ_S = 3.0, 30.0
 ATTEMPTS = 4
+ENVIRONMENT = "RENGO_SERVER"
 _HOST = re.compile(r"[A-Za-z0-9._:-]+")
 _PREFIX = re.compile(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*")
 _SSE = "x-amz-server-side-encryption"
@@ -118,6 +121,31 @@ class StoreSettings(BaseModel):
         """
         headers = {_SSE: self.sse, f"{_SSE}-aws-kms-key-id": self.kms_key}
         return {name: value for name, value in headers.items() if value is not None}
+
+
+class _OfServer(BaseModel):
+    """A server's settings, of which only the store is looked at."""
+
+    model_config = ConfigDict(extra="ignore")
+    store: StoreSettings
+
+
+def settings_from(path: Path | None, given: Mapping[str, str]) -> StoreSettings:
+    """Return the store that a server's TOML file and RENGO_SERVER_STORE__… name.
+
+    Args:
+        path: the file; None where the environment says all.
+        given: keys that win over both.
+
+    Raises:
+        ConfigError: names the file and each key that is missing or wrong.
+    """
+    if path is None and not from_environment(_OfServer, ENVIRONMENT):
+        raise ConfigError(
+            "no store is named: give a server's TOML file by --config, a site's folder by "
+            f"--data-dir, or {ENVIRONMENT}_STORE__ENDPOINT and its other keys"
+        )
+    return load(_OfServer, path, ENVIRONMENT, {"store": dict(given)}).store
 
 
 def _is_address(url: str) -> bool:

@@ -7,11 +7,10 @@ meet one set of errors. boto3 does the verbs without bytes.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypedDict, TypeVar
 
 from runtime.errors import (
     AccessDenied,
@@ -26,17 +25,21 @@ from runtime.retry import retrying
 from runtime.tls import Tls
 from storage import http
 from storage.endpoint import ATTEMPTS, CONNECT_S, READ_S, StoreSettings, client_of
-from storage.objects import ObjectInfo, check_key, source_size
+from storage.objects import ObjectInfo, Part, UnfinishedUpload, check_key, source_size
+from storage.parts import PartSizes
+from storage.partwriter import PartWriter
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
-    from mypy_boto3_s3.type_defs import CompletedPartTypeDef
 
 T = TypeVar("T")
 
-MULTIPART_BYTES = 64 << 20
-PART_BYTES = 16 << 20
-_MAX_PARTS = 10_000
+
+class _Object(TypedDict):
+    Bucket: str
+    Key: str
+
+
 _OWN_URL_S = 900
 _TOTAL_S = 60.0
 
@@ -49,7 +52,14 @@ _DENIED = {
     "RequestTimeTooSkewed",
     "SignatureDoesNotMatch",
 }
-_MISSING = {"404", "NoSuchBucket", "NoSuchKey", "NoSuchUpload", "NotFound"}
+_MISSING = {
+    "404",
+    "NoSuchBucket",
+    "NoSuchKey",
+    "NoSuchLifecycleConfiguration",
+    "NoSuchUpload",
+    "NotFound",
+}
 _ELSEWHERE = {
     "301",
     "AuthorizationHeaderMalformed",
@@ -63,8 +73,9 @@ _BUSY = {"429", "InternalError", "RequestTimeout", "ServiceUnavailable", "SlowDo
 class S3Store:
     """A bucket of any S3 server; see :class:`storage.objects.ObjectStore`."""
 
-    def __init__(self, settings: StoreSettings) -> None:
+    def __init__(self, settings: StoreSettings, sizes: PartSizes | None = None) -> None:
         self.settings = settings
+        self.sizes = sizes or PartSizes()
         self.client = client_of(settings, settings.endpoint)
         self._signer = (
             client_of(settings, settings.public_endpoint)
@@ -75,10 +86,11 @@ class S3Store:
         self.http = http.pool(tls=tls, connect_s=CONNECT_S, read_s=READ_S)
 
     def put(self, key: str, source: bytes | BinaryIO, size: int | None = None) -> ObjectInfo:
-        """Store the source: in one request, or in parts from 64 MiB on."""
+        """Store the source: in one request, or a large one in parts."""
         total = source_size(source, size, check_key(key))
-        if total >= MULTIPART_BYTES:
-            return ObjectInfo(key, total, self._put_parts(key, source, total))
+        if self.sizes.is_large(total):
+            self._put_parts(key, source, total)
+            return self.head(key)
         url = self._sign(self.client, "put_object", key, _OWN_URL_S, **self.settings.upload_params)
         headers = self.upload_headers
         if isinstance(source, bytes):
@@ -144,24 +156,80 @@ class S3Store:
             more["ContentLength"] = size
         return self._sign(self._signer, "put_object", check_key(key), expires_s, **more)
 
-    def abort_uploads(self, prefix: str) -> int:
-        """Abort the unfinished multipart uploads under the prefix."""
+    def begin_upload(self, key: str) -> str:
+        """Begin a multipart upload and return its id."""
+        wanted: dict[str, Any] = {**self._object(key), **self.settings.upload_params}
+        with self.errors(f"CREATE UPLOAD {key}"):
+            return self.client.create_multipart_upload(**wanted)["UploadId"]
+
+    def put_part(self, key: str, upload_id: str, number: int, data: Part) -> str:
+        """Store one part and return its ETag."""
+        url = self._sign(
+            self.client, "upload_part", key, _OWN_URL_S, UploadId=upload_id, PartNumber=number
+        )
+        size = len(data)
+        return self._retry(lambda: http.send(self.http, url, _slices(data), size, {}))
+
+    def complete_upload(self, key: str, upload_id: str, etags: Sequence[str]) -> None:
+        """Make the object of its parts."""
+        url = self._sign(
+            self.client, "complete_multipart_upload", key, _OWN_URL_S, UploadId=upload_id
+        )
+        self._retry(lambda: http.complete_upload(self.http, url, etags))
+
+    def abort_upload(self, key: str, upload_id: str) -> None:
+        """Abort a multipart upload that may be gone."""
+        try:
+            with self.errors(f"ABORT UPLOAD {key}"):
+                self.client.abort_multipart_upload(**self._object(key), UploadId=upload_id)
+        except NotFound:
+            return
+
+    def has_upload(self, key: str, upload_id: str) -> bool:
+        """Whether the multipart upload still takes parts."""
+        try:
+            with self.errors(f"LIST PARTS {key}"):
+                self.client.list_parts(**self._object(key), UploadId=upload_id, MaxParts=1)
+        except NotFound:
+            return False
+        return True
+
+    def uploads(self, prefix: str) -> Iterator[UnfinishedUpload]:
+        """Return the unfinished multipart uploads under the prefix."""
         # no prefix in the request: MinIO answers one only with the uploads of that very key
         pages = self.client.get_paginator("list_multipart_uploads").paginate(
             Bucket=self.settings.bucket
         )
-        count = 0
         with self.errors(f"LIST UPLOADS {prefix}"):
-            found = [upload for page in pages for upload in page.get("Uploads", [])]
+            for page in pages:
+                for found in page.get("Uploads", []):
+                    if found["Key"].startswith(self.full(prefix)):
+                        key = found["Key"].removeprefix(self.settings.root)
+                        yield UnfinishedUpload(key, found["UploadId"])
+
+    def abort_uploads(self, prefix: str) -> int:
+        """Abort the unfinished multipart uploads under the prefix."""
+        found = list(self.uploads(prefix))
         for upload in found:
-            if upload["Key"].startswith(self.full(prefix)):
-                self._abort(upload["Key"].removeprefix(self.settings.root), upload["UploadId"])
-                count += 1
-        return count
+            self.abort_upload(upload.key, upload.id)
+        return len(found)
+
+    def presign_part(self, key: str, upload_id: str, number: int, expires_s: int) -> str:
+        """Return a URL on the public endpoint that stores one part."""
+        verb, more = "upload_part", {"UploadId": upload_id}
+        return self._sign(self._signer, verb, check_key(key), expires_s, PartNumber=number, **more)
+
+    def presign_complete(self, key: str, upload_id: str, expires_s: int) -> str:
+        """Return a URL on the public endpoint that completes the upload."""
+        verb = "complete_multipart_upload"
+        return self._sign(self._signer, verb, check_key(key), expires_s, UploadId=upload_id)
 
     def full(self, key: str) -> str:
         """Return the key as it stands in the bucket, below the site's own prefix."""
         return f"{self.settings.root}{key}"
+
+    def _object(self, key: str) -> _Object:
+        return {"Bucket": self.settings.bucket, "Key": self.full(check_key(key))}
 
     def ensure_bucket(self) -> None:
         """Make the bucket unless it is there."""
@@ -186,53 +254,13 @@ class S3Store:
             if code not in _MISSING:
                 raise _error_of(code, self._where(f"DELETE {failure.get('Key', '')}"))
 
-    def _put_parts(self, key: str, source: bytes | BinaryIO, total: int) -> str:
-        size = max(PART_BYTES, math.ceil(total / _MAX_PARTS))
-        upload_id = self._new_upload(key)
-        try:
-            parts: list[CompletedPartTypeDef] = []
-            for start in range(0, total, size):
-                data = _part(source, start, min(size, total - start), key)
-                etag = self._put_part(key, upload_id, len(parts) + 1, data)
-                parts.append({"ETag": etag, "PartNumber": len(parts) + 1})
-            with self.errors(f"COMPLETE UPLOAD {key}"):
-                answer = self.client.complete_multipart_upload(
-                    Bucket=self.settings.bucket,
-                    Key=self.full(key),
-                    UploadId=upload_id,
-                    MultipartUpload={"Parts": parts},
-                )
-        except BaseException as error:
-            try:
-                self._abort(key, upload_id)
-            except StorageError as second:
-                error.add_note(f"its parts remain until abort_uploads: {second}")
-            raise
-        return answer["ETag"].strip('"')
-
-    def _new_upload(self, key: str) -> str:
-        wanted: dict[str, Any] = {
-            "Bucket": self.settings.bucket,
-            "Key": self.full(key),
-            **self.settings.upload_params,
-        }
-        with self.errors(f"CREATE UPLOAD {key}"):
-            return self.client.create_multipart_upload(**wanted)["UploadId"]
-
-    def _put_part(self, key: str, upload_id: str, number: int, data: bytes) -> str:
-        url = self._sign(
-            self.client, "upload_part", key, _OWN_URL_S, UploadId=upload_id, PartNumber=number
-        )
-        return self._retry(lambda: http.send(self.http, url, data, len(data), {}))
-
-    def _abort(self, key: str, upload_id: str) -> None:
-        try:
-            with self.errors(f"ABORT UPLOAD {key}"):
-                self.client.abort_multipart_upload(
-                    Bucket=self.settings.bucket, Key=self.full(key), UploadId=upload_id
-                )
-        except NotFound:
-            return
+    def _put_parts(self, key: str, source: bytes | BinaryIO, total: int) -> None:
+        with PartWriter(self, key, self.sizes.part_for(total)) as writer:
+            if isinstance(source, bytes):
+                writer.write(source)
+            else:
+                for block in _blocks(source, total, key):
+                    writer.write(block)
 
     def _send_from(self, url: str, source: BinaryIO, start: int, total: int, key: str) -> str:
         source.seek(start)
@@ -310,7 +338,7 @@ def _blocks(source: BinaryIO, total: int, key: str) -> Iterator[bytes]:
         yield block
 
 
-def _part(source: bytes | BinaryIO, start: int, size: int, key: str) -> bytes:
-    if isinstance(source, bytes):
-        return source[start : start + size]
-    return b"".join(_blocks(source, size, key))
+def _slices(data: Part) -> Iterator[bytes]:
+    view = memoryview(data)
+    for start in range(0, len(view), http.BLOCK_BYTES):
+        yield bytes(view[start : start + http.BLOCK_BYTES])

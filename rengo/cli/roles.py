@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import logging
 import os
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from runtime.retry import retrying
 if TYPE_CHECKING:
     from storage.s3 import S3Store
 
+_LOG = logging.getLogger(__name__)
 _START_S = 30.0
 
 
@@ -176,9 +178,12 @@ def _lock_folder(folder: Path) -> IO[bytes]:
 
 def _ready(store: S3Store) -> S3Store:
     """Return the store when its bucket is there; the error says which keys to look at."""
+    from storage.lifecycle import ensure_rule  # noqa: PLC0415  (boto3 is the server's alone)
+
     endpoint = store.settings.endpoint
     try:
         retrying((Unavailable,), attempts=8, total_s=_START_S / 2)(store.ensure_bucket)
+        _LOG.info("%s", ensure_rule(store))
     except Unavailable as error:
         raise Unavailable(
             f"the store does not answer at {endpoint}: {error}; is it running, and is "

@@ -25,11 +25,14 @@ from runtime.errors import (
 )
 from runtime.ports import free_port
 from runtime.retry import instant
+from storage import http
 from storage.embedded import EmbeddedStore, Kind, StoreTls
 from storage.endpoint import StoreSettings
 from storage.objects import MemoryStore, ObjectStore
+from storage.parts import LARGE_BYTES
+from storage.partwriter import PartWriter
 from storage.probe import probe
-from storage.s3 import MULTIPART_BYTES, S3Store
+from storage.s3 import S3Store
 from tests.integration.store_fixtures import KINDS, bucket_of, running_store
 
 KEY = "projects/p/runs/r/global/0.safetensors"
@@ -201,6 +204,80 @@ def test_presigned_urls_name_the_object(store: ObjectStore) -> None:
     store.ensure_bucket()
 
 
+PARTS = [os.urandom(5 << 20), os.urandom(5 << 20), os.urandom(1234)]
+
+
+def test_an_object_in_parts_is_there_when_it_is_complete(store: ObjectStore) -> None:
+    store.put(KEY, b"before")
+    upload = store.begin_upload(KEY)
+    sent = [store.put_part(KEY, upload, number, part) for number, part in enumerate(PARTS, 1)]
+    assert read(store, KEY) == b"before"
+    assert [(each.key, each.id) for each in store.uploads("projects/")] == [(KEY, upload)]
+    assert store.has_upload(KEY, upload)
+    store.complete_upload(KEY, upload, sent)
+    assert read_whole(store, KEY) == b"".join(PARTS)
+    assert not store.has_upload(KEY, upload)
+    assert list(store.uploads("")) == []
+
+
+def test_a_part_may_be_sent_again_and_out_of_order(store: ObjectStore) -> None:
+    upload = store.begin_upload(KEY)
+    last = store.put_part(KEY, upload, 2, memoryview(PARTS[2]))
+    store.put_part(KEY, upload, 1, PARTS[1])
+    first = store.put_part(KEY, upload, 1, PARTS[0])
+    store.complete_upload(KEY, upload, [first, last])
+    assert read_whole(store, KEY) == PARTS[0] + PARTS[2]
+
+
+def test_an_upload_that_is_gone_takes_nothing(store: ObjectStore) -> None:
+    upload = store.begin_upload(KEY)
+    etag = store.put_part(KEY, upload, 1, b"x")
+    store.abort_upload(KEY, upload)
+    store.abort_upload(KEY, upload)
+    assert not store.has_upload(KEY, upload)
+    with pytest.raises(NotFound, match=KEY):
+        store.put_part(KEY, upload, 1, b"x")
+    with pytest.raises(NotFound, match=KEY):
+        store.complete_upload(KEY, upload, [etag])
+    assert list(store.list("")) == []
+
+
+def test_an_object_is_not_made_of_parts_that_are_not_there(store: ObjectStore) -> None:
+    upload = store.begin_upload(KEY)
+    etag = store.put_part(KEY, upload, 1, PARTS[0])
+    with pytest.raises(StorageError):
+        store.complete_upload(KEY, upload, [etag, "0" * 32])
+    assert list(store.list("")) == []
+    store.abort_upload(KEY, upload)
+
+
+def test_unfinished_uploads_are_named_and_removed_by_prefix(store: ObjectStore) -> None:
+    for key in ("projects/p/a", "projects/p/b/c", "projects/q/a"):
+        store.put_part(key, store.begin_upload(key), 1, b"x" * 1000)
+    assert sorted(each.key for each in store.uploads("projects/p/")) == [
+        "projects/p/a",
+        "projects/p/b/c",
+    ]
+    assert store.abort_uploads("nothing/") == 0
+    assert store.abort_uploads("projects/p/") == 2
+    assert store.abort_uploads("projects/") == 1
+    assert store.abort_uploads("") == 0
+
+
+def test_an_object_is_written_in_parts_while_its_bytes_come(store: ObjectStore) -> None:
+    data = b"".join(PARTS)
+    with PartWriter(store, KEY, 5 << 20) as writer:
+        for start in range(0, len(data), 700_001):
+            writer.write(data[start : start + 700_001])
+        assert list(store.list("")) == []
+    assert read_whole(store, KEY) == data
+    with pytest.raises(Corrupt, match="on the way"), PartWriter(store, "other", 5 << 20) as writer:
+        writer.write(data)
+        raise Corrupt("on the way")
+    assert [info.key for info in store.list("")] == [KEY]
+    assert list(store.uploads("")) == []
+
+
 def request(method: str, url: str, body: bytes | None = None) -> tuple[int, bytes]:
     with urllib3.PoolManager(retries=False) as pool:
         answer = pool.request(method, url, body=body)
@@ -273,14 +350,14 @@ def test_a_wrong_secret_is_denied_by_every_verb_and_told_without_it(s3: S3Store)
 
 
 def test_a_large_object_goes_in_parts_and_comes_back(s3: S3Store, tmp_path: Path) -> None:
-    data = os.urandom(MULTIPART_BYTES + 12345)
+    data = os.urandom(LARGE_BYTES + 12345)
     path = tmp_path / "large"
     path.write_bytes(data)
     with path.open("rb") as file:
         s3.put(KEY, file)
     assert s3.head(KEY).size == len(data)
     assert read_whole(s3, KEY) == data
-    assert read(s3, KEY, MULTIPART_BYTES, MULTIPART_BYTES + 10) == data[-12345:][:10]
+    assert read(s3, KEY, LARGE_BYTES, LARGE_BYTES + 10) == data[-12345:][:10]
     assert s3.abort_uploads("") == 0
 
 
@@ -292,22 +369,30 @@ def read_whole(store: ObjectStore, key: str) -> bytes:
 def test_a_large_put_that_fails_leaves_no_parts(s3: S3Store) -> None:
     short = OnlyForward(b"x" * (20 << 20))
     with pytest.raises(Corrupt, match="the source ended"):
-        s3.put(KEY, short, MULTIPART_BYTES)  # type: ignore[arg-type]
+        s3.put(KEY, short, LARGE_BYTES)  # type: ignore[arg-type]
     assert s3.abort_uploads("") == 0
     assert list(s3.list("")) == []
 
 
-def test_unfinished_uploads_are_aborted_by_prefix(s3: S3Store) -> None:
-    bucket = s3.settings.bucket
-    for key in ("projects/p/a", "projects/p/b/c", "projects/q/a"):
-        upload_id = s3.client.create_multipart_upload(Bucket=bucket, Key=key)["UploadId"]
-        s3.client.upload_part(
-            Bucket=bucket, Key=key, UploadId=upload_id, PartNumber=1, Body=b"x" * 1000
-        )
-    assert s3.abort_uploads("nothing/") == 0
-    assert s3.abort_uploads("projects/p/") == 2
-    assert s3.abort_uploads("projects/") == 1
-    assert s3.abort_uploads("") == 0
+def test_presigned_parts_are_all_a_device_needs(s3: S3Store) -> None:
+    upload = s3.begin_upload(KEY)
+    with urllib3.PoolManager(retries=False) as pool:
+        etags = [
+            http.send(pool, s3.presign_part(KEY, upload, number, 60), part, len(part), {})
+            for number, part in enumerate(PARTS, 1)
+        ]
+        ends = s3.presign_complete(KEY, upload, 60)
+        with pytest.raises(AccessDenied):
+            http.complete_upload(pool, ends[:-4] + "0000", etags)
+        with pytest.raises(Corrupt, match="InvalidPart"):
+            http.complete_upload(pool, ends, [*etags[:2], "0" * 32])
+        http.complete_upload(pool, ends, etags)
+        assert read_whole(s3, KEY) == b"".join(PARTS)
+        with pytest.raises(NotFound, match="NoSuchUpload"):
+            http.complete_upload(pool, ends, etags)
+        with pytest.raises(NotFound):
+            http.send(pool, s3.presign_part(KEY, upload, 1, 60), b"x", 1, {})
+    assert s3.presign_part(KEY, upload, 400, 60).partition("?")[0].endswith(KEY)
 
 
 def test_deleting_leaves_no_empty_folder(s3: S3Store) -> None:
@@ -323,13 +408,13 @@ def test_the_probe_tells_what_the_store_can_do_and_leaves_nothing(
     s3: S3Store, embedded: EmbeddedStore
 ) -> None:
     found = probe(s3)
-    assert found.range
-    assert found.pinned_length
-    assert found.multipart
-    assert found.delete_many
+    assert found.can.range
+    assert found.can.pinned_length
+    assert found.can.multipart
+    assert found.can.delete_many
     seaweedfs = "weed" in Path(f"/proc/{embedded.pid}/cmdline").read_text()
-    assert found.conditional_put is seaweedfs
-    assert found.versioning is seaweedfs
+    assert found.can.conditional_put is seaweedfs
+    assert found.can.versioning is seaweedfs
     assert abs(found.clock_offset_s) <= 2
     assert 0 < found.round_trip_s < 5
     assert list(s3.list("")) == []

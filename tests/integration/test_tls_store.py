@@ -103,8 +103,8 @@ def test_a_store_serves_devices_that_trust_its_authority(
     there_and_back(store, trust(site), tmp_path)
     assert store.head("key").size == len(BODY)
     found = probe(store)
-    assert found.range
-    assert found.pinned_length
+    assert found.can.range
+    assert found.can.pinned_length
 
 
 def test_a_store_that_nobody_vouches_for_is_refused_at_once(
@@ -133,7 +133,7 @@ def test_a_store_with_a_certificate_for_another_name_is_refused_at_once(
         assert type(error) is StorageError
         assert "is for another name" in str(error)
         assert "localhost" in str(error)
-    assert probe(store).range
+    assert probe(store).can.range
 
 
 @pytest.mark.parametrize("kind", KINDS)
