@@ -5,7 +5,8 @@ Raised texts give method, host and path, never the query: a presigned URL's quer
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import BinaryIO
 from urllib.parse import urlsplit, urlunsplit
@@ -23,8 +24,14 @@ from runtime.errors import (
     Unavailable,
 )
 from runtime.tls import Tls, tls_error
+from storage.parts import complete_body
 
 BLOCK_BYTES = 1 << 20
+# a store may put the parts of a large object together while the answer is awaited
+_COMPLETE_CONNECT_S, _COMPLETE_READ_S = 5.0, 120.0
+_CODE = re.compile(rb"<Code>([A-Za-z]{1,64})</Code>")
+_COMPLETED = b"CompleteMultipartUploadResult"
+_MISSING_PARTS = {"InvalidPart", "InvalidPartOrder"}
 Body = bytes | BinaryIO | Iterable[bytes]
 
 
@@ -124,6 +131,33 @@ def send(
         )
     raise_for_status(response.status, what)
     return response.headers.get("ETag", "").strip('"')
+
+
+def complete_upload(http: urllib3.PoolManager, url: str, etags: Sequence[str]) -> None:
+    """End an upload in parts by its presigned POST; the ETags name the parts in order.
+
+    Raises:
+        NotFound: no such upload: it was aborted, or completed before, if an answer was lost.
+        Corrupt: the store does not have those parts.
+        Unavailable, AccessDenied, StorageError.
+    """
+    what = f"POST {place(url)}"
+    patience = urllib3.Timeout(connect=_COMPLETE_CONNECT_S, read=_COMPLETE_READ_S)
+    headers = {"Content-Type": "application/xml"}
+    with named_errors(what):
+        response = http.request(
+            "POST", url, body=complete_body(etags), headers=headers, timeout=patience
+        )
+    # a store that has said 200 may still fail at the work, and says so in the body
+    code = _CODE.search(response.data)
+    name = "" if code is None else code[1].decode()
+    if name in _MISSING_PARTS:
+        raise Corrupt(f"{what}: the store answered {name}")
+    if name == "NoSuchUpload":
+        raise NotFound(f"{what}: the store answered {name}")
+    raise_for_status(response.status, what)
+    if _COMPLETED not in response.data:
+        raise Unavailable(f"{what}: the store answered {name or 'neither success nor an error'}")
 
 
 class Download:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import io
 import re
+import secrets
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Protocol, TypeAlias
 
-from runtime.errors import ConfigError, Corrupt, NotFound
+from runtime.errors import ConfigError, Corrupt, NotFound, StorageError
 
 _KEY = re.compile(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*")
 _MAX_KEY_CHARS = 512
+Part: TypeAlias = bytes | memoryview
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,14 @@ class ObjectInfo:
     key: str
     size: int
     etag: str
+
+
+@dataclass(frozen=True)
+class UnfinishedUpload:
+    """An upload in parts that was begun and neither completed nor aborted."""
+
+    key: str
+    id: str
 
 
 class ObjectStream(Protocol):
@@ -98,6 +108,46 @@ class ObjectStore(Protocol):
         """
         ...
 
+    def begin_upload(self, key: str) -> str:
+        """Begin an object that comes in parts and return the upload's id."""
+        ...
+
+    def put_part(self, key: str, upload_id: str, number: int, data: Part) -> str:
+        """Store one part, numbered from 1, and return its ETag; NotFound when the upload is gone.
+
+        Every part but the last has to have 5 MiB at least.
+        """
+        ...
+
+    def complete_upload(self, key: str, upload_id: str, etags: Sequence[str]) -> None:
+        """Make the object of its parts, which are named by their ETags in order.
+
+        Raises:
+            NotFound: no such upload: it was aborted, or completed before.
+            StorageError: a part is not the one that the store has.
+        """
+        ...
+
+    def abort_upload(self, key: str, upload_id: str) -> None:
+        """Remove an unfinished upload with its parts; one that is gone is as good as removed."""
+        ...
+
+    def has_upload(self, key: str, upload_id: str) -> bool:
+        """Whether the upload still takes parts."""
+        ...
+
+    def uploads(self, prefix: str) -> Iterator[UnfinishedUpload]:
+        """Return the unfinished uploads whose keys begin with the prefix."""
+        ...
+
+    def presign_part(self, key: str, upload_id: str, number: int, expires_s: int) -> str:
+        """Return a URL that stores one part without credentials."""
+        ...
+
+    def presign_complete(self, key: str, upload_id: str, expires_s: int) -> str:
+        """Return a URL that completes the upload without credentials, by POST."""
+        ...
+
     def abort_uploads(self, prefix: str) -> int:
         """Remove unfinished uploads under the prefix with their parts; return how many."""
         ...
@@ -135,6 +185,7 @@ class MemoryStore:
     def __init__(self, bucket: str = "rengo") -> None:
         self._bucket = bucket
         self._objects: dict[str, bytes] = {}
+        self._parts: dict[UnfinishedUpload, dict[int, bytes]] = {}
         self._lock = threading.Lock()
 
     def put(self, key: str, source: bytes | BinaryIO, size: int | None = None) -> ObjectInfo:
@@ -185,12 +236,71 @@ class MemoryStore:
         """See :meth:`ObjectStore.presign_put`."""
         return f"memory://{self._bucket}/{check_key(key)}?method=PUT&expires={expires_s}"
 
+    def begin_upload(self, key: str) -> str:
+        """See :meth:`ObjectStore.begin_upload`."""
+        upload = UnfinishedUpload(check_key(key), secrets.token_hex(8))
+        with self._lock:
+            self._parts[upload] = {}
+        return upload.id
+
+    def put_part(self, key: str, upload_id: str, number: int, data: Part) -> str:
+        """See :meth:`ObjectStore.put_part`."""
+        part = bytes(data)
+        with self._lock:
+            self._unfinished(key, upload_id)[number] = part
+        return _etag(part)
+
+    def complete_upload(self, key: str, upload_id: str, etags: Sequence[str]) -> None:
+        """See :meth:`ObjectStore.complete_upload`."""
+        with self._lock:
+            parts = self._unfinished(key, upload_id)
+            chosen = [parts.get(number, b"") for number in range(1, len(etags) + 1)]
+            if [_etag(part) for part in chosen] != list(etags):
+                raise StorageError(f"memory://{self._bucket}/{key}: InvalidPart")
+            self._objects[key] = b"".join(chosen)
+            del self._parts[UnfinishedUpload(key, upload_id)]
+
+    def abort_upload(self, key: str, upload_id: str) -> None:
+        """See :meth:`ObjectStore.abort_upload`."""
+        with self._lock:
+            self._parts.pop(UnfinishedUpload(check_key(key), upload_id), None)
+
+    def has_upload(self, key: str, upload_id: str) -> bool:
+        """See :meth:`ObjectStore.has_upload`."""
+        with self._lock:
+            return UnfinishedUpload(check_key(key), upload_id) in self._parts
+
+    def uploads(self, prefix: str) -> Iterator[UnfinishedUpload]:
+        """See :meth:`ObjectStore.uploads`."""
+        with self._lock:
+            found = [upload for upload in self._parts if upload.key.startswith(prefix)]
+        return iter(found)
+
+    def presign_part(self, key: str, upload_id: str, number: int, expires_s: int) -> str:
+        """See :meth:`ObjectStore.presign_part`."""
+        place = f"memory://{self._bucket}/{check_key(key)}?method=PUT&expires={expires_s}"
+        return f"{place}&uploadId={upload_id}&partNumber={number}"
+
+    def presign_complete(self, key: str, upload_id: str, expires_s: int) -> str:
+        """See :meth:`ObjectStore.presign_complete`."""
+        place = f"memory://{self._bucket}/{check_key(key)}?method=POST&expires={expires_s}"
+        return f"{place}&uploadId={upload_id}"
+
     def abort_uploads(self, prefix: str) -> int:
-        """See :meth:`ObjectStore.abort_uploads`: nothing here is ever unfinished."""
-        return 0
+        """See :meth:`ObjectStore.abort_uploads`."""
+        found = list(self.uploads(prefix))
+        for upload in found:
+            self.abort_upload(upload.key, upload.id)
+        return len(found)
 
     def ensure_bucket(self) -> None:
         """See :meth:`ObjectStore.ensure_bucket`."""
+
+    def _unfinished(self, key: str, upload_id: str) -> dict[int, bytes]:
+        parts = self._parts.get(UnfinishedUpload(check_key(key), upload_id))
+        if parts is None:
+            raise NotFound(f"memory://{self._bucket}/{key}: no such upload")
+        return parts
 
     def _get(self, key: str) -> bytes:
         with self._lock:
@@ -200,4 +310,8 @@ class MemoryStore:
         return data
 
     def _info(self, key: str, data: bytes) -> ObjectInfo:
-        return ObjectInfo(key, len(data), sha256(data).hexdigest()[:32])
+        return ObjectInfo(key, len(data), _etag(data))
+
+
+def _etag(data: bytes) -> str:
+    return sha256(data).hexdigest()[:32]

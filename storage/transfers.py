@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,6 +23,9 @@ from runtime.errors import AccessDenied, Corrupt, StorageError, Unavailable
 from runtime.retry import retrying
 from runtime.tls import Tls
 from storage import http
+from storage.patches import Earlier, Source, opened
+from storage.parts import PartsPlace
+from storage.sending import FileInParts, RenewPlace
 
 Renew = Callable[[], str]
 Watch = Callable[[int], None]
@@ -78,6 +82,7 @@ class Transfers:
         renew: Renew | None = None,
         cancel: threading.Event | None = None,
         watch: Watch | None = None,
+        earlier: Earlier | None = None,
     ) -> int:
         """Bring the object to ``path`` and return the bytes that were moved for it.
 
@@ -92,6 +97,7 @@ class Transfers:
             renew: asked for another URL when the store refuses this one.
             cancel: looked at between blocks and during waits.
             watch: told how much of the file is there.
+            earlier: a file from which what has not changed is taken, as long as it is of use.
 
         Raises:
             Corrupt: the object is not that file, also when fetched afresh.
@@ -108,7 +114,10 @@ class Transfers:
             return 0
         part = path.with_name(f"{path.name}.part")
         with _open_part(part) as file:
-            self._fetch_right(journey, file, sha256, size)
+            target = _Target(file, size, journey)
+            with opened(earlier, size) as source:
+                self._fetch_rest(journey, target, source)
+            self._require_right(journey, target, sha256)
         part.replace(path)
         return journey.moved
 
@@ -141,29 +150,72 @@ class Transfers:
             self._persist(journey, lambda: self._send(journey, file, size, headers or {}))
         return journey.moved
 
-    def _fetch_right(self, journey: _Journey, file: BinaryIO, sha256: str, size: int) -> None:
-        target = _Target(file, size, journey)
-        self._fetch_rest(journey, target)
+    def upload_in_parts(
+        self,
+        place: PartsPlace,
+        path: Path,
+        *,
+        renew: RenewPlace | None = None,
+        cancel: threading.Event | None = None,
+    ) -> int:
+        """Send a large file in parts and return the bytes that were moved for it.
+
+        What has arrived is kept beside the file, so that a new process sends only the rest.
+
+        Args:
+            place: where the parts go.
+            path: the file; ``path.parts`` beside it is written meanwhile and stays.
+            renew: asked for fresh URLs when the store refuses one, or has lost the upload.
+            cancel: looked at between blocks and during waits.
+
+        Raises:
+            AccessDenied, NotFound, Unavailable, StorageError, Cancelled: as for :meth:`download`;
+                the time is counted for each part.
+            Corrupt: the file changed its size meanwhile, or the store keeps losing parts.
+        """
+        what = f"PUT {http.place(place.complete_url)}"
+        journey = _Journey(what, place.complete_url, None, cancel, 0.0)
+        with path.open("rb") as file:
+            parts = FileInParts(
+                self._http, file, place, lambda file, size: _blocks(file, size, journey), renew
+            )
+            if renew is not None:
+                journey.renew = parts.renewed
+            while not parts.completed:
+                journey.deadline = time.monotonic() + self._settings.total_s
+                journey.check()
+                self._persist(journey, parts.step)
+        return journey.moved
+
+    def _require_right(self, journey: _Journey, target: _Target, sha256: str) -> None:
         if target.digest.hexdigest() != sha256:
-            # what an earlier call or another answer left may be what is wrong: once more, whole
+            # what an earlier call, file or answer left may be what is wrong: once more, whole
             target.restart()
-            self._fetch_rest(journey, target)
+            self._fetch_rest(journey, target, None)
         if target.digest.hexdigest() != sha256:
             target.restart()
             raise Corrupt(f"{journey.what}: the object does not have the sha256 {sha256}")
 
-    def _fetch_rest(self, journey: _Journey, target: _Target) -> None:
+    def _fetch_rest(self, journey: _Journey, target: _Target, source: Source | None) -> None:
         while target.done < target.size:
-            self._persist(journey, lambda: self._fetch(journey, target))
+            end = target.size
+            if source is not None:
+                for block in source.unchanged(target.done):
+                    target.add(block)
+                end = source.fetch_until(target.done)
+            if target.done < end:
+                self._persist(journey, partial(self._fetch, journey, target, end))
 
-    def _fetch(self, journey: _Journey, target: _Target) -> None:
+    def _fetch(self, journey: _Journey, target: _Target, end: int) -> None:
         """Move what comes; return after any progress, so that the tries begin anew."""
         journey.check()
         before = target.done
         try:
-            with http.fetch(self._http, journey.url, start=target.done) as answer:
-                target.align(answer.start, answer.length)
+            last = None if end == target.size else end
+            with http.fetch(self._http, journey.url, start=target.done, end=last) as answer:
+                target.align(answer.start, answer.length, end)
                 while block := answer.read_some(http.BLOCK_BYTES):
+                    journey.moved += len(block)
                     target.add(block)
         except Unavailable:
             if target.done <= before:
@@ -235,18 +287,18 @@ class _Target:
         self.digest = hashlib.sha256()
         self.done = 0
 
-    def align(self, start: int, length: int) -> None:
-        """Make ready for bytes from ``start``: 0 where the store ignores ranges."""
-        if start not in {0, self.done} or start + length != self.size:
+    def align(self, start: int, length: int, end: int) -> None:
+        """Make ready for bytes from ``start`` up to ``end``: all where the store ignores ranges."""
+        whole = (start, length) == (0, self.size)
+        if (start, start + length) != (self.done, end) and not whole:
             raise Corrupt(
-                f"{self.journey.what}: {length} bytes from {start} where {self.size - self.done} "
+                f"{self.journey.what}: {length} bytes from {start} where {end - self.done} "
                 f"from {self.done} were asked for"
             )
         if start != self.done:
             self.restart()
 
     def add(self, block: bytes) -> None:
-        self.journey.moved += len(block)
         self.file.write(block)
         self.digest.update(block)
         self.done += len(block)

