@@ -1,22 +1,80 @@
-"""A model's weights for other programs: as safetensors in the tensors' own types. No torch here."""
+"""A model's weights for other programs. Torch is loaded for its own formats alone."""
 
 from __future__ import annotations
 
 import json
 import struct
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from runtime.errors import ConfigError
+from fl_client.tasks.base import Task
+from rengo.matching import fit
+from rengo.models import Held
+from runtime.errors import ConfigError, MissingExtra
 from runtime.files import whole_file
 from storage.weights import TensorSpec, Weights, numpy_type
 
-FORMATS = {"safetensors": ".safetensors", "torch": ".pt", "onnx": ".onnx"}
-"""What can be exported, and how such a file's name ends."""
+FORMATS = {"safetensors": "-export.safetensors", "torch": ".pt", "onnx": ".onnx"}
+"""What can be exported, and how such a file's name ends by default."""
+
+
+@dataclass(frozen=True)
+class OnnxCheck:
+    """How an exported model was held against torch.
+
+    Attributes:
+        difference: the largest between their outputs, as a part of the largest output where that
+            is above 1.
+        examples: how many were compared.
+        data: where they come from.
+        inputs: each input's name, type and shape.
+    """
+
+    difference: float
+    examples: int
+    data: str
+    inputs: tuple[str, ...]
+
+
+def export(held: Held, kind: str, path: Path, task: Task | None = None) -> OnnxCheck | None:
+    """Write a model in one of ``FORMATS``; return how ONNX was checked.
+
+    Args:
+        held: the model.
+        kind: the format.
+        path: where to; nothing is left there when it fails.
+        task: whose model it is; ONNX needs it, the others take the tensors' types from it.
+
+    Raises:
+        Mismatch: it is not the task's model.
+        ConfigError: it cannot be written so.
+        MissingExtra: what the format needs is not installed.
+        RunFailed: onnxruntime gives other outputs than torch.
+    """
+    weights = held.weights
+    if task is not None:
+        layout = task.initial_weights(0).layout
+        weights = fit(weights, layout, held.name, f"the model of task {task.name}")
+    if kind == "safetensors":
+        save_safetensors(weights, path)
+        return None
+    try:
+        from rengo import torch_export  # noqa: PLC0415  torch is an extra, and slow
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise MissingExtra("torch", "torch") from error
+    if kind == "torch":
+        torch_export.save_state_dict(weights, path)
+        return None
+    if task is None:
+        raise ConfigError("ONNX is made from the task's model: name the task by --task")
+    return torch_export.save_onnx(weights, task, path)
 
 
 def save_safetensors(weights: Weights, path: Path) -> None:

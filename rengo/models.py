@@ -17,6 +17,7 @@ from storage.manifest import MAX_DOCUMENT_BYTES, Manifest
 from storage.transfers import Transfers, TransferSettings, Watch
 from storage.weights import Weights, read_safetensors
 
+_ENDINGS = (".safetensors", ".pt", ".onnx", ".bin")
 # a person sees how far it is and interrupts it when it takes too long
 _PATIENT = TransferSettings(attempts=8, total_s=7 * 24 * 3600.0)
 
@@ -57,9 +58,11 @@ class Held:
     """Weights and where they come from.
 
     Attributes:
+        name: a file's path or a version's name.
         manifest: what the site's server signed of them; None for weights of other origin.
     """
 
+    name: str
     weights: Weights
     manifest: Manifest | None = None
 
@@ -163,12 +166,14 @@ def fetch(client: Client, name: str, path: Path) -> Manifest:
 
 
 def load(
-    source: str, key: PublicKey | None, connect: Callable[[], AbstractContextManager[Client]]
+    source: Path | str,
+    key: PublicKey | None,
+    connect: Callable[[], AbstractContextManager[Client]],
 ) -> Held:
     """Return the weights of a safetensors file or of a version of the site.
 
     Args:
-        source: a file's path, or a version's name.
+        source: a file's path, or (as text) a version's name.
         key: the site's server's; a file with a manifest beside it is held against it.
         connect: called for a version.
 
@@ -182,14 +187,14 @@ def load(
         manifest = None
         if key is not None and manifest_path(path).is_file():
             manifest = verify_file(path, manifest_path(path), key)
-        return Held(_read(path), manifest)
-    if path.suffix or len(path.parts) > 1:
+        return Held(str(path), _read(path), manifest)
+    if isinstance(source, Path) or path.suffix in _ENDINGS or len(path.parts) > 1:
         raise ConfigError(f"there is no file {path}")
     with tempfile.TemporaryDirectory(prefix="rengo-model-") as folder:
         path = Path(folder) / "model.safetensors"
         with connect() as client:
             manifest = fetch(client, source, path)
-        return Held(_read(path), manifest)
+        return Held(manifest.name, _read(path), manifest)
 
 
 def _read(path: Path) -> Weights:

@@ -14,10 +14,12 @@ from broker.messages import DeviceState
 from fl_client.tasks.base import Task
 from fl_client.tasks.registry import load_task
 from fl_server.definition import parse_definition
+from rengo.matching import fit
+from rengo.models import Held
 from rengo.operator import OperatorClient
 from rengo.progress import Crowd, Follower
 from runtime.errors import ConfigError, RunFailed, TransportError
-from storage.weights import write_safetensors
+from storage.weights import Weights, write_safetensors
 
 _LOOK_EVERY_S = 0.5
 
@@ -56,17 +58,23 @@ class RunResult:
         }
 
 
-def submit(client: OperatorClient, task: str, definition: Mapping[str, Any]) -> str:
+def submit(
+    client: OperatorClient, task: str, definition: Mapping[str, Any], initial: Held | None = None
+) -> str:
     """Build version 0 from the task here, upload it and start the run; return its id.
 
     Args:
         task: a name or ``FILE.py:CLASS``; its code runs in this process.
         definition: the run definition's keys; ``task`` is filled in, and the cohort's size.
+        initial: what version 0 is, instead of what the task's model begins with.
+
+    Raises:
+        Mismatch: ``initial`` does not fit the task's model; says what does not.
     """
     loaded = load_task(task)
     check_definition(loaded, definition)
     values = with_cohort_size(client, loaded.name, {"task": loaded.name, **definition})
-    weights = loaded.initial_weights(int(values.get("seed", 0)))
+    weights = version_0(loaded, int(values.get("seed", 0)), initial)
     with tempfile.TemporaryDirectory(prefix="rengo-submit-") as folder:
         path = Path(folder) / "initial.safetensors"
         with path.open("wb") as file:
@@ -77,12 +85,33 @@ def submit(client: OperatorClient, task: str, definition: Mapping[str, Any]) -> 
             "definition": values,
             "sha256": sha256,
             "size_bytes": path.stat().st_size,
+            **parent_of(client, initial),
         }
         prepared = client.call("runs_prepare", arguments)
         client.transfers().upload(prepared["url"], path, headers=prepared["headers"])
     client.call("runs_submit", {"run_id": prepared["run_id"]})
     run_id: str = prepared["run_id"]
     return run_id
+
+
+def version_0(task: Task, seed: int, initial: Held | None) -> Weights:
+    """Return what a run of the task begins with; Mismatch when ``initial`` does not fit it."""
+    fresh = task.initial_weights(seed)
+    if initial is None:
+        return fresh
+    return fit(initial.weights, fresh.layout, initial.name, f"the model of task {task.name}")
+
+
+def parent_of(client: OperatorClient, initial: Held | None) -> dict[str, str]:
+    """Return the argument that names the version of this site that a run begins with, if any."""
+    if initial is None or initial.manifest is None:
+        return {}
+    sha256 = initial.manifest.sha256
+    try:
+        client.call("models_show", {"name": sha256})
+    except ConfigError:
+        return {}  # a file may outlive its version
+    return {"parent": sha256}
 
 
 def check_definition(task: Task, values: Mapping[str, Any]) -> None:

@@ -26,9 +26,18 @@ from rengo.devices import DeviceSpec, device_process
 from rengo.external import BrokerUserFile, Credentials, read_credentials
 from rengo.folder import BrokerAt, SiteFolder, SiteRecord
 from rengo.listening import OwnCertificate, listening
+from rengo.models import load
 from rengo.operator import OperatorClient
 from rengo.progress import Crowd, Follower
-from rengo.runs import RunResult, check_definition, fetch_model, follow, submit, wait_for_devices
+from rengo.runs import (
+    RunResult,
+    check_definition,
+    fetch_model,
+    follow,
+    submit,
+    version_0,
+    wait_for_devices,
+)
 from rengo.supervisor import Supervisor
 from runtime.brokerurl import BrokerPlace, parse_url
 from runtime.child import Child
@@ -343,6 +352,7 @@ class Site:
         rounds: int = 10,
         devices: int = 4,
         definition: Mapping[str, Any] | None = None,
+        initial: Path | str | None = None,
         output: Path = Path("rengo-output"),
         watch: Callable[[Follower], None] | None = None,
     ) -> RunResult:
@@ -352,10 +362,12 @@ class Site:
             task: a Task class in a file, the name of an installed one, or ``FILE.py:CLASS``.
             devices: how many device processes to start for it.
             definition: further keys of the run definition, for example ``{"seed": 1}``.
+            initial: what version 0 is: a safetensors file, or the name of a version of this site.
             output: the folder that gets ``model.safetensors`` of the run, in one of its own.
 
         Raises:
             ConfigError: the task or a key is wrong; said before anything is started.
+            Mismatch: ``initial`` does not fit the task's model, likewise.
             RunFailed: the run ended without its model.
         """
         spec = task if isinstance(task, str) else task_spec(task)
@@ -365,7 +377,11 @@ class Site:
             "evaluation": {"on": "devices"},
             **(definition or {}),
         }
-        check_definition(load_task(spec), values)
+        loaded = load_task(spec)
+        check_definition(loaded, values)
+        held = None if initial is None else load(initial, self.operator.believed, self.connect)
+        if held is not None:
+            version_0(loaded, 0, held)
         fleet = [
             DeviceSpec(f"device-{number + 1}", index=number, count=devices)
             for number in range(devices)
@@ -377,7 +393,7 @@ class Site:
                 wait_for_devices(
                     client, names, _DEVICES_START_S, lambda _: self.check_processes(), crowd
                 )
-                run_id = submit(client, spec, values)
+                run_id = submit(client, spec, values, held)
                 result = follow(client, run_id, watch, crowd)
                 return fetch_model(client, result, output)
         finally:

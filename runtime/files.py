@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -59,11 +60,14 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
     For what a person can make again: nothing is forced to the disk.
     """
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    growing = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with growing.open("xb") as file:
             yield file
-        Path(name).replace(path)
+        growing.replace(path)
+    except OSError as error:
+        growing.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        growing.unlink(missing_ok=True)
         raise

@@ -33,6 +33,21 @@ if TYPE_CHECKING:
 Indices: TypeAlias = NDArray[np.int64]
 Batch: TypeAlias = Callable[[Indices], Any]
 _EVALUATION_BATCH = 256
+_TYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 _LOG = logging.getLogger(__name__)
 
 
@@ -74,9 +89,9 @@ class TorchEngine:
 
     def train(self, weights: Weights, data: Split, plan: LocalRound) -> LocalUpdate:
         """Return the update of one round of local training."""
-        count, batch = self._batches(data)
+        count, batch = self.batches(data)
         with _seeded(plan.local_seed, self._device.type):
-            session = _Session(self._task, self._loaded(weights), plan, self._device)
+            session = _Session(self._task, self.loaded(weights), plan, self._device)
             metrics = run_epochs(plan, count, lambda chosen: session.step(batch(chosen)))
             with torch.no_grad():
                 update, state = plan.algorithm.finish(session.w, session.w0, session.state)
@@ -86,10 +101,10 @@ class TorchEngine:
 
     def evaluate(self, weights: Weights, data: Split) -> Evaluation:
         """Return the mean loss and metrics on ``data``."""
-        count, batch = self._batches(data)
+        count, batch = self.batches(data)
         means = Means()
         with _seeded(0, self._device.type), torch.no_grad():
-            model = self._loaded(weights).eval()
+            model = self.loaded(weights).eval()
             for start in range(0, count, _EVALUATION_BATCH):
                 chosen = np.arange(start, min(start + _EVALUATION_BATCH, count))
                 outputs, targets = self._task.predict(model, batch(chosen))
@@ -102,14 +117,15 @@ class TorchEngine:
 
     def gradients(self, weights: Weights, data: Split) -> tuple[float, dict[str, NDArray[Any]]]:
         """Return the mean loss on all of ``data`` as one batch, and its gradient by name."""
-        count, batch = self._batches(data)
-        model = self._loaded(weights).train()
+        count, batch = self.batches(data)
+        model = self.loaded(weights).train()
         loss = self._task.training_step(model, batch(np.arange(count)))
         parameters = dict(model.named_parameters())
         grads = torch.autograd.grad(loss, list(parameters.values()))
         return float(loss.detach()), _to_numpy(dict(zip(parameters, grads, strict=True)))
 
-    def _loaded(self, weights: Weights) -> torch.nn.Module:
+    def loaded(self, weights: Weights) -> torch.nn.Module:
+        """Return the task's module with the weights in it; ConfigError when they are not its."""
         model = _module(self._task)
         tensors = model.state_dict()
         expected = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -122,7 +138,7 @@ class TorchEngine:
             model = model.double()
         return model.to(self._device)
 
-    def _batches(self, data: Split) -> tuple[int, Batch]:
+    def batches(self, data: Split) -> tuple[int, Batch]:
         """Return the number of examples and a function from indices to a batch on the device."""
         pair = as_pair(data)
         count = len(cast("Any", data) if pair is None else pair[0]) if data is not None else 0
@@ -291,6 +307,15 @@ def _tensor(array: NDArray[Any]) -> torch.Tensor:
 
 def _to_numpy(named: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
     return {name: _array(value) for name, value in named.items()}
+
+
+def tensors(weights: Weights) -> dict[str, torch.Tensor]:
+    """Return every tensor in its own type, as ``state_dict()`` of the model has it."""
+    arrays = weights.arrays()
+    return {
+        spec.name: _tensor(arrays[spec.name]).to(_TYPES[spec.dtype], copy=True)
+        for spec in weights.layout.tensors
+    }
 
 
 def _array(value: Any) -> NDArray[Any]:

@@ -17,6 +17,7 @@ from rengo.folder import SiteFolder, default_home
 from rengo.operator import OperatorClient
 from runtime.config import merge, parse_assignment
 from runtime.errors import ConfigError
+from runtime.identity import Identity
 
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -104,14 +105,21 @@ def connect(options: argparse.Namespace) -> OperatorClient:
     Raises:
         ConfigError: no site was ever started there.
     """
-    identities = SiteFolder(options.data_dir).all_identities()
-    operator = next((each for each in identities if each.role == "operator"), None)
+    operator = operator_of(options.data_dir)
     if operator is None:
         raise ConfigError(
             f"no site in {options.data_dir}: start one with `rengo up`, or name its folder by "
             "--data-dir or RENGO_HOME"
         )
     return OperatorClient(operator)
+
+
+def operator_of(data_dir: Path) -> Identity | None:
+    """Return the identity of the operator of the site in a folder; None where there is no site."""
+    if not data_dir.is_dir():
+        return None
+    identities = SiteFolder(data_dir).all_identities()
+    return next((each for each in identities if each.role == "operator"), None)
 
 
 def progress_stream(json_path: str | None) -> TextIO:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from rengo.cli.common import (
     settings_of,
 )
 from rengo.conclusion import conclude
+from rengo.models import load
+from rengo.operator import OperatorClient
 from rengo.runs import fetch_model, follow, submit
 from rengo.view import open_view
 from runtime.config import merge, read_toml
@@ -29,6 +32,18 @@ from runtime.config import merge, read_toml
 def add(commands: Commands) -> None:
     """Add the command."""
     parser = add_command(commands, "run", run, "train a task on the site's devices")
+    add_run_options(parser)
+    parser.add_argument(
+        "--from",
+        dest="initial",
+        metavar="NAME|FILE",
+        help="what version 0 is: a version of this site or a safetensors file "
+        "(default: what the task's model begins with)",
+    )
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Add what says how a run goes, the task among it."""
     parser.add_argument("task", help="a task's name or FILE.py:CLASS; built into version 0 here")
     add_site(parser)
     parser.add_argument("--config", type=Path, help="the run's definition as a TOML file")
@@ -56,7 +71,7 @@ def run(options: argparse.Namespace) -> int:
         with interruptible(), connect(options) as client:
             with open_view(out) as view:
                 view.phase("Submitting the run")
-                run_id = submit(client, options.task, definition)
+                run_id = _begin(client, options, definition)
                 result = follow(client, run_id, view.update)
             result = fetch_model(client, result, options.output)
     except KeyboardInterrupt:
@@ -68,9 +83,16 @@ def run(options: argparse.Namespace) -> int:
     return DONE
 
 
+def _begin(client: OperatorClient, options: argparse.Namespace, definition: dict[str, Any]) -> str:
+    initial = None
+    if options.initial is not None:
+        initial = load(options.initial, client.server_key, lambda: nullcontext(client))
+    return submit(client, options.task, definition, initial)
+
+
 def _submit(options: argparse.Namespace, definition: dict[str, Any]) -> int:
     with interruptible(), connect(options) as client:
-        run_id = submit(client, options.task, definition)
+        run_id = _begin(client, options, definition)
         shown = client.call("runs_show", {"run_id": run_id})
     print(f"Run {run_id} is submitted.")
     if shown["phase"] == "gathering":
