@@ -44,10 +44,10 @@ class Mutant:
         if self.module is real_session:
             return RoundMachine
         if self.module is real_rounds:
-            found: type[RoundMachine] = _load(self)["RoundMachine"]
+            found: type[RoundMachine] = load_patched(self)["RoundMachine"]
             return found
-        whole = _load(Mutant("the ledger in it", real_rounds, {}))
-        whole["Ledger"] = _load(self)["Ledger"]
+        whole = load_patched(Mutant("the ledger in it", real_rounds, {}))
+        whole["Ledger"] = load_patched(self)["Ledger"]
         replaced: type[RoundMachine] = whole["RoundMachine"]
         return replaced
 
@@ -55,13 +55,13 @@ class Mutant:
         """Return the device session with the bug."""
         if self.module is not real_session:
             return DeviceSession
-        names = _load(self)
+        names = load_patched(self)
         names.update({k: v for k, v in vars(real_session).items() if k != "DeviceSession"})
         found: type[DeviceSession] = names["DeviceSession"]
         return found
 
 
-def _load(mutant: Mutant) -> dict[str, Any]:
+def load_patched(mutant: Mutant) -> dict[str, Any]:
     """Return the names of the patched module."""
     source = inspect.getsource(mutant.module)
     for old, new in mutant.patches.items():
