@@ -12,7 +12,7 @@ from typing import Any
 from rengo.machine import Machine, ThisMachine, TorchBuild
 
 OLDEST_PYTHON = (3, 11)
-EXTRAS = ("torch", "server", "plot", "postgres")
+EXTRAS = ("torch", "server", "plot", "postgres", "export")
 PROGRAMS = {
     "nats-server": ("MQTT broker", "--version"),
     "juicefs": ("object store", "--version"),

@@ -44,7 +44,7 @@ def add_file_verbs(verbs: Commands) -> None:
     )
     _add_common(parser)
     parser = add_command(verbs, "export", export, "write a model for other programs")
-    parser.add_argument("source", metavar="NAME|FILE", help=f"{_NAME}; or a safetensors file")
+    parser.add_argument("source", help=f"{_NAME}; or a safetensors file")
     parser.add_argument(
         "--format", choices=FORMATS, required=True, help="in which form; ONNX is checked"
     )
@@ -58,11 +58,9 @@ def add_file_verbs(verbs: Commands) -> None:
     )
     _add_common(parser)
     parser = add_command(
-        verbs, "import", run_task, "train a task from weights that are there: a run's version 0"
+        verbs, "import", take, "train a task from weights that are there: a run's version 0"
     )
-    parser.add_argument(
-        "initial", metavar="FILE", help="a safetensors file, or the name of a version of this site"
-    )
+    parser.add_argument("file", help="a safetensors file, or the name of a version of this site")
     add_run_options(parser)
 
 
@@ -147,6 +145,12 @@ def export(options: argparse.Namespace) -> int:
     }
     print_json(document, options.json)
     return DONE
+
+
+def take(options: argparse.Namespace) -> int:
+    """Submit a run that begins with what is there, as ``rengo run --from`` does."""
+    options.initial = options.file
+    return run_task(options)
 
 
 def _stem(held: Held) -> str:
