@@ -24,6 +24,7 @@ MAX_MESSAGE_BYTES = MAX_PAYLOAD_BYTES
 MAX_SEALED_BYTES = 8192
 MAX_MANIFEST_BYTES = 192 << 10
 MAX_NESTING = 16
+MAX_PARTS = 400
 
 Id = Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -37,6 +38,8 @@ StoreHeaderValue = Annotated[str, Field(pattern=r"^[\x21-\x7e]{1,256}$")]
 Round = Annotated[int, Field(ge=0, le=1_000_000)]
 Attempt = Annotated[int, Field(ge=1, le=1_000_000)]
 Size = Annotated[int, Field(ge=0, le=1 << 40)]
+# a list where it is decoded, so the tuple is taken leniently; each end stays strict
+ByteRange = Annotated[tuple[Size, Size], Field(strict=False)]
 Seconds = Annotated[float, Field(ge=0, le=31_536_000, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Metrics = Annotated[dict[Annotated[str, Field(max_length=64)], Finite], Field(max_length=64)]
@@ -89,8 +92,23 @@ class DeviceInfo(Message):
     labels: Annotated[dict[str, Text], Field(max_length=64)] = {}
 
 
+class Patch(Message):
+    """Who holds the file ``base_sha256`` needs only these byte ranges ``[start, end)`` of another.
+
+    The ranges are in order and apart; what they leave out is the same in both files.
+    """
+
+    kind = "patch"
+    place = ("", "")
+    base_sha256: Sha256
+    changed: Annotated[list[ByteRange], Field(max_length=256)]
+
+
 class ModelRef(Message):
-    """A model in the store, by a presigned URL. ``sha256`` and ``size_bytes`` are of the file."""
+    """A model in the store, by a presigned URL. ``sha256`` and ``size_bytes`` are of the file.
+
+    ``patches`` say how it differs from versions before it, where that saves a download.
+    """
 
     kind = "model_ref"
     place = ("", "")
@@ -98,16 +116,36 @@ class ModelRef(Message):
     key: Key
     sha256: Sha256
     size_bytes: Size
+    patches: Annotated[list[Patch], Field(max_length=4)] = []
+
+
+class PartsRef(Message):
+    """Where a large file goes in parts: presigned PUTs in order, and a POST that completes it.
+
+    Every part but the last has ``part_bytes``. The same ``upload_id`` again means that the parts
+    that have arrived still count.
+    """
+
+    kind = "parts_ref"
+    place = ("", "")
+    upload_id: Annotated[str, Field(min_length=1, max_length=2048)]
+    part_bytes: Annotated[int, Field(ge=1, le=5 << 30)]
+    urls: Annotated[list[Url], Field(min_length=1, max_length=MAX_PARTS)]
+    complete_url: Url
 
 
 class UploadRef(Message):
-    """Where an update goes: a presigned PUT, with the headers that are signed into it."""
+    """Where an update goes: a presigned PUT, with the headers that are signed into it.
+
+    A large one goes by ``parts``, where they are given.
+    """
 
     kind = "upload_ref"
     place = ("", "")
     url: Url
     key: Key
     headers: Annotated[dict[StoreHeader, StoreHeaderValue], Field(max_length=4)] = {}
+    parts: PartsRef | None = None
 
 
 class Order(Message):

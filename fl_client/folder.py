@@ -8,6 +8,8 @@ from fl_client.session import Job, JobKey
 from runtime.errors import Corrupt
 from runtime.files import make_folder
 from storage.headers import verify_file
+from storage.patches import Earlier, length
+from storage.sending import arrived_path
 
 _KEPT_MODELS = 2
 
@@ -30,8 +32,16 @@ class DeviceFolder:
 
     def model(self, job: Job) -> Path:
         """The order's model, once it has been fetched and verified."""
-        # no run id holds a dot, so a run's files are told apart from all others'
-        return self.root / "models" / f"{job.key.run_id}.{job.order.model.sha256}.safetensors"
+        return self._model(job, job.order.model.sha256)
+
+    def earlier_model(self, job: Job) -> Earlier | None:
+        """Return the model here that, as the order has it, least must be fetched beside."""
+        here = [
+            Earlier(path, patch.changed)
+            for patch in job.order.model.patches
+            if (path := self._model(job, patch.base_sha256)).is_file()
+        ]
+        return min(here, key=lambda earlier: length(earlier.changed), default=None)
 
     def drop_partial_model(self, job: Job) -> None:
         """Remove what a download that nobody needs any more has left."""
@@ -59,7 +69,9 @@ class DeviceFolder:
     def settle(self, key: JobKey, *, accepted: bool) -> None:
         """Remove a job's files; the state that its training wrote stays only if it counted."""
         if key.action == "train":
-            self.update(key).unlink(missing_ok=True)
+            update = self.update(key)
+            update.unlink(missing_ok=True)
+            arrived_path(update).unlink(missing_ok=True)
             kept = self.state(key)
             written = kept.with_name(f"{kept.name}.next")
             if written.exists() and accepted:
@@ -72,6 +84,10 @@ class DeviceFolder:
         """Remove the models of a run that has ended, whole or in part."""
         for path in (self.root / "models").glob(f"{run_id}.*"):
             path.unlink(missing_ok=True)
+
+    def _model(self, job: Job, sha256: str) -> Path:
+        # no run id holds a dot, so a run's files are told apart from all others'
+        return self.root / "models" / f"{job.key.run_id}.{sha256}.safetensors"
 
     def _evict_models(self) -> None:
         self._keep_latest("*.safetensors", _KEPT_MODELS)

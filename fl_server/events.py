@@ -52,6 +52,8 @@ class Model:
     """One committed version of the global model; version 0 is what the submitter uploaded.
 
     ``state_key`` names the algorithm's server state that belongs to it, empty where it has none.
+    ``changed`` are the byte ranges of the file that differ from the version before it; None where
+    that is not known or too much for it to be of use.
     """
 
     version: int
@@ -60,6 +62,7 @@ class Model:
     size_bytes: int
     state_key: str = ""
     state_sha256: str = ""
+    changed: tuple[tuple[int, int], ...] | None = None
 
 
 @dataclass(frozen=True)
