@@ -354,8 +354,10 @@ class Agent:
             self._session.publish(self._voice.state(presence))
 
     def _fetch(self, job: Job) -> None:
-        lease, path = self._lease(job), self._folder.model(job)
-        self._transfer(job.key, lambda: self._transfers.fetch(lease, path))
+        lease, path, folder = self._lease(job), self._folder.model(job), self._folder
+        self._transfer(
+            job.key, lambda: self._transfers.fetch(lease, path, folder.earlier_model(job))
+        )
 
     def _upload(self, job: Job) -> None:
         lease, path = self._lease(job), self._folder.update(job.key)

@@ -17,6 +17,8 @@ import tenacity
 from broker.messages import UploadRef
 from fl_client.session import Job, JobFailed, JobKey, ModelFetched, UpdateUploaded
 from runtime.errors import AccessDenied, RengoError, Unavailable
+from storage.parts import PartsPlace
+from storage.patches import Earlier
 from storage.transfers import Cancelled, Transfers
 
 _LOG = logging.getLogger(__name__)
@@ -84,8 +86,14 @@ class JobTransfers:
         self._transfers = transfers
         self._ask = ask
 
-    def fetch(self, lease: Lease, path: Path) -> ModelFetched | JobFailed | None:
-        """Bring the order's model to ``path``; None when the job was cancelled."""
+    def fetch(
+        self, lease: Lease, path: Path, earlier: Earlier | None = None
+    ) -> ModelFetched | JobFailed | None:
+        """Bring the order's model to ``path``; None when the job was cancelled.
+
+        Args:
+            earlier: a version of the model that is here, which most of it may be taken from.
+        """
         reference = lease.job.order.model
 
         def work() -> None:
@@ -96,6 +104,7 @@ class JobTransfers:
                 size=reference.size_bytes,
                 renew=lambda: lease.fresh(self._ask).order.model.url,
                 cancel=lease.cancelled,
+                earlier=earlier,
             )
 
         failure = self._patiently(lease, work)
@@ -105,16 +114,32 @@ class JobTransfers:
         """Bring the update at ``path`` to the store; None when the job was cancelled."""
 
         def work() -> None:
-            lease.bytes_up += self._transfers.upload(
-                _upload(lease.job).url,
-                path,
-                headers=_upload(lease.job).headers,
-                renew=lambda: _upload(lease.fresh(self._ask)).url,
-                cancel=lease.cancelled,
-            )
+            parts = _parts(_upload(lease.job))
+            if parts is not None and parts.takes(path.stat().st_size):
+                lease.bytes_up += self._send_parts(lease, path, parts)
+            else:
+                lease.bytes_up += self._send(lease, path)
 
         failure = self._patiently(lease, work)
         return failure or (None if lease.cancelled.is_set() else UpdateUploaded(lease.key))
+
+    def _send(self, lease: Lease, path: Path) -> int:
+        return self._transfers.upload(
+            _upload(lease.job).url,
+            path,
+            headers=_upload(lease.job).headers,
+            renew=lambda: _upload(lease.fresh(self._ask)).url,
+            cancel=lease.cancelled,
+        )
+
+    def _send_parts(self, lease: Lease, path: Path, parts: PartsPlace) -> int:
+        def renew() -> PartsPlace:
+            fresh = _parts(_upload(lease.fresh(self._ask)))
+            if fresh is None:
+                raise AccessDenied(f"no fresh URLs for the parts of {lease.key}")
+            return fresh
+
+        return self._transfers.upload_in_parts(parts, path, renew=renew, cancel=lease.cancelled)
 
     def _patiently(self, lease: Lease, work: Callable[[], None]) -> JobFailed | None:
         attempts = tenacity.Retrying(
@@ -138,6 +163,13 @@ def _upload(job: Job) -> UploadRef:
     if job.order.upload is None:
         raise RengoError(f"the order of {job.key} names no place for an update")
     return job.order.upload
+
+
+def _parts(upload: UploadRef) -> PartsPlace | None:
+    found = upload.parts
+    if found is None:
+        return None
+    return PartsPlace(found.upload_id, found.part_bytes, found.urls, found.complete_url)
 
 
 def _say_waiting(state: tenacity.RetryCallState) -> None:

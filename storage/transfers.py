@@ -23,8 +23,8 @@ from runtime.errors import AccessDenied, Corrupt, StorageError, Unavailable
 from runtime.retry import retrying
 from runtime.tls import Tls
 from storage import http
-from storage.patches import Earlier, Source, opened
 from storage.parts import PartsPlace
+from storage.patches import Earlier, Source, opened
 from storage.sending import FileInParts, RenewPlace
 
 Renew = Callable[[], str]

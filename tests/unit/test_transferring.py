@@ -14,6 +14,7 @@ from fl_client import transferring
 from fl_client.session import Job, JobFailed, JobKey, ModelFetched, UpdateUploaded
 from fl_client.transferring import JobTransfers, Lease
 from runtime.errors import AccessDenied, ConfigError, Corrupt, StorageError, Unavailable
+from storage.patches import Earlier
 from storage.transfers import Cancelled, Transfers
 from tests.messages import SAMPLES, SHA
 
@@ -43,6 +44,7 @@ class Scripted(Transfers):
         self.urls: list[str] = []
         self.headers: list[dict[str, str]] = []
         self.renews: Callable[[], str] | None = None
+        self.earlier: Earlier | None = None
         self.started = threading.Event()
 
     def download(
@@ -54,7 +56,11 @@ class Scripted(Transfers):
         size: int,
         renew: Callable[[], str] | None = None,
         cancel: threading.Event | None = None,
+        watch: Callable[[int], object] | None = None,
+        earlier: Earlier | None = None,
     ) -> int:
+        del watch
+        self.earlier = earlier
         assert (sha256, size) == (SHA, 10)
         return self.move(url, renew, cancel)
 
@@ -123,6 +129,12 @@ def test_a_retry_takes_the_latest_url() -> None:
     lease.renew(job("u-2"))
     JobTransfers(transfers, never).upload(lease, Path("u"))
     assert transfers.urls == ["put-u-2", "put-u-2"]
+
+
+def test_a_fetch_is_told_of_the_earlier_model() -> None:
+    transfers, earlier = Scripted(), Earlier(Path("older"), [(0, 4)])
+    JobTransfers(transfers, never).fetch(Lease(job()), Path("m"), earlier)
+    assert transfers.earlier == earlier
 
 
 @pytest.mark.parametrize("verb", ["fetch", "upload"])
