@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 
 from runtime.errors import (
     AccessDenied,
+    ConfigError,
     Corrupt,
     PreconditionFailed,
     StorageError,
@@ -100,9 +101,12 @@ def probe(store: S3Store, say: Callable[[str], None] = lambda _: None) -> Findin
     say("clock")
     offset_s = clock_offset_s(store)
     folder = f"{_ROOT}/{secrets.token_hex(8)}"
+    with _blaming_the_clock(offset_s), store.errors("HEAD BUCKET"):
+        # first, for some stores make a bucket at the first PUT
+        store.client.head_bucket(Bucket=store.settings.bucket)
     with _swept(store, folder):
         say("plain verbs")
-        _plain(store, f"{folder}/object", offset_s)
+        _plain(store, f"{folder}/object")
         trials = _Trials(store, folder)
         answers = {}
         for field in fields(Capabilities):
@@ -149,9 +153,41 @@ def _sweep(store: S3Store, folder: str) -> None:
     store.delete([info.key for info in store.list(f"{folder}/")])
 
 
-def _plain(store: S3Store, key: str, offset_s: float) -> None:
+def check_encryption(store: S3Store) -> None:
+    """Return when the store encrypts as its settings ask, which it may have to be told first.
+
+    Raises:
+        ConfigError: it does not; says so by the settings' key.
+        Unavailable: it cannot be reached.
+    """
+    if store.settings.sse is None:
+        return
+    folder = f"{_ROOT}/{secrets.token_hex(8)}"
+    with _swept(store, folder):
+        _put_encrypted(store, f"{folder}/object")
+
+
+def _put_encrypted(store: S3Store, key: str) -> None:
     try:
         store.put(key, _BODY)
+    except AccessDenied:
+        raise
+    except StorageError as error:
+        if store.settings.sse is None:
+            raise
+        # one that has no key service answers 500, and is well otherwise
+        plain = store.settings.model_copy(update={"sse": None, "kms_key": None})
+        S3Store(plain).put(key, _BODY)
+        raise ConfigError(
+            f"store.sse = '{store.settings.sse}' does not work on this store: {error}; leave it "
+            "out, or set up its encryption"
+        ) from error
+
+
+@contextmanager
+def _blaming_the_clock(offset_s: float) -> Iterator[None]:
+    try:
+        yield
     except AccessDenied as error:
         if abs(offset_s) < LATEST_S / 2:
             raise
@@ -159,6 +195,10 @@ def _plain(store: S3Store, key: str, offset_s: float) -> None:
             f"{error}; its clock is {offset_s:+.0f} s off this machine's, and stores refuse what "
             "was signed more than 15 minutes away from their time: set the clock first"
         ) from error
+
+
+def _plain(store: S3Store, key: str) -> None:
+    _put_encrypted(store, key)
     with store.open(key) as stream:
         if stream.read(64) != _BODY:
             raise Corrupt(f"{key} of {store.settings.endpoint} came back changed")

@@ -323,7 +323,7 @@ def _error_of(code: str, where: str) -> StorageError | ConfigError:
         return ConfigError(f"{text}: the bucket is in another region; set store.region to it")
     if code in _PRECONDITION:
         return PreconditionFailed(text)
-    if code in _BUSY or (code.isdecimal() and int(code) >= 500):
+    if code in _BUSY or (code.isdecimal() and int(code) >= 500 and code != "501"):
         return Unavailable(text)
     return StorageError(text)
 

@@ -96,7 +96,9 @@ def run_server(options: argparse.Namespace) -> int:
         _text_of(config.store.ca),
     )
     server = Server(
-        ServerSettings(config.data_dir, site, config.project, config.spool_memory_bytes),
+        ServerSettings(
+            config.data_dir, site, config.project, config.spool_memory_bytes, config.parts
+        ),
         identity,
         operators,
         _ready(S3Store(config.store)),
@@ -178,11 +180,14 @@ def _lock_folder(folder: Path) -> IO[bytes]:
 
 def _ready(store: S3Store) -> S3Store:
     """Return the store when its bucket is there; the error says which keys to look at."""
-    from storage.lifecycle import ensure_rule  # noqa: PLC0415  (boto3 is the server's alone)
+    # boto3 is the server's alone
+    from storage.lifecycle import ensure_rule  # noqa: PLC0415
+    from storage.probe import check_encryption  # noqa: PLC0415
 
     endpoint = store.settings.endpoint
     try:
         retrying((Unavailable,), attempts=8, total_s=_START_S / 2)(store.ensure_bucket)
+        check_encryption(store)
         _LOG.info("%s", ensure_rule(store))
     except Unavailable as error:
         raise Unavailable(
