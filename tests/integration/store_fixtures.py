@@ -116,22 +116,24 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         answer, body, first = self._begin(), self.store.body, 0
+        end = len(body)
         if answer.status != 200:
             self._refuse(answer.status)
             return
         asked = self.headers.get("Range")
         if asked and not answer.ignore_range:
-            first = int(asked.removeprefix("bytes=").partition("-")[0])
+            start, _, last = asked.removeprefix("bytes=").partition("-")
+            first, end = int(start), min(int(last) + 1, end) if last else end
             if first >= len(body):
                 self._refuse(416)
                 return
             self.send_response(206)
-            self.send_header("Content-Range", f"bytes {first}-{len(body) - 1}/{len(body)}")
+            self.send_header("Content-Range", f"bytes {first}-{end - 1}/{len(body)}")
         else:
             self.send_response(200)
-        self.send_header("Content-Length", str(len(body) - first))
+        self.send_header("Content-Length", str(end - first))
         self.end_headers()
-        self._send(body[first:], answer)
+        self._send(body[first:end], answer)
 
     def _send(self, body: bytes, answer: Answer) -> None:
         end = len(body) if answer.cut_after is None else min(answer.cut_after, len(body))
