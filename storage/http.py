@@ -111,7 +111,8 @@ def raise_for_status(status: int, what: str) -> None:
         raise PreconditionFailed(text)
     if status == 416:
         raise Corrupt(f"{text}: the object is shorter than was asked for")
-    if status in {408, 429} or status >= 500:
+    # 501: what was asked for is not there, and will not be there later
+    if status in {408, 429} or (status >= 500 and status != 501):
         raise Unavailable(text)
     raise StorageError(text)
 
