@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from broker.messages import (
     Envelope,
     Message,
+    ModelOffer,
     NewPassword,
     Order,
+    ProductionDocument,
     Receipt,
     RunDocument,
     ServerState,
@@ -37,8 +39,10 @@ from broker.topics import parse
 from fl_client.calm import CalmPresence
 from fl_client.child import JobProgressed
 from fl_client.folder import DeviceFolder
+from fl_client.following import Followed, Follower
 from fl_client.hardware import available_engines
 from fl_client.keyring import Keyring
+from fl_client.production import ProductionFolder
 from fl_client.session import (
     CancelJob,
     Command,
@@ -92,7 +96,7 @@ class _Asked:
 class _Crashed:
     """A transfer ended with an error that nobody foresaw."""
 
-    key: JobKey
+    what: JobKey | None
     error: BaseException
 
 
@@ -134,6 +138,14 @@ class Agent:
             identity.id, settings, engine, specs, self._folder, self._inbox.put
         )
         self._voice = Voice(identity, settings, engine, self._tasks)
+        self._follower = Follower(
+            ProductionFolder(settings.data_dir, self._keyring.server),
+            self._keyring.server,
+            self._tasks,
+            transfers,
+            lambda *wanted: self._session.publish(self._voice.model_request(*wanted)),
+            self._follow,
+        )
         self._session = MqttSession(
             Endpoint.of(identity),
             self._voice.subscriptions(),
@@ -154,6 +166,7 @@ class Agent:
         finally:
             for lease in self._leases.values():
                 lease.cancel()
+            self._follower.stop()
             self._workshop.cancel()
             self._workshop.close("the agent stops")
             self._session.stop(self._voice.state("offline"))
@@ -185,6 +198,7 @@ class Agent:
                 self._workshop.close("idle")
             item = None
         self._say(self._calm.overdue(time.monotonic()))
+        self._follower.look_at_clock(time.monotonic())
         match item:
             case None:
                 pass
@@ -204,11 +218,14 @@ class Agent:
                 _LOG.error("broker session: %s", item.error)
             case ModelFetched() | UpdateUploaded() | JobFailed():
                 self.handle(item)
+            case Followed():
+                self._follower.take(item)
             case _Asked():
                 self._session.publish(self._voice.request(item.key))
             case _Crashed():
                 _LOG.error("a transfer crashed", exc_info=item.error)
-                self.handle(JobFailed(item.key, f"internal error: {item.error!r}"[:2000]))
+                if item.what is not None:
+                    self.handle(JobFailed(item.what, f"internal error: {item.error!r}"[:2000]))
             case str():
                 return item != _STOP
             case _:
@@ -216,7 +233,12 @@ class Agent:
         return True
 
     def _patience_s(self) -> float | None:
-        waits = (self._workshop.idle_left_s(), self._calm.left_s(time.monotonic()))
+        now_s = time.monotonic()
+        waits = (
+            self._workshop.idle_left_s(),
+            self._calm.left_s(now_s),
+            self._follower.left_s(now_s),
+        )
         return min((each for each in waits if each is not None), default=None)
 
     def _offer(self, event: SessionEvent) -> bool:
@@ -267,6 +289,10 @@ class Agent:
                 self._run_changed(message)
             case ServerState():
                 self.handle(ServerChanged(message.epoch))
+            case ProductionDocument():
+                self._follower.document(message)
+            case ModelOffer():
+                self._follower.offer(message)
             case NewPassword():
                 self._passwords_changed(self._keyring.keep(message.rotation, message.sealed))
                 self._session.publish(self._voice.password_kept(message.rotation))
@@ -364,11 +390,18 @@ class Agent:
         self._transfer(job.key, lambda: self._transfers.upload(lease, path))
 
     def _transfer(self, key: JobKey, work: Callable[[], Event | None]) -> None:
-        def ended(future: Future[Event | None]) -> None:
+        self._follower.step_aside()
+        self._on_transfer_thread(key, work)
+
+    def _follow(self, work: Callable[[], Followed]) -> None:
+        self._on_transfer_thread(None, work)
+
+    def _on_transfer_thread(self, what: JobKey | None, work: Callable[[], object]) -> None:
+        def ended(future: Future[object]) -> None:
             if future.cancelled():
                 return
             error = future.exception()
-            result = _Crashed(key, error) if error is not None else future.result()
+            result = _Crashed(what, error) if error is not None else future.result()
             if result is not None:
                 self._inbox.put(result)
 

@@ -8,6 +8,7 @@ from broker.messages import (
     DeviceInfo,
     DeviceState,
     Message,
+    ModelRequest,
     PasswordKept,
     Progress,
     Request,
@@ -54,6 +55,7 @@ class Voice:
             self._topics.device(self._device_id, "receipt"),
             self._topics.server_state,
             self._topics.run("+", "state"),
+            *(self._topics.model(task) for task in self._tasks),
         ]
 
     def will(self) -> Publication:
@@ -95,6 +97,10 @@ class Voice:
             "request",
             Request(action=key.action, run_id=key.run_id, round=key.round, attempt=key.attempt),
         )
+
+    def model_request(self, task: str, sha256: str) -> Publication:
+        """Return the request for a URL of a production model."""
+        return self._own("request", ModelRequest(task=task, sha256=sha256))
 
     def answer(self, command: SendAnswer) -> Publication:
         """Return the answer to an order."""
