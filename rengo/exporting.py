@@ -105,7 +105,8 @@ def own_bits(array: npt.NDArray[Any], spec: TensorSpec) -> npt.NDArray[Any]:
         own = np.where(np.isnan(array), (bits >> 16) | 0x40, rounded).astype("<u2")
         infinite = (own & 0x7FFF) == 0x7F80
     else:
-        with np.errstate(over="ignore"):
+        # a signalling NaN is as good as any
+        with np.errstate(over="ignore", invalid="ignore"):
             own = array.astype(numpy_type(spec.dtype), copy=False)
         infinite = np.isinf(own) if spec.is_float else np.zeros(own.shape, np.bool_)
     if spec.is_float and bool((infinite & np.isfinite(array)).any()):
