@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,7 @@ from runtime.ports import free_port
 from tests.integration.postgres import PASSWORD, Cluster, running_cluster
 
 UPDATE = Update("u/d-1", 10, "a" * 64, 5, {"loss": 0.1}, {"train_s": 0.5})
-MODEL = Model(1, "k/1", "b" * 64, 100, "s/1", "c" * 64)
+MODEL = Model(1, "k/1", "b" * 64, 100, "s/1", "c" * 64, ((0, 16), (40, 1 << 40)))
 EVERY_FACT: list[Fact] = [
     RoundStarted(1, 1, ("d-1", "d-2"), 2),
     UpdateAccepted(1, 1, "d-1", UPDATE),
@@ -129,6 +130,19 @@ def test_what_is_written_is_read_by_the_next_life(journal: Journal, database: Da
     again.append("r", [RunPaused()])
     assert facts_of(again) == [*EVERY_FACT, RunPaused()]
     again.close()
+
+
+def test_a_version_of_before_changes_were_known_is_read(
+    journal: Journal, database: Database
+) -> None:
+    journal.append("r", [RoundCommitted(1, 2, MODEL)])
+    body = asdict(RoundCommitted(1, 2, MODEL))
+    del body["model"]["changed"]
+    engine = database.engine()
+    with engine.begin() as connection:
+        connection.execute(sa.text("UPDATE rengo_facts SET body = :v"), {"v": json.dumps(body)})
+    engine.dispose()
+    assert facts_of(journal) == [RoundCommitted(1, 2, replace(MODEL, changed=None))]
 
 
 def test_facts_carry_the_time(journal: Journal) -> None:

@@ -11,6 +11,7 @@ from fl_server.events import (
     Fact,
     Model,
     RoundClosed,
+    RoundCommitted,
     RoundStarted,
     SendOrder,
     Update,
@@ -45,6 +46,49 @@ def test_the_document_of_a_huge_cohort() -> None:
     assert len(wire(document)) < MAX_MESSAGE_BYTES
     assert document.cohort[0] == document.answered[0] == DEVICES[0]
     assert document.phase == "collecting"
+
+
+SCATTERED = tuple((number << 21, (number << 21) + (1 << 20)) for number in range(256))
+"""As many ranges as a version may have."""
+
+
+def version(number: int) -> Model:
+    return Model(number, f"k/{number}", f"{number:064x}", 1 << 30, changed=SCATTERED)
+
+
+def committed(number: int) -> list[Fact]:
+    return [
+        RoundStarted(number, 1, DEVICES, len(DEVICES)),
+        UpdateAccepted(number, 1, DEVICES[0], UPDATE),
+        RoundClosed(number, 1, DEVICES[:1]),
+        RoundCommitted(number, 1, version(number)),
+    ]
+
+
+def test_an_order_with_the_most_patches_fits_into_a_message() -> None:
+    run = run_of(*(fact for number in range(1, 7) for fact in committed(number)))
+    order = order_of(run, place=(7, 1))
+    assert len(wire(order)) < MAX_MESSAGE_BYTES // 4
+    assert [patch.base_sha256 for patch in order.model.patches] == [
+        f"{number:064x}" for number in (5, 4, 3, 2)
+    ]
+    assert tuple(order.model.patches[3].changed) == SCATTERED
+    assert order_of(run, "evaluate", place=(6, 1)).model.patches == order.model.patches
+
+
+def test_the_patches_are_those_of_the_latest_version() -> None:
+    run = run_of(*committed(1), *committed(2), *committed(3)[:3])
+    assert len(order_of(run).model.patches) == 1, "version 0 has another size"
+    fact = committed(3)[3]
+    run.machine.ledger.apply(fact)
+    assert [patch.base_sha256[-1] for patch in order_of(run).model.patches] == ["2", "1"]
+
+
+def test_the_event_of_a_commit_leaves_the_ranges_out() -> None:
+    fact = committed(1)[3]
+    event = run_of(STARTED).event(fact)
+    assert event.detail["model"]["sha256"] == version(1).sha256
+    assert "changed" not in event.detail["model"]
 
 
 @pytest.mark.parametrize("fact", [STARTED, ACCEPTED[0], CLOSED])
