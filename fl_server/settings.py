@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from broker.steering import AccessControl, EmqxAccess, ManualAccess, MosquittoAccess, NatsAccess
 from storage.endpoint import StoreSettings
+from storage.parts import LEAST_PART_BYTES, PartSizes
 
 T = TypeVar("T")
 
@@ -71,6 +72,7 @@ class ServerConfig(BaseModel):
         store: the S3 endpoint and its keys; keep the file 0600, or set the secret by
             RENGO_SERVER_STORE__SECRET.
         spool_memory_bytes: the bound on verified updates held in memory.
+        parts: which files go to the store in parts, and how large those are.
         operators: the identity files of those who may steer.
         broker: how the broker learns who may connect.
     """
@@ -83,8 +85,16 @@ class ServerConfig(BaseModel):
     journal: str | None = None
     project: Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")] = "default"
     spool_memory_bytes: Annotated[int, Field(ge=0)] = 64 << 20
+    parts: PartSizes = PartSizes()
     operators: list[Path] = []
     broker: BrokerSettings = BrokerSettings()
+
+    @field_validator("parts")
+    @classmethod
+    def _are_parts_of_s3(cls, parts: PartSizes) -> PartSizes:
+        if parts.part_bytes < LEAST_PART_BYTES:
+            raise ValueError(f"S3 takes no part_bytes below {LEAST_PART_BYTES}")
+        return parts
 
     @property
     def journal_url(self) -> str:

@@ -13,6 +13,7 @@ from hashlib import sha256
 from typing import BinaryIO, Protocol, TypeAlias
 
 from runtime.errors import ConfigError, Corrupt, NotFound, StorageError
+from storage.parts import PartSizes
 
 _KEY = re.compile(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*")
 _MAX_KEY_CHARS = 512
@@ -55,6 +56,11 @@ class ObjectStore(Protocol):
     Every method raises Unavailable when the store cannot be reached after a few tries, and
     AccessDenied when it refuses the credentials; the texts name the key and the endpoint.
     """
+
+    @property
+    def sizes(self) -> PartSizes:
+        """Which objects go in parts, and how large those are."""
+        ...
 
     def put(self, key: str, source: bytes | BinaryIO, size: int | None = None) -> ObjectInfo:
         """Store the source, replacing what is there.
@@ -182,7 +188,8 @@ def source_size(source: bytes | BinaryIO, size: int | None, key: str) -> int:
 class MemoryStore:
     """A bucket in this process; ``memory://`` URLs stand in for presigned ones."""
 
-    def __init__(self, bucket: str = "rengo") -> None:
+    def __init__(self, bucket: str = "rengo", sizes: PartSizes | None = None) -> None:
+        self.sizes = sizes or PartSizes()
         self._bucket = bucket
         self._objects: dict[str, bytes] = {}
         self._parts: dict[UnfinishedUpload, dict[int, bytes]] = {}

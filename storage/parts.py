@@ -11,24 +11,28 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 from xml.sax.saxutils import escape
+
+from pydantic import BaseModel, ConfigDict, Field
 
 LARGE_BYTES = 64 << 20
 PART_BYTES = 15 << 20
+LEAST_PART_BYTES = 5 << 20
 MAX_PARTS = 10_000
 _MIB = 1 << 20
 
 
-@dataclass(frozen=True)
-class PartSizes:
+class PartSizes(BaseModel):
     """From which size on an object goes in parts, and how large they are.
 
     Attributes:
         part_bytes: of every part but the last; S3 takes no smaller one than 5 MiB.
     """
 
-    large_bytes: int = LARGE_BYTES
-    part_bytes: int = PART_BYTES
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    large_bytes: Annotated[int, Field(ge=1)] = LARGE_BYTES
+    part_bytes: Annotated[int, Field(ge=1)] = PART_BYTES
 
     def is_large(self, size: int) -> bool:
         """Whether an object of that size goes in parts."""
@@ -36,8 +40,9 @@ class PartSizes:
 
     def part_for(self, size: int, most: int = MAX_PARTS) -> int:
         """Return the size of a part such that ``size`` bytes are at most ``most`` of them."""
-        least = math.ceil(size / most)
-        return max(self.part_bytes, math.ceil(least / _MIB) * _MIB)
+        if size <= most * self.part_bytes:
+            return self.part_bytes
+        return math.ceil(size / most / _MIB) * _MIB
 
 
 @dataclass(frozen=True)
@@ -64,32 +69,31 @@ def complete_body(etags: Sequence[str]) -> bytes:
 
 
 class ArrivedParts:
-    """The ETags of the parts of one upload that have arrived, in a small file that follows them.
+    """The ETags of the parts of one upload that have arrived, a line each in a small file.
 
-    It is written whole and renamed but not forced to the disk: after a power cut it may be gone,
-    and the parts are then sent once more.
+    It is not forced to the disk: after a power cut lines may be gone, and their parts are then sent
+    once more.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.etags: list[str] = []
-        self._upload = ("", 0)
+        self._upload = ""
 
     def follow(self, place: PartsPlace) -> None:
         """Go on with what has arrived of this upload, from nothing if it is another one."""
-        upload = (place.upload_id, place.part_bytes)
+        upload = json.dumps([place.upload_id, place.part_bytes])
         if upload != self._upload:
             self._upload = upload
             self.etags = self._read()[: len(place.urls)]
 
     def add(self, etag: str) -> None:
         """Keep that the next part has arrived."""
+        with self.path.open("a" if self.etags else "w") as file:
+            if not self.etags:
+                file.write(f"{self._upload}\n")
+            file.write(f"{etag}\n")
         self.etags.append(etag)
-        upload_id, part_bytes = self._upload
-        kept = {"upload_id": upload_id, "part_bytes": part_bytes, "etags": self.etags}
-        written = self.path.with_name(f"{self.path.name}.new")
-        written.write_text(json.dumps(kept))
-        written.replace(self.path)
 
     def restart(self) -> None:
         """Forget what has arrived."""
@@ -98,9 +102,10 @@ class ArrivedParts:
 
     def _read(self) -> list[str]:
         try:
-            kept = json.loads(self.path.read_text())
-            found = (kept["upload_id"], kept["part_bytes"])
-            etags = [str(etag) for etag in kept["etags"]]
-        except (OSError, ValueError, KeyError, TypeError):
-            return []  # absent, or cut short by a power cut
-        return etags if found == self._upload else []
+            text = self.path.read_text()
+        except (FileNotFoundError, UnicodeDecodeError):
+            return []
+        *lines, torn = text.split("\n")
+        if lines[:1] != [self._upload] or torn:
+            return []
+        return lines[1:]

@@ -15,6 +15,7 @@ from broker.messages import (
     Envelope,
     Message,
     ModelRef,
+    PartsRef,
     UpdateRef,
     UploadRef,
     Usage,
@@ -34,7 +35,7 @@ _WRITER = {
     ("enroll", ""): "claimant",
     ("enroll", "result"): "server",
 }
-_PARTS: tuple[type[Message], ...] = (ModelRef, UploadRef, UpdateRef, Usage)
+_PARTS: tuple[type[Message], ...] = (ModelRef, UploadRef, PartsRef, UpdateRef, Usage)
 _NAMED = {r"^[a-z0-9_-]{1,64}$": "id", r"^[0-9a-f]{64}$": "64 hex digits"}
 _INTRO = f"""\
 # Protocol

@@ -48,6 +48,7 @@ class Spool:
         self._filled = 0
         self._array: Float32s | None = None
         self._file: BinaryIO | None = None
+        self._buffer: Float32s | None = None
         if self._reserved:
             self._array = np.empty(size, np.float32)
         else:
@@ -61,23 +62,31 @@ class Spool:
             self._array[self._filled : self._filled + len(values)] = values
         self._filled += len(values)
 
+    def read(self, start: int, count: int) -> Float32s:
+        """Return at most ``BLOCK`` values from ``start`` on; they hold until the next read."""
+        if self._array is not None:
+            return self._array[start : start + count]
+        if self._file is None:
+            raise Corrupt("a spool was read after it was closed")
+        if self._buffer is None:
+            self._buffer = np.empty(min(BLOCK, self.size), np.float32)
+        values = self._buffer[:count]
+        self._file.seek(4 * start)
+        _read_into(self._file, values)
+        return values
+
     def blocks(self) -> Iterator[tuple[int, Float32s]]:
         """Yield (start, values); a block holds until the next is asked for."""
         if self._array is not None:
             yield 0, self._array
             return
-        if self._file is None:
-            raise Corrupt("a spool was read after it was closed")
-        self._file.seek(0)
-        buffer = np.empty(min(BLOCK, self.size), np.float32)
         for start in range(0, self.size, BLOCK):
-            values = buffer[: min(BLOCK, self.size - start)]
-            _read_into(self._file, values)
-            yield start, values
+            yield start, self.read(start, min(BLOCK, self.size - start))
 
     def close(self) -> None:
         """Give the memory or the disk back."""
         self._array = None
+        self._buffer = None
         if self._file is not None:
             self._file.close()
             self._file = None

@@ -96,12 +96,10 @@ def run_server(options: argparse.Namespace) -> int:
         _text_of(config.store.ca),
     )
     server = Server(
-        ServerSettings(
-            config.data_dir, site, config.project, config.spool_memory_bytes, config.parts
-        ),
+        ServerSettings(config.data_dir, site, config.project, config.spool_memory_bytes),
         identity,
         operators,
-        _ready(S3Store(config.store)),
+        _ready(S3Store(config.store, config.parts)),
         journal,
         config.broker.access(),
     )

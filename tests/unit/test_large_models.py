@@ -1,0 +1,236 @@
+"""Large models: the same bits by other ways, no parts left behind, uploads that go on."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from broker.messages import MAX_MESSAGE_BYTES, MAX_PARTS
+from fl_server.aggregation import sums
+from fl_server.aggregation.spool import MemoryBudget
+from fl_server.aggregation.streaming import Submission
+from fl_server.events import RoundStarted, SendOrder
+from fl_server.uploads import Uploads
+from runtime.errors import Unavailable
+from storage.keys import RunKeys
+from storage.objects import MemoryStore, Part
+from storage.parts import ArrivedParts, PartSizes, PartsPlace
+from tests.messages import wire
+from tests.unit.test_run import run_of
+from tests.unit.test_streaming import Bench
+
+DEVICES = "abcdefghi"
+SMALL_PARTS = PartSizes(large_bytes=1, part_bytes=100_000)
+KEYS = RunKeys("default", "run-1")
+
+
+def aggregated(bench: Bench) -> str:
+    bench.cohort = len(DEVICES)
+    bench.restart()
+    submissions = [bench.submit(device) for device in DEVICES]
+    bench.fold(*submissions)
+    return finished(bench, submissions)
+
+
+def finished(bench: Bench, submissions: list[Submission]) -> str:
+    model = bench.aggregate(*submissions)
+    bench.weights_of(model)  # the object has the sha256 that the model names
+    bench.run.sweep((1, 1), model)
+    return model.sha256
+
+
+@pytest.mark.parametrize("waiting", [1, 2, 4, 100])
+@pytest.mark.parametrize("memory", [0, 1 << 30])
+def test_a_large_sum_has_the_bits_of_a_small_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waiting: int, memory: int
+) -> None:
+    small = aggregated(Bench(tmp_path / "small"))
+    monkeypatch.setattr(sums, "MEMORY_SUMS_MAX", 10)
+    monkeypatch.setattr(sums, "WAITING_MAX", waiting)
+    bench = Bench(tmp_path / "large")
+    bench.budget = MemoryBudget(memory)
+    assert aggregated(bench) == small
+
+
+def test_a_large_sum_gives_back_what_its_spools_reserved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sums, "MEMORY_SUMS_MAX", 10)
+    bench = Bench(tmp_path)
+    aggregated(bench)
+    assert bench.budget.take(1 << 30)
+
+
+class Failing(MemoryStore):
+    """A store in which the parts of versions fail as often as it is told."""
+
+    def __init__(self) -> None:
+        super().__init__(sizes=SMALL_PARTS)
+        self.failures = 0
+        self.numbers: list[int] = []
+
+    def put_part(self, key: str, upload_id: str, number: int, data: Part) -> str:
+        self.numbers.append(number)
+        if self.failures and number == 3:
+            self.failures -= 1
+            raise Unavailable("the connection broke")
+        return super().put_part(key, upload_id, number, data)
+
+
+def in_parts(folder: Path) -> tuple[Bench, Failing]:
+    bench = Bench(folder)
+    store = Failing()
+    store._objects = bench.store._objects
+    bench.store = store
+    bench.restart()
+    return bench, store
+
+
+def test_a_large_version_goes_out_in_parts(tmp_path: Path) -> None:
+    whole = aggregated(Bench(tmp_path / "whole"))
+    bench, store = in_parts(tmp_path / "parts")
+    assert aggregated(bench) == whole
+    size = bench.model.size_bytes
+    assert sorted(store.numbers) == list(range(1, size // SMALL_PARTS.part_bytes + 2))
+    assert list(store.uploads("")) == []
+
+
+def test_a_version_whose_parts_fail_leaves_none_and_is_made_again(tmp_path: Path) -> None:
+    whole = aggregated(Bench(tmp_path / "whole"))
+    bench, store = in_parts(tmp_path / "parts")
+    store.failures = 1
+    with pytest.raises(Unavailable):
+        aggregated(bench)
+    assert list(store.uploads("")) == []
+    assert list(store.list(KEYS.version(1))) == []
+    submissions = [bench.submit(device) for device in DEVICES]
+    assert finished(bench, submissions) == whole
+    assert list(store.uploads("")) == []
+
+
+# --- uploads ------------------------------------------------------------------------------------
+
+
+def key_of(round_number: int, attempt: int = 1, device: str = "d-1") -> str:
+    return KEYS.update(round_number, attempt, device)
+
+
+def test_the_same_upload_is_given_again_while_it_lives() -> None:
+    store = MemoryStore(sizes=SMALL_PARTS)
+    uploads = Uploads(store)
+    first = uploads.place(key_of(1), 1_000_000)
+    assert (first.part_bytes, len(first.urls)) == (100_000, 10)
+    assert uploads.place(key_of(1), 1_000_000).upload_id == first.upload_id
+    store.abort_upload(key_of(1), first.upload_id)
+    again = uploads.place(key_of(1), 1_000_000)
+    assert again.upload_id != first.upload_id
+    assert len(list(store.uploads(""))) == 1
+
+
+@pytest.mark.parametrize("size", [1, 100_000, 100_001, 399 * 100_000, 10**9, 10**11])
+def test_the_parts_hold_the_file_and_are_not_too_many(size: int) -> None:
+    parts = Uploads(MemoryStore(sizes=SMALL_PARTS)).place(key_of(1), size)
+    assert len(parts.urls) <= MAX_PARTS
+    assert len(parts.urls) * parts.part_bytes >= size
+    assert (len(parts.urls) - 1) * parts.part_bytes < size
+
+
+class LongUrls(MemoryStore):
+    """A store whose URLs are as long as a message lets them be."""
+
+    def presign_part(self, key: str, upload_id: str, number: int, expires_s: int) -> str:
+        return super().presign_part(key, upload_id, number, expires_s).ljust(4000, "x")
+
+
+def test_an_order_with_long_urls_fits_into_a_message() -> None:
+    run = run_of(RoundStarted(1, 1, ("d-1",), 1))
+    store = LongUrls(sizes=PartSizes())
+    parts = Uploads(store).place(key_of(1), 10**10)
+    order = run.order(SendOrder("d-1", "train", 1, 1), store, 1, parts)
+    assert len(wire(order)) < MAX_MESSAGE_BYTES
+    assert order.upload is not None
+    assert order.upload.parts == parts
+
+
+def test_spent_rounds_leave_no_upload_and_the_open_one_keeps_its_own() -> None:
+    store = MemoryStore(sizes=SMALL_PARTS)
+    Uploads(store).place(key_of(1, device="of-a-former-process"), 500_000)
+    uploads = Uploads(store)
+    for place in ((1, 1), (2, 1), (2, 2), (3, 1)):
+        uploads.place(key_of(*place), 500_000)
+    other = Uploads(store).place("projects/default/runs/other/updates/000001/001/d-1.upd", 500_000)
+    uploads.abort_spent(KEYS, 2, 1)
+    left = {upload.key: upload.id for upload in store.uploads("")}
+    assert set(left) == {key_of(2, 2), key_of(3, 1), *(key for key in left if "/other/" in key)}
+    assert other.upload_id in left.values()
+    uploads.abort_spent(KEYS, 3, 1)
+    assert [upload.id for upload in store.uploads("")] == [other.upload_id]
+
+
+def test_an_upload_that_was_completed_is_forgotten_and_its_object_stays() -> None:
+    store = MemoryStore(sizes=SMALL_PARTS)
+    uploads = Uploads(store)
+    parts = uploads.place(key_of(1), 100_000)
+    etag = store.put_part(key_of(1), parts.upload_id, 1, b"update")
+    store.complete_upload(key_of(1), parts.upload_id, [etag])
+    uploads.abort_spent(KEYS, 1, 1)
+    assert [info.key for info in store.list("")] == [key_of(1)]
+
+
+# --- what has arrived ---------------------------------------------------------------------------
+
+
+def place_of(upload_id: str = "u-1", part_bytes: int = 10) -> PartsPlace:
+    return PartsPlace(upload_id, part_bytes, ["url"] * 5, "complete")
+
+
+def followed(path: Path, **changes: Any) -> ArrivedParts:
+    arrived = ArrivedParts(path)
+    arrived.follow(place_of(**changes))
+    return arrived
+
+
+def test_what_has_arrived_is_known_to_the_next_process(tmp_path: Path) -> None:
+    path = tmp_path / "u.parts"
+    first = followed(path)
+    for etag in ("e-1", "e-2", "e 3"):
+        first.add(etag)
+    second = followed(path)
+    assert second.etags == ["e-1", "e-2", "e 3"]
+    second.add("e-4")
+    assert followed(path).etags == ["e-1", "e-2", "e 3", "e-4"]
+
+
+@pytest.mark.parametrize("changes", [{"upload_id": "u-2"}, {"part_bytes": 11}])
+def test_another_upload_begins_from_nothing(tmp_path: Path, changes: dict[str, Any]) -> None:
+    path = tmp_path / "u.parts"
+    followed(path).add("e-1")
+    other = followed(path, **changes)
+    assert other.etags == []
+    other.add("f-1")
+    assert followed(path, **changes).etags == ["f-1"]
+    assert followed(path).etags == []
+
+
+def test_fresh_urls_of_the_same_upload_change_nothing(tmp_path: Path) -> None:
+    arrived = followed(tmp_path / "u.parts")
+    arrived.add("e-1")
+    (tmp_path / "u.parts").unlink()
+    arrived.follow(place_of())
+    assert arrived.etags == ["e-1"]
+
+
+def test_a_file_that_a_power_cut_left_is_never_believed_too_much(tmp_path: Path) -> None:
+    path = tmp_path / "u.parts"
+    arrived = followed(path)
+    for etag in ("e-1", "e-2"):
+        arrived.add(etag)
+    whole = path.read_bytes()
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        assert followed(path).etags in ([], ["e-1"])
+    path.write_bytes(os.urandom(100))
+    assert followed(path).etags == []
