@@ -256,38 +256,25 @@ class _Trials:
 
     def multipart(self) -> bool:
         key = f"{self._folder}/parts/object"
-        self._new_upload(key)
+        self._store.begin_upload(key)
         return self._store.abort_uploads(key) == 1
 
     def presigned_parts(self) -> bool:
-        key = f"{self._folder}/parts/presigned"
-        upload = self._new_upload(key)
+        key, pool = f"{self._folder}/parts/presigned", self._store.http
+        upload = self._store.begin_upload(key)
         tags = [
             http.send(
-                self._store.http,
-                self._signed("upload_part", key, UploadId=upload, PartNumber=number),
-                data,
-                len(data),
-                {},
+                pool, self._store.presign_part(key, upload, number, _URL_S), data, len(data), {}
             )
             for number, data in ((1, _PART), (2, _BODY))
         ]
-        parts = "".join(
-            f'<Part><PartNumber>{number}</PartNumber><ETag>"{tag}"</ETag></Part>'
-            for number, tag in enumerate(tags, 1)
-        )
-        url = self._signed("complete_multipart_upload", key, UploadId=upload)
-        body = f"<CompleteMultipartUpload>{parts}</CompleteMultipartUpload>"
-        with http.named_errors(f"POST {http.place(url)}"):
-            answer = self._store.http.request("POST", url, body=body.encode())
-        http.raise_for_status(answer.status, f"POST {http.place(url)}")
-        # S3 may answer 200 and put the error into the body
+        http.complete_upload(pool, self._store.presign_complete(key, upload, _URL_S), tags)
         return self._store.head(key).size == len(_PART) + len(_BODY)
 
     def part_copy(self) -> bool:
         source, key = f"{self._folder}/parts/source", f"{self._folder}/parts/copy"
         self._store.put(source, _PART)
-        upload = self._new_upload(key)
+        upload = self._store.begin_upload(key)
         answer = self._call(
             "upload_part_copy",
             Key=key,
@@ -343,16 +330,6 @@ class _Trials:
         self._call("put_object", Key=key, Body=_BODY, **wanted)
         found = self._call("head_object", Key=key)
         return bool(found.get("ServerSideEncryption") == wanted["ServerSideEncryption"])
-
-    def _new_upload(self, key: str) -> str:
-        params = self._store.settings.upload_params
-        upload_id: str = self._call("create_multipart_upload", Key=key, **params)["UploadId"]
-        return upload_id
-
-    def _signed(self, verb: str, key: str, **more: str | int) -> str:
-        params = {"Bucket": self._store.settings.bucket, "Key": self._store.full(key), **more}
-        with self._store.errors(f"SIGN {key}"):
-            return self._store.client.generate_presigned_url(verb, Params=params, ExpiresIn=_URL_S)
 
     def _call(self, verb: str, **params: Any) -> dict[str, Any]:
         if "Key" in params:
