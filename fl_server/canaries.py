@@ -120,11 +120,16 @@ class Canaries:
     # --- what the operator does ---------------------------------------------------------------
 
     def begin(self, candidate: Version, wish: CanaryWish, caller: str) -> str:
-        """Start a canary and return its id.
+        """Start a canary and return its id; the same wish again gives the id of the one that runs.
 
         Raises:
             ConfigError: there is nothing to compare with, nobody to measure, or one runs already.
         """
+        for canary in self._running(candidate.manifest.task):
+            plan = canary.plan
+            asked = (plan.candidate.name, plan.metric, plan.max_drop, plan.deadline_s)
+            if asked == (candidate.name, wish.metric, wish.max_drop, wish.deadline_s):
+                return plan.canary_id  # the answer was lost, or somebody waits for it again
         plan = self._plan(candidate, self._baseline(candidate), wish)
         self._log.begin(plan)
         detail = {"canary": plan.canary_id, "against": plan.production.name}
@@ -208,7 +213,11 @@ class Canaries:
         for canary in self._running():
             _LOG.info("canary %s goes on", canary.plan.canary_id)
             self._carry_out(canary, canary.machine.resume())
-            self._handle(canary, ProductionMoved(self._production_of(canary.plan.task)))
+
+    def compare_production(self) -> None:
+        """See whether what the canaries compare with is in production still."""
+        for task in {canary.plan.task for canary in self._running()}:
+            self.production_changed(task)
 
     def production_changed(self, task: str) -> None:
         """Take note that another version of a task may be in production."""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         Tanh,
     )
     from fl_client.tasks.base import Device, Task, TrainingSettings
+    from rengo.production import ProductionModel, production_model
     from rengo.runs import RunResult
     from rengo.site import Site
 
@@ -26,6 +27,7 @@ __all__ = [
     "Flatten",
     "Linear",
     "MaxPool2d",
+    "ProductionModel",
     "ReLU",
     "Reshape",
     "RunResult",
@@ -35,12 +37,14 @@ __all__ = [
     "Task",
     "TrainingSettings",
     "__version__",
+    "production_model",
 ]
 
 _LAYERS = ("Conv2d", "Flatten", "Linear", "MaxPool2d", "ReLU", "Reshape", "Sigmoid", "Tanh")
 _HOMES = {
     **dict.fromkeys(_LAYERS, "fl_client.layers"),
     **dict.fromkeys(("Device", "Task", "TrainingSettings"), "fl_client.tasks.base"),
+    **dict.fromkeys(("ProductionModel", "production_model"), "rengo.production"),
     "RunResult": "rengo.runs",
     "Site": "rengo.site",
 }
