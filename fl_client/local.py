@@ -122,6 +122,13 @@ class LocalContext:
         """The device that trains."""
         return self.participant.device
 
+    def own_weights(self) -> Vector:
+        """Return the global weights to be overwritten: an update that takes no second vector.
+
+        They are the memory that ``local_update`` was given: what is overwritten is gone from there.
+        """
+        return self.weights.vector
+
     def random(self) -> np.random.Generator:
         """Return random numbers that are this device's in this round, the same every time."""
         return np.random.default_rng(self.round.local_seed)
