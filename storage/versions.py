@@ -107,10 +107,9 @@ class VersionIndex:
         versions = self._runs.get(run_id, {})
         return [versions[number] for number in sorted(versions, reverse=True)]
 
-    def newest_first(self, task: str = "") -> list[Version]:
-        """Return all versions, or those of a task, by the time when they were made."""
-        found = [each for each in self if task in ("", each.manifest.task)]
-        return sorted(found, key=_made, reverse=True)
+    def newest_first(self) -> list[Version]:
+        """Return all versions by the time when they were made."""
+        return sorted(self, key=_made, reverse=True)
 
     def in_production(self, task: str) -> list[Version]:
         """Return the versions in that stage, the one that counts first; then none or leftovers."""
