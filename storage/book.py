@@ -269,13 +269,14 @@ class VersionBook:
         with self._looking:
             tasks, labels = self._index.tasks_in_production(), self._index.labels()
         lines: list[str] = []
-        for task in tasks:
-            lines += self._mend_production(task)
+        # tags first: whose change is later must not be altered by what follows
         for label in labels:
             holder, *others = self.holders(label)
             for other in others:
                 self.untag(other, label)
                 lines.append(f"{other.name}: has no longer the tag {label}, {holder.name} has it")
+        for task in tasks:
+            lines += self._mend_production(task)
         return lines
 
     def _mend_production(self, task: str) -> list[str]:

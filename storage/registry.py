@@ -188,7 +188,7 @@ class ModelRegistry:
         with self._writing:
             found = self._now(version)
             before = self.production(found.manifest.task)
-            if before is None or before.id != found.id:
+            if before is None or before.id != found.id or found.record.withdrawn:
                 self._book.require_model(found)
                 found = self._book.promote(found, reason)
             self._book.archive_others(found)
