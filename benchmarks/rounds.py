@@ -23,6 +23,7 @@ from broker.messages import DeviceState
 from rengo.devices import DeviceSpec
 from rengo.runs import follow, submit, wait_for_devices
 from rengo.site import Site
+from storage.keys import RunKeys
 from storage.s3 import S3Store
 
 _TASKS = Path(__file__).with_name("perturb.py")
@@ -96,7 +97,8 @@ def _run(site: Site, store: S3Store, clients: int, mib: int, rounds: int) -> dic
     report = result.report
     cpu_s = sum(b.cpu_s - a.cpu_s for a, b in zip(start, end, strict=True))
     keys = [info.key for info in store.list("projects/")]
-    retained = sum("/global/" in key for key in keys)
+    run_keys = RunKeys("default", report["run_id"])
+    retained = sum(run_keys.version_of(key) is not None for key in keys)
     return {
         "round_s": statistics.median(report["round_s"][1:]),
         "mqtt_round_trip_s": trip_s,

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any, TypeAlias, TypeVar
 import tenacity
 
 from algorithms.registry import load as load_algorithm
+from broker.messages import PartsRef
 from fl_server.aggregation.exact import FixedPoint
 from fl_server.aggregation.spool import MemoryBudget
 from fl_server.aggregation.streaming import Refused, RunAggregator, Submission
@@ -35,11 +37,15 @@ from fl_server.events import (
     UpdateVerified,
     VerifyUpdate,
 )
-from fl_server.journal import RunRecord
+from fl_server.journal import PreparedRun, RunRecord
+from fl_server.lineage import Commit, manifest_of
 from fl_server.models import ModelCache
-from runtime.errors import RengoError, Unavailable
+from fl_server.uploads import Uploads
+from runtime.errors import ConfigError, Corrupt, NotFound, RengoError, Unavailable
 from storage.keys import RunKeys
 from storage.objects import ObjectStore
+from storage.registry import ModelRegistry
+from storage.weights import read_layout
 
 _LOG = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -77,11 +83,30 @@ DataCommand: TypeAlias = (
 )
 
 
+@dataclass(frozen=True)
+class RunRetention:
+    """Which of a run's versions stay: by the run's policy, and by their tags and stages."""
+
+    registry: ModelRegistry
+    run_id: str
+    keep: int
+    keep_every: int
+
+    def retained(self, latest: int) -> set[int]:
+        """See :class:`fl_server.aggregation.streaming.Retention`."""
+        return self.registry.retained(self.run_id, latest, self.keep, self.keep_every)
+
+    def forget_others(self, retained: Collection[int]) -> None:
+        """See :class:`fl_server.aggregation.streaming.Retention`."""
+        self.registry.forget_others(self.run_id, retained)
+
+
 class DataPlane:
     """The byte work of all runs.
 
     Args:
         store: the object store.
+        registry: the project's versions, in the same store.
         folder: where spools and local copies lie; only this process uses it.
         post: takes what ended; called on the jobs' threads, only enqueues.
         spool_memory_bytes: the bound on verified updates held in memory.
@@ -90,13 +115,13 @@ class DataPlane:
     def __init__(
         self,
         store: ObjectStore,
+        registry: ModelRegistry,
         folder: Path,
-        project: str,
         post: Callable[[Done], None],
         spool_memory_bytes: int = 64 << 20,
     ) -> None:
         self.store = store
-        self.project = project
+        self.registry = registry
         self._folder = folder
         self._post = post
         self._budget = MemoryBudget(spool_memory_bytes)
@@ -104,22 +129,27 @@ class DataPlane:
         self._stopping = threading.Event()
         self._verifiers = ThreadPoolExecutor(_VERIFIERS, "verify")
         self._aggregator = ThreadPoolExecutor(1, "aggregate")
+        # one thread, so that an order that is asked for twice has one upload
+        self._placer = ThreadPoolExecutor(1, "uploads")
+        self.uploads = Uploads(store)
 
     def keys(self, run_id: str) -> RunKeys:
         """Return the keys of a run."""
-        return RunKeys(self.project, run_id)
+        return RunKeys(self.registry.project, run_id)
 
     def open_run(self, record: RunRecord) -> None:
         """Get ready for a run's commands."""
         definition = record.definition
+        models = definition.models
+        retention = RunRetention(self.registry, record.run_id, models.keep, models.keep_every)
         self._runs[record.run_id] = RunAggregator(
             self.keys(record.run_id),
             load_algorithm(definition.algorithm.name, definition.algorithm.settings),
             FixedPoint(definition.aggregation.scale_bits, definition.aggregation.weight_bits),
             record.plan.cohort_size,
-            definition.models.keep,
+            retention,
             self.store,
-            ModelCache(self._folder / record.run_id, self.store),
+            self._models_of(record.run_id),
             self._budget,
         )
 
@@ -128,6 +158,7 @@ class DataPlane:
         self._stopping.set()
         self._verifiers.shutdown(cancel_futures=True)
         self._aggregator.shutdown(cancel_futures=True)
+        self._placer.shutdown(cancel_futures=True)
 
     # --- a run's commands ---------------------------------------------------------------------
 
@@ -143,6 +174,63 @@ class DataPlane:
         future = pool.submit(self._do, run, command, model)
         future.add_done_callback(lambda done: self._ended(run_id, done))
 
+    def read_registry(self) -> None:
+        """Rebuild the registry from the store, before anything else is done with it."""
+
+        def work() -> None:
+            for line in self.registry.rebuild():
+                _LOG.warning("model registry: %s", line)
+
+        self._in_order("", work)
+
+    def record(self, record: RunRecord, commit: Commit, *, restarted: bool = False) -> None:
+        """Sign a committed version's manifest and keep it, before anything that comes later.
+
+        Args:
+            restarted: the version may be older than this process: the registry may have it, or its
+                model may have been removed.
+        """
+        run, model = self._runs[record.run_id], commit.model
+
+        def work() -> None:
+            if restarted and not self._lacks_manifest(record.run_id, model):
+                return
+            manifest = manifest_of(
+                record,
+                commit,
+                project=self.registry.project,
+                layout_hash=run.layout(model).hash,
+                created_ms=time.time_ns() // 1_000_000,
+            )
+            self.registry.commit(manifest)
+
+        self._in_order(record.run_id, work)
+
+    def _lacks_manifest(self, run_id: str, model: Model) -> bool:
+        if self.registry.has(run_id, model.version):
+            return False
+        try:
+            self.store.head(model.key)
+        except NotFound:
+            return False
+        return True
+
+    def measure(self, run_id: str, metrics: Mapping[int, Mapping[str, float]]) -> None:
+        """Keep what the run's versions were measured to be, where they are still there."""
+
+        def work() -> None:
+            for version in self.registry.versions(run_id):
+                found = metrics.get(version.manifest.version)
+                if found:
+                    self.registry.measure(run_id, version.manifest.version, found)
+
+        self._in_order(run_id, work)
+
+    def _in_order(self, run_id: str, work: Callable[[], None]) -> None:
+        """Do ``work`` after all byte work that was begun before, before all that comes later."""
+        future = self._aggregator.submit(self.patiently, work)
+        future.add_done_callback(lambda done: self._ended(run_id, done))
+
     def _do(self, run: RunAggregator, command: DataCommand, model: Model) -> Event | None:
         match command:
             case VerifyUpdate():
@@ -156,8 +244,11 @@ class DataPlane:
             case SweepRound():
                 key = (command.round, command.attempt)
                 self.patiently(lambda: run.sweep(key, model))
+                if self.uploads.is_large(model.size_bytes):
+                    self.patiently(lambda: self.uploads.abort_spent(run.keys, *key))
             case SweepRun():
                 self.patiently(lambda: run.sweep_run(model))
+                self.uploads.forget(run.keys)
         return None
 
     def _ended(self, run_id: str, future: Future[Any]) -> None:
@@ -201,9 +292,19 @@ class DataPlane:
     # --- tasks outside the machines -----------------------------------------------------------
 
     def start_task(
-        self, work: Callable[[], T], then: Callable[[T], None], failed: Callable[[RengoError], None]
+        self,
+        work: Callable[[], T],
+        then: Callable[[T], None],
+        failed: Callable[[RengoError], None],
+        *,
+        in_order: bool = False,
     ) -> None:
-        """Do ``work`` on a thread, then call ``then`` or ``failed`` on the owner's thread."""
+        """Do ``work`` on a thread, then call ``then`` or ``failed`` on the owner's thread.
+
+        Args:
+            in_order: after all byte work of runs that was begun before, and before all that comes
+                later.
+        """
 
         def ended(future: Future[T]) -> None:
             if future.cancelled() or self._stopping.is_set():
@@ -218,12 +319,74 @@ class DataPlane:
             else:
                 self._post(JobCrashed("", error))
 
-        self._verifiers.submit(work).add_done_callback(ended)
+        pool = self._aggregator if in_order else self._verifiers
+        pool.submit(work).add_done_callback(ended)
+
+    def check_initial(self, prepared: PreparedRun) -> None:
+        """Return when version 0 is in the store and can be trained; keep a local copy. Blocks.
+
+        Raises:
+            NotFound, Corrupt: it is not there, or not what was promised.
+            ConfigError: there is nothing in it to train.
+        """
+        model = prepared.initial
+        size = self.store.head(model.key).size
+        if size != model.size_bytes:
+            raise Corrupt(f"{model.key} has {size} bytes, expected {model.size_bytes}")
+        models = self._models_of(prepared.run_id)
+        try:
+            with models.fetch(model).open("rb") as file:
+                layout, _ = read_layout(file)
+            if layout.stored_bytes != size:
+                raise Corrupt(f"{model.key} has {size} bytes, its tensors end elsewhere")
+            if layout.size == 0:
+                raise ConfigError("the model has no float parameters to train")
+            self.uploads.abort(model.key)
+        except BaseException:
+            models.forget()
+            raise
+
+    def discard_prepared(self, prepared: PreparedRun) -> None:
+        """Leave nothing of a run that nobody submitted."""
+        self.abandon_upload(prepared.initial.key)
+        self.discard(prepared.initial.key)
+        self._models_of(prepared.run_id).forget()
+
+    def _models_of(self, run_id: str) -> ModelCache:
+        return ModelCache(self._folder / run_id, self.store)
 
     def discard(self, key: str) -> None:
         """Delete one object in the background."""
         self._aggregator.submit(
             lambda: self.patiently(lambda: self.store.delete([key]))
+        ).add_done_callback(lambda done: self._ended("", done))
+
+    def place_upload(self, key: str, size: int, then: Callable[[PartsRef | None], None]) -> None:
+        """Begin an upload in parts or go on with it, then call ``then`` on the owner's thread.
+
+        It is given None when the store refuses: one PUT may do.
+        """
+
+        def ended(future: Future[PartsRef]) -> None:
+            if future.cancelled() or self._stopping.is_set():
+                return
+            error = future.exception()
+            if error is not None and not isinstance(error, RengoError):
+                self._post(JobCrashed("", error))
+                return
+            if error is not None:
+                _LOG.warning("no upload in parts for %s: %s", key, error)
+            parts = None if error is not None else future.result()
+            self._post(TaskDone(lambda: then(parts)))
+
+        self._placer.submit(
+            lambda: self.patiently(lambda: self.uploads.place(key, size))
+        ).add_done_callback(ended)
+
+    def abandon_upload(self, key: str) -> None:
+        """End an upload in parts in the background, if there is one."""
+        self._placer.submit(
+            lambda: self.patiently(lambda: self.uploads.abort(key))
         ).add_done_callback(lambda done: self._ended("", done))
 
     def patiently(self, work: Callable[[], T]) -> T:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from algorithms.registry import load as load_algorithm
 from fl_server.events import Plan
 from runtime.config import validate
+from storage.manifest import Parent
 
 
 class _Section(BaseModel):
@@ -75,9 +76,15 @@ class AggregationSection(_Section):
 
 
 class ModelsSection(_Section):
-    """Which versions stay in the store: the latest ``keep``."""
+    """Which versions stay in the store, and what version 0 was made from.
+
+    The latest ``keep`` stay, every ``keep_every``-th where that is not 0, and whatever has a tag or
+    a stage. ``parent`` is filled in where the run begins with a version of this project.
+    """
 
     keep: Annotated[int, Field(ge=2, le=100_000)] = 3
+    keep_every: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    parent: Parent | None = None
 
 
 class RunDefinition(_Section):

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from broker.messages import OperatorReply, OperatorRequest
+from fl_server.arguments import Deferred, Result
 from fl_server.data import DataPlane
 from fl_server.database import JournalError
-from fl_server.operations import Deferred, Operations, Result
+from fl_server.operations import Operations
 from runtime.errors import ConfigError, InvalidTransition, NotFound, PeerError, RengoError
 
 _USAGE, _FAILED = 2, 3
@@ -29,15 +30,22 @@ class OperatorDesk:
         self._operations = operations
         self._data = data
         self._reply = reply
+        self._underway: set[tuple[str, str]] = set()
 
     def take(self, operator_id: str, request: OperatorRequest) -> None:
         """Carry out one request; called on the owner's thread."""
+        asked = (operator_id, request.request_id)
+        if asked in self._underway:
+            return  # asked again because it takes long: the answer is on its way
+        self._underway.add(asked)
 
         def answer(result: Result) -> None:
+            self._underway.discard(asked)
             reply = OperatorReply(request_id=request.request_id, result=result)
             self._reply(operator_id, reply)
 
         def fail(error: RengoError) -> None:
+            self._underway.discard(asked)
             usage = isinstance(error, ConfigError | NotFound)
             reply = OperatorReply(
                 request_id=request.request_id,
@@ -57,12 +65,23 @@ class OperatorDesk:
         fail: Callable[[RengoError], None],
     ) -> None:
         outcome = self._operations.call(request.operation, request.arguments, operator_id)
+        self._finish(outcome, answer, fail)
+
+    def _finish(
+        self,
+        outcome: Result | Deferred,
+        answer: Callable[[Result], None],
+        fail: Callable[[RengoError], None],
+    ) -> None:
         if not isinstance(outcome, Deferred):
             answer(outcome)
             return
         then = outcome.then
         self._data.start_task(
-            outcome.work, lambda value: _attempt(lambda: answer(then(value)), fail), fail
+            outcome.work,
+            lambda value: _attempt(lambda: self._finish(then(value), answer, fail), fail),
+            fail,
+            in_order=outcome.in_order,
         )
 
 

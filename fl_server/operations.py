@@ -6,19 +6,27 @@ Each operation validates its arguments by a model of its own and returns plain d
 
 from __future__ import annotations
 
-import hashlib
 import json
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from broker.messages import KeyText, Sha256
 from fl_server import report
-from fl_server.definition import parse_definition
+from fl_server.arguments import (
+    PAGE_BYTES,
+    Arguments,
+    Deferred,
+    Name,
+    NoArguments,
+    OneRun,
+    Result,
+)
+from fl_server.definition import RunDefinition, parse_definition
 from fl_server.enrolment import MAX_USES, Act, DeviceRecord
 from fl_server.events import (
     Model,
@@ -27,66 +35,45 @@ from fl_server.events import (
     StopRequested,
 )
 from fl_server.journal import PreparedRun, RunRecord
+from fl_server.model_operations import ModelOperations
 from fl_server.presence import Device
 from fl_server.run import URL_LIFETIME_S, ActiveRun
 from runtime.config import validate
-from runtime.errors import ConfigError, Corrupt, NotFound
+from runtime.errors import ConfigError, NotFound
 from runtime.jointoken import CLAIM_PREFIX
-from storage.weights import read_layout
+from storage.manifest import Parent
 
 if TYPE_CHECKING:
     from fl_server.server import Server
 
 MAX_MODEL_BYTES = 1 << 36
-_PAGE_BYTES = 150_000
 _DEVICE_ROW_BYTES = 16_000
-_HASH_BYTES = 1 << 20
+_DEFINITION_BYTES = 32 << 10
 _AUDIT_ROWS = 200
 _LONGEST_INVITATION_S = 366 * 24 * 3600.0
-RunId = Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")]
-Name = Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")]
 Group = Annotated[str, Field(pattern=r"^[a-z0-9_-]{0,64}$")]
-Result: TypeAlias = dict[str, Any]
 _STEERED = {PauseRequested: "paused", ResumeRequested: "resumed", StopRequested: "stopped"}
 
 
-@dataclass(frozen=True)
-class Deferred:
-    """The answer comes later: ``work`` off the owner's thread, then ``then`` on it."""
-
-    work: Callable[[], Any]
-    then: Callable[[Any], Result]
-
-
-class _Arguments(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class NoArguments(_Arguments):
-    """None."""
-
-
-class OneRun(_Arguments):
-    """Names a run."""
-
-    run_id: RunId
-
-
-class Page(_Arguments):
+class Page(Arguments):
     """Where to go on: behind the last id of the page before, empty for the first page."""
 
     after: Annotated[str, Field(max_length=64)] = ""
 
 
-class Definition(_Arguments):
-    """A run definition, as in its TOML file, and version 0's hash and size."""
+class Definition(Arguments):
+    """A run definition, as in its TOML file, and version 0's hash and size.
+
+    ``parent`` is the sha256 of the version of this project that version 0 was made from, if any.
+    """
 
     definition: dict[str, Any]
     sha256: Sha256
     size_bytes: Annotated[int, Field(ge=1, le=MAX_MODEL_BYTES)]
+    parent: Sha256 | None = None
 
 
-class Invitation(_Arguments):
+class Invitation(Arguments):
     """A join token to be made."""
 
     group: Group = ""
@@ -95,7 +82,7 @@ class Invitation(_Arguments):
     lifetime_s: Annotated[float, Field(ge=1, le=_LONGEST_INVITATION_S)] = 3600.0
 
 
-class NewDevice(_Arguments):
+class NewDevice(Arguments):
     """A device whose identity the operator made, on the site itself or for an external broker."""
 
     id: Name
@@ -107,19 +94,19 @@ class NewDevice(_Arguments):
     count: Annotated[int, Field(ge=1)] = 1
 
 
-class NewDevices(_Arguments):
+class NewDevices(Arguments):
     """Devices to be admitted together."""
 
     devices: Annotated[list[NewDevice], Field(max_length=500)]
 
 
-class OneDevice(_Arguments):
+class OneDevice(Arguments):
     """Names a device."""
 
     device_id: Name
 
 
-class AuditPage(_Arguments):
+class AuditPage(Arguments):
     """The latest entries, or those before a number."""
 
     before: Annotated[int, Field(ge=1)] | None = None
@@ -135,7 +122,7 @@ class Operations:
         self._prepared: dict[str, tuple[PreparedRun, float]] = {
             run.run_id: (run, time.monotonic()) for run in server.journal.prepared()
         }
-        self._table: dict[str, tuple[type[_Arguments], Callable[[Any], Result | Deferred]]] = {
+        self._table: dict[str, tuple[type[Arguments], Callable[[Any], Result | Deferred]]] = {
             "server_info": (NoArguments, self.server_info),
             "devices_ls": (Page, self.devices_ls),
             "devices_invite": (Invitation, self.devices_invite),
@@ -147,11 +134,12 @@ class Operations:
             "runs_ls": (NoArguments, self.runs_ls),
             "runs_show": (OneRun, self.runs_show),
             "runs_prepare": (Definition, self.runs_prepare),
+            "runs_renew": (OneRun, self.runs_renew),
             "runs_submit": (OneRun, self.runs_submit),
             "runs_pause": (OneRun, self.runs_pause),
             "runs_resume": (OneRun, self.runs_resume),
             "runs_stop": (OneRun, self.runs_stop),
-            "model_url": (OneRun, self.model_url),
+            **ModelOperations(server, lambda: self._caller, self._in_use).table,
         }
 
     def call(self, operation: str, arguments: dict[str, Any], caller: str) -> Result | Deferred:
@@ -183,7 +171,7 @@ class Operations:
     def devices_ls(self, page: Page) -> Result:
         """Every device that was ever admitted, by id; ``more`` says that pages follow."""
         rows: list[Result] = []
-        left = _PAGE_BYTES
+        left = PAGE_BYTES
         members, present = self._server.members.devices, self._server.presence.devices
         for device_id in sorted(members.keys() | present.keys()):
             if device_id <= page.after:
@@ -212,16 +200,6 @@ class Operations:
             row["profile"] = "" if info is None else info.profile[:32]
             row["engine"] = "" if info is None else info.engine[:32]
         return shown
-
-    def model_url(self, arguments: OneRun) -> Result:
-        """A presigned GET of the run's latest version."""
-        model = self._run(arguments.run_id).machine.ledger.model
-        return {
-            "url": self._server.store.presign_get(model.key, URL_LIFETIME_S),
-            "version": model.version,
-            "sha256": model.sha256,
-            "size_bytes": model.size_bytes,
-        }
 
     # --- members ------------------------------------------------------------------------------
 
@@ -281,48 +259,64 @@ class Operations:
 
     # --- submitting ---------------------------------------------------------------------------
 
-    def runs_prepare(self, arguments: Definition) -> Result:
+    def runs_prepare(self, arguments: Definition) -> Result | Deferred:
         """Check a definition and say where version 0 goes."""
         self._forget_old()
-        definition = parse_definition(arguments.definition, "run definition")
+        definition = self._complete(arguments)
         run_id = f"{definition.task[:40]}-{secrets.token_hex(4)}"
         key = self._server.data.keys(run_id).version(0)
         model = Model(0, key, arguments.sha256, arguments.size_bytes)
         prepared = PreparedRun(run_id, definition, model)
         self._server.journal.prepare(prepared)
+        return self._place(prepared)
+
+    def runs_renew(self, arguments: OneRun) -> Result | Deferred:
+        """Say again where version 0 of a prepared run goes, by fresh URLs."""
+        return self._place(self._prepared_run(arguments.run_id))
+
+    def _place(self, prepared: PreparedRun) -> Result | Deferred:
+        store, uploads = self._server.store, self._server.data.uploads
+        model, run_id = prepared.initial, prepared.run_id
         self._prepared[run_id] = (prepared, time.monotonic())
-        url = self._server.store.presign_put(key, URL_LIFETIME_S)
-        return {"run_id": run_id, "url": url}
+        url = store.presign_put(model.key, URL_LIFETIME_S)
+        result: Result = {"run_id": run_id, "url": url, "headers": store.upload_headers}
+        if not uploads.is_large(model.size_bytes):
+            return result
+        return Deferred(
+            lambda: uploads.place(model.key, model.size_bytes),
+            lambda parts: {**result, "parts": parts.model_dump()},
+        )
+
+    def _prepared_run(self, run_id: str) -> PreparedRun:
+        if run_id not in self._prepared:
+            raise ConfigError(f"run {run_id} was not prepared, or too long ago")
+        return self._prepared[run_id][0]
 
     def runs_submit(self, arguments: OneRun) -> Result | Deferred:
         """Start a prepared run whose version 0 is in the store; asked again, say so again."""
         if arguments.run_id in self._server.runs:
             return {"run_id": arguments.run_id}
-        if arguments.run_id not in self._prepared:
-            raise ConfigError(f"run {arguments.run_id} was not prepared, or too long ago")
-        prepared, _ = self._prepared[arguments.run_id]
+        prepared = self._prepared_run(arguments.run_id)
         self._note("run submitted", arguments.run_id)
-        return Deferred(
-            lambda: self._check_initial(prepared.initial), lambda _: self._start(prepared)
-        )
+        data = self._server.data
+        return Deferred(lambda: data.check_initial(prepared), lambda _: self._start(prepared))
 
-    def _check_initial(self, model: Model) -> None:
-        store = self._server.store
-        info = store.head(model.key)
-        if info.size != model.size_bytes:
-            raise Corrupt(f"{model.key} has {info.size} bytes, expected {model.size_bytes}")
-        digest = hashlib.sha256()
-        with store.open(model.key) as stream:
-            while part := stream.read(_HASH_BYTES):
-                digest.update(part)
-        if digest.hexdigest() != model.sha256:
-            raise Corrupt(f"{model.key} has sha256 {digest.hexdigest()}, expected {model.sha256}")
-        with store.open(model.key) as stream:
-            layout, _ = read_layout(stream)
-        if layout.stored_bytes != info.size:
-            raise Corrupt(f"{model.key} has {info.size} bytes, its tensors end elsewhere")
-        if layout.size == 0:
-            raise ConfigError("the model has no float parameters to train")
+    def _complete(self, arguments: Definition) -> RunDefinition:
+        """Return the definition with the version that it begins with, if it is one of ours."""
+        definition = parse_definition(arguments.definition, "run definition")
+        size = len(definition.model_dump_json())
+        if size > _DEFINITION_BYTES:
+            raise ConfigError(f"a run definition of {size} bytes, at most {_DEFINITION_BYTES}")
+        parent = None
+        if arguments.parent is not None:
+            found = self._server.models.find(arguments.parent).manifest
+            parent = Parent(run_id=found.run_id, version=found.version, sha256=found.sha256)
+        models = definition.models.model_copy(update={"parent": parent})
+        return definition.model_copy(update={"models": models})
+
+    def _in_use(self, run_id: str) -> bool:
+        run = self._server.runs.get(run_id)
+        return run_id in self._prepared or (run is not None and not run.ended)
 
     def _start(self, prepared: PreparedRun) -> Result:
         run_id = prepared.run_id
@@ -344,7 +338,7 @@ class Operations:
             if now - heard_s > URL_LIFETIME_S:
                 del self._prepared[run_id]
                 self._server.journal.forget_prepared(run_id)
-                self._server.data.discard(prepared.initial.key)
+                self._server.data.discard_prepared(prepared)
 
     # --- steering -----------------------------------------------------------------------------
 

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from broker.messages import ModelRef, Order, RunDocument, RunEvent, RunStatus, UploadRef
-from fl_server.events import ArmTimer, Fact, RoundStarted, SendOrder
+from broker.messages import (
+    ModelRef,
+    Order,
+    PartsRef,
+    Patch,
+    RunDocument,
+    RunEvent,
+    RunStatus,
+    UploadRef,
+)
+from fl_server.events import ArmTimer, Fact, Model, RoundCommitted, RoundStarted, SendOrder
 from fl_server.journal import FactRecord, RunRecord
+from fl_server.lineage import Lineage
+from fl_server.patches import patches_to
 from fl_server.rounds import RoundMachine
 from storage.keys import RunKeys
 from storage.objects import ObjectStore
@@ -22,21 +33,26 @@ _MAX_LISTED_IN_EVENT = 200
 
 @dataclass
 class ActiveRun:
-    """A run with its machine; ``keys`` are its object keys."""
+    """A run with its machine and the making of its versions; ``keys`` are its object keys."""
 
     record: RunRecord
     machine: RoundMachine
     keys: RunKeys
+    lineage: Lineage
     _deadline: tuple[int, int, float] = field(default=(0, 0, 0.0))
     _signed: tuple[str, str, float] = field(default=("", "", 0.0), repr=False)
+    _patches: tuple[str, list[Patch]] = field(default=("", []), repr=False)
 
     @classmethod
     def from_journal(
         cls, record: RunRecord, facts: Iterable[FactRecord], keys: RunKeys
     ) -> ActiveRun:
         """Return the run as its facts left it."""
-        machine = RoundMachine(record.plan, record.initial, (row.fact for row in facts))
-        return cls(record, machine, keys)
+        known = [row.fact for row in facts]
+        lineage = Lineage(record)
+        for fact in known:
+            lineage.take(fact)
+        return cls(record, RoundMachine(record.plan, record.initial, known), keys, lineage)
 
     @property
     def ended(self) -> bool:
@@ -48,13 +64,32 @@ class ActiveRun:
         due = time.monotonic() + command.seconds
         self._deadline = (command.round, command.attempt, due)
 
-    def order(self, command: SendOrder, store: ObjectStore, epoch: int) -> Order:
-        """Return the order's message, with fresh URLs."""
-        definition, model = self.record.definition, self.machine.ledger.model
+    def awaits(self, command: SendOrder) -> bool:
+        """Whether an order to train, made a while ago, is still to be sent."""
+        ledger = self.machine.ledger
+        is_open = ledger.phase == "collecting"
+        current = (command.round, command.attempt) == (ledger.round, ledger.attempt)
+        return is_open and current and command.device_id not in ledger.answered
+
+    def order(
+        self,
+        command: SendOrder,
+        store: ObjectStore,
+        epoch: int,
+        parts: PartsRef | None = None,
+    ) -> Order:
+        """Return the order's message, with fresh URLs; ``parts`` is where a large update goes."""
+        definition, ledger = self.record.definition, self.machine.ledger
+        model = ledger.model
         upload = None
         if command.action == "train":
             key = self.keys.update(command.round, command.attempt, command.device_id)
-            upload = UploadRef(url=store.presign_put(key, URL_LIFETIME_S), key=key)
+            upload = UploadRef(
+                url=store.presign_put(key, URL_LIFETIME_S),
+                key=key,
+                headers=store.upload_headers,
+                parts=parts,
+            )
         return Order(
             epoch=epoch,
             action=command.action,
@@ -71,6 +106,7 @@ class ActiveRun:
                 key=model.key,
                 sha256=model.sha256,
                 size_bytes=model.size_bytes,
+                patches=self._patches_to(model, ledger.earlier),
             ),
             upload=upload,
             time_left_s=self._time_left_s(command),
@@ -84,6 +120,13 @@ class ActiveRun:
             url = store.presign_get(key, URL_LIFETIME_S)
             self._signed = (key, url, now_s)
         return url
+
+    def _patches_to(self, model: Model, earlier: Sequence[Model]) -> list[Patch]:
+        known, patches = self._patches
+        if known != model.sha256:
+            patches = patches_to(model, earlier)
+            self._patches = (model.sha256, patches)
+        return patches
 
     def _time_left_s(self, command: SendOrder) -> float:
         round_number, attempt, due = self._deadline
@@ -127,6 +170,8 @@ class ActiveRun:
         detail: dict[str, Any] = asdict(fact)
         if isinstance(fact, RoundStarted):
             detail["cohort"] = fact.cohort[:_MAX_LISTED_IN_EVENT]
+        if isinstance(fact, RoundCommitted):
+            del detail["model"]["changed"]  # up to 256 ranges, of use to no reader
         if "included" in detail:
             detail["included"] = detail["included"][:_MAX_LISTED_IN_EVENT]
         return RunEvent(

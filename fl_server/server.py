@@ -27,8 +27,10 @@ from broker.messages import (
     DeviceInfo,
     DeviceState,
     Message,
+    ModelRequest,
     OperatorReply,
     OperatorRequest,
+    Order,
     PasswordKept,
     Progress,
     Receipt,
@@ -49,8 +51,11 @@ from broker.session import (
 )
 from broker.steering import AccessControl
 from broker.topics import Topics
+from fl_server.canaries import Canaries, House
+from fl_server.canary_log import CanaryLog
 from fl_server.data import DataPlane, Done, JobCrashed, JobDone, TaskDone
 from fl_server.desk import OperatorDesk
+from fl_server.documents import DocumentTable
 from fl_server.enrolment import DeviceRecord
 from fl_server.events import (
     ArmTimer,
@@ -72,7 +77,9 @@ from fl_server.events import (
 from fl_server.journal import Journal, RunRecord
 from fl_server.membership import Membership, SiteInfo
 from fl_server.operations import Operations
+from fl_server.ordering import Ordering
 from fl_server.presence import Presence
+from fl_server.production import ProductionDocuments, SharedUrls
 from fl_server.reception import Heard, Reception
 from fl_server.registry import Registry
 from fl_server.rounds import Step
@@ -80,12 +87,15 @@ from fl_server.run import URL_LIFETIME_S, ActiveRun
 from runtime.errors import PeerError, RengoError
 from runtime.identity import Identity
 from storage.objects import ObjectStore
+from storage.registry import ModelRegistry
 
 _LOG = logging.getLogger(__name__)
 _INBOX_MAX = 10_000
 _KEPT_DOCUMENTS = 20
 _CLEARED_AGAIN = 200
 _LOOK_AT_BROKER_EVERY_S = 5.0
+# every device reads a run's document: one for each of a round's facts would cost the square of them
+_DOCUMENT_DELAY_S = 0.1
 _STOP = "stop"
 
 
@@ -134,21 +144,41 @@ class Server:
         self._topics = Topics(identity.domain)
         # a SimpleQueue's put is reentrant, so that a signal handler may call stop()
         self._inbox: queue.SimpleQueue[SessionEvent | Done | str] = queue.SimpleQueue()
+        self.models = ModelRegistry(
+            store, settings.project, identity.secret_key, DocumentTable(journal.database)
+        )
         self.data = DataPlane(
             store,
+            self.models,
             settings.data_dir / "work",
-            settings.project,
             self._post,
             settings.spool_memory_bytes,
         )
         self._author = Author(identity.id, identity.secret_key)
+        self._ordering = Ordering(self.data, self._publish_order, self.epoch)
         endpoint = Endpoint.of(identity)
         self.registry = Registry(journal.database)
         self.members = Membership(
             self.registry, identity, operators, settings.site, access, endpoint, self._publish
         )
+        self._urls = SharedUrls(store)
+        self._production = ProductionDocuments(
+            self.models, self._topics, self.epoch, self._publish_retained, self._clear
+        )
+        house = House(
+            self._topics,
+            self.epoch,
+            self.data,
+            self.presence,
+            self._publish,
+            self.production_changed,
+            self.members.note,
+        )
+        self.canaries = Canaries(house, CanaryLog(journal.database))
         self._desk = OperatorDesk(Operations(self), self.data, self._reply)
         self.reception = Reception(self.domain, self.members, self._clear)
+        # run -> when its document must say what has changed meanwhile
+        self._documents_due: dict[str, float] = {}
         self._timers: list[_Timer] = []
         self._look_due_s = time.monotonic() + _LOOK_AT_BROKER_EVERY_S
         self._numbers = itertools.count()
@@ -172,11 +202,15 @@ class Server:
             TransportError: the broker cannot be reached within the time, or refused its users.
         """
         self.members.settle()
+        self.data.read_registry()
         for record in self.journal.runs():
             facts = self.journal.facts(record.run_id)
             keys = self.data.keys(record.run_id)
-            self.runs[record.run_id] = ActiveRun.from_journal(record, facts, keys)
+            run = ActiveRun.from_journal(record, facts, keys)
+            self.runs[record.run_id] = run
             self.data.open_run(record)
+            # the process may have ended between the commit and this
+            self.data.record(record, run.lineage.latest, restarted=True)
         self._session.start()
         self._session.wait_connected(timeout_s)
 
@@ -184,6 +218,11 @@ class Server:
         """Own the machines until ``stop``; the caller's thread is the owner."""
         for run in list(self.runs.values()):
             self._carry_out(run, run.machine.resume())
+        self.canaries.resume()
+        # behind the reading of the registry
+        self.data.start_task(
+            _do_nothing, lambda _: self._say_production(), _not_settled, in_order=True
+        )
         for device in self.members.half_revoked():
             self._forget_later(device)
         try:
@@ -204,6 +243,8 @@ class Server:
         except queue.Empty:
             item = None
         self._fire_timers()
+        self.canaries.look_at_clock()
+        self._publish_due_documents()
         self._look_at_broker()
         match item:
             case None:
@@ -245,6 +286,7 @@ class Server:
         run = ActiveRun.from_journal(record, (), self.data.keys(record.run_id))
         self.runs[record.run_id] = run
         self.data.open_run(record)
+        self.data.record(record, run.lineage.latest)
         _LOG.info("run %s starts: %d rounds", record.run_id, record.plan.rounds)
         self._publish_document(run)
         for device in self.presence.online(record.definition.task):
@@ -258,21 +300,25 @@ class Server:
     def _carry_out(self, run: ActiveRun, step: Step) -> None:
         self.journal.append(run.record.run_id, step.facts)
         for fact in step.facts:
+            commit = run.lineage.take(fact)
+            if commit is not None:
+                self.data.record(run.record, commit)
             event = run.event(fact)
             _LOG.info("run %s: %s %s", event.run_id, event.name, event.detail)
             self._publish(self._topics.run(event.run_id, "events"), event)
         for command in step.commands:
             self._do(run, command)
-        if step.facts:
+        if step.facts and not run.ended:
+            due_s = time.monotonic() + _DOCUMENT_DELAY_S
+            self._documents_due.setdefault(run.record.run_id, due_s)
+        elif step.facts:
             self._publish_document(run)
-            if run.ended:
-                self._clear_old_documents(1)
+            self._clear_old_documents(1)
 
     def _do(self, run: ActiveRun, command: Command) -> None:
         match command:
             case SendOrder():
-                order = run.order(command, self.store, self.epoch)
-                self._publish(self._topics.device(command.device_id, "task"), order)
+                self._ordering.send(run, command)
             case SendReceipt():
                 receipt = Receipt(
                     action=command.action,
@@ -288,10 +334,14 @@ class Server:
                     run.deadline_armed(command)
                 due_s = time.monotonic() + command.seconds
                 self._arm(_Timer(due_s, next(self._numbers), run.record.run_id, command))
+            case SweepRun():
+                ledger = run.machine.ledger
+                measured = {version: ledger.metrics(version) for version in ledger.evaluations}
+                self.data.measure(run.record.run_id, measured)
+                self.data.carry_out(run.record.run_id, command, ledger.model)
+                self._sweep_again(run)
             case _:
                 self.data.carry_out(run.record.run_id, command, run.machine.ledger.model)
-                if isinstance(command, SweepRun):
-                    self._sweep_again(run)
 
     def _sweep_again(self, run: ActiveRun) -> None:
         """Sweep once more when no upload URL of the run can be alive."""
@@ -313,7 +363,9 @@ class Server:
         heapq.heappush(self._timers, timer)
 
     def _patience_s(self) -> float | None:
-        due_s = min([self._look_due_s, *(timer.due_s for timer in self._timers[:1])])
+        documents = self._documents_due.values()
+        timers = (timer.due_s for timer in self._timers[:1])
+        due_s = min([self._look_due_s, self.canaries.due_s(), *timers, *documents])
         return None if due_s == math.inf else max(0.0, due_s - time.monotonic())
 
     def _look_at_broker(self) -> None:
@@ -351,6 +403,7 @@ class Server:
         self._clear_old_documents(_CLEARED_AGAIN)
         for run in self._documented():
             self._publish_document(run)
+        self._production.publish_all()
 
     def _deliver(self, delivery: Delivery) -> None:
         try:
@@ -380,6 +433,12 @@ class Server:
             case PasswordKept():
                 if self.members.password_kept(address.id, message):
                     self.data.start_task(self.members.settle, _nothing, _not_settled)
+            case ModelRequest():
+                offer = self._production.offer(message, self._urls)
+                if offer is not None:
+                    self._publish(self._topics.device(address.id, "task"), offer)
+            case Request() if self.canaries.knows(message.run_id):
+                self.canaries.request(address.id, message)
             case Request():
                 run = self._run_of(message.run_id)
                 self.handle(
@@ -414,6 +473,7 @@ class Server:
         for run in self.runs.values():
             if not run.ended:
                 self.handle(run, DeviceLeft(device.id))
+        self.canaries.heard_of(DeviceLeft(device.id))
 
     def _device_state(self, device_id: str, state: DeviceState) -> None:
         if state.status == "ready":
@@ -425,15 +485,21 @@ class Server:
             concerns = run.record.definition.task in state.tasks
             if not run.ended and (concerns or not isinstance(event, DeviceJoined)):
                 self.handle(run, event)
+        self.canaries.heard_of(event, state.tasks)
 
     def _ack(self, device_id: str, message: Ack) -> None:
-        if not message.accepted:
+        if self.canaries.knows(message.run_id):
+            self.canaries.ack(device_id, message)
+        elif not message.accepted:
             event = DeviceDeclined(
                 device_id, message.action, message.round, message.attempt, message.reason
             )
             self.handle(self._run_of(message.run_id), event)
 
     def _result(self, device_id: str, message: Result) -> None:
+        if self.canaries.knows(message.run_id):
+            self.canaries.result(device_id, message)
+            return
         run = self.runs.get(message.run_id)
         if run is None:
             self._unknown_run(device_id, message)
@@ -467,16 +533,39 @@ class Server:
             raise PeerError("a message about a run that is not here", "unknown_run")
         return run
 
+    # --- production ---------------------------------------------------------------------------
+
+    def production_changed(self, task: str) -> None:
+        """Tell the devices and the canaries what is in production of a task by now."""
+        self._production.publish(task)
+        self.canaries.production_changed(task)
+
+    def _say_production(self) -> None:
+        self._production.publish_all()
+        self.canaries.compare_production()
+
     # --- publishing ---------------------------------------------------------------------------
 
     def _publish(self, topic: str, message: Message, *, retain: bool = False) -> None:
         """Send now or never: whoever misses it asks again or finds it in a retained document."""
         self._session.publish(self._author.write(topic, message, retain=retain))
 
+    def _publish_retained(self, topic: str, message: Message) -> None:
+        self._publish(topic, message, retain=True)
+
+    def _publish_order(self, device_id: str, order: Order) -> None:
+        self._publish(self._topics.device(device_id, "task"), order)
+
     def _reply(self, operator_id: str, reply: OperatorReply) -> None:
         self._publish(self._topics.operator(operator_id, "reply"), reply)
 
+    def _publish_due_documents(self) -> None:
+        now_s = time.monotonic()
+        for run_id in [each for each, due_s in self._documents_due.items() if due_s <= now_s]:
+            self._publish_document(self.runs[run_id])
+
     def _publish_document(self, run: ActiveRun) -> None:
+        self._documents_due.pop(run.record.run_id, None)
         document: RunDocument = run.document(self.epoch)
         self._publish(self._topics.run(run.record.run_id, "state"), document, retain=True)
 
@@ -498,6 +587,10 @@ class Server:
     def _presence_publication(self, status: str) -> Publication:
         state = ServerState.model_validate({"status": status, "epoch": self.epoch})
         return self._author.write(self._topics.server_state, state, retain=True)
+
+
+def _do_nothing() -> None:
+    """What comes after it matters."""
 
 
 def _nothing(_: object) -> None:

@@ -27,6 +27,7 @@ from fl_server.events import (
 )
 from runtime.errors import InvalidTransition
 
+_KEPT_EARLIER = 4
 _ALWAYS: frozenset[type[Fact]] = frozenset(
     {EvaluationRecorded, RunPaused, RunResumed, RunStopped, RunFailed}
 )
@@ -54,6 +55,7 @@ class Ledger:
     Attributes:
         rounds: how many rounds the run has.
         model: the latest committed version.
+        earlier: the few before it, nearest last.
         round: the round in progress, from 1; it and ``attempt`` stay after the last commit, so that
             the pair never goes back.
         accepted: this attempt's counted updates by device.
@@ -66,6 +68,7 @@ class Ledger:
     status: Status = "running"
     phase: Phase = "gathering"
     reason: str = ""
+    earlier: tuple[Model, ...] = ()
     round: int = 1
     attempt: int = 1
     cohort: tuple[str, ...] = ()
@@ -95,6 +98,13 @@ class Ledger:
         total = sum(examples for examples, _ in rows)
         return sum(examples * value for examples, value in rows) / total if total else None
 
+    def metrics(self, version: int) -> dict[str, float]:
+        """Return the mean of each metric over the devices that evaluated ``version``."""
+        rows = self.evaluations.get(version, {}).values()
+        names = sorted({name for _, metrics in rows for name in metrics})
+        means = {name: self.metric(version, name) for name in names}
+        return {name: mean for name, mean in means.items() if mean is not None}
+
     def apply(self, fact: Fact) -> None:
         """Take one fact.
 
@@ -119,6 +129,7 @@ class Ledger:
             case RoundAbandoned():
                 self._next(self.round, self.attempt + 1)
             case RoundCommitted():
+                self.earlier = (*self.earlier, self.model)[-_KEPT_EARLIER:]
                 self.model = fact.model
                 if fact.round == self.rounds:
                     self._next(self.round, self.attempt)

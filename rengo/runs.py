@@ -19,9 +19,12 @@ from rengo.models import Held
 from rengo.operator import OperatorClient
 from rengo.progress import Crowd, Follower
 from runtime.errors import ConfigError, RunFailed, TransportError
+from storage.parts import PartsPlace
 from storage.weights import Weights, write_safetensors
 
 _LOOK_EVERY_S = 0.5
+_SUBMIT_S = 30.0
+_READ_BYTES_S = 10e6
 
 
 @dataclass(frozen=True)
@@ -81,17 +84,36 @@ def submit(
             write_safetensors(weights, file)
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        arguments = {
+        arguments: dict[str, Any] = {
             "definition": values,
             "sha256": sha256,
             "size_bytes": path.stat().st_size,
             **parent_of(client, initial),
         }
         prepared = client.call("runs_prepare", arguments)
-        client.transfers().upload(prepared["url"], path, headers=prepared["headers"])
-    client.call("runs_submit", {"run_id": prepared["run_id"]})
+        _upload(client, prepared, path)
+    # the server reads it once, and hashes it
+    patience_s = _SUBMIT_S + arguments["size_bytes"] / _READ_BYTES_S
     run_id: str = prepared["run_id"]
+    client.call("runs_submit", {"run_id": run_id}, timeout_s=patience_s)
     return run_id
+
+
+def _upload(client: OperatorClient, prepared: Mapping[str, Any], path: Path) -> None:
+    def place(answer: Mapping[str, Any]) -> PartsPlace:
+        parts = answer["parts"]
+        return PartsPlace(
+            parts["upload_id"], parts["part_bytes"], parts["urls"], parts["complete_url"]
+        )
+
+    if "parts" not in prepared:
+        client.transfers().upload(prepared["url"], path, headers=prepared["headers"])
+        return
+    client.transfers().upload_in_parts(
+        place(prepared),
+        path,
+        renew=lambda: place(client.call("runs_renew", {"run_id": prepared["run_id"]})),
+    )
 
 
 def version_0(task: Task, seed: int, initial: Held | None) -> Weights:

@@ -26,14 +26,14 @@ Metrics = Annotated[
 ]
 Count = Annotated[int, Field(ge=0, lt=1 << 53)]
 Reason = Annotated[str, Field(max_length=2000)]
-_MAX_COHORT = 2000
+MAX_COHORT = 2000
 
 
 class _Document(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class _Signed(_Document):
+class Signed(_Document):
     """A document that the server signs for one purpose."""
 
     @classmethod
@@ -91,7 +91,7 @@ class Parent(_Document):
     sha256: Sha256
 
 
-class Manifest(_Signed):
+class Manifest(Signed):
     """One committed version, for ever.
 
     Attributes:
@@ -116,7 +116,7 @@ class Manifest(_Signed):
     training: dict[str, Any]
     seed: Annotated[int, Field(ge=0, lt=1 << 63)]
     parent: Parent | None
-    cohort: Annotated[list[Name], Field(max_length=_MAX_COHORT)]
+    cohort: Annotated[list[Name], Field(max_length=MAX_COHORT)]
     cohort_size: Count
     num_examples: Count
     key: Annotated[str, Field(min_length=1, max_length=512)]
@@ -134,7 +134,7 @@ class Manifest(_Signed):
         return f"{self.run_id}:{self.version}"
 
 
-class Record(_Signed):
+class Record(Signed):
     """What may change about a version.
 
     Attributes:

@@ -11,28 +11,31 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Collection
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, TypeAlias
+from typing import BinaryIO, Protocol, TypeAlias
 
 import numpy as np
 
 from algorithms.base import Algorithm, Flat
-from fl_server.aggregation.exact import BLOCK, ExactSum, FixedPoint, Float32s, MemorySums
-from fl_server.aggregation.spool import FileSums, MemoryBudget, Spool
+from fl_server.aggregation.changes import Changes
+from fl_server.aggregation.exact import BLOCK, FixedPoint, Float32s
+from fl_server.aggregation.spool import MemoryBudget, Spool
+from fl_server.aggregation.sums import RoundSum, sum_for
 from fl_server.events import Model, Update
 from fl_server.models import ModelCache, hash_file
 from runtime.errors import Corrupt, NotFound
 from storage.headers import Origin, read_header, require_origin
 from storage.keys import RunKeys
 from storage.objects import ObjectStore
+from storage.partwriter import PartWriter
+from storage.patches import Range
 from storage.updates import verified_blocks
 from storage.weights import Layout, Weights, encode_header, read_layout, read_safetensors
 
 _HEADER_ALLOWANCE = 2 << 20
-_MEMORY_SUMS_MAX = 1 << 25
 _COPY_BYTES = 1 << 20
 
 RoundKey: TypeAlias = tuple[int, int]
@@ -55,9 +58,20 @@ class Submission:
 @dataclass
 class _Round:
     key: RoundKey
-    sum: ExactSum
+    sum: RoundSum
     folded: set[str]
-    close: Callable[[], None]
+
+
+class Retention(Protocol):
+    """Which of a run's versions stay in the store."""
+
+    def retained(self, latest: int) -> Collection[int]:
+        """Return the versions that stay when ``latest`` is the last that was committed."""
+        ...
+
+    def forget_others(self, retained: Collection[int]) -> None:
+        """Take note that all other versions are gone."""
+        ...
 
 
 class RunAggregator:
@@ -68,7 +82,7 @@ class RunAggregator:
         algorithm: its server half makes the next version.
         fixed: the format of the sum.
         cohort_size: bounds one update's weight, so that no total can overflow.
-        keep_versions: how many committed versions stay in the store.
+        retention: which committed versions stay in the store.
     """
 
     def __init__(
@@ -77,16 +91,16 @@ class RunAggregator:
         algorithm: Algorithm,
         fixed: FixedPoint,
         cohort_size: int,
-        keep_versions: int,
+        retention: Retention,
         store: ObjectStore,
         models: ModelCache,
         budget: MemoryBudget,
     ) -> None:
-        self._keys = keys
+        self.keys = keys
         self._algorithm = algorithm
         self._fixed = fixed
         self._weight_limit = fixed.weight_limit(cohort_size)
-        self._keep_versions = keep_versions
+        self._retention = retention
         self._store = store
         self._models = models
         self._budget = budget
@@ -132,7 +146,7 @@ class RunAggregator:
     def _fill(self, spool: Spool, submission: Submission, base: Model, layout: Layout) -> None:
         update = submission.update
         expected = Origin(
-            run_id=self._keys.run_id,
+            run_id=self.keys.run_id,
             round=submission.round,
             attempt=submission.attempt,
             device_id=submission.device_id,
@@ -192,13 +206,10 @@ class RunAggregator:
             spool = self._take(key, submission.device_id)
         assert spool is not None
         try:
-            with closing(spool):
-                for start, values in spool.blocks():
-                    round_.sum.add_block(start, values, submission.update.num_examples)
+            round_.sum.add(spool, submission.update.num_examples)
         except BaseException:
             self._close_round()  # half an update is in the sum: it must never become a model
             raise
-        round_.sum.total_weight += submission.update.num_examples
         round_.folded.add(submission.device_id)
 
     def _take(self, key: RoundKey, device_id: str) -> Spool | None:
@@ -209,17 +220,12 @@ class RunAggregator:
         if self._round is not None and self._round.key == key:
             return self._round
         self._close_round()
-        if size <= _MEMORY_SUMS_MAX:
-            total = ExactSum(size, self._fixed, MemorySums(size))
-            self._round = _Round(key, total, set(), lambda: None)
-        else:
-            sums = FileSums(size, self._folder)
-            self._round = _Round(key, ExactSum(size, self._fixed, sums), set(), sums.close)
+        self._round = _Round(key, sum_for(size, self._fixed, self._folder), set())
         return self._round
 
     def _close_round(self) -> None:
         if self._round is not None:
-            self._round.close()
+            self._round.sum.close()
             self._round = None
 
     def aggregate(self, key: RoundKey, included: tuple[str, ...], base: Model) -> Model:
@@ -233,49 +239,75 @@ class RunAggregator:
         if round_ is None or round_.key != key or round_.folded != set(included):
             folded = sorted(round_.folded) if round_ is not None and round_.key == key else []
             raise Corrupt(f"round {key}: folded {folded}, to include {sorted(included)}")
-        state = self._load_state(base)
         temporary = self._models.temporary()
         try:
-            sha256, next_state = self._write_version(temporary, base, round_.sum, state)
-            return self._store_version(temporary, sha256, key[0], next_state)
+            model = self._make_version(temporary, key[0], base, round_.sum)
+            self._models.adopt(temporary, model)
+            return model
         finally:
             temporary.unlink(missing_ok=True)
 
+    def _make_version(self, path: Path, version: int, base: Model, total: RoundSum) -> Model:
+        """Write the next version to ``path`` and put it into the store, with its server state.
+
+        A large one goes out in parts while it is written.
+        """
+        key, state = self.keys.version(version), self._load_state(base)
+        with self._parts_of(key, base) as parts:
+            sha256, next_state, changed = self._write_version(path, base, total, state, parts)
+            state_key = state_sha256 = ""
+            if next_state:
+                state_key = self.keys.state(version)
+                state_sha256 = self._put_state(state_key, next_state)
+        size = path.stat().st_size
+        if parts is None:
+            with path.open("rb") as file:
+                self._store.put(key, file, size)
+        return Model(version, key, sha256, size, state_key, state_sha256, changed)
+
+    def _parts_of(self, key: str, base: Model) -> AbstractContextManager[PartWriter | None]:
+        sizes = self._store.sizes
+        if not sizes.is_large(base.size_bytes):
+            return nullcontext()
+        return PartWriter(self._store, key, sizes.part_for(base.size_bytes))
+
     def _write_version(
-        self, path: Path, base: Model, total: ExactSum, state: dict[str, Flat]
-    ) -> tuple[str, dict[str, Flat]]:
-        """Write the next version block by block; return its sha256 and the next server state."""
+        self,
+        path: Path,
+        base: Model,
+        total: RoundSum,
+        state: dict[str, Flat],
+        parts: PartWriter | None,
+    ) -> tuple[str, dict[str, Flat], tuple[Range, ...] | None]:
+        """Write the next version block by block, to a file and to the store where it is large.
+
+        Returns:
+            Its sha256, the next server state, and the bytes that differ from the base, where it
+            pays to know them.
+        """
         next_state = {name: np.empty_like(values) for name, values in state.items()}
         with self._models.fetch(base).open("rb") as old, path.open("wb") as new:
-            layout, _ = read_layout(old)
-            out = _HashedFile(new)
-            out.write(encode_header(layout))
+            layout, offset = read_layout(old)
+            out = _HashedFile(new, parts)
+            header = encode_header(layout)
+            old.seek(0)
+            changes = Changes(old.read(offset), header, 4 * layout.size)
+            out.write(header)
             for start in range(0, layout.size, BLOCK):
                 count = min(BLOCK, layout.size - start)
                 part = slice(start, start + count)
                 weights = _read_floats(old, count)
                 blocks = {name: values[part] for name, values in state.items()}
                 result, after = self._algorithm.aggregate(weights, total.mean(start, count), blocks)
-                out.write(np.ascontiguousarray(result, np.float32).data)
-                for name, values in after.items():
-                    next_state[name][part] = values
+                values = np.ascontiguousarray(result, np.float32)
+                changes.compare(weights, values)
+                out.write(values.data)
+                for name, block in after.items():
+                    next_state[name][part] = block
             while tail := old.read(_COPY_BYTES):
                 out.write(tail)
-        return out.digest.hexdigest(), next_state
-
-    def _store_version(
-        self, path: Path, sha256: str, version: int, state: dict[str, Flat]
-    ) -> Model:
-        state_key = state_sha256 = ""
-        if state:
-            state_key = self._keys.state(version)
-            state_sha256 = self._put_state(state_key, state)
-        key, size = self._keys.version(version), path.stat().st_size
-        with path.open("rb") as file:
-            self._store.put(key, file, size)
-        model = Model(version, key, sha256, size, state_key, state_sha256)
-        self._models.adopt(path, model)
-        return model
+            size = new.tell()
+        return out.digest.hexdigest(), next_state, changes.found(size)
 
     def _load_state(self, base: Model) -> dict[str, Flat]:
         size = self.layout(base).size
@@ -308,31 +340,33 @@ class RunAggregator:
             model: the latest committed version.
         """
         self._forget(key)
+        retained = self._retention.retained(model.version)
         spent = [
             info.key
-            for info in self._store.list(self._keys.prefix)
-            if self._keys.is_spent_update(info.key, *key) or not self._retained(info.key, model)
+            for info in self._store.list(self.keys.prefix)
+            if self.keys.is_spent_update(info.key, *key)
+            or self.keys.version_of(info.key) not in {None, *retained}
         ]
-        self._store.delete(spent)
-        return len(spent)
+        return self._drop(spent, retained)
 
     def sweep_run(self, model: Model) -> int:
         """Leave nothing but the retained versions, unfinished uploads included."""
         self._close_round()
         self._forget(None)
-        self._store.abort_uploads(self._keys.prefix)
+        self._store.abort_uploads(self.keys.prefix)
+        retained = self._retention.retained(model.version)
         stray = [
             info.key
-            for info in self._store.list(self._keys.prefix)
-            if self._keys.version_of(info.key) is None or not self._retained(info.key, model)
+            for info in self._store.list(self.keys.prefix)
+            if self.keys.version_of(info.key) not in retained
         ]
-        self._store.delete(stray)
         self._models.forget()
-        return len(stray)
+        return self._drop(stray, retained)
 
-    def _retained(self, key: str, model: Model) -> bool:
-        version = self._keys.version_of(key)
-        return version is None or model.version - self._keep_versions < version <= model.version
+    def _drop(self, keys: list[str], retained: Collection[int]) -> int:
+        self._store.delete(keys)
+        self._retention.forget_others(retained)
+        return len(keys)
 
     def _forget(self, key: RoundKey | None) -> None:
         with self._lock:
@@ -345,15 +379,18 @@ class RunAggregator:
 
 
 class _HashedFile:
-    """A file that is hashed as it is written, while each block is in the cache."""
+    """A file that is hashed and sent as it is written, while each block is in the cache."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, parts: PartWriter | None) -> None:
         self._file = file
+        self._parts = parts
         self.digest = hashlib.sha256()
 
     def write(self, data: bytes | memoryview) -> None:
         self.digest.update(data)
         self._file.write(data)
+        if self._parts is not None:
+            self._parts.write(data)
 
 
 def _read_floats(file: BinaryIO, count: int) -> Float32s:

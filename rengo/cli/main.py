@@ -25,6 +25,7 @@ _COMMANDS = {
     "up": "up",
     "run": "run",
     "runs": "runs",
+    "models": "models",
     "devices": "devices",
     "enroll": "enroll",
     "server": "roles",

@@ -601,7 +601,7 @@ class Ground:
     def final(self, run_id: str) -> Vector:
         """Return the model of a run that has ended."""
         self.finish(run_id)
-        url = self.call("model_url", {"run_id": run_id})["url"]
+        url = self.call("models_url", {"name": run_id})["url"]
         with urllib3.PoolManager(retries=False) as pool:
             return weights_of(pool.request("GET", url).data).vector
 

@@ -42,6 +42,7 @@ from storage.keys import RunKeys
 from storage.s3 import S3Store
 from tests.chaos.gated import reached
 from tests.chaos.moments import Moment, read_plan, write_plan
+from tests.objects import beside_in
 
 F = TypeVar("F", bound=Fact)
 REPOSITORY = Path(__file__).parents[2]
@@ -292,12 +293,12 @@ class Arena:
         version = max((fact.model.version for fact in self.of(run_id, RoundCommitted)), default=0)
         keys = RunKeys("default", run_id)
         first = max(0, version - KEPT_VERSIONS + 1)
-        retained = [keys.version(number) for number in range(first, version + 1)]
+        retained = range(first, version + 1)
         store = self.store
         wait_for(
-            lambda: sorted(info.key for info in store.list(keys.prefix)) == retained,
-            f"{run_id} has only {retained}",
-            lambda: f"it has {sorted(info.key for info in store.list(keys.prefix))}",
+            lambda: not beside_in(store, keys, retained),
+            f"{run_id} has only {list(retained)}",
+            lambda: beside_in(store, keys, retained),
         )
         assert store.abort_uploads(keys.prefix) == 0
         root = self.site.folder.root

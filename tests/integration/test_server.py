@@ -49,11 +49,13 @@ from runtime.errors import ConfigError, RunFailed
 from runtime.identity import Identity, new_identity
 from runtime.signing import SIGNATURE_BYTES, SecretKey
 from storage.embedded import EmbeddedStore
+from storage.keys import RunKeys
 from storage.s3 import S3Store
 from storage.updates import write_update
 from storage.weights import Weights, write_safetensors
 from tests.integration.broker_fixtures import Owner, eventually
 from tests.messages import SAMPLES, content, envelope, signed
+from tests.objects import beside_in
 from tests.updates import info_of
 
 DOMAIN = "home"
@@ -466,7 +468,7 @@ def test_a_reply_survives_a_device_that_speaks_another_protocol(site: Site) -> N
         ("runs_show", {"run_id": "A B"}, "'run_id': String should match pattern"),
         ("runs_show", {"run_id": "none"}, "no run 'none'; `rengo runs ls` lists them"),
         ("runs_stop", {"run_id": "none"}, "no run 'none'"),
-        ("model_url", {"run_id": "none"}, "no run 'none'"),
+        ("models_url", {"name": "none"}, "no version"),
         ("devices_ls", {"after": "x" * 65}, "'after': "),
         ("runs_submit", {"run_id": "none"}, "run none was not prepared, or too long ago"),
         ("runs_prepare", {"definition": {}, "sha256": "0" * 64}, "'size_bytes': Field required"),
@@ -704,22 +706,19 @@ def test_a_run_from_its_first_order_to_its_model(site: Site) -> None:
         device.say("result", sent)
         assert device.receipt(number).status == "accepted"
     eventually(lambda: site.call("runs_show", run_id=run_id)["status"] == "completed")
-    reference = site.call("model_url", run_id=run_id)
+    reference = site.call("models_url", name=run_id)
     final = HTTP.request("GET", reference["url"]).data
     assert hashlib.sha256(final).hexdigest() == reference["sha256"]
     first = np.frombuffer(data[-48:], np.float32)
     assert np.allclose(np.frombuffer(final[-48:], np.float32), first + 1.0)
     device.say("result", sent)
     assert device.receipt(3).status == "accepted", "what was counted stays so"
-    eventually(lambda: objects(site) == 3)
+    keys = RunKeys(site.server.settings.project, run_id)
+    store = S3Store(site.place.store.settings)
+    eventually(lambda: beside_in(store, keys, {0, 1, 2}) == "")
 
 
 DEFINITION: dict[str, Any] = {"task": "digits", "rounds": 2, "cohort": {"size": 1}}
-
-
-def objects(site: Site) -> int:
-    prefix = f"projects/{site.server.settings.project}/"
-    return len(list(S3Store(site.place.store.settings).list(prefix)))
 
 
 def test_an_update_that_is_not_what_it_says_is_refused_with_its_reason(site: Site) -> None:

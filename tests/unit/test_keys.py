@@ -16,6 +16,8 @@ def test_the_keys_of_the_design() -> None:
     base = "projects/default/runs/digits-1/"
     assert KEYS.prefix == base
     assert KEYS.version(7) == f"{base}global/000007.safetensors"
+    assert KEYS.manifest(7) == f"{base}manifests/000007.json"
+    assert KEYS.record(7) == f"{base}records/000007.json"
     assert KEYS.state(7) == f"{base}state/000007.safetensors"
     assert KEYS.update(3, 2, "pi-1") == f"{base}updates/000003/002/pi-1.upd"
 
@@ -52,8 +54,10 @@ def test_every_key_is_parsed_as_it_was_built(
     project: str, run: str, number: int, attempt: int, device: str
 ) -> None:
     keys = RunKeys(project, run)
-    for key in (keys.version(number), keys.state(number)):
+    for build in (keys.version, keys.manifest, keys.record, keys.state):
+        key = build(number)
         assert check_key(key) == key
+        assert RunKeys.of(key) == keys
         assert keys.version_of(key) == number
     update = check_key(keys.update(number, attempt, device))
     assert keys.is_spent_update(update, number, attempt)

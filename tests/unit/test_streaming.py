@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import pytest
 
 from algorithms.base import Algorithm, Flat
 from algorithms.fedavg import FedAvg
-from fl_server.aggregation import streaming
+from fl_server.aggregation import sums
 from fl_server.aggregation.exact import BLOCK, FixedPoint, Float32s
 from fl_server.aggregation.spool import MemoryBudget
 from fl_server.aggregation.streaming import Refused, RunAggregator, Submission
@@ -64,6 +64,20 @@ class Momentum(Algorithm):
         return (weights + momentum).astype(np.float32), {"momentum": momentum}
 
 
+@dataclass
+class KeepLatest:
+    """Retains the latest few versions."""
+
+    keep: int
+    left: frozenset[int] = frozenset()
+
+    def retained(self, latest: int) -> Collection[int]:
+        return range(max(0, latest + 1 - self.keep), latest + 1)
+
+    def forget_others(self, retained: Collection[int]) -> None:
+        self.left = frozenset(retained)
+
+
 class Bench:
     """One run with its store; ``restart`` forgets all that a process holds."""
 
@@ -87,7 +101,7 @@ class Bench:
             self.algorithm,
             FixedPoint(),
             self.cohort,
-            self.keep,
+            KeepLatest(self.keep),
             self.store,
             ModelCache(self.folder / str(self.lives), self.store),
             self.budget,
@@ -212,7 +226,7 @@ def test_sums_and_spools_in_files_give_the_same_bits(
 ) -> None:
     found = []
     for name, limit, memory in (("memory", 1 << 22, 1 << 30), ("file", 10, 0)):
-        monkeypatch.setattr(streaming, "_MEMORY_SUMS_MAX", limit)
+        monkeypatch.setattr(sums, "MEMORY_SUMS_MAX", limit)
         bench = Bench(tmp_path / name)
         bench.budget = MemoryBudget(memory)
         bench.restart()
@@ -276,7 +290,7 @@ def forged(bench: Bench, submission: Submission, last: float) -> Submission:
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_value_that_is_not_finite_is_refused(bad: float, bench: Bench) -> None:
-    submission = bench.submit("a", np.zeros(SIZE, np.float32))
+    submission = bench.submit("a", np.full(SIZE, 0.25, np.float32))
     bench.run.verify(forged(bench, submission, 0.5), bench.model)
     with pytest.raises(Refused, match=f"parameter {SIZE - 1} is not finite"):
         bench.run.verify(forged(bench, submission, bad), bench.model)

@@ -1,0 +1,330 @@
+"""What an operator can do with versions of models: see, fetch, stage, tag, remove, clean up."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+
+from pydantic import Field
+
+from fl_server.arguments import PAGE_BYTES, Arguments, Deferred, Name, Result
+from fl_server.canaries import CanaryWish
+from fl_server.definition import ModelsSection
+from fl_server.enrolment import Act
+from fl_server.run import URL_LIFETIME_S
+from runtime.errors import ConfigError
+from storage.keys import RunKeys, runs_prefix
+from storage.manifest import Label, Reason
+from storage.objects import ObjectInfo
+from storage.versions import Version
+
+if TYPE_CHECKING:
+    from fl_server.server import Server
+
+_LISTED_KEYS = 200
+_LONGEST_CANARY_S = 7 * 24 * 3600.0
+VersionName = Annotated[str, Field(pattern=r"^[a-z0-9][a-zA-Z0-9:@._-]{0,160}$")]
+TaskName = Annotated[str, Field(pattern=r"^[a-z0-9_-]{0,64}$")]
+Operation: TypeAlias = Callable[[Any], Result | Deferred]
+
+
+class VersionsPage(Arguments):
+    """Which versions, and how many of them to pass over."""
+
+    run_id: TaskName = ""
+    task: TaskName = ""
+    skip: Annotated[int, Field(ge=0)] = 0
+
+
+class OneVersion(Arguments):
+    """Names a version: RUN:VERSION, RUN, TASK@production, a tag, or the start of its sha256."""
+
+    name: VersionName
+
+
+class CanaryArguments(Arguments):
+    """How a version is tried before it is in production."""
+
+    share: Annotated[float, Field(gt=0, le=1)]
+    metric: Annotated[str, Field(min_length=1, max_length=64)]
+    max_drop: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    deadline_s: Annotated[float, Field(ge=1, le=_LONGEST_CANARY_S)]
+
+
+class Promotion(OneVersion):
+    """A version that is to be in production, and why; at once or after a canary."""
+
+    reason: Reason = ""
+    canary: CanaryArguments | None = None
+
+
+class OneCanary(Arguments):
+    """Names a canary."""
+
+    canary_id: Name
+
+
+class Rollback(Arguments):
+    """Whose production goes back to the version before; empty where only one task has any."""
+
+    task: TaskName = ""
+    reason: Reason = ""
+
+
+class Tagging(OneVersion):
+    """A version and a label."""
+
+    label: Label
+
+
+class Cleaning(Arguments):
+    """Whether to say only what would be removed."""
+
+    dry_run: bool = False
+
+
+@dataclass(frozen=True)
+class _Stray:
+    objects: list[ObjectInfo]
+    prefixes: list[str]
+
+
+class ModelOperations:
+    """The operations on versions. All are called on the owner's thread.
+
+    Args:
+        caller: returns who asks.
+        in_use: whether a run goes on or is being prepared.
+    """
+
+    def __init__(
+        self, server: Server, caller: Callable[[], str], in_use: Callable[[str], bool]
+    ) -> None:
+        self._server = server
+        self._registry = server.models
+        self._caller = caller
+        self._in_use = in_use
+        self.table: dict[str, tuple[type[Arguments], Operation]] = {
+            "models_ls": (VersionsPage, self.models_ls),
+            "models_show": (OneVersion, self.models_show),
+            "models_url": (OneVersion, self.models_url),
+            "models_promote": (Promotion, self.models_promote),
+            "canary_show": (OneCanary, self.canary_show),
+            "models_rollback": (Rollback, self.models_rollback),
+            "models_tag": (Tagging, self.models_tag),
+            "models_untag": (Tagging, self.models_untag),
+            "models_rm": (OneVersion, self.models_rm),
+            "models_gc": (Cleaning, self.models_gc),
+        }
+
+    # --- reading ------------------------------------------------------------------------------
+
+    def models_ls(self, page: VersionsPage) -> Result:
+        """The versions, the latest first; ``more`` says that there are others behind them."""
+        rows: list[Result] = []
+        left = PAGE_BYTES
+        for version in self._registry.versions(page.run_id, page.task)[page.skip :]:
+            row = self._row(version)
+            left -= len(json.dumps(row))
+            if rows and left < 0:
+                return {"models": rows, "more": True}
+            rows.append(row)
+        return {"models": rows, "more": False}
+
+    def models_show(self, wanted: OneVersion) -> Result:
+        """One version with its lineage."""
+        version = self._registry.find(wanted.name)
+        return self._row(version) | {
+            "manifest": version.manifest.model_dump(mode="json"),
+            "record": version.record.model_dump(mode="json"),
+        }
+
+    def models_url(self, wanted: OneVersion) -> Result | Deferred:
+        """A presigned GET of a version, and its signed manifest to check it by."""
+        run = self._server.runs.get(wanted.name)
+        latest = 0 if run is None else run.machine.ledger.model.version
+        if run is not None and not self._registry.has(wanted.name, latest):
+            # committed a moment ago: its manifest is being written
+            return Deferred(lambda: self._registry.find(wanted.name), self._url, in_order=True)
+        return self._url(self._registry.find(wanted.name))
+
+    def _url(self, version: Version) -> Result:
+        manifest = version.manifest
+        return {
+            "name": manifest.name,
+            "url": self._server.store.presign_get(manifest.key, URL_LIFETIME_S),
+            "key": manifest.key,
+            "sha256": manifest.sha256,
+            "size_bytes": manifest.size_bytes,
+            "manifest": self._registry.signed(version).decode(),
+        }
+
+    def _row(self, version: Version) -> Result:
+        manifest, record = version.manifest, version.record
+        run = self._server.runs.get(manifest.run_id)
+        measured = {} if run is None else run.machine.ledger.metrics(manifest.version)
+        production = self._registry.production(manifest.task)
+        return {
+            "name": manifest.name,
+            "run_id": manifest.run_id,
+            "version": manifest.version,
+            "task": manifest.task,
+            "algorithm": manifest.algorithm,
+            "stage": record.stage,
+            "in_production": production is not None and production.name == manifest.name,
+            "tags": list(record.tags),
+            "metrics": dict(record.metrics) or measured,
+            "sha256": manifest.sha256,
+            "size_bytes": manifest.size_bytes,
+            "created_ms": manifest.created_ms,
+            "reason": record.reason[:200],
+        }
+
+    # --- stages and tags ----------------------------------------------------------------------
+
+    def models_promote(self, wanted: Promotion) -> Result | Deferred:
+        """Put a version into production, the one before it is archived; or begin a canary."""
+        version = self._registry.find(wanted.name)
+        if wanted.canary is not None:
+            wish = CanaryWish(**wanted.canary.model_dump())
+            return {"canary_id": self._server.canaries.begin(version, wish, self._caller())}
+        self._server.canaries.require_free(version)
+        reason = wanted.reason or f"promoted by {self._caller()}"
+        return self._moved(
+            self._change("model promoted", version, lambda: self._registry.promote(version, reason))
+        )
+
+    def canary_show(self, wanted: OneCanary) -> Result:
+        """How a canary stands, or what came of it and why."""
+        return self._server.canaries.show(wanted.canary_id)
+
+    def models_rollback(self, wanted: Rollback) -> Deferred:
+        """Put the version before back into production."""
+        task = wanted.task or self._only_task()
+        now = self._registry.production(task)
+        if now is None:
+            raise ConfigError(f"task {task!r} has no version in production")
+        reason = wanted.reason or f"rolled back by {self._caller()}"
+        return self._moved(
+            self._change("model rolled back", now, lambda: self._registry.rollback(task, reason))
+        )
+
+    def _moved(self, change: Deferred) -> Deferred:
+        """Return a change that is also told to whoever follows production."""
+
+        def then(changed: Version) -> Result | Deferred:
+            self._server.production_changed(changed.manifest.task)
+            return change.then(changed)
+
+        return replace(change, then=then)
+
+    def models_tag(self, wanted: Tagging) -> Deferred:
+        """Give a version a tag, which it takes from whichever had it."""
+        version = self._registry.find(wanted.name)
+        return self._change(
+            "model tagged", version, lambda: self._registry.tag(version, wanted.label)
+        )
+
+    def models_untag(self, wanted: Tagging) -> Deferred:
+        """Take a tag away."""
+        version = self._registry.find(wanted.name)
+        return self._change(
+            "model untagged", version, lambda: self._registry.untag(version, wanted.label)
+        )
+
+    def models_rm(self, wanted: OneVersion) -> Deferred:
+        """Remove a version and all that belongs to it."""
+        version = self._registry.find(wanted.name)
+        self._server.canaries.require_free(version)
+        run = self._server.runs.get(version.manifest.run_id)
+        if run is not None and not run.ended:
+            raise ConfigError(
+                f"{version.name}: its run goes on; wait for its end or `rengo runs stop` it"
+            )
+
+        def work() -> Version:
+            self._registry.remove(version)
+            return version
+
+        return self._change("model removed", version, work)
+
+    def _change(self, act: str, version: Version, work: Callable[[], Version]) -> Deferred:
+        caller = self._caller()
+
+        def then(changed: Version) -> Result:
+            detail = {"now": changed.name} if changed.name != version.name else {}
+            self._server.members.note(Act(caller, act, version.name, detail))
+            return self._row(changed)
+
+        return Deferred(work, then, in_order=True)
+
+    def _only_task(self) -> str:
+        tasks = {version.manifest.task for version in self._registry.versions()}
+        found = sorted(task for task in tasks if self._registry.production(task) is not None)
+        if len(found) != 1:
+            which = f"there are {', '.join(found)}" if found else "none has a version in production"
+            raise ConfigError(f"name the task: {which}")
+        return found[0]
+
+    # --- cleaning up --------------------------------------------------------------------------
+
+    def models_gc(self, wanted: Cleaning) -> Deferred:
+        """Remove what neither a run that goes on nor a policy needs.
+
+        It is listed first and judged then, on the owner's thread: whatever was listed belongs to a
+        run that was prepared before, and a run that has ended does not begin again.
+        """
+        prefix = runs_prefix(self._registry.project)
+        caller = self._caller()
+
+        def judge(listed: list[ObjectInfo]) -> Deferred:
+            stray = self._stray(listed)
+
+            def remove() -> int:
+                if wanted.dry_run:
+                    return 0
+                uploads = sum(self._server.store.abort_uploads(each) for each in stray.prefixes)
+                self._server.store.delete(info.key for info in stray.objects)
+                return uploads
+
+            def told(uploads: int) -> Result:
+                if not wanted.dry_run:
+                    self._server.members.note(
+                        Act(caller, "models cleaned", "", {"objects": len(stray.objects)})
+                    )
+                return {
+                    "dry_run": wanted.dry_run,
+                    "objects": len(stray.objects),
+                    "bytes": sum(info.size for info in stray.objects),
+                    "uploads": uploads,
+                    "keys": [info.key for info in stray.objects[:_LISTED_KEYS]],
+                }
+
+            return Deferred(remove, told, in_order=True)
+
+        return Deferred(lambda: list(self._server.store.list(prefix)), judge, in_order=True)
+
+    def _stray(self, listed: Iterable[ObjectInfo]) -> _Stray:
+        by_run: dict[RunKeys, list[ObjectInfo]] = defaultdict(list)
+        for info in listed:
+            keys = RunKeys.of(info.key)
+            if keys is not None and not self._in_use(keys.run_id):
+                by_run[keys].append(info)
+        objects = [
+            info for keys, infos in by_run.items() for info in self._stray_of_run(keys, infos)
+        ]
+        return _Stray(objects, [keys.prefix for keys in by_run])
+
+    def _stray_of_run(self, keys: RunKeys, listed: list[ObjectInfo]) -> list[ObjectInfo]:
+        there = {info.key for info in listed}
+        known = {version.manifest.version for version in self._registry.versions(keys.run_id)}
+        run = self._server.runs.get(keys.run_id)
+        policy = ModelsSection() if run is None else run.record.definition.models
+        latest = max(known, default=-1) if run is None else run.machine.ledger.model.version
+        retained = self._registry.retained(keys.run_id, latest, policy.keep, policy.keep_every)
+        # a kill within a removal leaves a manifest without its model, and the other way round
+        whole = {version for version in retained & known if keys.version(version) in there}
+        return [info for info in listed if keys.version_of(info.key) not in whole]
