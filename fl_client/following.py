@@ -83,7 +83,10 @@ class Follower:
         self._transfers = transfers
         self._ask = ask
         self._submit = submit
-        self._held: dict[str, Held | None] = {task: folder.held(task) for task in tasks}
+        self._held: dict[str, Held | None] = {}
+        for task in tasks:
+            folder.tidy(task)
+            self._held[task] = folder.held(task)
         self._checked: set[str] = set()
         self._wishes: dict[str, Wish] = {}
 

@@ -102,9 +102,12 @@ class ProductionFolder:
             shutil.rmtree(place)  # damaged, or it would be held
         folder.rename(place)
         sync_folder(place.parent)
-        for older in _places(place.parent):
-            if older.name < place.name:
-                shutil.rmtree(older)
+        self.tidy(task)
+
+    def tidy(self, task: str) -> None:
+        """Remove the versions before the last good one; a power cut may have left some."""
+        for older in _places(self._root / task)[:-1]:
+            shutil.rmtree(older)
 
 
 def load(folder: Path, task: str, server: PublicKey) -> tuple[Manifest, Weights]:

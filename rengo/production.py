@@ -47,7 +47,7 @@ def production_model(
 
 
 def _identity_of(folder: Path) -> Path:
-    path = folder.parents[1] / "identities" / f"{folder.name}.toml"
+    path = folder.parents[1] / "identities" / f"{folder.name}.json"
     if not path.is_file():
         raise ConfigError(
             f"there is no identity at {path}: name the device's identity file by identity="
