@@ -1,0 +1,126 @@
+"""The registry under every order of acts, kills and outages, and with bugs planted in it."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping
+
+import pytest
+from hypothesis import settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from runtime.errors import RengoError
+from storage import book, catalogue, registry, retention
+from tests.laws import Violation
+from tests.mutants import Mutant, load_patched
+from tests.property.machine_registry import Registry
+from tests.property.test_mutants import QUICK
+
+TestRegistry = Registry.TestCase
+TestRegistry.settings = settings(max_examples=200, stateful_step_count=30)
+
+
+def planted(name: str, module: types.ModuleType, patches: Mapping[str, str]) -> Mutant:
+    return Mutant(name, module, patches, in_world=False)
+
+
+MUTANTS = [
+    planted(
+        "archives before it promotes",
+        registry,
+        {
+            "                self._book.require_model(found)\n": (
+                "                before and self._book.stage(before, 'archived', reason)\n"
+            )
+        },
+    ),
+    planted(
+        "withdraws after it has promoted",
+        registry,
+        {
+            "self._book.withdraw(now, reason)": "pass",
+            "found = self._book.promote(target, reason)": (
+                "found = self._book.promote(target, reason)\n"
+                "            now and self._book.withdraw(now, reason)"
+            ),
+        },
+    ),
+    planted("completes no rollback", book, {"if not top.record.withdrawn:": "if True:"}),
+    planted("rolls back twice", registry, {"if completed:": "if False:"}),
+    planted(
+        "archives nothing after a crash", book, {"return self.archive_others(top)": "return []"}
+    ),
+    planted(
+        "takes a tag away first",
+        registry,
+        {
+            "            tags = found.record.tags\n": (
+                "            tags = found.record.tags\n"
+                "            for other in self._book.holders(label):\n"
+                "                found.id != other.id and self._book.untag(other, label)\n"
+            )
+        },
+    ),
+    planted("leaves a tag twice", book, {"holder, *others =": "others, holder = [], *"}),
+    planted(
+        "counts promotions anew",
+        book,
+        {
+            "max((each.promoted for each in found.versions), default=0)": "0",
+        },
+    ),
+    planted(
+        "believes the clock",
+        book,
+        {"max(self._now_ms(), self._changed_ms + 1)": "self._now_ms()"},
+    ),
+    planted("takes a failed write for none", book, {"self._uncertain.add(version.id)": "pass"}),
+    planted(
+        "does not mend after an outage",
+        book,
+        {"        self._mend()\n        with": "        with"},
+    ),
+    planted("gives a new version an old record", book, {"if stray in self._strays:": "if False:"}),
+    planted(
+        "removes the model last",
+        book,
+        {
+            "self._store.delete([version.manifest.key])": "pass",
+            "keys.record(number), keys.manifest(number)])": (
+                "keys.record(number), version.manifest.key, keys.manifest(number)])"
+            ),
+        },
+    ),
+    planted("sweeps what has a tag", retention, {"bool(record.tags) or": ""}),
+    planted("sweeps what is archived", retention, {'!= "none"': 'in ("candidate", "production")'}),
+    planted(
+        "keeps a version too few",
+        retention,
+        {"latest - policy.keep + 1": "latest - policy.keep + 2"},
+    ),
+]
+
+
+def with_bug(mutant: Mutant) -> type[registry.ModelRegistry]:
+    """Return the registry with the bug in it, or in what it stands on."""
+    names: dict[types.ModuleType, dict[str, object]] = {}
+    for module in (retention, catalogue, book, registry):
+        patched = mutant if module is mutant.module else planted("none", module, {})
+        names[module] = load_patched(patched)
+    for module, needs in (
+        (book, (catalogue,)),
+        (registry, (retention, catalogue, book)),
+    ):
+        for need in needs:
+            own = {name: names[need][name] for name in vars(need) if name in names[module]}
+            names[module].update(own)
+    found = names[registry]["ModelRegistry"]
+    assert isinstance(found, type)
+    return found
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=str)
+def test_the_search_finds(mutant: Mutant) -> None:
+    suspect = type("Planted", (Registry,), {"make": with_bug(mutant)})
+    with pytest.raises((Violation, RengoError, AssertionError)):
+        run_state_machine_as_test(suspect, settings=QUICK)

@@ -1,0 +1,78 @@
+"""Versions for tests of the registry: models of a few bytes with their manifests."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from runtime.signing import SecretKey
+from storage.keys import RunKeys
+from storage.manifest import Manifest
+from storage.objects import ObjectStore
+from storage.registry import Document
+
+PROJECT = "p"
+KEY = SecretKey("5a" * 32)
+OTHER_KEY = SecretKey("a5" * 32)
+
+
+def manifest_of(run_id: str, version: int, body: bytes = b"", **changes: Any) -> Manifest:
+    """Return a manifest of a model that is these bytes."""
+    project = changes.get("project", PROJECT)
+    fields: dict[str, Any] = {
+        "project": project,
+        "run_id": run_id,
+        "version": version,
+        "attempt": min(version, 1),
+        "task": "digits",
+        "algorithm": "fedavg",
+        "algorithm_settings": {"server_optimizer": "sgd", "learning_rate": 1.0},
+        "training": {"epochs": 1},
+        "seed": 7,
+        "parent": None,
+        "cohort": ["d-1", "d-2"],
+        "cohort_size": 2,
+        "num_examples": 300,
+        "key": RunKeys(project, run_id).version(version),
+        "sha256": hashlib.sha256(body).hexdigest(),
+        "size_bytes": len(body),
+        "layout_hash": "0d" * 32,
+        "created_ms": 1_000 + version,
+    }
+    return Manifest(**(fields | changes))
+
+
+def stored(store: ObjectStore, run_id: str, version: int, **changes: Any) -> Manifest:
+    """Put a model into the store and return its manifest, which is not there yet."""
+    body = changes.pop("body", f"{run_id} {version}".encode())
+    manifest = manifest_of(run_id, version, body, **changes)
+    store.put(manifest.key, body)
+    return manifest
+
+
+class DictCache:
+    """A cache of documents in this process; ``asked`` and ``held`` are for tests to look at."""
+
+    def __init__(self) -> None:
+        self.held: dict[str, Document] = {}
+        self.found = 0
+
+    def get(self, wanted: Mapping[str, str]) -> dict[str, bytes]:
+        """See :class:`storage.catalogue.DocumentCache`."""
+        found = {
+            key: self.held[key].data
+            for key, etag in wanted.items()
+            if key in self.held and self.held[key].etag == etag
+        }
+        self.found += len(found)
+        return found
+
+    def put(self, documents: Iterable[Document]) -> None:
+        """See :class:`storage.catalogue.DocumentCache`."""
+        self.held |= {document.key: document for document in documents}
+
+    def forget(self, keys: Iterable[str]) -> None:
+        """See :class:`storage.catalogue.DocumentCache`."""
+        for key in keys:
+            self.held.pop(key, None)
