@@ -268,6 +268,46 @@ def test_a_rollback_to_what_is_held_ends_the_fetching(device: Device) -> None:
     assert device.follower.left_s(0) is None, "nothing is wished for"
 
 
+def test_the_failed_fetching_of_what_nobody_wants_any_more_is_nothing(device: Device) -> None:
+    device.follow(1, 4)
+    device.store.failures = [Unavailable("gone")]
+    device.follower.document(document(2, 5))
+    device.offer(2)
+    ended = device.waiting.pop()()
+    device.follower.document(document(1, 6))
+    device.follower.take(ended)
+    device.work()
+    assert len(device.asked) == 2
+    assert device.value() == 1
+
+
+def test_an_offer_that_comes_twice_is_taken_once(device: Device) -> None:
+    device.follower.document(document(1, 4))
+    device.offer(1)
+    device.offer(1)
+    assert len(device.waiting) == 1
+
+
+def test_a_version_is_on_the_disk_before_it_has_its_place(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+
+    def noted(name: str, original: Callable[..., object]) -> Callable[..., object]:
+        def call(*args: object) -> object:
+            done.append(name)
+            return original(*args)
+
+        return call
+
+    monkeypatch.setattr(production, "_sync", noted("model", production._sync))
+    monkeypatch.setattr(production, "atomic_write", noted("manifest", production.atomic_write))
+    monkeypatch.setattr(production, "sync_folder", noted("place", production.sync_folder))
+    monkeypatch.setattr(Path, "rename", noted("rename", Path.rename))
+    device.follow(1, 4)
+    assert done == ["model", "manifest", "rename", "place"]
+
+
 def test_an_expired_url_is_renewed_at_once(device: Device) -> None:
     device.store.failures = [AccessDenied("expired")]
     device.follow(1, 4)
