@@ -300,12 +300,11 @@ def test_a_version_is_on_the_disk_before_it_has_its_place(
 
         return call
 
-    monkeypatch.setattr(production, "_sync", noted("model", production._sync))
-    monkeypatch.setattr(production, "atomic_write", noted("manifest", production.atomic_write))
-    monkeypatch.setattr(production, "sync_folder", noted("place", production.sync_folder))
+    for name in ("_sync", "atomic_write", "sync_folder"):
+        monkeypatch.setattr(production, name, noted(name, vars(production)[name]))
     monkeypatch.setattr(Path, "rename", noted("rename", Path.rename))
     device.follow(1, 4)
-    assert done == ["model", "manifest", "rename", "place"]
+    assert done == ["_sync", "atomic_write", "rename", "sync_folder"]
 
 
 def test_an_expired_url_is_renewed_at_once(device: Device) -> None:
