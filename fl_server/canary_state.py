@@ -164,7 +164,8 @@ def _compared(plan: CanaryPlan, candidate: float, production: float, pairs: list
 
 
 def _too_few(plan: CanaryPlan, state: CanaryState, pairs: int) -> str:
-    said = f"{pairs} of at least {plan.quorum} {plan.measured_by} measured {plan.metric} of both"
+    kind = plan.measured_by if plan.quorum > 1 else plan.measured_by.removesuffix("s")
+    said = f"{pairs} of at least {plan.quorum} {kind} measured {plan.metric} of both versions"
     for fact in list(state.declined.values())[:1]:
         said += f"; {fact.device_id} declined the {fact.side}: {fact.reason[:_LONGEST_REASON]}"
     silent = [device_id for device_id in plan.cohort if state.owed(device_id)]

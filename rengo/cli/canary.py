@@ -110,14 +110,12 @@ def try_out(options: argparse.Namespace, trial: Trial) -> int:
 
 
 def _refused(shown: dict[str, Any]) -> str:
-    words = {"promoted": "not promoted", "rolled_back": "rolled back"}
-    verdict = words.get(shown["verdict"], shown["verdict"])
-    reason = shown["problem"] or shown["reason"]
-    return f"{shown['candidate']} {_verb(verdict)}{verdict}: {reason}"
-
-
-def _verb(verdict: str) -> str:
-    return "stays archived, " if verdict == "inconclusive" else "was "
+    came = {
+        "promoted": "was not promoted",
+        "rolled_back": "was rolled back",
+        "inconclusive": "was not promoted, the canary is inconclusive",
+    }[shown["verdict"]]
+    return f"{shown['candidate']} {came}: {shown['problem'] or shown['reason']}"
 
 
 @dataclass
@@ -133,7 +131,7 @@ class _Progress:
             devices = count(shown["cohort_size"], shown["measured_by"].removesuffix("s"))
             self.say(
                 f"{shown['candidate']} against {shown['production']} on {devices}, for at most "
-                f"{duration(shown['time_left_s'])} ({shown['canary_id']})"
+                f"{duration(shown['deadline_s'])} ({shown['canary_id']})"
             )
             self._pairs = 0
         if shown["pairs"] > self._pairs:

@@ -113,6 +113,15 @@ class Ground:
         print(self.said[-1], f"exit code {done.returncode}")
         return done
 
+    @contextmanager
+    def stopped(self, name: str) -> Iterator[None]:
+        """Have a device hear and say nothing meanwhile."""
+        self.arena.signal(name, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.arena.signal(name, signal.SIGCONT)
+
     def wait_held(self, names: list[str], version: str) -> None:
         """Return when these devices hold a version as the last good one."""
 
@@ -198,25 +207,25 @@ def test_a_lower_loss_is_better(ground: Ground) -> None:
 
 def test_a_killed_server_goes_on_with_its_canary(ground: Ground) -> None:
     ground.promote(ground.good)
-    arena = ground.arena
-    arena.signal("eval-3", signal.SIGSTOP)
-    canary_id = begin(arena.client, ground.better, WHOLE)
-    others = len(EVALUATORS) - 1
+    arena, spoiled = ground.arena, ground.spoiled()
+    with ground.stopped("eval-3"):
+        canary_id = begin(arena.client, ground.better, WHOLE)
+        others = len(EVALUATORS) - 1
 
-    def pairs() -> int:
-        shown = arena.client.call("canary_show", {"canary_id": canary_id})
-        assert shown["state"] == "measuring", shown
-        return int(shown["pairs"])
+        def pairs() -> int:
+            shown = arena.client.call("canary_show", {"canary_id": canary_id})
+            assert not shown["verdict"], shown
+            return int(shown["pairs"])
 
-    wait_for(lambda: pairs() == others, "all but one have measured both", arena.story)
-    with pytest.raises(ConfigError, match="is in a canary"):
-        arena.client.call("models_promote", {"name": ground.better})
-    with pytest.raises(ConfigError, match="in a canary"):
-        arena.client.call("models_rm", {"name": ground.better})
-    with pytest.raises(ConfigError, match="runs already"):
-        begin(arena.client, ground.spoiled(), WHOLE)
-    arena.kill("server")
-    arena.signal("eval-3", signal.SIGCONT)
+        wait_for(lambda: pairs() == others, "all but one have measured both", arena.story)
+        assert begin(arena.client, ground.better, WHOLE) == canary_id, "the very same wish"
+        with pytest.raises(ConfigError, match="is in a canary"):
+            arena.client.call("models_promote", {"name": ground.better})
+        with pytest.raises(ConfigError, match="is in a canary"):
+            arena.client.call("models_rm", {"name": ground.better})
+        with pytest.raises(ConfigError, match="runs already"):
+            begin(arena.client, spoiled, WHOLE)
+        arena.kill("server")
     shown = follow(arena.client, canary_id, lambda _: None)
     assert (shown["verdict"], shown["pairs"]) == ("promoted", len(EVALUATORS)), shown
     assert ground.production() == ground.better
@@ -229,18 +238,32 @@ def test_a_device_that_vanishes_is_not_waited_for(ground: Ground) -> None:
     arena.signal("eval-4", signal.SIGSTOP)
     canary_id = begin(arena.client, ground.better, WHOLE)
     arena.signal("eval-4", signal.SIGKILL)
-    arena.signal("eval-4", signal.SIGCONT)
-    shown = follow(arena.client, canary_id, lambda _: None)
-    assert (shown["verdict"], shown["pairs"]) == ("promoted", len(EVALUATORS) - 1), shown
-    arena.own["eval-4"].stop()
-    arena.start_own([spec_of("eval-4")])
+    try:
+        shown = follow(arena.client, canary_id, lambda _: None)
+        assert (shown["verdict"], shown["pairs"]) == ("promoted", len(EVALUATORS) - 1), shown
+    finally:
+        arena.own["eval-4"].stop()
+        arena.start_own([spec_of("eval-4")])
+
+
+def test_production_that_moves_meanwhile_ends_a_canary(ground: Ground) -> None:
+    arena, spoiled = ground.arena, ground.spoiled()
+    ground.promote(ground.good)
+    with ground.stopped("eval-3"):
+        canary_id = begin(arena.client, spoiled, WHOLE)
+        ground.promote(ground.better)
+        shown = follow(arena.client, canary_id, lambda _: None)
+    assert shown["verdict"] == "inconclusive"
+    assert f"{ground.better} is in production by now" in shown["reason"]
+    assert ground.shown(spoiled)["stage"] == "archived"
+    assert ground.production() == ground.better
 
 
 def test_nobody_measures_what_no_device_reports(ground: Ground) -> None:
     ground.promote(ground.good)
     done = ground.command(ground.better, "--canary", "20%", "--metric", "f1", "--deadline", "60s")
     assert done.returncode == 3
-    assert "stays archived, inconclusive: 0 of at least 1 evaluators measured f1 of both" in (
+    assert f"{ground.better} was not promoted, the canary is inconclusive: 0 of at least 1" in (
         done.stderr
     )
     assert "accuracy" in done.stderr
