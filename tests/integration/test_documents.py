@@ -1,4 +1,4 @@
-"""The registry's cache: what was read of the store is not read again, and never believed blindly."""
+"""The registry's cache: what was read is not read again, and never believed blindly."""
 
 from __future__ import annotations
 

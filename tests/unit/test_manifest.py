@@ -193,7 +193,7 @@ def test_a_document_has_a_largest_size() -> None:
     names = [f"{number:064d}" for number in range(MAX_COHORT)]
     largest = manifest_of("r", 1, cohort=names, training={"text": "x" * (32 << 10)})
     assert len(largest.encode(KEY)) <= MAX_DOCUMENT_BYTES
-    with pytest.raises(Corrupt, match="a Manifest of .* bytes, at most 196608"):
+    with pytest.raises(Corrupt, match=r"a Manifest of .* bytes, at most 196608"):
         manifest_of("r", 1, training={"text": "x" * (192 << 10)}).encode(KEY)
     with pytest.raises(Corrupt, match="it: 196609 bytes, at most 196608"):
         Manifest.decode(b"[" * (MAX_DOCUMENT_BYTES + 1), PUBLIC, "it")
