@@ -47,7 +47,8 @@ from fl_server.events import (
 from fl_server.presence import Presence
 from fl_server.production import SharedUrls
 from runtime.errors import ConfigError, NotFound, RengoError
-from storage.registry import ModelRegistry, Version
+from storage.registry import ModelRegistry
+from storage.versions import Version
 
 _LOG = logging.getLogger(__name__)
 

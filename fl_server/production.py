@@ -13,7 +13,8 @@ from broker.messages import Message, ModelOffer, ModelRef, ModelRequest, Product
 from broker.topics import Topics
 from fl_server.run import URL_LIFETIME_S
 from storage.objects import ObjectStore
-from storage.registry import ModelRegistry, Version
+from storage.registry import ModelRegistry
+from storage.versions import Version
 
 _SHARE_URL_S = 60.0
 _KEPT_URLS = 64

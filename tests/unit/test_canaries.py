@@ -1,0 +1,398 @@
+"""The canaries' shell and the production documents, on a registry in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from broker.messages import (
+    Ack,
+    DeviceState,
+    Message,
+    ModelRequest,
+    Order,
+    ProductionDocument,
+    Receipt,
+    Request,
+    Result,
+    RunDocument,
+    Usage,
+)
+from broker.topics import Topics
+from fl_server.canaries import Canaries, CanaryWish, House
+from fl_server.canary_log import CanaryLog
+from fl_server.data import DataPlane
+from fl_server.database import Database
+from fl_server.enrolment import Act
+from fl_server.events import DeviceJoined, DeviceLeft
+from fl_server.presence import Presence
+from fl_server.production import ProductionDocuments, SharedUrls
+from runtime.errors import ConfigError, NotFound, RengoError
+from storage.manifest import Manifest
+from storage.objects import MemoryStore
+from storage.registry import ModelRegistry
+from storage.versions import Version
+from tests.versions import KEY, PROJECT, stored
+
+TOPICS = Topics("home")
+WISH = CanaryWish(share=1.0, metric="accuracy", max_drop=0.01, deadline_s=60.0)
+EVALUATORS = ("e1", "e2", "e3")
+
+
+@dataclass
+class Plane:
+    """A data plane whose tasks wait until the test lets them go."""
+
+    store: MemoryStore
+    registry: ModelRegistry
+    tasks: list[Callable[[], None]] = field(default_factory=list)
+
+    def patiently(self, work: Callable[[], Any]) -> Any:
+        return work()
+
+    def start_task(
+        self,
+        work: Callable[[], Any],
+        then: Callable[[Any], None],
+        failed: Callable[[RengoError], None],
+        *,
+        in_order: bool = False,
+    ) -> None:
+        assert in_order, "what is written to the registry has an order"
+
+        def task() -> None:
+            try:
+                result = work()
+            except RengoError as error:
+                failed(error)
+            else:
+                then(result)
+
+        self.tasks.append(task)
+
+    def run(self) -> None:
+        while self.tasks:
+            self.tasks.pop(0)()
+
+
+class Ground:
+    """One server's canaries; ``crash`` gives it another life."""
+
+    def __init__(self, folder: Path) -> None:
+        self.store = MemoryStore()
+        self.registry = ModelRegistry(self.store, PROJECT, KEY, now_ms=lambda: 1)
+        self.registry.rebuild()
+        self.database = Database(f"sqlite:///{folder / 'journal.sqlite'}")
+        self.sent: list[tuple[str, Message]] = []
+        self.acts: list[Act] = []
+        self.moved: list[str] = []
+        self.epoch = 0
+        self.old, self.new = (self.commit(number) for number in (1, 2))
+        self.begin_life()
+
+    def begin_life(self) -> None:
+        self.epoch += 1
+        self.presence = Presence()
+        self.plane = Plane(self.store, self.registry)
+        house = House(
+            TOPICS,
+            self.epoch,
+            cast(DataPlane, self.plane),
+            self.presence,
+            lambda topic, message: self.sent.append((topic, message)),
+            self.moved.append,
+            self.acts.append,
+        )
+        self.canaries = Canaries(house, CanaryLog(self.database))
+
+    def crash(self) -> None:
+        self.begin_life()
+        self.canaries.resume()
+
+    def commit(self, number: int) -> Version:
+        manifest: Manifest = stored(self.store, f"r-{number}", 1)
+        return self.registry.commit(manifest)
+
+    def online(self, *names: str, role: str = "evaluator") -> None:
+        for name in names:
+            state = DeviceState(status="ready", boot_id="b", role=role, tasks=["digits"])  # type: ignore[arg-type]
+            self.presence.take_state(name, state)
+            self.canaries.heard_of(DeviceJoined(name), ["digits"])
+
+    def begin(self, **changes: Any) -> str:
+        """Begin a canary of the new version against the old one."""
+        if self.registry.production("digits") is None:
+            self.registry.promote(self.old, "first")
+        wish = CanaryWish(**{**vars(WISH), **changes})
+        return self.canaries.begin(self.new, wish, "operator")
+
+    def answer(self, canary_id: str, name: str, candidate: float, production: float) -> None:
+        for attempt, value in ((1, production), (2, candidate)):
+            self.canaries.result(name, result(canary_id, attempt, value))
+
+    def said(self, kind: type[Message]) -> list[Any]:
+        return [message for _, message in self.sent if isinstance(message, kind)]
+
+    def stage(self, version: Version) -> str:
+        return self.now(version).record.stage
+
+    def now(self, version: Version) -> Version:
+        return self.registry.get(version.manifest.run_id, version.manifest.version)
+
+    def in_production(self) -> str:
+        version = self.registry.production("digits")
+        return "" if version is None else version.name
+
+
+def result(canary_id: str, attempt: int, value: float, **changes: Any) -> Result:
+    return Result(
+        **{
+            "action": "evaluate",
+            "run_id": canary_id,
+            "round": 1,
+            "attempt": attempt,
+            "num_examples": 10,
+            "metrics": {"accuracy": value},
+            "update": None,
+            "usage": Usage(),
+            **changes,
+        }
+    )
+
+
+@pytest.fixture
+def ground(tmp_path: Path) -> Ground:
+    return Ground(tmp_path)
+
+
+def test_a_good_candidate_is_promoted(ground: Ground) -> None:
+    ground.online(*EVALUATORS)
+    canary_id = ground.begin()
+    assert ground.said(Order) == [], "it is marked first"
+    ground.plane.run()
+    assert ground.stage(ground.new) == "candidate"
+    orders = ground.said(Order)
+    assert len(orders) == 2 * len(EVALUATORS)
+    assert {order.model.key for order in orders} == {
+        ground.old.manifest.key,
+        ground.new.manifest.key,
+    }
+    assert len({order.model.url for order in orders}) == 2, "a URL for all devices"
+    for name in EVALUATORS:
+        ground.answer(canary_id, name, 0.9, 0.9)
+    ground.plane.run()
+    assert (ground.in_production(), ground.moved) == (ground.new.name, ["digits"])
+    shown = ground.canaries.show(canary_id)
+    assert (shown["state"], shown["verdict"], shown["problem"]) == ("ended", "promoted", "")
+    assert ground.now(ground.new).record.reason == shown["reason"]
+    assert [act.act for act in ground.acts] == ["canary begun", "canary promoted"]
+    [closing] = ground.said(RunDocument)
+    assert (closing.run_id, closing.status) == (canary_id, "completed")
+
+
+def test_a_bad_candidate_is_archived(ground: Ground) -> None:
+    ground.online(*EVALUATORS)
+    canary_id = ground.begin()
+    ground.plane.run()
+    for name in EVALUATORS:
+        ground.answer(canary_id, name, 0.5, 0.9)
+    ground.plane.run()
+    assert (ground.in_production(), ground.stage(ground.new)) == (ground.old.name, "archived")
+    ground.answer(canary_id, "e1", 0.5, 0.9)
+    assert ground.said(Receipt)[-1].status == "accepted", "what counted is receipted again"
+    ground.canaries.result("e1", result(canary_id, 1, 0.1, action="train"))
+    assert ground.said(Receipt)[-1].status == "refused"
+    ground.canaries.result("e9", result(canary_id, 1, 0.1))
+    assert ground.said(Receipt)[-1].status == "refused"
+
+
+def test_a_crash_at_any_moment_loses_nothing(ground: Ground) -> None:
+    ground.online(*EVALUATORS)
+    canary_id = ground.begin()
+    ground.crash()  # before the candidate was marked
+    ground.online(*EVALUATORS)
+    ground.plane.run()
+    assert len(ground.said(Order)) == 6
+    ground.answer(canary_id, "e1", 0.9, 0.9)
+    ground.crash()
+    ground.sent.clear()
+    ground.online(*EVALUATORS)
+    assert len(ground.said(Order)) == 4, "what is owed is ordered again"
+    assert all(order.epoch == 3 for order in ground.said(Order))
+    for name in EVALUATORS[1:]:
+        ground.answer(canary_id, name, 0.9, 0.9)
+    ground.crash()  # judged, not promoted
+    assert ground.in_production() == ground.old.name
+    ground.plane.run()
+    assert ground.in_production() == ground.new.name
+    assert ground.canaries.show(canary_id)["pairs"] == 3
+
+
+def test_a_crash_between_the_promotion_and_its_fact_promotes_once(ground: Ground) -> None:
+    ground.online("e1")
+    canary_id = ground.begin()
+    ground.plane.run()
+    ground.answer(canary_id, "e1", 0.9, 0.9)
+    ground.registry.promote(ground.new, "what the task does before the crash")
+    promotions = ground.now(ground.new).record.promotions
+    ground.crash()
+    ground.plane.run()
+    assert ground.now(ground.new).record.promotions == promotions
+    assert ground.canaries.show(canary_id)["problem"] == ""
+
+
+def test_what_the_operator_promotes_meanwhile_ends_it(ground: Ground) -> None:
+    ground.online("e1")
+    canary_id = ground.begin()
+    ground.plane.run()
+    other = ground.commit(3)
+    ground.registry.promote(other, "now")
+    ground.canaries.production_changed("digits")
+    ground.plane.run()
+    shown = ground.canaries.show(canary_id)
+    assert shown["verdict"] == "inconclusive"
+    assert "r-3:1 is in production by now" in shown["reason"]
+    assert (ground.in_production(), ground.stage(ground.new)) == (other.name, "archived")
+
+
+def test_what_is_promoted_while_a_verdict_is_carried_out_stays(ground: Ground) -> None:
+    ground.online("e1")
+    canary_id = ground.begin()
+    ground.plane.run()
+    ground.answer(canary_id, "e1", 0.9, 0.9)
+    other = ground.commit(3)
+    ground.registry.promote(other, "now")
+    ground.plane.run()
+    assert "r-3:1 is in production by now" in ground.canaries.show(canary_id)["problem"]
+    assert (ground.in_production(), ground.stage(ground.new)) == (other.name, "archived")
+
+
+def test_a_production_that_moved_while_the_server_was_away_ends_it(ground: Ground) -> None:
+    ground.online("e1")
+    canary_id = ground.begin()
+    ground.plane.run()
+    ground.registry.promote(ground.commit(3), "now")
+    ground.crash()
+    ground.canaries.compare_production()
+    assert ground.canaries.show(canary_id)["verdict"] == "inconclusive"
+
+
+def test_a_candidate_that_is_gone_ends_it(ground: Ground) -> None:
+    ground.online("e1")
+    canary_id = ground.begin()
+    ground.registry.remove(ground.new)
+    ground.plane.run()
+    shown = ground.canaries.show(canary_id)
+    assert (shown["state"], shown["verdict"]) == ("ended", "inconclusive")
+    assert "r-2" in shown["reason"]
+
+
+def test_the_deadline(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 50.0
+    monkeypatch.setattr("time.monotonic", lambda: now_s)
+    ground.online(*EVALUATORS)
+    canary_id = ground.begin()
+    ground.plane.run()
+    assert ground.canaries.due_s() == now_s + WISH.deadline_s
+    ground.answer(canary_id, "e1", 0.9, 0.9)
+    now_s += WISH.deadline_s - 0.1
+    ground.canaries.look_at_clock()
+    assert not ground.canaries.show(canary_id)["verdict"]
+    now_s += 0.2
+    ground.canaries.look_at_clock()
+    ground.plane.run()
+    shown = ground.canaries.show(canary_id)
+    assert (shown["state"], shown["verdict"]) == ("ended", "inconclusive")
+    assert "1 of at least 2 evaluators" in shown["reason"]
+    ground.answer(canary_id, "e2", 0.9, 0.9)
+    assert ground.said(Receipt)[-1].status == "late"
+
+
+def test_devices_measure_where_there_are_no_evaluators(ground: Ground) -> None:
+    ground.online("t1", "t2", role="trainer")
+    canary_id = ground.begin(share=0.5)
+    shown = ground.canaries.show(canary_id)
+    assert (shown["measured_by"], shown["cohort_size"]) == ("devices", 1)
+
+
+def test_answers_to_orders(ground: Ground) -> None:
+    ground.online("e1", "e2")
+    canary_id = ground.begin()
+    ground.plane.run()
+    ground.sent.clear()
+    place: dict[str, Any] = {
+        "action": "evaluate",
+        "run_id": canary_id,
+        "round": 1,
+        "attempt": 2,
+    }
+    ground.canaries.request("e1", Request(**place))
+    [order] = ground.said(Order)
+    assert order.attempt == 2
+    ground.canaries.ack("e1", Ack(**place, accepted=True))
+    ground.canaries.ack("e1", Ack(**place, accepted=False, reason="no data"))
+    ground.answer(canary_id, "e2", 0.9, 0.9)
+    assert ground.canaries.show(canary_id)["verdict"] == "promoted"
+    ground.sent.clear()
+    ground.canaries.request("e1", Request(**place))
+    assert [message.run_id for message in ground.said(RunDocument)] == [canary_id]
+
+
+def test_what_cannot_begin(ground: Ground) -> None:
+    with pytest.raises(ConfigError, match="promote a first one without --canary"):
+        ground.canaries.begin(ground.new, WISH, "operator")
+    ground.registry.promote(ground.old, "first")
+    with pytest.raises(ConfigError, match="in production already"):
+        ground.canaries.begin(ground.old, WISH, "operator")
+    with pytest.raises(ConfigError, match="no device with the task 'digits' is there"):
+        ground.begin()
+    ground.online("e1")
+    canary_id = ground.begin()
+    assert ground.begin() == canary_id, "the very same wish again"
+    with pytest.raises(ConfigError, match="runs already"):
+        ground.begin(max_drop=0.5)
+    with pytest.raises(ConfigError, match="runs already"):
+        ground.canaries.begin(ground.commit(3), WISH, "operator")
+    with pytest.raises(ConfigError, match="is in a canary"):
+        ground.canaries.require_free(ground.new)
+    ground.canaries.require_free(ground.old)
+    ground.canaries.heard_of(DeviceLeft("e1"))
+    with pytest.raises(NotFound):
+        ground.canaries.show("canary-none")
+
+
+def test_the_documents_say_what_is_in_production(ground: Ground) -> None:
+    retained: dict[str, ProductionDocument] = {}
+    documents = ProductionDocuments(
+        ground.registry,
+        TOPICS,
+        3,
+        lambda topic, message: retained.update({topic: cast(ProductionDocument, message)}),
+        lambda topic: retained.__delitem__(topic) if topic in retained else None,
+    )
+    urls, topic = SharedUrls(ground.store), TOPICS.model("digits")
+    documents.publish_all()
+    assert retained == {}
+    numbers = []
+    for version in (ground.old, ground.new):
+        ground.registry.promote(version, "now")
+        documents.publish_all()
+        numbers.append(retained[topic].promotion)
+        signed = Manifest.decode(retained[topic].manifest, KEY.public, "it")
+        assert signed == version.manifest
+        offer = documents.offer(ModelRequest(task="digits", sha256=signed.sha256), urls)
+        assert offer is not None
+        assert offer.model.key == version.manifest.key
+    ground.registry.rollback("digits", "it was worse")
+    documents.publish("digits")
+    numbers.append(retained[topic].promotion)
+    assert numbers == sorted(set(numbers)), "also a rollback goes forward"
+    gone = ModelRequest(task="digits", sha256=ground.new.manifest.sha256)
+    assert documents.offer(gone, urls) is None
+    assert documents.offer(ModelRequest(task="faces", sha256="0" * 64), urls) is None
+    documents.publish("faces")
+    assert retained.keys() == {topic}
