@@ -185,8 +185,12 @@ def load(
     path = Path(source)
     if path.is_file():
         manifest = None
-        if key is not None and manifest_path(path).is_file():
-            manifest = verify_file(path, manifest_path(path), key)
+        beside = manifest_path(path)
+        if key is not None and beside.is_file():
+            try:
+                manifest = verify_file(path, beside, key)
+            except Corrupt as error:
+                raise Corrupt(f"{error} (without {beside} it is taken unverified)") from error
         return Held(str(path), _read(path), manifest)
     if isinstance(source, Path) or path.suffix in _ENDINGS or len(path.parts) > 1:
         raise ConfigError(f"there is no file {path}")

@@ -24,6 +24,7 @@ from rengo.devices import DeviceSpec
 from rengo.models import manifest_path, verify_file
 from rengo.runs import wait_for_devices
 from rengo.site import Site
+from runtime.errors import Corrupt, Mismatch
 from storage.weights import Weights, read_safetensors, write_safetensors
 from tests.integration.commands import Told, rengo, surroundings, without
 from tests.integration.test_cli_runs import document, submitted
@@ -112,7 +113,8 @@ def test_a_version_is_fetched_and_verified(
 def test_a_version_that_is_not_there(home: Path, finished: dict[str, Any], tmp_path: Path) -> None:
     told = rengo("models", "get", f"{finished['run_id']}:99", "--output", tmp_path, home=home)
     assert told.code == USAGE
-    assert f"{finished['run_id']}:99" in told.line
+    assert finished["run_id"] in told.line
+    assert "99" in told.line
     assert list(tmp_path.iterdir()) == []
 
 
@@ -339,9 +341,20 @@ def test_a_file_that_is_not_safetensors(home: Path, tmp_path: Path) -> None:
     assert told.line.startswith("not a safetensors file that can be taken: ")
 
 
-def test_from_python(home: Path, finished: dict[str, Any], model: Path, tmp_path: Path) -> None:
+def test_from_python_a_model_of_another_site(
+    finished: dict[str, Any], model: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy.safetensors"
+    copy.write_bytes(model.read_bytes())
+    wrong = tmp_path / "wrong.safetensors"
+    with wrong.open("wb") as file:
+        write_safetensors(Weights.from_arrays({"w": np.zeros(3, np.float32)}), file)
     with Site(tmp_path / "site") as site:
-        result = site.run("digits", rounds=1, devices=1, initial=model, output=tmp_path)
+        with pytest.raises(Corrupt, match=r"not signed by this site's server.* taken unverified"):
+            site.run("digits", initial=model)
+        with pytest.raises(Mismatch, match="does not fit the model of task digits"):
+            site.run("digits", initial=wrong)
+        result = site.run("digits", rounds=1, devices=1, initial=copy, output=tmp_path)
         with site.connect() as client:
             answer = client.call("models_show", {"name": f"{result.run_id}:0"})
     assert answer["manifest"]["sha256"] == finished["model_sha256"]

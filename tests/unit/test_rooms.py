@@ -15,10 +15,13 @@ import pytest
 ROOT = Path(__file__).parents[2]
 # The agent's process: everything on the device but what the training child alone loads.
 TRAINING_CHILD = "fl_client.engines.torch"
-EXTRAS = ("boto3", "botocore", "matplotlib", "psycopg", "scipy", "sqlalchemy", "torch")
+EXTRAS = (
+    *("boto3", "botocore", "matplotlib", "onnx", "onnxruntime", "onnxscript", "psycopg", "scipy"),
+    *("sqlalchemy", "torch"),
+)
 BASE_ROOMS = ("algorithms", "broker", "fl_client", "iot", "rengo", "runtime", "storage")
 # Modules of base rooms that belong to an extra; importing one without it says which.
-NEEDS_AN_EXTRA: frozenset[str] = frozenset({"fl_client.engines.torch"})
+NEEDS_AN_EXTRA: frozenset[str] = frozenset({"fl_client.engines.torch", "rengo.torch_export"})
 
 LOADED = """
 import importlib, json, sys
