@@ -21,6 +21,7 @@ PART_BYTES = 15 << 20
 LEAST_PART_BYTES = 5 << 20
 MAX_PARTS = 10_000
 _MIB = 1 << 20
+_ENDED = "ended"
 
 
 class PartSizes(BaseModel):
@@ -71,13 +72,15 @@ def complete_body(etags: Sequence[str]) -> bytes:
 class ArrivedParts:
     """The ETags of the parts of one upload that have arrived, a line each in a small file.
 
-    It is not forced to the disk: after a power cut lines may be gone, and their parts are then sent
-    once more.
+    Its last line says that the upload was to be completed: a store that then knows it no more has
+    completed it. The file is not forced to the disk: after a power cut lines may be gone, and their
+    parts are then sent once more.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.etags: list[str] = []
+        self.ended = False
         self._upload = ""
 
     def follow(self, place: PartsPlace) -> None:
@@ -85,7 +88,9 @@ class ArrivedParts:
         upload = json.dumps([place.upload_id, place.part_bytes])
         if upload != self._upload:
             self._upload = upload
-            self.etags = self._read()[: len(place.urls)]
+            lines = self._read()
+            self.ended = lines[-1:] == [_ENDED]
+            self.etags = [line for line in lines if line != _ENDED]
 
     def add(self, etag: str) -> None:
         """Keep that the next part has arrived."""
@@ -95,9 +100,17 @@ class ArrivedParts:
             file.write(f"{etag}\n")
         self.etags.append(etag)
 
+    def end(self) -> None:
+        """Keep that all have arrived and the upload is about to be completed."""
+        if not self.ended:
+            with self.path.open("a") as file:
+                file.write(f"{_ENDED}\n")
+            self.ended = True
+
     def restart(self) -> None:
         """Forget what has arrived."""
         self.etags = []
+        self.ended = False
         self.path.unlink(missing_ok=True)
 
     def _read(self) -> list[str]:

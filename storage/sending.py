@@ -89,15 +89,22 @@ class FileInParts:
         return self._place.upload_id != lost
 
     def _complete(self) -> None:
+        was_tried = self._arrived.ended
+        self._arrived.end()
         try:
             http.complete_upload(self._pool, self._place.complete_url, self._arrived.etags)
-        except NotFound:
-            # completed before, when the answer was lost; whoever reads the object verifies it
-            pass
-        except Corrupt:
-            if self._began_again:
-                raise
-            self._began_again = True
-            self._arrived.restart()
-            return
+        except (NotFound, Corrupt) as error:
+            # known no more after an earlier try: it is complete, and that answer was lost; whoever
+            # reads the object verifies it
+            if not (was_tried and isinstance(error, NotFound)):
+                if self._began_again:
+                    raise
+                self._begin_again()
+                return
         self.completed = True
+
+    def _begin_again(self) -> None:
+        """Send every part once more, to another upload if there is one: the store lost some."""
+        self._began_again = True
+        self.renewed()
+        self._arrived.restart()

@@ -215,6 +215,19 @@ def test_another_upload_begins_from_nothing(tmp_path: Path, changes: dict[str, A
     assert followed(path).etags == []
 
 
+def test_that_an_upload_was_to_be_completed_is_known_to_the_next_process(tmp_path: Path) -> None:
+    path = tmp_path / "u.parts"
+    first = followed(path)
+    first.add("e-1")
+    assert not followed(path).ended
+    first.end()
+    first.end()
+    second = followed(path)
+    assert (second.etags, second.ended) == (["e-1"], True)
+    second.restart()
+    assert (second.etags, second.ended, path.exists()) == ([], False, False)
+
+
 def test_fresh_urls_of_the_same_upload_change_nothing(tmp_path: Path) -> None:
     arrived = followed(tmp_path / "u.parts")
     arrived.add("e-1")
