@@ -319,6 +319,21 @@ def test_devices_measure_where_there_are_no_evaluators(ground: Ground) -> None:
     assert (shown["measured_by"], shown["cohort_size"]) == ("devices", 1)
 
 
+def test_evaluators_measure_where_there_are_some(ground: Ground) -> None:
+    ground.online("t1", "t2", role="trainer")
+    ground.online("e1")
+    assert ground.canaries.show(ground.begin())["cohort"] == ["e1"]
+
+
+def test_who_comes_back_without_the_task_is_not_ordered(ground: Ground) -> None:
+    ground.online("e1")
+    ground.begin()
+    ground.plane.run()
+    ground.sent.clear()
+    ground.canaries.heard_of(DeviceJoined("e1"), ["faces"])
+    assert ground.sent == []
+
+
 def test_answers_to_orders(ground: Ground) -> None:
     ground.online("e1", "e2")
     canary_id = ground.begin()
@@ -367,14 +382,16 @@ def test_what_cannot_begin(ground: Ground) -> None:
 
 def test_the_documents_say_what_is_in_production(ground: Ground) -> None:
     retained: dict[str, ProductionDocument] = {}
+    cleared: list[str] = []
     documents = ProductionDocuments(
         ground.registry,
         TOPICS,
         3,
         lambda topic, message: retained.update({topic: cast(ProductionDocument, message)}),
-        lambda topic: retained.__delitem__(topic) if topic in retained else None,
+        cleared.append,
     )
     urls, topic = SharedUrls(ground.store), TOPICS.model("digits")
+    documents.publish("digits")
     documents.publish_all()
     assert retained == {}
     numbers = []
@@ -394,5 +411,4 @@ def test_the_documents_say_what_is_in_production(ground: Ground) -> None:
     gone = ModelRequest(task="digits", sha256=ground.new.manifest.sha256)
     assert documents.offer(gone, urls) is None
     assert documents.offer(ModelRequest(task="faces", sha256="0" * 64), urls) is None
-    documents.publish("faces")
-    assert retained.keys() == {topic}
+    assert cleared == [topic, topic], "as long as none was in production"
