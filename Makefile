@@ -20,7 +20,7 @@ PACKAGES  := rengo algorithms broker storage fl_server fl_client iot runtime
 help: ## list these commands
 	@printf 'usage: make COMMAND\n\n'
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-10s %s\n", $$1, $$2 }'
-	@printf '\nPYTHON=python3.12 chooses the interpreter; ARGS="…" goes on to demo, test, bench and storm.\n'
+	@printf '\nPYTHON=python3.12 chooses the interpreter; ARGS="…" goes on to demo, test, bench, size and storm.\n'
 
 .PHONY: setup
 setup: $(FOR_DEV) ## install everything, tools for development included, into .venv
@@ -43,6 +43,10 @@ check: $(FOR_DEV) ## check format, lint, types and who imports whom
 .PHONY: bench
 bench: $(FOR_DEV) ## measure rounds against the floor of the same bytes; JSON and a table
 	$(BIN)/python -m benchmarks.rounds $(ARGS)
+
+.PHONY: size
+size: $(FOR_DEV) ## take a model of 1 GiB through everything: memory, bytes, rates
+	$(BIN)/python -m benchmarks.size $(ARGS)
 
 .PHONY: storm
 storm: $(FOR_DEV) ## let 2,000 devices connect to mosquitto at once, and 500 to NATS

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from broker.messages import ModelRef, Order, UploadRef
+from broker.messages import ModelRef, Order, PartsRef, UploadRef
 from fl_client import transferring
 from fl_client.session import Job, JobFailed, JobKey, ModelFetched, UpdateUploaded
 from fl_client.transferring import JobTransfers, Lease
 from runtime.errors import AccessDenied, ConfigError, Corrupt, StorageError, Unavailable
+from storage.parts import PartsPlace
 from storage.patches import Earlier
+from storage.sending import RenewPlace
 from storage.transfers import Cancelled, Transfers
 from tests.messages import SAMPLES, SHA
 
@@ -75,6 +77,17 @@ class Scripted(Transfers):
     ) -> int:
         self.headers.append(dict(headers or {}))
         return self.move(url, renew, cancel)
+
+    def upload_in_parts(
+        self,
+        place: PartsPlace,
+        path: Path,
+        *,
+        renew: RenewPlace | None = None,
+        cancel: threading.Event | None = None,
+    ) -> int:
+        assert renew is not None
+        return self.move(place.complete_url, lambda: renew().complete_url, cancel)
 
     def move(
         self, url: str, renew: Callable[[], str] | None, cancel: threading.Event | None
@@ -232,3 +245,50 @@ def test_a_lease_shows_the_latest_job() -> None:
     newer = replace(job("u-2"), stage="uploading")
     lease.renew(newer)
     assert lease.job == newer
+
+
+def job_in_parts(url: str = "u-1", upload_id: str = "x") -> Job:
+    """Return a job whose update may go in three parts of ten bytes."""
+    found = job(url)
+    assert found.order.upload is not None
+    parts = PartsRef(
+        upload_id=upload_id, part_bytes=10, urls=["a", "b", "c"], complete_url=f"end-{url}"
+    )
+    upload = found.order.upload.model_copy(update={"parts": parts})
+    return replace(found, order=found.order.model_copy(update={"upload": upload}))
+
+
+@pytest.mark.parametrize(
+    ("size", "url"), [(1, "put-u-1"), (10, "put-u-1"), (11, "end-u-1"), (30, "end-u-1")]
+)
+def test_a_large_update_goes_in_parts_and_a_small_one_whole(
+    tmp_path: Path, size: int, url: str
+) -> None:
+    path = tmp_path / "u"
+    path.write_bytes(bytes(size))
+    transfers, lease = Scripted(), Lease(job_in_parts())
+    assert JobTransfers(transfers, never).upload(lease, path) == UpdateUploaded(lease.key)
+    assert transfers.urls == [url]
+    assert lease.bytes_up == 10
+
+
+def test_an_update_for_which_there_are_too_few_parts_goes_whole(tmp_path: Path) -> None:
+    path = tmp_path / "u"
+    path.write_bytes(bytes(31))
+    transfers = Scripted()
+    JobTransfers(transfers, never).upload(Lease(job_in_parts()), path)
+    assert transfers.urls == ["put-u-1"]
+
+
+@pytest.mark.parametrize("with_parts", [True, False])
+def test_parts_are_renewed_by_the_order_that_comes_again(tmp_path: Path, with_parts: bool) -> None:
+    path = tmp_path / "u"
+    path.write_bytes(bytes(25))
+    transfers, lease = Scripted(NeedsUrl()), Lease(job_in_parts())
+
+    def ask(key: JobKey) -> None:
+        lease.renew(job_in_parts("u-2") if with_parts else job("u-2"))
+
+    assert JobTransfers(transfers, ask).upload(lease, path) == UpdateUploaded(lease.key)
+    # a server that gives no parts any more takes the update whole
+    assert transfers.urls[-1] == ("end-u-2" if with_parts else "put-u-2")
