@@ -98,7 +98,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
 def read_update(path: Path, done: JobDone) -> tuple[Any, np.ndarray[Any, Any]]:
     with path.open("rb") as stream:
         header = read_header(
-            stream, header_sha256=str(done.result.header_sha256), max_bytes=1 << 20
+            stream, header_sha256=str(done.result.header_sha256), max_bytes=1 << 28
         )
         blocks = [block.copy() for block in verified_blocks(stream, header, header.parameters)]
     return header, np.concatenate(blocks)
@@ -415,6 +415,34 @@ def test_a_task_may_replace_local_training_whole(site: Site) -> None:
     child.submit(site.job(action="evaluate"))
     done = site.wait(JobDone, JobFailed, ChildDied)
     assert done.result.metrics == {"loss": 0.0}
+
+
+def test_an_update_made_where_the_weights_were_takes_one_vector(site: Site) -> None:
+    size = 24 << 20
+    spec = site.task(
+        f"""
+        import numpy as np
+        from fl_client.tasks.base import Task
+        from storage.weights import Weights
+        class Own(Task):
+            def initial_weights(self, seed):
+                return Weights.from_arrays({{"w": np.full({size}, 2, np.float32)}})
+            def local_update(self, weights, context):
+                own = context.own_weights()
+                own *= np.float32(0.25)
+                return own, 1, {{}}
+        """
+    )
+    site.model(load_task(spec).initial_weights(0))
+    child = site.child(replace(DIGITS, task=spec))
+    for _ in range(2):  # the file is not what is overwritten
+        child.submit(site.job())
+        done = site.wait(JobDone, JobFailed, ChildDied)
+        assert isinstance(done, JobDone), done
+        _, vector = read_update(site.folder / "out.upd", done)
+        assert np.all(vector == 0.5)
+        # 100 MB of them, and a process of 50 MB
+        assert done.result.peak_rss_bytes < 4 * size + 100e6
 
 
 def test_the_algorithms_state_is_pending_until_its_receipt(site: Site) -> None:
