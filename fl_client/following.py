@@ -46,14 +46,15 @@ class Followed:
     """A download or a check ended.
 
     Attributes:
-        trouble: why the version is not held; None when it is, or when the download stepped aside.
+        held: the version, where it is held now.
+        trouble: why it is not; None also when the download stepped aside.
         damaged: it was held until now.
     """
 
     task: str
     wish: Wish
+    held: Held | None = None
     trouble: Exception | None = None
-    aside: bool = False
     damaged: bool = False
 
 
@@ -143,20 +144,23 @@ class Follower:
         if said.promotion == held.promotion and said.task in self._checked:
             return
         wish = self._new_wish(held.manifest, said)
+        # what is older is refused from here on; the disk follows
         self._held[said.task] = replace(held, promotion=said.promotion)
         self._checked.add(said.task)
-        self._submit(lambda: self._keep(said.task, wish, held))
+        self._submit(lambda: self._keep(said.task, wish))
 
-    def _keep(self, task: str, wish: Wish, held: Held) -> Followed:
+    def _keep(self, task: str, wish: Wish) -> Followed:
         """Do so; on the transfer thread."""
+        held, sha256 = self._folder.held(task), wish.manifest.sha256
         try:
-            if not self._folder.is_whole(held):
-                return Followed(task, wish, Corrupt(f"{held.folder} was damaged"), damaged=True)
+            if held is None or held.manifest.sha256 != sha256 or not self._folder.is_whole(held):
+                trouble = Corrupt("what was held is damaged")
+                return Followed(task, wish, trouble=trouble, damaged=True)
             if wish.promotion > held.promotion:
-                self._folder.promote_again(task, held, wish.promotion)
+                held = self._folder.promote_again(task, held, wish.promotion)
         except OSError as error:
-            return Followed(task, wish, error)
-        return Followed(task, wish)
+            return Followed(task, wish, trouble=error)
+        return Followed(task, wish, held)
 
     # --- fetching -----------------------------------------------------------------------------
 
@@ -182,22 +186,18 @@ class Follower:
                 size=manifest.size_bytes,
                 cancel=wish.cancelled,
             )
-            self._folder.adopt(task, wish.promotion, wish.document, manifest)
+            held = self._folder.adopt(task, wish.promotion, wish.document, manifest)
         except Cancelled:
-            return Followed(task, wish, aside=True)
+            return Followed(task, wish)
         except (RengoError, OSError) as error:
-            return Followed(task, wish, error)
-        return Followed(task, wish)
+            return Followed(task, wish, trouble=error)
+        return Followed(task, wish, held)
 
     def take(self, ended: Followed) -> None:
         """Take the end of what was submitted."""
         task, wish = ended.task, ended.wish
-        if ended.trouble is None and not ended.aside:
-            self._held[task] = self._folder.held(task)
-            self._checked.add(task)
-            if self._wishes.get(task) is wish:
-                del self._wishes[task]
-                _LOG.info("%s of task %s is held", wish.manifest.name, task)
+        if ended.held is not None:
+            self._take_held(task, wish, ended.held)
             return
         if ended.trouble is not None:
             _LOG.warning("%s of task %s: %s", wish.manifest.name, task, ended.trouble)
@@ -207,6 +207,17 @@ class Follower:
             self._ask_for(task, wish)
         elif self._wishes.get(task) is wish:
             self._go_on(task, wish, ended.trouble)
+
+    def _take_held(self, task: str, wish: Wish, held: Held) -> None:
+        known, promotion = self._held[task], max(held.promotion, wish.promotion)
+        if known is None or promotion >= known.promotion:
+            self._held[task] = replace(held, promotion=promotion)
+        self._checked.add(task)
+        if self._wishes.get(task) is wish:
+            del self._wishes[task]
+            _LOG.info("%s of task %s is held", wish.manifest.name, task)
+            if wish.promotion > held.promotion:  # promoted again just now
+                self._submit(lambda: self._keep(task, wish))
 
     def _go_on(self, task: str, wish: Wish, trouble: Exception | None) -> None:
         if trouble is None:

@@ -81,8 +81,8 @@ class ProductionFolder:
                 shutil.rmtree(other)
         return place / MODEL
 
-    def adopt(self, task: str, promotion: int, document: bytes, manifest: Manifest) -> None:
-        """Put a fetched and verified version in the place of the one before.
+    def adopt(self, task: str, promotion: int, document: bytes, manifest: Manifest) -> Held:
+        """Put a fetched and verified version in the place of the one before, and return it.
 
         Args:
             document: the manifest's signed file.
@@ -90,19 +90,20 @@ class ProductionFolder:
         incoming = self.incoming(task, manifest.sha256).parent
         _sync(incoming / MODEL)
         atomic_write(incoming / MANIFEST, document)
-        self._place(task, incoming, promotion)
+        return Held(promotion, manifest, self._place(task, incoming, promotion))
 
-    def promote_again(self, task: str, held: Held, promotion: int) -> None:
-        """Give the version that is held a higher number."""
-        self._place(task, held.folder, promotion)
+    def promote_again(self, task: str, held: Held, promotion: int) -> Held:
+        """Give the version that is held a higher number, and return it."""
+        return Held(promotion, held.manifest, self._place(task, held.folder, promotion))
 
-    def _place(self, task: str, folder: Path, promotion: int) -> None:
+    def _place(self, task: str, folder: Path, promotion: int) -> Path:
         place = self._root / task / f"{promotion:016d}"
         if place.exists():
             shutil.rmtree(place)  # damaged, or it would be held
         folder.rename(place)
         sync_folder(place.parent)
         self.tidy(task)
+        return place
 
     def tidy(self, task: str) -> None:
         """Remove the versions before the last good one; a power cut may have left some."""

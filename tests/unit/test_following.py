@@ -206,6 +206,28 @@ def test_what_is_held_and_promoted_again_is_not_fetched_again(device: Device) ->
     assert device.value() == 1
 
 
+def test_promotions_in_quick_succession(device: Device) -> None:
+    device.follow(1, 4)
+    for promotion in (6, 7, 9):
+        device.follower.document(document(1, promotion))
+    with pytest.raises(PeerError):
+        device.follower.document(document(2, 8))
+    device.work()
+    assert (device.store.urls, device.folders()) == (["1"], [f"{9:016d}"])
+
+
+def test_a_promotion_again_while_it_is_being_put_in_its_place(device: Device) -> None:
+    device.follower.document(document(1, 4))
+    device.offer(1)
+    ended = device.waiting.pop()()
+    device.follower.document(document(1, 6))
+    device.follower.take(ended)
+    with pytest.raises(PeerError):
+        device.follower.document(document(2, 5))
+    device.work()
+    assert (device.store.urls, device.folders()) == (["1"], [f"{6:016d}"])
+
+
 def test_a_forged_manifest_has_no_effect(device: Device) -> None:
     device.follow(1, 4)
     with pytest.raises(PeerError, match="not signed"):
