@@ -348,9 +348,11 @@ class DataPlane:
 
     def discard_prepared(self, prepared: PreparedRun) -> None:
         """Leave nothing of a run that nobody submitted."""
-        self.abandon_upload(prepared.initial.key)
-        self.discard(prepared.initial.key)
+        model, keys = prepared.initial, self.keys(prepared.run_id)
+        self.discard(model.key)
         self._models_of(prepared.run_id).forget()
+        if self.uploads.is_large(model.size_bytes):
+            self._in_order("", lambda: self.uploads.abort_all(keys))
 
     def _models_of(self, run_id: str) -> ModelCache:
         return ModelCache(self._folder / run_id, self.store)

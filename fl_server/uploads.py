@@ -92,6 +92,11 @@ class Uploads:
         for key in spent:
             self.abort(key)
 
+    def abort_all(self, keys: RunKeys) -> None:
+        """End all uploads of a run, those of a former process included."""
+        self._store.abort_uploads(keys.prefix)
+        self.forget(keys)
+
     def forget(self, keys: RunKeys) -> None:
         """Take note that the run is over and all its uploads were aborted."""
         with self._lock:

@@ -6,8 +6,10 @@ a sender that is killed goes on from the ETags that it kept beside the file.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,17 +96,16 @@ class ArrivedParts:
 
     def add(self, etag: str) -> None:
         """Keep that the next part has arrived."""
-        with self.path.open("a" if self.etags else "w") as file:
-            if not self.etags:
-                file.write(f"{self._upload}\n")
-            file.write(f"{etag}\n")
+        if self.etags:
+            self._append(etag)
+        else:
+            self.path.write_text(f"{self._upload}\n{etag}\n")
         self.etags.append(etag)
 
     def end(self) -> None:
         """Keep that all have arrived and the upload is about to be completed."""
         if not self.ended:
-            with self.path.open("a") as file:
-                file.write(f"{_ENDED}\n")
+            self._append(_ENDED)
             self.ended = True
 
     def restart(self) -> None:
@@ -112,6 +113,12 @@ class ArrivedParts:
         self.etags = []
         self.ended = False
         self.path.unlink(missing_ok=True)
+
+    def _append(self, line: str) -> None:
+        # the owner may have removed it, because nobody waits for the file any more
+        with contextlib.suppress(FileNotFoundError), self.path.open("r+") as file:
+            file.seek(0, os.SEEK_END)
+            file.write(f"{line}\n")
 
     def _read(self) -> list[str]:
         try:

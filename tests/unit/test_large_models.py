@@ -180,6 +180,14 @@ def test_an_upload_that_was_completed_is_forgotten_and_its_object_stays() -> Non
     assert [info.key for info in store.list("")] == [key_of(1)]
 
 
+def test_a_run_that_nobody_submitted_leaves_no_upload_of_any_process() -> None:
+    store = MemoryStore(sizes=SMALL_PARTS)
+    Uploads(store).place(KEYS.version(0), 500_000)
+    other = Uploads(store).place(RunKeys("default", "run-10").version(0), 500_000)
+    Uploads(store).abort_all(KEYS)
+    assert [upload.id for upload in store.uploads("")] == [other.upload_id]
+
+
 # --- what has arrived ---------------------------------------------------------------------------
 
 
@@ -202,6 +210,17 @@ def test_what_has_arrived_is_known_to_the_next_process(tmp_path: Path) -> None:
     assert second.etags == ["e-1", "e-2", "e 3"]
     second.add("e-4")
     assert followed(path).etags == ["e-1", "e-2", "e 3", "e-4"]
+
+
+def test_what_arrives_after_the_file_was_removed_leaves_none(tmp_path: Path) -> None:
+    path = tmp_path / "u.parts"
+    arrived = followed(path)
+    arrived.add("e-1")
+    path.unlink()
+    arrived.add("e-2")
+    arrived.end()
+    assert arrived.etags == ["e-1", "e-2"]
+    assert not path.exists()
 
 
 @pytest.mark.parametrize("changes", [{"upload_id": "u-2"}, {"part_bytes": 11}])
