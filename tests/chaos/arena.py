@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import psutil
 from pydantic import TypeAdapter
@@ -385,7 +385,7 @@ class Opened:
         self.arena = Arena(site, client, self._task)
         return self.arena
 
-    def __exit__(self, *_: object) -> Self:
+    def __exit__(self, *_: object) -> None:
         for child in self.arena.own.values():
             child.signal(signal.SIGCONT)
             child.stop()
@@ -399,7 +399,6 @@ class Opened:
                 assert probe.connect_ex(("127.0.0.1", port)) != 0, f"port {port} still answers"
         left = list(leftovers(self._folder / "site"))
         assert not left, f"files left: {left}"
-        return self
 
 
 def honest_rounds(arena: Arena, run_id: str, cohort: set[str]) -> None:
