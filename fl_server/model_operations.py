@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
@@ -18,7 +18,7 @@ from fl_server.run import URL_LIFETIME_S
 from runtime.errors import ConfigError
 from storage.keys import RunKeys, runs_prefix
 from storage.manifest import Label, Reason
-from storage.objects import ObjectInfo
+from storage.objects import ObjectInfo, UnfinishedUpload
 from storage.versions import Version
 
 if TYPE_CHECKING:
@@ -87,9 +87,11 @@ class Cleaning(Arguments):
 
 
 @dataclass(frozen=True)
-class _Stray:
+class _Found:
+    """What the store has under some runs' prefixes."""
+
     objects: list[ObjectInfo]
-    prefixes: list[str]
+    uploads: list[UnfinishedUpload]
 
 
 class ModelOperations:
@@ -277,46 +279,53 @@ class ModelOperations:
         It is listed first and judged then, on the owner's thread: whatever was listed belongs to a
         run that was prepared before, and a run that has ended does not begin again.
         """
-        prefix = runs_prefix(self._registry.project)
-        caller = self._caller()
+        store, prefix, caller = (
+            self._server.store,
+            runs_prefix(self._registry.project),
+            self._caller(),
+        )
 
-        def judge(listed: list[ObjectInfo]) -> Deferred:
-            stray = self._stray(listed)
+        def look() -> _Found:
+            return _Found(list(store.list(prefix)), list(store.uploads(prefix)))
 
-            def remove() -> int:
+        def judge(found: _Found) -> Deferred:
+            stray = self._stray(found)
+
+            def remove() -> None:
                 if wanted.dry_run:
-                    return 0
-                uploads = sum(self._server.store.abort_uploads(each) for each in stray.prefixes)
-                self._server.store.delete(info.key for info in stray.objects)
-                return uploads
+                    return
+                for upload in stray.uploads:
+                    store.abort_upload(upload.key, upload.id)
+                store.delete(info.key for info in stray.objects)
 
-            def told(uploads: int) -> Result:
+            def told(_: object) -> Result:
+                counts = {"objects": len(stray.objects), "uploads": len(stray.uploads)}
                 if not wanted.dry_run:
-                    self._server.members.note(
-                        Act(caller, "models cleaned", "", {"objects": len(stray.objects)})
-                    )
-                return {
+                    self._server.members.note(Act(caller, "models cleaned", "", counts))
+                return counts | {
                     "dry_run": wanted.dry_run,
-                    "objects": len(stray.objects),
                     "bytes": sum(info.size for info in stray.objects),
-                    "uploads": uploads,
                     "keys": [info.key for info in stray.objects[:_LISTED_KEYS]],
                 }
 
             return Deferred(remove, told, in_order=True)
 
-        return Deferred(lambda: list(self._server.store.list(prefix)), judge, in_order=True)
+        return Deferred(look, judge, in_order=True)
 
-    def _stray(self, listed: Iterable[ObjectInfo]) -> _Stray:
+    def _stray(self, found: _Found) -> _Found:
         by_run: dict[RunKeys, list[ObjectInfo]] = defaultdict(list)
-        for info in listed:
+        for info in found.objects:
             keys = RunKeys.of(info.key)
             if keys is not None and not self._in_use(keys.run_id):
                 by_run[keys].append(info)
-        objects = [
-            info for keys, infos in by_run.items() for info in self._stray_of_run(keys, infos)
-        ]
-        return _Stray(objects, [keys.prefix for keys in by_run])
+        return _Found(
+            [each for keys, listed in by_run.items() for each in self._stray_of_run(keys, listed)],
+            [each for each in found.uploads if self._is_stray(each)],
+        )
+
+    def _is_stray(self, upload: UnfinishedUpload) -> bool:
+        keys = RunKeys.of(upload.key)
+        return keys is not None and not self._in_use(keys.run_id)
 
     def _stray_of_run(self, keys: RunKeys, listed: list[ObjectInfo]) -> list[ObjectInfo]:
         there = {info.key for info in listed}
@@ -325,6 +334,8 @@ class ModelOperations:
         policy = ModelsSection() if run is None else run.record.definition.models
         latest = max(known, default=-1) if run is None else run.machine.ledger.model.version
         retained = self._registry.retained(keys.run_id, latest, policy.keep, policy.keep_every)
-        # a kill within a removal leaves a manifest without its model, and the other way round
-        whole = {version for version in retained & known if keys.version(version) in there}
+        # what cannot be read stays: it may be a person's to mend
+        unsure = self._registry.unreadable(keys.run_id)
+        # a kill within a removal leaves a manifest without its model
+        whole = {each for each in retained & (known | unsure) if keys.version(each) in there}
         return [info for info in listed if keys.version_of(info.key) not in whole]

@@ -251,12 +251,11 @@ def clean(options: argparse.Namespace) -> int:
         return DONE
     for key in answer["keys"]:
         print(key)
-    what = count(answer["objects"], "object")
     if answer["objects"] > len(answer["keys"]):
         print(f"… and {answer['objects'] - len(answer['keys'])} more")
-    if options.dry_run:
-        print(f"Would remove {what}, {size(answer['bytes'])}.")
-    else:
-        uploads = count(answer["uploads"], "unfinished upload")
-        print(f"Removed {what}, {size(answer['bytes'])}, and {uploads}.")
+    done = "Would remove" if answer["dry_run"] else "Removed"
+    print(
+        f"{done} {count(answer['objects'], 'object')} of {size(answer['bytes'])} and "
+        f"{count(answer['uploads'], 'unfinished upload')}."
+    )
     return DONE
