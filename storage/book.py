@@ -51,6 +51,8 @@ class VersionBook:
         self._uncertain: set[VersionKey] = set()
         self._unreadable: set[VersionKey] = set()
         self._strays: set[str] = set()
+        # whose removal failed half way
+        self._leaving: dict[VersionKey, Version] = {}
         self._promotions = 0
         self._changed_ms = 0
 
@@ -96,6 +98,7 @@ class VersionBook:
             self._unreadable = found.unreadable
             self._uncertain = set()
         self._strays = found.strays
+        self._leaving = {}
         self._promotions = max((each.promoted for each in found.versions), default=0)
         self._changed_ms = max((each.record.changed_ms for each in found.versions), default=0)
         self._was_read = True
@@ -106,6 +109,11 @@ class VersionBook:
     def settle(self) -> None:
         """Find out what the store holds where a write failed, and complete what was begun."""
         self.require_read()
+        for version in list(self._leaving.values()):
+            if self._has_model(version):
+                del self._leaving[version.id]
+            else:
+                self.remove(version)
         with self._looking:
             unsure = [self._index.get(key) for key in self._uncertain if self._index.has(key)]
         if not unsure:
@@ -153,11 +161,13 @@ class VersionBook:
     def remove(self, version: Version) -> None:
         """Delete a version's objects, the model first: without it, the rest is no version."""
         keys, number = version.keys, version.manifest.version
+        self._leaving[version.id] = version
         self._store.delete([version.manifest.key])
         self._strays.add(keys.record(number))
         self.forget([version])
         self._store.delete([keys.state(number), keys.record(number), keys.manifest(number)])
         self._strays.discard(keys.record(number))
+        del self._leaving[version.id]
 
     def forget(self, versions: list[Version]) -> None:
         """Take note that the versions are gone."""
@@ -190,6 +200,13 @@ class VersionBook:
         size = self._store.head(manifest.key).size
         if size != manifest.size_bytes:
             raise Corrupt(f"{manifest.key}: {size} bytes, its manifest says {manifest.size_bytes}")
+
+    def _has_model(self, version: Version) -> bool:
+        try:
+            self._store.head(version.manifest.key)
+        except NotFound:
+            return False
+        return True
 
     def _read_again(self, version: Version) -> Record:
         try:

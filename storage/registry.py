@@ -65,6 +65,8 @@ class ModelRegistry:
         self._key = key
         self._book = VersionBook(store, project, key, now_ms, cache)
         self._writing = threading.Lock()
+        # task -> what was in production when a rollback began that has failed
+        self._half_done: dict[str, str] = {}
 
     def rebuild(self) -> list[str]:
         """Read all versions from the store and complete what a crash left half done.
@@ -176,7 +178,9 @@ class ModelRegistry:
     def archive(self, version: Version, reason: str) -> Version:
         """Take a version out of its stage; where it was in production, nothing is then."""
         with self._writing:
-            return self._book.stage(self._now(version), "archived", reason)
+            found = self._now(version)
+            self._half_done.pop(found.manifest.task, None)
+            return self._book.stage(found, "archived", reason)
 
     def promote(self, version: Version, reason: str) -> Version:
         """Put a version into production for its task; what was there is archived.
@@ -187,6 +191,7 @@ class ModelRegistry:
         """
         with self._writing:
             found = self._now(version)
+            self._half_done.pop(found.manifest.task, None)
             before = self.production(found.manifest.task)
             if before is None or before.id != found.id or found.record.withdrawn:
                 self._book.require_model(found)
@@ -198,27 +203,27 @@ class ModelRegistry:
         """Put the version before back into production and return it.
 
         That is the last promoted one that was not rolled back itself. What is in production now is
-        archived, and no rollback returns to it until it is promoted by name. Where an earlier call
-        failed half way, this one completes it.
+        archived, and no rollback returns to it until it is promoted by name. Where the call before
+        failed half way, this one completes that and does no more.
 
         Raises:
             ConfigError: there is none.
         """
         with self._writing:
-            before = self.production(task)
             self._book.settle()
             now = self.production(task)
-            if before is not None and now is not None and now.id != before.id:
-                completed = self._now(before).record.withdrawn
-                if completed:
-                    return now
+            failed = self._half_done.pop(task, None)
+            if failed is not None and now is not None and now.name != failed:
+                return now
             target = self._book.earlier(task)
             if target is None:
                 raise ConfigError(f"task {task!r} has no version to go back to")
+            self._half_done[task] = "" if now is None else now.name
             if now is not None:
                 self._book.withdraw(now, reason)
             found = self._book.promote(target, reason)
             self._book.archive_others(found)
+            del self._half_done[task]
             return found
 
     def tag(self, version: Version, label: str) -> Version:

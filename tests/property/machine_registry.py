@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Literal, TypeAlias
 
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from runtime.errors import ConfigError, NotFound, Unavailable
 from storage.keys import RunKeys
@@ -27,12 +27,16 @@ TASK_OF = {"r1": "a", "r2": "a", "r3": "b"}
 LABELS = ("best", "old")
 Id: TypeAlias = tuple[str, int]
 When: TypeAlias = Literal["before", "after", "partly"]
+End: TypeAlias = Literal["kill", "retry", "go on"]
 Fault: TypeAlias = tuple[int, When] | None
 Act: TypeAlias = Callable[[ModelRegistry], object]
 
-ids = st.tuples(st.sampled_from(sorted(TASK_OF)), st.integers(0, 3))
-faults = st.none() | st.tuples(st.integers(0, 7), st.sampled_from(["before", "after", "partly"]))
-tasks = st.sampled_from(["a", "b"])
+IDS: tuple[Id, ...] = (("r1", 0), ("r1", 1), ("r1", 2), ("r2", 1), ("r3", 1))
+ids = st.sampled_from(IDS)
+moments = st.tuples(st.integers(0, 4), st.sampled_from(["before", "after", "partly"]))
+faults = st.one_of(st.none(), moments, moments)
+ends: st.SearchStrategy[End] = st.sampled_from(["kill", "retry", "go on"])
+tasks = st.sampled_from(["a", "a", "a", "b"])
 labels = st.sampled_from(LABELS)
 metrics = st.dictionaries(
     st.sampled_from(["accuracy", "loss"]), st.sampled_from([0.25, 0.5]), max_size=2
@@ -126,10 +130,16 @@ class Entry:
 
 @dataclass
 class Books:
-    """What should be known after a number of calls."""
+    """What should be known after a number of calls.
+
+    Attributes:
+        unanswered: task -> what was in production when a rollback failed: the next call for the
+            task is that rollback once more, and goes no further back where it took place.
+    """
 
     entries: dict[Id, Entry] = field(default_factory=dict)
     promotions: int = 0
+    unanswered: dict[str, Id | None] = field(default_factory=dict)
 
     def production(self, task: str) -> Id | None:
         found = [
@@ -174,10 +184,13 @@ class Books:
         entry = self.at(key)
         if stage == "candidate" and entry.stage == "production":
             raise Refused
+        if stage == "archived":
+            self.unanswered.pop(TASK_OF[key[0]], None)
         entry.stage = stage
 
     def promote(self, key: Id) -> None:
         entry = self.at(key)
+        self.unanswered.pop(TASK_OF[key[0]], None)
         before = self.production(TASK_OF[key[0]])
         if before == key:
             return
@@ -188,6 +201,8 @@ class Books:
 
     def rollback(self, task: str) -> None:
         now = self.production(task)
+        if task in self.unanswered and now not in (None, self.unanswered.pop(task)):
+            return
         back = [
             key
             for key in self.order(task)
@@ -238,7 +253,10 @@ class Registry(RuleBasedStateMachine):
         self.objects = MemoryStore()
         self.cache = DictCache()
         self.books = Books()
-        self.now_ms = 1000
+        self.now_ms = 1_000_000_000
+        self.checked: dict[str, bytes] = {}
+        self.checks = 0
+        self.outages = 0
 
     # --- processes ----------------------------------------------------------------------------
 
@@ -282,7 +300,7 @@ class Registry(RuleBasedStateMachine):
         apply: Callable[[Books], None],
         fault: Fault,
         *,
-        killed: bool,
+        end: End,
         middle: Callable[[Books], None] | None = None,
     ) -> None:
         """Do an act and enter it into the books.
@@ -299,16 +317,23 @@ class Registry(RuleBasedStateMachine):
                 except Refused:
                     self.must_refuse(act)
                     return
-        self.connection.break_at(fault, Killed() if killed else Unavailable("an outage"))
+        error = Killed() if end == "kill" else Unavailable("an outage")
+        self.connection.break_at(fault, error)
         try:
             act(self.registry)
         except Killed:
             self.start(fault)
             self.books = self.one_of(outcomes)
+            self.books.unanswered.clear()
         except Unavailable:
             self.connection.heal()
-            self.again(act)
-            self.books = outcomes[-1]
+            if end == "retry":
+                self.again(act)
+                self.books = outcomes[-1]
+            else:
+                self.outages += 1
+                self.do_something_else()
+                self.books = self.one_of(outcomes)
         else:
             self.books = outcomes[-1]
         self.connection.heal()
@@ -319,6 +344,13 @@ class Registry(RuleBasedStateMachine):
         except (ConfigError, NotFound):
             return
         require(False, "refused", "what cannot be done was done")
+
+    def do_something_else(self) -> None:
+        """Do an act that changes nothing, but finds out first what became of the one before."""
+        try:
+            self.registry.measure("none", 0, {})
+        except NotFound:
+            return
 
     def again(self, act: Act) -> None:
         try:
@@ -341,92 +373,103 @@ class Registry(RuleBasedStateMachine):
         MemoryStore.put(self.objects, manifest.key, body)
         return manifest
 
-    @initialize()
-    def begin(self) -> None:
+    @initialize(promoted=st.lists(ids, max_size=4, unique=True))
+    def begin(self, promoted: list[Id]) -> None:
         self.start()
+        for key in IDS:
+            self.commit(key, {}, None, end="kill")
+        for key in promoted:
+            self.promote(key, None, end="kill")
 
     @rule(back=st.booleans())
     def time_passes(self, back: bool) -> None:
         self.now_ms += -500 if back else 700
 
-    @rule(key=ids, found=metrics, fault=faults, killed=st.booleans())
-    def commit(self, key: Id, found: dict[str, float], fault: Fault, killed: bool) -> None:
+    @rule(key=ids, found=metrics, fault=faults, end=ends)
+    def commit(self, key: Id, found: dict[str, float], fault: Fault, end: End) -> None:
         manifest = self.manifest(key)
+        # a commit that failed is repeated until it is done or the process ends
+        end = "kill" if end == "kill" else "retry"
         self.act(
             lambda registry: registry.commit(manifest, found),
             lambda books: books.commit(key, manifest.sha256, found),
             fault,
-            killed=killed,
+            end=end,
             middle=lambda books: books.commit(key, manifest.sha256, {}),
-        )
-
-    @rule(key=ids, found=metrics, fault=faults, killed=st.booleans())
-    def measure(self, key: Id, found: dict[str, float], fault: Fault, killed: bool) -> None:
-        self.act(
-            lambda registry: registry.measure(*key, found),
-            lambda books: books.measure(key, found),
-            fault,
-            killed=killed,
         )
 
     @rule(
         key=ids,
-        stage=st.sampled_from(["candidate", "archived"]),
+        change=st.sampled_from(["candidate", "archived", "measure", "untag"]),
+        label=labels,
         fault=faults,
-        killed=st.booleans(),
+        end=ends,
     )
-    def stage(self, key: Id, stage: str, fault: Fault, killed: bool) -> None:
+    def change(self, key: Id, change: str, label: str, fault: Fault, end: End) -> None:
+        """An act that writes one record."""
+        found = {"loss": self.now_ms / 1000}
+
         def act(registry: ModelRegistry) -> object:
-            give = registry.candidate if stage == "candidate" else registry.archive
-            return give(registry.get(*key), "why")
+            version = registry.get(*key)
+            match change:
+                case "candidate":
+                    return registry.candidate(version, "why")
+                case "archived":
+                    return registry.archive(version, "why")
+                case "measure":
+                    return registry.measure(*key, found)
+            return registry.untag(version, label)
 
-        self.act(act, lambda books: books.stage(key, stage), fault, killed=killed)
+        def apply(books: Books) -> None:
+            match change:
+                case "measure":
+                    books.measure(key, found)
+                case "untag":
+                    books.untag(key, label)
+                case stage:
+                    books.stage(key, stage)
 
-    @rule(key=ids, fault=faults, killed=st.booleans())
-    def promote(self, key: Id, fault: Fault, killed: bool) -> None:
+        self.act(act, apply, fault, end=end)
+
+    @rule(key=ids, fault=faults, end=ends)
+    def promote(self, key: Id, fault: Fault, end: End) -> None:
         self.act(
             lambda registry: registry.promote(registry.get(*key), "why"),
             lambda books: books.promote(key),
             fault,
-            killed=killed,
+            end=end,
         )
 
-    @rule(task=tasks, fault=faults, killed=st.booleans())
-    def rollback(self, task: str, fault: Fault, killed: bool) -> None:
+    @rule(task=tasks, fault=faults, end=ends)
+    def rollback(self, task: str, fault: Fault, end: End) -> None:
+        before, calls = self.books.production(task), self.outages
         self.act(
             lambda registry: registry.rollback(task, "bad"),
             lambda books: books.rollback(task),
             fault,
-            killed=killed,
+            end=end,
         )
+        if self.outages > calls:
+            self.books.unanswered[task] = before
 
-    @rule(key=ids, label=labels, fault=faults, killed=st.booleans())
-    def tag(self, key: Id, label: str, fault: Fault, killed: bool) -> None:
+    @rule(key=ids, label=labels, fault=faults, end=ends)
+    def tag(self, key: Id, label: str, fault: Fault, end: End) -> None:
         self.act(
             lambda registry: registry.tag(registry.get(*key), label),
             lambda books: books.tag(key, label),
             fault,
-            killed=killed,
+            end=end,
         )
 
-    @rule(key=ids, label=labels, fault=faults, killed=st.booleans())
-    def untag(self, key: Id, label: str, fault: Fault, killed: bool) -> None:
-        self.act(
-            lambda registry: registry.untag(registry.get(*key), label),
-            lambda books: books.untag(key, label),
-            fault,
-            killed=killed,
-        )
-
-    @rule(key=ids, fault=faults, killed=st.booleans())
-    def remove(self, key: Id, fault: Fault, killed: bool) -> None:
+    @rule(key=ids, fault=faults, end=ends)
+    def remove(self, key: Id, fault: Fault, end: End) -> None:
         if key in self.books.entries:
             version = self.registry.get(*key)
             self.act(
                 lambda registry: registry.remove(version),
                 lambda books: books.remove(key),
                 fault,
-                killed=killed,
+                end=end,
             )
             if key not in self.books.entries and fault is None:
                 keys = RunKeys(PROJECT, key[0])
@@ -435,7 +478,7 @@ class Registry(RuleBasedStateMachine):
 
     @rule(
         run_id=st.sampled_from(sorted(TASK_OF)),
-        latest=st.integers(0, 3),
+        latest=st.integers(0, 4),
         every=st.sampled_from([0, 2]),
         fault=faults,
     )
@@ -452,16 +495,12 @@ class Registry(RuleBasedStateMachine):
             self.registry.forget_others(run_id, kept)
         except Killed:
             self.start(fault)
+            self.books.unanswered.clear()
             gone = {key for key in gone if not self.registry.has(*key)}
         self.connection.heal()
         self.books = copy.deepcopy(self.books)
         for key in gone:
             del self.books.entries[key]
-
-    @precondition(lambda self: self.books.entries)
-    @rule(fault=faults)
-    def restart(self, fault: Fault) -> None:
-        self.start(fault)
 
     # --- laws ---------------------------------------------------------------------------------
 
@@ -472,14 +511,17 @@ class Registry(RuleBasedStateMachine):
 
     @invariant()
     def a_listing_rebuilds_it(self) -> None:
+        if self.objects._objects == self.checked:
+            return
+        self.checked = dict(self.objects._objects)
+        self.checks += 1
         copied = MemoryStore()
-        copied._objects.update(self.objects._objects)
-        for cache in (None, copy.deepcopy(self.cache)):
-            again = type(self).make(copied, PROJECT, KEY, cache, self.clock)
-            again.rebuild()
-            found, wanted = self.view(again), self.books.view()
-            require(found == wanted, "rebuild", (found, wanted))
-            require(again.rebuild() == [] or cache is None, "a second rebuild finds nothing")
+        copied._objects.update(self.checked)
+        cache = copy.deepcopy(self.cache) if self.checks % 2 else None
+        again = type(self).make(copied, PROJECT, KEY, cache, self.clock)
+        again.rebuild()
+        found, wanted = self.view(again), self.books.view()
+        require(found == wanted, "rebuild", (found, wanted))
 
     @invariant()
     def whatever_has_a_stage_or_a_tag_stays(self) -> None:
