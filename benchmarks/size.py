@@ -345,7 +345,7 @@ def _definition(devices: int) -> dict[str, Any]:
         "rounds": 1,
         "cohort": {"size": devices, "quorum": devices, "deadline_s": 900.0},
         "evaluation": {"on": "none"},
-        "models": {"keep": 1},
+        "models": {"keep": 2},
     }
 
 

@@ -94,7 +94,7 @@ def test_cuts_at_random_bytes_cost_at_most_a_part_each(way: Way, seed: int) -> N
     assert way.is_whole()
 
 
-@pytest.mark.parametrize("after", [PART // 2, 2 * PART + 1000, 4 * PART + 5000])
+@pytest.mark.parametrize("after", [PART // 2, 2 * PART + PART // 2, 3 * PART + PART // 2])
 def test_a_new_process_sends_only_the_rest(way: Way, after: int) -> None:
     place = way.place(way.begin())
     way.proxy.faults = [Fault(cut_up=after)]

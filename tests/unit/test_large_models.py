@@ -232,6 +232,8 @@ def test_another_upload_begins_from_nothing(tmp_path: Path, changes: dict[str, A
     other.add("f-1")
     assert followed(path, **changes).etags == ["f-1"]
     assert followed(path).etags == []
+    other.follow(place_of())
+    assert other.etags == []
 
 
 def test_that_an_upload_was_to_be_completed_is_known_to_the_next_process(tmp_path: Path) -> None:
@@ -263,6 +265,10 @@ def test_a_file_that_a_power_cut_left_is_never_believed_too_much(tmp_path: Path)
     whole = path.read_bytes()
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
-        assert followed(path).etags in ([], ["e-1"])
+        left = followed(path)
+        assert left.etags in ([], ["e-1"])
+        known = [*left.etags, "e-9"]
+        left.add("e-9")
+        assert followed(path).etags == known
     path.write_bytes(os.urandom(100))
     assert followed(path).etags == []
