@@ -48,6 +48,10 @@ bench: $(FOR_DEV) ## measure rounds against the floor of the same bytes; JSON an
 size: $(FOR_DEV) ## take a model of 1 GiB through everything: memory, bytes, rates
 	$(BIN)/python -m benchmarks.size $(ARGS)
 
+.PHONY: dedupe
+dedupe: $(FOR_DEV) ## measure what a part of a model that did not change costs
+	$(BIN)/python -m benchmarks.dedupe $(ARGS)
+
 .PHONY: storm
 storm: $(FOR_DEV) ## let 2,000 devices connect to mosquitto at once, and 500 to NATS
 	$(BIN)/python -m benchmarks.storm $(ARGS)
