@@ -272,7 +272,7 @@ def test_an_upload_that_is_unknown_at_once_is_not_believed_complete(
 ) -> None:
     completing.answers = [(404, said("NoSuchUpload"))]
     # the parts are to be sent again, which this store does not take
-    with pytest.raises(StorageError, match="PUT .* 501"):
+    with pytest.raises(StorageError, match=r"PUT .* 501"):
         complete(completing, tmp_path)
 
 
