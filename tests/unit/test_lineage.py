@@ -55,8 +55,9 @@ def commits(facts: list[Fact]) -> list[Commit]:
 
 
 HISTORY: list[Fact] = [
-    RoundStarted(1, 1, ("a", "b"), 2),
+    RoundStarted(1, 1, ("a", "b", "c"), 3),
     accepted("a", 4),
+    accepted("c", 9),
     RoundAbandoned(1, 1, "deadline"),
     RoundStarted(1, 2, ("a", "b", "c"), 2),
     accepted("b", 10, at=(1, 2)),
@@ -85,10 +86,10 @@ def test_the_latest_is_version_0_until_a_round_was_committed() -> None:
     parent = {"run_id": "run-0", "version": 9, "sha256": "9" * 64}
     lineage = Lineage(record(parent=parent))
     assert lineage.latest.parent == Parent(**parent)  # type: ignore[arg-type]
-    for fact in HISTORY[:9]:
+    for fact in HISTORY[:10]:
         lineage.take(fact)
     assert lineage.latest.model == INITIAL
-    lineage.take(HISTORY[9])
+    lineage.take(HISTORY[10])
     assert lineage.latest.model == FIRST
 
 
