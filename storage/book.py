@@ -54,7 +54,6 @@ class VersionBook:
         # whose removal failed half way
         self._leaving: dict[VersionKey, Version] = {}
         self._promotions = 0
-        self._changed_ms = 0
 
     @contextmanager
     def look(self) -> Iterator[VersionIndex]:
@@ -100,7 +99,6 @@ class VersionBook:
         self._strays = found.strays
         self._leaving = {}
         self._promotions = max((each.promoted for each in found.versions), default=0)
-        self._changed_ms = max((each.record.changed_ms for each in found.versions), default=0)
         self._was_read = True
         if self._cache is not None and found.read:
             self._cache.put(found.read)
@@ -142,11 +140,10 @@ class VersionBook:
 
     def write(self, version: Version, **changes: Any) -> Version:
         """Replace the version's record by one with the changes."""
-        self._changed_ms = max(self._now_ms(), self._changed_ms + 1)
         record = Record.model_validate(
             version.record.model_dump()
             | changes
-            | {"revision": version.record.revision + 1, "changed_ms": self._changed_ms}
+            | {"revision": version.record.revision + 1, "changed_ms": self._now_ms()}
         )
         with self._looking:
             self._uncertain.add(version.id)
@@ -286,7 +283,6 @@ class VersionBook:
         with self._looking:
             tasks, labels = self._index.tasks_in_production(), self._index.labels()
         lines: list[str] = []
-        # tags first: whose change is later must not be altered by what follows
         for label in labels:
             holder, *others = self.holders(label)
             for other in others:

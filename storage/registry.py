@@ -7,7 +7,7 @@ which each step has one meaning, and what a crash left half done is completed by
   one before is archived.
 - rollback: production is marked as withdrawn; the version before is promoted; the marked one is
   archived. Whoever finds a marked version in production goes on from there.
-- tag: the version gets the tag; then the one before loses it. Of two, the later change has it.
+- tag: the version gets the tag; then the one before loses it. Of two, one keeps it.
 - remove: the model goes first. A manifest without a model is no version, and ``gc`` removes it.
 """
 

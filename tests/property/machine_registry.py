@@ -33,14 +33,19 @@ Act: TypeAlias = Callable[[ModelRegistry], object]
 
 IDS: tuple[Id, ...] = (("r1", 0), ("r1", 1), ("r1", 2), ("r2", 1), ("r3", 1))
 ids = st.sampled_from(IDS)
-moments = st.tuples(st.integers(0, 4), st.sampled_from(["before", "after", "partly"]))
-faults = st.one_of(st.none(), moments, moments)
+whens: tuple[When, ...] = ("before", "after", "partly")
+
+
+def faults(requests: int) -> st.SearchStrategy[Fault]:
+    """Return faults of an act that makes so many requests, none among them now and then."""
+    where = st.sampled_from([(left, when) for left in range(requests) for when in whens])
+    return st.one_of(where, where, where, st.none())
+
+
 ends: st.SearchStrategy[End] = st.sampled_from(["kill", "retry", "go on"])
 tasks = st.sampled_from(["a", "a", "a", "b"])
 labels = st.sampled_from(LABELS)
-metrics = st.dictionaries(
-    st.sampled_from(["accuracy", "loss"]), st.sampled_from([0.25, 0.5]), max_size=2
-)
+metrics = st.sampled_from([{}, {"accuracy": 0.5}, {"loss": 0.25}, {}])
 
 
 class Killed(Exception):
@@ -377,7 +382,7 @@ class Registry(RuleBasedStateMachine):
     def begin(self, promoted: list[Id]) -> None:
         self.start()
         for key in IDS:
-            self.commit(key, {}, None, end="kill")
+            self.commit(key, {"loss": 1.0}, None, end="kill")
         for key in promoted:
             self.promote(key, None, end="kill")
 
@@ -385,8 +390,10 @@ class Registry(RuleBasedStateMachine):
     def time_passes(self, back: bool) -> None:
         self.now_ms += -500 if back else 700
 
-    @rule(key=ids, found=metrics, fault=faults, end=ends)
+    @rule(key=ids, found=metrics, fault=faults(2), end=ends)
     def commit(self, key: Id, found: dict[str, float], fault: Fault, end: End) -> None:
+        missing = [each for each in IDS if each not in self.books.entries]
+        key = missing[0] if missing else key
         manifest = self.manifest(key)
         # a commit that failed is repeated until it is done or the process ends
         end = "kill" if end == "kill" else "retry"
@@ -402,7 +409,7 @@ class Registry(RuleBasedStateMachine):
         key=ids,
         change=st.sampled_from(["candidate", "archived", "measure", "untag"]),
         label=labels,
-        fault=faults,
+        fault=faults(1),
         end=ends,
     )
     def change(self, key: Id, change: str, label: str, fault: Fault, end: End) -> None:
@@ -431,7 +438,7 @@ class Registry(RuleBasedStateMachine):
 
         self.act(act, apply, fault, end=end)
 
-    @rule(key=ids, fault=faults, end=ends)
+    @rule(key=ids, fault=faults(3), end=ends)
     def promote(self, key: Id, fault: Fault, end: End) -> None:
         self.act(
             lambda registry: registry.promote(registry.get(*key), "why"),
@@ -440,7 +447,7 @@ class Registry(RuleBasedStateMachine):
             end=end,
         )
 
-    @rule(task=tasks, fault=faults, end=ends)
+    @rule(task=tasks, fault=faults(4), end=ends)
     def rollback(self, task: str, fault: Fault, end: End) -> None:
         before, calls = self.books.production(task), self.outages
         self.act(
@@ -452,7 +459,7 @@ class Registry(RuleBasedStateMachine):
         if self.outages > calls:
             self.books.unanswered[task] = before
 
-    @rule(key=ids, label=labels, fault=faults, end=ends)
+    @rule(key=ids, label=labels, fault=faults(2), end=ends)
     def tag(self, key: Id, label: str, fault: Fault, end: End) -> None:
         self.act(
             lambda registry: registry.tag(registry.get(*key), label),
@@ -461,26 +468,30 @@ class Registry(RuleBasedStateMachine):
             end=end,
         )
 
-    @rule(key=ids, fault=faults, end=ends)
+    @rule(key=ids, fault=faults(2), end=ends)
     def remove(self, key: Id, fault: Fault, end: End) -> None:
-        if key in self.books.entries:
-            version = self.registry.get(*key)
-            self.act(
-                lambda registry: registry.remove(version),
-                lambda books: books.remove(key),
-                fault,
-                end=end,
-            )
-            if key not in self.books.entries and fault is None:
-                keys = RunKeys(PROJECT, key[0])
-                left = [each for each in self.objects._objects if keys.version_of(each) == key[1]]
-                require(not left, "a removed version leaves nothing", left)
+        entries = self.books.entries
+        free = [each for each in IDS if each in entries and entries[each].stage == "none"]
+        key = free[-1] if free and key not in entries else key
+        if key not in entries:
+            return
+        version = self.registry.get(*key)
+        self.act(
+            lambda registry: registry.remove(version),
+            lambda books: books.remove(key),
+            fault,
+            end=end,
+        )
+        if key not in self.books.entries and fault is None:
+            keys = RunKeys(PROJECT, key[0])
+            left = [each for each in self.objects._objects if keys.version_of(each) == key[1]]
+            require(not left, "a removed version leaves nothing", left)
 
     @rule(
         run_id=st.sampled_from(sorted(TASK_OF)),
         latest=st.integers(0, 4),
         every=st.sampled_from([0, 2]),
-        fault=faults,
+        fault=faults(1),
     )
     def sweep(self, run_id: str, latest: int, every: int, fault: Fault) -> None:
         """What the server does at a round's end, and a kill within it."""

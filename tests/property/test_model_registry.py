@@ -70,11 +70,6 @@ MUTANTS = [
             "max((each.promoted for each in found.versions), default=0)": "0",
         },
     ),
-    planted(
-        "believes the clock",
-        book,
-        {"max(self._now_ms(), self._changed_ms + 1)": "self._now_ms()"},
-    ),
     planted("takes a failed write for none", book, {"self._uncertain.add(version.id)": "pass"}),
     planted(
         "does not mend after an outage",
