@@ -36,7 +36,6 @@ from broker.messages import (
     Receipt,
     Request,
     Result,
-    RunDocument,
     ServerState,
 )
 from broker.session import (
@@ -84,6 +83,7 @@ from fl_server.reception import Heard, Reception
 from fl_server.registry import Registry
 from fl_server.rounds import Step
 from fl_server.run import URL_LIFETIME_S, ActiveRun
+from fl_server.run_documents import RunDocuments
 from runtime.errors import PeerError, RengoError
 from runtime.identity import Identity
 from storage.objects import ObjectStore
@@ -91,11 +91,7 @@ from storage.registry import ModelRegistry
 
 _LOG = logging.getLogger(__name__)
 _INBOX_MAX = 10_000
-_KEPT_DOCUMENTS = 20
-_CLEARED_AGAIN = 200
 _LOOK_AT_BROKER_EVERY_S = 5.0
-# every device reads a run's document: one for each of a round's facts would cost the square of them
-_DOCUMENT_DELAY_S = 0.1
 _STOP = "stop"
 
 
@@ -177,8 +173,9 @@ class Server:
         self.canaries = Canaries(house, CanaryLog(journal.database))
         self._desk = OperatorDesk(Operations(self), self.data, self._reply)
         self.reception = Reception(self.domain, self.members, self._clear)
-        # run -> when its document must say what has changed meanwhile
-        self._documents_due: dict[str, float] = {}
+        self._documents = RunDocuments(
+            self.runs, self._topics, self.epoch, self._publish_retained, self._clear
+        )
         self._timers: list[_Timer] = []
         self._look_due_s = time.monotonic() + _LOOK_AT_BROKER_EVERY_S
         self._numbers = itertools.count()
@@ -244,7 +241,7 @@ class Server:
             item = None
         self._fire_timers()
         self.canaries.look_at_clock()
-        self._publish_due_documents()
+        self._documents.publish_due()
         self._look_at_broker()
         match item:
             case None:
@@ -288,7 +285,7 @@ class Server:
         self.data.open_run(record)
         self.data.record(record, run.lineage.latest)
         _LOG.info("run %s starts: %d rounds", record.run_id, record.plan.rounds)
-        self._publish_document(run)
+        self._documents.publish(run)
         for device in self.presence.online(record.definition.task):
             accepting = device.state.status != "draining"
             self.handle(run, DeviceJoined(device.id, device.state.role, accepting))
@@ -308,12 +305,8 @@ class Server:
             self._publish(self._topics.run(event.run_id, "events"), event)
         for command in step.commands:
             self._do(run, command)
-        if step.facts and not run.ended:
-            due_s = time.monotonic() + _DOCUMENT_DELAY_S
-            self._documents_due.setdefault(run.record.run_id, due_s)
-        elif step.facts:
-            self._publish_document(run)
-            self._clear_old_documents(1)
+        if step.facts:
+            self._documents.changed(run)
 
     def _do(self, run: ActiveRun, command: Command) -> None:
         match command:
@@ -363,9 +356,8 @@ class Server:
         heapq.heappush(self._timers, timer)
 
     def _patience_s(self) -> float | None:
-        documents = self._documents_due.values()
         timers = (timer.due_s for timer in self._timers[:1])
-        due_s = min([self._look_due_s, self.canaries.due_s(), *timers, *documents])
+        due_s = min(self._look_due_s, self.canaries.due_s(), self._documents.due_s(), *timers)
         return None if due_s == math.inf else max(0.0, due_s - time.monotonic())
 
     def _look_at_broker(self) -> None:
@@ -399,10 +391,7 @@ class Server:
     def _connected(self) -> None:
         self.presence.reconnected()
         self._session.publish(self._presence_publication("online"))
-        # a broker that was killed may bring back what was cleared
-        self._clear_old_documents(_CLEARED_AGAIN)
-        for run in self._documented():
-            self._publish_document(run)
+        self._documents.publish_all()
         self._production.publish_all()
 
     def _deliver(self, delivery: Delivery) -> None:
@@ -558,27 +547,6 @@ class Server:
 
     def _reply(self, operator_id: str, reply: OperatorReply) -> None:
         self._publish(self._topics.operator(operator_id, "reply"), reply)
-
-    def _publish_due_documents(self) -> None:
-        now_s = time.monotonic()
-        for run_id in [each for each, due_s in self._documents_due.items() if due_s <= now_s]:
-            self._publish_document(self.runs[run_id])
-
-    def _publish_document(self, run: ActiveRun) -> None:
-        self._documents_due.pop(run.record.run_id, None)
-        document: RunDocument = run.document(self.epoch)
-        self._publish(self._topics.run(run.record.run_id, "state"), document, retain=True)
-
-    def _documented(self) -> list[ActiveRun]:
-        """The runs whose documents stay retained: all that go on, and the latest that ended."""
-        ended = [run for run in self.runs.values() if run.ended][-_KEPT_DOCUMENTS:]
-        return [run for run in self.runs.values() if not run.ended or run in ended]
-
-    def _clear_old_documents(self, latest: int) -> None:
-        """Clear the latest documents among those that are not kept."""
-        ended = [run for run in self.runs.values() if run.ended]
-        for run in ended[:-_KEPT_DOCUMENTS][-latest:]:
-            self._clear(self._topics.run(run.record.run_id, "state"))
 
     def _clear(self, topic: str) -> None:
         """Remove a retained document."""
