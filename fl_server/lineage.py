@@ -87,5 +87,6 @@ def manifest_of(
         layout_hash=layout_hash,
         state_key=model.state_key,
         state_sha256=model.state_sha256,
+        changed=None if model.changed is None else list(model.changed),
         created_ms=created_ms,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from fl_server.definition import parse_definition
@@ -22,7 +23,7 @@ from storage.manifest import MAX_DOCUMENT_BYTES, Manifest, Parent
 
 INITIAL = Model(0, "k0", "0" * 64, 5)
 FIRST = Model(1, "k1", "1" * 64, 6)
-SECOND = Model(2, "k2", "2" * 64, 7, "s2", "3" * 64)
+SECOND = Model(2, "k2", "2" * 64, 7, "s2", "3" * 64, ((0, 7),))
 
 
 def record(**models: Any) -> RunRecord:
@@ -111,6 +112,7 @@ def test_the_manifest_says_all_of_it() -> None:
     assert (found.num_examples, found.seed, found.training) == (16, 7, {"epochs": 2})
     assert (found.algorithm, found.algorithm_settings) == ("fedprox", {"mu": 0.5})
     assert (found.key, found.sha256, found.size_bytes, found.state_key) == ("k1", "1" * 64, 6, "")
+    assert (found.changed, manifest(second).changed) == (None, [(0, 7)])
     assert (manifest(second).state_key, manifest(second).state_sha256) == ("s2", "3" * 64)
 
 
@@ -118,6 +120,8 @@ def test_the_largest_cohort_fits_into_a_document() -> None:
     from runtime.signing import SecretKey  # noqa: PLC0415  (this test alone signs)
 
     names = {f"{'d' * 58}-{number:05d}": 1 for number in range(3000)}
-    found = manifest(Commit(FIRST, 1, None, names))
+    scattered = tuple((number << 30, (number << 30) + 1) for number in range(256, 512))
+    found = manifest(Commit(replace(FIRST, changed=scattered), 1, None, names))
+    assert found.changed == list(scattered)
     assert (len(found.cohort), found.cohort_size) == (2000, 3000)
     assert len(found.encode(SecretKey.generate())) < MAX_DOCUMENT_BYTES
