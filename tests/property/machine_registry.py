@@ -262,6 +262,8 @@ class Registry(RuleBasedStateMachine):
         self.checked: dict[str, bytes] = {}
         self.checks = 0
         self.outages = 0
+        # what a kill left of removed versions: with a model of the same bytes, one is back
+        self.leftovers: dict[Id, Entry] = {}
 
     # --- processes ----------------------------------------------------------------------------
 
@@ -306,22 +308,21 @@ class Registry(RuleBasedStateMachine):
         fault: Fault,
         *,
         end: End,
-        middle: Callable[[Books], None] | None = None,
+        middle: Iterable[Callable[[Books], None]] = (),
     ) -> None:
         """Do an act and enter it into the books.
 
         Args:
-            middle: what may hold beside nothing and all of the act, where a crash cuts it.
+            middle: what may hold beside nothing and all of the act, where a kill cuts it.
         """
         outcomes = [self.books]
-        for change in (middle, apply):
-            if change is not None:
-                outcomes.append(copy.deepcopy(self.books))
-                try:
-                    change(outcomes[-1])
-                except Refused:
-                    self.must_refuse(act)
-                    return
+        for change in (*middle, apply):
+            outcomes.append(copy.deepcopy(self.books))
+            try:
+                change(outcomes[-1])
+            except Refused:
+                self.must_refuse(act)
+                return
         error = Killed() if end == "kill" else Unavailable("an outage")
         self.connection.break_at(fault, error)
         try:
@@ -395,6 +396,7 @@ class Registry(RuleBasedStateMachine):
         missing = [each for each in IDS if each not in self.books.entries]
         key = missing[0] if missing else key
         manifest = self.manifest(key)
+        left = self.leftovers.pop(key, None)
         # a commit that failed is repeated until it is done or the process ends
         end = "kill" if end == "kill" else "retry"
         self.act(
@@ -402,7 +404,12 @@ class Registry(RuleBasedStateMachine):
             lambda books: books.commit(key, manifest.sha256, found),
             fault,
             end=end,
-            middle=lambda books: books.commit(key, manifest.sha256, {}),
+            middle=[
+                lambda books: books.entries.update(
+                    {key: copy.copy(left)} if left is not None else {}
+                ),
+                lambda books: books.commit(key, manifest.sha256, {}),
+            ],
         )
 
     @rule(
@@ -476,6 +483,7 @@ class Registry(RuleBasedStateMachine):
         if key not in entries:
             return
         version = self.registry.get(*key)
+        self.leftovers[key] = copy.deepcopy(entries[key])
         self.act(
             lambda registry: registry.remove(version),
             lambda books: books.remove(key),
@@ -499,6 +507,7 @@ class Registry(RuleBasedStateMachine):
         keys = RunKeys(PROJECT, run_id)
         gone = self.books.gone(run_id, latest, 2, every)
         kept = self.registry.retained(run_id, latest, 2, every)
+        self.leftovers |= {key: copy.deepcopy(self.books.entries[key]) for key in gone}
         listed = [info.key for info in self.objects.list(keys.prefix)]
         self.connection.break_at(fault, Killed())
         try:
