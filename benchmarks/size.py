@@ -60,7 +60,7 @@ def client() -> None:
         order = json.loads(line)
         match order["do"]:
             case "floor-get":
-                _floor_get(pool, order["url"])
+                _floor_get(pool, order["url"], order["path"])
             case "floor-put":
                 _floor_put(pool, order["url"], order["size"], block)
             case "get":
@@ -73,12 +73,15 @@ def client() -> None:
         print("done", flush=True)
 
 
-def _floor_get(pool: urllib3.PoolManager, url: str) -> None:
+def _floor_get(pool: urllib3.PoolManager, url: str, path: str) -> None:
+    """Hash what comes, and write it where ``path`` is not the null device."""
     digest = hashlib.sha256()
     response = pool.request("GET", url, preload_content=False)
     assert response.status == 200, response.status
-    while block := response.read(_BLOCK):
-        digest.update(block)
+    with Path(path).open("wb") as file:
+        while block := response.read(_BLOCK):
+            digest.update(block)
+            file.write(block)
     response.release_conn()
 
 
@@ -178,9 +181,18 @@ class Rates:
         self._take("publish", lambda: self._publish(key))
         self._take("write in parts", lambda: self._write(f"{_KEY}/next"))
         get = self.store.presign_get(key, _URL_S)
-        self.seconds.setdefault("floor download", []).append(
-            _all(processes, lambda _: {"do": "floor-get", "url": get})
-        )
+        for name, target in (("floor download", "get-"), ("floor download, kept nowhere", "")):
+            self.seconds.setdefault(name, []).append(
+                _all(
+                    processes,
+                    lambda index, target=target: {  # type: ignore[misc]
+                        "do": "floor-get",
+                        "url": get,
+                        "path": str(self.folder / f"{target}{index}") if target else os.devnull,
+                    },
+                )
+            )
+        self._forget("get-*")
         self.seconds.setdefault("download", []).append(
             _all(
                 processes,
@@ -193,8 +205,7 @@ class Rates:
                 },
             )
         )
-        for index in range(self.devices):
-            (self.folder / f"get-{index}").unlink()
+        self._forget("get-*")
         puts = [self.store.presign_put(self._key(index), _URL_S) for index in range(self.devices)]
         self.seconds.setdefault("floor upload", []).append(
             _all(
@@ -218,9 +229,12 @@ class Rates:
                 },
             )
         )
-        for left in self.folder.glob("put-*"):
-            left.unlink()
+        self._forget("put-*")
         self.store.delete([info.key for info in self.store.list(f"{_KEY}/")])
+
+    def _forget(self, pattern: str) -> None:
+        for left in self.folder.glob(pattern):
+            left.unlink()
 
     def _key(self, index: int) -> str:
         return f"{_KEY}/{index}.upd"
@@ -250,11 +264,16 @@ class Rates:
         path.unlink()
 
     def ratios(self) -> dict[str, float]:
-        """Return the product's rate over the floor's, of the medians."""
+        """Return the product's rate over the floor's, of the medians.
+
+        A download's floor writes the file, as the product must: ``kept nowhere`` only hashes.
+        """
         median = {name: statistics.median(seconds) for name, seconds in self.seconds.items()}
         pairs = {"publish": "publish", "write in parts": "publish"}
         pairs |= {"download": "download", "upload": "upload"}
-        return {name: median[f"floor {floor}"] / median[name] for name, floor in pairs.items()}
+        found = {name: median[f"floor {floor}"] / median[name] for name, floor in pairs.items()}
+        nowhere = median["floor download, kept nowhere"] / median["download"]
+        return {**found, "download, kept nowhere": nowhere}
 
 
 def bytes_sent_again(store: S3Store, folder: Path, size: int, seed: int = 4) -> list[int]:
@@ -365,11 +384,12 @@ def print_table(mib: int, rates: Rates, again: list[int], found: Run) -> None:
     """Print what was measured, with the bars."""
     model_mb = mib * _MIB / 1e6
     for name, ratio in rates.ratios().items():
-        seconds = statistics.median(rates.seconds[name])
-        many = rates.devices if name in {"download", "upload"} else 1
+        kind = name.partition(",")[0]
+        seconds = statistics.median(rates.seconds[kind])
+        many = rates.devices if kind in {"download", "upload"} else 1
         rate = many * model_mb / seconds
         print(
-            f"{name:16} {many} x {mib} MiB {seconds:7.2f} s {rate:7.0f} MB/s  {ratio:5.2f} of bare"
+            f"{name:22} {many} x {mib} MiB {seconds:7.2f} s {rate:7.0f} MB/s  {ratio:5.2f} of bare"
         )
     print(f"sent again after a cut: {', '.join(f'{each / 1e6:.2f} MB' for each in again)} (<= 16)")
     print(f"server grows by          {found.server_growth_mib:7.0f} MiB (<= 250 MB)")
