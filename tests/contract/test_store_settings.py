@@ -14,7 +14,7 @@ from pydantic import SecretStr
 
 from fl_server.settings import ServerConfig
 from runtime.config import load
-from runtime.errors import AccessDenied, ConfigError
+from runtime.errors import AccessDenied, ConfigError, StorageError
 from storage.embedded import EmbeddedStore, Kind
 from storage.endpoint import StoreSettings
 from storage.lifecycle import ensure_rule, remove_rule, rule_is_set, rules
@@ -142,6 +142,15 @@ def test_a_url_that_asks_for_encryption_takes_nothing_without_it(
         with pytest.raises(AccessDenied):
             Transfers().upload(store.presign_put("device", 60), source, headers=headers)
     assert list(store.list("")) == []
+
+
+def test_a_store_that_does_not_encrypt_is_no_store_to_wait_for(tmp_path: Path) -> None:
+    with running_store(tmp_path / "data", "juicefs") as embedded:
+        store = having(bucket_of(embedded), sse="AES256")
+        for put in (lambda: store.put("k", b"x"), lambda: store.begin_upload("k")):
+            with pytest.raises(StorageError) as caught:
+                put()
+            assert type(caught.value) is StorageError
 
 
 def test_the_headers_of_a_key_service_name_its_key() -> None:
