@@ -132,7 +132,7 @@ def export(options: argparse.Namespace) -> int:
     if check is not None:
         print(
             f"onnxruntime differs from torch by at most {check.difference:.1e} "
-            f"({check.examples} of {check.data})\n"
+            f"over {check.examples} {check.data}\n"
             f"Inputs: {', '.join(check.inputs)}",
             file=out,
         )
