@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, BinaryIO
 
@@ -15,7 +16,7 @@ from runtime.errors import ConfigError, Corrupt, InvalidTransition, NotFound, Un
 from storage.keys import RunKeys
 from storage.manifest import MAX_DOCUMENT_BYTES, Record
 from storage.objects import MemoryStore, ObjectInfo
-from storage.registry import ModelRegistry, Version
+from storage.registry import Document, ModelRegistry, Version
 from tests.versions import KEY, OTHER_KEY, PROJECT, DictCache, manifest_of, stored
 
 RUN = RunKeys(PROJECT, "r")
@@ -664,13 +665,14 @@ def test_a_store_that_names_no_etags_is_read_whole() -> None:
             return (ObjectInfo(info.key, info.size, "") for info in super().list(prefix))
 
     store, cache = Nameless(), DictCache()
-    commit(opened(store, cache), store, 1)
+    registry = opened(store, cache)
+    (one,) = commit(registry, store, 1)
+    registry.tag(one, "old")
     opened(store, cache)
     assert cache.held == {}
-    cache.put([])
-    store.calls.clear()
-    opened(store, cache)
-    assert f"open {RUN.manifest(1)}" in store.calls
+    cache.put([Document(RUN.record(1), "", text_of(store, RUN.record(1)))])
+    registry.untag(one, "old")
+    assert opened(store, cache).versions() == registry.versions()
 
 
 def test_an_outage_while_it_is_read_leaves_what_was_known() -> None:
@@ -735,6 +737,18 @@ def test_writers_take_turns() -> None:
     store = WatchedStore()
     registry = opened(store)
     versions = commit(registry, store, *range(8))
+    writing = threading.Lock()
+    at_once = []
+
+    def on_put(_key: str) -> None:
+        if not writing.acquire(blocking=False):
+            at_once.append(_key)
+            return
+        # long enough for another to come, where none waits
+        time.sleep(0.002)
+        writing.release()
+
+    store.on_put = on_put
     threads = [
         threading.Thread(
             target=lambda each=each: (registry.promote(each, ""), registry.tag(each, "t"))
@@ -745,6 +759,7 @@ def test_writers_take_turns() -> None:
         thread.start()
     for thread in threads:
         thread.join()
+    assert at_once == []
     counts = [each.record.promotions for each in registry.versions()]
     assert sorted(count for (count,) in counts) == list(range(1, 9))
     assert list(stages(registry).values()).count("production") == 1
