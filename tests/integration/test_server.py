@@ -373,7 +373,8 @@ def test_a_flood_of_one_device_is_not_heard_and_another_is(site: Site) -> None:
         if number == 1500:
             quiet.publish(Publication(other, said(other, result("no-such-run"), "d-2")))
     owner.wait(lambda: bool(received(owner, Receipt)))
-    eventually(lambda: sum(site.refused().values()) == 3000, 30.0)
+    # a broker that waits long for an acknowledgement brings the message again
+    eventually(lambda: sum(site.refused().values()) >= 3000, 30.0)
     refused = site.refused()
     assert refused.keys() == {"unknown_run", "rate_limited"}
     assert refused["unknown_run"] >= 500, "up to the bound it is heard"
