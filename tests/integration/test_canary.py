@@ -147,8 +147,8 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
         arena = stack.enter_context(open_arena(tmp_path_factory.mktemp("canary")))
         arena.start_own([spec_of(name) for name in [*TRAINERS, *EVALUATORS]])
         found = Ground(arena, stack)
-        found.good = found.train(4)
-        found.better = found.train(3, found.held(found.good))
+        found.good = found.train(1)
+        found.better = found.train(4, found.held(found.good))
         with pytest.raises(ConfigError) as refused:
             begin(arena.client, found.better, Trial())
         found.said.append(str(refused.value))
@@ -287,10 +287,11 @@ def test_another_device_cannot_say_what_is_in_production(ground: Ground) -> None
     session.publish(author.write(topic, document, retain=True))
     session.stop()
     ground.arena.start_own([spec_of("eval-5")])  # it gets what is retained
-    ground.promote(ground.good)
-    ground.wait_held(EVALUATORS, ground.good)
+    third = ground.spoiled()
+    ground.promote(third)
+    ground.wait_held(EVALUATORS, third)  # whoever believed the forged number would refuse this
     for name in EVALUATORS:
-        assert "production is not the sender's" not in ground.arena.log(name)
+        assert "not the sender's" not in ground.arena.log(name), "the broker let it through"
 
 
 def test_the_last_good_model_outlives_the_site(ground: Ground) -> None:
