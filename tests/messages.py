@@ -117,7 +117,8 @@ SAMPLES: dict[str, Message] = {
         ProductionDocument(task="digits", manifest=b"{\xff}", promotion=4, epoch=3),
         ModelRequest(task="digits", sha256=SHA),
         ModelOffer(
-            task="digits", model=ModelRef(url="http://s/m?x=1", key="k/m", sha256=SHA, size_bytes=10)
+            task="digits",
+            model=ModelRef(url="http://s/m?x=1", key="k/m", sha256=SHA, size_bytes=10),
         ),
         OperatorRequest(request_id="q", operation="runs_ls", arguments={"a": [1, {"b": None}]}),
         OperatorReply(request_id="q", result={"runs": []}, error="no", exit_code=2),
