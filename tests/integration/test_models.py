@@ -22,6 +22,9 @@ from tests.integration.commands import Told, rengo
 from tests.integration.test_cli_runs import submitted
 from tests.objects import beside_in
 
+# one site for all of them
+pytestmark = pytest.mark.xdist_group("models")
+
 DONE, USAGE, UNREACHABLE = 0, 2, 4
 KEPT = 60
 DEVICES = ("device-1", "device-2", "device-3")
@@ -230,6 +233,7 @@ def test_a_changed_object_is_refused(house: House, run: str, tmp_path: Path) -> 
 def test_the_store_alone_brings_everything_back(house: House, run: str) -> None:
     """The server's database is gone: the listing rebuilds the registry, and says the same."""
     house.ask("models", "tag", f"{run}:3", "best")
+    house.ask("models", "promote", f"{run}:2")
     before = house.ask("models", "ls")["models"]
     assert any(row["metrics"] for row in before)
     house.stop()
@@ -248,10 +252,10 @@ def test_the_store_alone_brings_everything_back(house: House, run: str) -> None:
     # nothing is known here of those runs: what has a stage or tag stays, and the latest few
     house.ask("models", "gc")
     assert {f"{run}:2", f"{run}:3", f"{run}:4"} <= set(house.names("--run", run))
+    house.start_devices()
 
 
 def test_a_killed_server_loses_no_version(house: House) -> None:
-    house.start_devices()
     told = house.tell("run", "digits", "--rounds", "100000")
     run_id = submitted(told)
     for _ in range(3):
