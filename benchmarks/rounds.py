@@ -97,8 +97,8 @@ def _run(site: Site, store: S3Store, clients: int, mib: int, rounds: int) -> dic
     report = result.report
     cpu_s = sum(b.cpu_s - a.cpu_s for a, b in zip(start, end, strict=True))
     keys = [info.key for info in store.list("projects/")]
-    run_keys = RunKeys("default", report["run_id"])
-    retained = sum(run_keys.version_of(key) is not None for key in keys)
+    runs = ((key, RunKeys.of(key)) for key in keys)
+    retained = sum(run is not None and run.version_of(key) is not None for key, run in runs)
     return {
         "round_s": statistics.median(report["round_s"][1:]),
         "mqtt_round_trip_s": trip_s,
