@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import itertools
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 Dtype: TypeAlias = Literal["float32", "float64"]
 Progress: TypeAlias = Callable[[float, float | None], None]
 """Called at every step with the fraction done and the mean loss of the last whole epoch."""
+Indices: TypeAlias = NDArray[np.int64]
+_PLACE = "place"
 
 
 class TrainingFailed(RengoError):
@@ -37,6 +40,38 @@ def no_progress(fraction: float, loss: float | None) -> None:
     """Report to nobody."""
 
 
+class Checkpoint(Protocol):
+    """Where a round's training leaves what it needs to go on after a power cut.
+
+    It belongs to one order on one device and to the model that the order names. All three are
+    called between two steps, by the thread that trains.
+    """
+
+    def load(self) -> dict[str, NDArray[Any]] | None:
+        """Return what was saved last, byte for byte, or None."""
+        ...
+
+    def due(self) -> bool:
+        """Return whether to save now: asked after every step, so it must be cheap."""
+        ...
+
+    def save(self, arrays: dict[str, NDArray[Any]]) -> None:
+        """Keep ``arrays``, of any numpy number type; they change with the next step."""
+        ...
+
+
+class Resumable(Protocol):
+    """What an engine's training is a function of between two steps, as named arrays."""
+
+    def capture(self) -> dict[str, NDArray[Any]]:
+        """Return the state, which may share memory with the training."""
+        ...
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> bool:
+        """Take the state back; False, and nothing changed, when it is of another training."""
+        ...
+
+
 @dataclass(frozen=True)
 class LocalRound:
     """What one device's training in one round is a function of, beside weights and data.
@@ -45,6 +80,7 @@ class LocalRound:
         seed: the run's seed.
         device_id: with ``seed`` and ``round`` it fixes the order of the batches.
         state: the algorithm's client state after this device's last accepted update.
+        checkpoint: where to continue from and what to save to, if anywhere.
     """
 
     algorithm: Algorithm
@@ -54,6 +90,7 @@ class LocalRound:
     device_id: str
     state: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     progress: Progress = no_progress
+    checkpoint: Checkpoint | None = None
 
     @property
     def local_seed(self) -> int:
@@ -124,44 +161,116 @@ def load_engine(name: str, task: Task, *, profile: str = "cpu", dtype: Dtype = "
     return cast(Engine, module.engine(task, profile=profile, dtype=dtype))
 
 
-def batches(generator: np.random.Generator, count: int, size: int) -> Iterator[NDArray[np.int64]]:
+def batches(generator: np.random.Generator, count: int, size: int) -> Iterator[Indices]:
     """Yield the indices of one epoch's batches; the last may be smaller."""
     order = generator.permutation(count)
     for start in range(0, count, size):
         yield order[start : start + size]
 
 
+def pieces(chosen: Indices, settings: TrainingSettings) -> Iterator[tuple[Indices, float]]:
+    """Yield the micro batches of a batch, each with its share of the batch's mean."""
+    size = settings.micro_batch or len(chosen)
+    for start in range(0, len(chosen), size):
+        piece = chosen[start : start + size]
+        yield piece, len(piece) / len(chosen)
+
+
 def run_epochs(
-    plan: LocalRound, count: int, step: Callable[[NDArray[np.int64]], float]
+    plan: LocalRound,
+    count: int,
+    step: Callable[[Indices], float],
+    training: Resumable | None = None,
 ) -> dict[str, float]:
     """Call ``step`` with every batch's indices in the order that the plan fixes.
 
     Args:
         step: trains on a batch and returns its mean loss.
+        training: what the plan's checkpoint saves and restores beside the place in the order.
 
     Returns:
-        ``train_loss``, the mean over the last epoch's examples.
+        ``train_loss``, the mean over the last whole epoch's examples, or over those of the
+        steps taken where ``max_steps`` ends the first epoch early.
 
     Raises:
         TrainingFailed: the loss is no longer a finite number.
     """
-    settings, generator = plan.settings, np.random.default_rng(plan.local_seed)
-    total, done, mean = settings.local_epochs * count, 0, None
-    for epoch in range(settings.local_epochs):
-        loss_sum = 0.0
-        for chosen in batches(generator, count, settings.batch_size):
-            loss = step(chosen)
-            if not np.isfinite(loss):
-                raise TrainingFailed(
-                    f"training diverged: the loss is {loss} in local epoch {epoch + 1} of "
-                    f"{settings.local_epochs} (learning_rate {settings.learning_rate})"
-                )
-            loss_sum += loss * chosen.size
-            done += chosen.size
-            plan.progress(done / total, mean)
-        mean = loss_sum / count
-    plan.progress(1.0, mean)
+    loop = _Loop(plan, count)
+    if plan.checkpoint is not None and training is not None:
+        loop.load(plan.checkpoint, training)
+    while loop.steps < loop.end:
+        for chosen in loop.rest_of_epoch():
+            loop.count(step(chosen), len(chosen))
+            plan.progress(loop.steps / loop.end, loop.mean)
+            if plan.checkpoint is not None and training is not None and plan.checkpoint.due():
+                plan.checkpoint.save({**training.capture(), _PLACE: loop.place()})
+    plan.progress(1.0, loop.mean)
+    mean = loop.mean if loop.mean is not None or not loop.seen else loop.loss_sum / loop.seen
     return {} if mean is None else {"train_loss": mean}
+
+
+class _Loop:
+    """The place in a round's training: a number of steps, and the losses of this epoch so far."""
+
+    def __init__(self, plan: LocalRound, count: int) -> None:
+        self._plan, self._count = plan, count
+        self._per_epoch = -(-count // plan.settings.batch_size)
+        self.end = plan.settings.local_epochs * self._per_epoch
+        if plan.settings.max_steps:
+            self.end = min(self.end, plan.settings.max_steps)
+        self.steps, self.seen, self.loss_sum = 0, 0, 0.0
+        self.mean: float | None = None
+        self._generator = np.random.default_rng(plan.local_seed)
+
+    def rest_of_epoch(self) -> Iterator[Indices]:
+        """Yield the batches that are left of the current epoch; ``count`` each before the next."""
+        started = self.steps % self._per_epoch
+        last = min(self._per_epoch, started + self.end - self.steps)
+        order = batches(self._generator, self._count, self._plan.settings.batch_size)
+        return itertools.islice(order, started, last)
+
+    def count(self, loss: float, size: int) -> None:
+        """Take a step's loss into account; raises TrainingFailed when it is not finite."""
+        settings = self._plan.settings
+        if not np.isfinite(loss):
+            raise TrainingFailed(
+                f"training diverged: the loss is {loss} in local epoch "
+                f"{self.steps // self._per_epoch + 1} of {settings.local_epochs} "
+                f"(learning_rate {settings.learning_rate})"
+            )
+        self.steps += 1
+        self.loss_sum += loss * size
+        self.seen += size
+        if self.steps % self._per_epoch == 0:
+            self.mean = self.loss_sum / self._count
+            self.loss_sum, self.seen = 0.0, 0
+
+    def place(self) -> NDArray[np.int64]:
+        """Return the place as integers, the floats by their bits: any file keeps them exactly."""
+        mean = np.nan if self.mean is None else self.mean
+        floats = np.array([self.loss_sum, mean], np.float64).view(np.int64)
+        return np.array([self._mark(), self.steps, self.seen, *floats], np.int64)
+
+    def load(self, checkpoint: Checkpoint, training: Resumable) -> None:
+        """Go to the saved place, unless there is none or it is of another training."""
+        saved = checkpoint.load()
+        place = None if saved is None else saved.pop(_PLACE, None)
+        if saved is None or place is None or place.shape != (5,) or place[0] != self._mark():
+            return
+        if not training.restore(saved):
+            return
+        self.steps, self.seen = int(place[1]), int(place[2])
+        self.loss_sum, mean = (float(value) for value in place[3:].view(np.float64))
+        self.mean = None if np.isnan(mean) else mean
+        for _ in range(self.steps // self._per_epoch):
+            # the order of an epoch is drawn after those of all epochs before it
+            self._generator.permutation(self._count)
+
+    def _mark(self) -> int:
+        """A number that differs for another training: saved arrays of that one are of no use."""
+        settings = self._plan.settings.model_dump(exclude={"micro_batch"})
+        text = repr((self._count, self._plan.local_seed, self._plan.algorithm, settings))
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big", signed=True)
 
 
 class Means:

@@ -9,16 +9,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_client import layers
+from fl_client.engines._descent import Descent
 from fl_client.engines._numpy_layers import forward
 from fl_client.engines.base import (
     Dtype,
     Evaluation,
+    Indices,
     LocalRound,
     LocalUpdate,
     Means,
     as_pair,
     check_same_names,
     flat_update,
+    pieces,
     run_epochs,
 )
 from fl_client.tasks.base import Objective, Task
@@ -75,18 +78,19 @@ class NumpyEngine:
                 "torch engine can do"
             )
         inputs, targets = self._arrays(data)
-        w0 = self._named(weights)
-        w = {name: array.copy() for name, array in w0.items()}
-        state = plan.algorithm.begin(w0, plan.state)
-        momentum: dict[str, Array] = {}
+        training = _Training(self._named(weights), plan)
 
-        def step(chosen: NDArray[np.int64]) -> float:
-            loss, grads = self._gradients(w, inputs[chosen], targets[chosen])
-            _descend(w, plan.algorithm.gradient(grads, w, w0, state), momentum, plan)
-            return loss
+        def step(chosen: Indices) -> float:
+            total = 0.0
+            for piece, share in pieces(chosen, plan.settings):
+                loss, grads = self._gradients(training.w, inputs[piece], targets[piece])
+                training.add(grads, share)
+                total += loss * share
+            training.descend()
+            return total
 
-        metrics = run_epochs(plan, len(inputs), step)
-        update, state = plan.algorithm.finish(w, w0, state)
+        metrics = run_epochs(plan, len(inputs), step, training)
+        update, state = training.finish()
         kept = {name: np.asarray(array) for name, array in state.items()}
         return LocalUpdate(flat_update(weights, update), len(inputs), metrics, kept)
 
@@ -144,18 +148,62 @@ class NumpyEngine:
         return inputs.astype(self._dtype, copy=False), targets
 
 
-def _descend(
-    w: dict[str, Array], g: Mapping[str, Any], momentum: dict[str, Array], plan: LocalRound
-) -> None:
-    """Take one step of SGD in place, as ``torch.optim.SGD`` takes it."""
-    settings = plan.settings
-    for name, grad in g.items():
-        direction = grad
-        if settings.momentum:
-            if name in momentum:
-                direction = settings.momentum * momentum[name] + grad
-            momentum[name] = direction
-        w[name] -= settings.learning_rate * direction
+class _Training:
+    """One round's training: the weights, the algorithm's view of them, and the optimiser."""
+
+    def __init__(self, w0: dict[str, Array], plan: LocalRound) -> None:
+        self._plan, self._w0 = plan, w0
+        self.w = {name: array.copy() for name, array in w0.items()}
+        self._state = plan.algorithm.begin(w0, plan.state)
+        self._descent = Descent(plan.settings)
+        self._grads: dict[str, Array] = {}
+
+    def add(self, grads: dict[str, Array], share: float) -> None:
+        """Take the gradient of a micro batch, which is overwritten, into that of the batch."""
+        if share == 1.0:
+            self._grads = grads
+            return
+        for name, grad in grads.items():
+            grad *= share  # noqa: PLW2901  in place, which is the point
+            if name in self._grads:
+                self._grads[name] += grad
+            else:
+                self._grads[name] = grad
+
+    def descend(self) -> None:
+        """Step along the gradient of the whole batch."""
+        grads, self._grads = self._grads, {}
+        direction = self._plan.algorithm.gradient(grads, self.w, self._w0, self._state)
+        self._descent.step(self.w, direction)
+
+    def finish(self) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        """Return what the device sends and the algorithm's state; the optimiser's is freed."""
+        self._descent = Descent(self._plan.settings)
+        return self._plan.algorithm.finish(self.w, self._w0, self._state)
+
+    def capture(self) -> dict[str, Array]:
+        """Return the weights and the optimiser's state."""
+        found = {f"w/{name}": array for name, array in self.w.items()}
+        found.update((f"optimizer/{name}", array) for name, array in self._descent.arrays())
+        return {**found, "steps": np.array([self._descent.steps], np.int64)}
+
+    def restore(self, arrays: Mapping[str, Array]) -> bool:
+        """Take captured arrays back; False when they are not of these weights."""
+        saved = {name[2:]: array for name, array in arrays.items() if name.startswith("w/")}
+        if "steps" not in arrays or not _same_shapes(saved, self.w):
+            return False
+        self.w = {name: np.array(saved[name]) for name in self.w}
+        self._descent.steps = int(arrays["steps"][0])
+        for name, array in arrays.items():
+            if name.startswith("optimizer/"):
+                self._descent.put(name.removeprefix("optimizer/"), np.array(array))
+        return True
+
+
+def _same_shapes(one: Mapping[str, Array], other: Mapping[str, Array]) -> bool:
+    return {name: (a.shape, a.dtype) for name, a in one.items()} == {
+        name: (a.shape, a.dtype) for name, a in other.items()
+    }
 
 
 def _loss(objective: Objective, outputs: Array, targets: Array) -> tuple[float, Array]:

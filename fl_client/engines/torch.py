@@ -12,15 +12,18 @@ import torch
 from numpy.typing import NDArray
 
 from fl_client import layers
+from fl_client.engines._descent import Descent
 from fl_client.engines.base import (
     Dtype,
     Evaluation,
+    Indices,
     LocalRound,
     LocalUpdate,
     Means,
     as_pair,
     check_same_names,
     flat_update,
+    pieces,
     run_epochs,
 )
 from fl_client.tasks.base import Task
@@ -30,7 +33,6 @@ from storage.weights import Weights
 if TYPE_CHECKING:
     from fl_client.tasks.base import Split
 
-Indices: TypeAlias = NDArray[np.int64]
 Batch: TypeAlias = Callable[[Indices], Any]
 _EVALUATION_BATCH = 256
 _TYPES = {
@@ -92,7 +94,7 @@ class TorchEngine:
         count, batch = self.batches(data)
         with _seeded(plan.local_seed, self._device.type):
             session = _Session(self._task, self.loaded(weights), plan, self._device)
-            metrics = run_epochs(plan, count, lambda chosen: session.step(batch(chosen)))
+            metrics = run_epochs(plan, count, lambda chosen: session.step(batch, chosen), session)
             with torch.no_grad():
                 update, state = plan.algorithm.finish(session.w, session.w0, session.state)
         return LocalUpdate(
@@ -186,6 +188,7 @@ class _Session:
         self, task: Task, model: torch.nn.Module, plan: LocalRound, device: torch.device
     ) -> None:
         self._task, self._model, self._plan = task, model.train(), plan
+        self._device = device
         self._trainable = {
             name: parameter
             for name, parameter in model.named_parameters()
@@ -194,7 +197,7 @@ class _Session:
         if not self._trainable:
             raise ConfigError(f"the model of task {task.name} has nothing to train")
         self._optimizer = task.optimizer(self._trainable.values())
-        self._momentum: dict[str, torch.Tensor] = {}
+        self._descent = Descent(plan.settings)
         # state_dict() shares memory with the model, so that w follows every step
         self.w = {
             name: tensor
@@ -207,8 +210,22 @@ class _Session:
         }
         self.state = plan.algorithm.begin(self.w0, given)
 
-    def step(self, batch: Any) -> float:
+    def step(self, batch: Batch, chosen: Indices) -> float:
         """Train on one batch and return its loss."""
+        total, g = 0.0, dict[str, torch.Tensor]()
+        for piece, share in pieces(chosen, self._plan.settings):
+            loss, grads = self._gradients(batch(piece))
+            total += loss * share
+            if share == 1.0:
+                g = grads
+                continue
+            for name, grad in grads.items():
+                g[name] = grad * share if name not in g else g[name].add_(grad * share)
+        with torch.no_grad():
+            self._descend(self._plan.algorithm.gradient(g, self.w, self.w0, self.state))
+        return total
+
+    def _gradients(self, batch: Any) -> tuple[float, dict[str, torch.Tensor]]:
         algorithm = self._plan.algorithm
         loss = self._task.training_step(self._model, batch)
         objective = loss
@@ -216,30 +233,69 @@ class _Session:
             live = {**self.w, **self._trainable}
             objective = algorithm.loss(loss, live, self.w0, self.state)
         grads = torch.autograd.grad(objective, list(self._trainable.values()), allow_unused=True)
-        g = {
-            name: grad
-            for name, grad in zip(self._trainable, grads, strict=True)
-            if grad is not None
-        }
-        with torch.no_grad():
-            self._descend(algorithm.gradient(g, self.w, self.w0, self.state))
-        return float(loss.detach())
+        named = zip(self._trainable, grads, strict=True)
+        return float(loss.detach()), {name: grad for name, grad in named if grad is not None}
 
     def _descend(self, g: Mapping[str, torch.Tensor]) -> None:
-        if self._optimizer is not None:
-            for name, parameter in self._trainable.items():
-                parameter.grad = g.get(name)
-            self._optimizer.step()
+        if self._optimizer is None:
+            self._descent.step(self._trainable, g)
             return
-        settings = self._plan.settings
-        for name, grad in g.items():
-            direction = grad
-            if settings.momentum:
-                if name in self._momentum:
-                    direction = settings.momentum * self._momentum[name] + grad
-                self._momentum[name] = direction
-            # the product first, as numpy has it: a fused form would round otherwise
-            self._trainable[name].sub_(settings.learning_rate * direction)
+        for name, parameter in self._trainable.items():
+            parameter.grad = g.get(name)
+        self._optimizer.step()
+
+    def capture(self) -> dict[str, NDArray[Any]]:
+        """Return the model, the optimiser's state and torch's random numbers."""
+        found: dict[str, Any] = {
+            f"model/{name}": tensor for name, tensor in self._model.state_dict().items()
+        }
+        found.update((f"optimizer/{name}", tensor) for name, tensor in self._descent.arrays())
+        if self._optimizer is not None:
+            for index, state in self._optimizer.state_dict()["state"].items():
+                kept = {key: value for key, value in state.items() if value is not None}
+                found.update((f"own/{index}/{key}", value) for key, value in kept.items())
+        found["steps"] = np.array([self._descent.steps], np.int64)
+        found["random/cpu"] = torch.get_rng_state()
+        if self._device.type == "cuda":
+            found["random/cuda"] = torch.cuda.get_rng_state(self._device)
+        return _to_numpy(found)
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> bool:
+        """Take captured arrays back; False when they are not of this model on this device."""
+        model = self._model.state_dict()
+        expected = {f"model/{name}": tuple(tensor.shape) for name, tensor in model.items()}
+        given = {n: tuple(a.shape) for n, a in arrays.items() if n.startswith("model/")}
+        if given != expected or ("random/cuda" in arrays) != (self._device.type == "cuda"):
+            return False
+        with torch.no_grad():
+            for name, tensor in model.items():
+                tensor.copy_(_tensor(arrays[f"model/{name}"]))
+        self._descent.steps = int(arrays["steps"][0])
+        for name, array in _under("optimizer", arrays):
+            self._descent.put(name, _tensor(array).to(self._device, copy=True))
+        if self._optimizer is not None:
+            self._restore_own(self._optimizer, arrays)
+        torch.set_rng_state(_tensor(arrays["random/cpu"]))
+        if self._device.type == "cuda":
+            torch.cuda.set_rng_state(_tensor(arrays["random/cuda"]), self._device)
+        return True
+
+    def _restore_own(
+        self, optimizer: torch.optim.Optimizer, arrays: Mapping[str, NDArray[Any]]
+    ) -> None:
+        """Give a task's own optimiser its state back; the groups are those it was made with."""
+        saved = optimizer.state_dict()
+        state: dict[int, dict[str, Any]] = {}
+        for path, array in _under("own", arrays):
+            index, _, key = path.partition("/")
+            state.setdefault(int(index), {})[key] = _tensor(array).clone()
+        optimizer.load_state_dict({**saved, "state": state})
+
+
+def _under(folder: str, arrays: Mapping[str, NDArray[Any]]) -> Iterator[tuple[str, NDArray[Any]]]:
+    for name, array in arrays.items():
+        if name.startswith(folder + "/"):
+            yield name.removeprefix(folder + "/"), array
 
 
 def _accelerator() -> str:

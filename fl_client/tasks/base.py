@@ -31,7 +31,15 @@ Split: TypeAlias = "tuple[NDArray[Any], NDArray[Any]] | torch.utils.data.Dataset
 
 
 class TrainingSettings(BaseModel):
-    """How a device trains in one round. ``momentum`` starts from zero in every round."""
+    """How a device trains in one round. The optimiser starts anew in every round.
+
+    Attributes:
+        momentum: of SGD; Adam has its usual 0.9 and 0.999.
+        max_steps: the most steps in a round, 0 for as many as the epochs give.
+        micro_batch: the most examples in memory at once, 0 for the whole batch: the gradients of
+            micro batches add up to the batch's mean. Batch normalisation alone sees the
+            difference: its statistics are those of a micro batch.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -39,6 +47,9 @@ class TrainingSettings(BaseModel):
     batch_size: Annotated[int, Field(ge=1)] = 32
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    max_steps: Annotated[int, Field(ge=0)] = 0
+    micro_batch: Annotated[int, Field(ge=0)] = 0
 
     def overridden(self, overrides: Mapping[str, Any]) -> TrainingSettings:
         """Return these settings with ``overrides`` in place.

@@ -1,0 +1,74 @@
+"""The local optimisers, written once for numpy arrays and torch tensors.
+
+Everything but the step's direction is done in place, so that a step takes no second model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    from fl_client.tasks.base import TrainingSettings
+
+Named: TypeAlias = Mapping[str, Any]
+_BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8
+
+
+class Descent:
+    """One round's optimiser: its state, by name of the weight, and its number of steps."""
+
+    def __init__(self, settings: TrainingSettings) -> None:
+        self._settings = settings
+        self.steps = 0
+        self.state: dict[str, dict[str, Any]] = {}
+
+    def step(self, w: Named, g: Named) -> None:
+        """Take one step along ``g``, in place."""
+        self.steps += 1
+        adam = self._settings.optimizer == "adam"
+        for name, grad in g.items():
+            direction = self._adam(name, grad) if adam else self._sgd(name, grad)
+            target = w[name]
+            # the product first: a fused form would round otherwise
+            target -= self._settings.learning_rate * direction
+
+    def arrays(self) -> Iterator[tuple[str, Any]]:
+        """Yield the state as named arrays; the number of steps is not among them."""
+        for kind, named in self.state.items():
+            for name, array in named.items():
+                yield f"{kind}/{name}", array
+
+    def put(self, path: str, array: Any) -> None:
+        """Take one of ``arrays`` back."""
+        kind, _, name = path.partition("/")
+        self.state.setdefault(kind, {})[name] = array
+
+    def _sgd(self, name: str, grad: Any) -> Any:
+        """Return the direction as ``torch.optim.SGD`` has it."""
+        if not self._settings.momentum:
+            return grad
+        momentum = self.state.setdefault("momentum", {})
+        if name not in momentum:
+            momentum[name] = grad * 1
+            return momentum[name]
+        momentum[name] *= self._settings.momentum
+        momentum[name] += grad
+        return momentum[name]
+
+    def _adam(self, name: str, grad: Any) -> Any:
+        """Return the direction as ``torch.optim.Adam`` has it.
+
+        Source: Kingma, Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015, Algorithm 1,
+        https://arxiv.org/abs/1412.6980.
+        """
+        first, second = (self.state.setdefault(kind, {}) for kind in ("first", "second"))
+        if name not in first:
+            first[name], second[name] = grad * 0, grad * 0
+        first[name] *= _BETA1
+        first[name] += (1 - _BETA1) * grad
+        second[name] *= _BETA2
+        second[name] += (1 - _BETA2) * (grad * grad)
+        scale = (second[name] / (1 - _BETA2**self.steps)) ** 0.5
+        scale += _EPSILON
+        return first[name] / (1 - _BETA1**self.steps) / scale
