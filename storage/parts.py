@@ -1,7 +1,8 @@
 """Large objects go in parts: how large, where each goes, and what has arrived. No network here.
 
-A part that has arrived is never sent again: a cut costs at most one part, which is below 16 MB, and
-a sender that is killed goes on from the ETags that it kept beside the file.
+A part that has arrived is never sent again, so a sender that is killed goes on from the ETags that
+it kept beside the file. Two are sent at a time, because a store answers a part only when it lies
+on its disk: together they are below 16 MB, which is the most that a cut or a kill costs.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import contextlib
 import json
 import math
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +21,14 @@ from xml.sax.saxutils import escape
 from pydantic import BaseModel, ConfigDict, Field
 
 LARGE_BYTES = 64 << 20
-PART_BYTES = 15 << 20
+PART_BYTES = 7 << 20
 LEAST_PART_BYTES = 5 << 20
 MAX_PARTS = 10_000
 _MIB = 1 << 20
+_MOST_AT_RISK_BYTES = 16_000_000
+_MOST_AT_ONCE = 2
 _ENDED = "ended"
+_PART = re.compile(r"[1-9][0-9]{0,4} .+")
 
 
 class PartSizes(BaseModel):
@@ -57,6 +62,11 @@ class PartsPlace:
     urls: Sequence[str]
     complete_url: str
 
+    @property
+    def at_once(self) -> int:
+        """How many parts may be on their way together."""
+        return min(_MOST_AT_ONCE, max(1, _MOST_AT_RISK_BYTES // self.part_bytes))
+
     def takes(self, size: int) -> bool:
         """Whether a file of that size is to go here; one part is better sent by a single PUT."""
         return self.part_bytes < size <= self.part_bytes * len(self.urls)
@@ -77,11 +87,14 @@ class ArrivedParts:
     Its last line says that the upload was to be completed: a store that then knows it no more has
     completed it. The file is not forced to the disk: after a power cut lines may be gone, and their
     parts are then sent once more.
+
+    Attributes:
+        etags: by the part's number, from 1.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.etags: list[str] = []
+        self.etags: dict[int, str] = {}
         self.ended = False
         self._upload = ""
 
@@ -92,15 +105,16 @@ class ArrivedParts:
             self._upload = upload
             lines = self._read()
             self.ended = lines[-1:] == [_ENDED]
-            self.etags = [line for line in lines if line != _ENDED]
+            self.etags = dict(_numbered(line) for line in lines if line != _ENDED)
 
-    def add(self, etag: str) -> None:
-        """Keep that the next part has arrived."""
+    def add(self, number: int, etag: str) -> None:
+        """Keep that a part has arrived."""
+        line = f"{number} {etag}"
         if self.etags:
-            self._append(etag)
+            self._append(line)
         else:
-            self.path.write_text(f"{self._upload}\n{etag}\n")
-        self.etags.append(etag)
+            self.path.write_text(f"{self._upload}\n{line}\n")
+        self.etags[number] = etag
 
     def end(self) -> None:
         """Keep that all have arrived and the upload is about to be completed."""
@@ -110,7 +124,7 @@ class ArrivedParts:
 
     def restart(self) -> None:
         """Forget what has arrived."""
-        self.etags = []
+        self.etags = {}
         self.ended = False
         self.path.unlink(missing_ok=True)
 
@@ -121,11 +135,18 @@ class ArrivedParts:
             file.write(f"{line}\n")
 
     def _read(self) -> list[str]:
+        """Return the whole lines, none where the file is another upload's or damaged."""
         try:
             text = self.path.read_text()
         except (FileNotFoundError, UnicodeDecodeError):
             return []
         *lines, torn = text.split("\n")
-        if lines[:1] != [self._upload] or torn:
+        whole = all(line == _ENDED or _PART.fullmatch(line) for line in lines[1:])
+        if lines[:1] != [self._upload] or torn or not whole:
             return []
         return lines[1:]
+
+
+def _numbered(line: str) -> tuple[int, str]:
+    number, _, etag = line.partition(" ")
+    return int(number), etag

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Self
 
 import urllib3
 
-from runtime.errors import Corrupt, NotFound, StorageError
+from runtime.errors import AccessDenied, Corrupt, NotFound, StorageError, Unavailable
 from storage import http
 from storage.parts import ArrivedParts, PartsPlace
 
@@ -26,31 +26,46 @@ def arrived_path(path: Path) -> Path:
 class FileInParts:
     """Sends a file part by part, then completes the upload; every step is tried again as it is.
 
+    Leaving the block ends what is on its way. One thread calls it.
+
     Args:
         place: where the parts go.
-        blocks: reads the next bytes of the file, and counts them.
+        blocks: reads the next bytes of a file, and counts them; called on threads of its own.
         renew: asked for fresh URLs when the store refuses one, or has lost the upload.
     """
 
     def __init__(
         self,
         pool: urllib3.PoolManager,
-        file: BinaryIO,
+        path: Path,
         place: PartsPlace,
         blocks: Blocks,
         renew: RenewPlace | None,
     ) -> None:
         self._pool = pool
-        self._file = file
-        self._size = os.fstat(file.fileno()).st_size
+        self._path = path
+        self._size = path.stat().st_size
         self._place = place
         self._blocks = blocks
         self._renew = renew
-        self._arrived = ArrivedParts(arrived_path(Path(file.name)))
+        self._arrived = ArrivedParts(arrived_path(path))
         self._arrived.follow(place)
+        self._sending: dict[Future[str], tuple[int, PartsPlace]] = {}
+        self._senders = ThreadPoolExecutor(place.at_once, "parts")
+        self._leaving = False
         self._began_again = False
         self._losses = 0
         self.completed = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._leaving = True
+        self._senders.shutdown(cancel_futures=True)
+        for sent, (number, place) in self._sending.items():
+            if not sent.cancelled() and sent.exception() is None:
+                self._keep(number, place, sent.result())
 
     def renewed(self) -> str:
         """Take fresh URLs; those of another upload mean that it begins again."""
@@ -60,24 +75,59 @@ class FileInParts:
         return self._place.complete_url
 
     def step(self) -> None:
-        """Send the next part, or complete the upload."""
-        number, part_bytes = len(self._arrived.etags), self._place.part_bytes
-        start = number * part_bytes
-        if start >= self._size:
+        """Return when one more part has arrived, or the upload is completed."""
+        self._fill()
+        if not self._sending:
             self._complete()
             return
-        self._file.seek(start)
-        size = min(part_bytes, self._size - start)
-        url = self._place.urls[number]
+        done, _ = wait(self._sending, return_when=FIRST_COMPLETED)
+        self._settle(done.pop())
+
+    def _fill(self) -> None:
+        """Send parts that have not arrived, as many at once as may be."""
+        place = self._place
+        busy = {number for number, _ in self._sending.values()}
+        for number in range(1, -(-self._size // place.part_bytes) + 1):
+            if len(self._sending) >= place.at_once:
+                return
+            if number not in self._arrived.etags and number not in busy:
+                sent = self._senders.submit(self._send, number, place)
+                self._sending[sent] = (number, place)
+
+    def _send(self, number: int, place: PartsPlace) -> str:
+        start = (number - 1) * place.part_bytes
+        size = min(place.part_bytes, self._size - start)
+        with self._path.open("rb") as file:
+            file.seek(start)
+            blocks = self._while_here(file, size)
+            return http.send(self._pool, place.urls[number - 1], blocks, size, {})
+
+    def _while_here(self, file: BinaryIO, size: int) -> Iterator[bytes]:
+        for block in self._blocks(file, size):
+            if self._leaving:
+                raise Unavailable("the upload was left")
+            yield block
+
+    def _settle(self, sent: Future[str]) -> None:
+        """Keep that a part has arrived, or raise why it has not."""
+        number, place = self._sending.pop(sent)
         try:
-            etag = http.send(self._pool, url, self._blocks(self._file, size), size, {})
-        except NotFound:
-            if not self._has_another():
+            etag = sent.result()
+        except AccessDenied:
+            if place is self._place:
                 raise
-            return
+        except NotFound:
+            if place is self._place and not self._has_another():
+                raise
+        else:
+            self._keep(number, place, etag)
+
+    def _keep(self, number: int, place: PartsPlace, etag: str) -> None:
         if not etag:
-            raise StorageError(f"PUT {http.place(url)}: the store gave the part no ETag")
-        self._arrived.add(etag)
+            where = http.place(place.urls[number - 1])
+            raise StorageError(f"PUT {where}: the store gave the part no ETag")
+        if place.upload_id == self._place.upload_id:
+            self._arrived.add(number, etag)
 
     def _has_another(self) -> bool:
         """Ask for another upload in place of one that the store has lost."""
@@ -92,7 +142,7 @@ class FileInParts:
         was_tried = self._arrived.ended
         self._arrived.end()
         try:
-            http.complete_upload(self._pool, self._place.complete_url, self._arrived.etags)
+            http.complete_upload(self._pool, self._place.complete_url, self._etags())
         except (NotFound, Corrupt) as error:
             # known no more after an earlier try: it is complete, and that answer was lost; whoever
             # reads the object verifies it
@@ -102,6 +152,9 @@ class FileInParts:
                 self._begin_again()
                 return
         self.completed = True
+
+    def _etags(self) -> list[str]:
+        return [etag for _, etag in sorted(self._arrived.etags.items())]
 
     def _begin_again(self) -> None:
         """Send every part once more, to another upload if there is one: the store lost some."""

@@ -58,13 +58,20 @@ class Transfers:
     Args:
         settings: how patient they are.
         tls: whom to trust behind https URLs; None trusts the system's authorities.
+        meter: is told of bytes as they move, on the threads that move them.
 
     Raises:
         ConfigError: the TLS material is not usable.
     """
 
-    def __init__(self, settings: TransferSettings | None = None, tls: Tls | None = None) -> None:
+    def __init__(
+        self,
+        settings: TransferSettings | None = None,
+        tls: Tls | None = None,
+        meter: Callable[[int], None] | None = None,
+    ) -> None:
         self._settings = settings or TransferSettings()
+        self._meter = meter
         self._http = http.pool(
             tls=tls,
             connect_s=self._settings.connect_s,
@@ -109,7 +116,7 @@ class Transfers:
         """
         what = f"GET {http.place(url)}"
         deadline = time.monotonic() + self._settings.total_s
-        journey = _Journey(what, url, renew, cancel, deadline, watch=watch)
+        journey = _Journey(what, url, renew, cancel, deadline, watch=watch, meter=self._meter)
         if path.is_file() and path.stat().st_size == size and _hash(path, journey) == sha256:
             return 0
         part = path.with_name(f"{path.name}.part")
@@ -144,7 +151,8 @@ class Transfers:
             Corrupt: the file changed its size meanwhile.
         """
         what = f"PUT {http.place(url)}"
-        journey = _Journey(what, url, renew, cancel, time.monotonic() + self._settings.total_s)
+        deadline = time.monotonic() + self._settings.total_s
+        journey = _Journey(what, url, renew, cancel, deadline, meter=self._meter)
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             self._persist(journey, lambda: self._send(journey, file, size, headers or {}))
@@ -170,15 +178,16 @@ class Transfers:
 
         Raises:
             AccessDenied, NotFound, Unavailable, StorageError, Cancelled: as for :meth:`download`;
-                the time is counted for each part.
+                the time is counted from the last part that arrived.
             Corrupt: the file changed its size meanwhile, or the store keeps losing parts.
         """
         what = f"PUT {http.place(place.complete_url)}"
-        journey = _Journey(what, place.complete_url, None, cancel, 0.0)
-        with path.open("rb") as file:
-            parts = FileInParts(
-                self._http, file, place, lambda file, size: _blocks(file, size, journey), renew
-            )
+        journey = _Journey(what, place.complete_url, None, cancel, 0.0, meter=self._meter)
+
+        def blocks(file: BinaryIO, size: int) -> Iterator[bytes]:
+            return _blocks(file, size, journey)
+
+        with FileInParts(self._http, path, place, blocks, renew) as parts:
             if renew is not None:
                 journey.renew = parts.renewed
             while not parts.completed:
@@ -215,7 +224,7 @@ class Transfers:
             with http.fetch(self._http, journey.url, start=target.done, end=last) as answer:
                 target.align(answer.start, answer.length, end)
                 while block := answer.read_some(http.BLOCK_BYTES):
-                    journey.moved += len(block)
+                    journey.count(len(block))
                     target.add(block)
         except Unavailable:
             if target.done <= before:
@@ -254,6 +263,15 @@ class _Journey:
     deadline: float
     moved: int = 0
     watch: Watch | None = None
+    meter: Callable[[int], None] | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def count(self, size: int) -> None:
+        """Count bytes that were moved; any thread of the transfer calls it."""
+        with self._lock:
+            self.moved += size
+        if self.meter is not None:
+            self.meter(size)
 
     def check(self) -> None:
         if self.cancel is not None and self.cancel.is_set():
@@ -330,4 +348,4 @@ def _blocks(file: BinaryIO, size: int, journey: _Journey) -> Iterator[bytes]:
             raise Corrupt(f"{journey.what}: the file lost {left} of its {size} bytes meanwhile")
         yield block
         left -= len(block)
-        journey.moved += len(block)
+        journey.count(len(block))

@@ -17,7 +17,7 @@ from fl_server.uploads import Uploads
 from runtime.errors import Unavailable
 from storage.keys import RunKeys
 from storage.objects import MemoryStore, Part
-from storage.parts import ArrivedParts, PartSizes, PartsPlace
+from storage.parts import PART_BYTES, ArrivedParts, PartSizes, PartsPlace
 from tests.messages import wire
 from tests.unit.test_run import run_of
 from tests.unit.test_streaming import Bench
@@ -204,71 +204,88 @@ def followed(path: Path, **changes: Any) -> ArrivedParts:
 def test_what_has_arrived_is_known_to_the_next_process(tmp_path: Path) -> None:
     path = tmp_path / "u.parts"
     first = followed(path)
-    for etag in ("e-1", "e-2", "e 3"):
-        first.add(etag)
+    for number, etag in ((2, "e-2"), (1, "e-1"), (3, "e 3")):
+        first.add(number, etag)
     second = followed(path)
-    assert second.etags == ["e-1", "e-2", "e 3"]
-    second.add("e-4")
-    assert followed(path).etags == ["e-1", "e-2", "e 3", "e-4"]
+    assert second.etags == {1: "e-1", 2: "e-2", 3: "e 3"}
+    second.add(5, "e-5")
+    assert followed(path).etags == {1: "e-1", 2: "e-2", 3: "e 3", 5: "e-5"}
 
 
 def test_what_arrives_after_the_file_was_removed_leaves_none(tmp_path: Path) -> None:
     path = tmp_path / "u.parts"
     arrived = followed(path)
-    arrived.add("e-1")
+    arrived.add(1, "e-1")
     path.unlink()
-    arrived.add("e-2")
+    arrived.add(2, "e-2")
     arrived.end()
-    assert arrived.etags == ["e-1", "e-2"]
+    assert arrived.etags == {1: "e-1", 2: "e-2"}
     assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("part_bytes", "at_once"), [(5 << 20, 2), (PART_BYTES, 2), (8_000_000, 2), (8_000_001, 1)]
+)
+def test_what_is_on_its_way_together_is_little(part_bytes: int, at_once: int) -> None:
+    assert place_of(part_bytes=part_bytes).at_once == at_once
+    assert place_of(part_bytes=10**9).at_once == 1
+
+
+@pytest.mark.parametrize("line", ["e-2", "2", "0 e-2", "-1 e-2", "2x e-2"])
+def test_a_damaged_line_is_not_believed(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "u.parts"
+    followed(path).add(1, "e-1")
+    with path.open("a") as file:
+        file.write(f"{line}\n")
+    assert followed(path).etags == {}
 
 
 @pytest.mark.parametrize("changes", [{"upload_id": "u-2"}, {"part_bytes": 11}])
 def test_another_upload_begins_from_nothing(tmp_path: Path, changes: dict[str, Any]) -> None:
     path = tmp_path / "u.parts"
-    followed(path).add("e-1")
+    followed(path).add(1, "e-1")
     other = followed(path, **changes)
-    assert other.etags == []
-    other.add("f-1")
-    assert followed(path, **changes).etags == ["f-1"]
-    assert followed(path).etags == []
+    assert other.etags == {}
+    other.add(1, "f-1")
+    assert followed(path, **changes).etags == {1: "f-1"}
+    assert followed(path).etags == {}
     other.follow(place_of())
-    assert other.etags == []
+    assert other.etags == {}
 
 
 def test_that_an_upload_was_to_be_completed_is_known_to_the_next_process(tmp_path: Path) -> None:
     path = tmp_path / "u.parts"
     first = followed(path)
-    first.add("e-1")
+    first.add(1, "e-1")
     assert not followed(path).ended
     first.end()
     first.end()
     second = followed(path)
-    assert (second.etags, second.ended) == (["e-1"], True)
+    assert (second.etags, second.ended) == ({1: "e-1"}, True)
     second.restart()
-    assert (second.etags, second.ended, path.exists()) == ([], False, False)
+    assert (second.etags, second.ended, path.exists()) == ({}, False, False)
 
 
 def test_fresh_urls_of_the_same_upload_change_nothing(tmp_path: Path) -> None:
     arrived = followed(tmp_path / "u.parts")
-    arrived.add("e-1")
+    arrived.add(1, "e-1")
     (tmp_path / "u.parts").unlink()
     arrived.follow(place_of())
-    assert arrived.etags == ["e-1"]
+    assert arrived.etags == {1: "e-1"}
 
 
 def test_a_file_that_a_power_cut_left_is_never_believed_too_much(tmp_path: Path) -> None:
     path = tmp_path / "u.parts"
     arrived = followed(path)
-    for etag in ("e-1", "e-2"):
-        arrived.add(etag)
+    for number in (1, 2):
+        arrived.add(number, f"e-{number}")
     whole = path.read_bytes()
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
         left = followed(path)
-        assert left.etags in ([], ["e-1"])
-        known = [*left.etags, "e-9"]
-        left.add("e-9")
+        assert left.etags in ({}, {1: "e-1"})
+        known = {**left.etags, 9: "e-9"}
+        left.add(9, "e-9")
         assert followed(path).etags == known
     path.write_bytes(os.urandom(100))
-    assert followed(path).etags == []
+    assert followed(path).etags == {}
