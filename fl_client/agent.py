@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 from broker.messages import (
     Envelope,
@@ -25,7 +26,7 @@ from broker.messages import (
     ServerState,
     decode,
 )
-from broker.outbox import Outbox
+from broker.outbox import Outbox, OutboxDamaged
 from broker.session import (
     Connected,
     Delivery,
@@ -38,6 +39,7 @@ from broker.session import (
 from broker.topics import parse
 from fl_client.calm import CalmPresence
 from fl_client.child import JobProgressed
+from fl_client.desk import Desk, Question
 from fl_client.folder import DeviceFolder
 from fl_client.following import Followed, Follower
 from fl_client.hardware import available_engines
@@ -69,13 +71,16 @@ from fl_client.session import (
     UploadUpdate,
 )
 from fl_client.settings import AgentSettings
+from fl_client.standing import about, gains, is_known, standing
+from fl_client.steward import Need, Steward, Unbounded
 from fl_client.tasks.listing import resolve
 from fl_client.transferring import JobTransfers, Lease
 from fl_client.voice import Voice
-from fl_client.worklog import Worklog
+from fl_client.worklog import Worklog, WorklogDamaged
 from fl_client.workshop import Workshop
 from runtime.errors import AuthenticationFailed, ConfigError, MissingExtra, PeerError
 from runtime.identity import Identity
+from runtime.sqlite import opened_or_begun_anew
 from storage.transfers import Transfers
 
 _LOG = logging.getLogger(__name__)
@@ -83,6 +88,8 @@ _INBOX_MAX = 1000
 _ENDED = frozenset({"completed", "stopped", "failed"})
 _CLOSED_PHASES = frozenset({"aggregating", "evaluating", "ended"})
 _STOP = "stop"
+_LOST_OUTBOX = "results that were not receipted are sent again from the journal of jobs"
+_LOST_JOBS = "what the server has no result of it asks for again"
 
 
 @dataclass(frozen=True)
@@ -107,7 +114,13 @@ class Agent:
         ConfigError: a task is not there, the data folder is in use or of another version.
     """
 
-    def __init__(self, settings: AgentSettings, identity: Identity) -> None:
+    def __init__(
+        self,
+        settings: AgentSettings,
+        identity: Identity,
+        desk: Desk | None = None,
+        steward: Steward | None = None,
+    ) -> None:
         if identity.role != "device":
             raise ConfigError(
                 f"identity {identity.id} is a {identity.role}'s, an agent needs a device's"
@@ -123,21 +136,28 @@ class Agent:
         # a SimpleQueue's put is reentrant, so that a signal handler may call stop()
         self._inbox: queue.SimpleQueue[object] = queue.SimpleQueue()
         self._folder = DeviceFolder(settings.data_dir)
-        self._outbox = Outbox(settings.data_dir / "outbox.sqlite")
-        self._worklog = Worklog(settings.data_dir / "jobs.sqlite")
+        self._outbox = opened_or_begun_anew(
+            Outbox, settings.data_dir / "outbox.sqlite", OutboxDamaged, _LOST_OUTBOX
+        )
+        self._worklog = opened_or_begun_anew(
+            Worklog, settings.data_dir / "jobs.sqlite", WorklogDamaged, _LOST_JOBS
+        )
         self._machine = DeviceSession()
         self._was_connected = False
+        self._desk = desk or Desk()
+        self._steward: Steward = steward or Unbounded()
         self._seen_orders: dict[tuple[int, int], None] = {}
         self._calm = CalmPresence()
         self._leases: dict[JobKey, Lease] = {}
         self._keyring = Keyring(settings.identity, identity)
-        transfers = Transfers(tls=identity.store_trust)
+        transfers = Transfers(tls=identity.store_trust, meter=self._steward.spent)
         self._transfers = JobTransfers(transfers, lambda key: self._inbox.put(_Asked(key)))
         self._transfer_thread = ThreadPoolExecutor(1, "transfer")
         self._workshop = Workshop(
-            identity.id, settings, engine, specs, self._folder, self._inbox.put
+            identity.id, settings, engine, specs, self._folder, self._inbox.put, self._steward
         )
         self._voice = Voice(identity, settings, engine, self._tasks)
+        self._about = {**self._voice.about(), **about(settings, engine, self._tasks)}
         self._follower = Follower(
             ProductionFolder(settings.data_dir, self._keyring.server),
             self._keyring.server,
@@ -152,6 +172,7 @@ class Agent:
             self._offer,
             will=self._voice.will,
             outbox=self._outbox,
+            meter=self._steward.spent,
         )
 
     # --- life ---------------------------------------------------------------------------------
@@ -159,11 +180,13 @@ class Agent:
     def run_forever(self) -> None:
         """Serve until ``stop``."""
         self._session.start()
+        self._desk.open(self._folder.root, self._inbox.put)
         try:
             self._do(self._machine.restore(self._kept_jobs()))
             while self._turn():
                 pass
         finally:
+            self._desk.close()
             for lease in self._leases.values():
                 lease.cancel()
             self._follower.stop()
@@ -171,6 +194,7 @@ class Agent:
             self._workshop.close("the agent stops")
             self._session.stop(self._voice.state("offline"))
             self._transfer_thread.shutdown(cancel_futures=True)
+            self._steward.close()
             self._worklog.close()
             self._outbox.close()
 
@@ -184,6 +208,8 @@ class Agent:
                 _LOG.warning("the update of %s did not survive; it is trained again", job.key)
                 self._worklog.forget(job.key)
                 self._folder.settle(job.key, accepted=False)
+        kept = {job.key for job in whole}
+        self._folder.sweep_updates(kept | self._voice.keys_in(self._outbox))
         return whole
 
     def stop(self) -> None:
@@ -197,8 +223,10 @@ class Agent:
             if self._workshop.idle_left_s() == 0:
                 self._workshop.close("idle")
             item = None
+        self._desk.turned(time.monotonic())
         self._say(self._calm.overdue(time.monotonic()))
         self._follower.look_at_clock(time.monotonic())
+        self._tell_health(self._steward.look(time.monotonic()))
         match item:
             case None:
                 pass
@@ -206,15 +234,19 @@ class Agent:
                 self._deliver(item)
             case Connected():
                 self._was_connected = True
+                self._desk.connected(self._voice.place)
                 self._admitted()
                 self._session.publish(self._voice.info())
                 self._session.publish(self._voice.state(self._machine.presence))
                 self._calm.said(self._machine.presence)
+                self._tell_health(self._steward.health())
             case Disconnected():
+                self._desk.disconnected(item.reason)
                 _LOG.warning("broker connection lost: %s", item.reason)
             case SessionFault():
                 if isinstance(item.error, AuthenticationFailed) and not self._was_connected:
                     raise item.error  # a wrong password at the start is a person's to mend
+                self._desk.faulted(str(item.error))
                 _LOG.error("broker session: %s", item.error)
             case ModelFetched() | UpdateUploaded() | JobFailed():
                 self.handle(item)
@@ -223,14 +255,19 @@ class Agent:
             case _Asked():
                 self._session.publish(self._voice.request(item.key))
             case _Crashed():
-                _LOG.error("a transfer crashed", exc_info=item.error)
-                if item.what is not None:
-                    self.handle(JobFailed(item.what, f"internal error: {item.error!r}"[:2000]))
+                self._crashed(item)
+            case Question():
+                return not self._desk.answer(item, self._standing())
             case str():
                 return item != _STOP
             case _:
                 self._worked(item)
         return True
+
+    def _crashed(self, crash: _Crashed) -> None:
+        _LOG.error("a transfer crashed", exc_info=crash.error)
+        if crash.what is not None:
+            self.handle(JobFailed(crash.what, f"internal error: {crash.error!r}"[:2000]))
 
     def _patience_s(self) -> float | None:
         now_s = time.monotonic()
@@ -238,8 +275,19 @@ class Agent:
             self._workshop.idle_left_s(),
             self._calm.left_s(now_s),
             self._follower.left_s(now_s),
+            self._desk.left_s(now_s),
+            self._steward.left_s(now_s),
         )
         return min((each for each in waits if each is not None), default=None)
+
+    def _standing(self) -> dict[str, Any]:
+        child = self._workshop.child_pid
+        means = self._steward.status()
+        return {**self._about, **standing(self._machine, len(self._outbox), child), **means}
+
+    def _tell_health(self, health: Message | None) -> None:
+        if health is not None:
+            self._session.publish(self._voice.health(health))
 
     def _offer(self, event: SessionEvent) -> bool:
         if self._inbox.qsize() >= _INBOX_MAX:
@@ -312,6 +360,12 @@ class Agent:
         if key not in self._machine.reporting:
             # a power cut may leave a result in the outbox whose job is gone
             self._session.confirm(self._voice.outbox_key(key))
+            active = self._machine.active
+            if active is None or active.key != key:
+                self._folder.settle_orphan(key, accepted=receipt.status == "accepted")
+        else:
+            gained = gains(self._machine.reporting[key])
+            self._desk.ended(key, status=receipt.status, **gained)
         self.handle(ReceiptArrived(receipt))
 
     def _run_changed(self, document: RunDocument) -> None:
@@ -335,6 +389,9 @@ class Agent:
         if order.task not in self._tasks:
             installed = ", ".join(self._tasks)
             return f"task {order.task!r} is not installed here (installed: {installed})"
+        key = JobKey(order.run_id, order.action, order.round, order.attempt)
+        if self._desk.held and not is_known(self._machine, key):
+            return self._desk.held
         if (order.action == "train") != (order.upload is not None):
             return "an order to train needs an upload, an order to evaluate has none"
         return ""
@@ -360,6 +417,7 @@ class Agent:
                 case SendAnswer():
                     if not command.accepted:
                         _LOG.warning("declined %s: %s", command.key, command.reason)
+                        self._desk.declined(command.key, command.reason)
                     self._session.publish(self._voice.answer(command))
                 case RenewUrls():
                     if command.job.key in self._leases:
@@ -419,7 +477,8 @@ class Agent:
         return lease
 
     def _forget(self, command: ForgetJob) -> None:
-        self._session.confirm(self._voice.outbox_key(command.key))
-        self._worklog.forget(command.key)
+        # the files first: what a cut leaves undone is done again at the next receipt
         self._folder.settle(command.key, accepted=command.accepted)
+        self._worklog.forget(command.key)
+        self._session.confirm(self._voice.outbox_key(command.key))
         self._leases.pop(command.key, None)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from fl_client.session import Job, JobKey
 from runtime.errors import Corrupt
-from runtime.files import make_folder
+from runtime.files import make_folder, sync_folder
 from storage.headers import verify_file
 from storage.patches import Earlier, length
 from storage.sending import arrived_path
@@ -20,10 +21,11 @@ class DeviceFolder:
     def __init__(self, root: Path) -> None:
         self.root = root
         make_folder(root)
-        for name in ("models", "updates", "state"):
+        for name in ("models", "updates", "state", "checkpoints"):
             make_folder(root / name)
         # the latest may be gone on with; nobody asks for those of earlier power cuts
-        self._keep_latest("*.part", 1)
+        self._keep_latest("models/*.part", 1)
+        self._keep_latest("checkpoints/*.ckpt", 1)
 
     @property
     def training_log(self) -> Path:
@@ -56,6 +58,16 @@ class DeviceFolder:
         """The algorithm's state on this device, as of the last accepted update of the run."""
         return self.root / "state" / f"{key.run_id}.safetensors"
 
+    def checkpoint(self, key: JobKey) -> Path:
+        """What a training goes on from after a power cut."""
+        return self.root / "checkpoints" / f"{key.run_id}.{key.round}-{key.attempt}.ckpt"
+
+    def drop_checkpoints(self, *, but: Path | None = None) -> None:
+        """Remove the checkpoints, whole or in part, except one: a device trains one thing."""
+        for path in (self.root / "checkpoints").iterdir():
+            if path != but:
+                path.unlink(missing_ok=True)
+
     def is_whole(self, job: Job) -> bool:
         """Whether the job's update is what training wrote, also after a power cut."""
         if job.outcome is None:
@@ -66,33 +78,50 @@ class DeviceFolder:
             return False
         return True
 
+    def sweep_updates(self, wanted: Iterable[JobKey]) -> None:
+        """Remove the updates of all other jobs: a power cut leaves some that nobody knows."""
+        updates = {self.update(key) for key in wanted if key.action == "train"}
+        kept = updates | {arrived_path(path) for path in updates}
+        for path in (self.root / "updates").iterdir():
+            if path not in kept:
+                path.unlink(missing_ok=True)
+
+    def settle_orphan(self, key: JobKey, *, accepted: bool) -> None:
+        """Settle a job that a power cut took out of the journal, if its update lies here."""
+        if key.action == "train" and self.update(key).exists():
+            self.settle(key, accepted=accepted)
+
     def settle(self, key: JobKey, *, accepted: bool) -> None:
         """Remove a job's files; the state that its training wrote stays only if it counted."""
         if key.action == "train":
             update = self.update(key)
             update.unlink(missing_ok=True)
             arrived_path(update).unlink(missing_ok=True)
+            self.checkpoint(key).unlink(missing_ok=True)
             kept = self.state(key)
             written = kept.with_name(f"{kept.name}.next")
             if written.exists() and accepted:
                 written.replace(kept)
+                # the server counts on it from now on
+                sync_folder(kept.parent)
             else:
                 written.unlink(missing_ok=True)
         self._evict_models()
 
     def forget_models(self, run_id: str) -> None:
-        """Remove the models of a run that has ended, whole or in part."""
-        for path in (self.root / "models").glob(f"{run_id}.*"):
-            path.unlink(missing_ok=True)
+        """Remove the models of a run that has ended, whole or in part, and its checkpoint."""
+        for name in ("models", "checkpoints"):
+            for path in (self.root / name).glob(f"{run_id}.*"):
+                path.unlink(missing_ok=True)
 
     def _model(self, job: Job, sha256: str) -> Path:
         # no run id holds a dot, so a run's files are told apart from all others'
         return self.root / "models" / f"{job.key.run_id}.{sha256}.safetensors"
 
     def _evict_models(self) -> None:
-        self._keep_latest("*.safetensors", _KEPT_MODELS)
+        self._keep_latest("models/*.safetensors", _KEPT_MODELS)
 
     def _keep_latest(self, pattern: str, count: int) -> None:
-        found = sorted((self.root / "models").glob(pattern), key=lambda path: path.stat().st_mtime)
+        found = sorted(self.root.glob(pattern), key=lambda path: path.stat().st_mtime)
         for path in found[:-count]:
             path.unlink(missing_ok=True)

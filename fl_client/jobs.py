@@ -33,6 +33,9 @@ class TrainingJob(Frame):
         update_path: where the update goes; None for an evaluation.
         state_path: the algorithm's client state; what training leaves behind is written to
             ``state_path + ".next"`` for the caller to move in place once the update is accepted.
+        checkpoint_path: where the training goes on from after a cut; None: it begins anew.
+        checkpoint_every_s: the shortest pause between two checkpoints.
+        checkpoint_bytes: what the round's checkpoints may write in all.
     """
 
     kind: Literal["job"] = "job"
@@ -50,6 +53,9 @@ class TrainingJob(Frame):
     update_path: str | None = None
     state_path: str | None = None
     codec: str = "float32"
+    checkpoint_path: str | None = None
+    checkpoint_every_s: Annotated[float, Field(ge=0)] = 60.0
+    checkpoint_bytes: Annotated[int, Field(ge=0)] = 256 << 20
 
 
 class Ready(Frame):

@@ -19,6 +19,8 @@ class AgentSettings(BaseModel):
         index: which of ``count`` parts of a shared data set is this device's.
         data_seed: the same on all devices that share a data set.
         keep_warm_s: how long the training process outlives its last job.
+        checkpoint_s: the shortest pause between two checkpoints of a training.
+        checkpoint_mib: what a round's checkpoints may write in all; 0: none are written.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -35,6 +37,8 @@ class AgentSettings(BaseModel):
     folder: Path | None = None
     labels: dict[str, str] = {}
     keep_warm_s: Annotated[float, Field(ge=0)] = 60.0
+    checkpoint_s: Annotated[float, Field(ge=0)] = 60.0
+    checkpoint_mib: Annotated[int, Field(ge=0)] = 256
 
     @model_validator(mode="after")
     def _index_is_a_part(self) -> AgentSettings:

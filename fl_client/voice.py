@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from typing import cast
+
 from broker.author import Author, new_boot_id
 from broker.messages import (
     Ack,
+    Action,
     DeviceInfo,
     DeviceState,
     Message,
@@ -16,6 +20,7 @@ from broker.messages import (
     UpdateRef,
     Usage,
 )
+from broker.outbox import Outbox
 from broker.session import MqttSession, Publication
 from broker.topics import Topics
 from fl_client.hardware import describe
@@ -24,6 +29,8 @@ from fl_client.session import Job, JobKey, SendAnswer
 from fl_client.settings import AgentSettings
 from fl_client.transferring import Lease
 from runtime.identity import Identity
+
+_RESULT = re.compile(r"result/([^/]+)/(train|evaluate)/(\d+)/(\d+)")
 
 
 class Voice:
@@ -39,6 +46,8 @@ class Voice:
         self._author = Author(identity.id, identity.secret_key)
         self._device_id = identity.id
         self._topics = Topics(identity.domain)
+        self._domain = identity.domain
+        self.place = f"{identity.host}:{identity.port}"
         self._settings = settings
         self._engine = engine
         self._tasks = tasks
@@ -47,6 +56,10 @@ class Voice:
     def boot_id(self) -> str:
         """Which connection speaks."""
         return self._author.boot_id
+
+    def about(self) -> dict[str, str]:
+        """Return who speaks, and where to."""
+        return {"device": self._device_id, "domain": self._domain, "broker": self.place}
 
     def subscriptions(self) -> list[str]:
         """Return what the device listens to."""
@@ -90,6 +103,10 @@ class Voice:
             labels=self._settings.labels,
         )
         return self._own("info", info, retain=True)
+
+    def health(self, health: Message) -> Publication:
+        """Return the retained report of how the machine is."""
+        return self._own("health", health, retain=True)
 
     def request(self, key: JobKey) -> Publication:
         """Return the request for the order again, with fresh URLs."""
@@ -163,6 +180,15 @@ class Voice:
     def outbox_key(key: JobKey) -> str:
         """Return what a job's result is called in the outbox."""
         return f"result/{key.run_id}/{key.action}/{key.round}/{key.attempt}"
+
+    @staticmethod
+    def keys_in(outbox: Outbox) -> set[JobKey]:
+        """Return the jobs whose results wait in the outbox."""
+        found = (_RESULT.fullmatch(row.key) for row in outbox.pending())
+        return {
+            JobKey(run_id, cast("Action", action), int(number), int(attempt))
+            for run_id, action, number, attempt in (match.groups() for match in found if match)
+        }
 
     def _own(self, leaf: str, message: Message, *, retain: bool = False) -> Publication:
         return self._author.write(

@@ -8,12 +8,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from fl_client import child as training
 from fl_client.folder import DeviceFolder
 from fl_client.jobs import TrainingJob
 from fl_client.session import Event, Job, JobFailed, JobKey, Outcome, WorkFinished
 from fl_client.settings import AgentSettings
+from fl_client.steward import Steward
 
 _LOG = logging.getLogger(__name__)
 
@@ -34,6 +36,7 @@ class Workshop:
         specs: Mapping[str, str],
         folder: DeviceFolder,
         post: Callable[[object], None],
+        steward: Steward,
     ) -> None:
         self._device_id = device_id
         self._settings = settings
@@ -41,11 +44,17 @@ class Workshop:
         self._specs = specs
         self._folder = folder
         self._post = post
+        self._steward = steward
         self._child: training.TrainingChild | None = None
         self._task = ""
         self._run_id = ""
         self._used_s = 0.0
         self._load_failure = ""
+
+    @property
+    def child_pid(self) -> int | None:
+        """The training process, None when there is none."""
+        return self._child.pid if self._child is not None and self._child.running else None
 
     def submit(self, job: Job) -> None:
         """Start the work of a job; it ends as an event that ``translate`` reads."""
@@ -67,8 +76,21 @@ class Workshop:
                 base_sha256=order.model.sha256,
                 update_path=str(self._folder.update(key)) if train else None,
                 state_path=str(self._folder.state(key)) if train else None,
+                **(self._checkpoint(key) if train else {}),
             )
         )
+
+    def _checkpoint(self, key: JobKey) -> dict[str, Any]:
+        """Return where the training goes on from; what other orders left is removed."""
+        path, settings = self._folder.checkpoint(key), self._settings
+        self._folder.drop_checkpoints(but=path)
+        if not settings.checkpoint_mib:
+            return {}
+        return {
+            "checkpoint_path": str(path),
+            "checkpoint_every_s": settings.checkpoint_s,
+            "checkpoint_bytes": settings.checkpoint_mib << 20,
+        }
 
     def cancel(self) -> None:
         """End the work that is under way, if any."""
@@ -134,6 +156,8 @@ class Workshop:
                 ),
                 self._post,
                 log=self._folder.training_log,
+                environment=self._steward.environment(),
+                started=self._steward.adopt,
             )
         self._used_s = time.monotonic()
         return self._child

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fl_client.agent import Agent
+from fl_client.desk import Desk
 from fl_client.settings import AgentSettings
 from runtime.errors import ConfigError
 from runtime.identity import Identity
@@ -10,7 +11,7 @@ from runtime.identity import Identity
 ENGINE = "numpy"
 
 
-def make_agent(settings: AgentSettings, identity: Identity) -> Agent:
+def make_agent(settings: AgentSettings, identity: Identity, desk: Desk | None = None) -> Agent:
     """Return the agent of a constrained device.
 
     Raises:
@@ -21,4 +22,4 @@ def make_agent(settings: AgentSettings, identity: Identity) -> Agent:
             f"the Raspberry Pi runner trains on the {ENGINE} engine, not on {settings.engine!r}; "
             "for torch on a Pi use `rengo client`"
         )
-    return Agent(settings, identity)
+    return Agent(settings, identity, desk)

@@ -13,13 +13,16 @@ from rengo.cli.common import Commands, add_command, configure_logs, serve
 from rengo.folder import SiteFolder, default_home
 from runtime.brokerurl import parse_url, url_of
 from runtime.config import load, read_toml
+from runtime.environments import Trial
 from runtime.errors import AccessDenied, ConfigError, Unavailable
 from runtime.files import make_folder
 from runtime.identity import Identity, TlsTrust, read_identity
 from runtime.locks import take_lock
+from runtime.notify import Notifier
 from runtime.retry import retrying
 
 if TYPE_CHECKING:
+    from fl_client.desk import Desk
     from storage.s3 import S3Store
 
 _LOG = logging.getLogger(__name__)
@@ -132,7 +135,7 @@ def run_client(options: argparse.Namespace) -> int:
     given = _given(options, ("engine", "profile"))
     with _Identity(options) as found:
         settings = load(AgentSettings, options.config, "RENGO_AGENT", found.defaults | given)
-        agent = Agent(settings, found.read(settings.identity))
+        agent = Agent(settings, found.read(settings.identity), _desk())
         serve(agent.run_forever, agent.stop)
     return 0
 
@@ -146,9 +149,15 @@ def run_iot(options: argparse.Namespace) -> int:
     given = _given(options, ()) | {"engine": "numpy", "profile": "pi"}
     with _Identity(options) as found:
         settings = load(AgentSettings, options.config, "RENGO_AGENT", found.defaults | given)
-        agent = make_agent(settings, found.read(settings.identity))
+        agent = make_agent(settings, found.read(settings.identity), _desk())
         serve(agent.run_forever, agent.stop)
     return 0
+
+
+def _desk() -> Desk:
+    from fl_client.desk import Desk  # noqa: PLC0415
+
+    return Desk(Notifier.of_environment(), Trial.of_environment())
 
 
 def _given(options: argparse.Namespace, more: tuple[str, ...]) -> dict[str, Any]:
