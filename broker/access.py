@@ -80,6 +80,7 @@ RULES: dict[Role, _Rule] = {
         publish=(
             ("dev", _ME, "state"),
             ("dev", _ME, "info"),
+            ("dev", _ME, "health"),
             ("dev", _ME, "ack"),
             ("dev", _ME, "progress"),
             ("dev", _ME, "result"),
@@ -101,6 +102,7 @@ RULES: dict[Role, _Rule] = {
             # a device that is lost or revoked cannot clear its own retained documents
             ("dev", _ANY, "state"),
             ("dev", _ANY, "info"),
+            ("dev", _ANY, "health"),
             ("run", _ANY, "state"),
             ("run", _ANY, "events"),
             ("model", _ANY, "state"),
@@ -111,6 +113,7 @@ RULES: dict[Role, _Rule] = {
             ("server", "", "state"),
             ("dev", _ANY, "state"),
             ("dev", _ANY, "info"),
+            ("dev", _ANY, "health"),
             ("dev", _ANY, "ack"),
             ("dev", _ANY, "progress"),
             ("dev", _ANY, "result"),

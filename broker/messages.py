@@ -92,6 +92,34 @@ class DeviceInfo(Message):
     labels: Annotated[dict[str, Text], Field(max_length=64)] = {}
 
 
+class DeviceHealth(Message):
+    """How a device's machine is, retained. None is unknown: not every machine can tell everything.
+
+    ``load`` is of one minute for each CPU, ``disk_wear_percent`` what the medium says is used of
+    its life, ``link_dbm`` the signal of Wi-Fi. ``throttled`` names what holds the processor back
+    now. ``paused`` is why no training goes on, empty when it may. ``data_left_bytes`` may still go
+    over the network today.
+    """
+
+    kind = "health"
+    place = ("dev", "health")
+    temperature_c: Finite | None = None
+    throttled: Annotated[list[Id], Field(max_length=8)] | None = None
+    under_voltage: bool | None = None
+    load: Finite | None = None
+    memory_available_bytes: Size | None = None
+    disk_free_bytes: Size | None = None
+    disk_wear_percent: Annotated[int, Field(ge=0, le=200)] | None = None
+    link: Annotated[str, Field(max_length=64)] | None = None
+    link_dbm: Finite | None = None
+    metered: bool | None = None
+    battery_percent: Annotated[int, Field(ge=0, le=100)] | None = None
+    on_battery: bool | None = None
+    clock_synced: bool | None = None
+    paused: Text = ""
+    data_left_bytes: Size | None = None
+
+
 class Patch(Message):
     """Who holds the file ``base_sha256`` needs only these byte ranges ``[start, end)`` of another.
 
@@ -396,6 +424,7 @@ KINDS: dict[str, type[Message]] = {
         ServerState,
         DeviceState,
         DeviceInfo,
+        DeviceHealth,
         Order,
         Ack,
         Progress,

@@ -53,6 +53,16 @@ _TWIN_PAUSE_S: Final = 10.0
 _INBOX_RETRY_S: Final = 0.1
 _REDELIVER_AFTER_S: Final = 5.0
 _FAREWELL_S: Final = 2.0
+# what TCP, TLS and MQTT add to a message and its acknowledgement, roughly
+_PACKET_BYTES: Final = 150
+
+
+def _unmetered(count: int) -> None:
+    del count
+
+
+def _wire_bytes(message: Publication | Delivery) -> int:
+    return len(message.topic) + len(message.payload) + _PACKET_BYTES
 
 
 class MqttSession:
@@ -67,6 +77,7 @@ class MqttSession:
             asked on the session's thread before each connection, so that a will can name its own.
         outbox: what :meth:`send` needs; the caller closes it after :meth:`stop`.
         resend_s: how long a message waits for :meth:`confirm` before it is sent again.
+        meter: is told of the bytes of each message that comes or goes, on any thread.
 
     Raises:
         ConfigError, MessageTooLarge: the will is not publishable.
@@ -81,6 +92,7 @@ class MqttSession:
         will: Publication | Callable[[], Publication] | None = None,
         outbox: Outbox | None = None,
         resend_s: float = 10.0,
+        meter: Callable[[int], None] = _unmetered,
     ) -> None:
         if isinstance(will, Publication):
             check_message(will.topic, will.payload)
@@ -88,6 +100,7 @@ class MqttSession:
         self._subscriptions = tuple(subscriptions)
         self._inbox = Inbox(events)
         self._will = will
+        self._meter = meter
         self._outbox = outbox
         self._replay = None if outbox is None else Replay(outbox, resend_s)
         self._thread: threading.Thread | None = None
@@ -229,7 +242,9 @@ class MqttSession:
         with self._changed:
             up.unanswered += 1  # first, since the answer may come before publish returns
         mid = up.publish(publication)
-        if mid is None:
+        if mid is not None:
+            self._meter(_wire_bytes(publication))
+        else:
             with self._changed:
                 up.unanswered -= 1
                 self._changed.notify_all()
@@ -250,6 +265,7 @@ class MqttSession:
             self._changed.notify_all()
 
     def _on_delivery(self, delivery: Delivery) -> None:
+        self._meter(_wire_bytes(delivery))
         if not self._inbox.deliver(delivery):
             self._wake.set()
 

@@ -1,7 +1,7 @@
 """The topic grammar: the only place that builds or parses an MQTT topic.
 
     rengo/v1/{domain}/server/state
-    rengo/v1/{domain}/dev/{id}/{state,info,task,receipt,ack,progress,result,request}
+    rengo/v1/{domain}/dev/{id}/{state,info,health,task,receipt,ack,progress,result,request}
     rengo/v1/{domain}/run/{run}/{state,events}
     rengo/v1/{domain}/model/{task}/state
     rengo/v1/{domain}/op/{id}/{request,reply}
@@ -27,7 +27,12 @@ Area = Literal["server", "dev", "run", "model", "op", "enroll"]
 
 LEAVES: dict[Area, frozenset[str]] = {
     "server": frozenset({"state"}),
-    "dev": frozenset({"state", "info", "task", "receipt", "ack", "progress", "result", "request"}),
+    "dev": frozenset(
+        {
+            *("state", "info", "health"),
+            *("task", "receipt", "ack", "progress", "result", "request"),
+        }
+    ),
     "run": frozenset({"state", "events"}),
     "model": frozenset({"state"}),
     "op": frozenset({"request", "reply"}),
@@ -38,6 +43,7 @@ RETAINED: frozenset[tuple[Area, str]] = frozenset(
         ("server", "state"),
         ("dev", "state"),
         ("dev", "info"),
+        ("dev", "health"),
         ("run", "state"),
         ("model", "state"),
     }

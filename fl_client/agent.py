@@ -71,8 +71,8 @@ from fl_client.session import (
     UploadUpdate,
 )
 from fl_client.settings import AgentSettings
-from fl_client.standing import about, gains, is_known, standing
-from fl_client.steward import Need, Steward, Unbounded
+from fl_client.standing import about, gains, is_known, needed, standing
+from fl_client.steward import Steward, Unbounded
 from fl_client.tasks.listing import resolve
 from fl_client.transferring import JobTransfers, Lease
 from fl_client.voice import Voice
@@ -394,7 +394,9 @@ class Agent:
             return self._desk.held
         if (order.action == "train") != (order.upload is not None):
             return "an order to train needs an upload, an order to evaluate has none"
-        return ""
+        if is_known(self._machine, key):
+            return ""
+        return self._steward.refusal(order, needed(order, self._machine, self._folder))
 
     def handle(self, event: Event) -> None:
         """Give an event to the machine and carry out its commands."""

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TypeAlias, cast
@@ -133,6 +133,8 @@ class TrainingChild:
     Args:
         events: called on a reader thread; it must only enqueue.
         log: where the child's standard error goes (created 0600, appended); None: to ours.
+        environment: laid over ours.
+        started: is told the process's id at once, before it has done anything.
     """
 
     def __init__(
@@ -141,10 +143,14 @@ class TrainingChild:
         events: Callable[[ChildEvent], None],
         *,
         log: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+        started: Callable[[int], None] | None = None,
     ) -> None:
         self._settings = settings
         self._events = events
         self._log = log
+        self._environment = {**_ENVIRONMENT, **(environment or {})}
+        self._started = started
         self._life: _Life | None = None
 
     @property
@@ -167,7 +173,10 @@ class TrainingChild:
     def start(self) -> None:
         """Start the process, unless it runs; ``submit`` does so by itself."""
         if self._life is None or self._life.ended:
-            self._life = _Life(_popen(self._settings.argv(), self._log), self._events, self._log)
+            process = _popen(self._settings.argv(), self._log, self._environment)
+            if self._started is not None:
+                self._started(process.pid)
+            self._life = _Life(process, self._events, self._log)
 
     def submit(self, job: TrainingJob) -> None:
         """Hand over a job and return; how it goes arrives as events.
@@ -285,7 +294,9 @@ class _Life:
         return f"training exited with status {returncode}" + (f": {last}" if last else "")
 
 
-def _popen(argv: list[str], log: Path | None) -> subprocess.Popen[bytes]:
+def _popen(
+    argv: list[str], log: Path | None, environment: Mapping[str, str]
+) -> subprocess.Popen[bytes]:
     descriptor = None
     if log is not None:
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -296,7 +307,7 @@ def _popen(argv: list[str], log: Path | None) -> subprocess.Popen[bytes]:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=descriptor,
-            env={**os.environ, **_ENVIRONMENT},
+            env={**os.environ, **environment},
             # Ctrl-C on the terminal reaches the agent alone, which then ends the child
             process_group=0,
         )

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from broker.messages import Order
 from fl_client.desk import rss_bytes
+from fl_client.folder import DeviceFolder
 from fl_client.session import DeviceSession, Job, JobKey
 from fl_client.settings import AgentSettings
+from fl_client.steward import Need
+from storage.patches import length
 
 
 def standing(machine: DeviceSession, waiting_messages: int, child: int | None) -> dict[str, Any]:
@@ -41,8 +45,32 @@ def about(settings: AgentSettings, engine: str, tasks: list[str]) -> dict[str, A
 
 def is_known(machine: DeviceSession, key: JobKey) -> bool:
     """Return whether the device is at this very job already."""
-    at_work = machine.active is not None and machine.active.key == key
-    return at_work or key in machine.reporting
+    jobs = [*machine.waiting, *([machine.active] if machine.active else [])]
+    return key in machine.reporting or any(job.key == key for job in jobs)
+
+
+def needed(order: Order, machine: DeviceSession, folder: DeviceFolder) -> Need:
+    """Return what an order would cost, beside what is promised to the orders taken before."""
+    jobs = [*machine.waiting, *([machine.active] if machine.active else [])]
+    promised = [_traffic(Job(job.key, job.order), folder) for job in jobs]
+    key = JobKey(order.run_id, order.action, order.round, order.attempt)
+    down, up = _traffic(Job(key, order), folder)
+    return Need(
+        download_bytes=down,
+        upload_bytes=up,
+        # the update beside the state that its algorithm leaves
+        disk_bytes=down + 2 * up,
+        promised_bytes=sum(sum(each) for each in promised),
+    )
+
+
+def _traffic(job: Job, folder: DeviceFolder) -> tuple[int, int]:
+    size = job.order.model.size_bytes
+    up = 0 if job.order.upload is None else size
+    if folder.model(job).is_file():
+        return 0, up
+    earlier = folder.earlier_model(job)
+    return (size if earlier is None else length(earlier.changed)), up
 
 
 def gains(job: Job) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What keeps an agent within its machine's means: budgets, limits and guards, as the agent sees them.
+"""What keeps an agent within its machine's means: budgets, limits and guards, as it sees them.
 
 The agent asks before it takes an order and tells what it spends. It knows no sensor and no limit:
 ``iot`` has the steward that does, and :class:`Unbounded` is none.
@@ -85,10 +85,12 @@ class Unbounded:
     def look(self, now_s: float) -> Message | None:
         """See nothing."""
         del now_s
+        return None
 
     def left_s(self, now_s: float) -> float | None:
         """Never wake the agent."""
         del now_s
+        return None
 
     def health(self) -> Message | None:
         """Know nothing."""

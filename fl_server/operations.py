@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from broker.messages import KeyText, Sha256
+from broker.messages import KeyText, Message, Sha256
 from fl_server import report
 from fl_server.arguments import (
     PAGE_BYTES,
@@ -177,6 +177,7 @@ class Operations:
             if device_id <= page.after:
                 continue
             row = _device_row(device_id, members.get(device_id), present.get(device_id))
+            row |= _reported(self._server.presence.reports(device_id))
             left -= len(json.dumps(row))
             if rows and left < 0:
                 return {"devices": rows, "more": True}
@@ -372,6 +373,12 @@ class Operations:
         if run is None:
             raise NotFound(f"no run {run_id!r}; `rengo runs ls` lists them")
         return run
+
+
+def _reported(reports: Mapping[str, Message]) -> Result:
+    """Return what a device reports of itself, by kind; less of what says too much."""
+    said = {kind: report.model_dump() for kind, report in reports.items()}
+    return {kind: each for kind, each in said.items() if len(json.dumps(each)) < _DEVICE_ROW_BYTES}
 
 
 def _device_row(device_id: str, member: DeviceRecord | None, device: Device | None) -> Result:

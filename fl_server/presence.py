@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from broker.messages import DeviceInfo, DeviceState
+from broker.messages import DeviceInfo, DeviceState, Message
 from fl_server.events import DeviceJoined, DeviceLeft
 
 
@@ -28,6 +29,7 @@ class Presence:
 
     devices: dict[str, Device] = field(default_factory=dict)
     _infos: dict[str, DeviceInfo] = field(default_factory=dict)
+    _reports: dict[str, dict[str, Message]] = field(default_factory=dict)
     _heard: set[str] = field(default_factory=set)
 
     def reconnected(self) -> None:
@@ -38,6 +40,7 @@ class Presence:
         """Drop a device that may not take part any more."""
         self.devices.pop(device_id, None)
         self._infos.pop(device_id, None)
+        self._reports.pop(device_id, None)
         self._heard.discard(device_id)
 
     def take_info(self, device_id: str, info: DeviceInfo) -> None:
@@ -45,6 +48,14 @@ class Presence:
         self._infos[device_id] = info
         if device_id in self.devices:
             self.devices[device_id].info = info
+
+    def take_report(self, device_id: str, report: Message) -> None:
+        """Keep the latest report of its kind; it is for people alone."""
+        self._reports.setdefault(device_id, {})[report.kind] = report
+
+    def reports(self, device_id: str) -> Mapping[str, Message]:
+        """Return a device's latest reports by kind."""
+        return self._reports.get(device_id, {})
 
     def take_state(self, device_id: str, state: DeviceState) -> DeviceJoined | DeviceLeft | None:
         """Take a presence message and return the event that it means, if any.

@@ -24,6 +24,7 @@ from broker.folders import RefusedConnection
 from broker.messages import (
     Ack,
     Claim,
+    DeviceHealth,
     DeviceInfo,
     DeviceState,
     Message,
@@ -186,7 +187,7 @@ class Server:
     def _subscriptions(self) -> list[str]:
         device = [
             self._topics.device("+", leaf)
-            for leaf in ("state", "info", "ack", "progress", "result", "request")
+            for leaf in ("state", "info", "health", "ack", "progress", "result", "request")
         ]
         return [*device, self._topics.operator("+", "request"), self._topics.enroll("+")]
 
@@ -415,6 +416,8 @@ class Server:
                 self._device_state(address.id, message)
             case DeviceInfo():
                 self.presence.take_info(address.id, message)
+            case DeviceHealth():
+                self.presence.take_report(address.id, message)
             case Result():
                 self._result(address.id, message)
             case Ack():
@@ -456,7 +459,7 @@ class Server:
     def forget(self, device: DeviceRecord) -> None:
         """Take a revoked device, which the broker has forgotten, out of everything here."""
         self.members.is_cut_off(device)
-        for leaf in ("state", "info"):
+        for leaf in ("state", "info", "health"):
             self._clear(self._topics.device(device.id, leaf))
         self.presence.forget(device.id)
         for run in self.runs.values():

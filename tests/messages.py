@@ -10,6 +10,7 @@ from broker.messages import (
     Ack,
     Claim,
     ClaimAnswer,
+    DeviceHealth,
     DeviceInfo,
     DeviceState,
     Message,
@@ -56,6 +57,14 @@ SAMPLES: dict[str, Message] = {
             versions={"numpy": "2.0"},
             tasks=["digits"],
             labels={"room": "Küche"},
+        ),
+        DeviceHealth(
+            temperature_c=61.5,
+            throttled=["arm-capped"],
+            under_voltage=False,
+            memory_available_bytes=1 << 28,
+            link="wlan0",
+            paused="the processor is at 76 °C",
         ),
         Order(
             epoch=3,

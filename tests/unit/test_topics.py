@@ -46,6 +46,7 @@ def test_what_is_retained() -> None:
         ("server", "state"),
         ("dev", "state"),
         ("dev", "info"),
+        ("dev", "health"),
         ("run", "state"),
         ("model", "state"),
     }
