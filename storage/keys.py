@@ -5,6 +5,8 @@ projects/{p}/runs/{run}/manifests/{version}.json
 projects/{p}/runs/{run}/records/{version}.json
 projects/{p}/runs/{run}/state/{version}.safetensors
 projects/{p}/runs/{run}/updates/{round}/{attempt}/{device}.upd
+projects/{p}/bundles/{sha256}.rtask
+projects/{p}/bundles/incoming/{sha256}.rtask
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ _UPDATE = re.compile(r"updates/(\d{6,})/(\d{3,})/([a-z0-9_-]{1,64})\.upd")
 _VERSION = re.compile(
     r"(?:(?:global|state)/(\d{6,})\.safetensors|(?:manifests|records)/(\d{6,})\.json)"
 )
+_BUNDLE = re.compile(r"([0-9a-f]{64})\.rtask")
 
 
 @dataclass(frozen=True)
@@ -76,3 +79,33 @@ class RunKeys:
 def runs_prefix(project: str) -> str:
     """What the keys of all of a project's runs begin with."""
     return f"projects/{project}/runs/"
+
+
+@dataclass(frozen=True)
+class BundleKeys:
+    """The keys of a project's task bundles."""
+
+    project: str
+
+    @property
+    def prefix(self) -> str:
+        """What every key of a bundle begins with."""
+        return f"projects/{self.project}/bundles/"
+
+    @property
+    def arriving(self) -> str:
+        """What the keys of bundles begin with that nobody has checked yet."""
+        return f"{self.prefix}incoming/"
+
+    def bundle(self, sha256: str) -> str:
+        """A bundle that the server has checked; never changed."""
+        return f"{self.prefix}{sha256}.rtask"
+
+    def incoming(self, sha256: str) -> str:
+        """Where an operator puts a bundle."""
+        return f"{self.arriving}{sha256}.rtask"
+
+    def sha256_of(self, key: str) -> str | None:
+        """Return which bundle a key is, None for other keys."""
+        match = _BUNDLE.fullmatch(key.removeprefix(self.prefix))
+        return None if match is None else match[1]
