@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from broker.limits import check_message
 from runtime.errors import ConfigError, RengoError
+from runtime.sqlite import is_damage, require_sound
 
 Until = Literal["puback", "confirm"]
+_UNTIL = frozenset(get_args(Until))
+_LOG = logging.getLogger(__name__)
 
 _SCHEMA_VERSION = 1
 _SCHEMA = """
@@ -33,8 +38,8 @@ class OutboxError(RengoError):
     """The outbox's file cannot be read or written (disk full, damaged): the message is not safe."""
 
 
-class OutboxUnusable(OutboxError, ConfigError):
-    """The file is damaged: a person must mend it."""
+class OutboxDamaged(OutboxError):
+    """The file is damaged: it is of no use, nor will be."""
 
 
 class OutboxFull(OutboxError):
@@ -65,6 +70,7 @@ class Outbox:
 
     Raises:
         ConfigError: another process has the file open, or a newer Rengo wrote it.
+        OutboxDamaged: the file is damaged.
         OutboxError: the file cannot be opened.
     """
 
@@ -97,6 +103,7 @@ class Outbox:
         try:
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")
+            require_sound(self._db)
             (version,) = self._db.execute("PRAGMA user_version").fetchone()
             if version > _SCHEMA_VERSION:
                 raise ConfigError(
@@ -114,9 +121,25 @@ class Outbox:
                     "two identities must not share a data folder"
                 ) from error
             raise
+        self._drop_unreadable()
         self._rows, self._bytes, self._newest = self._db.execute(
             "SELECT count(*), coalesce(sum(length(payload)), 0), coalesce(max(seq), 0) FROM outbox"
         ).fetchone()
+
+    def _drop_unreadable(self) -> None:
+        """Remove what is no message: the file is sound, but a page of it has lost its content."""
+        self._db.text_factory = partial(str, encoding="utf-8", errors="replace")
+        for seq, key, topic, payload, _, until in self._db.execute(
+            f"SELECT {_COLUMNS} FROM outbox"  # noqa: S608 (constant text)
+        ).fetchall():
+            try:
+                texts = isinstance(key, str) and isinstance(topic, str) and "\ufffd" not in key
+                if not texts or not isinstance(payload, bytes) or until not in _UNTIL:
+                    raise ConfigError("it is damaged")
+                check_message(topic, payload)
+            except RengoError as error:
+                _LOG.error("the outbox %s: message %s is lost: %s", self.path, seq, error)
+                self._db.execute("DELETE FROM outbox WHERE seq = ?", (seq,))
 
     @property
     def newest_seq(self) -> int:
@@ -242,9 +265,7 @@ class Outbox:
         try:
             yield
         except sqlite3.DatabaseError as error:
-            damaged = error.sqlite_errorcode in {sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT}
-            kind = OutboxUnusable if damaged else OutboxError
-            mend = "; remove the file to start afresh (unsent results are lost)" if damaged else ""
-            raise kind(f"the outbox {self.path}: {error}{mend}") from error
+            kind = OutboxDamaged if is_damage(error) else OutboxError
+            raise kind(f"the outbox {self.path}: {error}") from error
         except sqlite3.Error as error:
             raise OutboxError(f"the outbox {self.path}: {error}") from error

@@ -8,6 +8,7 @@ to round. It ends when standard input ends, at once, also in the middle of a job
 from __future__ import annotations
 
 import argparse
+import hashlib
 import logging
 import os
 import queue
@@ -22,7 +23,8 @@ from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
 import algorithms
-from fl_client.engines.base import LocalRound, LocalUpdate, TrainingFailed, no_progress
+from fl_client.checkpoint import FileCheckpoint, Pace
+from fl_client.engines.base import LocalRound, LocalUpdate, no_progress
 from fl_client.jobs import (
     Done,
     Failed,
@@ -52,8 +54,13 @@ from storage.weights import Array, Weights, read_safetensors, write_safetensors
 
 __all__ = ["TrainingJob", "main", "perform"]
 
+_LOG = logging.getLogger(__name__)
 _PROGRESS_EVERY_S = 0.5
 _MAX_REASON_CHARS = 1500
+_OF_A_TRAINING = {
+    *("run_id", "round", "attempt", "device_id", "base_sha256", "seed"),
+    *("algorithm", "algorithm_settings"),
+}
 
 
 Reporter: TypeAlias = Callable[[float, float | None], None]
@@ -125,6 +132,7 @@ def perform(participant: Participant, job: TrainingJob, progress: Reporter = no_
     """
     started = time.monotonic()
     weights = _read_weights(Path(job.model_path))
+    checkpoint = _checkpoint(participant, job)
     plan = LocalRound(
         algorithm=algorithms.load(job.algorithm, job.algorithm_settings),
         settings=participant.task.training.overridden(job.training),
@@ -133,6 +141,7 @@ def perform(participant: Participant, job: TrainingJob, progress: Reporter = no_
         device_id=job.device_id,
         state=_read_state(job),
         progress=progress,
+        checkpoint=checkpoint,
     )
     if job.action == "evaluate":
         count, metrics = participant.evaluate(weights, plan)
@@ -140,6 +149,8 @@ def perform(participant: Participant, job: TrainingJob, progress: Reporter = no_
     update = participant.train(weights, plan)
     written = _write_update(job, plan, weights, update)
     _write_state(job, update)
+    if checkpoint is not None:
+        checkpoint.discard()
     return _done(update.num_examples, update.metrics, written, started)
 
 
@@ -220,7 +231,28 @@ def _read_state(job: TrainingJob) -> dict[str, Array]:
     try:
         return read_safetensors(path).arrays()
     except Corrupt as error:
-        raise TrainingFailed(f"the algorithm's client state is damaged: {error}") from error
+        # it was on the disk before the server counted on it: the card itself has lost it
+        _LOG.error("the algorithm's state of this device is lost, it begins anew: %s", error)
+        return {}
+
+
+def _checkpoint(participant: Participant, job: TrainingJob) -> FileCheckpoint | None:
+    """Return where the training goes on from, bound to all that it is a function of but the data.
+
+    How a batch is cut into pieces is left out: after an out-of-memory kill it is cut smaller.
+    """
+    if job.checkpoint_path is None:
+        return None
+    state = Path(job.state_path or "")
+    order = {
+        **job.model_dump(include=_OF_A_TRAINING),
+        "training": {name: job.training[name] for name in job.training if name != "micro_batch"},
+        "task": participant.task.name,
+        "engine": participant.engine.name,
+        "state": hashlib.sha256(state.read_bytes()).hexdigest() if state.is_file() else "",
+    }
+    pace = Pace(job.checkpoint_every_s, job.checkpoint_bytes)
+    return FileCheckpoint(Path(job.checkpoint_path), order, pace)
 
 
 def _write_update(
@@ -252,22 +284,26 @@ def _write_state(job: TrainingJob, update: LocalUpdate) -> None:
         # what an attempt that was never accepted left behind must not become permanent
         pending.unlink(missing_ok=True)
         return
-    with _whole_file(pending) as out:
+    with _whole_file(pending, forced=True) as out:
         write_safetensors(Weights.from_arrays(update.state), out)
 
 
 @contextmanager
-def _whole_file(path: Path) -> Iterator[BinaryIO]:
+def _whole_file(path: Path, *, forced: bool = False) -> Iterator[BinaryIO]:
     """Open a file that appears under its name when the block ends without an error.
 
-    It is not forced to the disk: cards wear, and after a power cut the agent checks every hash
-    before it uses the file.
+    Args:
+        forced: it is on the disk then. What the agent checks by a hash before it uses it, and can
+            have again, is not forced: cards wear.
     """
     part = path.with_name(path.name + ".part")
     try:
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "wb") as out:
             yield out
+            if forced:
+                out.flush()
+                os.fsync(out.fileno())
         part.replace(path)
     except OSError as error:
         raise Unavailable(f"{path} cannot be written: {error.strerror}") from error

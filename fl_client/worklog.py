@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import logging
 import sqlite3
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from broker.messages import Order
 from fl_client.session import Job, JobKey, Outcome, Stage
 from runtime.errors import ConfigError, RengoError
-from runtime.sqlite import is_disk_trouble
+from runtime.sqlite import is_damage, is_disk_trouble, require_sound
 
+_LOG = logging.getLogger(__name__)
 _SCHEMA_VERSION = 1
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS jobs (
@@ -23,9 +26,6 @@ CREATE TABLE IF NOT EXISTS jobs (
     PRIMARY KEY (run_id, action, round, attempt)
 )
 """
-
-
-_MEND = "remove the file to start afresh (unsent results are lost)"
 _KEY, _OUTCOME = TypeAdapter(JobKey), TypeAdapter(Outcome)
 _STAGE: TypeAdapter[Stage] = TypeAdapter(Stage)
 
@@ -34,16 +34,20 @@ class WorklogError(RengoError):
     """The device's journal cannot be written or read (disk full)."""
 
 
+class WorklogDamaged(WorklogError):
+    """The file is damaged: it is of no use, nor will be."""
+
+
 class WorklogUnusable(WorklogError, ConfigError):
-    """The file is damaged, of another version or not to be opened: a person must mend it."""
+    """The file is of another version or not to be opened: a person must mend it."""
 
 
 class Worklog:
     """One row a job; what is written outlives this process at once. One thread calls it.
 
     Raises:
-        WorklogUnusable: another version of Rengo wrote the file, it is damaged, or it cannot be
-            opened.
+        WorklogDamaged: the file is damaged.
+        WorklogUnusable: another version of Rengo wrote the file, or it cannot be opened.
         WorklogError: the disk is full.
     """
 
@@ -62,7 +66,10 @@ class Worklog:
             raise
 
     def _open(self) -> None:
+        # a sound file may have a page that lost its content; such a row is no job, see ``jobs``
+        self._db.text_factory = partial(str, encoding="utf-8", errors="replace")
         try:
+            require_sound(self._db)
             (version,) = self._db.execute("PRAGMA user_version").fetchone()
             if version not in {0, _SCHEMA_VERSION}:
                 raise WorklogUnusable(
@@ -78,7 +85,9 @@ class Worklog:
         except sqlite3.Error as error:
             if is_disk_trouble(error):
                 raise WorklogError(f"{self.path}: {error}; is the disk full?") from error
-            raise WorklogUnusable(f"{self.path}: {error}; {_MEND}") from error
+            if is_damage(error):
+                raise WorklogDamaged(f"{self.path}: {error}") from error
+            raise WorklogUnusable(f"{self.path}: {error}") from error
 
     def close(self) -> None:
         """Release the file."""
@@ -97,28 +106,29 @@ class Worklog:
         )
 
     def jobs(self) -> list[Job]:
-        """Return every kept job.
+        """Return every kept job; a row that makes none is removed, and its job done again."""
+        rows = self._execute("SELECT rowid, * FROM jobs ORDER BY round, attempt", ()).fetchall()
+        return [job for number, *row in rows if (job := self._job(number, row)) is not None]
 
-        Raises:
-            WorklogUnusable: a row is damaged; the text names it.
-        """
-        rows = self._execute("SELECT * FROM jobs ORDER BY round, attempt", ()).fetchall()
-        return [self._job(row) for row in rows]
-
-    def _job(self, row: tuple[Any, ...]) -> Job:
+    def _job(self, number: int, row: list[Any]) -> Job | None:
         run_id, action, round_number, attempt, stage, order, outcome = row
         try:
             key = {"run_id": run_id, "action": action, "round": round_number, "attempt": attempt}
-            return Job(
+            job = Job(
                 _KEY.validate_python(key),
                 Order.model_validate_json(order),
                 _STAGE.validate_python(stage),
                 _OUTCOME.validate_json(outcome),
             )
-        except ValidationError as error:
-            raise WorklogUnusable(
-                f"{self.path}: the row of {run_id}, round {round_number} is damaged; {_MEND}"
-            ) from error
+            said = job.order
+            if job.key != JobKey(said.run_id, said.action, said.round, said.attempt):
+                raise ValueError("its order is another one's")
+        except ValueError as error:
+            what = f"{self.path}: the row of {run_id}, round {round_number} is damaged"
+            _LOG.error("%s and removed; the server asks again for what it lacks: %s", what, error)
+            self._execute("DELETE FROM jobs WHERE rowid=?", (number,))
+            return None
+        return job
 
     def _execute(self, statement: str, values: tuple[Any, ...]) -> sqlite3.Cursor:
         try:

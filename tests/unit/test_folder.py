@@ -1,7 +1,8 @@
-"""Which of the models in a device's folder an order's model is made from."""
+"""A device's folder: which model an order's is made from, and what a power cut may leave."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from broker.messages import Order, Patch
 from fl_client.folder import DeviceFolder
 from fl_client.session import Job, JobKey
 from storage.patches import Earlier
+from storage.sending import arrived_path
 from tests.messages import SAMPLES
 
 NEAR, FAR, OTHER = "1" * 64, "2" * 64, "3" * 64
@@ -56,3 +58,62 @@ def test_neither_another_runs_model_nor_one_that_is_not_named_nor_half_of_one(
     hold(folder, NEAR, run_id="another")
     (tmp_path / "models" / f"r.{NEAR}.safetensors.part").touch()
     assert folder.earlier_model(job) is None
+
+
+KEY = JobKey("r", "train", 2, 1)
+
+
+def leave(path: Path, text: str = "x") -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_updates_that_nobody_knows_are_swept(tmp_path: Path) -> None:
+    folder = DeviceFolder(tmp_path)
+    known = folder.update(KEY)
+    kept = [leave(known), leave(arrived_path(known))]
+    unknown = folder.update(JobKey("r", "train", 1, 1))
+    for path in (unknown, arrived_path(unknown), unknown.with_name(f"{unknown.name}.part")):
+        leave(path)
+    folder.sweep_updates([KEY, JobKey("r", "evaluate", 1, 1)])
+    assert sorted((tmp_path / "updates").iterdir()) == sorted(kept)
+
+
+@pytest.mark.parametrize(("accepted", "state"), [(True, "new"), (False, "old")])
+def test_a_job_out_of_the_journal_is_settled_by_its_update(
+    accepted: bool, state: str, tmp_path: Path
+) -> None:
+    folder = DeviceFolder(tmp_path)
+    kept = leave(folder.state(KEY), "old")
+    pending = leave(kept.with_name(f"{kept.name}.next"), "new")
+    folder.settle_orphan(JobKey("r", "train", 1, 1), accepted=accepted)
+    assert pending.exists()
+    leave(folder.update(KEY))
+    folder.settle_orphan(KEY, accepted=accepted)
+    assert kept.read_text() == state
+    assert not pending.exists()
+    assert not folder.update(KEY).exists()
+
+
+def test_of_checkpoints_a_device_keeps_one(tmp_path: Path) -> None:
+    folder = DeviceFolder(tmp_path)
+    old, new = folder.checkpoint(JobKey("r", "train", 1, 1)), folder.checkpoint(KEY)
+    for age, path in enumerate((old, new)):
+        os.utime(leave(path), (age, age))
+    folder = DeviceFolder(tmp_path)
+    assert list((tmp_path / "checkpoints").iterdir()) == [new]
+    leave(new.with_name(f"{new.name}.part"))
+    leave(old)
+    folder.drop_checkpoints(but=new)
+    assert list((tmp_path / "checkpoints").iterdir()) == [new]
+    folder.forget_models("another")
+    assert new.exists()
+    folder.forget_models("r")
+    assert not new.exists()
+
+
+def test_a_job_that_is_settled_leaves_no_checkpoint(tmp_path: Path) -> None:
+    folder = DeviceFolder(tmp_path)
+    leave(folder.checkpoint(KEY))
+    folder.settle(KEY, accepted=False)
+    assert not folder.checkpoint(KEY).exists()

@@ -15,7 +15,7 @@ import pytest
 
 from broker.messages import Order
 from fl_client.session import Job, JobKey, Outcome
-from fl_client.worklog import Worklog, WorklogError
+from fl_client.worklog import Worklog, WorklogDamaged, WorklogError
 from runtime.errors import ConfigError
 from tests.messages import SAMPLES
 
@@ -105,10 +105,10 @@ def test_a_file_of_another_version_is_left_alone(version: int, path: Path) -> No
     assert path.read_bytes() == before
 
 
-def test_a_file_that_is_no_journal_is_named_with_the_mend(path: Path) -> None:
+def test_a_file_that_is_no_journal_is_named(path: Path) -> None:
     path.parent.mkdir()
     path.write_bytes(b"not a database at all, but long enough to be taken for one" * 20)
-    with pytest.raises(ConfigError, match=r"jobs\.sqlite.*not a database.*remove the file"):
+    with pytest.raises(WorklogDamaged, match=r"jobs\.sqlite.*not a database"):
         Worklog(path)
 
 
@@ -127,11 +127,17 @@ def test_a_file_that_is_no_journal_is_named_with_the_mend(path: Path) -> None:
         ("round", "x"),
     ],
 )
-def test_a_damaged_row_is_named_with_the_mend(column: str, value: str, worklog: Worklog) -> None:
+def test_a_damaged_row_is_named_and_removed_and_the_others_stay(
+    column: str, value: str, worklog: Worklog, caplog: pytest.LogCaptureFixture
+) -> None:
     worklog.keep(job(7))
-    worklog._db.execute(f"UPDATE jobs SET {column} = ?", (value,))
-    with pytest.raises(ConfigError, match=r"jobs\.sqlite: the row of digits-1.*remove the file"):
-        worklog.jobs()
+    worklog.keep(job(8))
+    worklog._db.execute(f"UPDATE jobs SET {column} = ? WHERE round = 7", (value,))
+    assert [each.key.round for each in worklog.jobs()] == [8]
+    assert "jobs.sqlite: the row of digits-1" in caplog.text
+    caplog.clear()
+    assert [each.key.round for each in worklog.jobs()] == [8]
+    assert not caplog.text
 
 
 def test_a_table_of_other_columns_is_named(path: Path) -> None:
