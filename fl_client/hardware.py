@@ -6,10 +6,11 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from fl_client import accelerators
 
 _PACKAGES = ("rengo", "numpy", "torch", "paho-mqtt")
 _CGROUP_LIMITS = (
@@ -54,7 +55,7 @@ def describe() -> Hardware:
         system=f"{platform.system()} {platform.release()}",
         cpus=_cpus(),
         ram_bytes=_ram_bytes(),
-        accelerators=_accelerators(),
+        accelerators=[str(each) for each in accelerators.find()],
         engines=available_engines(),
         versions={"python": platform.python_version(), **_versions()},
     )
@@ -94,25 +95,6 @@ def _ram_bytes() -> int:
         if path.exists() and (text := path.read_text().strip()).isdecimal():
             limits.append(int(text))
     return min(limits)
-
-
-def _accelerators() -> list[str]:
-    found = []
-    for index, folder in enumerate(sorted(Path("/proc/driver/nvidia/gpus").glob("*"))):
-        found.append(f"cuda:{index} {_nvidia_name(folder / 'information')}")
-    if Path("/dev/kfd").exists():
-        found.append("rocm")
-    if sys.platform == "darwin" and platform.machine() == "arm64":
-        found.append("mps")
-    return found
-
-
-def _nvidia_name(information: Path) -> str:
-    for line in information.read_text(errors="replace").splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() == "Model":
-            return value.strip()
-    return "NVIDIA GPU"
 
 
 def _versions() -> dict[str, str]:
