@@ -7,14 +7,24 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fl_client.layers import (
+        GRU,
+        AvgPool1d,
+        AvgPool2d,
+        BatchNorm,
+        Conv1d,
         Conv2d,
+        Dropout,
         Flatten,
+        GlobalAvgPool,
+        LayerNorm,
         Linear,
+        MaxPool1d,
         MaxPool2d,
         ReLU,
         Reshape,
         Sigmoid,
         Tanh,
+        Transpose,
     )
     from fl_client.tasks.base import Device, Task, TrainingSettings
     from rengo.production import ProductionModel, production_model
@@ -22,10 +32,19 @@ if TYPE_CHECKING:
     from rengo.site import Site
 
 __all__ = [
+    "AvgPool1d",
+    "AvgPool2d",
+    "BatchNorm",
+    "Conv1d",
     "Conv2d",
     "Device",
+    "Dropout",
     "Flatten",
+    "GRU",
+    "GlobalAvgPool",
+    "LayerNorm",
     "Linear",
+    "MaxPool1d",
     "MaxPool2d",
     "ProductionModel",
     "ReLU",
@@ -36,11 +55,31 @@ __all__ = [
     "Tanh",
     "Task",
     "TrainingSettings",
+    "Transpose",
     "__version__",
     "production_model",
 ]
 
-_LAYERS = ("Conv2d", "Flatten", "Linear", "MaxPool2d", "ReLU", "Reshape", "Sigmoid", "Tanh")
+_LAYERS = (
+    "AvgPool1d",
+    "AvgPool2d",
+    "BatchNorm",
+    "Conv1d",
+    "Conv2d",
+    "Dropout",
+    "Flatten",
+    "GRU",
+    "GlobalAvgPool",
+    "LayerNorm",
+    "Linear",
+    "MaxPool1d",
+    "MaxPool2d",
+    "ReLU",
+    "Reshape",
+    "Sigmoid",
+    "Tanh",
+    "Transpose",
+)
 _HOMES = {
     **dict.fromkeys(_LAYERS, "fl_client.layers"),
     **dict.fromkeys(("Device", "Task", "TrainingSettings"), "fl_client.tasks.base"),

@@ -1,124 +1,180 @@
 """Forward and backward of every declarative layer in numpy.
 
 Each function returns the output and a closure that takes the gradient at the output and returns
-the gradient at the input, after writing the weights' gradients into ``grads``.
+the gradient at the input, after leaving the weights' gradients with the call.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping
-from typing import Any, TypeAlias
+import math
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
-from numpy.typing import NDArray
 
 from fl_client import layers
+from fl_client.engines._numpy_call import Array, Backward, Call
+from fl_client.engines._numpy_recurrent import gru, sigmoid
+from fl_client.engines._numpy_windows import (
+    average_pool,
+    convolution,
+    global_average,
+    max_pool,
+)
 from runtime.errors import ConfigError
 
-Array: TypeAlias = NDArray[Any]
-Named: TypeAlias = MutableMapping[str, Array]
-Backward: TypeAlias = Callable[[Array], Array]
 
-
-def forward(
-    layer: layers.Layer, index: int, x: Array, w: Named, grads: Named
-) -> tuple[Array, Backward]:
+def forward(layer: layers.Layer, call: Call, x: Array) -> tuple[Array, Backward]:
     """Return the layer's output for ``x`` and its backward function."""
     match layer:
         case layers.Linear():
-            return _linear(f"{index}", x, w, grads)
-        case layers.Conv2d():
-            return _conv2d(layer, f"{index}", x, w, grads)
-        case layers.MaxPool2d():
-            return _max_pool2d(layer.size, x)
+            return _linear(call, x)
+        case layers.Conv1d() | layers.Conv2d():
+            return convolution(layer, call, x)
+        case layers.BatchNorm():
+            return _batch_norm(layer, call, x)
+        case layers.LayerNorm():
+            return _layer_norm(layer, call, x)
+        case layers.GRU():
+            return gru(call, x, sequence=layer.sequence)
+        case layers.Dropout():
+            return _dropout(layer.rate, call, x)
+    return _pooled(layer, x) or _plain(layer, call, x)
+
+
+def keeps_output(layer: layers.Layer) -> bool:
+    """Return whether the layer's backward pass needs its output, or hands its input on."""
+    return not isinstance(
+        layer,
+        layers.Linear
+        | layers.Conv1d
+        | layers.Conv2d
+        | layers.BatchNorm
+        | layers.LayerNorm
+        | layers.MaxPool1d
+        | layers.MaxPool2d
+        | layers.AvgPool1d
+        | layers.AvgPool2d,
+    )
+
+
+def _pooled(layer: layers.Layer, x: Array) -> tuple[Array, Backward] | None:
+    match layer:
+        case layers.MaxPool1d() | layers.MaxPool2d():
+            return max_pool(layer.size, x)
+        case layers.AvgPool1d() | layers.AvgPool2d():
+            return average_pool(layer.size, x)
+        case layers.GlobalAvgPool():
+            return global_average(x)
+    return None
+
+
+def _plain(layer: layers.Layer, call: Call, x: Array) -> tuple[Array, Backward]:
+    """Layers without weights that treat every value alike or only move it."""
+    match layer:
         case layers.Flatten():
             return x.reshape(len(x), -1), lambda dy: dy.reshape(x.shape)
         case layers.Reshape():
             return x.reshape(len(x), *layer.shape), lambda dy: dy.reshape(x.shape)
+        case layers.Transpose():
+            return x.swapaxes(1, 2), lambda dy: dy.swapaxes(1, 2)
         case layers.ReLU():
-            y = np.maximum(x, 0)
-            return y, lambda dy: dy * (y > 0)
+            y = np.maximum(x, 0, out=x if call.in_place else None)
+            return y, lambda dy: np.multiply(dy, y > 0, out=dy)
         case layers.Tanh():
-            y = np.tanh(x)
+            y = np.tanh(x, out=x if call.in_place else None)
             return y, lambda dy: dy * (1 - y * y)
         case layers.Sigmoid():
-            y = _sigmoid(x)
+            y = sigmoid(x)
             return y, lambda dy: dy * y * (1 - y)
     raise ConfigError(f"the numpy engine has no layer {layer!r}")
 
 
-def _sigmoid(x: Array) -> Array:
-    # the exponent is never above 0, so it cannot overflow
-    small = np.exp(-np.abs(x))
-    top: Array = np.where(x >= 0, 1, small) / (1 + small)
-    return top
-
-
-def _linear(index: str, x: Array, w: Named, grads: Named) -> tuple[Array, Backward]:
-    weight, bias = w[f"{index}.weight"], w.get(f"{index}.bias")
+def _linear(call: Call, x: Array) -> tuple[Array, Backward]:
+    weight, bias = call.tensor("weight"), call.optional("bias")
 
     def backward(dy: Array) -> Array:
         flat_dy, flat_x = dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1])
-        grads[f"{index}.weight"] = flat_dy.T @ flat_x
+        call.gradient("weight", flat_dy.T @ flat_x)
         if bias is not None:
-            grads[f"{index}.bias"] = flat_dy.sum(0)
-        dx: Array = dy @ weight
-        return dx
+            call.gradient("bias", flat_dy.sum(0))
+        return dy if call.first else dy @ weight
 
     y = x @ weight.T
-    return (y if bias is None else y + bias), backward
-
-
-def _conv2d(
-    layer: layers.Conv2d, index: str, x: Array, w: Named, grads: Named
-) -> tuple[Array, Backward]:
-    weight, bias = w[f"{index}.weight"], w.get(f"{index}.bias")
-    side, stride, pad = layer.kernel, layer.stride, layer.padding
-    padded = np.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad))) if pad else x
-    windows = sliding_window_view(padded, (side, side), (2, 3))[:, :, ::stride, ::stride]
-    batch, channels, rows, columns = windows.shape[:4]
-    # one matrix row per output pixel, so that the products are matrix products
-    patches = windows.transpose(0, 2, 3, 1, 4, 5).reshape(batch * rows * columns, -1)
-    kernel = weight.reshape(len(weight), -1)
-    y = patches @ kernel.T
     if bias is not None:
-        y = y + bias
+        y += bias
+    return y, backward
+
+
+def _dropout(rate: float, call: Call, x: Array) -> tuple[Array, Backward]:
+    if call.masks is None or rate == 0:
+        return x, lambda dy: dy
+    keep, scale = call.masks.keep(call.index, x.shape, rate), 1 / (1 - rate)
+
+    def masked(values: Array) -> Array:
+        kept: Array = values * keep
+        kept *= scale
+        return kept
+
+    return masked(x), masked
+
+
+def _batch_norm(layer: layers.BatchNorm, call: Call, x: Array) -> tuple[Array, Backward]:
+    axes = (0, *range(2, x.ndim))
+    column = (1, -1, *(1 for _ in range(2, x.ndim)))
+    count = x.size // x.shape[1]
+    running_mean, running_var = call.tensor("running_mean"), call.tensor("running_var")
+    # one value has no variance, see the layer
+    over_batch = call.masks is not None and count > 1
+    if over_batch:
+        mean, variance = x.mean(axes), x.var(axes)
+        running_mean += layer.momentum * (mean - running_mean)
+        running_var += layer.momentum * (variance * (count / (count - 1)) - running_var)
+    else:
+        mean, variance = running_mean.copy(), running_var.copy()
+    inverse = 1 / np.sqrt(variance + layer.epsilon)
+    normal = x - mean.reshape(column)
+    normal *= inverse.reshape(column)
+    weight = call.tensor("weight")
 
     def backward(dy: Array) -> Array:
-        flat = dy.transpose(0, 2, 3, 1).reshape(-1, len(weight))
-        grads[f"{index}.weight"] = (flat.T @ patches).reshape(weight.shape)
-        if bias is not None:
-            grads[f"{index}.bias"] = flat.sum(0)
-        spread = (flat @ kernel).reshape(batch, rows, columns, channels, side, side)
-        dx = np.zeros_like(padded)
-        for i in range(side):
-            for j in range(side):
-                rows_to = slice(i, i + stride * rows, stride)
-                columns_to = slice(j, j + stride * columns, stride)
-                dx[:, :, rows_to, columns_to] += spread[..., i, j].transpose(0, 3, 1, 2)
-        return dx[:, :, pad : pad + x.shape[2], pad : pad + x.shape[3]]
+        scale, shift = (dy * normal).sum(axes), dy.sum(axes)
+        call.gradient("weight", scale)
+        call.gradient("bias", shift)
+        if call.first:
+            return dy
+        if over_batch:
+            # through the mean and the variance of the batch
+            np.multiply(normal, (scale / count).reshape(column), out=normal)
+            dy -= normal
+            dy -= (shift / count).reshape(column)
+        dy *= (weight * inverse).reshape(column)
+        return dy
 
-    return y.reshape(batch, rows, columns, -1).transpose(0, 3, 1, 2), backward
+    y = normal * weight.reshape(column)
+    y += call.tensor("bias").reshape(column)
+    return y, backward
 
 
-def _max_pool2d(size: int, x: Array) -> tuple[Array, Backward]:
-    batch, channels, height, width = x.shape
-    rows, columns = height // size, width // size
-    kept = x[:, :, : rows * size, : columns * size]
-    tiles = kept.reshape(batch, channels, rows, size, columns, size)
-    tiles = tiles.transpose(0, 1, 2, 4, 3, 5).reshape(batch, channels, rows, columns, -1)
-    # of equal values the first, as torch takes it
-    best = tiles.argmax(-1)[..., None]
+def _layer_norm(layer: layers.LayerNorm, call: Call, x: Array) -> tuple[Array, Backward]:
+    axes = tuple(range(x.ndim - len(layer.shape), x.ndim))
+    others = tuple(range(x.ndim - len(layer.shape)))
+    count = math.prod(layer.shape)
+    inverse = 1 / np.sqrt(x.var(axes, keepdims=True) + layer.epsilon)
+    normal = x - x.mean(axes, keepdims=True)
+    normal *= inverse
+    weight = call.tensor("weight")
 
     def backward(dy: Array) -> Array:
-        spread = np.zeros_like(tiles)
-        np.put_along_axis(spread, best, dy[..., None], -1)
-        spread = spread.reshape(batch, channels, rows, columns, size, size)
-        dx = np.zeros_like(x)
-        dx[:, :, : rows * size, : columns * size] = spread.transpose(0, 1, 2, 4, 3, 5).reshape(
-            kept.shape
-        )
+        call.gradient("weight", (dy * normal).sum(others))
+        call.gradient("bias", dy.sum(others))
+        if call.first:
+            return dy
+        dx: Array = dy * weight
+        slope = (dx * normal).sum(axes, keepdims=True) / count
+        dx -= dx.mean(axes, keepdims=True)
+        dx -= normal * slope
+        dx *= inverse
         return dx
 
-    return np.take_along_axis(tiles, best, -1)[..., 0], backward
+    y = normal * weight
+    y += call.tensor("bias")
+    return y, backward

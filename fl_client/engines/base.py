@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from fl_client.tasks.base import Split, Task, TrainingSettings
 
 Dtype: TypeAlias = Literal["float32", "float64"]
+Precision: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
 Progress: TypeAlias = Callable[[float, float | None], None]
 """Called at every step with the fraction done and the mean loss of the last whole epoch."""
 Indices: TypeAlias = NDArray[np.int64]
@@ -70,6 +71,25 @@ class Resumable(Protocol):
     def restore(self, arrays: Mapping[str, NDArray[Any]]) -> bool:
         """Take the state back; False, and nothing changed, when it is of another training."""
         ...
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How an engine uses the machine; but for rounding it makes no difference to the result.
+
+    Attributes:
+        accelerator: what this process was started for (``cuda:0``, ``mps``, ``cpu``), which it
+            sees as the first; "" leaves it to the profile.
+        precision: of the layers' products; "auto" is half where the accelerator is made for it.
+        compile: a backend of ``torch.compile``, for example ``inductor``; "" for none.
+        loader_threads: that read a Dataset's items; what draws random numbers in them is then no
+            longer the same every time.
+    """
+
+    accelerator: str = ""
+    precision: Precision = "auto"
+    compile: str = ""
+    loader_threads: int = 0
 
 
 @dataclass(frozen=True)
@@ -143,7 +163,14 @@ def names() -> list[str]:
     return sorted(name for name in found if name != "base" and name[0] != "_")
 
 
-def load_engine(name: str, task: Task, *, profile: str = "cpu", dtype: Dtype = "float32") -> Engine:
+def load_engine(
+    name: str,
+    task: Task,
+    *,
+    profile: str = "cpu",
+    dtype: Dtype = "float32",
+    tuning: Tuning | None = None,
+) -> Engine:
     """Return the engine ``name`` for ``task``.
 
     Raises:
@@ -158,7 +185,9 @@ def load_engine(name: str, task: Task, *, profile: str = "cpu", dtype: Dtype = "
         if error.name != name:
             raise
         raise MissingExtra(name, name) from error
-    return cast(Engine, module.engine(task, profile=profile, dtype=dtype))
+    return cast(
+        Engine, module.engine(task, profile=profile, dtype=dtype, tuning=tuning or Tuning())
+    )
 
 
 def batches(generator: np.random.Generator, count: int, size: int) -> Iterator[Indices]:
@@ -271,6 +300,27 @@ class _Loop:
         settings = self._plan.settings.model_dump(exclude={"micro_batch"})
         text = repr((self._count, self._plan.local_seed, self._plan.algorithm, settings))
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big", signed=True)
+
+
+class Masks:
+    """The dropout of a step, drawn by numpy in every engine so that engines agree."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._step = 0
+        self._generators: dict[int, np.random.Generator] = {}
+
+    def begin(self, step: int) -> None:
+        """Go to a step; its masks depend on the seed and its number alone."""
+        self._step = step
+        self._generators = {}
+
+    def keep(self, layer: int, shape: tuple[int, ...], rate: float) -> NDArray[np.bool_]:
+        """Return which values of a layer stay; micro batches draw where the last one stopped."""
+        if layer not in self._generators:
+            self._generators[layer] = np.random.default_rng([self._seed, self._step, layer])
+        drawn = self._generators[layer].random(shape, np.float32)
+        return np.greater_equal(drawn, np.float32(rate))
 
 
 class Means:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fl_client import layers
 from fl_client.engines._descent import Descent
-from fl_client.engines._numpy_layers import forward
+from fl_client.engines._numpy_call import Array, Call
+from fl_client.engines._numpy_layers import forward, keeps_output
 from fl_client.engines.base import (
     Dtype,
     Evaluation,
     Indices,
     LocalRound,
     LocalUpdate,
+    Masks,
     Means,
+    Tuning,
     as_pair,
     check_same_names,
     flat_update,
@@ -31,14 +33,15 @@ from storage.weights import Weights
 if TYPE_CHECKING:
     from fl_client.tasks.base import Split
 
-Array: TypeAlias = NDArray[Any]
 _TORCH_ONLY = ("loss", "predict", "training_step", "optimizer")
-_EVALUATION_BATCH = 256
+EVALUATION_BATCH = 64
 
 
-def engine(task: Task, *, profile: str = "cpu", dtype: Dtype = "float32") -> NumpyEngine:
-    """Return the numpy engine for ``task``; the profile makes no difference to it."""
-    del profile
+def engine(
+    task: Task, *, profile: str = "cpu", dtype: Dtype = "float32", tuning: Tuning | None = None
+) -> NumpyEngine:
+    """Return the numpy engine for ``task``; neither profile nor tuning makes a difference to it."""
+    del profile, tuning
     return NumpyEngine(task, dtype=dtype)
 
 
@@ -66,6 +69,11 @@ class NumpyEngine:
         self._task = task
         self._layers = cast("layers.Layers", model)
         self._dtype = np.dtype(dtype)
+        self._tensors = layers.tensors(self._layers)
+        self._trained = [n for n, tensor in self._tensors.items() if tensor.role == "weight"]
+        if not self._trained:
+            raise ConfigError(f"the model of task {task.name} has nothing to train")
+        self._first = int(self._trained[0].partition(".")[0])
 
     def own_process(self) -> None:
         """Numpy needs nothing: its threads are limited by the child's environment."""
@@ -83,7 +91,9 @@ class NumpyEngine:
         def step(chosen: Indices) -> float:
             total = 0.0
             for piece, share in pieces(chosen, plan.settings):
-                loss, grads = self._gradients(training.w, inputs[piece], targets[piece])
+                loss, grads = self._gradients(
+                    training.w, training.masks, inputs[piece], targets[piece]
+                )
                 training.add(grads, share)
                 total += loss * share
             training.descend()
@@ -98,11 +108,11 @@ class NumpyEngine:
         """Return the mean loss and metrics on ``data``."""
         inputs, targets = self._arrays(data)
         w, means = self._named(weights), Means()
-        for start in range(0, len(inputs), _EVALUATION_BATCH):
-            chosen = slice(start, start + _EVALUATION_BATCH)
-            outputs = inputs[chosen]
+        for start in range(0, len(inputs), EVALUATION_BATCH):
+            chosen = slice(start, start + EVALUATION_BATCH)
+            outputs = inputs[chosen].astype(self._dtype, copy=False)
             for index, layer in enumerate(self._layers):
-                outputs, _ = forward(layer, index, outputs, w, {})
+                outputs, _ = forward(layer, Call(index, w, {}), outputs)
             loss, _ = _loss(self._task.objective, outputs, targets[chosen])
             figures = self._task.metrics(outputs, targets[chosen])
             means.add(len(outputs), {"loss": loss, **figures})
@@ -110,27 +120,37 @@ class NumpyEngine:
 
     def gradients(self, weights: Weights, data: Split) -> tuple[float, dict[str, Array]]:
         """Return the mean loss on all of ``data`` as one batch, and its gradient by name."""
-        return self._gradients(self._named(weights), *self._arrays(data))
+        w = self._named(weights)
+        # a pass in training moves the running statistics, which are the caller's
+        w.update((n, w[n].copy()) for n, t in self._tensors.items() if t.role == "statistic")
+        return self._gradients(w, Masks(0), *self._arrays(data))
 
     def _gradients(
-        self, w: dict[str, Array], inputs: Array, targets: Array
+        self, w: dict[str, Array], masks: Masks, inputs: Array, targets: Array
     ) -> tuple[float, dict[str, Array]]:
         grads: dict[str, Array] = {}
         backwards = []
-        outputs = inputs
+        outputs = inputs.astype(self._dtype, copy=False)
         for index, layer in enumerate(self._layers):
-            outputs, backward = forward(layer, index, outputs, w, grads)
+            before = self._layers[index - 1] if index else None
+            free = before is not None and not keeps_output(before)
+            call = Call(index, w, grads, masks, in_place=free, first=index <= self._first)
+            outputs, backward = forward(layer, call, outputs)
             backwards.append(backward)
         loss, dy = _loss(self._task.objective, outputs, targets)
-        for backward in reversed(backwards):
-            dy = backward(dy)
-        return loss, {name: grads[name] for name in w}
+        del outputs
+        # each takes with it what it kept; before the first trained layer nothing is wanted
+        while len(backwards) > self._first:
+            dy = backwards.pop()(dy)
+        return loss, {name: grads[name] for name in self._trained}
 
     def _named(self, weights: Weights) -> dict[str, Array]:
-        expected = {name: shape for name, shape, _ in layers.weight_shapes(self._layers)}
+        expected = {name: tensor.shape for name, tensor in self._tensors.items()}
         check_same_names(self._task, expected, weights)
         return {
-            name: array.astype(self._dtype, copy=False) for name, array in weights.arrays().items()
+            name: array.astype(self._dtype, copy=False)
+            for name, array in weights.arrays().items()
+            if self._tensors[name].role != "count"
         }
 
     def _arrays(self, data: Split) -> tuple[Array, Array]:
@@ -143,9 +163,7 @@ class NumpyEngine:
         inputs, targets = pair
         if not len(inputs):
             raise ConfigError(f"task {self._task.name} gives no examples")
-        if targets.dtype.kind == "f":
-            targets = targets.astype(self._dtype, copy=False)
-        return inputs.astype(self._dtype, copy=False), targets
+        return inputs, targets
 
 
 class _Training:
@@ -157,6 +175,7 @@ class _Training:
         self._state = plan.algorithm.begin(w0, plan.state)
         self._descent = Descent(plan.settings)
         self._grads: dict[str, Array] = {}
+        self.masks = Masks(plan.local_seed)
 
     def add(self, grads: dict[str, Array], share: float) -> None:
         """Take the gradient of a micro batch, which is overwritten, into that of the batch."""
@@ -175,6 +194,7 @@ class _Training:
         grads, self._grads = self._grads, {}
         direction = self._plan.algorithm.gradient(grads, self.w, self._w0, self._state)
         self._descent.step(self.w, direction)
+        self.masks.begin(self._descent.steps)
 
     def finish(self) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         """Return what the device sends and the algorithm's state; the optimiser's is freed."""
@@ -197,6 +217,7 @@ class _Training:
         for name, array in arrays.items():
             if name.startswith("optimizer/"):
                 self._descent.put(name.removeprefix("optimizer/"), np.array(array))
+        self.masks.begin(self._descent.steps)
         return True
 
 
@@ -213,7 +234,7 @@ def _loss(objective: Objective, outputs: Array, targets: Array) -> tuple[float, 
             raise ConfigError(
                 f"the model gives {outputs.shape} but the targets are {targets.shape}"
             )
-        error = outputs - targets
+        error = outputs - targets.astype(outputs.dtype, copy=False)
         return float(np.mean(error * error)), error * (2.0 / error.size)
     shifted = outputs - outputs.max(1, keepdims=True)
     exps = np.exp(shifted)

@@ -12,14 +12,26 @@ import torch
 from numpy.typing import NDArray
 
 from fl_client import layers
+from fl_client.engines import _torch_layers as torch_layers
 from fl_client.engines._descent import Descent
+from fl_client.engines._torch_tuning import (
+    Mixed,
+    compiled,
+    device_of,
+    half_of,
+    is_resident,
+    moved,
+    reader,
+)
 from fl_client.engines.base import (
     Dtype,
     Evaluation,
     Indices,
     LocalRound,
     LocalUpdate,
+    Masks,
     Means,
+    Tuning,
     as_pair,
     check_same_names,
     flat_update,
@@ -53,10 +65,15 @@ _TYPES = {
 _LOG = logging.getLogger(__name__)
 
 
-def engine(task: Task, *, profile: str = "cpu", dtype: Dtype = "float32") -> TorchEngine:
+def engine(
+    task: Task, *, profile: str = "cpu", dtype: Dtype = "float32", tuning: Tuning | None = None
+) -> TorchEngine:
     """Return the torch engine; the profile ``gpu`` uses an accelerator where there is one."""
-    device = _accelerator() if profile == "gpu" else "cpu"
-    return TorchEngine(task, device=device, dtype=dtype)
+    tuning = tuning or Tuning()
+    device = device_of(profile, tuning)
+    if profile == "gpu" and device == "cpu" and not tuning.accelerator:
+        _LOG.warning("profile gpu, but torch sees no accelerator: training on the CPU")
+    return TorchEngine(task, device=device, dtype=dtype, tuning=tuning)
 
 
 def initial_weights(task: Task, seed: int) -> Weights:
@@ -73,9 +90,18 @@ class TorchEngine:
 
     name = "torch"
 
-    def __init__(self, task: Task, *, device: str = "cpu", dtype: Dtype = "float32") -> None:
+    def __init__(
+        self,
+        task: Task,
+        *,
+        device: str = "cpu",
+        dtype: Dtype = "float32",
+        tuning: Tuning | None = None,
+    ) -> None:
         self._task = task
         self._device = torch.device(device)
+        self._tuning = tuning or Tuning()
+        self._half = half_of(self._device, self._tuning.precision if dtype == "float32" else "")
         self._dtype = torch.float64 if dtype == "float64" else torch.float32
         with _seeded(0, "cpu"):
             self._declarative = layers.is_declarative(task.model())
@@ -93,7 +119,9 @@ class TorchEngine:
         """Return the update of one round of local training."""
         count, batch = self.batches(data)
         with _seeded(plan.local_seed, self._device.type):
-            session = _Session(self._task, self.loaded(weights), plan, self._device)
+            mixed = Mixed(self._device, self._half)
+            session = _Session(self._task, self.loaded(weights), plan, mixed, self._device)
+            session.forward = compiled(session.forward, self._tuning.compile)
             metrics = run_epochs(plan, count, lambda chosen: session.step(batch, chosen), session)
             with torch.no_grad():
                 update, state = plan.algorithm.finish(session.w, session.w0, session.state)
@@ -105,7 +133,8 @@ class TorchEngine:
         """Return the mean loss and metrics on ``data``."""
         count, batch = self.batches(data)
         means = Means()
-        with _seeded(0, self._device.type), torch.no_grad():
+        half = Mixed(self._device, self._half).cast()
+        with _seeded(0, self._device.type), torch.no_grad(), half:
             model = self.loaded(weights).eval()
             for start in range(0, count, _EVALUATION_BATCH):
                 chosen = np.arange(start, min(start + _EVALUATION_BATCH, count))
@@ -121,6 +150,7 @@ class TorchEngine:
         """Return the mean loss on all of ``data`` as one batch, and its gradient by name."""
         count, batch = self.batches(data)
         model = self.loaded(weights).train()
+        torch_layers.use_masks(model, Masks(0))
         loss = self._task.training_step(model, batch(np.arange(count)))
         parameters = dict(model.named_parameters())
         grads = torch.autograd.grad(loss, list(parameters.values()))
@@ -147,48 +177,43 @@ class TorchEngine:
         if not count:
             raise ConfigError(f"task {self._task.name} gives no examples")
         if pair is None:
-            from torch.utils.data import default_collate  # noqa: PLC0415  slow, seldom needed
-
-            dataset = cast("torch.utils.data.Dataset[Any]", data)
-            return count, lambda chosen: self._moved(
-                default_collate([dataset[int(index)] for index in chosen])
-            )
+            read = reader(data, self._tuning.loader_threads)
+            return count, lambda chosen: moved(read(chosen), self._device)
         inputs, targets = (self._tensor(array) for array in pair)
         if self._declarative:
             inputs = inputs.to(self._dtype)
+        if is_resident(inputs.nbytes + targets.nbytes, self._device):
+            inputs, targets = inputs.to(self._device), targets.to(self._device)
 
-        def batch(chosen: Indices) -> tuple[torch.Tensor, torch.Tensor]:
-            index = torch.from_numpy(chosen).to(self._device)
-            return inputs[index], targets[index]
+        def batch(chosen: Indices) -> Any:
+            index = torch.from_numpy(chosen).to(inputs.device)
+            return moved((inputs[index], targets[index]), self._device)
 
         return count, batch
 
     def _tensor(self, array: NDArray[Any]) -> torch.Tensor:
-        """Return the array as a tensor on the device; labels become int64 as torch wants them."""
+        """Return the array as a tensor; labels become int64 as torch wants them."""
         if array.dtype.kind == "f":
             array = array.astype(str(self._dtype).removeprefix("torch."), copy=False)
         elif array.dtype.kind in "ui":
             array = array.astype(np.int64, copy=False)
-        return _tensor(array).to(self._device)
-
-    def _moved(self, batch: Any) -> Any:
-        if isinstance(batch, torch.Tensor):
-            return batch.to(self._device)
-        if isinstance(batch, Mapping):
-            return {key: self._moved(value) for key, value in batch.items()}
-        if isinstance(batch, tuple | list):
-            return [self._moved(value) for value in batch]
-        return batch
+        return _tensor(array)
 
 
 class _Session:
     """One round's training: the model, the algorithm's view of it, and the local optimiser."""
 
     def __init__(
-        self, task: Task, model: torch.nn.Module, plan: LocalRound, device: torch.device
+        self,
+        task: Task,
+        model: torch.nn.Module,
+        plan: LocalRound,
+        mixed: Mixed,
+        device: torch.device,
     ) -> None:
         self._task, self._model, self._plan = task, model.train(), plan
-        self._device = device
+        self._mixed, self._device = mixed, device
+        self.forward = model
         self._trainable = {
             name: parameter
             for name, parameter in model.named_parameters()
@@ -198,6 +223,8 @@ class _Session:
             raise ConfigError(f"the model of task {task.name} has nothing to train")
         self._optimizer = task.optimizer(self._trainable.values())
         self._descent = Descent(plan.settings)
+        self._masks, self._steps = Masks(plan.local_seed), 0
+        torch_layers.use_masks(model, self._masks)
         # state_dict() shares memory with the model, so that w follows every step
         self.w = {
             name: tensor
@@ -221,20 +248,22 @@ class _Session:
                 continue
             for name, grad in grads.items():
                 g[name] = grad * share if name not in g else g[name].add_(grad * share)
-        with torch.no_grad():
-            self._descend(self._plan.algorithm.gradient(g, self.w, self.w0, self.state))
+        if not self._mixed.overflowed(g):
+            with torch.no_grad():
+                self._descend(self._plan.algorithm.gradient(g, self.w, self.w0, self.state))
+        self._steps += 1
+        self._masks.begin(self._steps)
         return total
 
     def _gradients(self, batch: Any) -> tuple[float, dict[str, torch.Tensor]]:
         algorithm = self._plan.algorithm
-        loss = self._task.training_step(self._model, batch)
+        with self._mixed.cast():
+            loss = self._task.training_step(self.forward, batch)
         objective = loss
         if algorithm.needs_loss:
             live = {**self.w, **self._trainable}
             objective = algorithm.loss(loss, live, self.w0, self.state)
-        grads = torch.autograd.grad(objective, list(self._trainable.values()), allow_unused=True)
-        named = zip(self._trainable, grads, strict=True)
-        return float(loss.detach()), {name: grad for name, grad in named if grad is not None}
+        return float(loss.detach()), self._mixed.gradients(objective, self._trainable)
 
     def _descend(self, g: Mapping[str, torch.Tensor]) -> None:
         if self._optimizer is None:
@@ -254,11 +283,11 @@ class _Session:
             for index, state in self._optimizer.state_dict()["state"].items():
                 kept = {key: value for key, value in state.items() if value is not None}
                 found.update((f"own/{index}/{key}", value) for key, value in kept.items())
-        found["steps"] = np.array([self._descent.steps], np.int64)
+        found["steps"] = np.array([self._steps], np.int64)
         found["random/cpu"] = torch.get_rng_state()
         if self._device.type == "cuda":
             found["random/cuda"] = torch.cuda.get_rng_state(self._device)
-        return _to_numpy(found)
+        return _to_numpy(found) | self._mixed.capture()
 
     def restore(self, arrays: Mapping[str, NDArray[Any]]) -> bool:
         """Take captured arrays back; False when they are not of this model on this device."""
@@ -267,10 +296,14 @@ class _Session:
         given = {n: tuple(a.shape) for n, a in arrays.items() if n.startswith("model/")}
         if given != expected or ("random/cuda" in arrays) != (self._device.type == "cuda"):
             return False
+        if not self._mixed.fits(arrays):
+            return False
+        self._mixed.restore(arrays)
         with torch.no_grad():
             for name, tensor in model.items():
                 tensor.copy_(_tensor(arrays[f"model/{name}"]))
-        self._descent.steps = int(arrays["steps"][0])
+        self._steps = self._descent.steps = int(arrays["steps"][0])
+        self._masks.begin(self._steps)
         for name, array in _under("optimizer", arrays):
             self._descent.put(name, _tensor(array).to(self._device, copy=True))
         if self._optimizer is not None:
@@ -298,15 +331,6 @@ def _under(folder: str, arrays: Mapping[str, NDArray[Any]]) -> Iterator[tuple[st
             yield name.removeprefix(folder + "/"), array
 
 
-def _accelerator() -> str:
-    if torch.cuda.is_available():
-        return "cuda"
-    if torch.backends.mps.is_available():
-        return "mps"
-    _LOG.warning("profile gpu, but torch sees no accelerator: training on the CPU")
-    return "cpu"
-
-
 @contextmanager
 def _seeded(seed: int, device_type: str) -> Iterator[None]:
     """Seed torch's random numbers within the block, and put them back as they were after it."""
@@ -325,35 +349,7 @@ def _module(task: Task) -> torch.nn.Module:
             f"model() of task {task.name} must return a list of layers or a torch module, "
             f"not {type(model).__name__}"
         )
-    return torch.nn.Sequential(*(_layer(layer) for layer in model))
-
-
-def _layer(layer: layers.Layer) -> torch.nn.Module:
-    match layer:
-        case layers.Linear():
-            return torch.nn.Linear(layer.inputs, layer.outputs, layer.bias)
-        case layers.Conv2d():
-            return torch.nn.Conv2d(
-                layer.inputs,
-                layer.outputs,
-                layer.kernel,
-                layer.stride,
-                layer.padding,
-                bias=layer.bias,
-            )
-        case layers.MaxPool2d():
-            return torch.nn.MaxPool2d(layer.size)
-        case layers.Flatten():
-            return torch.nn.Flatten()
-        case layers.Reshape():
-            return torch.nn.Unflatten(1, layer.shape)
-        case layers.ReLU():
-            return torch.nn.ReLU()
-        case layers.Tanh():
-            return torch.nn.Tanh()
-        case layers.Sigmoid():
-            return torch.nn.Sigmoid()
-    raise ConfigError(f"the torch engine has no layer {layer!r}")
+    return torch_layers.module(model)
 
 
 def _tensor(array: NDArray[Any]) -> torch.Tensor:

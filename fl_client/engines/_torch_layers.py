@@ -1,0 +1,133 @@
+"""Every declarative layer as a torch module, with the names and the behaviour of the numpy one."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fl_client import layers
+from fl_client.engines.base import Masks
+from runtime.errors import ConfigError
+
+
+def module(model: layers.Layers) -> torch.nn.Sequential:
+    """Return the model as a torch module."""
+    return torch.nn.Sequential(*(_layer(index, layer) for index, layer in enumerate(model)))
+
+
+def use_masks(model: torch.nn.Module, masks: Masks) -> None:
+    """Let the model's declared dropout draw from ``masks``."""
+    for part in model.modules():
+        if isinstance(part, _Dropout):
+            part.masks = masks
+
+
+class _Dropout(torch.nn.Module):
+    def __init__(self, index: int, rate: float) -> None:
+        super().__init__()
+        self.masks: Masks | None = None
+        self._index, self._rate = index, rate
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training or self.masks is None or self._rate == 0:
+            return x
+        keep = torch.from_numpy(self.masks.keep(self._index, tuple(x.shape), self._rate))
+        return x * keep.to(x.device) * (1 / (1 - self._rate))
+
+
+class _Norm(_BatchNorm):
+    """Batch normalisation of any number of axes that also takes a batch of one value."""
+
+    def _check_input_dim(self, input: torch.Tensor) -> None:  # noqa: A002  torch's name
+        """Take any: torch has a class for each number of axes."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002  torch's name
+        if input.numel() > input.shape[1]:
+            return super().forward(input)
+        return torch.nn.functional.batch_norm(
+            input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+        )
+
+
+class _Gru(torch.nn.GRU):
+    def __init__(self, layer: layers.GRU) -> None:
+        super().__init__(layer.inputs, layer.hidden, batch_first=True)
+        self._sequence = layer.sequence
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        states, last = super().forward(x)
+        return states if self._sequence else last[0]
+
+
+class _Reshape(torch.nn.Module):
+    def __init__(self, shape: layers.Shape) -> None:
+        super().__init__()
+        self._shape = shape
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.reshape(len(x), *self._shape)
+
+
+class _Transpose(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.transpose(1, 2)
+
+
+class _GlobalAvgPool(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean(tuple(range(2, x.ndim)))
+
+
+def _layer(index: int, layer: layers.Layer) -> torch.nn.Module:
+    found = _weighted(layer) or _moving(layer) or _plain(index, layer)
+    if found is None:
+        raise ConfigError(f"the torch engine has no layer {layer!r}")
+    return found
+
+
+def _weighted(layer: layers.Layer) -> torch.nn.Module | None:
+    match layer:
+        case layers.Linear():
+            return torch.nn.Linear(layer.inputs, layer.outputs, layer.bias)
+        case layers.Conv1d() | layers.Conv2d():
+            kind = torch.nn.Conv1d if isinstance(layer, layers.Conv1d) else torch.nn.Conv2d
+            sizes = (layer.inputs, layer.outputs, layer.kernel, layer.stride, layer.padding)
+            return kind(*sizes, bias=layer.bias)
+        case layers.BatchNorm():
+            return _Norm(layer.features, layer.epsilon, layer.momentum)
+        case layers.LayerNorm():
+            return torch.nn.LayerNorm(layer.shape, layer.epsilon)
+        case layers.GRU():
+            return _Gru(layer)
+    return None
+
+
+def _moving(layer: layers.Layer) -> torch.nn.Module | None:
+    match layer:
+        case layers.MaxPool1d() | layers.MaxPool2d() | layers.AvgPool1d() | layers.AvgPool2d():
+            # these have torch's own names
+            return cast("torch.nn.Module", getattr(torch.nn, type(layer).__name__)(layer.size))
+        case layers.GlobalAvgPool():
+            return _GlobalAvgPool()
+        case layers.Flatten():
+            return torch.nn.Flatten()
+        case layers.Reshape():
+            return _Reshape(layer.shape)
+        case layers.Transpose():
+            return _Transpose()
+    return None
+
+
+def _plain(index: int, layer: layers.Layer) -> torch.nn.Module | None:
+    match layer:
+        case layers.Dropout():
+            return _Dropout(index, layer.rate)
+        case layers.ReLU():
+            return torch.nn.ReLU()
+        case layers.Tanh():
+            return torch.nn.Tanh()
+        case layers.Sigmoid():
+            return torch.nn.Sigmoid()
+    return None
