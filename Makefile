@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 SEEDS  ?= 20000
 JOBS   ?= 2
+ARCH   ?= arm64
 ARGS   ?=
 
 BIN       := $(VENV)/bin
@@ -19,7 +20,7 @@ PACKAGES  := rengo algorithms broker storage fl_server fl_client iot runtime
 .PHONY: help
 help: ## list these commands
 	@printf 'usage: make COMMAND\n\n'
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-10s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-12s %s\n", $$1, $$2 }'
 	@printf '\nPYTHON=python3.12 chooses the interpreter; ARGS="…" goes on to demo, test, bench, size and storm.\n'
 
 .PHONY: setup
@@ -55,6 +56,14 @@ dedupe: $(FOR_DEV) ## measure what a part of a model that did not change costs
 .PHONY: storm
 storm: $(FOR_DEV) ## let 2,000 devices connect to mosquitto at once, and 500 to NATS
 	$(BIN)/python -m benchmarks.storm $(ARGS)
+
+.PHONY: constrained
+constrained: $(FOR_DEV) ## take part in a run within 96 MiB on a slow, lossy link (root, cgroup v1)
+	$(BIN)/python -m benchmarks.constrained $(ARGS)
+
+.PHONY: emulated
+emulated: $(FOR_DEV) ## take part in a run as ARCH=arm64 or armhf under qemu-user (root)
+	$(BIN)/python -m tests.emulated --arch $(ARCH) $(ARGS)
 
 .PHONY: world
 world: $(FOR_DEV) ## search SEEDS=20000 simulated histories with faults

@@ -1,0 +1,317 @@
+"""A Raspberry Pi's agent in a cage: what it needs to take part in a whole run (root, Linux).
+
+    python -m benchmarks.constrained [--only NAME ...] [--smallest] [--rounds 5] [--json FILE]
+
+Broker, store, server and two devices are unconstrained; the third device, its training process
+included, has a bound on its memory, a quarter of a core and a link of 1 Mbit/s that loses a tenth
+of the packets each way. It runs from a virtual environment of its own, with the iot extra alone,
+so that the pages of its libraries count as its own. Every round waits for it: it is in the quorum.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchmarks.cage import Cage, Limits, missing
+from benchmarks.processes import peak_rss_bytes
+from rengo.devices import DeviceSpec
+from rengo.progress import Crowd
+from rengo.runs import follow, submit, wait_for_devices
+from rengo.site import Site, SiteOptions
+from runtime.child import Child
+from runtime.errors import RengoError
+from tests.wheels import REPOSITORY, build_wheel
+
+_MIB = 2**20
+_NAME = "pi"
+_NATIVE = 2
+_START_S = 120.0
+_SAMPLE_S = 0.1
+
+
+@dataclass(frozen=True)
+class Case:
+    """One device to be shown."""
+
+    name: str
+    task: str
+    engine: str
+    memory_mib: int
+
+
+CASES = (
+    Case("numpy, MLP", "digits", "numpy", 96),
+    Case("torch, MLP", "digits", "torch", 384),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a device in a cage did; memory in MiB, traffic and writes in KiB."""
+
+    case: str
+    task: str
+    limit_mib: int
+    finished: bool
+    rounds: str
+    agent_peak_mib: float
+    training_peak_mib: float
+    together_peak_mib: float
+    anonymous_peak_mib: float
+    group_peak_mib: float
+    oom_kills: int
+    cpu_s: float
+    down_kib: int
+    up_kib: int
+    written_kib: int
+    round_s: str
+    accuracy: float | None
+    why: str
+
+
+class Watch:
+    """Looks at the processes in a cage until it is closed: their peaks and what they wrote."""
+
+    def __init__(self, cage: Cage) -> None:
+        self.agent_peak = self.training_peak = self.together_peak = self.anonymous_peak = 0
+        self.written = 0
+        self._cage = cage
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watch")
+
+    def __enter__(self) -> Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closed.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._closed.wait(_SAMPLE_S):
+            together = written = 0
+            for pid in self._cage.pids():
+                try:
+                    process = psutil.Process(pid)
+                    training = "fl_client.training" in process.cmdline()
+                    peak = peak_rss_bytes(pid)
+                    together += process.memory_info().rss
+                    written += process.io_counters().write_bytes
+                except psutil.NoSuchProcess:
+                    continue  # it has ended meanwhile
+                if training:
+                    self.training_peak = max(self.training_peak, peak)
+                else:
+                    self.agent_peak = max(self.agent_peak, peak)
+            self.together_peak = max(self.together_peak, together)
+            self.anonymous_peak = max(self.anonymous_peak, self._cage.stat("total_rss"))
+            # an ended child's count is added to its parent's
+            self.written = max(self.written, written)
+
+
+@contextmanager
+def device_python() -> Iterator[Path]:
+    """Give a Python with Rengo's iot extra alone, from wheels, in a folder of its own."""
+    with tempfile.TemporaryDirectory(prefix="rengo-device-", dir="/var/tmp") as folder:
+        home = Path(folder)
+        subprocess.run([sys.executable, "-m", "venv", "--copies", home], check=True)
+        python = home / "bin/python"
+        pip = (python, "-m", "pip", "install", "--quiet", "--only-binary=:all:")
+        pinned = ("--constraint", REPOSITORY / "constraints.txt")
+        print("installing rengo[iot] for the device …", flush=True)
+        installed = subprocess.run(
+            [*pip, *pinned, f"{build_wheel(home)}[iot]"],
+            check=False,
+            capture_output=True,
+            text=True,
+        )
+        if installed.returncode:
+            raise RengoError(f"pip could not install rengo[iot]: {installed.stderr[-2000:]}")
+        yield python
+
+
+def show(case: Case, python: Path, rounds: int) -> Row:
+    """Let a device in a cage take part in a run, and return what that took."""
+    limits = Limits(case.memory_mib * _MIB)
+    with (
+        tempfile.TemporaryDirectory(prefix="rengo-constrained-", dir="/var/tmp") as folder,
+        Cage(limits) as cage,
+        Site(Path(folder), options=SiteOptions(host="0.0.0.0", advertise=cage.address)) as site,
+    ):
+        natives = [
+            DeviceSpec(f"edge-{index}", engine="numpy", index=index, count=_NATIVE + 1)
+            for index in range(1, _NATIVE + 1)
+        ]
+        site.start_devices(natives, case.task)
+        agent = _agent(case, python, cage, site)
+        with Watch(cage) as watch:
+            agent.start()
+            try:
+                report, accuracy, why = _run(site, case, agent, rounds)
+            finally:
+                agent.stop()
+        return _row(case, watch, cage, rounds, report | {"accuracy": accuracy, "why": why})
+
+
+def _agent(case: Case, python: Path, cage: Cage, site: Site) -> Child:
+    """Return the process of the device in the cage, admitted, not yet started."""
+    identity = site.folder.ensure_identity("device", _NAME, site.at, index=0, count=_NATIVE + 1)
+    site.admit([identity])
+    kind = ["iot"] if case.engine == "numpy" else ["client", "--engine", case.engine]
+    argv = [
+        *(str(python), "-P", "-m", "rengo", *kind),
+        *("--identity", str(site.folder.identity_path(_NAME))),
+        *("--server", site.public_url),
+        *("--data-dir", str(site.folder.root / "devices" / _NAME)),
+        *("--task", case.task, "--index", "0", "--count", str(_NATIVE + 1)),
+    ]
+    log = site.folder.root / "logs" / f"{_NAME}.log"
+    return Child("the device in the cage", cage.argv(*argv), log)
+
+
+def _run(
+    site: Site, case: Case, agent: Child, rounds: int
+) -> tuple[dict[str, Any], float | None, str]:
+    """Return the run's report, its accuracy and why it did not end well ("" when it did)."""
+    everybody = _NATIVE + 1
+    definition = {
+        "rounds": rounds,
+        "seed": 0,
+        "cohort": {
+            "size": everybody,
+            "quorum": everybody,
+            "deadline_s": 300.0,
+            "gather_s": 30.0,
+            "max_attempts": 2,
+        },
+        "evaluation": {"on": "devices"},
+    }
+
+    def look(_: object) -> None:
+        site.check_processes()
+        if not agent.running:
+            raise RengoError(f"the agent ended with {agent.returncode}: {agent.last_line()}")
+
+    report: dict[str, Any] = {"rounds_completed": 0, "round_s": [], "devices": []}
+    try:
+        with site.connect() as client:
+            names = [_NAME, *(f"edge-{index}" for index in range(1, everybody))]
+            wait_for_devices(client, names, _START_S, look, Crowd())
+            result = follow(client, submit(client, case.task, definition), look)
+            report, accuracy = result.report, result.accuracy
+    except RengoError as error:
+        tail = agent.log.read_text("utf-8", "replace").splitlines()[-12:]
+        print(*tail, sep="\n", file=sys.stderr)
+        return report, None, str(error)
+    return report, accuracy, ""
+
+
+def _row(case: Case, watch: Watch, cage: Cage, rounds: int, report: dict[str, Any]) -> Row:
+    used = cage.used()
+    taken = {row["id"]: row["rounds"] for row in report["devices"]}.get(_NAME, 0)
+    return Row(
+        case=case.name,
+        task=case.task,
+        limit_mib=case.memory_mib,
+        finished=taken == rounds,
+        rounds=f"{taken}/{rounds}",
+        agent_peak_mib=_mib(watch.agent_peak),
+        training_peak_mib=_mib(watch.training_peak),
+        together_peak_mib=_mib(watch.together_peak),
+        anonymous_peak_mib=_mib(watch.anonymous_peak),
+        group_peak_mib=_mib(used.max_usage_bytes),
+        oom_kills=used.oom_kills,
+        cpu_s=round(used.cpu_s, 1),
+        down_kib=round(used.bytes_down / 1024),
+        up_kib=round(used.bytes_up / 1024),
+        written_kib=round(watch.written / 1024),
+        round_s=" ".join(f"{each:.1f}" for each in report["round_s"]),
+        accuracy=report["accuracy"],
+        why=report["why"],
+    )
+
+
+def _mib(size_bytes: int) -> float:
+    return round(size_bytes / _MIB, 1)
+
+
+def smallest(case: Case, python: Path, step_mib: int = 4) -> list[Row]:
+    """Return rows of ever smaller bounds, the last of which did not do; two rounds each."""
+    rows: list[Row] = []
+    memory_mib = case.memory_mib
+    while memory_mib > 0:
+        tried = Case(case.name, case.task, case.engine, memory_mib)
+        rows.append(show(tried, python, rounds=2))
+        print(f"{case.name} in {memory_mib} MiB: {'works' if rows[-1].finished else 'does not'}")
+        if not rows[-1].finished:
+            break
+        memory_mib -= step_mib
+    return rows
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Return rows as a table, a device a column: there are more figures than devices."""
+    lines = []
+    for key in Row.__dataclass_fields__:
+        values = [str(getattr(row, key)) for row in rows]
+        lines.append("| " + " | ".join([key, *values]) + " |")
+    lines.insert(1, "|" + " --- |" * (len(rows) + 1))
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Show every case and print a table; 1 when one did not finish, 2 when this cannot be run."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="*", default=[], metavar="NAME", help="cases that hold it")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--smallest", action="store_true", help="find the least memory that works, too"
+    )
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    lacks = missing(Path("/proc/self/cgroup").read_text(), root=os.geteuid() == 0)
+    if lacks:
+        print("This needs what is not here:", *lacks, sep="\n  ", file=sys.stderr)
+        return 2
+    # as Ctrl-C, so that everything is taken down
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    cases = [
+        each
+        for each in CASES
+        if not options.only or any(word in each.name for word in options.only)
+    ]
+    with device_python() as python:
+        # torch is too large to install each time: its pages are touched by this device alone
+        pythons = {"numpy": python, "torch": Path(sys.executable)}
+        rows = [show(case, pythons[case.engine], options.rounds) for case in cases]
+        print(table(rows), flush=True)
+        tried = (
+            [row for case in cases for row in smallest(case, pythons[case.engine])]
+            if options.smallest
+            else []
+        )
+    if tried:
+        print(table(tried))
+    if options.json:
+        options.json.write_text(
+            json.dumps([asdict(row) for row in (*rows, *tried)], indent=2) + "\n"
+        )
+    return 0 if all(row.finished for row in rows) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
