@@ -66,7 +66,10 @@ class ServerState(Message):
 
 
 class DeviceState(Message):
-    """A device's retained presence; the will carries the boot id of its own connection."""
+    """A device's retained presence; the will carries the boot id of its own connection.
+
+    ``tasks`` are those that are installed, ``bundles`` those that it may take as a bundle, or "*".
+    """
 
     kind = "device_state"
     place = ("dev", "state")
@@ -74,10 +77,34 @@ class DeviceState(Message):
     boot_id: Id
     role: Literal["trainer", "evaluator"] = "trainer"
     tasks: Annotated[list[Text], Field(max_length=64)] = []
+    bundles: Annotated[list[Text], Field(max_length=64)] = []
+
+    def takes(self, task: str, *, bundled: bool) -> bool:
+        """Whether the device has a task, or takes it as a bundle where the run has one."""
+        return task in self.tasks or (bundled and not {task, "*"}.isdisjoint(self.bundles))
+
+
+class Compute(Message):
+    """What a device's orders run on, and the precision of its products there.
+
+    ``capability`` is CUDA's compute capability or ROCm's target. A device does one order at a time
+    on each.
+    """
+
+    kind = "compute"
+    place = ("", "")
+    name: Text
+    model: Text = ""
+    memory_bytes: Size = 0
+    capability: Text = ""
+    precision: Text = ""
 
 
 class DeviceInfo(Message):
-    """What a device can do, retained."""
+    """What a device can do, retained.
+
+    ``accelerators`` are those of its machine, ``compute`` what it uses.
+    """
 
     kind = "device_info"
     place = ("dev", "info")
@@ -90,6 +117,7 @@ class DeviceInfo(Message):
     versions: Annotated[dict[str, Text], Field(max_length=64)]
     tasks: Annotated[list[Text], Field(max_length=64)]
     labels: Annotated[dict[str, Text], Field(max_length=64)] = {}
+    compute: Annotated[list[Compute], Field(max_length=64)] = []
 
 
 class DeviceHealth(Message):
@@ -176,6 +204,16 @@ class UploadRef(Message):
     parts: PartsRef | None = None
 
 
+class BundleRef(Message):
+    """A task bundle in the store, by a presigned URL, for whoever has not the task installed."""
+
+    kind = "bundle_ref"
+    place = ("", "")
+    url: Url
+    sha256: Sha256
+    size_bytes: Size
+
+
 class Order(Message):
     """The server asks a device to train or to evaluate.
 
@@ -198,6 +236,7 @@ class Order(Message):
     model: ModelRef
     upload: UploadRef | None
     time_left_s: Seconds
+    bundle: BundleRef | None = None
 
 
 class Ack(Message):

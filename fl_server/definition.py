@@ -87,6 +87,13 @@ class ModelsSection(_Section):
     parent: Parent | None = None
 
 
+class BundleSection(_Section):
+    """The task bundle that a run's devices may take: one that the site has, by its sha256."""
+
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    size_bytes: Annotated[int, Field(ge=1, le=1 << 40)]
+
+
 class RunDefinition(_Section):
     """One run of one task."""
 
@@ -99,6 +106,12 @@ class RunDefinition(_Section):
     evaluation: EvaluationSection = EvaluationSection()
     aggregation: AggregationSection = AggregationSection()
     models: ModelsSection = ModelsSection()
+    bundle: BundleSection | None = None
+
+    @property
+    def bundled(self) -> bool:
+        """Whether devices that have not the task installed may take it as a bundle."""
+        return self.bundle is not None
 
     def plan(self, run_id: str, *, evaluators_online: bool) -> Plan:
         """Return what the round machine must know; "auto" evaluation is decided here."""

@@ -26,6 +26,7 @@ from fl_server.arguments import (
     OneRun,
     Result,
 )
+from fl_server.bundle_operations import BundleOperations
 from fl_server.definition import RunDefinition, parse_definition
 from fl_server.enrolment import MAX_USES, Act, DeviceRecord
 from fl_server.events import (
@@ -140,6 +141,7 @@ class Operations:
             "runs_resume": (OneRun, self.runs_resume),
             "runs_stop": (OneRun, self.runs_stop),
             **ModelOperations(server, lambda: self._caller, self._in_use).table,
+            **BundleOperations(server, lambda: self._caller, self._definitions).table,
         }
 
     def call(self, operation: str, arguments: dict[str, Any], caller: str) -> Result | Deferred:
@@ -312,8 +314,30 @@ class Operations:
         if arguments.parent is not None:
             found = self._server.models.find(arguments.parent).manifest
             parent = Parent(run_id=found.run_id, version=found.version, sha256=found.sha256)
+        if definition.bundle is not None:
+            self._require_bundle(definition)
         models = definition.models.model_copy(update={"parent": parent})
         return definition.model_copy(update={"models": models})
+
+    def _require_bundle(self, definition: RunDefinition) -> None:
+        """Raise where the site has no such bundle of the run's task."""
+        section = definition.bundle
+        assert section is not None
+        bundle = self._server.bundles.known(section.sha256)
+        if bundle.signed.manifest.name != definition.task:
+            raise ConfigError(f"bundle {bundle.name} is not of task {definition.task!r}")
+        if bundle.size_bytes != section.size_bytes:
+            raise ConfigError(f"bundle {bundle.name} has {bundle.size_bytes} bytes")
+
+    def _definitions(self) -> dict[str, RunDefinition]:
+        """Return the definitions of the runs that go on or are being prepared."""
+        going = {
+            run_id: run.record.definition
+            for run_id, run in self._server.runs.items()
+            if not run.ended
+        }
+        prepared = {run_id: run.definition for run_id, (run, _) in self._prepared.items()}
+        return going | prepared
 
     def _in_use(self, run_id: str) -> bool:
         run = self._server.runs.get(run_id)
@@ -323,10 +347,9 @@ class Operations:
         run_id = prepared.run_id
         if self._prepared.pop(run_id, None) is None:
             return {"run_id": run_id}
-        task = prepared.definition.task
-        evaluators = any(
-            device.state.role == "evaluator" for device in self._server.presence.online(task)
-        )
+        wanted = prepared.definition
+        online = self._server.presence.online(wanted.task, bundled=wanted.bundled)
+        evaluators = any(device.state.role == "evaluator" for device in online)
         plan = prepared.definition.plan(run_id, evaluators_online=evaluators)
         self._server.start_run(
             RunRecord(run_id, prepared.definition, plan, prepared.initial, time.time())

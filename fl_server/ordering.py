@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from broker.messages import Order, PartsRef
+from fl_server.bundles import Bundles
 from fl_server.data import DataPlane
 from fl_server.events import SendOrder
 from fl_server.run import ActiveRun
@@ -20,8 +21,15 @@ class Ordering:
         publish: takes a device's id and its order.
     """
 
-    def __init__(self, data: DataPlane, publish: Callable[[str, Order], None], epoch: int) -> None:
+    def __init__(
+        self,
+        data: DataPlane,
+        bundles: Bundles,
+        publish: Callable[[str, Order], None],
+        epoch: int,
+    ) -> None:
         self._data = data
+        self._bundles = bundles
         self._publish = publish
         self._epoch = epoch
 
@@ -43,4 +51,7 @@ class Ordering:
 
     def _send(self, run: ActiveRun, command: SendOrder, parts: PartsRef | None) -> None:
         order = run.order(command, self._data.store, self._epoch, parts)
+        bundle = run.record.definition.bundle
+        if bundle is not None:
+            order = order.model_copy(update={"bundle": self._bundles.reference(bundle)})
         self._publish(command.device_id, order)

@@ -76,12 +76,12 @@ class Presence:
             return None
         return DeviceJoined(device_id, state.role, accepting=state.status != "draining")
 
-    def online(self, task: str) -> list[Device]:
-        """Return the devices that are there and have the task, by id."""
+    def online(self, task: str, *, bundled: bool = False) -> list[Device]:
+        """Return the devices that are there and have the task, or take its bundle, by id."""
         return [
             device
             for _, device in sorted(self.devices.items())
-            if device.online and task in device.state.tasks
+            if device.online and device.state.takes(task, bundled=bundled)
         ]
 
     def _keep(self, device_id: str, state: DeviceState) -> None:

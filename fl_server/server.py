@@ -51,6 +51,7 @@ from broker.session import (
 )
 from broker.steering import AccessControl
 from broker.topics import Topics
+from fl_server.bundles import Bundles
 from fl_server.canaries import Canaries, House
 from fl_server.canary_log import CanaryLog
 from fl_server.data import DataPlane, Done, JobCrashed, JobDone, TaskDone
@@ -152,7 +153,8 @@ class Server:
             settings.spool_memory_bytes,
         )
         self._author = Author(identity.id, identity.secret_key)
-        self._ordering = Ordering(self.data, self._publish_order, self.epoch)
+        self.bundles = Bundles(store, settings.project, settings.data_dir / "work" / "bundles")
+        self._ordering = Ordering(self.data, self.bundles, self._publish_order, self.epoch)
         endpoint = Endpoint.of(identity)
         self.registry = Registry(journal.database)
         self.members = Membership(
@@ -287,7 +289,8 @@ class Server:
         self.data.record(record, run.lineage.latest)
         _LOG.info("run %s starts: %d rounds", record.run_id, record.plan.rounds)
         self._documents.publish(run)
-        for device in self.presence.online(record.definition.task):
+        definition = record.definition
+        for device in self.presence.online(definition.task, bundled=definition.bundled):
             accepting = device.state.status != "draining"
             self.handle(run, DeviceJoined(device.id, device.state.role, accepting))
 
@@ -474,7 +477,8 @@ class Server:
         if event is None:
             return
         for run in self.runs.values():
-            concerns = run.record.definition.task in state.tasks
+            definition = run.record.definition
+            concerns = state.takes(definition.task, bundled=definition.bundled)
             if not run.ended and (concerns or not isinstance(event, DeviceJoined)):
                 self.handle(run, event)
         self.canaries.heard_of(event, state.tasks)

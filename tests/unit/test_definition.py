@@ -56,7 +56,7 @@ def test_hyper_parameters_stand_beside_the_name() -> None:
     [
         ({"task": None}, "'task': Input should be a valid string"),
         ({"task": "No Such"}, "'task': String should match pattern"),
-        ({"round": 3}, "unknown key 'round' (known: aggregation, algorithm, cohort"),
+        ({"round": 3}, "unknown key 'round' (known: aggregation, algorithm, bundle, cohort"),
         ({"rounds": 0}, "'rounds': Input should be greater than or equal to 1"),
         ({"rounds": "many"}, "'rounds': Input should be a valid integer"),
         ({"seed": -1}, "'seed': "),

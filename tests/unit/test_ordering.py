@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from broker.messages import Order
+from fl_server.bundles import Bundles
 from fl_server.data import DataPlane, Done, TaskDone
 from fl_server.events import (
     Fact,
@@ -55,8 +56,9 @@ class Post:
         self.store = store
         registry = ModelRegistry(store, "default", SecretKey("5e" * 32))
         self.data = DataPlane(store, registry, folder, self.inbox.put)
+        self.bundles = Bundles(store, "default", folder / "bundles")
         self.ordering = Ordering(
-            self.data, lambda device, order: self.sent.append((device, order)), 7
+            self.data, self.bundles, lambda device, order: self.sent.append((device, order)), 7
         )
 
     def turn(self) -> None:
