@@ -20,7 +20,7 @@ PACKAGES  := rengo algorithms broker storage fl_server fl_client iot runtime
 .PHONY: help
 help: ## list these commands
 	@printf 'usage: make COMMAND\n\n'
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-12s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-13s %s\n", $$1, $$2 }'
 	@printf '\nPYTHON=python3.12 chooses the interpreter; ARGS="…" goes on to demo, test, bench, size and storm.\n'
 
 .PHONY: setup
