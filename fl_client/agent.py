@@ -11,7 +11,7 @@ import queue
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from broker.messages import (
@@ -37,6 +37,7 @@ from broker.session import (
     SessionFault,
 )
 from broker.topics import parse
+from fl_client.accelerators import for_orders
 from fl_client.calm import CalmPresence
 from fl_client.child import JobProgressed
 from fl_client.desk import Desk, Question
@@ -132,6 +133,7 @@ class Agent:
             engine = "torch" if "torch" in available_engines() else "numpy"
         elif engine not in available_engines():
             raise MissingExtra(engine, engine)
+        accelerators = for_orders(settings.accelerators, profile=settings.profile, engine=engine)
         self._tasks = sorted(specs)
         # a SimpleQueue's put is reentrant, so that a signal handler may call stop()
         self._inbox: queue.SimpleQueue[object] = queue.SimpleQueue()
@@ -154,9 +156,16 @@ class Agent:
         self._transfers = JobTransfers(transfers, lambda key: self._inbox.put(_Asked(key)))
         self._transfer_thread = ThreadPoolExecutor(1, "transfer")
         self._workshop = Workshop(
-            identity.id, settings, engine, specs, self._folder, self._inbox.put, self._steward
+            identity.id,
+            settings,
+            engine,
+            specs,
+            self._folder,
+            self._inbox.put,
+            self._steward,
+            accelerators[0],
         )
-        self._voice = Voice(identity, settings, engine, self._tasks)
+        self._voice = Voice(identity, settings, engine, self._tasks, accelerators)
         self._about = {**self._voice.about(), **about(settings, engine, self._tasks)}
         self._follower = Follower(
             ProductionFolder(settings.data_dir, self._keyring.server),
@@ -200,16 +209,17 @@ class Agent:
 
     def _kept_jobs(self) -> list[Job]:
         """Return the kept jobs whose update is still what was written; forget the others."""
-        whole = []
-        for job in self._worklog.jobs():
+        whole, reported = [], self._voice.keys_in(self._outbox)
+        for kept in self._worklog.jobs():
+            # of the two files the outbox is the one that a power cut takes nothing from
+            job = replace(kept, stage="reporting") if kept.key in reported else kept
             if job.stage == "reporting" or self._folder.is_whole(job):
                 whole.append(job)
             else:
                 _LOG.warning("the update of %s did not survive; it is trained again", job.key)
                 self._worklog.forget(job.key)
                 self._folder.settle(job.key, accepted=False)
-        kept = {job.key for job in whole}
-        self._folder.sweep_updates(kept | self._voice.keys_in(self._outbox))
+        self._folder.sweep({job.key for job in whole} | reported)
         return whole
 
     def stop(self) -> None:
@@ -440,6 +450,7 @@ class Agent:
             self._session.publish(self._voice.state(presence))
 
     def _fetch(self, job: Job) -> None:
+        self._desk.store_at(job.order.model.url)
         lease, path, folder = self._lease(job), self._folder.model(job), self._folder
         self._transfer(
             job.key, lambda: self._transfers.fetch(lease, path, folder.earlier_model(job))

@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from fl_client.session import JobKey
 from runtime.environments import TRIAL_S, Trial, this_environment
@@ -97,6 +98,7 @@ class Desk:
         self._ready = False
         self._beat_s = 0.0
         self._holders: set[int] = set()
+        self._store = ""
         self._counter: _Counter | None = None
 
     # --- life -----------------------------------------------------------------------------------
@@ -178,6 +180,11 @@ class Desk:
         if not self._diary.connected:
             self.disconnected(reason)
 
+    def store_at(self, url: str) -> None:
+        """The object store is where this URL leads."""
+        place = urlsplit(url)
+        self._store = f"{place.scheme}://{place.netloc}"
+
     def declined(self, key: JobKey, reason: str) -> None:
         """An order was not taken."""
         self._note(self._diary.declines, key, {"reason": reason})
@@ -214,6 +221,7 @@ class Desk:
             **self._process(),
             **self._diary.as_dict(),
             "held": bool(self._holders),
+            "store": self._store,
             **standing,
         }
         restart = question.what == "restart" and not standing["busy"]

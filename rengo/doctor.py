@@ -77,6 +77,21 @@ def diagnose(
     ]
 
 
+def diagnose_device(data_dir: Path, machine: Machine | None = None) -> list[Check]:
+    """Return what of this machine matters to a device's agent; see :func:`diagnose`."""
+    here = ThisMachine() if machine is None else machine
+    extras = tuple(f"[{extra}]" for extra in EXTRAS)
+    return [
+        _python(here),
+        *(check for check in _packages(here) if not check.name.endswith(extras)),
+        *_torch(here),
+        _disk(here, data_dir),
+        _writable(here, data_dir),
+        _memory(here),
+        _clock(here),
+    ]
+
+
 def healthy(checks: Sequence[Check]) -> bool:
     """Return whether all that is required is there."""
     return all(check.ok for check in checks if check.required)

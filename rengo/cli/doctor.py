@@ -24,22 +24,25 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "what",
         nargs="?",
-        choices=("machine", "store"),
+        choices=("machine", "store", "agent"),
         default="machine",
-        help="machine (the default), or store: what the site's object store can do, how fast, "
-        "and how far its clock is off; leaves nothing in it",
+        help="machine (the default); store: what the site's object store can do, how fast, "
+        "and how far its clock is off, leaving nothing in it; or agent: what keeps this machine's "
+        "agent from its work",
     )
     add_site(parser)
     parser.add_argument(
         "--config",
         type=Path,
         metavar="FILE",
-        help="store: a server's TOML file, instead of that of the site in --data-dir",
+        help="store: a server's TOML file, instead of that of the site in --data-dir; "
+        "agent: its TOML file",
     )
     parser.add_argument(
         "--endpoint", metavar="URL", help="store: its address instead of the file's"
     )
     parser.add_argument("--bucket", metavar="NAME", help="store: its bucket instead of the file's")
+    parser.add_argument("--id", help="agent: the device's id, where several run on this machine")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
@@ -47,10 +50,15 @@ def examine(options: argparse.Namespace) -> int:
     """Print the findings; 2 when something that is required is missing."""
     if options.what == "store":
         return _examine_store(options)
+    if options.what == "agent":
+        return _examine_agent(options)
     given = [name for name in ("config", "endpoint", "bucket") if getattr(options, name)]
     if given:
         raise ConfigError(f"--{given[0]} goes with `rengo doctor store`")
-    found = diagnose(options.data_dir)
+    return _show(options, diagnose(options.data_dir))
+
+
+def _show(options: argparse.Namespace, found: Sequence[Check]) -> int:
     if options.json:
         print_json(as_json(found), "-")
     else:
@@ -65,6 +73,13 @@ def _print(found: Sequence[Check]) -> None:
         if check.mend:
             print(f"      mend: {check.mend}")
     print("All well." if healthy(found) else "Mend what is marked MISS, then run this again.")
+
+
+def _examine_agent(options: argparse.Namespace) -> int:
+    from rengo.cli.agent import patient  # noqa: PLC0415
+    from rengo.doctor_agent import diagnose_agent  # noqa: PLC0415
+
+    return _show(options, diagnose_agent(patient(options)))
 
 
 def _examine_store(options: argparse.Namespace) -> int:

@@ -31,6 +31,7 @@ _COMMANDS = {
     "server": "roles",
     "client": "roles",
     "iot": "roles",
+    "agent": "agent",
     "algorithms": "algorithms",
     "audit": "audit",
     "doctor": "doctor",
