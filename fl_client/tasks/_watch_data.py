@@ -1,0 +1,163 @@
+"""The smartwatch recordings: found, checked, and cut into one small file per person.
+
+The published file is pickled and 18 MB; a device opens it once at most, after its hash has been
+checked, and from then on the file of its own person.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.util
+import logging
+import os
+import sys
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.errors import ConfigError, Corrupt
+
+Recording = tuple[NDArray[np.float32], int]
+"""Samples [time, 6] and the exercise."""
+
+PERSONS = 10
+VARIABLE = "RENGO_WATCH_DATA"
+MEMBER = "seglearn/data/watch_dataset.npy"
+SHA256 = "eb122f23cdf06ef6bd6c6c5312958ec5cf9d038e2e6d457b8081662c75a42537"
+HOW = (
+    "task watch: no recordings; run `pip download --no-deps seglearn==1.2.5` and set "
+    f"{VARIABLE} to the wheel, or `pip install --no-deps seglearn==1.2.5`"
+)
+_BLOCK_BYTES = 1 << 18
+_LOG = logging.getLogger(__name__)
+
+
+def recordings(person: int, folder: Path | None = None) -> list[Recording]:
+    """Return the recordings of one person, from 1 to 10.
+
+    Looked for in this order: the person's file in ``folder``; what ``RENGO_WATCH_DATA`` names (a
+    folder of such files, the wheel of seglearn 1.2.5, or its npy); the installed package. What
+    had to be converted is kept in the user's cache.
+
+    Raises:
+        ConfigError: there are none; the text says how to get them.
+        Corrupt: they are not the ones that were published.
+    """
+    source = os.environ.get(VARIABLE)
+    named = Path(source) if source else None
+    for place in (folder, named, _cache()):
+        if place is not None and (place / _name(person)).is_file():
+            return _read(place / _name(person))
+    found = named if named is not None else _installed()
+    if found is None:
+        raise ConfigError(HOW)
+    if not found.is_file():
+        raise ConfigError(f"task watch: {VARIABLE}={found} has no {_name(person)} and is no file")
+    everyone = published(found)
+    try:
+        write(everyone, _cache())
+    except OSError as error:
+        # a read-only system: converted again at the next start
+        _LOG.warning("no cache of the watch recordings in %s: %s", _cache(), error.strerror)
+    return everyone[person]
+
+
+def published(path: Path) -> dict[int, list[Recording]]:
+    """Return every person's recordings out of the wheel or the npy file.
+
+    Raises:
+        Corrupt: the file is not the published one. It is not unpickled then.
+    """
+    with _opened(path) as file:
+        digest = hashlib.sha256()
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+        if digest.hexdigest() != SHA256:
+            raise Corrupt(f"{path}: the watch recordings have sha256 {digest.hexdigest()}")
+        file.seek(0)
+        stored = cast("dict[str, Any]", np.load(file, allow_pickle=True).item())
+    found: dict[int, list[Recording]] = {}
+    for samples, exercise, person in zip(stored["X"], stored["y"], stored["subject"], strict=True):
+        found.setdefault(int(person), []).append((samples.astype(np.float32), int(exercise)))
+    return found
+
+
+def write(everyone: dict[int, list[Recording]], folder: Path) -> None:
+    """Write one file per person; each is whole or absent."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for person, recorded in everyone.items():
+        part = folder / f"{_name(person)}.{os.getpid()}"
+        try:
+            with part.open("wb") as out:
+                np.savez_compressed(
+                    out,
+                    samples=np.concatenate([samples for samples, _ in recorded]),
+                    lengths=np.array([len(samples) for samples, _ in recorded], np.int64),
+                    exercises=np.array([exercise for _, exercise in recorded], np.int64),
+                )
+            part.replace(folder / _name(person))
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> list[Recording]:
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            samples, exercises = stored["samples"], stored["exercises"]
+            ends = np.cumsum(stored["lengths"])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise Corrupt(f"{path}: the person's recordings cannot be read: {error}") from error
+    pieces = np.split(samples, ends[:-1])
+    return [(piece, int(label)) for piece, label in zip(pieces, exercises, strict=True)]
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    if not zipfile.is_zipfile(path):
+        with path.open("rb") as file:
+            yield file
+        return
+    with zipfile.ZipFile(path) as wheel:
+        if MEMBER not in wheel.namelist():
+            raise Corrupt(f"{path} has no {MEMBER}")
+        with wheel.open(MEMBER) as member:
+            yield member
+
+
+def _installed() -> Path | None:
+    """Return the npy of an installed seglearn, without importing it."""
+    found = importlib.util.find_spec("seglearn")
+    for place in (found.submodule_search_locations or []) if found else []:
+        path = Path(place) / "data" / "watch_dataset.npy"
+        if path.is_file():
+            return path
+    return None
+
+
+def _cache() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "rengo" / f"watch-{SHA256[:8]}"
+
+
+def _name(person: int) -> str:
+    return f"watch-person-{person:02}.npz"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the ten persons' files into a folder."""
+    parser = argparse.ArgumentParser(prog="python -m fl_client.tasks._watch_data")
+    parser.add_argument("source", type=Path, help="the wheel of seglearn 1.2.5, or its npy")
+    parser.add_argument("folder", type=Path, help="where the persons' files go")
+    options = parser.parse_args(argv)
+    write(published(options.source), options.folder)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
