@@ -38,6 +38,7 @@ from broker.session import (
 )
 from broker.topics import parse
 from fl_client.accelerators import for_orders
+from fl_client.bundles import Bundles
 from fl_client.calm import CalmPresence
 from fl_client.child import JobProgressed
 from fl_client.desk import Desk, Question
@@ -155,11 +156,18 @@ class Agent:
         transfers = Transfers(tls=identity.store_trust, meter=self._steward.spent)
         self._transfers = JobTransfers(transfers, lambda key: self._inbox.put(_Asked(key)))
         self._transfer_thread = ThreadPoolExecutor(1, "transfer")
+        self._bundles = Bundles(
+            settings.bundles,
+            settings.data_dir / "bundles",
+            transfers,
+            specs,
+            self._steward.memory_bytes(),
+        )
         self._workshop = Workshop(
             identity.id,
             settings,
             engine,
-            specs,
+            self._bundles,
             self._folder,
             self._inbox.put,
             self._steward,
@@ -321,6 +329,7 @@ class Agent:
                 envelope, message = decode(delivery.payload, address, self._keyring.server)
                 if isinstance(message, Order):
                     self._require_new(message, envelope)
+                    self._bundles.heard(envelope.sent_ms)
                 self._take(message)
         except PeerError as error:
             _LOG.warning("refused a message on %s: %s", delivery.topic, error)
@@ -396,9 +405,9 @@ class Agent:
             self._workshop.run_ended(document.run_id)
 
     def _refusal(self, order: Order) -> str:
-        if order.task not in self._tasks:
+        if order.task not in self._tasks and (reason := self._bundles.refusal(order)):
             installed = ", ".join(self._tasks)
-            return f"task {order.task!r} is not installed here (installed: {installed})"
+            return f"task {order.task!r} is not installed here (installed: {installed}), {reason}"
         key = JobKey(order.run_id, order.action, order.round, order.attempt)
         if self._desk.held and not is_known(self._machine, key):
             return self._desk.held
@@ -452,9 +461,15 @@ class Agent:
     def _fetch(self, job: Job) -> None:
         self._desk.store_at(job.order.model.url)
         lease, path, folder = self._lease(job), self._folder.model(job), self._folder
-        self._transfer(
-            job.key, lambda: self._transfers.fetch(lease, path, folder.earlier_model(job))
-        )
+
+        def work() -> Event | None:
+            if job.order.task not in self._tasks:
+                refused = self._transfers.prepare(lease, self._bundles)
+                if refused is not None:
+                    return refused
+            return self._transfers.fetch(lease, path, folder.earlier_model(job))
+
+        self._transfer(job.key, work)
 
     def _upload(self, job: Job) -> None:
         lease, path = self._lease(job), self._folder.update(job.key)

@@ -43,7 +43,11 @@ _ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class ChildSettings:
-    """What a training child is started with; ``task`` comes from this device's own settings."""
+    """What a training child is started with.
+
+    ``task`` comes from this device's own settings, or is a bundle's, which has an interpreter of
+    its own: ``python``.
+    """
 
     task: str
     engine: str
@@ -54,13 +58,21 @@ class ChildSettings:
     data_seed: int = 0
     profile: str = "cpu"
     folder: Path | None = None
+    python: Path | None = None
+    accelerator: str = ""
+    precision: str = "auto"
+    compile: str = ""
+    loader_threads: int = 0
 
     def argv(self) -> list[str]:
         """Return the command line."""
         folder = [] if self.folder is None else ["--folder", str(self.folder)]
         # -P: modules are not looked for in the agent's working folder
         return [
-            *(sys.executable, "-P", "-m", "fl_client.training"),
+            *(sys.executable if self.python is None else str(self.python), "-P"),
+            # a bundle's files stay as they were signed
+            *(("-B",) if self.python is not None else ()),
+            *("-m", "fl_client.training"),
             *("--task", self.task),
             *("--engine", self.engine),
             *("--device-id", self.device_id),
@@ -69,6 +81,10 @@ class ChildSettings:
             *("--role", self.role),
             *("--data-seed", str(self.data_seed)),
             *("--profile", self.profile),
+            *("--accelerator", self.accelerator),
+            *("--precision", self.precision),
+            *("--compile", self.compile),
+            *("--loader-threads", str(self.loader_threads)),
             *folder,
         ]
 
@@ -173,7 +189,8 @@ class TrainingChild:
     def start(self) -> None:
         """Start the process, unless it runs; ``submit`` does so by itself."""
         if self._life is None or self._life.ended:
-            process = _popen(self._settings.argv(), self._log, self._environment)
+            own = os.environ if self._settings.python is None else _for_a_stranger()
+            process = _popen(self._settings.argv(), self._log, {**own, **self._environment})
             if self._started is not None:
                 self._started(process.pid)
             self._life = _Life(process, self._events, self._log)
@@ -294,6 +311,12 @@ class _Life:
         return f"training exited with status {returncode}" + (f": {last}" if last else "")
 
 
+def _for_a_stranger() -> dict[str, str]:
+    """Return our environment without what is the agent's own: its secrets and its modules."""
+    own = ("RENGO_AGENT", "RENGO_SERVER", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
+    return {name: value for name, value in os.environ.items() if not name.startswith(own)}
+
+
 def _popen(
     argv: list[str], log: Path | None, environment: Mapping[str, str]
 ) -> subprocess.Popen[bytes]:
@@ -307,7 +330,7 @@ def _popen(
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=descriptor,
-            env={**os.environ, **environment},
+            env=environment,
             # Ctrl-C on the terminal reaches the agent alone, which then ends the child
             process_group=0,
         )

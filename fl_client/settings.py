@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from fl_client.bundle_policy import BundleSettings
 
 
 class AgentSettings(BaseModel):
@@ -21,6 +23,13 @@ class AgentSettings(BaseModel):
         keep_warm_s: how long the training process outlives its last job.
         checkpoint_s: the shortest pause between two checkpoints of a training.
         checkpoint_mib: what a round's checkpoints may write in all; 0: none are written.
+        accelerators: what orders run on, one at a time on each: names such as ``cuda:0``; "auto"
+            takes all that were found where the profile is gpu, else the CPU.
+        precision: of the torch engine; "auto" is bfloat16 or float16 where the accelerator is made
+            for it, with weights and optimiser in float32.
+        compile: a backend of ``torch.compile``, for example ``inductor``.
+        loader_threads: that read the items of a torch Dataset.
+        bundles: which tasks may come over the network, signed by whom.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -39,6 +48,23 @@ class AgentSettings(BaseModel):
     keep_warm_s: Annotated[float, Field(ge=0)] = 60.0
     checkpoint_s: Annotated[float, Field(ge=0)] = 60.0
     checkpoint_mib: Annotated[int, Field(ge=0)] = 256
+    accelerators: Literal["auto", "cpu"] | list[str] = "auto"
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    compile: Annotated[str, Field(pattern=r"^[a-z_]{0,32}$")] = ""
+    loader_threads: Annotated[int, Field(ge=0, le=64)] = 0
+    bundles: BundleSettings = BundleSettings()
+
+    @field_validator("accelerators", mode="before")
+    @classmethod
+    def _names(cls, given: object) -> object:
+        if isinstance(given, str) and given not in {"auto", "cpu"}:
+            return [name.strip() for name in given.split(",")]
+        return given
+
+    @property
+    def family(self) -> str:
+        """What a task is told of this device: ``pi`` for every board of that name."""
+        return "pi" if self.profile.startswith("pi") else self.profile
 
     @model_validator(mode="after")
     def _index_is_a_part(self) -> AgentSettings:

@@ -36,6 +36,9 @@ class Steward(Protocol):
     def refusal(self, order: Order, need: Need) -> str:
         """Return why this order must be declined now, "" when it fits."""
 
+    def memory_bytes(self) -> int:
+        """Return what a training process may hold, 0 where nothing limits it."""
+
     def environment(self) -> Mapping[str, str]:
         """Return what a training process is started with, over the agent's own environment."""
 
@@ -71,6 +74,10 @@ class Unbounded:
         """Refuse nothing."""
         del order, need
         return ""
+
+    def memory_bytes(self) -> int:
+        """Limit nothing."""
+        return 0
 
     def environment(self) -> Mapping[str, str]:
         """Add nothing."""

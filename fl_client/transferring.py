@@ -15,6 +15,7 @@ from pathlib import Path
 import tenacity
 
 from broker.messages import UploadRef
+from fl_client.bundles import Bundles
 from fl_client.session import Job, JobFailed, JobKey, ModelFetched, UpdateUploaded
 from runtime.errors import AccessDenied, RengoError, Unavailable
 from storage.parts import PartsPlace
@@ -109,6 +110,20 @@ class JobTransfers:
 
         failure = self._patiently(lease, work)
         return failure or (None if lease.cancelled.is_set() else ModelFetched(lease.key))
+
+    def prepare(self, lease: Lease, bundles: Bundles) -> JobFailed | None:
+        """Make the order's bundle ready to run; None when it is, or the job was cancelled."""
+
+        def renewed() -> str:
+            fresh = lease.fresh(self._ask).order.bundle
+            if fresh is None:
+                raise AccessDenied(f"no fresh URL for the bundle of {lease.key}")
+            return fresh.url
+
+        def work() -> None:
+            lease.bytes_down += bundles.prepare(lease.job.order, renewed, lease.cancelled)
+
+        return self._patiently(lease, work)
 
     def upload(self, lease: Lease, path: Path) -> UpdateUploaded | JobFailed | None:
         """Bring the update at ``path`` to the store; None when the job was cancelled."""

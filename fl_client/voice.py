@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import cast
 
 from broker.author import Author, new_boot_id
 from broker.messages import (
     Ack,
     Action,
+    Compute,
     DeviceInfo,
     DeviceState,
     Message,
@@ -23,6 +25,7 @@ from broker.messages import (
 from broker.outbox import Outbox
 from broker.session import MqttSession, Publication
 from broker.topics import Topics
+from fl_client.accelerators import CPU, Accelerator
 from fl_client.hardware import describe
 from fl_client.jobs import TrainingJob
 from fl_client.session import Job, JobKey, SendAnswer
@@ -41,7 +44,12 @@ class Voice:
     """
 
     def __init__(
-        self, identity: Identity, settings: AgentSettings, engine: str, tasks: list[str]
+        self,
+        identity: Identity,
+        settings: AgentSettings,
+        engine: str,
+        tasks: list[str],
+        accelerators: Sequence[Accelerator] = (CPU,),
     ) -> None:
         self._author = Author(identity.id, identity.secret_key)
         self._device_id = identity.id
@@ -51,6 +59,7 @@ class Voice:
         self._settings = settings
         self._engine = engine
         self._tasks = tasks
+        self._accelerators = accelerators
 
     @property
     def boot_id(self) -> str:
@@ -84,6 +93,7 @@ class Voice:
                 "boot_id": self.boot_id,
                 "role": self._settings.role,
                 "tasks": self._tasks,
+                "bundles": self._settings.bundles.offered,
             }
         )
         return self._own("state", state, retain=True)
@@ -98,6 +108,7 @@ class Voice:
             cpus=hardware.cpus,
             ram_bytes=hardware.ram_bytes,
             accelerators=hardware.accelerators,
+            compute=[_compute(each, self._settings) for each in self._accelerators],
             versions=hardware.versions,
             tasks=self._tasks,
             labels=self._settings.labels,
@@ -194,3 +205,16 @@ class Voice:
         return self._author.write(
             self._topics.device(self._device_id, leaf), message, retain=retain
         )
+
+
+def _compute(accelerator: Accelerator, settings: AgentSettings) -> Compute:
+    precision: str = settings.precision
+    if precision == "auto":
+        precision = accelerator.precisions[0]
+    return Compute(
+        name=accelerator.name or "auto",
+        model=accelerator.model,
+        memory_bytes=accelerator.memory_bytes,
+        capability=accelerator.capability,
+        precision=precision,
+    )

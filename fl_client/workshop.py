@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
+from broker.messages import Order
 from fl_client import child as training
+from fl_client.accelerators import CPU, Accelerator
+from fl_client.bundles import Bundles
 from fl_client.folder import DeviceFolder
 from fl_client.jobs import TrainingJob
 from fl_client.session import Event, Job, JobFailed, JobKey, Outcome, WorkFinished
@@ -24,7 +27,7 @@ class Workshop:
     """Runs jobs one at a time in a child process.
 
     Args:
-        specs: what each installed task is loaded by.
+        tasks: what each task is loaded by, installed or come as a bundle.
         post: takes the child's events; called on a thread of its own, only enqueues.
     """
 
@@ -33,18 +36,20 @@ class Workshop:
         device_id: str,
         settings: AgentSettings,
         engine: str,
-        specs: Mapping[str, str],
+        tasks: Bundles,
         folder: DeviceFolder,
         post: Callable[[object], None],
         steward: Steward,
+        accelerator: Accelerator = CPU,
     ) -> None:
         self._device_id = device_id
         self._settings = settings
         self._engine = engine
-        self._specs = specs
+        self._tasks = tasks
         self._folder = folder
         self._post = post
         self._steward = steward
+        self._accelerator = accelerator
         self._child: training.TrainingChild | None = None
         self._task = ""
         self._run_id = ""
@@ -61,7 +66,8 @@ class Workshop:
         order, key = job.order, job.key
         train = key.action == "train"
         self._run_id = key.run_id
-        self._warm(order.task).submit(
+        self._folder.trim_log()
+        self._warm(order).submit(
             TrainingJob(
                 action=key.action,
                 run_id=key.run_id,
@@ -76,6 +82,7 @@ class Workshop:
                 base_sha256=order.model.sha256,
                 update_path=str(self._folder.update(key)) if train else None,
                 state_path=str(self._folder.state(key)) if train else None,
+                next_state_path=str(self._folder.next_state(key)) if train else None,
                 **(self._checkpoint(key) if train else {}),
             )
         )
@@ -136,27 +143,33 @@ class Workshop:
                 _LOG.info("training process %d is ready", pid)
         return None
 
-    def _warm(self, task: str) -> training.TrainingChild:
-        if self._child is not None and self._task != task:
+    def _warm(self, order: Order) -> training.TrainingChild:
+        placed = self._tasks.placed(order)
+        if self._child is not None and self._task != placed.name:
             self.close("another task is next")
         if self._child is None:
             settings = self._settings
-            self._task = task
+            self._task = placed.name
             self._child = training.TrainingChild(
                 training.ChildSettings(
-                    task=self._specs[task],
+                    task=placed.spec,
+                    python=placed.python,
                     engine=self._engine,
                     device_id=self._device_id,
                     index=settings.index,
                     count=settings.count,
                     role=settings.role,
                     data_seed=settings.data_seed,
-                    profile=settings.profile,
+                    profile=settings.family,
                     folder=settings.folder,
+                    accelerator=self._accelerator.name,
+                    precision=settings.precision,
+                    compile=settings.compile,
+                    loader_threads=settings.loader_threads,
                 ),
                 self._post,
                 log=self._folder.training_log,
-                environment=self._steward.environment(),
+                environment={**self._steward.environment(), **self._accelerator.environment},
                 started=self._steward.adopt,
             )
         self._used_s = time.monotonic()
