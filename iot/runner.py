@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from fl_client.agent import Agent
 from fl_client.desk import Desk
-from fl_client.settings import AgentSettings
+from iot.settings import DeviceSettings
+from iot.steward import steward_of
 from runtime.errors import ConfigError
 from runtime.identity import Identity
 
 ENGINE = "numpy"
 
 
-def make_agent(settings: AgentSettings, identity: Identity, desk: Desk | None = None) -> Agent:
+def make_agent(settings: DeviceSettings, identity: Identity, desk: Desk | None = None) -> Agent:
     """Return the agent of a constrained device.
 
     Raises:
@@ -22,4 +23,4 @@ def make_agent(settings: AgentSettings, identity: Identity, desk: Desk | None = 
             f"the Raspberry Pi runner trains on the {ENGINE} engine, not on {settings.engine!r}; "
             "for torch on a Pi use `rengo client`"
         )
-    return Agent(settings, identity, desk)
+    return Agent(settings, identity, desk, steward_of(settings, identity.id))

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 _START_S = 30.0
+_BOARDS = ("pi", "pi-zero2", "pi3", "pi4", "pi5")
 
 
 def add(commands: Commands) -> None:
@@ -46,6 +47,10 @@ def add(commands: Commands) -> None:
         add_agent_options(parser)
         if name == "client":
             add_engine_options(parser)
+        else:
+            parser.add_argument(
+                "--profile", choices=_BOARDS, help="whose budgets hold (default: the board's own)"
+            )
 
 
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
@@ -56,7 +61,9 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         help="what trains (default: auto, torch where it is installed)",
     )
     parser.add_argument(
-        "--profile", choices=("cpu", "gpu"), help="gpu uses an accelerator (default: cpu)"
+        "--profile",
+        choices=("cpu", "gpu"),
+        help="gpu uses the accelerators (default: gpu where there are any)",
     )
 
 
@@ -128,27 +135,32 @@ def _identity_of(role: str, path: Path) -> Identity:
 
 def run_client(options: argparse.Namespace) -> int:
     """Run an agent until it is told to stop."""
+    from fl_client.accelerators import of_this_machine  # noqa: PLC0415
     from fl_client.agent import Agent  # noqa: PLC0415  (other commands need no agent)
-    from fl_client.settings import AgentSettings  # noqa: PLC0415
+    from iot.settings import DeviceSettings  # noqa: PLC0415
+    from iot.steward import steward_of  # noqa: PLC0415
 
     configure_logs(debug=options.debug)
     given = _given(options, ("engine", "profile"))
     with _Identity(options) as found:
-        settings = load(AgentSettings, options.config, "RENGO_AGENT", found.defaults | given)
-        agent = Agent(settings, found.read(settings.identity), _desk())
+        settings = load(DeviceSettings, options.config, "RENGO_AGENT", found.defaults | given)
+        if "profile" not in settings.model_fields_set and of_this_machine():
+            settings = settings.model_copy(update={"profile": "gpu"})
+        identity = found.read(settings.identity)
+        agent = Agent(settings, identity, _desk(), steward_of(settings, identity.id))
         serve(agent.run_forever, agent.stop)
     return 0
 
 
 def run_iot(options: argparse.Namespace) -> int:
     """Run the Raspberry Pi runner until it is told to stop."""
-    from fl_client.settings import AgentSettings  # noqa: PLC0415
     from iot.runner import make_agent  # noqa: PLC0415
+    from iot.settings import PiSettings  # noqa: PLC0415
 
     configure_logs(debug=options.debug)
-    given = _given(options, ()) | {"engine": "numpy", "profile": "pi"}
+    given = _given(options, ("profile",))
     with _Identity(options) as found:
-        settings = load(AgentSettings, options.config, "RENGO_AGENT", found.defaults | given)
+        settings = load(PiSettings, options.config, "RENGO_AGENT", found.defaults | given)
         agent = make_agent(settings, found.read(settings.identity), _desk())
         serve(agent.run_forever, agent.stop)
     return 0

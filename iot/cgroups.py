@@ -1,0 +1,118 @@
+"""A control group for the training process, version 1 or 2, where this process may make one."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from iot.profile import Budget
+
+_LOG = logging.getLogger(__name__)
+_PERIOD_US = 100_000
+_MOUNT = Path("sys/fs/cgroup")
+
+
+@dataclass(frozen=True)
+class ControlGroup:
+    """The folders of one group: one for each controller in version 1, one in version 2."""
+
+    folders: tuple[Path, ...]
+
+    @classmethod
+    def made(cls, name: str, budget: Budget, *, root: Path = Path("/")) -> ControlGroup | None:
+        """Return a group with the budget's limits, None where none is asked for or allowed."""
+        if budget.memory is None and budget.cpu_share is None:
+            return None
+        mount = root / _MOUNT
+        own = _own_groups(root)
+        try:
+            if (mount / "cgroup.controllers").is_file():
+                return _version_2(mount / own.get("", "").lstrip("/"), name, budget)
+            return _version_1(mount, own, name, budget)
+        except OSError as error:
+            _LOG.info("no control group for training: %s", error)
+            return None
+
+    def add(self, pid: int) -> bool:
+        """Move a process in; False when that is not allowed."""
+        try:
+            for folder in self.folders:
+                (folder / "cgroup.procs").write_text(str(pid), "ascii")
+        except OSError as error:
+            _LOG.warning("training runs outside its control group: %s", error)
+            return False
+        return True
+
+    def remove(self) -> None:
+        """Remove the group; one that still holds a process stays, and is used again."""
+        for folder in self.folders:
+            try:
+                folder.rmdir()
+            except OSError as error:
+                _LOG.info("control group %s stays: %s", folder, error)
+
+
+def _own_groups(root: Path) -> dict[str, str]:
+    """Return this process's group by controller; "" is version 2's only one."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text("ascii").splitlines()
+    except OSError:
+        return {}
+    found: dict[str, str] = {}
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        found |= dict.fromkeys(controllers.split(","), path)
+    return found
+
+
+def _version_1(mount: Path, own: dict[str, str], name: str, budget: Budget) -> ControlGroup | None:
+    wanted = {}
+    if budget.memory is not None:
+        wanted["memory"] = {"memory.limit_in_bytes": int(budget.memory)}
+    if budget.cpu_share is not None:
+        quota = int(budget.cpu_share * _PERIOD_US)
+        wanted["cpu"] = {"cpu.cfs_period_us": _PERIOD_US, "cpu.cfs_quota_us": quota}
+    folders = []
+    for controller, values in wanted.items():
+        parent = mount / controller / own.get(controller, "").lstrip("/")
+        if not (parent / "cgroup.procs").is_file():
+            # in a container the group's path is the host's, and the mount is already the group
+            parent = mount / controller
+        if not (parent / "cgroup.procs").is_file():
+            return None
+        folder = parent / name
+        folder.mkdir(exist_ok=True)
+        folders.append(folder)
+        for key, value in values.items():
+            (folder / key).write_text(str(value), "ascii")
+    return ControlGroup(tuple(folders))
+
+
+def _version_2(parent: Path, name: str, budget: Budget) -> ControlGroup | None:
+    """Return a group below our own, if that was given to us alone (systemd: Delegate=yes)."""
+    available = (parent / "cgroup.controllers").read_text("ascii").split()
+    wanted = [
+        controller
+        for controller, limit in (("memory", budget.memory), ("cpu", budget.cpu_share))
+        if limit is not None
+    ]
+    if not set(wanted) <= set(available) or not os.access(parent / "cgroup.procs", os.W_OK):
+        return None
+    if set((parent / "cgroup.procs").read_text("ascii").split()) - {str(os.getpid())}:
+        return None
+    # a group with controllers for its children may hold no process itself
+    agent = parent / "agent"
+    agent.mkdir(exist_ok=True)
+    (agent / "cgroup.procs").write_text(str(os.getpid()), "ascii")
+    switches = " ".join(f"+{controller}" for controller in wanted)
+    (parent / "cgroup.subtree_control").write_text(switches, "ascii")
+    folder = parent / name
+    folder.mkdir(exist_ok=True)
+    if budget.memory is not None:
+        (folder / "memory.max").write_text(str(int(budget.memory)), "ascii")
+    if budget.cpu_share is not None:
+        quota = int(budget.cpu_share * _PERIOD_US)
+        (folder / "cpu.max").write_text(f"{quota} {_PERIOD_US}", "ascii")
+    return ControlGroup((folder,))
