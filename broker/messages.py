@@ -51,7 +51,8 @@ RunStatus = Literal["waiting", "running", "paused", "completed", "stopped", "fai
 class Message(BaseModel):
     """The root of every body. ``kind`` names it on the wire, ``leaf`` where it may travel."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    # built when first used: a device needs a third of them
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, defer_build=True)
     kind: ClassVar[str]
     place: ClassVar[tuple[str, str]]
 
