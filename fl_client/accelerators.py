@@ -5,6 +5,7 @@ A training process sees only the accelerator that it is for: to it that is the f
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import subprocess
@@ -54,20 +55,22 @@ class Accelerator:
     @property
     def environment(self) -> dict[str, str]:
         """What shows a process this accelerator and hides the others."""
-        nothing = {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""}
         match self.kind:
             case "cuda":
                 # the number of a device is its place on the bus, as nvidia-smi counts
                 return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": self.handle}
             case "rocm":
                 return {"HIP_VISIBLE_DEVICES": self.handle}
-        return nothing
+            case "cpu":
+                return {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""}
+        return {}
 
     def __str__(self) -> str:
         return f"{self.name} {self.model}".strip()
 
 
 CPU = Accelerator("cpu")
+UNTOLD = Accelerator("")
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,12 @@ def find(machine: Machine | None = None) -> list[Accelerator]:
     if machine.system == "darwin" and machine.machine == "arm64":
         found.append(Accelerator("mps", "Apple GPU"))
     return found
+
+
+@functools.cache
+def of_this_machine() -> list[Accelerator]:
+    """Return what ``find`` found first: drivers do not come and go under a running agent."""
+    return find()
 
 
 def chosen(
@@ -114,6 +123,22 @@ def chosen(
             what = "is named twice" if name in known else "is not here"
             raise ConfigError(f"accelerators: {name!r} {what} (there are: {there})")
     return [known[name] for name in names] or [CPU]
+
+
+def for_orders(wanted: str | Sequence[str], *, profile: str, engine: str) -> list[Accelerator]:
+    """Return what an agent's orders run on; ConfigError as ``chosen`` has it.
+
+    What was not named and not found is left to the engine, by profile: a library may know of an
+    accelerator that no driver's file tells of.
+    """
+    only_cpu = engine == "numpy"
+    found = chosen(wanted, of_this_machine(), idle_gpus=only_cpu or profile != "gpu")
+    named = [each for each in found if each.kind != "cpu"]
+    if only_cpu and named:
+        raise ConfigError(f"accelerators: the numpy engine trains on the CPU, not on {named[0]}")
+    if wanted == "auto" and not named and profile == "gpu" and not only_cpu:
+        return [UNTOLD]
+    return found
 
 
 def _visible(kind: str, found: Sequence[Accelerator], variable: str | None) -> list[Accelerator]:

@@ -55,7 +55,7 @@ def describe() -> Hardware:
         system=f"{platform.system()} {platform.release()}",
         cpus=_cpus(),
         ram_bytes=_ram_bytes(),
-        accelerators=[str(each) for each in accelerators.find()],
+        accelerators=[str(each) for each in accelerators.of_this_machine()],
         engines=available_engines(),
         versions={"python": platform.python_version(), **_versions()},
     )

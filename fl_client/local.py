@@ -15,6 +15,7 @@ from fl_client.engines.base import (
     LocalRound,
     LocalUpdate,
     TrainingFailed,
+    Tuning,
     load_engine,
 )
 from fl_client.tasks.base import Device, Task
@@ -40,18 +41,24 @@ class Participant:
         *,
         dtype: Dtype = "float32",
         owns_process: bool = False,
+        tuning: Tuning | None = None,
     ) -> None:
         self.task = task
         self.device = device
         self._engine_name = engine_name
         self._dtype: Dtype = dtype
         self._owns_process = owns_process
+        self._tuning = tuning
 
     @cached_property
     def engine(self) -> Engine:
         """The engine; imports torch only where it is the torch engine."""
         engine = load_engine(
-            self._engine_name, self.task, profile=self.device.profile, dtype=self._dtype
+            self._engine_name,
+            self.task,
+            profile=self.device.profile,
+            dtype=self._dtype,
+            tuning=self._tuning,
         )
         if self._owns_process:
             engine.own_process()

@@ -20,11 +20,11 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, TypeAlias
+from typing import BinaryIO, TypeAlias, get_args
 
 import algorithms
 from fl_client.checkpoint import FileCheckpoint, Pace
-from fl_client.engines.base import LocalRound, LocalUpdate, no_progress
+from fl_client.engines.base import LocalRound, LocalUpdate, Precision, Tuning, no_progress
 from fl_client.jobs import (
     Done,
     Failed,
@@ -117,7 +117,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (Exception, SystemExit) as error:  # noqa: BLE001
         channel.send(_failure(error, Path(options.task.rpartition(":")[0] or options.task)))
         return 2
-    participant = Participant(task, _device(options), options.engine, owns_process=True)
+    tuning = Tuning(options.accelerator, options.precision, options.compile, options.loader_threads)
+    participant = Participant(
+        task, _device(options), options.engine, owns_process=True, tuning=tuning
+    )
     channel.send(Ready())
     for job in channel.jobs():
         channel.send(_answer(participant, job, channel))
@@ -345,6 +348,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data-seed", type=int, default=0)
     parser.add_argument("--profile", default="cpu", help="gpu, cpu or pi")
     parser.add_argument("--folder", type=Path, help="where the device's own data lies")
+    parser.add_argument("--accelerator", default="", help="what this process was started for")
+    parser.add_argument("--precision", choices=get_args(Precision), default="auto")
+    parser.add_argument("--compile", default="", help="a backend of torch.compile")
+    parser.add_argument("--loader-threads", type=int, default=0)
     return parser
 
 

@@ -10,6 +10,7 @@ from broker.messages import (
     Ack,
     Claim,
     ClaimAnswer,
+    Compute,
     DeviceHealth,
     DeviceInfo,
     DeviceState,
@@ -57,6 +58,7 @@ SAMPLES: dict[str, Message] = {
             versions={"numpy": "2.0"},
             tasks=["digits"],
             labels={"room": "Küche"},
+            compute=[Compute(name="cuda:0", model="T4", memory_bytes=1 << 34, capability="7.5")],
         ),
         DeviceHealth(
             temperature_c=61.5,
