@@ -40,22 +40,6 @@ def forward(layer: layers.Layer, call: Call, x: Array) -> tuple[Array, Backward]
     return _pooled(layer, x) or _plain(layer, call, x)
 
 
-def keeps_output(layer: layers.Layer) -> bool:
-    """Return whether the layer's backward pass needs its output, or hands its input on."""
-    return not isinstance(
-        layer,
-        layers.Linear
-        | layers.Conv1d
-        | layers.Conv2d
-        | layers.BatchNorm
-        | layers.LayerNorm
-        | layers.MaxPool1d
-        | layers.MaxPool2d
-        | layers.AvgPool1d
-        | layers.AvgPool2d,
-    )
-
-
 def _pooled(layer: layers.Layer, x: Array) -> tuple[Array, Backward] | None:
     match layer:
         case layers.MaxPool1d() | layers.MaxPool2d():

@@ -13,11 +13,8 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from fl_client import layers
+from fl_client import layers, memory
 from fl_client.engines._numpy_call import Array, Backward, Call
-
-PATCH_BYTES = 256 * 1024
-"""The copy of patches at one time, unless one example's is larger."""
 
 
 def convolution(
@@ -30,7 +27,7 @@ def convolution(
     matrix = weight.reshape(len(weight), -1)
     rows, length = matrix.shape[1], math.prod(spatial)
     y = np.empty((batch, len(weight), length), x.dtype)
-    parts = list(_parts(batch, patch_bytes(weight.shape, length, x.itemsize)))
+    parts = list(_parts(batch, memory.patch_bytes(weight.shape, length, x.itemsize)))
     for part in parts:
         np.matmul(matrix, windows[part].reshape(-1, rows, length), out=y[part])
     if bias is not None:
@@ -55,11 +52,6 @@ def convolution(
     return y.reshape(batch, len(weight), *spatial), backward
 
 
-def patch_bytes(weight: layers.Shape, length: int, itemsize: int) -> int:
-    """Return what one example's part in a convolution's products takes."""
-    return math.prod(weight[1:]) * max(length, weight[0]) * itemsize
-
-
 def _windows(x: Array, kernel: layers.Shape, stride: int, padding: int) -> tuple[Array, Array]:
     """Return a view [batch, channels, *kernel, *positions] of the padded input, and that."""
     axes = tuple(range(2, x.ndim))
@@ -71,7 +63,7 @@ def _windows(x: Array, kernel: layers.Shape, stride: int, padding: int) -> tuple
 
 
 def _parts(batch: int, example_bytes: int) -> Iterator[slice]:
-    size = max(1, PATCH_BYTES // example_bytes)
+    size = max(1, memory.PATCH_BYTES // example_bytes)
     return (slice(start, start + size) for start in range(0, batch, size))
 
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from fl_client import layers
+from fl_client import layers, memory
 from fl_client.engines._descent import Descent
 from fl_client.engines._numpy_call import Array, Call
-from fl_client.engines._numpy_layers import forward, keeps_output
+from fl_client.engines._numpy_layers import forward
 from fl_client.engines.base import (
     Dtype,
     Evaluation,
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from fl_client.tasks.base import Split
 
 _TORCH_ONLY = ("loss", "predict", "training_step", "optimizer")
-EVALUATION_BATCH = 64
 
 
 def engine(
@@ -108,8 +107,9 @@ class NumpyEngine:
         """Return the mean loss and metrics on ``data``."""
         inputs, targets = self._arrays(data)
         w, means = self._named(weights), Means()
-        for start in range(0, len(inputs), EVALUATION_BATCH):
-            chosen = slice(start, start + EVALUATION_BATCH)
+        size = memory.evaluation_batch(self._layers, inputs.shape[1:], self._dtype.itemsize)
+        for start in range(0, len(inputs), size):
+            chosen = slice(start, start + size)
             outputs = inputs[chosen].astype(self._dtype, copy=False)
             for index, layer in enumerate(self._layers):
                 outputs, _ = forward(layer, Call(index, w, {}), outputs)
@@ -132,8 +132,7 @@ class NumpyEngine:
         backwards = []
         outputs = inputs.astype(self._dtype, copy=False)
         for index, layer in enumerate(self._layers):
-            before = self._layers[index - 1] if index else None
-            free = before is not None and not keeps_output(before)
+            free = index > 0 and memory.overwrites(layer, self._layers[index - 1])
             call = Call(index, w, grads, masks, in_place=free, first=index <= self._first)
             outputs, backward = forward(layer, call, outputs)
             backwards.append(backward)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fl_client import layers as kinds
-from fl_client.engines import _numpy_windows as windows
+from fl_client import memory
 from fl_client.engines import base
 from fl_client.engines.base import load_engine
 from fl_client.layers import (
@@ -199,7 +199,7 @@ def test_patches_in_many_parts_give_the_same(monkeypatch: pytest.MonkeyPatch) ->
     data = generator.standard_normal((7, 2, 6, 8)), generator.standard_normal((7, 2, 3, 4))
     engine = load_engine("numpy", task, dtype="float64")
     loss, whole = engine.gradients(weights, data)
-    monkeypatch.setattr(windows, "PATCH_BYTES", 1)
+    monkeypatch.setattr(memory, "PATCH_BYTES", 1)
     again, parts = engine.gradients(weights, data)
     assert again == pytest.approx(loss, rel=1e-12)
     for name, gradient in parts.items():
