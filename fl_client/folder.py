@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from storage.patches import Earlier, length
 from storage.sending import arrived_path
 
 _KEPT_MODELS = 2
+_MAX_LOG_BYTES, _KEPT_LOG_BYTES = 1 << 20, 1 << 16
 
 
 class DeviceFolder:
@@ -58,6 +60,21 @@ class DeviceFolder:
         """The algorithm's state on this device, as of the last accepted update of the run."""
         return self.root / "state" / f"{key.run_id}.safetensors"
 
+    def next_state(self, key: JobKey) -> Path:
+        """The algorithm's state after this job, until its update is accepted."""
+        return self.root / "state" / f"{key.run_id}.{key.round}-{key.attempt}.next"
+
+    def trim_log(self) -> None:
+        """Keep the end of a long training log; called while the training process does nothing."""
+        if not self.training_log.exists() or self.training_log.stat().st_size <= _MAX_LOG_BYTES:
+            return
+        with self.training_log.open("r+b") as log:
+            log.seek(-_KEPT_LOG_BYTES, os.SEEK_END)
+            end = log.read()
+            log.seek(0)
+            log.write(end)
+            log.truncate()
+
     def checkpoint(self, key: JobKey) -> Path:
         """What a training goes on from after a power cut."""
         return self.root / "checkpoints" / f"{key.run_id}.{key.round}-{key.attempt}.ckpt"
@@ -78,17 +95,25 @@ class DeviceFolder:
             return False
         return True
 
-    def sweep_updates(self, wanted: Iterable[JobKey]) -> None:
-        """Remove the updates of all other jobs: a power cut leaves some that nobody knows."""
-        updates = {self.update(key) for key in wanted if key.action == "train"}
-        kept = updates | {arrived_path(path) for path in updates}
-        for path in (self.root / "updates").iterdir():
+    def sweep(self, wanted: Iterable[JobKey]) -> None:
+        """Remove what all other jobs left to be sent: a power cut leaves what nobody knows."""
+        kept = set()
+        for key in wanted:
+            if key.action == "train":
+                update = self.update(key)
+                kept |= {update, arrived_path(update), self.next_state(key)}
+        for path in [
+            *self.root.glob("updates/*"),
+            *self.root.glob("state/*.next"),
+            *self.root.glob("state/*.part"),
+        ]:
             if path not in kept:
                 path.unlink(missing_ok=True)
 
     def settle_orphan(self, key: JobKey, *, accepted: bool) -> None:
-        """Settle a job that a power cut took out of the journal, if its update lies here."""
-        if key.action == "train" and self.update(key).exists():
+        """Settle a job that a power cut took out of the journal, if its files lie here."""
+        files = (self.update(key), self.next_state(key))
+        if key.action == "train" and any(path.exists() for path in files):
             self.settle(key, accepted=accepted)
 
     def settle(self, key: JobKey, *, accepted: bool) -> None:
@@ -98,8 +123,7 @@ class DeviceFolder:
             update.unlink(missing_ok=True)
             arrived_path(update).unlink(missing_ok=True)
             self.checkpoint(key).unlink(missing_ok=True)
-            kept = self.state(key)
-            written = kept.with_name(f"{kept.name}.next")
+            kept, written = self.state(key), self.next_state(key)
             if written.exists() and accepted:
                 written.replace(kept)
                 # the server counts on it from now on

@@ -31,8 +31,10 @@ class TrainingJob(Frame):
         model_path: the global model, a safetensors file that is already here.
         base_sha256: the hash of that file, for the update's header.
         update_path: where the update goes; None for an evaluation.
-        state_path: the algorithm's client state; what training leaves behind is written to
-            ``state_path + ".next"`` for the caller to move in place once the update is accepted.
+        state_path: the algorithm's client state.
+        next_state_path: where the state after this training goes, for the caller to move in place
+            once the update is accepted; None: ``state_path + ".next"``.
+        shrink: how often to quarter the micro batch, because memory ran short before.
         checkpoint_path: where the training goes on from after a cut; None: it begins anew.
         checkpoint_every_s: the shortest pause between two checkpoints.
         checkpoint_bytes: what the round's checkpoints may write in all.
@@ -52,7 +54,9 @@ class TrainingJob(Frame):
     base_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     update_path: str | None = None
     state_path: str | None = None
+    next_state_path: str | None = None
     codec: str = "float32"
+    shrink: Annotated[int, Field(ge=0, le=32)] = 0
     checkpoint_path: str | None = None
     checkpoint_every_s: Annotated[float, Field(ge=0)] = 60.0
     checkpoint_bytes: Annotated[int, Field(ge=0)] = 256 << 20
@@ -73,7 +77,10 @@ class Progress(Frame):
 
 
 class Done(Frame):
-    """The job's end; of an evaluation there is no file, and the size is 0."""
+    """The job's end; of an evaluation there is no file, and the size is 0.
+
+    The last four are the training's tally.
+    """
 
     kind: Literal["done"] = "done"
     num_examples: Annotated[int, Field(ge=1)]
@@ -82,6 +89,10 @@ class Done(Frame):
     size_bytes: Annotated[int, Field(ge=0)] = 0
     train_s: Annotated[float, Field(ge=0)]
     peak_rss_bytes: Annotated[int, Field(ge=0)]
+    steps: Annotated[int, Field(ge=0)] = 0
+    steps_s: Annotated[float, Field(ge=0)] = 0.0
+    full_steps: Annotated[int, Field(ge=0)] = 0
+    micro_batch: Annotated[int, Field(ge=0)] = 0
 
 
 class Failed(Frame):
@@ -90,6 +101,7 @@ class Failed(Frame):
     kind: Literal["failed"] = "failed"
     reason: Annotated[str, Field(max_length=2000)]
     retryable: bool = False
+    out_of_memory: bool = False
 
 
 Answer = Ready | Progress | Done | Failed

@@ -68,27 +68,33 @@ def leave(path: Path, text: str = "x") -> Path:
     return path
 
 
-def test_updates_that_nobody_knows_are_swept(tmp_path: Path) -> None:
+def test_what_nobody_knows_is_swept(tmp_path: Path) -> None:
     folder = DeviceFolder(tmp_path)
     known = folder.update(KEY)
     kept = [leave(known), leave(arrived_path(known))]
+    state = [leave(folder.state(KEY)), leave(folder.next_state(KEY))]
+    leave(folder.next_state(JobKey("r", "train", 1, 1)))
+    leave(tmp_path / "state" / "r.1-1.next.part")
     unknown = folder.update(JobKey("r", "train", 1, 1))
     for path in (unknown, arrived_path(unknown), unknown.with_name(f"{unknown.name}.part")):
         leave(path)
-    folder.sweep_updates([KEY, JobKey("r", "evaluate", 1, 1)])
+    folder.sweep([KEY, JobKey("r", "evaluate", 1, 1)])
     assert sorted((tmp_path / "updates").iterdir()) == sorted(kept)
+    assert sorted((tmp_path / "state").iterdir()) == sorted(state)
 
 
+@pytest.mark.parametrize("with_update", [True, False])
 @pytest.mark.parametrize(("accepted", "state"), [(True, "new"), (False, "old")])
-def test_a_job_out_of_the_journal_is_settled_by_its_update(
-    accepted: bool, state: str, tmp_path: Path
+def test_a_job_out_of_the_journal_is_settled_by_its_files(
+    accepted: bool, state: str, with_update: bool, tmp_path: Path
 ) -> None:
     folder = DeviceFolder(tmp_path)
     kept = leave(folder.state(KEY), "old")
-    pending = leave(kept.with_name(f"{kept.name}.next"), "new")
+    pending = leave(folder.next_state(KEY), "new")
     folder.settle_orphan(JobKey("r", "train", 1, 1), accepted=accepted)
     assert pending.exists()
-    leave(folder.update(KEY))
+    if with_update:
+        leave(folder.update(KEY))
     folder.settle_orphan(KEY, accepted=accepted)
     assert kept.read_text() == state
     assert not pending.exists()
@@ -117,3 +123,16 @@ def test_a_job_that_is_settled_leaves_no_checkpoint(tmp_path: Path) -> None:
     leave(folder.checkpoint(KEY))
     folder.settle(KEY, accepted=False)
     assert not folder.checkpoint(KEY).exists()
+
+
+def test_the_training_log_is_bounded(tmp_path: Path) -> None:
+    folder = DeviceFolder(tmp_path)
+    folder.trim_log()
+    with folder.training_log.open("ab", buffering=0) as child:  # as the training process has it
+        for number in range(30_000):
+            child.write(b"%06d a warning that comes in every round of training\n" % number)
+        folder.trim_log()
+        child.write(b"the last word\n")
+    text = folder.training_log.read_bytes()
+    assert len(text) < 100_000
+    assert text.endswith(b"029999 a warning that comes in every round of training\nthe last word\n")

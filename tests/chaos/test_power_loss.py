@@ -1,0 +1,257 @@
+"""A real agent loses its power at seeded moments, and its files with it: it goes on by itself.
+
+The agent, its training, the broker and the store are real; the server is scripted, so that it can
+say what it has counted. Whatever a cut leaves, the agent starts, each round counts once, and what
+counts is bit for bit what an undisturbed training gives.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import queue
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from broker.outbox import Outbox
+from fl_client.child import ChildEvent, ChildSettings, JobDone, TrainingChild
+from fl_client.jobs import TrainingJob
+from fl_client.tasks import load_task
+from fl_client.worklog import Worklog
+from runtime.identity import Identity, write_identity
+from storage.headers import read_header
+from storage.updates import verified_blocks
+from storage.weights import Weights, write_safetensors
+from tests.chaos.powercut import cut, remember
+from tests.chaos.scripted_server import ScriptedServer
+from tests.integration.broker_fixtures import DOMAIN, Site, site
+from tests.integration.store_fixtures import bucket_of, running_store
+from tests.messages import KEY
+
+__all__ = ["site"]
+NAME, RUN = "dev-a", "long-1"
+REPOSITORY = Path(__file__).parents[2]
+TASK = f"{REPOSITORY / 'tests' / 'chaos' / 'enduring.py'}:Enduring"
+CUTS, SEED = 50, 2026
+PATIENCE_S = 60.0
+GOES_ON = "training goes on from a checkpoint"
+
+
+def draw(rng: random.Random) -> str:
+    """Return a moment to die at: in a start, between two steps of a job, or in the training."""
+    since = rng.choice(["start", "order", "order", "after", "after"])
+    match since:
+        case "start":
+            return f"start:{rng.randint(1, 14)}"
+        case "order":
+            return f"order:{rng.randint(1, 24)}"
+        case _:
+            return f"after:{rng.uniform(0.0, 1.2):.3f}"
+
+
+@dataclass
+class Device:
+    """An agent's folder, and its lives."""
+
+    root: Path
+    folder: Path
+    process: subprocess.Popen[bytes] | None = None
+    lives: int = 0
+
+    @property
+    def log(self) -> Path:
+        return self.root / "agent.log"
+
+    def start(self, moment: str = "") -> None:
+        argv = [sys.executable, "-m", "tests.chaos.mortal_agent", moment, "client"]
+        argv += ["--identity", str(self.root / "identity.json"), "--data-dir", str(self.folder)]
+        argv += ["--task", TASK, "--engine", "numpy", "--count", "6"]
+        environment = {**os.environ, "RENGO_AGENT_CHECKPOINT_S": "0.05"}
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                argv, stdout=log, stderr=log, env=environment, cwd=REPOSITORY
+            )
+        self.lives += 1
+
+    @property
+    def code(self) -> int | None:
+        assert self.process is not None
+        return self.process.poll()
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.terminate()
+            self.process.wait(PATIENCE_S)
+
+    def resumed(self) -> int:
+        """How often a training went on from a checkpoint, as far as the log is there."""
+        log = self.folder / "training.log"
+        return log.read_bytes().count(GOES_ON.encode()) if log.exists() else 0
+
+
+@pytest.fixture
+def device(tmp_path: Path, site: Site) -> Iterator[Device]:
+    host, port = site.broker.endpoint
+    identity = Identity(
+        role="device",
+        domain=DOMAIN,
+        id=NAME,
+        client_id="dev-a-1",
+        host=host,
+        port=port,
+        password=SecretStr(f"secret-of-{NAME}"),
+        key=SecretStr(KEY.text),
+        server_key=KEY.public.text,
+    )
+    write_identity(tmp_path / "identity.json", identity)
+    made = Device(tmp_path, tmp_path / "data")
+    yield made
+    with contextlib.suppress(ProcessLookupError):
+        if made.process is not None and made.process.poll() is None:
+            made.process.send_signal(signal.SIGKILL)
+            made.process.wait()
+
+
+@pytest.fixture
+def server(tmp_path: Path, site: Site) -> Iterator[ScriptedServer]:
+    with running_store(tmp_path / "store", "juicefs") as store:
+        made = ScriptedServer(site.endpoint("anyone"), bucket_of(store), NAME, DOMAIN, KEY)
+        yield made
+        made.stop()
+
+
+def weights_of(number: int) -> Weights:
+    return load_task(TASK).initial_weights(number)
+
+
+def open_round(server: ScriptedServer, number: int) -> None:
+    server.open(number, weights_of(number), {"run_id": RUN, "task": "enduring"})
+
+
+def play(server: ScriptedServer, device: Device, lives: list[str], *, lying: bool) -> int:
+    """Let the agent lose its power at each of the moments; return how often it went on."""
+    rng, earlier, resumed = random.Random(SEED), device.root / "earlier", 0
+    open_round(server, 1)
+    for moment in lives:
+        device.start(moment)
+        deadline = time.monotonic() + PATIENCE_S
+        while device.code is None:
+            assert time.monotonic() < deadline, story(server, device)
+            server.listen(0.01)
+            if server.round in server.ledger.counted:
+                open_round(server, server.round + 1)
+        assert device.code == -signal.SIGKILL, story(server, device)
+        resumed += device.resumed()
+        hit = cut(device.folder, earlier, rng, lying=lying)
+        note(device, f"--- cut at {moment}: {hit}")
+        (device.folder / "training.log").unlink(missing_ok=True)
+        if rng.random() < 0.5 or not earlier.exists():
+            remember(device.folder, earlier)
+    return resumed
+
+
+def note(device: Device, text: str) -> None:
+    with device.log.open("a") as log:
+        log.write(f"{text}\n")
+
+
+def story(server: ScriptedServer, device: Device) -> str:
+    tail = device.log.read_text("utf-8", "replace")[-4000:]
+    return f"round {server.round}, {server.ledger}\n{tail}"
+
+
+def finish(server: ScriptedServer, device: Device) -> None:
+    """Let the agent do one more round in peace and see that nothing is left of any."""
+    device.start()
+    deadline, last = time.monotonic() + PATIENCE_S, server.round + 1
+    while server.round < last or last not in server.ledger.counted:
+        assert time.monotonic() < deadline, story(server, device)
+        assert device.code is None, story(server, device)
+        server.listen(0.01)
+        if server.round < last and server.round in server.ledger.counted:
+            open_round(server, last)
+    while waiting(device):
+        assert time.monotonic() < deadline, story(server, device)
+        server.listen(0.05)
+    device.stop()
+    assert unsettled(device) == [], story(server, device)
+
+
+def waiting(device: Device) -> list[str]:
+    found = [*device.folder.glob("updates/*"), *device.folder.glob("state/*.next")]
+    return [path.name for path in [*found, *device.folder.glob("checkpoints/*")]]
+
+
+def unsettled(device: Device) -> list[Any]:
+    outbox = Outbox(device.folder / "outbox.sqlite")
+    worklog = Worklog(device.folder / "jobs.sqlite")
+    left = [*outbox.pending(), *worklog.jobs()]
+    outbox.close()
+    worklog.close()
+    return left
+
+
+def undisturbed(folder: Path, rounds: list[int]) -> dict[int, str]:
+    """Return the sha256 of each round's update as a training gives it that nobody cuts."""
+    events: queue.SimpleQueue[ChildEvent] = queue.SimpleQueue()
+    child = TrainingChild(ChildSettings(TASK, "numpy", NAME, 0, 6), events.put)
+    found = {}
+    for number in rounds:
+        model, update = folder / "reference.safetensors", folder / "reference.upd"
+        with model.open("wb") as out:
+            write_safetensors(weights_of(number), out)
+        child.submit(
+            TrainingJob(
+                run_id=RUN,
+                round=number,
+                attempt=1,
+                device_id=NAME,
+                seed=7,
+                model_path=str(model),
+                base_sha256=hashlib.sha256(model.read_bytes()).hexdigest(),
+                update_path=str(update),
+            )
+        )
+        while not isinstance(event := events.get(timeout=PATIENCE_S), JobDone):
+            pass
+        digest = hashlib.sha256()
+        with update.open("rb") as stream:
+            sha256 = str(event.result.header_sha256)
+            header = read_header(stream, header_sha256=sha256, max_bytes=1 << 26)
+            for block in verified_blocks(stream, header, header.parameters):
+                digest.update(block.tobytes())
+        found[number] = digest.hexdigest()
+    child.stop()
+    return found
+
+
+@pytest.mark.parametrize(("lying", "cuts"), [(False, CUTS // 2), (True, CUTS - CUTS // 2)])
+def test_an_agent_goes_on_after_power_cuts_at_random_moments(
+    lying: bool, cuts: int, server: ScriptedServer, device: Device, tmp_path: Path
+) -> None:
+    rng = random.Random(SEED + lying)
+    resumed = play(server, device, [draw(rng) for _ in range(cuts)], lying=lying)
+    finish(server, device)
+    counted = server.ledger.counted
+    print(f"{cuts} cuts, {len(counted)} rounds, {resumed} trainings resumed")
+    assert sorted(counted) == list(range(1, server.round + 1))
+    assert not server.ledger.refusals
+    reference = undisturbed(tmp_path, sorted(counted))
+    assert {number: each.vector_sha256 for number, each in counted.items()} == reference
+    if not lying:
+        assert resumed
+        assert not server.ledger.others
+        # the algorithm's state saw every round that counted, and none twice
+        states = {number: each.metrics["counted"] for number, each in counted.items()}
+        assert states == {number: number - 1 for number in counted}
