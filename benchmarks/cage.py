@@ -124,17 +124,28 @@ class Cage:
         return ["sh", "-c", f'{enter} && exec "$@"', "sh", *network, *command]
 
     def pids(self) -> list[int]:
-        """Return the processes within."""
-        return [int(each) for each in (self._groups["memory"] / "cgroup.procs").read_text().split()]
+        """Return the processes within, also those in groups that the agent has made below."""
+        found: list[int] = []
+        for folder in self._nested("memory"):
+            with contextlib.suppress(FileNotFoundError):  # the agent may remove it at this moment
+                found += [int(each) for each in (folder / "cgroup.procs").read_text().split()]
+        return found
+
+    def oom_kills(self) -> int:
+        """Return how many processes were killed in groups that are still there."""
+        kills = 0
+        for folder in self._nested("memory"):
+            with contextlib.suppress(FileNotFoundError):
+                kills += _table(folder / "memory.oom_control").get("oom_kill", 0)
+        return kills
 
     def used(self) -> Used:
         """Return what has been used so far."""
         memory, cpu = self._groups["memory"], self._groups["cpu"]
-        oom = _table(memory / "memory.oom_control")
         link = Path("/sys/class/net") / self._outer / "statistics"
         return Used(
             int((memory / "memory.max_usage_in_bytes").read_text()),
-            oom.get("oom_kill", 0),
+            self.oom_kills(),
             int((self._groups["cpuacct"] / "cpuacct.usage").read_text()) / 1e9,
             _table(cpu / "cpu.stat").get("throttled_time", 0) / 1e9,
             int((link / "tx_bytes").read_text()),
@@ -144,6 +155,11 @@ class Cage:
     def stat(self, name: str) -> int:
         """Return a line of the group's memory.stat, for example ``total_rss``."""
         return _table(self._groups["memory"] / "memory.stat")[name]
+
+    def _nested(self, controller: str) -> list[Path]:
+        """Return the group and those below it, the deepest first."""
+        top = self._groups[controller]
+        return [*sorted((each for each in top.rglob("*") if each.is_dir()), reverse=True), top]
 
     def _make_groups(self) -> None:
         for folder in self._groups.values():
@@ -177,13 +193,14 @@ class Cage:
         # with the namespace go its end of the link, so also ours, its queues and its rules
         _quietly("ip", "netns", "delete", self._name)
         _quietly("ip", "link", "delete", self._outer)
-        for folder in self._groups.values():
-            with contextlib.suppress(FileNotFoundError):
-                folder.rmdir()
+        for controller in self._groups:
+            for folder in self._nested(controller):
+                with contextlib.suppress(FileNotFoundError):
+                    folder.rmdir()
 
     def _end_processes(self) -> None:
         deadline = time.monotonic() + _EMPTY_S
-        while (self._groups["memory"] / "cgroup.procs").exists() and (pids := self.pids()):
+        while pids := self.pids():
             for pid in pids:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)

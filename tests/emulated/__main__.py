@@ -106,7 +106,8 @@ def show(root: RootFs, wanted: Wanted) -> tuple[str, ...]:
         finally:
             agent.stop()
             shutil.rmtree(root.path / _home(site).lstrip("/"))
-    return _row(wanted, name, crowd, result)
+    machine = root.ask("import platform; print(platform.machine())")
+    return (name, machine, *_row(wanted, name, crowd, result))
 
 
 def _run(site: Site, agent: Child, wanted: Wanted, names: list[str]) -> tuple[Crowd, RunResult]:
@@ -181,8 +182,6 @@ def _row(wanted: Wanted, name: str, crowd: Crowd, result: RunResult) -> tuple[st
     versions = {**info.versions}
     python = versions.pop("python", "?")
     return (
-        name,
-        versions.pop("machine", wanted.arch),
         python,
         info.engine,
         f"{rounds[name]}/{wanted.rounds}",
