@@ -1,0 +1,191 @@
+"""`rengo agent update` with real environments: taken when it holds, taken back when it does not."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+import rengo.cli.main
+from rengo.agent_status import ask_status
+from rengo.updating import LAUNCHER
+from runtime.environments import LINKS, Environments, launcher
+from runtime.errors import TransportError
+from runtime.identity import Identity, write_identity
+from tests.integration.broker_fixtures import DOMAIN, Site, site
+from tests.integration.commands import surroundings
+from tests.messages import KEY
+
+__all__ = ["site"]
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("rengo", "algorithms", "broker", "storage", "fl_server", "fl_client", "iot", "runtime")
+NAME = "dev-a"
+PATIENCE_S = 60.0
+# RENGO_UPDATE_KILLS=20 kills at so many random moments; once, at the beginning, by default
+KILLS = int(os.environ.get("RENGO_UPDATE_KILLS", "1"))
+LONGEST_S = 30.0
+SITE_PACKAGES = Path("lib") / f"python{sys.version_info.major}.{sys.version_info.minor}"
+
+
+def make_wheel(folder: Path, version: str, changed: Mapping[str, str] | None = None) -> Path:
+    """Return a wheel of this working tree, some of its files changed."""
+    path = folder / f"rengo-{version}-py3-none-any.whl"
+    info = f"rengo-{version}.dist-info"
+    with zipfile.ZipFile(path, "w") as wheel:
+        for package in PACKAGES:
+            for file in (ROOT / package).rglob("*.py"):
+                name = str(file.relative_to(ROOT))
+                wheel.writestr(name, (changed or {}).get(name) or file.read_text("utf-8"))
+        wheel.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        extras = "Provides-Extra: iot\nProvides-Extra: torch\n"
+        wheel.writestr(
+            f"{info}/METADATA", f"Metadata-Version: 2.1\nName: rengo\nVersion: {version}\n{extras}"
+        )
+        wheel.writestr(f"{info}/RECORD", "")
+    return path
+
+
+def dependencies(folder: Path) -> Path:
+    """Return a folder of what is installed here but Rengo, for PYTHONPATH: no index is needed."""
+    folder.mkdir()
+    here = Path(pytest.__file__).parents[1]
+    for path in here.iterdir():
+        if not path.name.lower().startswith(("rengo", "__editable__", "__pycache__", "pip")):
+            (folder / path.name).symlink_to(path)
+    return folder
+
+
+@dataclass
+class Device:
+    """An agent that is started again whenever it ends, as by systemd."""
+
+    root: Path
+    home: Path
+    environment: dict[str, str]
+    supervisor: subprocess.Popen[bytes]
+
+    @property
+    def folder(self) -> Path:
+        return self.home / "devices" / NAME
+
+    @property
+    def running(self) -> str:
+        """The environment that runs, once it is on trial no more; "" while none does."""
+        try:
+            status = ask_status(self.folder)
+        except TransportError:
+            return ""
+        ready = status["connection"]["connected"] and not status["on_trial"]
+        return Path(status["environment"]).name if ready else ""
+
+    def python(self) -> str:
+        current = Environments(self.folder / LINKS).current or self.root / "venv"
+        return str(current / "bin" / "python")
+
+    def update(self, wheel: Path) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [self.python(), "-P", "-m", "rengo", "agent", "update", "--id", NAME, "--to", wheel],
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            process_group=0,
+        )
+
+
+def until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def device(site: Site, tmp_path: Path) -> Iterator[Device]:
+    host, port = site.broker.endpoint
+    home, root = tmp_path / "home", tmp_path / "opt"
+    identity = Identity(
+        role="device",
+        domain=DOMAIN,
+        id=NAME,
+        client_id="dev-a-1",
+        host=host,
+        port=port,
+        password=SecretStr(f"secret-of-{NAME}"),
+        key=SecretStr(KEY.text),
+        server_key=KEY.public.text,
+    )
+    write_identity(home / "identities" / f"{NAME}.json", identity)
+    installed = root / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", installed], check=True)
+    with zipfile.ZipFile(make_wheel(tmp_path, "0.1.0")) as wheel:
+        wheel.extractall(installed / SITE_PACKAGES / "site-packages")
+    start = root / LAUNCHER
+    start.write_text(launcher(root, home / "devices" / NAME / LINKS, installed))
+    start.chmod(0o755)
+    environment = surroundings(home, {"PYTHONPATH": str(dependencies(tmp_path / "deps"))})
+    once = f"{start} iot --id {NAME} & wait $!; sleep 0.2"
+    loop = f"trap 'kill $!; wait; exit' TERM; while :; do {once}; done"
+    log = (tmp_path / "agent.log").open("wb")
+    with log:
+        supervisor = subprocess.Popen(["sh", "-c", loop], env=environment, stderr=log)
+        try:
+            yield Device(root, home, environment, supervisor)
+        finally:
+            supervisor.send_signal(signal.SIGTERM)
+            supervisor.wait(PATIENCE_S)
+
+
+def test_an_update_is_taken_when_it_holds_and_taken_back_when_it_does_not(
+    device: Device, tmp_path: Path
+) -> None:
+    until(lambda: device.running == "venv")
+    good = make_wheel(tmp_path, "0.1.1")
+    for _ in range(KILLS):
+        _ended_in_between_leaves_what_works(device, good)
+    done = device.update(good)
+    out, _ = done.communicate(timeout=3 * PATIENCE_S)
+    assert done.returncode == 0, out
+    assert "the new version has reached the broker and is kept" in out
+    taken = device.running
+    assert taken.startswith("rengo-env-")
+    roles = Path(rengo.cli.main.__file__).with_name("roles.py").read_text("utf-8")
+    broken = roles.replace("def _desk() -> Desk:\n", "def _desk() -> Desk:\n    exit(5)\n")
+    assert broken != roles
+    done = device.update(make_wheel(tmp_path, "0.1.3", {"rengo/cli/roles.py": broken}))
+    out, _ = done.communicate(timeout=3 * PATIENCE_S)
+    assert done.returncode == 3, out
+    assert "the earlier one runs again" in out
+    until(lambda: device.running == taken)
+    left = {path.name for path in device.root.glob("rengo-env-*")}
+    assert left == {taken}
+
+
+def _ended_in_between_leaves_what_works(device: Device, wheel: Path) -> None:
+    """Kill the update at a random moment, and the agent with it."""
+    seen = set(device.root.glob("rengo-env-*"))
+    killed = device.update(wheel)
+    until(lambda: bool(set(device.root.glob("rengo-env-*")) - seen) or killed.poll() is not None)
+    if KILLS > 1:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            killed.wait(random.uniform(0, LONGEST_S))
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.communicate()
+    before = ask_status(device.folder)["pid"] if device.running else 0
+    if before:
+        os.kill(before, signal.SIGKILL)
+    until(lambda: device.running != "" and ask_status(device.folder)["pid"] != before)
+    print(f"killed; runs from {device.running}", flush=True)

@@ -1,0 +1,116 @@
+"""What the service manager hears, on a real datagram socket."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fl_client.desk import Desk, Question
+from fl_client.session import JobKey
+from runtime.environments import TRIAL_S, Environments, Trial
+from runtime.errors import TransportError
+from runtime.notify import Notifier
+
+
+class Manager:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(str(path))
+        self._socket.setblocking(False)
+
+    def heard(self) -> list[str]:
+        words: list[str] = []
+        while True:
+            try:
+                words += self._socket.recv(4096).decode().splitlines()
+            except BlockingIOError:
+                return words
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+@pytest.fixture
+def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Manager]:
+    monkeypatch.chdir(tmp_path)  # the kernel takes an address of 107 bytes
+    manager = Manager(Path("notify"))
+    yield manager
+    manager.close()
+
+
+def test_a_desk_tells_the_service_manager(manager: Manager) -> None:
+    desk = Desk(Notifier(str(manager.path), watchdog_s=60.0))
+    desk.turned(0.0)
+    assert manager.heard() == ["WATCHDOG=1"]
+    assert desk.left_s(0.0) is not None
+    desk.turned(29.0)
+    assert manager.heard() == [], "fed within the half of its time already"
+    desk.connected("broker:1")
+    assert manager.heard() == ["READY=1", "STATUS=connected to broker:1"]
+    desk.disconnected("no route")
+    desk.connected("broker:1")
+    assert manager.heard() == ["STATUS=not connected: no route", "STATUS=connected to broker:1"]
+    desk.close()
+    assert manager.heard() == ["STOPPING=1"]
+
+
+def test_a_device_without_a_network_is_ready_all_the_same(manager: Manager) -> None:
+    desk = Desk(Notifier(str(manager.path)))
+    left_s = desk.left_s(desk._diary.begun_s)
+    assert left_s is not None
+    desk.turned(desk._diary.begun_s + left_s)
+    assert "READY=1" in manager.heard()
+
+
+def test_a_trial_is_ready_with_the_broker_alone(manager: Manager, tmp_path: Path) -> None:
+    links = Environments(tmp_path / "links")
+    links.propose(tmp_path / "new")
+    (links.links / "next").rename(links.links / "trying")  # what the launcher does
+    desk = Desk(Notifier(str(manager.path)), Trial(links))
+    desk.turned(desk._diary.begun_s + TRIAL_S - 1)
+    assert manager.heard() == []
+    assert links.current is None
+    with pytest.raises(TransportError, match="the earlier one comes back"):
+        desk.turned(desk._diary.begun_s + TRIAL_S)
+    desk.connected("broker:1")
+    assert links.current == tmp_path / "new"
+    assert "READY=1" in manager.heard()
+
+
+def test_an_agent_about_to_be_updated_takes_nothing_and_does_not_end_in_a_round() -> None:
+    desk, answers = Desk(), []
+    asked = {name: Question(name, 7, answers.append) for name in ("hold", "restart", "release")}  # type: ignore[arg-type]
+    assert not desk.answer(asked["hold"], {"busy": "it is at work"})
+    assert desk.held
+    assert not desk.answer(asked["restart"], {"busy": "it is at work"})
+    assert desk.answer(asked["restart"], {"busy": ""})
+    assert [each["restarting"] for each in answers] == [False, False, True]
+    desk.answer(asked["release"], {"busy": ""})
+    assert not desk.held
+
+
+def test_the_diary_keeps_the_last_ten_and_tells_their_age() -> None:
+    desk = Desk()
+    for number in range(12):
+        desk.declined(JobKey("r", "train", number, 1), "too hot")
+    told = desk._diary.as_dict()["declines"]
+    assert [each["round"] for each in told] == list(range(11, 1, -1))
+    assert all(each["ago_s"] >= 0 and each["reason"] == "too hot" for each in told)
+
+
+def test_a_notifier_is_this_process_s_alone() -> None:
+    given = {"NOTIFY_SOCKET": "/run/n", "WATCHDOG_USEC": "60000000", "WATCHDOG_PID": "1"}
+    assert Notifier.of_environment(given).beat_every_s is None, "another process is watched"
+    assert given == {}, "the training process must not speak for the agent"
+    given = {"WATCHDOG_USEC": "60000000", "WATCHDOG_PID": str(os.getpid())}
+    assert Notifier.of_environment(given).beat_every_s == 30.0
+
+
+def test_without_a_manager_nothing_is_said() -> None:
+    Notifier().ready("x")
+    Notifier("/nowhere/at/all").alive()
