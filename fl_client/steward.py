@@ -45,6 +45,9 @@ class Steward(Protocol):
     def adopt(self, pid: int) -> None:
         """Keep a training process within its limits, from its start to its end."""
 
+    def ran_short(self) -> bool:
+        """Return whether the adopted process was ended because of its memory, asked once."""
+
     def spent(self, count: int) -> None:
         """Take that so many bytes went over the network."""
 
@@ -85,6 +88,10 @@ class Unbounded:
 
     def adopt(self, pid: int) -> None:
         """Leave it alone."""
+
+    def ran_short(self) -> bool:
+        """Know nothing of it."""
+        return False
 
     def spent(self, count: int) -> None:
         """Count nothing."""

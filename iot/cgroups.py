@@ -45,6 +45,19 @@ class ControlGroup:
             return False
         return True
 
+    def oom_kills(self) -> int:
+        """Return how many processes the kernel has ended here for want of memory."""
+        for path in (
+            folder / name
+            for folder in self.folders
+            for name in ("memory.events", "memory.oom_control")
+        ):
+            if path.is_file():
+                lines = path.read_text("ascii").splitlines()
+                counts = dict(line.split(" ", 1) for line in lines if " " in line)
+                return int(counts.get("oom_kill", 0))
+        return 0
+
     def remove(self) -> None:
         """Remove the group; one that still holds a process stays, and is used again."""
         for folder in self.folders:

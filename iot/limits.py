@@ -59,6 +59,7 @@ class Limiter:
         self._budget = budget
         self._group = ControlGroup.made(f"rengo-{name}", budget, root=root)
         self._held: _Held | None = None
+        self._kills = 0 if self._group is None else self._group.oom_kills()
         self._resting = False
 
     @property
@@ -88,6 +89,13 @@ class Limiter:
             self._group = None
         self._held = _Held(pid, descriptor, self._budget, measured=self._group is None)
         self._held.rest(resting=self._resting)
+
+    def ran_short(self) -> bool:
+        """Return whether the process was ended because of its memory, since the last question."""
+        if self._group is None:
+            return self._held is not None and self._held.took_too_much
+        kills, self._kills = self._kills, self._group.oom_kills()
+        return self._kills > kills
 
     def rest(self, *, resting: bool) -> None:
         """Let the process stand still, and one that is adopted later, or go on."""
@@ -130,6 +138,7 @@ class _Held:
         self._resting = False
         self._stopped = False
         self._ended = False
+        self.took_too_much = False
         self._thread: threading.Thread | None = None
         if self._memory is not None or self._share is not None:
             self._thread = threading.Thread(target=self._watch, name="limits", daemon=True)
@@ -181,6 +190,7 @@ class _Held:
                 held >> 20,
                 self._memory >> 20,
             )
+            self.took_too_much = True
             with self._lock:
                 self._signal(signal.SIGKILL)
             return _LOOK_S

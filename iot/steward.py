@@ -158,6 +158,10 @@ class MachineSteward:
         """Keep a training process within its limits, from its start to its end."""
         self._limiter.adopt(pid)
 
+    def ran_short(self) -> bool:
+        """Return whether the adopted process was ended because of its memory, asked once."""
+        return self._limiter.ran_short()
+
     def spent(self, count: int) -> None:
         """Take that so many bytes went over the network."""
         if self._data is not None:

@@ -1,0 +1,42 @@
+"""When memory runs short in a training process: how that looks, and training with less of it."""
+
+from __future__ import annotations
+
+from fl_client.engines.base import TrainingFailed
+from fl_client.tasks.base import TrainingSettings
+
+_LESS = 4
+
+
+def shrunk(settings: TrainingSettings, times: int) -> TrainingSettings:
+    """Return the settings with a micro batch that was quartered so many times.
+
+    The sum of the gradients stays what it was, but for the order of the additions.
+
+    Raises:
+        TrainingFailed: one example at a time was too much already.
+    """
+    if not times:
+        return settings
+    whole = min(settings.micro_batch or settings.batch_size, settings.batch_size)
+    if whole <= _LESS ** (times - 1):
+        raise TrainingFailed("out of memory with one example at a time: this device is too small")
+    return settings.model_copy(update={"micro_batch": -(-whole // _LESS**times)})
+
+
+def ran_short(error: BaseException) -> bool:
+    """Whether an error says that there was no memory: Python's own, numpy's, or torch's.
+
+    Torch is not imported here. Its error on an accelerator has a name of its own; on the processor
+    it is a RuntimeError that tells of its allocator.
+    """
+    seen: BaseException | None = error
+    for _ in range(10):
+        if seen is None:
+            return False
+        if isinstance(seen, MemoryError) or type(seen).__name__ == "OutOfMemoryError":
+            return True
+        if isinstance(seen, RuntimeError) and "can't allocate memory" in str(seen):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
