@@ -27,6 +27,7 @@ from fl_client.session import JobKey
 from runtime.environments import TRIAL_S, Trial, this_environment
 from runtime.errors import TransportError
 from runtime.notify import Notifier
+from runtime.resident import rss_bytes
 
 _LOG = logging.getLogger(__name__)
 SOCKET = "agent.sock"
@@ -235,15 +236,6 @@ class Desk:
             "on_trial": self._trial is not None,
             "rss_bytes": rss_bytes(os.getpid()),
         }
-
-
-def rss_bytes(pid: int) -> int | None:
-    """Return the memory that a process has now, None where the kernel does not tell (Linux)."""
-    try:
-        pages = int(Path(f"/proc/{pid}/statm").read_text("ascii").split()[1])
-    except (OSError, ValueError, IndexError):
-        return None
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 @contextmanager

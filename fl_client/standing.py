@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from broker.messages import Order
-from fl_client.desk import rss_bytes
 from fl_client.folder import DeviceFolder
 from fl_client.session import DeviceSession, Job, JobKey
 from fl_client.settings import AgentSettings
 from fl_client.steward import Need
+from runtime.resident import rss_bytes
 from storage.patches import length
 
 

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 from numpy.typing import NDArray
 
-from fl_client.engines.base import Masks
+from fl_client.engines._masks import Masks
 
 Array: TypeAlias = NDArray[Any]
 Backward: TypeAlias = Callable[[Array], Array]

@@ -8,7 +8,7 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fl_client import layers
-from fl_client.engines.base import Masks
+from fl_client.engines._masks import Masks
 from runtime.errors import ConfigError
 
 

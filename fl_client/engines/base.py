@@ -10,6 +10,7 @@ import hashlib
 import importlib
 import itertools
 import pkgutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,6 +93,22 @@ class Tuning:
     loader_threads: int = 0
 
 
+@dataclass
+class Tally:
+    """How far and how fast this process came in a round's training.
+
+    Attributes:
+        steps: those that it took itself, in ``steps_s`` seconds; a former process took the others.
+        full_steps: what the epochs give on this data.
+        micro_batch: into what batches were cut, 0 for whole ones.
+    """
+
+    steps: int = 0
+    steps_s: float = 0.0
+    full_steps: int = 0
+    micro_batch: int = 0
+
+
 @dataclass(frozen=True)
 class LocalRound:
     """What one device's training in one round is a function of, beside weights and data.
@@ -101,6 +118,9 @@ class LocalRound:
         device_id: with ``seed`` and ``round`` it fixes the order of the batches.
         state: the algorithm's client state after this device's last accepted update.
         checkpoint: where to continue from and what to save to, if anywhere.
+        memory_bytes: what the whole process may hold, 0 where nothing limits it. The numpy
+            engine cuts its batches so that it keeps below.
+        tally: is filled in as the training goes on.
     """
 
     algorithm: Algorithm
@@ -111,6 +131,8 @@ class LocalRound:
     state: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     progress: Progress = no_progress
     checkpoint: Checkpoint | None = None
+    memory_bytes: int = 0
+    tally: Tally = field(default_factory=Tally, compare=False)
 
     @property
     def local_seed(self) -> int:
@@ -227,12 +249,15 @@ def run_epochs(
     loop = _Loop(plan, count)
     if plan.checkpoint is not None and training is not None:
         loop.load(plan.checkpoint, training)
+    begun_s = time.monotonic()
     while loop.steps < loop.end:
         for chosen in loop.rest_of_epoch():
             loop.count(step(chosen), len(chosen))
+            plan.tally.steps += 1
             plan.progress(loop.steps / loop.end, loop.mean)
             if plan.checkpoint is not None and training is not None and plan.checkpoint.due():
                 plan.checkpoint.save({**training.capture(), _PLACE: loop.place()})
+    plan.tally.steps_s = time.monotonic() - begun_s
     plan.progress(1.0, loop.mean)
     mean = loop.mean if loop.mean is not None or not loop.seen else loop.loss_sum / loop.seen
     return {} if mean is None else {"train_loss": mean}
@@ -245,6 +270,7 @@ class _Loop:
         self._plan, self._count = plan, count
         self._per_epoch = -(-count // plan.settings.batch_size)
         self.end = plan.settings.local_epochs * self._per_epoch
+        plan.tally.full_steps, plan.tally.micro_batch = self.end, plan.settings.micro_batch
         if plan.settings.max_steps:
             self.end = min(self.end, plan.settings.max_steps)
         self.steps, self.seen, self.loss_sum = 0, 0, 0.0
@@ -300,27 +326,6 @@ class _Loop:
         settings = self._plan.settings.model_dump(exclude={"micro_batch"})
         text = repr((self._count, self._plan.local_seed, self._plan.algorithm, settings))
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big", signed=True)
-
-
-class Masks:
-    """The dropout of a step, drawn by numpy in every engine so that engines agree."""
-
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
-        self._step = 0
-        self._generators: dict[int, np.random.Generator] = {}
-
-    def begin(self, step: int) -> None:
-        """Go to a step; its masks depend on the seed and its number alone."""
-        self._step = step
-        self._generators = {}
-
-    def keep(self, layer: int, shape: tuple[int, ...], rate: float) -> NDArray[np.bool_]:
-        """Return which values of a layer stay; micro batches draw where the last one stopped."""
-        if layer not in self._generators:
-            self._generators[layer] = np.random.default_rng([self._seed, self._step, layer])
-        drawn = self._generators[layer].random(shape, np.float32)
-        return np.greater_equal(drawn, np.float32(rate))
 
 
 class Means:

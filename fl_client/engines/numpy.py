@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from fl_client import layers, memory
 from fl_client.engines._descent import Descent
+from fl_client.engines._masks import Masks
 from fl_client.engines._numpy_call import Array, Call
 from fl_client.engines._numpy_layers import forward
 from fl_client.engines.base import (
@@ -17,8 +21,8 @@ from fl_client.engines.base import (
     Indices,
     LocalRound,
     LocalUpdate,
-    Masks,
     Means,
+    TrainingFailed,
     Tuning,
     as_pair,
     check_same_names,
@@ -28,6 +32,7 @@ from fl_client.engines.base import (
 )
 from fl_client.tasks.base import Objective, Task
 from runtime.errors import ConfigError
+from runtime.resident import rss_bytes
 from storage.weights import Weights
 
 if TYPE_CHECKING:
@@ -85,6 +90,7 @@ class NumpyEngine:
                 "torch engine can do"
             )
         inputs, targets = self._arrays(data)
+        plan = self._within_memory(plan, inputs.shape[1:])
         training = _Training(self._named(weights), plan)
 
         def step(chosen: Indices) -> float:
@@ -142,6 +148,26 @@ class NumpyEngine:
         while len(backwards) > self._first:
             dy = backwards.pop()(dy)
         return loss, {name: grads[name] for name in self._trained}
+
+    def _within_memory(self, plan: LocalRound, shape: tuple[int, ...]) -> LocalRound:
+        """Return the plan with a micro batch that the process has room for."""
+        if not plan.memory_bytes:
+            return plan
+        size = self._dtype.itemsize
+        room = plan.memory_bytes - self._held_bytes
+        micro = memory.fits(room, self._layers, shape, plan.settings, size)
+        if micro is None:
+            least = memory.memory_needed(self._layers, 1, shape, plan.settings, size)
+            raise TrainingFailed(
+                f"training takes {_mebibytes(self._held_bytes + least)} with one example at a "
+                f"time, this device gives it {_mebibytes(plan.memory_bytes)}"
+            )
+        return replace(plan, settings=plan.settings.model_copy(update={"micro_batch": micro}))
+
+    @cached_property
+    def _held_bytes(self) -> int:
+        """What the process held before its first training: later it keeps what it has freed."""
+        return rss_bytes(os.getpid()) or 0
 
     def _named(self, weights: Weights) -> dict[str, Array]:
         expected = {name: tensor.shape for name, tensor in self._tensors.items()}
@@ -218,6 +244,10 @@ class _Training:
                 self._descent.put(name.removeprefix("optimizer/"), np.array(array))
         self.masks.begin(self._descent.steps)
         return True
+
+
+def _mebibytes(count: int) -> str:
+    return f"{count / (1 << 20):.0f} MiB"
 
 
 def _same_shapes(one: Mapping[str, Array], other: Mapping[str, Array]) -> bool:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from fl_client import layers
 from fl_client.engines import _torch_layers as torch_layers
 from fl_client.engines._descent import Descent
+from fl_client.engines._masks import Masks
 from fl_client.engines._torch_tuning import (
     Mixed,
     compiled,
@@ -29,7 +30,6 @@ from fl_client.engines.base import (
     Indices,
     LocalRound,
     LocalUpdate,
-    Masks,
     Means,
     Tuning,
     as_pair,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,8 +11,11 @@ import pytest
 import torch
 
 from fl_client.engines import base
-from fl_client.engines.base import LocalRound, load_engine, run_epochs
+from fl_client.engines import numpy as numpy_engine
+from fl_client.engines.base import LocalRound, TrainingFailed, load_engine, run_epochs
+from fl_client.memory import memory_needed
 from fl_client.tasks.base import TrainingSettings
+from runtime.resident import rss_bytes
 from tests.contract.test_engines import Normed, Rows, data_of, plan_of, task_of
 
 
@@ -175,3 +179,29 @@ def test_the_loss_is_that_of_the_last_whole_epoch_else_of_what_was_seen() -> Non
     assert [mean for _, mean in told[:5]] == [None, None, first, first, first]
     assert steps_of(10, local_epochs=2, max_steps=4)[1] == {"train_loss": first}
     assert steps_of(10, max_steps=2)[1] == {"train_loss": 1.5}
+
+
+def test_the_numpy_engine_keeps_within_its_memory_or_says_what_it_would_take() -> None:
+    task, data = task_of("cnn", "cross_entropy"), data_of("cnn", "cross_entropy", 300)
+    weights, engine = task.initial_weights(3), load_engine("numpy", task)
+    plan = plan_of(task, batch_size=256, local_epochs=1)
+    whole = engine.train(weights, data, plan)
+    resident = rss_bytes(os.getpid())
+    assert resident is not None
+    room = memory_needed(task.model(), 20, (81,), plan.settings)  # type: ignore[arg-type]
+    sizes: list[int] = []
+    forward = numpy_engine.forward
+
+    def seen(layer: Any, call: Any, x: Any) -> Any:
+        sizes.append(len(x))
+        return forward(layer, call, x)
+
+    tight = replace(plan, memory_bytes=resident + room)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(numpy_engine, "forward", seen)
+        split = load_engine("numpy", task).train(weights, data, tight)
+    # what the process holds may have moved by a page or two meanwhile
+    assert 10 <= max(sizes) <= 20
+    np.testing.assert_allclose(split.vector, whole.vector, rtol=1e-3, atol=2e-6)
+    with pytest.raises(TrainingFailed, match=r"training takes \d+ MiB .* gives it 1 MiB"):
+        engine.train(weights, data, replace(plan, memory_bytes=1 << 20))
