@@ -35,6 +35,7 @@ class TrainingJob(Frame):
         next_state_path: where the state after this training goes, for the caller to move in place
             once the update is accepted; None: ``state_path + ".next"``.
         shrink: how often to quarter the micro batch, because memory ran short before.
+        memory_bytes: what the training process may hold; 0: no limit.
         checkpoint_path: where the training goes on from after a cut; None: it begins anew.
         checkpoint_every_s: the shortest pause between two checkpoints.
         checkpoint_bytes: what the round's checkpoints may write in all.
@@ -56,6 +57,7 @@ class TrainingJob(Frame):
     state_path: str | None = None
     next_state_path: str | None = None
     codec: str = "float32"
+    memory_bytes: Annotated[int, Field(ge=0)] = 0
     shrink: Annotated[int, Field(ge=0, le=32)] = 0
     checkpoint_path: str | None = None
     checkpoint_every_s: Annotated[float, Field(ge=0)] = 60.0
