@@ -161,9 +161,15 @@ def with_cohort_size(
         for device in client.devices()
         if device["role"] == "trainer"
         and device["status"] in {"ready", "training"}
-        and task_name in device["tasks"]
+        and _takes(device, task_name, bundled="bundle" in definition)
     ]
     return {**definition, "cohort": {**cohort, "size": max(1, len(trainers))}}
+
+
+def _takes(device: Mapping[str, Any], task_name: str, *, bundled: bool) -> bool:
+    """Whether a device has a task, or takes it as a bundle where the run has one."""
+    taken = {task_name, "*"}.intersection(device.get("bundles", ()))
+    return task_name in device["tasks"] or (bundled and bool(taken))
 
 
 def wait_for_devices(

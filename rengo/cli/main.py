@@ -26,6 +26,7 @@ _COMMANDS = {
     "run": "run",
     "runs": "runs",
     "models": "models",
+    "task": "task",
     "devices": "devices",
     "enroll": "enroll",
     "server": "roles",

@@ -19,7 +19,7 @@ from rengo.cli.common import (
     print_json,
     progress_stream,
 )
-from rengo.cli.run import add_run_options
+from rengo.cli.run import TASK_HELP, add_run_options
 from rengo.cli.run import run as run_task
 from rengo.exporting import FORMATS
 from rengo.exporting import export as write
@@ -61,6 +61,7 @@ def add_file_verbs(verbs: Commands) -> None:
         verbs, "import", take, "train a task from weights that are there: a run's version 0"
     )
     parser.add_argument("file", help="a safetensors file, or the name of a version of this site")
+    parser.add_argument("task", help=TASK_HELP)
     add_run_options(parser)
 
 

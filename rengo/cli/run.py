@@ -7,6 +7,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from rengo.bundle_runs import chosen
+from rengo.bundling import public_key
 from rengo.cli.codes import DONE, INTERRUPTED
 from rengo.cli.common import (
     Commands,
@@ -21,17 +23,26 @@ from rengo.cli.common import (
     progress_stream,
     settings_of,
 )
+from rengo.cli.task import add_trust
 from rengo.conclusion import conclude
 from rengo.models import load
 from rengo.operator import OperatorClient
 from rengo.runs import fetch_model, follow, submit
 from rengo.view import open_view
 from runtime.config import merge, read_toml
+from runtime.errors import ConfigError
+
+TASK_HELP = "a task's name or FILE.py:CLASS; built into version 0 here"
 
 
 def add(commands: Commands) -> None:
     """Add the command."""
     parser = add_command(commands, "run", run, "train a task on the site's devices")
+    parser.add_argument(
+        "task",
+        nargs="?",
+        help=f"{TASK_HELP}; may be left out with --bundle and --trust",
+    )
     add_run_options(parser)
     parser.add_argument(
         "--from",
@@ -43,9 +54,14 @@ def add(commands: Commands) -> None:
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
-    """Add what says how a run goes, the task among it."""
-    parser.add_argument("task", help="a task's name or FILE.py:CLASS; built into version 0 here")
+    """Add what says how a run goes."""
     add_site(parser)
+    parser.add_argument(
+        "--bundle",
+        metavar="NAME[@SHA]",
+        help="a bundle of the site, for devices that have not the task installed",
+    )
+    add_trust(parser, "whose bundle may build version 0 in this process")
     parser.add_argument("--config", type=Path, help="the run's definition as a TOML file")
     parser.add_argument("--rounds", type=int, help="how many rounds (default: 10)")
     add_settings(parser)
@@ -87,7 +103,13 @@ def _begin(client: OperatorClient, options: argparse.Namespace, definition: dict
     initial = None
     if options.initial is not None:
         initial = load(options.initial, client.server_key, lambda: nullcontext(client))
-    return submit(client, options.task, definition, initial)
+    if options.bundle is None:
+        if options.task is None:
+            raise ConfigError("name the task, or a bundle by --bundle")
+        return submit(client, options.task, definition, initial)
+    trusted = [public_key(each) for each in options.trust]
+    with chosen(client, options.task, options.bundle, trusted) as found:
+        return submit(client, found.task, {**definition, "bundle": found.definition}, initial)
 
 
 def _submit(options: argparse.Namespace, definition: dict[str, Any]) -> int:
@@ -96,10 +118,11 @@ def _submit(options: argparse.Namespace, definition: dict[str, Any]) -> int:
         shown = client.call("runs_show", {"run_id": run_id})
     print(f"Run {run_id} is submitted.")
     if shown["phase"] == "gathering":
-        print(
-            f"It waits for devices that have task {shown['task']!r}; "
-            f"add one: {command_name()} client --task {options.task}"
-        )
+        waits = f"It waits for devices that have task {shown['task']!r}"
+        if options.bundle is not None:
+            print(f"{waits}, or take it as a bundle.")
+        else:
+            print(f"{waits}; add one: {command_name()} client --task {options.task}")
     print(f"See how it goes: {command_name()} runs show {run_id}")
     return DONE
 
