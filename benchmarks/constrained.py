@@ -20,7 +20,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ class Case:
 
 
 CASES = (
-    Case("numpy, MLP", "watch-mlp", "numpy", 96),
+    Case("numpy, MLP", "watch_mlp", "numpy", 96),
     Case("numpy, CNN", "watch", "numpy", 96),
     Case("torch, CNN", "watch", "torch", 384),
 )
@@ -284,18 +284,17 @@ def _mib(size_bytes: int) -> float:
     return round(size_bytes / _MIB, 1)
 
 
-def smallest(case: Case, python: Path, step_mib: int = 4) -> list[Row]:
-    """Return rows of ever smaller bounds, the last of which did not do; two rounds each."""
+def smallest(case: Case, python: Path) -> list[Row]:
+    """Return rows of other bounds, from the least that works to within 2 MiB; two rounds each."""
     rows: list[Row] = []
-    memory_mib = case.memory_mib
-    while memory_mib > 0:
-        tried = Case(case.name, case.task, case.engine, memory_mib)
-        rows.append(show(tried, python, rounds=2))
-        print(f"{case.name} in {memory_mib} MiB: {'works' if rows[-1].finished else 'does not'}")
-        if not rows[-1].finished:
-            break
-        memory_mib -= step_mib
-    return rows
+    fails, works = case.memory_mib // 3, case.memory_mib
+    while works - fails > 2:
+        tried = (fails + works) // 2
+        rows.append(show(replace(case, memory_mib=tried), python, rounds=2))
+        does = rows[-1].finished and not rows[-1].oom_kills
+        print(f"{case.name} in {tried} MiB: {'works' if does else 'does not'}", flush=True)
+        fails, works = (fails, tried) if does else (tried, works)
+    return sorted(rows, key=lambda row: row.limit_mib)
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -308,13 +307,17 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def _cases(words: Sequence[str]) -> list[Case]:
+    return [each for each in CASES if not words or any(word in each.name for word in words)]
+
+
 def main() -> int:
     """Show every case and print a table; 1 when one did not finish, 2 when this cannot be run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="*", default=[], metavar="NAME", help="cases that hold it")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
-        "--smallest", action="store_true", help="find the least memory that works, too"
+        "--smallest", action="store_true", help="then find the least memory that works"
     )
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -324,27 +327,19 @@ def main() -> int:
         return 2
     # as Ctrl-C, so that everything is taken down
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    cases = [
-        each
-        for each in CASES
-        if not options.only or any(word in each.name for word in options.only)
-    ]
+    tried: list[Row] = []
     with recordings(), device_python() as python:
-        # torch is too large to install each time: its pages are touched by this device alone
+        # torch is too large to install each time: this device alone loads it here
         pythons = {"numpy": python, "torch": Path(sys.executable)}
+        cases = _cases(options.only)
         rows = [show(case, pythons[case.engine], options.rounds) for case in cases]
         print(table(rows), flush=True)
-        tried = (
-            [row for case in cases for row in smallest(case, pythons[case.engine])]
-            if options.smallest
-            else []
-        )
-    if tried:
-        print(table(tried))
+        if options.smallest:
+            tried = [row for case in cases for row in smallest(case, pythons[case.engine])]
+            print(table(tried))
     if options.json:
-        options.json.write_text(
-            json.dumps([asdict(row) for row in (*rows, *tried)], indent=2) + "\n"
-        )
+        document = [asdict(row) for row in (*rows, *tried)]
+        options.json.write_text(json.dumps(document, indent=2) + "\n")
     return 0 if all(row.finished for row in rows) else 1
 
 
