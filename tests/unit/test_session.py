@@ -328,3 +328,47 @@ def test_a_restart_drops_an_upload_that_nobody_waits_for_and_reports_it() -> Non
     assert kinds(commands) == ["CancelJob", "KeepJob", "SendResult", "PublishState"]
     reported = replace(kept("uploading"), stage="reporting")
     assert s.SendResult(reported) in commands
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+
+def fail(session: s.DeviceSession, memory: s.Memory, *, retryable: bool = True) -> list[s.Command]:
+    assert session.active is not None
+    return session.handle(s.JobFailed(session.active.key, "why", retryable, memory))
+
+
+def test_work_that_runs_short_of_memory_is_done_again_with_less() -> None:
+    session = at("working")
+    for times in range(1, s.MAX_SHRINKS + 1):
+        (again,) = fail(session, "short")
+        assert isinstance(again, s.DoWork)
+        assert again.job.shrink == times
+    assert kinds(fail(session, "short", retryable=False))[:2] == ["SendAnswer", "ForgetJob"]
+
+
+def test_a_process_that_somebody_killed_is_started_again_as_it_was_and_then_with_less() -> None:
+    session = at("working")
+    shrinks = []
+    for _ in range(3):
+        (again,) = fail(session, "suspected")
+        assert isinstance(again, s.DoWork)
+        shrinks.append(again.job.shrink)
+    assert shrinks == [0, 1, 2]
+
+
+def test_the_next_round_of_the_run_begins_with_less_and_another_run_does_not() -> None:
+    session = at("working")
+    fail(session, "short")
+    session.handle(run_at(2))
+    (fetch,) = [c for c in arrive(session, order(round_number=2)) if isinstance(c, s.FetchModel)]
+    assert fetch.job.shrink == 1
+    session.handle(run_at(2, ended=True))
+    other = order().model_copy(update={"run_id": "other"})
+    (fetch,) = [c for c in arrive(session, other) if isinstance(c, s.FetchModel)]
+    assert fetch.job.shrink == 0
+
+
+def test_an_evaluation_that_runs_short_is_declined() -> None:
+    session = at("working", "evaluate")
+    assert kinds(fail(session, "short", retryable=False))[:1] == ["SendAnswer"]
