@@ -239,7 +239,7 @@ class _Identity:
         if named:
             return self
         folder = SiteFolder(default_home())
-        path = folder.identity_path(options.id) if options.id else self._first_free(folder)
+        path = self._named(folder) if options.id else self._first_free(folder)
         identity = read_identity(path)
         self.defaults = {
             "identity": path,
@@ -261,6 +261,17 @@ class _Identity:
         place = parse_url(self._options.server)
         tls = (identity.tls or TlsTrust()) if place.tls else None
         return identity.model_copy(update={"host": place.host, "port": place.port, "tls": tls})
+
+    def _named(self, folder: SiteFolder) -> Path:
+        path = folder.identity_path(self._options.id)
+        if path.exists():
+            return path
+        # an agent that is enrolled carries none of this
+        from rengo.joining import join  # noqa: PLC0415
+
+        joined = join(folder, self._options.id, self._options.server)
+        _LOG.info("this machine is now device %s", joined.stem)
+        return joined
 
     def _first_free(self, folder: SiteFolder) -> Path:
         paths = [

@@ -34,7 +34,7 @@ NAME = "dev-a"
 PATIENCE_S = 60.0
 # RENGO_UPDATE_KILLS=20 kills at so many random moments; once, at the beginning, by default
 KILLS = int(os.environ.get("RENGO_UPDATE_KILLS", "1"))
-LONGEST_S = 30.0
+LONGEST_S = 25.0
 SITE_PACKAGES = Path("lib") / f"python{sys.version_info.major}.{sys.version_info.minor}"
 
 
@@ -182,7 +182,8 @@ def _ended_in_between_leaves_what_works(device: Device, wheel: Path) -> None:
     if KILLS > 1:
         with contextlib.suppress(subprocess.TimeoutExpired):
             killed.wait(random.uniform(0, LONGEST_S))
-    os.killpg(killed.pid, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(killed.pid, signal.SIGKILL)
     killed.communicate()
     before = ask_status(device.folder)["pid"] if device.running else 0
     if before:
