@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from algorithms.registry import load as load_algorithm
 from fl_server.events import Plan
+from fl_server.fitting import FitRule, Speed
 from runtime.config import validate
 from storage.manifest import Parent
 
@@ -34,6 +36,8 @@ class CohortSection(_Section):
 
     ``size`` is the target number of updates, ``quorum`` the fewest that make a round (default
     60% of ``size``), ``gather_s`` how long to wait for a full cohort once a quorum is there.
+    ``fit`` "time" gives slow devices fewer steps, so that all are done after ``fit_target_s``, or
+    without it when half of them would be with all their epochs; "off" gives all the same.
     """
 
     size: Annotated[int, Field(ge=1, le=100_000)] = 2
@@ -42,6 +46,18 @@ class CohortSection(_Section):
     deadline_s: Annotated[float, Field(gt=0, le=604_800)] = 120.0
     gather_s: Annotated[float, Field(ge=0, le=604_800)] = 10.0
     max_attempts: Annotated[int, Field(ge=1, le=100_000)] = 50
+    fit: Literal["off", "time"] = "off"
+    fit_target_s: Annotated[float, Field(gt=0, le=604_800)] | None = None
+
+    @model_validator(mode="after")
+    def _target_is_in_time(self) -> CohortSection:
+        if self.fit_target_s is not None and self.fit == "off":
+            raise ValueError('fit_target_s needs fit = "time"')
+        if self.fit_target_s is not None and self.fit_target_s > self.deadline_s:
+            raise ValueError(
+                f"fit_target_s {self.fit_target_s:g} is after the deadline of {self.deadline_s:g} s"
+            )
+        return self
 
     @model_validator(mode="after")
     def _quorum_fits(self) -> CohortSection:
@@ -113,8 +129,18 @@ class RunDefinition(_Section):
         """Whether devices that have not the task installed may take it as a bundle."""
         return self.bundle is not None
 
-    def plan(self, run_id: str, *, evaluators_online: bool) -> Plan:
-        """Return what the round machine must know; "auto" evaluation is decided here."""
+    def plan(
+        self,
+        run_id: str,
+        *,
+        evaluators_online: bool,
+        speeds: Mapping[str, Speed] | None = None,
+    ) -> Plan:
+        """Return what the round machine must know; "auto" evaluation is decided here.
+
+        Args:
+            speeds: what devices were measured at in earlier runs of the task.
+        """
         cohort, evaluation = self.cohort, self.evaluation
         on = evaluation.on
         if on == "auto":
@@ -132,6 +158,18 @@ class RunDefinition(_Section):
             evaluate_every=evaluation.every,
             evaluate_on=on,
             evaluation_deadline_s=evaluation.deadline_s,
+            fit=self._fit(speeds or {}),
+        )
+
+    def _fit(self, speeds: Mapping[str, Speed]) -> FitRule | None:
+        cohort, most = self.cohort, self.training.get("max_steps", 0)
+        if cohort.fit == "off":
+            return None
+        return FitRule(
+            cohort.fit_target_s,
+            cohort.deadline_s,
+            most if isinstance(most, int) else 0,
+            dict(speeds),
         )
 
 

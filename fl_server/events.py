@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+from fl_server.fitting import FitRule, OrderWork
+
 Status: TypeAlias = Literal["running", "paused", "completed", "stopped", "failed"]
 Phase: TypeAlias = Literal["gathering", "collecting", "aggregating", "evaluating", "ended"]
 Role: TypeAlias = Literal["trainer", "evaluator"]
@@ -31,6 +33,7 @@ class Plan:
         deadline_s: how long a round collects.
         gather_s: how long to wait for a full cohort once a quorum is there.
         max_attempts: attempts at one round before the run fails.
+        fit: how orders are fitted to devices, None: all get the same.
     """
 
     run_id: str
@@ -45,6 +48,7 @@ class Plan:
     evaluate_every: int = 1
     evaluate_on: EvaluateOn = "evaluators"
     evaluation_deadline_s: float = 30.0
+    fit: FitRule | None = None
 
 
 @dataclass(frozen=True)
@@ -249,12 +253,17 @@ Event: TypeAlias = (
 
 @dataclass(frozen=True)
 class RoundStarted:
-    """Orders go to ``cohort``; the round closes at ``target`` updates."""
+    """Orders go to ``cohort``; the round closes at ``target`` updates.
+
+    ``work`` is what each device is asked for where orders are fitted: it comes from speeds that
+    were measured, so it is kept, and an order that is sent again is the same one.
+    """
 
     round: int
     attempt: int
     cohort: tuple[str, ...]
     target: int
+    work: dict[str, OrderWork] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -35,10 +35,12 @@ from fl_server.events import (
     ResumeRequested,
     StopRequested,
 )
+from fl_server.fitting import known_speeds
 from fl_server.journal import PreparedRun, RunRecord
 from fl_server.model_operations import ModelOperations
 from fl_server.presence import Device
 from fl_server.run import URL_LIFETIME_S, ActiveRun
+from fl_server.state import Ledger
 from runtime.config import validate
 from runtime.errors import ConfigError, NotFound
 from runtime.jointoken import CLAIM_PREFIX
@@ -350,11 +352,22 @@ class Operations:
         wanted = prepared.definition
         online = self._server.presence.online(wanted.task, bundled=wanted.bundled)
         evaluators = any(device.state.role == "evaluator" for device in online)
-        plan = prepared.definition.plan(run_id, evaluators_online=evaluators)
+        plan = wanted.plan(
+            run_id, evaluators_online=evaluators, speeds=known_speeds(self._runs_like(wanted))
+        )
         self._server.start_run(
             RunRecord(run_id, prepared.definition, plan, prepared.initial, time.time())
         )
         return {"run_id": run_id}
+
+    def _runs_like(self, wanted: RunDefinition) -> list[Ledger]:
+        """Return the runs, oldest first, whose steps are like those of this one."""
+        return [
+            run.machine.ledger
+            for run in self._server.runs.values()
+            if (run.record.definition.task, run.record.definition.training)
+            == (wanted.task, wanted.training)
+        ]
 
     def _forget_old(self) -> None:
         now = time.monotonic()

@@ -18,6 +18,7 @@ from fl_server.events import (
     UpdateRefused,
     UpdateWithdrawn,
 )
+from fl_server.fitting import measured
 from fl_server.journal import FactRecord, RunRecord
 from fl_server.state import Ledger
 
@@ -36,12 +37,22 @@ class _Device:
     bytes_up: int = 0
     bytes_down: int = 0
     peak_rss_bytes: int = 0
+    steps: int = 0
+    full_steps: int = 0
+    step_s: float = 0.0
 
     def take(self, usage: dict[str, float]) -> None:
         self.bytes_up += int(usage.get("bytes_up", 0))
         self.bytes_down += int(usage.get("bytes_down", 0))
         peak = int(usage.get("peak_rss_bytes", 0))
         self.peak_rss_bytes = max(self.peak_rss_bytes, peak)
+
+    def trained(self, usage: dict[str, float]) -> None:
+        """Take what it did in its latest round."""
+        speed = measured(usage)
+        if speed is not None:
+            self.steps, self.full_steps = int(usage["steps"]), speed.full_steps
+            self.step_s = speed.step_s
 
 
 @dataclass
@@ -76,6 +87,7 @@ def summary(record: RunRecord, ledger: Ledger) -> dict[str, Any]:
         "rounds": record.plan.rounds,
         "cohort_size": record.plan.cohort_size,
         "quorum": record.plan.quorum,
+        "fit": record.definition.cohort.fit,
         "evaluate_on": record.plan.evaluate_on,
         "evaluate_every": record.plan.evaluate_every,
         "rounds_completed": ledger.model.version,
@@ -122,6 +134,7 @@ def _take(row: FactRecord, rounds: list[_Round], devices: dict[str, _Device]) ->
             rounds.append(_Round(fact.round, fact.attempt, row.at, fact.cohort))
         case UpdateAccepted():
             devices[fact.device_id].take(fact.update.usage)
+            devices[fact.device_id].trained(fact.update.usage)
         case UpdateRefused() | OrderDeclined() | UpdateWithdrawn():
             rounds[-1].refused[fact.device_id] = fact.reason
         case RoundClosed():

@@ -65,6 +65,7 @@ from fl_server.events import (
     UpdateWithdrawn,
     VerifyUpdate,
 )
+from fl_server.fitting import FitRule, Speed, fit
 from fl_server.selection import uniform
 from fl_server.state import Ledger
 
@@ -284,10 +285,14 @@ class RoundMachine:
         self._gather_armed = False
         self._verifying.clear()
         target = min(plan.cohort_size, len(cohort))
-        self._record(RoundStarted(ledger.round, ledger.attempt, cohort, target), step)
+        work = {} if plan.fit is None else fit(cohort, self._speeds(plan.fit), plan.fit)
+        self._record(RoundStarted(ledger.round, ledger.attempt, cohort, target, work), step)
         for device_id in cohort:
             self._order(device_id, step)
         self._arm_deadline(step)
+
+    def _speeds(self, rule: FitRule) -> dict[str, Speed]:
+        return {**rule.known, **self.ledger.speeds}
 
     def _close_if_complete(self, step: Step, *, deadline: bool = False) -> None:
         ledger = self.ledger

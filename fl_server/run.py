@@ -99,7 +99,7 @@ class ActiveRun:
             task=definition.task,
             algorithm=definition.algorithm.name,
             algorithm_settings=definition.algorithm.settings,
-            training=definition.training,
+            training=self._training(command),
             seed=definition.seed,
             model=ModelRef(
                 url=self._model_url(store, model.key),
@@ -111,6 +111,14 @@ class ActiveRun:
             upload=upload,
             time_left_s=self._time_left_s(command),
         )
+
+    def _training(self, command: SendOrder) -> dict[str, Any]:
+        """Return the definition's training settings with what is fitted to the device."""
+        settings = self.record.definition.training
+        work = self.machine.ledger.work.get(command.device_id)
+        if command.action != "train" or work is None:
+            return settings
+        return settings | work.overrides()
 
     def _model_url(self, store: ObjectStore, key: str) -> str:
         """Return a URL that a whole cohort shares: signing one for each costs more than it."""
@@ -170,6 +178,7 @@ class ActiveRun:
         detail: dict[str, Any] = asdict(fact)
         if isinstance(fact, RoundStarted):
             detail["cohort"] = fact.cohort[:_MAX_LISTED_IN_EVENT]
+            detail["work"] = {name: detail["work"][name] for name in detail["cohort"] if fact.work}
         if isinstance(fact, RoundCommitted):
             del detail["model"]["changed"]  # up to 256 ranges, of use to no reader
         if "included" in detail:

@@ -25,6 +25,7 @@ from fl_server.events import (
     UpdateRefused,
     UpdateWithdrawn,
 )
+from fl_server.fitting import OrderWork, Speed, measured
 from runtime.errors import InvalidTransition
 
 _KEPT_EARLIER = 4
@@ -61,6 +62,8 @@ class Ledger:
         accepted: this attempt's counted updates by device.
         refused: this attempt's refusals and declines by device, with their reasons.
         evaluations: version -> device -> (num_examples, metrics).
+        work: what this attempt's devices are asked for, where orders are fitted.
+        speeds: what devices were measured at in this run, smoothed.
     """
 
     rounds: int
@@ -74,6 +77,8 @@ class Ledger:
     cohort: tuple[str, ...] = ()
     target: int = 0
     included: tuple[str, ...] = ()
+    work: dict[str, OrderWork] = field(default_factory=dict)
+    speeds: dict[str, Speed] = field(default_factory=dict)
     accepted: dict[str, Update] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     evaluations: dict[int, dict[str, tuple[int, dict[str, float]]]] = field(default_factory=dict)
@@ -115,8 +120,10 @@ class Ledger:
         match fact:
             case RoundStarted():
                 self.phase, self.cohort, self.target = "collecting", fact.cohort, fact.target
+                self.work = fact.work
             case UpdateAccepted():
                 self.accepted[fact.device_id] = fact.update
+                self._measure(fact)
                 key = (fact.round, fact.attempt, fact.device_id)
                 self._counted[key] = fact.update.header_sha256
             case UpdateRefused() | OrderDeclined():
@@ -150,9 +157,14 @@ class Ledger:
             case RunFailed():
                 self.status, self.phase, self.reason = "failed", "ended", fact.reason
 
+    def _measure(self, fact: UpdateAccepted) -> None:
+        speed, before = measured(fact.update.usage), self.speeds.get(fact.device_id)
+        if speed is not None:
+            self.speeds[fact.device_id] = before.followed_by(speed) if before else speed
+
     def _next(self, round_number: int, attempt: int) -> None:
         self.phase, self.round, self.attempt = "gathering", round_number, attempt
-        self.cohort, self.target, self.included = (), 0, ()
+        self.cohort, self.target, self.included, self.work = (), 0, (), {}
         self.accepted, self.refused = {}, {}
 
     def _require_legal(self, fact: Fact) -> None:

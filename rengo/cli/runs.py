@@ -70,7 +70,8 @@ def show_run(options: argparse.Namespace) -> int:
     ]
     print("\n".join(["", *refusals]) if refusals else "")
     devices = [_device_row(row) for row in run["devices"]]
-    print_table(["device", "profile", "engine", "rounds", "up", "down", "memory"], devices, "")
+    headings = ["device", "profile", "engine", "rounds", "steps", "up", "down", "memory"]
+    print_table(headings, devices, "")
     return DONE
 
 
@@ -89,12 +90,16 @@ def _head(run: dict[str, Any]) -> list[str]:
         f"task      {run['task']}, {run['algorithm']}, seed {run['seed']}",
         f"status    {run['status']}{phase}{reason}",
         f"rounds    {run['rounds_completed']} of {run['rounds']}, "
-        f"cohort {run['cohort_size']}, quorum {run['quorum']}",
+        f"cohort {run['cohort_size']}, quorum {run['quorum']}{_fitted(run)}",
         f"accuracy  {figure(run['accuracy'])}",
         f"moved     {size(run['bytes_up'])} up, {size(run['bytes_down'])} down",
         f"model     {run['model_key']}",
         f"sha256    {run['model_sha256']}",
     ]
+
+
+def _fitted(run: dict[str, Any]) -> str:
+    return "" if run["fit"] == "off" else ", orders fitted to the devices' speed"
 
 
 def _waits(run: dict[str, Any]) -> bool:
@@ -107,10 +112,18 @@ def _device_row(row: dict[str, Any]) -> list[str]:
         row["profile"] or "-",
         row["engine"] or "-",
         str(row["rounds"]),
+        _steps(row),
         size(row["bytes_up"]),
         size(row["bytes_down"]),
         size(row["peak_rss_bytes"]),
     ]
+
+
+def _steps(row: dict[str, Any]) -> str:
+    """Return what a device did of its epochs in its latest round, and how fast."""
+    if not row["steps"]:
+        return "-"
+    return f"{row['steps']} of {row['full_steps']}, {1 / row['step_s']:.3g}/s"
 
 
 def steer(options: argparse.Namespace) -> int:

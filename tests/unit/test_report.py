@@ -38,6 +38,7 @@ def record(rounds: int = 2, cohort: int = 2) -> RunRecord:
 
 def update(device: str) -> Update:
     usage = {"bytes_up": 10.0, "bytes_down": 5.0, "peak_rss_bytes": 1000.0, "train_s": 0.1}
+    usage |= {"steps": 4, "steps_s": 2.0, "full_steps": 20}
     return Update(f"u/{device}", 10, "a" * 64, 5, {"loss": 1.0}, usage)
 
 
@@ -123,6 +124,9 @@ def test_devices_are_told_what_they_did() -> None:
         "bytes_up": 30,
         "bytes_down": 15,
         "peak_rss_bytes": 1000,
+        "steps": 4,
+        "full_steps": 20,
+        "step_s": 0.5,
     }
     assert rows["b"]["rounds"] == 1
     assert (rows["e"]["rounds"], rows["e"]["bytes_down"]) == (0, 7)
