@@ -276,7 +276,12 @@ class UpdateRef(Message):
 
 
 class Usage(Message):
-    """What an order cost the device."""
+    """What an order cost the device.
+
+    ``train_s`` is the whole job, ``steps`` of it took ``steps_s``; ``full_steps`` are what its
+    epochs would give on the device's data. ``micro_batch`` is what batches were cut into, 0 for
+    none. All but the first four are 0 where a device does not count them.
+    """
 
     kind = "usage"
     place = ("", "")
@@ -330,6 +335,11 @@ class Receipt(Message):
 
 
 class NewPassword(Message):
+    transfer_s: Seconds = 0.0
+    steps: Size = 0
+    steps_s: Seconds = 0.0
+    full_steps: Size = 0
+    micro_batch: Size = 0
     """The server gives a device another password, sealed for its key; ``rotation`` counts them."""
 
     kind = "new_password"

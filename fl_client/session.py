@@ -45,6 +45,10 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+    steps: int = 0
+    steps_s: float = 0.0
+    full_steps: int = 0
+    micro_batch: int = 0
 class Job:
     """One order and how far it is."""
 

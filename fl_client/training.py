@@ -19,12 +19,20 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import BinaryIO, TypeAlias, get_args
 
 import algorithms
 from fl_client.checkpoint import FileCheckpoint, Pace
-from fl_client.engines.base import LocalRound, LocalUpdate, Precision, Tuning, no_progress
+from fl_client.engines.base import (
+    LocalRound,
+    LocalUpdate,
+    Precision,
+    Tally,
+    Tuning,
+    no_progress,
+)
 from fl_client.jobs import (
     Done,
     Failed,
@@ -148,13 +156,13 @@ def perform(participant: Participant, job: TrainingJob, progress: Reporter = no_
     )
     if job.action == "evaluate":
         count, metrics = participant.evaluate(weights, plan)
-        return _done(count, metrics, None, started)
+        return _done(count, metrics, None, started, plan.tally)
     update = participant.train(weights, plan)
     written = _write_update(job, plan, weights, update)
     _write_state(job, update)
     if checkpoint is not None:
         checkpoint.discard()
-    return _done(update.num_examples, update.metrics, written, started)
+    return _done(update.num_examples, update.metrics, written, started, plan.tally)
 
 
 def _answer(participant: Participant, job: TrainingJob, channel: Channel) -> Done | Failed:
@@ -180,7 +188,11 @@ def _throttled(send: Callable[[Frame], None]) -> Reporter:
 
 
 def _done(
-    count: int, metrics: dict[str, float], written: WrittenUpdate | None, started: float
+    count: int,
+    metrics: dict[str, float],
+    written: WrittenUpdate | None,
+    started: float,
+    tally: Tally,
 ) -> Done:
     return Done(
         num_examples=count,
@@ -194,6 +206,7 @@ def _done(
 
 def _failure(error: BaseException, task_file: Path) -> Failed:
     """Describe an error in a line; its traceback goes to standard error."""
+        **asdict(tally),
     traceback.print_exception(error, file=sys.stderr)
     sys.stderr.flush()
     if isinstance(error, RengoError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,6 +36,7 @@ class Lease:
         self.cancelled = threading.Event()
         self.bytes_down = 0
         self.bytes_up = 0
+        self.transfer_s = 0.0
         self._job = job
         self._changed = threading.Condition()
         self._version = 0
@@ -165,12 +167,14 @@ class JobTransfers:
             before_sleep=_say_waiting,
             reraise=True,
         )
+        begun_s = time.monotonic()
         try:
             attempts(work)
         except Cancelled:
             return None
         except (RengoError, OSError) as error:
             return None if lease.cancelled.is_set() else JobFailed(lease.key, str(error)[:2000])
+        lease.transfer_s += time.monotonic() - begun_s
         return None
 
 

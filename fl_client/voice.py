@@ -186,6 +186,11 @@ class Voice:
         )
         publication = self._own("result", result)
         session.send(self.outbox_key(key), publication.topic, publication.payload, until="confirm")
+                transfer_s=0.0 if lease is None else lease.transfer_s,
+                steps=outcome.steps,
+                steps_s=outcome.steps_s,
+                full_steps=outcome.full_steps,
+                micro_batch=outcome.micro_batch,
 
     @staticmethod
     def outbox_key(key: JobKey) -> str:

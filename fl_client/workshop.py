@@ -190,3 +190,7 @@ def _outcome(event: training.JobDone) -> Outcome:
         result.header_sha256 or "",
         result.size_bytes,
     )
+        result.steps,
+        result.steps_s,
+        result.full_steps,
+        result.micro_batch,

@@ -71,7 +71,8 @@ class FitRule:
             all its epochs.
         deadline_s: of the round; the target is well before it.
         max_steps: the definition's own, 0 for none.
-        known: speeds from earlier runs of the task, as they were when the run was submitted.
+        known: speeds from earlier runs of the task, as they were when the run was submitted. What
+            batches were cut into comes from there alone: within a run a device remembers it.
     """
 
     target_s: float | None
@@ -120,14 +121,15 @@ def fit(cohort: Iterable[str], speeds: Mapping[str, Speed], rule: FitRule) -> di
     target_s = _target_s(found.values(), rule)
     work = {}
     for device_id in cohort:
-        speed = found.get(device_id)
+        speed, earlier = found.get(device_id), rule.known.get(device_id)
         if speed is None:
             work[device_id] = OrderWork(_least(PROBE_STEPS, rule.max_steps))
             continue
         full = _least(speed.full_steps, rule.max_steps)
         steps = _steps_within(target_s, speed, full)
         # 0 where nothing is taken away: its data may have grown since
-        work[device_id] = OrderWork(0 if steps == full else steps, speed.micro_batch)
+        micro_batch = 0 if earlier is None else earlier.micro_batch
+        work[device_id] = OrderWork(0 if steps == full else steps, micro_batch)
     return work
 
 

@@ -60,7 +60,7 @@ def test_hyper_parameters_stand_beside_the_name() -> None:
         ({"rounds": 0}, "'rounds': Input should be greater than or equal to 1"),
         ({"rounds": "many"}, "'rounds': Input should be a valid integer"),
         ({"seed": -1}, "'seed': "),
-        ({"cohort": {"sise": 3}}, "unknown key 'cohort.sise' (known: deadline_s, fit, fit_target_s"),
+        ({"cohort": {"sise": 3}}, "unknown key 'cohort.sise' (known: deadline_s, fit"),
         ({"cohort": {"size": 0}}, "'cohort.size': "),
         ({"cohort": {"size": 3, "quorum": 4}}, "'cohort': quorum 4 is more than the cohort's size"),
         ({"cohort": {"deadline_s": 0}}, "'cohort.deadline_s': "),

@@ -106,6 +106,15 @@ def test_a_new_run_begins_with_the_speeds_of_earlier_ones() -> None:
     assert joined(machine).work == {PI: OrderWork(35), GPU: OrderWork(8)}
 
 
+def test_smaller_batches_come_from_earlier_runs_and_do_not_shrink_twice() -> None:
+    known = {PI: Speed(0.1, 0.5, EPOCH, micro_batch=8)}
+    machine = RoundMachine(replace(plan(), fit=FitRule(4.0, 600, 0, known)), MODEL)
+    assert joined(machine).work == {PI: OrderWork(35, 8), GPU: OrderWork(8)}
+    # within this run the device cut them further, and does so again by itself
+    machine.ledger.speeds[PI] = Speed(0.1, 0.5, EPOCH, micro_batch=2)
+    assert next_round(machine, {PI: 35, GPU: 8}).work[PI].micro_batch == 8
+
+
 def test_speeds_are_smoothed() -> None:
     before, newer = Speed(1.0, 4.0, 10), Speed(3.0, 2.0, 12, 4)
     assert before.followed_by(newer) == Speed(2.0, 3.0, 12, 4)
