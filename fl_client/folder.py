@@ -116,8 +116,21 @@ class DeviceFolder:
         if key.action == "train" and any(path.exists() for path in files):
             self.settle(key, accepted=accepted)
 
-    def settle(self, key: JobKey, *, accepted: bool) -> None:
-        """Remove a job's files; the state that its training wrote stays only if it counted."""
+    def use_model(self, job: Job) -> None:
+        """Take a job's model for the latest, also when the clock has jumped back."""
+        path = self.model(job)
+        others = [each.stat().st_mtime for each in path.parent.iterdir() if each != path]
+        if path.exists() and others and path.stat().st_mtime <= max(others):
+            os.utime(path, (max(others) + 1, max(others) + 1))
+
+    def settle(self, key: JobKey, *, accepted: bool, active: Job | None = None) -> None:
+        """Remove a job's files; the state that its training wrote stays only if it counted.
+
+        Args:
+            key: the job that has ended.
+            accepted: whether it counted.
+            active: the job that is at work, whose model stays.
+        """
         if key.action == "train":
             update = self.update(key)
             update.unlink(missing_ok=True)
@@ -130,7 +143,9 @@ class DeviceFolder:
                 sync_folder(kept.parent)
             else:
                 written.unlink(missing_ok=True)
-        self._evict_models()
+        self._keep_latest(
+            "models/*.safetensors", _KEPT_MODELS, but=None if active is None else self.model(active)
+        )
 
     def forget_models(self, run_id: str) -> None:
         """Remove the models of a run that has ended, whole or in part, and its checkpoint."""
@@ -142,10 +157,8 @@ class DeviceFolder:
         # no run id holds a dot, so a run's files are told apart from all others'
         return self.root / "models" / f"{job.key.run_id}.{sha256}.safetensors"
 
-    def _evict_models(self) -> None:
-        self._keep_latest("models/*.safetensors", _KEPT_MODELS)
-
-    def _keep_latest(self, pattern: str, count: int) -> None:
+    def _keep_latest(self, pattern: str, count: int, but: Path | None = None) -> None:
         found = sorted(self.root.glob(pattern), key=lambda path: path.stat().st_mtime)
         for path in found[:-count]:
-            path.unlink(missing_ok=True)
+            if path != but:
+                path.unlink(missing_ok=True)

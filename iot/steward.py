@@ -16,6 +16,7 @@ from iot.health import Sensors
 from iot.limits import Limiter
 from iot.profile import Budget, budget_of
 from iot.settings import DeviceSettings, HealthSettings
+from runtime.clock import synced_ms
 
 _LOG = logging.getLogger(__name__)
 _FASTER = 4
@@ -35,7 +36,8 @@ def steward_of(
     """
     budget = budget_of(settings.profile, settings.budget, root)
     sensors = Sensors(settings.data_dir, root=root, metered_links=budget.metered_links)
-    clocks = Clocks(synced=lambda: sensors.clock_synced() is True)
+    # beside systemd's service, whoever else keeps the clock tells the kernel
+    clocks = Clocks(synced=lambda: sensors.clock_synced() is True or synced_ms() is not None)
     return MachineSteward(
         budget,
         settings.health,

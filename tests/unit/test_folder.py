@@ -136,3 +136,20 @@ def test_the_training_log_is_bounded(tmp_path: Path) -> None:
     text = folder.training_log.read_bytes()
     assert len(text) < 100_000
     assert text.endswith(b"029999 a warning that comes in every round of training\nthe last word\n")
+
+
+def test_a_clock_that_jumps_back_takes_no_model_from_a_job(tmp_path: Path, job: Job) -> None:
+    """The new file is the oldest by its date: the machine has started without a clock chip."""
+    folder = DeviceFolder(tmp_path)
+    hold(folder, NEAR, FAR)
+    model = folder.model(job)
+    model.touch()
+    os.utime(model, (10.0, 10.0))
+    folder.settle(JobKey("r", "evaluate", 1, 1), accepted=True, active=job)
+    assert model.exists()
+    folder.use_model(job)
+    hold(folder, OTHER)
+    os.utime(tmp_path / "models" / f"r.{OTHER}.safetensors", (20.0, 20.0))
+    folder.settle(JobKey("r", "evaluate", 2, 1), accepted=True)
+    assert model.exists(), "the next order is patched from what was used last"
+    assert not (tmp_path / "models" / f"r.{OTHER}.safetensors").exists()
