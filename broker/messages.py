@@ -149,6 +149,52 @@ class DeviceHealth(Message):
     data_left_bytes: Size | None = None
 
 
+class Bar(Message):
+    """A class or a range of values, and how many examples lie in it."""
+
+    kind = "bar"
+    place = ("", "")
+    name: Annotated[str, Field(max_length=64)]
+    count: Size
+
+
+class Quantity(Message):
+    """The label or a feature of a device's data: a histogram, and how much it has changed.
+
+    PSI is against the reference of the first training, and against the report before;
+    ``by_chance`` is what as few examples may give without any change. None: no reference yet.
+    """
+
+    kind = "quantity"
+    place = ("", "")
+    name: Annotated[str, Field(max_length=80)]
+    bars: Annotated[list[Bar], Field(max_length=16)]
+    psi_reference: Finite | None = None
+    psi_previous: Finite | None = None
+    by_chance: Finite | None = None
+
+
+class TaskData(Message):
+    """What may be told of one task's data: every count is a multiple of ``min_count``."""
+
+    kind = "task_data"
+    place = ("", "")
+    task: Id
+    min_count: Annotated[int, Field(ge=1)]
+    examples: Size
+    held_out: Size
+    refused: Size
+    quantities: Annotated[list[Quantity], Field(max_length=16)]
+
+
+class DataReport(Message):
+    """How a device's own data are, retained: aggregates, nothing of a single example."""
+
+    kind = "data_report"
+    place = ("dev", "data")
+    tasks: Annotated[list[TaskData], Field(max_length=16)]
+
+
 class Patch(Message):
     """Who holds the file ``base_sha256`` needs only these byte ranges ``[start, end)`` of another.
 
@@ -475,6 +521,7 @@ KINDS: dict[str, type[Message]] = {
         DeviceState,
         DeviceInfo,
         DeviceHealth,
+        DataReport,
         Order,
         Ack,
         Progress,

@@ -1,7 +1,7 @@
 """The topic grammar: the only place that builds or parses an MQTT topic.
 
     rengo/v1/{domain}/server/state
-    rengo/v1/{domain}/dev/{id}/{state,info,health,task,receipt,ack,progress,result,request}
+    rengo/v1/{domain}/dev/{id}/{state,info,health,data,task,receipt,ack,progress,result,request}
     rengo/v1/{domain}/run/{run}/{state,events}
     rengo/v1/{domain}/model/{task}/state
     rengo/v1/{domain}/op/{id}/{request,reply}
@@ -29,7 +29,7 @@ LEAVES: dict[Area, frozenset[str]] = {
     "server": frozenset({"state"}),
     "dev": frozenset(
         {
-            *("state", "info", "health"),
+            *("state", "info", "health", "data"),
             *("task", "receipt", "ack", "progress", "result", "request"),
         }
     ),
@@ -44,6 +44,7 @@ RETAINED: frozenset[tuple[Area, str]] = frozenset(
         ("dev", "state"),
         ("dev", "info"),
         ("dev", "health"),
+        ("dev", "data"),
         ("run", "state"),
         ("model", "state"),
     }

@@ -41,6 +41,7 @@ from fl_client.accelerators import for_orders
 from fl_client.bundles import Bundles
 from fl_client.calm import CalmPresence
 from fl_client.child import JobProgressed
+from fl_client.datasets.owned import OwnData
 from fl_client.desk import Desk, Question
 from fl_client.folder import DeviceFolder
 from fl_client.following import Followed, Follower
@@ -136,6 +137,7 @@ class Agent:
             raise MissingExtra(engine, engine)
         accelerators = for_orders(settings.accelerators, profile=settings.profile, engine=engine)
         self._tasks = sorted(specs)
+        self._data = OwnData(identity.id, settings, specs)
         # a SimpleQueue's put is reentrant, so that a signal handler may call stop()
         self._inbox: queue.SimpleQueue[object] = queue.SimpleQueue()
         self._folder = DeviceFolder(settings.data_dir)
@@ -198,12 +200,14 @@ class Agent:
         """Serve until ``stop``."""
         self._session.start()
         self._desk.open(self._folder.root, self._inbox.put)
+        self._data.start()
         try:
             self._do(self._machine.restore(self._kept_jobs()))
             while self._turn():
                 pass
         finally:
             self._desk.close()
+            self._data.stop()
             for lease in self._leases.values():
                 lease.cancel()
             self._follower.stop()
@@ -258,6 +262,7 @@ class Agent:
                 self._session.publish(self._voice.state(self._machine.presence))
                 self._calm.said(self._machine.presence)
                 self._tell_health(self._steward.health())
+                self._tell_data(self._data.latest())
             case Disconnected():
                 self._desk.disconnected(item.reason)
                 _LOG.warning("broker connection lost: %s", item.reason)
@@ -307,6 +312,10 @@ class Agent:
         if health is not None:
             self._session.publish(self._voice.health(health))
 
+    def _tell_data(self, report: Message | None) -> None:
+        if report is not None:
+            self._session.publish(self._voice.data(report))
+
     def _offer(self, event: SessionEvent) -> bool:
         if self._inbox.qsize() >= _INBOX_MAX:
             return False
@@ -319,6 +328,7 @@ class Agent:
             self._session.publish(self._voice.progress(event.job, event.fraction, event.loss))
         elif event is not None:
             self.handle(event)
+            self._tell_data(self._data.news())
 
     # --- messages -----------------------------------------------------------------------------
 
@@ -506,7 +516,8 @@ class Agent:
 
     def _forget(self, command: ForgetJob) -> None:
         # the files first: what a cut leaves undone is done again at the next receipt
-        self._folder.settle(command.key, accepted=command.accepted)
+        active = self._machine.active
+        self._folder.settle(command.key, accepted=command.accepted, active=active)
         self._worklog.forget(command.key)
         self._session.confirm(self._voice.outbox_key(command.key))
         self._leases.pop(command.key, None)

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, TypeAlias, cast
+from typing import TYPE_CHECKING, BinaryIO, TypeAlias, cast
 
 from fl_client.jobs import (
     Answer,
@@ -27,6 +27,9 @@ from fl_client.jobs import (
     write_frame,
 )
 from runtime.errors import InvalidTransition, PeerError
+
+if TYPE_CHECKING:
+    from fl_client.datasets.settings import DataPlace
 
 _LOG_TAIL_BYTES = 4000
 # one thread, so that sums have one order; and what a process of one thread does not need
@@ -63,10 +66,12 @@ class ChildSettings:
     precision: str = "auto"
     compile: str = ""
     loader_threads: int = 0
+    data: DataPlace | None = None
 
     def argv(self) -> list[str]:
         """Return the command line."""
         folder = [] if self.folder is None else ["--folder", str(self.folder)]
+        data = [] if self.data is None else ["--data", self.data.model_dump_json()]
         # -P: modules are not looked for in the agent's working folder
         return [
             *(sys.executable if self.python is None else str(self.python), "-P"),
@@ -86,6 +91,7 @@ class ChildSettings:
             *("--compile", self.compile),
             *("--loader-threads", str(self.loader_threads)),
             *folder,
+            *data,
         ]
 
 

@@ -79,6 +79,11 @@ class Participant:
         """The data to evaluate on; ConfigError when the device has none."""
         return self._present(self._splits[1], "held-out")
 
+    def renew(self) -> None:
+        """Read the data anew at the next need, where the device gathers them itself."""
+        if self.device.data is not None:
+            self.__dict__.pop("_splits", None)
+
     def train(self, weights: Weights, plan: LocalRound) -> LocalUpdate:
         """Return this device's update of one round.
 
@@ -86,6 +91,7 @@ class Participant:
             ConfigError: the task cannot train here, or gave a malformed update.
             TrainingFailed: the update is not finite.
         """
+        self.renew()
         context = LocalContext(self, weights, plan)
         update = LocalUpdate(*self.task.local_update(_read_only(weights.vector), context))
         vector = np.ascontiguousarray(update.vector, np.float32)
@@ -103,6 +109,7 @@ class Participant:
 
     def evaluate(self, weights: Weights, plan: LocalRound) -> Evaluation:
         """Return the metrics of ``weights`` on this device's held-out data."""
+        self.renew()
         context = LocalContext(self, weights, plan)
         found = Evaluation(*self.task.evaluate(_read_only(weights.vector), context))
         return found._replace(metrics=_finite(found.metrics))

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from fl_client.bundle_policy import BundleSettings
+
+if TYPE_CHECKING:
+    from fl_client.datasets.settings import DataSettings
+else:
+    # most devices have no data of their own, and the checks of these settings take memory
+    DataSettings = Any
 
 
 class AgentSettings(BaseModel):
@@ -30,6 +36,7 @@ class AgentSettings(BaseModel):
         compile: a backend of ``torch.compile``, for example ``inductor``.
         loader_threads: that read the items of a torch Dataset.
         bundles: which tasks may come over the network, signed by whom.
+        data: what the device gathers itself, by task.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -53,6 +60,16 @@ class AgentSettings(BaseModel):
     compile: Annotated[str, Field(pattern=r"^[a-z_]{0,32}$")] = ""
     loader_threads: Annotated[int, Field(ge=0, le=64)] = 0
     bundles: BundleSettings = BundleSettings()
+    data: dict[str, DataSettings] = {}
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _sections(cls, given: object) -> object:
+        if not given or not isinstance(given, dict):
+            return given
+        from fl_client.datasets.settings import read_sections  # noqa: PLC0415  see above
+
+        return read_sections(given)
 
     @field_validator("accelerators", mode="before")
     @classmethod

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import BinaryIO, TypeAlias, get_args
+from typing import TYPE_CHECKING, BinaryIO, TypeAlias, get_args
 
 import algorithms
 from fl_client.checkpoint import FileCheckpoint, Pace
@@ -61,6 +61,9 @@ from storage.updates import WrittenUpdate, write_update
 from storage.weights import Array, Weights, read_safetensors, write_safetensors
 
 __all__ = ["TrainingJob", "main", "perform"]
+if TYPE_CHECKING:
+    from fl_client.datasets.settings import DataPlace
+
 
 _LOG = logging.getLogger(__name__)
 _PROGRESS_EVERY_S = 0.5
@@ -349,9 +352,16 @@ def _device(options: argparse.Namespace) -> Device:
         folder=options.folder,
     )
 
+        data=None if options.data is None else _data_place(options.data),
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m fl_client.training", description=__doc__)
+def _data_place(text: str) -> DataPlace:
+    from fl_client.datasets.settings import DataPlace  # noqa: PLC0415  few devices have any
+
+    return DataPlace.model_validate_json(text)
+
+
     parser.add_argument("--task", required=True, help="a task's name, or FILE.py:CLASS")
     parser.add_argument("--engine", required=True, help="torch or numpy")
     parser.add_argument("--device-id", required=True)
@@ -363,6 +373,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--folder", type=Path, help="where the device's own data lies")
     parser.add_argument("--accelerator", default="", help="what this process was started for")
     parser.add_argument("--precision", choices=get_args(Precision), default="auto")
+    parser.add_argument("--data", help="what the settings say of the task's data, as JSON")
     parser.add_argument("--compile", default="", help="a backend of torch.compile")
     parser.add_argument("--loader-threads", type=int, default=0)
     return parser

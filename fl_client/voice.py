@@ -119,6 +119,10 @@ class Voice:
         """Return the retained report of how the machine is."""
         return self._own("health", health, retain=True)
 
+    def data(self, report: Message) -> Publication:
+        """Return the retained report of how the device's own data are."""
+        return self._own("data", report, retain=True)
+
     def request(self, key: JobKey) -> Publication:
         """Return the request for the order again, with fresh URLs."""
         return self._own(

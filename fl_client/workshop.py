@@ -15,6 +15,7 @@ from fl_client import child as training
 from fl_client.accelerators import CPU, Accelerator
 from fl_client.bundles import Bundles
 from fl_client.folder import DeviceFolder
+from fl_client.datasets.owned import place_of
 from fl_client.jobs import TrainingJob
 from fl_client.session import Event, Job, JobFailed, JobKey, Outcome, WorkFinished
 from fl_client.settings import AgentSettings
@@ -174,6 +175,7 @@ class Workshop:
             )
         self._used_s = time.monotonic()
         return self._child
+                    data=place_of(settings, order.task),
 
 
 def _key(job: TrainingJob) -> JobKey:

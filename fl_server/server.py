@@ -24,6 +24,7 @@ from broker.folders import RefusedConnection
 from broker.messages import (
     Ack,
     Claim,
+    DataReport,
     DeviceHealth,
     DeviceInfo,
     DeviceState,
@@ -189,7 +190,7 @@ class Server:
     def _subscriptions(self) -> list[str]:
         device = [
             self._topics.device("+", leaf)
-            for leaf in ("state", "info", "health", "ack", "progress", "result", "request")
+            for leaf in ("state", "info", "health", "data", "ack", "progress", "result", "request")
         ]
         return [*device, self._topics.operator("+", "request"), self._topics.enroll("+")]
 
@@ -419,7 +420,7 @@ class Server:
                 self._device_state(address.id, message)
             case DeviceInfo():
                 self.presence.take_info(address.id, message)
-            case DeviceHealth():
+            case DeviceHealth() | DataReport():
                 self.presence.take_report(address.id, message)
             case Result():
                 self._result(address.id, message)
@@ -462,7 +463,7 @@ class Server:
     def forget(self, device: DeviceRecord) -> None:
         """Take a revoked device, which the broker has forgotten, out of everything here."""
         self.members.is_cut_off(device)
-        for leaf in ("state", "info", "health"):
+        for leaf in ("state", "info", "health", "data"):
             self._clear(self._topics.device(device.id, leaf))
         self.presence.forget(device.id)
         for run in self.runs.values():

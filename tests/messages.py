@@ -8,9 +8,11 @@ import msgpack
 
 from broker.messages import (
     Ack,
+    Bar,
     Claim,
     ClaimAnswer,
     Compute,
+    DataReport,
     DeviceHealth,
     DeviceInfo,
     DeviceState,
@@ -26,12 +28,14 @@ from broker.messages import (
     Patch,
     ProductionDocument,
     Progress,
+    Quantity,
     Receipt,
     Request,
     Result,
     RunDocument,
     RunEvent,
     ServerState,
+    TaskData,
     UpdateRef,
     UploadRef,
     Usage,
@@ -67,6 +71,26 @@ SAMPLES: dict[str, Message] = {
             memory_available_bytes=1 << 28,
             link="wlan0",
             paused="the processor is at 76 °C",
+        ),
+        DataReport(
+            tasks=[
+                TaskData(
+                    task="pump",
+                    min_count=20,
+                    examples=400,
+                    held_out=80,
+                    refused=0,
+                    quantities=[
+                        Quantity(
+                            name="rms",
+                            bars=[Bar(name="below 3", count=380), Bar(name="from 3", count=20)],
+                            psi_reference=0.31,
+                            psi_previous=0.02,
+                            by_chance=0.1,
+                        )
+                    ],
+                )
+            ]
         ),
         Order(
             epoch=3,

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
+    from fl_client.datasets.dataset import Dataset
+    from fl_client.datasets.settings import DataPlace
     from fl_client.engines.base import Evaluation, LocalUpdate
     from fl_client.layers import Layers
     from fl_client.local import LocalContext
@@ -83,6 +85,7 @@ class Device:
         seed: the same for all devices of a site, so that they can deal out one data set.
         profile: ``gpu``, ``cpu`` or ``pi``.
         folder: where the device's own data lies, if anywhere.
+        data: what the device's settings say of the task's data; see ``dataset``.
     """
 
     id: str
@@ -92,12 +95,28 @@ class Device:
     seed: int = 0
     profile: str = "cpu"
     folder: Path | None = None
+    data: DataPlace | None = None
 
     def __post_init__(self) -> None:
         if self.count < 1 or not 0 <= self.index < self.count:
             raise ConfigError(
                 f"device {self.id}: index {self.index} is not within 0..{self.count - 1}"
             )
+
+
+    def dataset(self) -> Dataset:
+        """Return the task's data that this device gathers itself (``[data.<task>]``).
+
+        Raises:
+            ConfigError: the device's settings say nothing of them.
+        """
+        from fl_client.datasets.dataset import Dataset  # noqa: PLC0415  needs numpy
+
+        if self.data is None:
+            raise ConfigError(
+                f"device {self.id} has no data of its own: its settings need a section [data.TASK]"
+            )
+        return Dataset(self.data)
 
 
 class Task:
@@ -122,8 +141,18 @@ class Task:
         raise ConfigError(f"task {self.name} does not define model()")
 
     def data(self, device: Device) -> tuple[Split, Split]:
-        """Return the device's training split and its held-out split; called once per process."""
+        """Return the device's training split and its held-out split.
+
+        Called once per process, and for every job where the device gathers the data itself.
+        """
         raise ConfigError(f"task {self.name} does not define data(device)")
+
+    def samples(self, device: Device) -> Iterable[Mapping[str, Any]]:
+        """Yield what the device's sensor gives, for ever, one record a sample.
+
+        Runs in a process of its own beside the agent where the settings name a ``sensor`` source.
+        """
+        raise ConfigError(f"task {self.name} does not define samples(device)")
 
     def initial_weights(self, seed: int) -> Weights:
         """Return version 0 of the global model, the same for the same ``seed``."""

@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from rengo.cli.common import Commands, add_command, add_site, connect, print_json
+from rengo.drift import drift_lines
 from rengo.health import health_lines
 from rengo.tables import print_table, when
 from runtime.errors import ConfigError, MissingExtra
@@ -93,11 +94,12 @@ def show_device(options: argparse.Namespace) -> int:
         return 0
     info = found[0].pop("info") or {}
     health = found[0].pop("health", None)
+    data = found[0].pop("data_report", None)
     if "admitted_at" in found[0]:
         found[0]["admitted_at"] = when(found[0]["admitted_at"])
     for key, value in {**found[0], **info}.items():
         print(f"{key:14} {value}")
-    for line in health_lines(health):
+    for line in [*health_lines(health), *drift_lines(data)]:
         print(line)
     return 0
 

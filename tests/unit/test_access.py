@@ -143,7 +143,7 @@ EVERYBODY = [
 ]
 IDS = ["dev-a", "dev-b", "server", "op-a", "nonce-a", "run-1", "x"]
 LEAVES = (
-    *("state", "info", "health", "task", "receipt", "ack", "progress", "result", "request"),
+    *("state", "info", "health", "data", "task", "receipt", "ack", "progress", "result", "request"),
     *("reply", "events", "x"),
 )
 TOPICS = [

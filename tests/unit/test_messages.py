@@ -61,7 +61,16 @@ def test_no_kind_is_taken_in_the_place_of_another(message: Message) -> None:
 
 
 def test_the_sender_must_own_the_topic() -> None:
-    owned = {"device_state", "device_info", "health", "ack", "progress", "result", "request"}
+    owned = {
+        "device_state",
+        "device_info",
+        "health",
+        "data_report",
+        "ack",
+        "progress",
+        "result",
+        "request",
+    }
     for kind, message in SAMPLES.items():
         payload, address = content(message, sender="someone-else"), address_of(message)
         if kind in owned | {"operator_request", "password_kept", "claim", "model_request"}:

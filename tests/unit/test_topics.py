@@ -47,6 +47,7 @@ def test_what_is_retained() -> None:
         ("dev", "state"),
         ("dev", "info"),
         ("dev", "health"),
+        ("dev", "data"),
         ("run", "state"),
         ("model", "state"),
     }

@@ -1,0 +1,106 @@
+"""A device's own data as a task sees them: bounded, and split the same way for ever."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_client.datasets import csv_files, figures, folder, sqlite_table
+from fl_client.datasets.sample import NoData, Sample
+from fl_client.datasets.settings import (
+    CsvSource,
+    DataPlace,
+    FolderSource,
+    MqttSource,
+    SensorSource,
+    SqliteSource,
+)
+from fl_client.datasets.split import is_held_out
+from fl_client.datasets.store import store_path, stored_refusals, stored_samples
+
+Arrays: TypeAlias = tuple[NDArray[Any], NDArray[Any]]
+
+
+class Dataset:
+    """Reads a device's data when asked; each call sees what is there then.
+
+    Attributes:
+        refused: how many records were no samples at the last reading, by reason.
+    """
+
+    def __init__(self, place: DataPlace) -> None:
+        self._place = place
+        self._settings = place.settings
+        self.refused: Counter[str] = Counter()
+
+    def samples(self) -> list[Sample]:
+        """Return the newest examples within the bounds, the oldest of them first.
+
+        Raises:
+            NoData, Unavailable: the source cannot be read now.
+            ConfigError: the source is not as the settings say.
+        """
+        self.refused.clear()
+        bounds = self._settings.store
+        left = int(bounds.max_mib * (1 << 20))
+        found: list[Sample] = []
+        shape: tuple[int, ...] | None = None
+        for sample in self._newest_first():
+            left -= sample.size_bytes
+            if left < 0 or len(found) == bounds.max_examples:
+                break
+            own = np.shape(sample.features)
+            shape = own if shape is None else shape
+            if own == shape:
+                found.append(sample)
+            else:
+                self.refused["shape"] += 1
+        found.reverse()
+        return found
+
+    def splits(self) -> tuple[Arrays | None, Arrays | None]:
+        """Return inputs and targets to learn from, and those that are held out.
+
+        Inputs are float32, targets the classes' numbers (int64), or float32 where there are no
+        classes. None stands for no examples. What may be told of the data is written beside.
+
+        Raises:
+            NoData: there are no examples at all yet; else as ``samples``.
+        """
+        samples = self.samples()
+        if not samples:
+            raise NoData(
+                f"task {self._place.task} has no data on this device yet "
+                f"({self._settings.source.kind}; {sum(self.refused.values())} records refused)"
+            )
+        task, share = self._place.task, self._settings.held_out
+        sides = [is_held_out(task, sample, share) for sample in samples]
+        kept = [sample for sample, held in zip(samples, sides, strict=True) if not held]
+        held_out = [sample for sample, held in zip(samples, sides, strict=True) if held]
+        figures.renew(self._place, samples, len(held_out), sum(self.refused.values()))
+        return self._arrays(kept), self._arrays(held_out)
+
+    def _arrays(self, samples: list[Sample]) -> Arrays | None:
+        if not samples:
+            return None
+        inputs = np.stack([np.asarray(sample.features, np.float32) for sample in samples])
+        labels = np.array([sample.label for sample in samples])
+        return inputs, labels.astype(np.int64 if self._settings.classes else np.float32)
+
+    def _newest_first(self) -> Iterator[Sample]:
+        settings = self._settings
+        match settings.source:
+            case FolderSource() as source:
+                return folder.newest_first(source, settings, self.refused)
+            case CsvSource() as source:
+                return csv_files.newest_first(source, settings, self.refused)
+            case SqliteSource() as source:
+                return sqlite_table.newest_first(source, settings, self.refused)
+            case SensorSource() | MqttSource():
+                path = store_path(self._place.folder)
+                self.refused["collector"] = stored_refusals(path)
+                return stored_samples(path, settings.store.max_examples)

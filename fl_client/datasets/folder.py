@@ -1,0 +1,144 @@
+"""Examples out of a folder that grows: arrays in files of numpy, and pictures."""
+
+from __future__ import annotations
+
+import zipfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_client.datasets.sample import BadSample, NoData, Sample, digest
+from fl_client.datasets.settings import DataSettings, FolderSource
+from runtime.errors import ConfigError
+
+_ARRAYS = frozenset({".npy", ".npz"})
+_PICTURES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
+_SEPARATORS = ("_", "-")
+
+
+def newest_first(
+    source: FolderSource, settings: DataSettings, refused: Counter[str]
+) -> Iterator[Sample]:
+    """Yield the folder's examples, those of the newest files first.
+
+    A file that cannot be read (half written, damaged, of another kind) is counted and left out; it
+    is tried again the next time.
+
+    Raises:
+        NoData: there is no such folder.
+        ConfigError: there are pictures, and no Pillow to read them.
+    """
+    if not source.path.is_dir():
+        raise NoData(f"the data folder {source.path} is not there")
+    limit = int(settings.store.max_mib * (1 << 20))
+    for path in _newest_files(source.path):
+        try:
+            yield from _examples(path, source, settings, limit)
+        except BadSample as error:
+            refused[error.reason] += 1
+
+
+def _newest_files(folder: Path) -> list[Path]:
+    found = []
+    for path in folder.rglob("*"):
+        if path.suffix.lower() in _ARRAYS | _PICTURES and not path.name.startswith("."):
+            try:
+                found.append((path.stat().st_mtime_ns, path))
+            except FileNotFoundError:
+                continue  # it has just been removed
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def _examples(
+    path: Path, source: FolderSource, settings: DataSettings, limit: int
+) -> Iterator[Sample]:
+    label = _label(path, source.path, settings)
+    for features, own in _arrays(path, source, limit):
+        target = label if own is None else own
+        if settings.classes and target not in range(len(settings.classes)):
+            raise BadSample(f"{path}: its label is none of the classes", "class")
+        if not np.isfinite(features).all() or not np.isfinite(target):
+            raise BadSample(f"{path} holds numbers that are not finite", "type")
+        shape = repr(features.shape).encode()
+        # by its content: a file that is moved to another class stays on its side of the split
+        identity = digest("content", shape + np.ascontiguousarray(features).tobytes())
+        yield Sample(identity, _group(path, source), target, features)
+
+
+def _arrays(
+    path: Path, source: FolderSource, limit: int
+) -> Iterator[tuple[NDArray[np.float32], float | None]]:
+    try:
+        if path.stat().st_size > limit:
+            raise BadSample(f"{path} is larger than the bound of all data", "oversize")
+        match path.suffix.lower():
+            case ".npy":
+                # mapped: a header that promises more than there is costs no memory
+                yield _float32(path, np.load(path, mmap_mode="r", allow_pickle=False)), None
+            case ".npz":
+                yield from _archive(path, limit)
+            case _:
+                yield _picture(path, source), None
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise BadSample(f"{path} cannot be read: {error}", "unreadable") from error
+
+
+def _archive(path: Path, limit: int) -> Iterator[tuple[NDArray[np.float32], float | None]]:
+    """Yield the examples of an archive with ``x`` and, unless the folder's name says it, ``y``."""
+    with zipfile.ZipFile(path) as archive:
+        if sum(member.file_size for member in archive.infolist()) > limit:
+            raise BadSample(f"{path} unpacks to more than the bound of all data", "oversize")
+    with np.load(path, allow_pickle=False) as stored:
+        inputs = _float32(path, stored["x"])
+        targets = stored["y"] if "y" in stored.files else None
+    if inputs.ndim < 1 or (targets is not None and targets.shape != inputs.shape[:1]):
+        raise BadSample(f"{path}: y must have one number for each example of x", "length")
+    if targets is not None and targets.dtype.kind not in "iufb":
+        raise BadSample(f"{path} holds targets that are no numbers", "type")
+    for number, features in enumerate(inputs):
+        yield features, None if targets is None else float(targets[number])
+
+
+def _float32(path: Path, value: NDArray[Any]) -> NDArray[np.float32]:
+    if value.dtype.kind not in "iufb":
+        raise BadSample(f"{path} holds no numbers", "type")
+    return np.asarray(value, np.float32)
+
+
+def _picture(path: Path, source: FolderSource) -> NDArray[np.float32]:
+    """Return a picture within 0..1, as [channels, height, width]."""
+    try:
+        from PIL import Image  # noqa: PLC0415  (optional, and needed for pictures alone)
+    except ImportError as error:
+        raise ConfigError(f"{path} is a picture: reading it needs `pip install pillow`") from error
+    try:
+        with Image.open(path) as opened:
+            picture = opened.convert("L" if source.grayscale else "RGB")
+            if source.image_size is not None:
+                picture = picture.resize(source.image_size)
+            pixels = np.asarray(picture, np.float32) / np.float32(255)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise BadSample(f"{path}: {error}", "oversize") from error
+    return pixels[np.newaxis] if source.grayscale else pixels.transpose(2, 0, 1)
+
+
+def _label(path: Path, folder: Path, settings: DataSettings) -> float:
+    parents = path.relative_to(folder).parts[:-1]
+    if not settings.classes or not parents:
+        return 0.0
+    if parents[0] not in settings.classes:
+        raise BadSample(f"{path}: {parents[0]} is none of the classes", "class")
+    return float(settings.classes.index(parents[0]))
+
+
+def _group(path: Path, source: FolderSource) -> str:
+    if source.group == "file":
+        return path.name
+    if source.group == "prefix":
+        cut = max(path.stem.rfind(separator) for separator in _SEPARATORS)
+        return path.stem[:cut] if cut > 0 else path.stem
+    return ""

@@ -1,0 +1,237 @@
+"""What a device is told about its own data: the ``[data.<task>]`` sections of the agent's file.
+
+Imports neither numpy nor a network: a waiting agent reads this too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+Name = Annotated[str, Field(min_length=1, max_length=64)]
+_Edges = Annotated[list[float], Field(min_length=1, max_length=15)]
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
+
+
+class Feature(_Settings):
+    """One input of the model; in the file its name alone will do.
+
+    Attributes:
+        length: how many numbers it has: 1, or a window's length.
+        least: a smaller number is a fault of the sensor, and the sample is refused.
+        most: so is a larger one.
+    """
+
+    name: Name
+    length: Annotated[int, Field(ge=1, le=65_536)] = 1
+    least: float | None = None
+    most: float | None = None
+
+
+def _named(value: object) -> object:
+    return {"name": value} if isinstance(value, str) else value
+
+
+class Schema(_Settings):
+    """Which fields of a record make a sample.
+
+    Attributes:
+        features: in the order that the model takes them.
+        label: the target's field; empty where there is none (the target is 0).
+        id: what names an example for ever; empty for the digest of all fields but the label.
+        group: examples with the same value stay on one side of the split, such as a session.
+        time: seconds since 1970, or ISO 8601.
+        group_by_day: examples of one day (UTC, by ``time``) stay on one side.
+    """
+
+    features: Annotated[
+        list[Annotated[Feature, BeforeValidator(_named)]], Field(min_length=1, max_length=256)
+    ]
+    label: str = ""
+    id: str = ""
+    group: str = ""
+    time: str = ""
+    group_by_day: bool = False
+
+    @model_validator(mode="after")
+    def _fits(self) -> Schema:
+        names = [feature.name for feature in self.features]
+        if len({*names}) != len(names):
+            raise ValueError("a feature is named twice")
+        if self.group_by_day and not self.time:
+            raise ValueError("group_by_day needs the name of the time's field")
+        return self
+
+
+class FolderSource(_Settings):
+    """Files in a folder that grows; a sub-folder's name is its examples' class.
+
+    Attributes:
+        image_size: width and height that pictures are brought to.
+        group: "file" keeps the examples of one file together, "prefix" those of all files whose
+            names are alike up to the last ``_`` or ``-``.
+    """
+
+    kind: Literal["folder"]
+    path: Path
+    image_size: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
+    grayscale: bool = False
+    group: Literal["", "file", "prefix"] = ""
+
+
+class CsvSource(Schema):
+    """A CSV file that is appended to, or a folder of them; the first line names the columns."""
+
+    kind: Literal["csv"]
+    path: Path
+    delimiter: Annotated[str, Field(min_length=1, max_length=1)] = ","
+
+
+class SqliteSource(Schema):
+    """A table that grows; it is only ever read.
+
+    Attributes:
+        rowid: the column that grows, and that names an example unless ``id`` does.
+    """
+
+    kind: Literal["sqlite"]
+    path: Path
+    table: Name
+    rowid: Name = "rowid"
+
+
+class SensorSource(Schema):
+    """What the task's own ``samples(device)`` gives, gathered beside the agent.
+
+    Attributes:
+        every_s: the pause between two samples; 0: the task paces itself.
+    """
+
+    kind: Literal["sensor"]
+    every_s: Annotated[float, Field(ge=0)] = 0.0
+
+
+class MqttSource(Schema):
+    """Topics of the site's own broker, with credentials that are no device's of Rengo.
+
+    Attributes:
+        password_file: its one line is the password.
+        ca: whom to trust; given, the connection goes by TLS.
+        max_per_s: what comes faster is dropped and counted.
+    """
+
+    kind: Literal["mqtt"]
+    host: Annotated[str, Field(min_length=1, max_length=255)]
+    port: Annotated[int, Field(ge=1, le=65_535)] = 1883
+    username: Name
+    password_file: Path
+    client_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,128}$")]
+    ca: Path | None = None
+    topics: Annotated[list[Name], Field(min_length=1, max_length=64)]
+    payload: Literal["json", "msgpack"] = "json"
+    max_payload_bytes: Annotated[int, Field(ge=1, le=1 << 18)] = 16_384
+    max_per_s: Annotated[float, Field(gt=0)] = 100.0
+
+
+Gathered = SensorSource | MqttSource
+Source = Annotated[
+    FolderSource | CsvSource | SqliteSource | SensorSource | MqttSource,
+    Field(discriminator="kind"),
+]
+
+
+class StoreSettings(_Settings):
+    """How much is kept of what is gathered, and how much is read of what lies elsewhere.
+
+    Attributes:
+        max_age_days: what was gathered longer ago goes; 0: nothing goes for its age.
+        flush_s: samples are written to the card together, at most so long after they came.
+    """
+
+    max_mib: Annotated[float, Field(gt=0, le=1 << 20)] = 32.0
+    max_examples: Annotated[int, Field(ge=1)] = 20_000
+    max_age_days: Annotated[float, Field(ge=0)] = 0.0
+    flush_s: Annotated[float, Field(gt=0)] = 30.0
+
+
+class DriftSettings(_Settings):
+    """What is told of the data, in aggregates.
+
+    Attributes:
+        report: False: nothing is ever sent.
+        min_count: no count below it is ever sent, and every count is a multiple of it.
+        reference_count: how many examples the reference needs at least.
+        window: the newest so many examples are compared.
+        every_s: the shortest pause between two reports.
+        bins: edges by feature that were agreed on; without, the reference's own quantiles, which
+            are never sent.
+    """
+
+    report: bool = True
+    min_count: Annotated[int, Field(ge=5)] = 20
+    reference_count: Annotated[int, Field(ge=5)] = 100
+    window: Annotated[int, Field(ge=5)] = 1000
+    every_s: Annotated[float, Field(ge=0)] = 3600.0
+    bins: dict[Name, _Edges] = {}
+
+    @model_validator(mode="after")
+    def _grow(self) -> DriftSettings:
+        for name, edges in self.bins.items():
+            if any(first >= second for first, second in pairwise(edges)):
+                raise ValueError(f"the edges of {name} do not grow")
+        return self
+
+
+class DataSettings(_Settings):
+    """One task's data on this device.
+
+    Attributes:
+        classes: the labels, in the order of the model's outputs; empty where the target is a
+            number.
+        held_out: about which share of the examples is never trained on.
+    """
+
+    source: Source
+    classes: Annotated[list[Name], Field(max_length=1000)] = []
+    held_out: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    store: StoreSettings = StoreSettings()
+    drift: DriftSettings = DriftSettings()
+
+    @model_validator(mode="after")
+    def _classes_differ(self) -> DataSettings:
+        if len({*self.classes}) != len(self.classes):
+            raise ValueError("a class is named twice")
+        return self
+
+
+class DataPlace(_Settings):
+    """One task's data and the folder of the agent in which what is gathered of them lies."""
+
+    task: str
+    folder: Path
+    settings: DataSettings
+
+
+def read_sections(given: Mapping[str, Any]) -> dict[str, DataSettings]:
+    """Return the sections ``[data.<task>]``.
+
+    Raises:
+        ValueError: naming the first key that is wrong.
+    """
+    return {task: _section(task, given[task]) for task in given}
+
+
+def _section(task: str, given: object) -> DataSettings:
+    try:
+        return DataSettings.model_validate(given)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        key = ".".join(["data", task, *(str(part) for part in first["loc"])])
+        raise ValueError(f"{key}: {first['msg']}") from error
