@@ -21,7 +21,7 @@ PACKAGES  := rengo algorithms broker storage fl_server fl_client iot runtime
 help: ## list these commands
 	@printf 'usage: make COMMAND\n\n'
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-13s %s\n", $$1, $$2 }'
-	@printf '\nPYTHON=python3.12 chooses the interpreter; ARGS="…" goes on to demo, test, bench, size and storm.\n'
+	@printf '\nPYTHON=python3.12 chooses the interpreter; ARGS="…" goes on to demo, test, bench, size, storm and idle.\n'
 
 .PHONY: setup
 setup: $(FOR_DEV) ## install everything, tools for development included, into .venv
@@ -52,6 +52,10 @@ size: $(FOR_DEV) ## take a model of 1 GiB through everything: memory, bytes, rat
 .PHONY: dedupe
 dedupe: $(FOR_DEV) ## measure what a part of a model that did not change costs
 	$(BIN)/python -m benchmarks.dedupe $(ARGS)
+
+.PHONY: idle
+idle: $(FOR_DEV) ## measure an agent that waits: memory, processor, start, a no-op round
+	$(BIN)/python -m benchmarks.idle $(ARGS)
 
 .PHONY: storm
 storm: $(FOR_DEV) ## let 2,000 devices connect to mosquitto at once, and 500 to NATS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import getpass
+import os
 import sys
 from pathlib import Path
 
@@ -12,12 +13,14 @@ from rengo.cli.codes import DONE
 from rengo.cli.common import Commands, add_command
 from rengo.cli.roles import add_agent_options, add_engine_options, run_client, run_iot
 from rengo.folder import default_home
-from runtime.brokerurl import parse_url
+from runtime.brokerurl import BrokerPlace, parse_url
 from runtime.errors import ConfigError
 from runtime.files import make_folder
+from runtime.identity import read_identity
 from runtime.jointoken import JoinToken
 
 _LONGEST_TOKEN_FILE = 4096
+_VARIABLE = "RENGO_JOIN_TOKEN"
 _DAY_S = 24 * 3600.0
 _WORTH_TELLING_S = _DAY_S
 
@@ -40,6 +43,12 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--only", action="store_true", help="write the identity file and start nothing"
     )
+    parser.add_argument(
+        "--once",
+        action="store_true",
+        help="where this machine is a device of that broker already, start its agent: for a "
+        "container that is started again with the same words",
+    )
     add_agent_options(parser)
     add_engine_options(parser)
 
@@ -47,8 +56,11 @@ def add(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> int:
     """Enrol this machine, then serve as its agent."""
     place = parse_url(options.url)
-    token = JoinToken.parse(_token(options))
     home = default_home()
+    known = _known(home, place) if options.once else None
+    if known is not None:
+        return _start(options, known)
+    token = JoinToken.parse(_token(options))
     enrolled = enroll(place, token, make_folder(home / "identities"), options.name)
     path = enrolled.path
     start = "iot" if options.pi else "client"
@@ -59,16 +71,29 @@ def run(options: argparse.Namespace) -> int:
         print(f"This machine's clock is {abs(days):.1f} days {where} the server's. Training does")
         print("not mind, but certificates of others may look expired, or not valid yet.")
     print(f"From now on `rengo {start}` starts the agent.", flush=True)
+    return _start(options, path)
+
+
+def _start(options: argparse.Namespace, path: Path) -> int:
     if options.only:
         return DONE
     options.identity = path
-    options.data_dir = options.data_dir or home / "devices" / path.stem
+    options.data_dir = options.data_dir or default_home() / "devices" / path.stem
     options.server = None
     return run_iot(options) if options.pi else run_client(options)
 
 
+def _known(home: Path, place: BrokerPlace) -> Path | None:
+    """Return the identity by which this machine is a device of that broker already."""
+    for path in sorted((home / "identities").glob("*.json")):
+        identity = read_identity(path)
+        if identity.role == "device" and (identity.host, identity.port) == (place.host, place.port):
+            return path
+    return None
+
+
 def _token(options: argparse.Namespace) -> str:
-    """Return the token from the flag, the file or the standard input.
+    """Return the token from the flag, the file, the environment or the standard input.
 
     Raises:
         ConfigError: there is none, or the file cannot be read.
@@ -83,9 +108,13 @@ def _token(options: argparse.Namespace) -> str:
             raise ConfigError(
                 f"--token-file {options.token_file} cannot be read: {error}"
             ) from error
+    if os.environ.get(_VARIABLE):
+        return os.environ[_VARIABLE]
     if sys.stdin.isatty():
         return getpass.getpass("Join token: ")
     text = sys.stdin.readline(_LONGEST_TOKEN_FILE).strip()
     if not text:
-        raise ConfigError("no join token: give it by --token, --token-file or standard input")
+        raise ConfigError(
+            "no join token: give it by --token, --token-file, RENGO_JOIN_TOKEN or standard input"
+        )
     return text
