@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from urllib.parse import urlsplit, urlunsplit
 
 import urllib3
@@ -27,6 +27,8 @@ from runtime.tls import Tls, tls_error
 from storage.parts import complete_body
 
 BLOCK_BYTES = 1 << 20
+# the socket's patience is for all of what it is given at once, so a slow link gets it in pieces
+_PIECE_BYTES = 1 << 18
 # a store may put the parts of a large object together while the answer is awaited
 _COMPLETE_CONNECT_S, _COMPLETE_READ_S = 5.0, 120.0
 _CODE = re.compile(rb"<Code>([A-Za-z]{1,64})</Code>")
@@ -43,10 +45,13 @@ def pool(
     Args:
         tls: for https; None trusts the system's authorities, and loads them only when asked to.
 
+        connect_s: the longest wait for a connection.
+        read_s: the longest silence of the store, and of the link while a body is sent.
+
     Raises:
         ConfigError: the TLS material is not usable.
     """
-    return urllib3.PoolManager(
+    manager = urllib3.PoolManager(
         maxsize=size,
         retries=False,
         timeout=urllib3.Timeout(connect=connect_s, read=read_s),
@@ -55,6 +60,33 @@ def pool(
         ssl_context=None if tls is None else tls.context(),
         cert_reqs="CERT_REQUIRED",
     )
+    manager.pool_classes_by_scheme = {
+        "http": _patient(urllib3.HTTPConnectionPool, read_s),
+        "https": _patient(urllib3.HTTPSConnectionPool, read_s),
+    }
+    return manager
+
+
+def _patient(kind: type[urllib3.HTTPConnectionPool], silence_s: float) -> Any:
+    """Return the pool's class with connections that send for as long as bytes go.
+
+    urllib3 sends under the timeout of the connecting, which a body on a slow link outlasts.
+    """
+
+    class Patient(kind.ConnectionCls):  # type: ignore[name-defined,misc]
+        def connect(self) -> None:
+            super().connect()
+            self.sock.settimeout(silence_s)
+
+        def send(self, data: Any) -> None:
+            if not isinstance(data, bytes) or len(data) <= _PIECE_BYTES:
+                super().send(data)
+                return
+            view = memoryview(data)
+            for start in range(0, len(view), _PIECE_BYTES):
+                super().send(view[start : start + _PIECE_BYTES])
+
+    return type("PatientPool", (kind,), {"ConnectionCls": Patient})
 
 
 def place(url: str) -> str:
