@@ -38,7 +38,8 @@ class Author:
             sender=self._sender,
             boot_id=self.boot_id,
             seq=next(self._numbers),
-            sent_ms=int(time.time() * 1000),
+            # a clock may stand before 1970
+            sent_ms=max(0, int(time.time() * 1000)),
         )
         return Publication(topic, payload, retain=retain)
 
