@@ -15,8 +15,9 @@ tar -C "$here" --exclude=__pycache__ -cf - pyproject.toml constraints.txt README
 cp /etc/resolv.conf "$root/etc/resolv.conf"
 mountpoint -q "$root/proc" || mount -t proc proc "$root/proc"
 mountpoint -q "$root/dev" || mount --bind /dev "$root/dev"
-site=
+site= device=
 finish() {
+    [ -z "$device" ] || { kill "$device" && wait "$device" || true; }
     [ -z "$site" ] || { kill "$site" && wait "$site" || true; }
     umount "$root/dev" "$root/proc"
 }
@@ -29,8 +30,9 @@ run_lines | while IFS= read -r line; do
     chroot "$root" env EXTRAS=server sh -c "cd /src && $line"
 done
 
+# its own process, so that a signal to a background job reaches what runs
 as_user() {
-    chroot --userspec=10001:10001 "$root" env -i HOME=/var/lib/rengo RENGO_HOME="$home" \
+    exec chroot --userspec=10001:10001 "$root" env -i HOME=/var/lib/rengo RENGO_HOME="$home" \
         PATH=/opt/rengo/venv/bin:/usr/bin:/bin PYTHONUNBUFFERED=1 "$@"
 }
 home=/var/lib/rengo/site
@@ -49,7 +51,7 @@ for round in first later; do
     as_user env RENGO_JOIN_TOKEN="$token" $start &
     device=$!
     tries=0
-    until as_user rengo agent status 2>/dev/null | tee "$root/tmp/status" | grep -q "ready, waiting"; do
+    until (as_user rengo agent status 2>/dev/null) | tee "$root/tmp/status" | grep -q "ready, waiting"; do
         tries=$((tries + 1))
         [ "$tries" -lt 60 ] || { echo "the device did not get ready" >&2; exit 1; }
         sleep 1
@@ -58,6 +60,6 @@ for round in first later; do
     cat "$root/tmp/status"
     kill "$device"
     wait "$device" || true
+    device=
 done
-
 echo "rehearsed"

@@ -99,9 +99,11 @@ inside() {{
     found=$(readlink -f "$links/$1") || return 1
     case "$found" in '{_quoted(root)}'/*) [ -x "$found/bin/python" ] ;; *) return 1 ;; esac
 }}
-if [ -L "$links/next" ] && mv -f -T "$links/next" "$links/trying" && inside trying; then
-    {TRIAL}="$links" exec "$found/bin/python" -P -m rengo "$@"
-fi
+case "$1" in client | iot)
+    if [ -L "$links/next" ] && mv -f -T "$links/next" "$links/trying" && inside trying; then
+        {TRIAL}="$links" exec "$found/bin/python" -P -m rengo "$@"
+    fi
+esac
 if [ -L "$links/current" ] && inside current; then
     exec "$found/bin/python" -P -m rengo "$@"
 fi
