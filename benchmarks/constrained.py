@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -41,6 +42,8 @@ _MIB = 2**20
 _NAME = "pi"
 _NATIVE = 2
 _START_S = 120.0
+_RUN_S = 600.0
+_SHORT_S = 60.0
 _SAMPLE_S = 0.1
 
 
@@ -103,127 +106,9 @@ class Watch:
         self._closed.set()
         self._thread.join()
 
-    def _run(self) -> None:
-        while not self._closed.wait(_SAMPLE_S):
-            together = written = 0
-            for pid in self._cage.pids():
-                try:
-                    process = psutil.Process(pid)
-                    training = "fl_client.training" in process.cmdline()
-                    peak = peak_rss_bytes(pid)
-                    together += process.memory_info().rss
-                    written += process.io_counters().write_bytes
-                except psutil.NoSuchProcess:
-                    continue  # it has ended meanwhile
-                if training:
-                    self.training_peak = max(self.training_peak, peak)
-                else:
-                    self.agent_peak = max(self.agent_peak, peak)
-            self.together_peak = max(self.together_peak, together)
-            self.anonymous_peak = max(self.anonymous_peak, self._cage.stat("total_rss"))
-            self.oom_kills = max(self.oom_kills, self._cage.oom_kills())
-            # an ended child's count is added to its parent's
-            self.written = max(self.written, written)
-
-
-@contextmanager
-def device_python() -> Iterator[Path]:
-    """Give a Python with Rengo's iot extra alone, from wheels, in a folder of its own."""
-    with tempfile.TemporaryDirectory(prefix="rengo-device-", dir="/var/tmp") as folder:
-        home = Path(folder)
-        subprocess.run([sys.executable, "-m", "venv", "--copies", home], check=True)
-        python = home / "bin/python"
-        pip = (python, "-m", "pip", "install", "--quiet", "--only-binary=:all:")
-        pinned = ("--constraint", REPOSITORY / "constraints.txt")
-        print("installing rengo[iot] for the device …", flush=True)
-        installed = subprocess.run(
-            [*pip, *pinned, f"{build_wheel(home)}[iot]"],
-            check=False,
-            capture_output=True,
-            text=True,
-        )
-        if installed.returncode:
-            raise RengoError(f"pip could not install rengo[iot]: {installed.stderr[-2000:]}")
-        yield python
-
-
-@contextmanager
-def recordings() -> Iterator[None]:
-    """Within the block, this process and its children find the recordings of the task watch."""
-    if VARIABLE in os.environ:
-        yield
-        return
-    with tempfile.TemporaryDirectory(prefix="rengo-watch-") as folder:
-        pip = (sys.executable, "-m", "pip", "download", "--quiet", "--no-deps")
-        print("fetching the recordings of the task watch …", flush=True)
-        subprocess.run([*pip, "--dest", folder, "seglearn==1.2.5"], check=True, capture_output=True)
-        (wheel,) = Path(folder).glob("seglearn-*.whl")
-        write(published(wheel), Path(folder))
-        os.environ[VARIABLE] = folder
-        try:
-            yield
-        finally:
-            del os.environ[VARIABLE]
-
-
-def show(case: Case, python: Path, rounds: int) -> Row:
-    """Let a device in a cage take part in a run, and return what that took."""
-    limits = Limits(case.memory_mib * _MIB)
-    with (
-        tempfile.TemporaryDirectory(prefix="rengo-constrained-", dir="/var/tmp") as folder,
-        Cage(limits) as cage,
-        Site(Path(folder), options=SiteOptions(host="0.0.0.0", advertise=cage.address)) as site,
-    ):
-        natives = [
-            DeviceSpec(f"edge-{index}", engine="numpy", index=index, count=_NATIVE + 1)
-            for index in range(1, _NATIVE + 1)
-        ]
-        site.start_devices(natives, case.task)
-        agent = _agent(case, python, cage, site)
-        forget_pages(python.parents[1])
-        with Watch(cage) as watch:
-            agent.start()
-            try:
-                report, accuracy, why = _run(site, case, agent, rounds)
-            finally:
-                agent.stop()
-        return _row(case, watch, cage, rounds, report | {"accuracy": accuracy, "why": why})
-
-
-def forget_pages(folder: Path) -> None:
-    """Drop a folder's pages from memory, so that who reads them next is charged for them."""
-    os.sync()
-    for path in folder.rglob("*"):
-        if path.is_file():
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-            finally:
-                os.close(descriptor)
-
-
-def _agent(case: Case, python: Path, cage: Cage, site: Site) -> Child:
-    """Return the process of the device in the cage, admitted, not yet started."""
-    identity = site.folder.ensure_identity("device", _NAME, site.at, index=0, count=_NATIVE + 1)
-    site.admit([identity])
-    kind = ["iot"] if case.engine == "numpy" else ["client", "--engine", case.engine]
-    argv = [
-        *(str(python), "-P", "-m", "rengo", *kind),
-        *("--identity", str(site.folder.identity_path(_NAME))),
-        *("--server", site.public_url),
-        *("--data-dir", str(site.folder.root / "devices" / _NAME)),
-        *("--task", case.task, "--index", "0", "--count", str(_NATIVE + 1)),
-    ]
-    log = site.folder.root / "logs" / f"{_NAME}.log"
-    return Child("the device in the cage", cage.argv(*argv), log)
-
-
-def _run(
-    site: Site, case: Case, agent: Child, rounds: int
-) -> tuple[dict[str, Any], float | None, str]:
-    """Return the run's report, its accuracy and why it did not end well ("" when it did)."""
+    def _definition(rounds: int) -> dict[str, Any]:
     everybody = _NATIVE + 1
-    definition = {
+    return {
         "rounds": rounds,
         "seed": 0,
         "cohort": {
@@ -236,17 +121,27 @@ def _run(
         "evaluation": {"on": "devices"},
     }
 
+
+def _run(
+    site: Site, agent: Child, task: str, definition: dict[str, Any], patience_s: float
+) -> tuple[dict[str, Any], float | None, str]:
+    """Return the run's report, its accuracy and why it did not end well ("" when it did)."""
+    deadline = time.monotonic() + _START_S
+
     def look(_: object) -> None:
         site.check_processes()
         if not agent.running:
             raise RengoError(f"the agent ended with {agent.returncode}: {agent.last_line()}")
+        if time.monotonic() > deadline:
+            raise RengoError(f"not within {patience_s:.0f} s")
 
     report: dict[str, Any] = {"rounds_completed": 0, "round_s": [], "devices": []}
     try:
         with site.connect() as client:
-            names = [_NAME, *(f"edge-{index}" for index in range(1, everybody))]
+            names = [_NAME, *(f"edge-{index}" for index in range(1, _NATIVE + 1))]
             wait_for_devices(client, names, _START_S, look, Crowd())
-            result = follow(client, submit(client, case.task, definition), look)
+            deadline = time.monotonic() + patience_s
+            result = follow(client, submit(client, task, definition), look)
             report, accuracy = result.report, result.accuracy
     except RengoError as error:
         tail = agent.log.read_text("utf-8", "replace").splitlines()[-12:]
@@ -290,7 +185,7 @@ def smallest(case: Case, python: Path) -> list[Row]:
     fails, works = case.memory_mib // 3, case.memory_mib
     while works - fails > 2:
         tried = (fails + works) // 2
-        rows.append(show(replace(case, memory_mib=tried), python, rounds=2))
+        rows.append(show(replace(case, memory_mib=tried), python, 2, _SHORT_S))
         does = rows[-1].finished and not rows[-1].oom_kills
         print(f"{case.name} in {tried} MiB: {'works' if does else 'does not'}", flush=True)
         fails, works = (fails, tried) if does else (tried, works)
