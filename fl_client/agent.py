@@ -305,8 +305,8 @@ class Agent:
 
     def _standing(self) -> dict[str, Any]:
         child = self._workshop.child_pid
-        means = self._steward.status()
-        return {**self._about, **standing(self._machine, len(self._outbox), child), **means}
+        now = standing(self._machine, len(self._outbox), child)
+        return {**self._about, **now, "steward": self._steward.status()}
 
     def _tell_health(self, health: Message | None) -> None:
         if health is not None:
