@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 SEEDS  ?= 20000
+ROUNDS ?= 500
 JOBS   ?= 2
 ARCH   ?= arm64
 ARGS   ?=
@@ -68,6 +69,10 @@ constrained: $(FOR_DEV) ## take part in a run within 96 MiB on a slow, lossy lin
 .PHONY: emulated
 emulated: $(FOR_DEV) ## take part in a run as ARCH=arm64 or armhf under qemu-user (root)
 	$(BIN)/python -m tests.emulated --arch $(ARCH) $(ARGS)
+
+.PHONY: endurance
+endurance: $(FOR_DEV) ## let an agent do ROUNDS=500 rounds: what it holds must not grow
+	$(BIN)/python -m benchmarks.endurance --rounds $(ROUNDS) $(ARGS)
 
 .PHONY: world
 world: $(FOR_DEV) ## search SEEDS=20000 simulated histories with faults

@@ -48,3 +48,10 @@ class Perturb100(_Perturb):
 
     name = "perturb-100"
     side = 5120
+
+
+class PerturbSmall(_Perturb):
+    """64 KiB of float32."""
+
+    name = "perturb-small"
+    side = 128
