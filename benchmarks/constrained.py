@@ -106,7 +106,129 @@ class Watch:
         self._closed.set()
         self._thread.join()
 
-    def _definition(rounds: int) -> dict[str, Any]:
+    def _run(self) -> None:
+        while not self._closed.wait(_SAMPLE_S):
+            together = written = 0
+            for pid in self._cage.pids():
+                try:
+                    process = psutil.Process(pid)
+                    training = "fl_client.training" in process.cmdline()
+                    peak = peak_rss_bytes(pid)
+                    together += process.memory_info().rss
+                    written += process.io_counters().write_bytes
+                except psutil.NoSuchProcess:
+                    continue  # it has ended meanwhile
+                if training:
+                    self.training_peak = max(self.training_peak, peak)
+                else:
+                    self.agent_peak = max(self.agent_peak, peak)
+            self.together_peak = max(self.together_peak, together)
+            self.anonymous_peak = max(self.anonymous_peak, self._cage.stat("total_rss"))
+            self.oom_kills = max(self.oom_kills, self._cage.oom_kills())
+            # an ended child's count is added to its parent's
+            self.written = max(self.written, written)
+
+
+@contextmanager
+def device_python() -> Iterator[Path]:
+    """Give a Python with Rengo's iot extra alone, from wheels, in a folder of its own."""
+    with tempfile.TemporaryDirectory(prefix="rengo-device-", dir="/var/tmp") as folder:
+        home = Path(folder)
+        subprocess.run([sys.executable, "-m", "venv", "--copies", home], check=True)
+        python = home / "bin/python"
+        pip = (python, "-m", "pip", "install", "--quiet", "--only-binary=:all:")
+        pinned = ("--constraint", REPOSITORY / "constraints.txt")
+        print("installing rengo[iot] for the device …", flush=True)
+        installed = subprocess.run(
+            [*pip, *pinned, f"{build_wheel(home)}[iot]"],
+            check=False,
+            capture_output=True,
+            text=True,
+        )
+        if installed.returncode:
+            raise RengoError(f"pip could not install rengo[iot]: {installed.stderr[-2000:]}")
+        yield python
+
+
+@contextmanager
+def recordings() -> Iterator[None]:
+    """Within the block, this process and its children find the recordings of the task watch."""
+    if VARIABLE in os.environ:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="rengo-watch-") as folder:
+        pip = (sys.executable, "-m", "pip", "download", "--quiet", "--no-deps")
+        print("fetching the recordings of the task watch …", flush=True)
+        subprocess.run([*pip, "--dest", folder, "seglearn==1.2.5"], check=True, capture_output=True)
+        (wheel,) = Path(folder).glob("seglearn-*.whl")
+        write(published(wheel), Path(folder))
+        os.environ[VARIABLE] = folder
+        try:
+            yield
+        finally:
+            del os.environ[VARIABLE]
+
+
+def show(case: Case, python: Path, rounds: int, patience_s: float = _RUN_S) -> Row:
+    """Let a device in a cage take part in a run, and return what that took.
+
+    Args:
+        patience_s: after which the run is given up; a device that lacks memory for the pages of
+            its programs reads them again and again, and does hardly anything else.
+    """
+    limits = Limits(case.memory_mib * _MIB)
+    with (
+        tempfile.TemporaryDirectory(prefix="rengo-constrained-", dir="/var/tmp") as folder,
+        Cage(limits) as cage,
+        Site(Path(folder), options=SiteOptions(host="0.0.0.0", advertise=cage.address)) as site,
+    ):
+        natives = [
+            DeviceSpec(f"edge-{index}", engine="numpy", index=index, count=_NATIVE + 1)
+            for index in range(1, _NATIVE + 1)
+        ]
+        site.start_devices(natives, case.task)
+        agent = _agent(case, python, cage, site)
+        forget_pages(python.parents[1])
+        with Watch(cage) as watch:
+            agent.start()
+            try:
+                report, accuracy, why = _run(
+                    site, agent, case.task, _definition(rounds), patience_s
+                )
+            finally:
+                agent.stop()
+        return _row(case, watch, cage, rounds, report | {"accuracy": accuracy, "why": why})
+
+
+def forget_pages(folder: Path) -> None:
+    """Drop a folder's pages from memory, so that who reads them next is charged for them."""
+    os.sync()
+    for path in folder.rglob("*"):
+        if path.is_file():
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            finally:
+                os.close(descriptor)
+
+
+def _agent(case: Case, python: Path, cage: Cage, site: Site) -> Child:
+    """Return the process of the device in the cage, admitted, not yet started."""
+    identity = site.folder.ensure_identity("device", _NAME, site.at, index=0, count=_NATIVE + 1)
+    site.admit([identity])
+    kind = ["iot"] if case.engine == "numpy" else ["client", "--engine", case.engine]
+    argv = [
+        *(str(python), "-P", "-m", "rengo", *kind),
+        *("--identity", str(site.folder.identity_path(_NAME))),
+        *("--server", site.public_url),
+        *("--data-dir", str(site.folder.root / "devices" / _NAME)),
+        *("--task", case.task, "--index", "0", "--count", str(_NATIVE + 1)),
+    ]
+    log = site.folder.root / "logs" / f"{_NAME}.log"
+    return Child("the device in the cage", cage.argv(*argv), log)
+
+
+def _definition(rounds: int) -> dict[str, Any]:
     everybody = _NATIVE + 1
     return {
         "rounds": rounds,
