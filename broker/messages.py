@@ -88,8 +88,7 @@ class DeviceState(Message):
 class Compute(Message):
     """What a device's orders run on, and the precision of its products there.
 
-    ``capability`` is CUDA's compute capability or ROCm's target. A device does one order at a time
-    on each.
+    ``capability`` is CUDA's compute capability or ROCm's target.
     """
 
     kind = "compute"
@@ -335,6 +334,11 @@ class Usage(Message):
     bytes_down: Size = 0
     bytes_up: Size = 0
     peak_rss_bytes: Size = 0
+    transfer_s: Seconds = 0.0
+    steps: Size = 0
+    steps_s: Seconds = 0.0
+    full_steps: Size = 0
+    micro_batch: Size = 0
 
 
 class Result(Message):
@@ -381,11 +385,6 @@ class Receipt(Message):
 
 
 class NewPassword(Message):
-    transfer_s: Seconds = 0.0
-    steps: Size = 0
-    steps_s: Seconds = 0.0
-    full_steps: Size = 0
-    micro_batch: Size = 0
     """The server gives a device another password, sealed for its key; ``rotation`` counts them."""
 
     kind = "new_password"

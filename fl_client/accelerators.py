@@ -100,44 +100,39 @@ def of_this_machine() -> list[Accelerator]:
     return find()
 
 
-def chosen(
-    wanted: str | Sequence[str], found: Sequence[Accelerator], *, idle_gpus: bool
-) -> list[Accelerator]:
-    """Return what this device's orders run on, one at a time on each.
+def chosen(wanted: str, found: Sequence[Accelerator], *, idle: bool) -> Accelerator:
+    """Return what this agent's orders run on; another agent may have another of the machine's.
 
     Args:
-        wanted: "auto", "cpu" or names.
-        idle_gpus: whether "auto" leaves the accelerators alone: by profile or by engine.
+        wanted: "auto", "cpu" or a name.
+        idle: whether "auto" leaves accelerators alone, by profile or by engine.
 
     Raises:
-        ConfigError: a name that is not among ``found``, or twice.
+        ConfigError: the name is not among ``found``.
     """
     if wanted == "auto":
-        return [CPU] if idle_gpus or not found else list(found)
-    names = [wanted] if isinstance(wanted, str) else list(wanted)
-    known = {each.name: each for each in found}
-    known |= {name: Accelerator(name) for name in names if name.partition(":")[0] == "cpu"}
-    for name in names:
-        if name not in known or names.count(name) > 1:
-            there = ", ".join([str(each) for each in found] + ["cpu"])
-            what = "is named twice" if name in known else "is not here"
-            raise ConfigError(f"accelerators: {name!r} {what} (there are: {there})")
-    return [known[name] for name in names] or [CPU]
+        return CPU if idle or not found else found[0]
+    if wanted.partition(":")[0] == "cpu":
+        return Accelerator(wanted)
+    for each in found:
+        if each.name == wanted:
+            return each
+    there = ", ".join([str(each) for each in found] + ["cpu"])
+    raise ConfigError(f"accelerator: {wanted!r} is not here (there are: {there})")
 
 
-def for_orders(wanted: str | Sequence[str], *, profile: str, engine: str) -> list[Accelerator]:
+def for_orders(wanted: str, *, profile: str, engine: str) -> Accelerator:
     """Return what an agent's orders run on; ConfigError as ``chosen`` has it.
 
     What was not named and not found is left to the engine, by profile: a library may know of an
     accelerator that no driver's file tells of.
     """
     only_cpu = engine == "numpy"
-    found = chosen(wanted, of_this_machine(), idle_gpus=only_cpu or profile != "gpu")
-    named = [each for each in found if each.kind != "cpu"]
-    if only_cpu and named:
-        raise ConfigError(f"accelerators: the numpy engine trains on the CPU, not on {named[0]}")
-    if wanted == "auto" and not named and profile == "gpu" and not only_cpu:
-        return [UNTOLD]
+    found = chosen(wanted, of_this_machine(), idle=only_cpu or profile != "gpu")
+    if only_cpu and found.kind != "cpu":
+        raise ConfigError(f"accelerator: the numpy engine trains on the CPU, not on {found}")
+    if wanted == "auto" and found == CPU and profile == "gpu" and not only_cpu:
+        return UNTOLD
     return found
 
 

@@ -135,7 +135,7 @@ class Agent:
             engine = "torch" if "torch" in available_engines() else "numpy"
         elif engine not in available_engines():
             raise MissingExtra(engine, engine)
-        accelerators = for_orders(settings.accelerators, profile=settings.profile, engine=engine)
+        accelerator = for_orders(settings.accelerator, profile=settings.family, engine=engine)
         self._tasks = sorted(specs)
         self._data = OwnData(identity.id, settings, specs)
         # a SimpleQueue's put is reentrant, so that a signal handler may call stop()
@@ -173,9 +173,9 @@ class Agent:
             self._folder,
             self._inbox.put,
             self._steward,
-            accelerators[0],
+            accelerator,
         )
-        self._voice = Voice(identity, settings, engine, self._tasks, accelerators)
+        self._voice = Voice(identity, settings, engine, self._tasks, accelerator)
         self._about = {**self._voice.about(), **about(settings, engine, self._tasks)}
         self._follower = Follower(
             ProductionFolder(settings.data_dir, self._keyring.server),

@@ -18,7 +18,10 @@ from broker.messages import Action, Order, Receipt
 
 Stage: TypeAlias = Literal["fetching", "working", "uploading", "reporting"]
 Presence: TypeAlias = Literal["ready", "training", "draining", "offline"]
+Memory: TypeAlias = Literal["enough", "suspected", "short"]
 MAX_WORK_ATTEMPTS = 2
+# a quarter each time: 4096 examples are then one
+MAX_SHRINKS = 6
 MAX_WAITING_EVALUATIONS = 4
 
 
@@ -42,21 +45,22 @@ class Outcome:
     peak_rss_bytes: int = 0
     header_sha256: str = ""
     size_bytes: int = 0
-
-
-@dataclass(frozen=True)
     steps: int = 0
     steps_s: float = 0.0
     full_steps: int = 0
     micro_batch: int = 0
+
+
+@dataclass(frozen=True)
 class Job:
-    """One order and how far it is."""
+    """One order and how far it is; ``shrink`` is how often its micro batch was quartered."""
 
     key: JobKey
     order: Order
     stage: Stage = "fetching"
     outcome: Outcome | None = None
     work_attempts: int = 1
+    shrink: int = 0
 
 
 # --- events ---------------------------------------------------------------------------------
@@ -124,11 +128,15 @@ class UpdateUploaded:
 
 @dataclass(frozen=True)
 class JobFailed:
-    """A step of the job failed for good, or ``retryable`` by doing the work again."""
+    """A step of the job failed for good, or ``retryable`` by doing the work again.
+
+    ``memory`` says that it ran short of memory, or may have: the process was killed.
+    """
 
     key: JobKey
     reason: str
     retryable: bool = False
+    memory: Memory = "enough"
 
 
 Event: TypeAlias = (
@@ -246,6 +254,8 @@ class DeviceSession:
     reporting: dict[JobKey, Job] = field(default_factory=dict)
     _runs: dict[str, RunChanged] = field(default_factory=dict)
     _said: Presence = "ready"
+    # by run, so that the next round does not run short again
+    _shrinks: dict[str, int] = field(default_factory=dict)
 
     def restore(self, jobs: Iterable[Job]) -> list[Command]:
         """Take the jobs that a former process kept on disk and go on with them."""
@@ -302,7 +312,8 @@ class DeviceSession:
         elif key in self.reporting:
             commands.append(SendResult(self.reporting[key]))
         else:
-            self._accept(Job(key, order), commands)
+            shrink = self._shrinks.get(key.run_id, 0) if key.action == "train" else 0
+            self._accept(Job(key, order, shrink=shrink), commands)
 
     def _accept(self, job: Job, commands: list[Command]) -> None:
         place = (job.key.run_id, job.key.action)
@@ -354,6 +365,10 @@ class DeviceSession:
             case UpdateUploaded() | JobFailed(), "uploading":  # a failed upload may have arrived
                 self.active = None
                 self._report(job, commands)
+            case JobFailed(), "working" if _wants_less(job, event):
+                self._shrinks[job.key.run_id] = job.shrink + 1
+                self.active = replace(job, shrink=job.shrink + 1)
+                commands.append(DoWork(self.active))
             case JobFailed(retryable=True), "working" if job.work_attempts < MAX_WORK_ATTEMPTS:
                 self.active = replace(job, work_attempts=job.work_attempts + 1)
                 commands.append(DoWork(self.active))
@@ -389,6 +404,8 @@ class DeviceSession:
         if known is not None and event.epoch < known.epoch:
             return
         self._runs[event.run_id] = event
+        if event.ended:
+            self._shrinks.pop(event.run_id, None)
         for job in [*self.waiting, *([self.active] if self.active else [])]:
             if job.key.run_id == event.run_id and self._is_over(job.key):
                 self._drop(job, commands)
@@ -414,6 +431,18 @@ class DeviceSession:
             self._report(job, commands)
         else:
             commands.append(ForgetJob(job.key, accepted=False))
+
+
+def _wants_less(job: Job, failure: JobFailed) -> bool:
+    """Whether the work is done again with less at a time.
+
+    Somebody may have killed the process: the first time it is done again as it was.
+    """
+    if job.key.action != "train" or job.shrink >= MAX_SHRINKS:
+        return False
+    return failure.memory == "short" or (
+        failure.memory == "suspected" and job.work_attempts >= MAX_WORK_ATTEMPTS
+    )
 
 
 def _pair(key: JobKey) -> tuple[int, int]:

@@ -29,8 +29,9 @@ class AgentSettings(BaseModel):
         keep_warm_s: how long the training process outlives its last job.
         checkpoint_s: the shortest pause between two checkpoints of a training.
         checkpoint_mib: what a round's checkpoints may write in all; 0: none are written.
-        accelerators: what orders run on, one at a time on each: names such as ``cuda:0``; "auto"
-            takes all that were found where the profile is gpu, else the CPU.
+        accelerator: what orders run on: ``cuda:0``, ``rocm:1``, ``mps`` or ``cpu``; "auto" is the
+            first one found where the profile is gpu, else the CPU. A machine with several has an
+            agent for each, with an identity and a data folder of its own.
         precision: of the torch engine; "auto" is bfloat16 or float16 where the accelerator is made
             for it, with weights and optimiser in float32.
         compile: a backend of ``torch.compile``, for example ``inductor``.
@@ -55,7 +56,7 @@ class AgentSettings(BaseModel):
     keep_warm_s: Annotated[float, Field(ge=0)] = 60.0
     checkpoint_s: Annotated[float, Field(ge=0)] = 60.0
     checkpoint_mib: Annotated[int, Field(ge=0)] = 256
-    accelerators: Literal["auto", "cpu"] | list[str] = "auto"
+    accelerator: Annotated[str, Field(pattern=r"^(auto|mps|cpu|(cpu|cuda|rocm):\d+)$")] = "auto"
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     compile: Annotated[str, Field(pattern=r"^[a-z_]{0,32}$")] = ""
     loader_threads: Annotated[int, Field(ge=0, le=64)] = 0
@@ -70,13 +71,6 @@ class AgentSettings(BaseModel):
         from fl_client.datasets.settings import read_sections  # noqa: PLC0415  see above
 
         return read_sections(given)
-
-    @field_validator("accelerators", mode="before")
-    @classmethod
-    def _names(cls, given: object) -> object:
-        if isinstance(given, str) and given not in {"auto", "cpu"}:
-            return [name.strip() for name in given.split(",")]
-        return given
 
     @property
     def family(self) -> str:

@@ -44,6 +44,7 @@ from fl_client.jobs import (
     write_frame,
 )
 from fl_client.local import Participant
+from fl_client.shortage import ran_short, shrunk
 from fl_client.tasks import load_task
 from fl_client.tasks.base import Device
 from runtime.child import die_with_parent
@@ -60,10 +61,10 @@ from storage.headers import UpdateInfo
 from storage.updates import WrittenUpdate, write_update
 from storage.weights import Array, Weights, read_safetensors, write_safetensors
 
-__all__ = ["TrainingJob", "main", "perform"]
 if TYPE_CHECKING:
     from fl_client.datasets.settings import DataPlace
 
+__all__ = ["TrainingJob", "main", "perform"]
 
 _LOG = logging.getLogger(__name__)
 _PROGRESS_EVERY_S = 0.5
@@ -149,13 +150,14 @@ def perform(participant: Participant, job: TrainingJob, progress: Reporter = no_
     checkpoint = _checkpoint(participant, job)
     plan = LocalRound(
         algorithm=algorithms.load(job.algorithm, job.algorithm_settings),
-        settings=participant.task.training.overridden(job.training),
+        settings=shrunk(participant.task.training.overridden(job.training), job.shrink),
         seed=job.seed,
         round=job.round,
         device_id=job.device_id,
         state=_read_state(job),
         progress=progress,
         checkpoint=checkpoint,
+        memory_bytes=job.memory_bytes,
     )
     if job.action == "evaluate":
         count, metrics = participant.evaluate(weights, plan)
@@ -204,12 +206,12 @@ def _done(
         size_bytes=written.size_bytes if written else 0,
         train_s=time.monotonic() - started,
         peak_rss_bytes=peak_rss_bytes(),
+        **asdict(tally),
     )
 
 
 def _failure(error: BaseException, task_file: Path) -> Failed:
     """Describe an error in a line; its traceback goes to standard error."""
-        **asdict(tally),
     traceback.print_exception(error, file=sys.stderr)
     sys.stderr.flush()
     if isinstance(error, RengoError):
@@ -217,7 +219,7 @@ def _failure(error: BaseException, task_file: Path) -> Failed:
         retryable = isinstance(error, StorageError)
         return Failed(reason=str(error)[:_MAX_REASON_CHARS], retryable=retryable)
     text = f"{type(error).__name__}: {error}"[:_MAX_REASON_CHARS]
-    return Failed(reason=f"{text} ({_place(error, task_file)})")
+    return Failed(reason=f"{text} ({_place(error, task_file)})", out_of_memory=ran_short(error))
 
 
 def _place(error: BaseException, task_file: Path) -> str:
@@ -298,7 +300,7 @@ def _write_state(job: TrainingJob, update: LocalUpdate) -> None:
     """Leave the algorithm's next state beside the current one, or nothing."""
     if job.state_path is None:
         return
-    pending = Path(job.state_path + ".next")
+    pending = Path(job.next_state_path or f"{job.state_path}.next")
     if not update.state:
         # what an attempt that was never accepted left behind must not become permanent
         pending.unlink(missing_ok=True)
@@ -350,18 +352,18 @@ def _device(options: argparse.Namespace) -> Device:
         seed=options.data_seed,
         profile=options.profile,
         folder=options.folder,
+        data=None if options.data is None else _data_place(options.data),
     )
 
-        data=None if options.data is None else _data_place(options.data),
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m fl_client.training", description=__doc__)
 def _data_place(text: str) -> DataPlace:
     from fl_client.datasets.settings import DataPlace  # noqa: PLC0415  few devices have any
 
     return DataPlace.model_validate_json(text)
 
 
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m fl_client.training", description=__doc__)
     parser.add_argument("--task", required=True, help="a task's name, or FILE.py:CLASS")
     parser.add_argument("--engine", required=True, help="torch or numpy")
     parser.add_argument("--device-id", required=True)
@@ -371,9 +373,9 @@ def _data_place(text: str) -> DataPlace:
     parser.add_argument("--data-seed", type=int, default=0)
     parser.add_argument("--profile", default="cpu", help="gpu, cpu or pi")
     parser.add_argument("--folder", type=Path, help="where the device's own data lies")
+    parser.add_argument("--data", help="what the settings say of the task's data, as JSON")
     parser.add_argument("--accelerator", default="", help="what this process was started for")
     parser.add_argument("--precision", choices=get_args(Precision), default="auto")
-    parser.add_argument("--data", help="what the settings say of the task's data, as JSON")
     parser.add_argument("--compile", default="", help="a backend of torch.compile")
     parser.add_argument("--loader-threads", type=int, default=0)
     return parser

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from typing import cast
 
 from broker.author import Author, new_boot_id
@@ -49,7 +48,7 @@ class Voice:
         settings: AgentSettings,
         engine: str,
         tasks: list[str],
-        accelerators: Sequence[Accelerator] = (CPU,),
+        accelerator: Accelerator = CPU,
     ) -> None:
         self._author = Author(identity.id, identity.secret_key)
         self._device_id = identity.id
@@ -59,7 +58,7 @@ class Voice:
         self._settings = settings
         self._engine = engine
         self._tasks = tasks
-        self._accelerators = accelerators
+        self._accelerator = accelerator
 
     @property
     def boot_id(self) -> str:
@@ -108,7 +107,7 @@ class Voice:
             cpus=hardware.cpus,
             ram_bytes=hardware.ram_bytes,
             accelerators=hardware.accelerators,
-            compute=[_compute(each, self._settings) for each in self._accelerators],
+            compute=[_compute(self._accelerator, self._settings)],
             versions=hardware.versions,
             tasks=self._tasks,
             labels=self._settings.labels,
@@ -186,15 +185,15 @@ class Voice:
                 bytes_down=0 if lease is None else lease.bytes_down,
                 bytes_up=0 if lease is None else lease.bytes_up,
                 peak_rss_bytes=outcome.peak_rss_bytes,
-            ),
-        )
-        publication = self._own("result", result)
-        session.send(self.outbox_key(key), publication.topic, publication.payload, until="confirm")
                 transfer_s=0.0 if lease is None else lease.transfer_s,
                 steps=outcome.steps,
                 steps_s=outcome.steps_s,
                 full_steps=outcome.full_steps,
                 micro_batch=outcome.micro_batch,
+            ),
+        )
+        publication = self._own("result", result)
+        session.send(self.outbox_key(key), publication.topic, publication.payload, until="confirm")
 
     @staticmethod
     def outbox_key(key: JobKey) -> str:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import time
 from collections.abc import Callable
 from typing import Any
@@ -14,10 +15,10 @@ from broker.messages import Order
 from fl_client import child as training
 from fl_client.accelerators import CPU, Accelerator
 from fl_client.bundles import Bundles
-from fl_client.folder import DeviceFolder
 from fl_client.datasets.owned import place_of
+from fl_client.folder import DeviceFolder
 from fl_client.jobs import TrainingJob
-from fl_client.session import Event, Job, JobFailed, JobKey, Outcome, WorkFinished
+from fl_client.session import Event, Job, JobFailed, JobKey, Memory, Outcome, WorkFinished
 from fl_client.settings import AgentSettings
 from fl_client.steward import Steward
 
@@ -68,6 +69,7 @@ class Workshop:
         train = key.action == "train"
         self._run_id = key.run_id
         self._folder.trim_log()
+        self._folder.use_model(job)
         self._warm(order).submit(
             TrainingJob(
                 action=key.action,
@@ -79,6 +81,8 @@ class Workshop:
                 algorithm_settings=order.algorithm_settings,
                 training=order.training,
                 seed=order.seed,
+                shrink=job.shrink,
+                memory_bytes=self._steward.memory_bytes(),
                 model_path=str(self._folder.model(job)),
                 base_sha256=order.model.sha256,
                 update_path=str(self._folder.update(key)) if train else None,
@@ -133,13 +137,17 @@ class Workshop:
                 return WorkFinished(_key(job), _outcome(event))
             case training.JobFailed(job=None, reason=reason):
                 self._load_failure = reason  # the process ends next, and takes its job along
-            case training.JobFailed(job=TrainingJob() as job, reason=reason, retryable=retryable):
-                return JobFailed(_key(job), reason, retryable)
+            case training.JobFailed(job=TrainingJob() as job):
+                memory: Memory = "short" if event.out_of_memory else "enough"
+                return JobFailed(_key(job), event.reason, event.retryable, memory)
             case training.ChildDied(job=job, reason=reason, expected=False):
                 _LOG.warning("%s", reason)
                 failure, self._load_failure = self._load_failure, ""
                 if job is not None:
-                    return JobFailed(_key(job), failure or reason, retryable=not failure)
+                    memory = "enough"
+                    if event.returncode == -signal.SIGKILL:
+                        memory = "short" if self._steward.ran_short() else "suspected"
+                    return JobFailed(_key(job), failure or reason, not failure, memory)
             case training.ChildReady(pid=pid):
                 _LOG.info("training process %d is ready", pid)
         return None
@@ -167,6 +175,7 @@ class Workshop:
                     precision=settings.precision,
                     compile=settings.compile,
                     loader_threads=settings.loader_threads,
+                    data=place_of(settings, order.task),
                 ),
                 self._post,
                 log=self._folder.training_log,
@@ -175,7 +184,6 @@ class Workshop:
             )
         self._used_s = time.monotonic()
         return self._child
-                    data=place_of(settings, order.task),
 
 
 def _key(job: TrainingJob) -> JobKey:
@@ -191,8 +199,8 @@ def _outcome(event: training.JobDone) -> Outcome:
         result.peak_rss_bytes,
         result.header_sha256 or "",
         result.size_bytes,
-    )
         result.steps,
         result.steps_s,
         result.full_steps,
         result.micro_batch,
+    )

@@ -41,7 +41,7 @@ def device_of(profile: str, tuning: Tuning) -> str:
     if not there.get(wanted, False):
         raise ConfigError(
             f"this device trains on {tuning.accelerator}, but torch {torch.__version__} does not "
-            'see it: install the build of torch for it, or set accelerators = "cpu"'
+            'see it: install the build of torch for it, or set accelerator = "cpu"'
         )
     return wanted
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fl_client.accelerators import CPU, Accelerator, Machine, chosen, find
+from fl_client import accelerators
+from fl_client.accelerators import CPU, Accelerator, Machine, chosen, find, for_orders
 from runtime.errors import ConfigError
 
 GIB = 1 << 30
@@ -90,25 +91,37 @@ def test_a_mac_has_its_own() -> None:
 H100, T4 = Accelerator("cuda:0", handle="a"), Accelerator("cuda:1", handle="b")
 
 
-def test_auto_takes_all_where_the_profile_allows_it() -> None:
-    assert chosen("auto", [H100, T4], idle_gpus=False) == [H100, T4]
-    assert chosen("auto", [H100, T4], idle_gpus=True) == [CPU]
-    assert chosen("auto", [], idle_gpus=False) == [CPU]
+def test_auto_is_the_first_where_the_profile_allows_it() -> None:
+    assert chosen("auto", [H100, T4], idle=False) == H100
+    assert chosen("auto", [H100, T4], idle=True) == CPU
+    assert chosen("auto", [], idle=False) == CPU
 
 
-def test_names_are_taken_in_their_order() -> None:
-    assert chosen(["cuda:1", "cuda:0"], [H100, T4], idle_gpus=True) == [T4, H100]
-    assert [each.name for each in chosen(["cpu:0", "cpu:1"], [], idle_gpus=True)] == [
-        "cpu:0",
-        "cpu:1",
-    ]
-    assert chosen("cpu", [H100], idle_gpus=False) == [CPU]
+def test_a_name_is_taken_whatever_the_profile() -> None:
+    assert chosen("cuda:1", [H100, T4], idle=True) == T4
+    assert chosen("cpu", [H100], idle=False) == CPU
+    assert chosen("cpu:1", [], idle=True).kind == "cpu"
 
 
-@pytest.mark.parametrize("names", [["cuda:2"], ["cuda:0", "cuda:0"], ["gpu"]])
-def test_a_name_that_is_not_there_is_refused(names: list[str]) -> None:
+@pytest.mark.parametrize("name", ["cuda:2", "mps"])
+def test_a_name_that_is_not_there_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=r"there are: cuda:0, cuda:1, cpu"):
-        chosen(names, [H100, T4], idle_gpus=False)
+        chosen(name, [H100, T4], idle=False)
+
+
+def test_numpy_takes_no_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accelerators, "of_this_machine", lambda: [H100])
+    assert for_orders("auto", profile="gpu", engine="numpy") == CPU
+    assert for_orders("auto", profile="gpu", engine="torch") == H100
+    assert for_orders("auto", profile="cpu", engine="torch") == CPU
+    with pytest.raises(ConfigError, match="numpy engine trains on the CPU"):
+        for_orders("cuda:0", profile="gpu", engine="numpy")
+
+
+def test_what_no_driver_tells_of_is_left_to_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accelerators, "of_this_machine", list)
+    untold = for_orders("auto", profile="gpu", engine="torch")
+    assert (untold.name, untold.environment) == ("", {})
 
 
 def test_a_process_for_the_cpu_sees_no_accelerator() -> None:
