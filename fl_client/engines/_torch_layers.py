@@ -67,7 +67,8 @@ class _Reshape(torch.nn.Module):
         self._shape = shape
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x.reshape(len(x), *self._shape)
+        # len() would fix the batch's size in an exported graph
+        return x.reshape(x.shape[0], *self._shape)
 
 
 class _Transpose(torch.nn.Module):
