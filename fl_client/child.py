@@ -126,6 +126,7 @@ class JobFailed:
     job: TrainingJob | None
     reason: str
     retryable: bool
+    out_of_memory: bool = False
 
 
 @dataclass(frozen=True)
@@ -295,9 +296,9 @@ class _Life:
         match answer:
             case Ready():
                 return ChildReady(self.process.pid)
-            case Failed(reason=reason, retryable=retryable):
+            case Failed():
                 job, self.job = self.job, None
-                return JobFailed(job, reason, retryable)
+                return JobFailed(job, answer.reason, answer.retryable, answer.out_of_memory)
             case Progress() | Done() if self.job is None:
                 raise PeerError(f"the training child sent {answer.kind} without a job")
             case Progress(fraction=fraction, loss=loss):
