@@ -9,6 +9,7 @@ if [ ! -d "$root/usr" ]; then
     debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates bookworm "$root"
 fi
 rm -rf "$root/src" "$root/opt/rengo" "$root/var/lib/rengo"
+chroot "$root" userdel rengo 2>/dev/null || true
 mkdir -p "$root/src"
 tar -C "$here" --exclude=__pycache__ -cf - pyproject.toml constraints.txt README.md LICENSE \
     rengo algorithms broker storage fl_server fl_client iot runtime | tar -C "$root/src" -xf -

@@ -26,6 +26,7 @@ from urllib.parse import urlsplit
 from fl_client.session import JobKey
 from runtime.environments import TRIAL_S, Trial, this_environment
 from runtime.errors import TransportError
+from runtime.memory import give_back
 from runtime.notify import Notifier
 from runtime.resident import rss_bytes
 
@@ -152,6 +153,7 @@ class Desk:
     def _say_ready(self, status: str) -> None:
         self._ready = True
         self._notifier.ready(status)
+        give_back()  # of what starting took
 
     # --- what the agent tells -------------------------------------------------------------------
 

@@ -10,8 +10,8 @@ from fl_client.session import Job, JobKey
 from runtime.errors import Corrupt
 from runtime.files import make_folder, sync_folder
 from storage.headers import verify_file
+from storage.parts import arrived_path
 from storage.patches import Earlier, length
-from storage.sending import arrived_path
 
 _KEPT_MODELS = 2
 _MAX_LOG_BYTES, _KEPT_LOG_BYTES = 1 << 20, 1 << 16

@@ -8,11 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import urlsplit, urlunsplit
-
-import urllib3
-from urllib3.exceptions import HTTPError, SSLError
 
 from runtime.errors import (
     AccessDenied,
@@ -25,6 +22,10 @@ from runtime.errors import (
 )
 from runtime.tls import Tls, tls_error
 from storage.parts import complete_body
+
+# urllib3 is loaded with the first transfer: an agent that waits is a megabyte smaller
+if TYPE_CHECKING:
+    import urllib3
 
 BLOCK_BYTES = 1 << 20
 # the socket's patience is for all of what it is given at once, so a slow link gets it in pieces
@@ -51,6 +52,8 @@ def pool(
     Raises:
         ConfigError: the TLS material is not usable.
     """
+    import urllib3  # noqa: PLC0415
+
     manager = urllib3.PoolManager(
         maxsize=size,
         retries=False,
@@ -104,6 +107,8 @@ def named_errors(what: str) -> Iterator[None]:
         Unavailable: with ``what`` and the failure's name.
         StorageError: a certificate was refused, the store's or ours; says what a person must do.
     """
+    from urllib3.exceptions import HTTPError  # noqa: PLC0415
+
     try:
         yield
     except (HTTPError, OSError) as error:
@@ -120,6 +125,8 @@ def tls_failure(error: BaseException, what: str) -> StorageError | None:
 
     Unavailable may pass, as a certificate that is out of its time does when the clock is set.
     """
+    from urllib3.exceptions import SSLError  # noqa: PLC0415
+
     inner = error
     while isinstance(inner, SSLError) and inner.args and isinstance(inner.args[0], BaseException):
         inner = inner.args[0]
@@ -175,6 +182,8 @@ def complete_upload(http: urllib3.PoolManager, url: str, etags: Sequence[str]) -
         Unavailable, AccessDenied, StorageError.
     """
     what = f"POST {place(url)}"
+    import urllib3  # noqa: PLC0415
+
     patience = urllib3.Timeout(connect=_COMPLETE_CONNECT_S, read=_COMPLETE_READ_S)
     headers = {"Content-Type": "application/xml"}
     with named_errors(what):

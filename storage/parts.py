@@ -81,6 +81,11 @@ def complete_body(etags: Sequence[str]) -> bytes:
     return f"<CompleteMultipartUpload>{parts}</CompleteMultipartUpload>".encode()
 
 
+def arrived_path(path: Path) -> Path:
+    """Return where it is kept which parts of a file have arrived."""
+    return path.with_name(f"{path.name}.parts")
+
+
 class ArrivedParts:
     """The ETags of the parts of one upload that have arrived, a line each in a small file.
 

@@ -5,22 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import BinaryIO, Self
-
-import urllib3
+from typing import TYPE_CHECKING, BinaryIO, Self
 
 from runtime.errors import AccessDenied, Corrupt, NotFound, StorageError, Unavailable
 from storage import http
-from storage.parts import ArrivedParts, PartsPlace
+from storage.parts import ArrivedParts, PartsPlace, arrived_path
+
+if TYPE_CHECKING:
+    import urllib3
 
 _MAX_LOSSES = 3
 Blocks = Callable[[BinaryIO, int], Iterator[bytes]]
 RenewPlace = Callable[[], PartsPlace]
-
-
-def arrived_path(path: Path) -> Path:
-    """Return where it is kept which parts of a file have arrived."""
-    return path.with_name(f"{path.name}.parts")
 
 
 class FileInParts:

@@ -13,9 +13,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import tenacity
 
@@ -26,6 +26,9 @@ from storage import http
 from storage.parts import PartsPlace
 from storage.patches import Earlier, Source, opened
 from storage.sending import FileInParts, RenewPlace
+
+if TYPE_CHECKING:
+    import urllib3
 
 Renew = Callable[[], str]
 Watch = Callable[[int], None]
@@ -72,8 +75,15 @@ class Transfers:
     ) -> None:
         self._settings = settings or TransferSettings()
         self._meter = meter
-        self._http = http.pool(
-            tls=tls,
+        self._tls = tls
+        if tls is not None:
+            tls.context()  # what is not usable is told now, and not at the first transfer
+
+    @cached_property
+    def _http(self) -> urllib3.PoolManager:
+        """The connections, made with the first transfer."""
+        return http.pool(
+            tls=self._tls,
             connect_s=self._settings.connect_s,
             read_s=self._settings.read_s,
             size=4,

@@ -11,13 +11,15 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from rengo.folder import SiteFolder, default_home
-from rengo.operator import OperatorClient
 from runtime.config import merge, parse_assignment
 from runtime.errors import ConfigError
 from runtime.identity import Identity
+
+if TYPE_CHECKING:
+    from rengo.operator import OperatorClient
 
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -111,6 +113,9 @@ def connect(options: argparse.Namespace) -> OperatorClient:
             f"no site in {options.data_dir}: start one with `rengo up`, or name its folder by "
             "--data-dir or RENGO_HOME"
         )
+    # an agent, whose commands come by here too, steers nothing
+    from rengo.operator import OperatorClient  # noqa: PLC0415
+
     return OperatorClient(operator)
 
 

@@ -18,6 +18,7 @@ from runtime.errors import AccessDenied, ConfigError, Unavailable
 from runtime.files import make_folder
 from runtime.identity import Identity, TlsTrust, read_identity
 from runtime.locks import take_lock
+from runtime.memory import share_one_heap
 from runtime.notify import Notifier
 from runtime.retry import retrying
 
@@ -169,6 +170,7 @@ def run_iot(options: argparse.Namespace) -> int:
 def _desk() -> Desk:
     from fl_client.desk import Desk  # noqa: PLC0415
 
+    share_one_heap()
     return Desk(Notifier.of_environment(), Trial.of_environment())
 
 

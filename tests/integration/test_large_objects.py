@@ -18,9 +18,8 @@ from runtime.retry import instant
 from storage import http as http_to_store
 from storage.embedded import EmbeddedStore
 from storage.objects import ObjectStore
-from storage.parts import ArrivedParts, PartsPlace
+from storage.parts import ArrivedParts, PartsPlace, arrived_path
 from storage.s3 import S3Store
-from storage.sending import arrived_path
 from storage.transfers import Cancelled, Transfers, TransferSettings
 from tests.integration.store_fixtures import bucket_of, embedded_store  # noqa: F401
 from tests.proxy import Fault, Proxy
