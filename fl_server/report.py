@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ from fl_server.events import (
     UpdateRefused,
     UpdateWithdrawn,
 )
-from fl_server.fitting import measured
+from fl_server.fitting import OrderWork, measured
 from fl_server.journal import FactRecord, RunRecord
 from fl_server.state import Ledger
 
@@ -64,6 +64,7 @@ class _Round:
     outcome: str = "collecting"
     seconds: float | None = None
     included: Sequence[str] = ()
+    work: Mapping[str, OrderWork] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     reason: str = ""
 
@@ -131,7 +132,7 @@ def _take(row: FactRecord, rounds: list[_Round], devices: dict[str, _Device]) ->
     fact = row.fact
     match fact:
         case RoundStarted():
-            rounds.append(_Round(fact.round, fact.attempt, row.at, fact.cohort))
+            rounds.append(_Round(fact.round, fact.attempt, row.at, fact.cohort, work=fact.work))
         case UpdateAccepted():
             devices[fact.device_id].take(fact.update.usage)
             devices[fact.device_id].trained(fact.update.usage)
@@ -156,6 +157,7 @@ def _history(rounds: Sequence[_Round], ledger: Ledger) -> list[dict[str, Any]]:
     for entry in reversed(rounds[-MAX_ROUNDS_SHOWN:]):
         row = _history_row(entry, ledger)
         left -= _ROW_BYTES + sum(len(name) + 3 for name in row["included"])
+        left -= sum(len(name) + 10 for name in row["ordered_steps"])
         left -= sum(len(name) + 4 * len(reason) + 6 for name, reason in row["refused"].items())
         if rows and left < 0:
             break
@@ -165,6 +167,7 @@ def _history(rounds: Sequence[_Round], ledger: Ledger) -> list[dict[str, Any]]:
 
 def _history_row(entry: _Round, ledger: Ledger) -> dict[str, Any]:
     refused = list(entry.refused.items())[:_MAX_NAMES_SHOWN]
+    fitted = list(entry.work.items())[:_MAX_NAMES_SHOWN]
     committed = entry.outcome == "committed"
     return {
         "round": entry.round,
@@ -176,6 +179,7 @@ def _history_row(entry: _Round, ledger: Ledger) -> dict[str, Any]:
         "updates": len(entry.included),
         "included": list(entry.included)[:_MAX_NAMES_SHOWN],
         "refused": {name: reason[:_MAX_REASON_CHARS] for name, reason in refused},
+        "ordered_steps": {name: work.max_steps for name, work in fitted},
         "accuracy": ledger.metric(entry.round, "accuracy") if committed else None,
         "loss": ledger.metric(entry.round, "loss") if committed else None,
     }
