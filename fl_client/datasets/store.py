@@ -198,6 +198,8 @@ def stored_samples(path: Path, limit: int) -> Iterator[Sample]:
     bad = 0
     db = sqlite3.connect(f"file:{path.absolute()}?mode=ro", uri=True, timeout=_BUSY_S)
     try:
+        if _is_new(db):
+            return
         found = db.execute(
             "SELECT id, grp, label, features, crc FROM samples ORDER BY seq DESC LIMIT ?", (limit,)
         )
@@ -223,6 +225,8 @@ def stored_refusals(path: Path) -> int:
         return 0
     db = sqlite3.connect(f"file:{path.absolute()}?mode=ro", uri=True, timeout=_BUSY_S)
     try:
+        if _is_new(db):
+            return 0
         (count,) = db.execute("SELECT COALESCE(SUM(count), 0) FROM refused").fetchone()
         return int(count)
     except sqlite3.Error as error:
@@ -230,6 +234,11 @@ def stored_refusals(path: Path) -> int:
         return 0
     finally:
         db.close()
+
+
+def _is_new(db: sqlite3.Connection) -> bool:
+    """Return whether the collector is still making the file: it writes the version last."""
+    return bool(db.execute("PRAGMA user_version").fetchone() == (0,))
 
 
 def _row(sample: Sample, now_s: float) -> tuple[bytes, float, str, float, bytes, int]:

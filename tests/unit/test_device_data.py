@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tomllib
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from fl_client.datasets.store import open_store, store_path, stored_refusals, st
 from fl_client.tasks.base import Device
 from rengo.drift import drift_lines
 from runtime.errors import ConfigError
+from tests.examples import pages
 
 HEADER = "at,session,rms,peak,state\n"
 CSV = {
@@ -267,6 +269,12 @@ def test_the_store_is_a_ring(tmp_path: Path) -> None:
     assert stored_refusals(store_path(tmp_path)) == 6
     store.close()
     assert kept(tmp_path) == list(range(5, 15))
+
+
+def test_a_store_that_is_being_made_is_empty(tmp_path: Path) -> None:
+    store_path(tmp_path).touch()
+    assert kept(tmp_path) == []
+    assert stored_refusals(store_path(tmp_path)) == 0
 
 
 def test_the_file_stays_within_its_bound(tmp_path: Path) -> None:
@@ -516,3 +524,10 @@ def test_the_place_goes_to_the_training_process_and_back(tmp_path: Path) -> None
     where = place(tmp_path, {**CSV, "path": "x.csv"}, drift={"bins": {"rms": [1, 2]}})
     assert DataPlace.model_validate_json(where.model_dump_json()) == where
     assert json.loads(where.model_dump_json())["task"] == "pump"
+
+
+def test_what_the_page_shows_is_read() -> None:
+    whole, *parts = (tomllib.loads(text) for text in pages.blocks("docs/device-data.md", "toml"))
+    assert len(parts) == 3
+    for part in parts:
+        read_sections({"pump": {**whole["data"]["pump"], **part["data"]["pump"]}})
