@@ -38,6 +38,7 @@ from fl_client.layers import (
 )
 from fl_client.tasks.base import Task
 from storage.weights import Weights
+from tests.contract.test_engine_steps import cut_and_go_on
 from tests.contract.test_engines import Declarative, plan_of
 
 SIDE = st.integers(1, 4)
@@ -229,3 +230,12 @@ def test_a_nan_in_a_pool_is_not_lost() -> None:
         task.initial_weights(0), (x, np.zeros((1, 2, 2)))
     )
     assert math.isnan(loss)
+
+
+@pytest.mark.parametrize("engine", base.names())
+def test_with_dropout_and_statistics_training_goes_on_bit_equal_after_a_cut(engine: str) -> None:
+    task, data = sensor_task(), sensor_data()
+    plan = plan_of(task, optimizer="adam", learning_rate=0.01)
+    undisturbed = load_engine(engine, task).train(task.initial_weights(3), data, plan)
+    resumed = cut_and_go_on(engine, task, data, plan, 4)
+    assert resumed.vector.tobytes() == undisturbed.vector.tobytes()
