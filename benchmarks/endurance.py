@@ -98,7 +98,7 @@ def _rows(path: Path) -> int:
 
 
 def measure(rounds: int) -> list[Sample]:
-    """Return ten samples and the one after the first rounds, on a site of its own."""
+    """Return ten samples, the last when the last round begins, on a site of its own."""
     with Site() as site, site.connect() as client:
         site.start_devices([DeviceSpec(_DEVICE, engine="numpy")], _TASK)
         wait_for_devices(client, [_DEVICE], _START_S)
@@ -107,21 +107,16 @@ def measure(rounds: int) -> list[Sample]:
         cohort = {"size": 1, "quorum": 1, "deadline_s": 300.0}
         values = {"cohort": cohort, "evaluation": {"on": "none"}, "rounds": rounds}
         run_id = submit(client, _TASK, values)
-        marks = sorted({max(1, rounds * tenth // 10) for tenth in range(1, 11)})
         samples = []
-        for mark in marks[:-1]:
+        for mark in sorted({max(1, (rounds - 1) * tenth // 10) for tenth in range(1, 11)}):
             wait_for_round(client, run_id, mark + 1)
             samples.append(look(mark, agent, folder))
             print_row(samples[-1])
-        wait_for_round(client, run_id, rounds, ended=True)
-        samples.append(look(rounds, agent, folder))
-        print_row(samples[-1])
+        wait_for_round(client, run_id, rounds + 1)
     return samples
 
 
-def wait_for_round(
-    client: OperatorClient, run_id: str, number: int, *, ended: bool = False
-) -> None:
+def wait_for_round(client: OperatorClient, run_id: str, number: int) -> None:
     """Return when the run is at a round, or has ended."""
     while True:
         for news in client.news(_ROUND_S):
@@ -130,7 +125,7 @@ def wait_for_round(
                 continue
             if getattr(message, "status", "") in {"completed", "stopped", "failed"}:
                 return
-            if not ended and getattr(message, "round", 0) >= number:
+            if getattr(message, "round", 0) >= number:
                 return
 
 

@@ -100,6 +100,8 @@ class Outbox:
     def _open(self) -> None:
         # The exclusive lock keeps a second process out and needs no shared-memory file.
         self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
+        # of a new file: every change writes whole pages, and messages are small
+        self._db.execute("PRAGMA page_size = 1024")
         try:
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")

@@ -70,6 +70,8 @@ class Worklog:
         self._db.text_factory = partial(str, encoding="utf-8", errors="replace")
         try:
             require_sound(self._db)
+            # of a new file: every change writes whole pages
+            self._db.execute("PRAGMA page_size=1024")
             (version,) = self._db.execute("PRAGMA user_version").fetchone()
             if version not in {0, _SCHEMA_VERSION}:
                 raise WorklogUnusable(

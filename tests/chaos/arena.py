@@ -320,6 +320,7 @@ def leftovers(root: Path) -> Iterator[Path]:
         "devices/*/updates/*",
         "devices/*/models/*.part",
         "devices/*/state/*.next",
+        "devices/*/checkpoints/*",
         "server/work/*/*",
         "**/*.tmp",
     )
