@@ -1,6 +1,6 @@
 """What went over the network within the last 24 hours, whatever the clock says.
 
-Time is that of the running machine (sleep counted), not of the calendar: 24 slots of one hour. How
+Time is that of the running machine (sleep counted), not of the calendar, in slots of one hour. How
 long the machine was off is taken from the clock, but only where the clock is known to be right now
 and was when the file was written; else no time has passed, so that a wrong clock never frees data.
 
@@ -24,7 +24,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from runtime.files import atomic_write
 
 _LOG = logging.getLogger(__name__)
-_SLOTS = 24
+# the oldest hour has begun 24 hours ago at least when it goes
+_SLOTS = 25
 _SLOT_S = 3600.0
 _AHEAD = 16
 _AHEAD_BYTES = 64 << 10

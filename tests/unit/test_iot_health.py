@@ -78,6 +78,13 @@ def test_a_raspberry_pi(board: Board) -> None:
     assert told.on_battery is None
 
 
+def test_a_signal_without_a_unit_is_unknown(board: Board) -> None:
+    board.has("proc/net/route", "a\nwlan0\t00000000\t1\t3\t0\t0\t0\n")
+    board.has("proc/net/wireless", "a\nb\n wlan0: 0000   54.  160.  0.  0 0\n")
+    told = board.sensors().read()
+    assert (told.link, told.link_dbm) == ("wlan0", None)
+
+
 @pytest.mark.parametrize(
     ("bits", "names", "under_voltage"),
     [
