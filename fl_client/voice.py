@@ -217,7 +217,7 @@ class Voice:
 
 def _compute(accelerator: Accelerator, settings: AgentSettings) -> Compute:
     precision: str = settings.precision
-    if precision == "auto":
+    if precision == "auto" and accelerator.name:
         precision = accelerator.precisions[0]
     return Compute(
         name=accelerator.name or "auto",

@@ -17,6 +17,7 @@ from fl_server.events import (
     Update,
     UpdateAccepted,
 )
+from fl_server.fitting import OrderWork
 from fl_server.journal import FactRecord, RunRecord
 from fl_server.run import ActiveRun
 from storage.keys import RunKeys
@@ -91,7 +92,21 @@ def test_the_event_of_a_commit_leaves_the_ranges_out() -> None:
     assert "changed" not in event.detail["model"]
 
 
-@pytest.mark.parametrize("fact", [STARTED, ACCEPTED[0], CLOSED])
+FITTED = RoundStarted(
+    1, 1, DEVICES, len(DEVICES), {device: OrderWork(1_000_000, 4_096) for device in DEVICES}
+)
+
+
+def test_an_order_carries_what_is_fitted_to_its_device() -> None:
+    work = {"d-1": OrderWork(7, 2), "d-2": OrderWork()}
+    run = run_of(RoundStarted(1, 1, ("d-1", "d-2"), 2, work))
+    assert order_of(run).training == {"max_steps": 7, "micro_batch": 2}
+    assert order_of(run, "evaluate").training == {}
+    assert run.event(FITTED).detail["work"].keys() == set(FITTED.cohort[:200])
+    assert order_of(run_of(RoundStarted(1, 1, ("d-1",), 1))).training == {}
+
+
+@pytest.mark.parametrize("fact", [STARTED, FITTED, ACCEPTED[0], CLOSED])
 def test_the_events_of_a_huge_cohort(fact: Fact) -> None:
     event = run_of(STARTED, *ACCEPTED).event(fact)
     assert len(wire(event)) < MAX_MESSAGE_BYTES
