@@ -184,6 +184,7 @@ class Agent:
             transfers,
             lambda *wanted: self._session.publish(self._voice.model_request(*wanted)),
             self._follow,
+            self._steward.download_refusal,
         )
         self._session = MqttSession(
             Endpoint.of(identity),

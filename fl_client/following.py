@@ -68,6 +68,7 @@ class Follower:
         transfers: the way to the store.
         ask: publishes the wish for a URL.
         submit: has work done on the transfer thread, then gives its end back by ``take``.
+        forbids: why so many bytes must not be fetched now, "" when they may.
     """
 
     def __init__(
@@ -78,12 +79,14 @@ class Follower:
         transfers: Transfers,
         ask: Callable[[str, str], object],
         submit: Callable[[Callable[[], Followed]], None],
+        forbids: Callable[[int], str] = lambda _: "",
     ) -> None:
         self._folder = folder
         self._server = server
         self._transfers = transfers
         self._ask = ask
         self._submit = submit
+        self._forbids = forbids
         self._held: dict[str, Held | None] = {}
         for task in tasks:
             folder.tidy(task)
@@ -166,6 +169,11 @@ class Follower:
 
     def _ask_for(self, task: str, wish: Wish) -> None:
         wish.url = ""
+        reason = self._forbids(wish.manifest.size_bytes)
+        if reason:
+            _LOG.warning("%s of task %s waits: %s", wish.manifest.name, task, reason)
+            wish.due_s = time.monotonic() + _LONGEST_PAUSE_S
+            return
         wish.due_s = time.monotonic() + _OFFER_S
         self._ask(task, wish.manifest.sha256)
 

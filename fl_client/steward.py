@@ -39,6 +39,9 @@ class Steward(Protocol):
     def memory_bytes(self) -> int:
         """Return what a training process may hold, 0 where nothing limits it."""
 
+    def download_refusal(self, size_bytes: int) -> str:
+        """Return why a model for use must not be fetched now, "" when it may."""
+
     def environment(self) -> Mapping[str, str]:
         """Return what a training process is started with, over the agent's own environment."""
 
@@ -81,6 +84,11 @@ class Unbounded:
     def memory_bytes(self) -> int:
         """Limit nothing."""
         return 0
+
+    def download_refusal(self, size_bytes: int) -> str:
+        """Refuse nothing."""
+        del size_bytes
+        return ""
 
     def environment(self) -> Mapping[str, str]:
         """Add nothing."""

@@ -97,6 +97,12 @@ class MachineSteward:
         """Return what a training process may hold, 0 where nothing limits it."""
         return int(self._budget.memory or 0)
 
+    def download_refusal(self, size_bytes: int) -> str:
+        """Return why a model for use must not be fetched now, "" when it may."""
+        health = self._look_now()
+        need = Need(download_bytes=size_bytes)
+        return self._link(health) or self._traffic(health, need) or self._disk(health, size_bytes)
+
     def _hours(self, health: DeviceHealth) -> str:
         if not self._budget.hours:
             return ""

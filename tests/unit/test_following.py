@@ -105,6 +105,7 @@ class Device:
     store: Store = field(default_factory=Store)
     asked: list[str] = field(default_factory=list)
     waiting: list[Callable[[], Followed]] = field(default_factory=list)
+    forbidden: str = ""
 
     def __post_init__(self) -> None:
         self.follower = Follower(
@@ -114,6 +115,7 @@ class Device:
             self.store,
             lambda _, sha256: self.asked.append(sha256),
             self.waiting.append,
+            lambda _: self.forbidden,
         )
 
     def restart(self) -> Device:
@@ -368,6 +370,17 @@ def test_a_server_that_does_not_answer_is_asked_again(device: Device) -> None:
     assert len(device.asked) == 2
     device.follower.document(document(1, 4))  # it is back
     assert len(device.asked) == 3
+
+
+def test_a_model_waits_while_this_device_may_not_fetch_it(device: Device) -> None:
+    device.forbidden = "the data of today is spent"
+    device.follower.document(document(1, 4))
+    left_s = device.follower.left_s(time.monotonic())
+    assert left_s is not None
+    assert device.asked == []
+    device.forbidden = ""
+    device.follower.look_at_clock(time.monotonic() + left_s + 1)
+    assert len(device.asked) == 1
 
 
 def test_what_is_damaged_on_the_disk_is_fetched_again(device: Device) -> None:

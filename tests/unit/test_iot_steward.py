@@ -202,3 +202,11 @@ def test_the_files_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "a/b").write_bytes(b"12345")
     (tmp_path / "link").symlink_to("/dev/zero")
     assert used_bytes(tmp_path) == 5
+
+
+def test_a_model_for_use_is_fetched_within_the_budgets_at_any_hour(make: Make) -> None:
+    case = make(data_per_day="10MiB", hours=["22:00-06:00"], metered="decline")
+    assert case.steward.download_refusal(10 * MIB) == ""
+    assert "over the network" in case.steward.download_refusal(10 * MIB + 1)
+    case.sensors.change(link="wwan0", metered=True)
+    assert "is metered" in case.steward.download_refusal(1)
