@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from broker.messages import DeviceState, decode
+from broker.outbox import Outbox
 from broker.session import Publication
 from broker.topics import parse
+from fl_client.session import JobKey
 from fl_client.settings import AgentSettings
 from fl_client.voice import Voice
 from fl_server.presence import Presence
@@ -43,3 +45,13 @@ def test_the_will_of_an_older_connection_does_not_make_a_device_lost(tmp_path: P
     presence.take_state("d-1", state_of(speaker.state("ready")))
     assert presence.take_state("d-1", late) is None
     assert presence.devices["d-1"].online
+
+
+def test_the_outbox_tells_which_jobs_were_reported(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path / "outbox.sqlite")
+    keys = {JobKey("digits-1", "train", 3, 1), JobKey("digits-1", "evaluate", 2, 1)}
+    for key in keys:
+        outbox.put(Voice.outbox_key(key), "t", b"x", until="confirm")
+    outbox.put("state", "t", b"x", until="puback")
+    assert Voice.keys_in(outbox) == keys
+    outbox.close()
