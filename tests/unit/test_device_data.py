@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import sqlite3
 import subprocess
@@ -235,6 +236,28 @@ def test_a_folder_of_arrays_with_a_class_a_folder(tmp_path: Path) -> None:
     assert sum(after.values()) == 7
 
 
+class Trap:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, ("sprung",)
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.npz"])
+def test_a_file_is_never_unpickled(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    path = tmp_path / "data" / name
+    if name == "a.npy":
+        path.write_bytes(pickle.dumps(Trap()))
+    else:
+        np.savez(path, x=np.array([Trap()], object))
+    dataset = Dataset(place(tmp_path, {"kind": "folder", "path": str(path.parent)}))
+    assert dataset.samples() == []
+    assert dataset.refused["unreadable"] == 1
+    assert not (tmp_path / "sprung").exists()
+
+
 def test_pictures_are_brought_to_one_size(tmp_path: Path) -> None:
     image = pytest.importorskip("PIL.Image")
     (tmp_path / "data" / "ok").mkdir(parents=True)
@@ -389,7 +412,7 @@ MQTT = TypeAdapter(MqttSource).validate_python(
         (b'{"a": 1}', "msgpack"),
         (b"\x81\x01\x01", "msgpack"),
         (b"\xc1", "msgpack"),
-        (b"x" * 100_001, "json"),
+        (b'{"a": 1, "b": "%s"}' % (b"x" * 100_000), "json"),
     ],
 )
 def test_a_payload_that_is_none_is_refused(payload: bytes, kind: str) -> None:
