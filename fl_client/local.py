@@ -45,7 +45,7 @@ class Participant:
     ) -> None:
         self.task = task
         self.device = device
-        self._engine_name = engine_name
+        self.engine_name = engine_name
         self._dtype: Dtype = dtype
         self._owns_process = owns_process
         self._tuning = tuning
@@ -54,7 +54,7 @@ class Participant:
     def engine(self) -> Engine:
         """The engine; imports torch only where it is the torch engine."""
         engine = load_engine(
-            self._engine_name,
+            self.engine_name,
             self.task,
             profile=self.device.profile,
             dtype=self._dtype,

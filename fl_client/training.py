@@ -269,7 +269,7 @@ def _checkpoint(participant: Participant, job: TrainingJob) -> FileCheckpoint | 
         **job.model_dump(include=_OF_A_TRAINING),
         "training": {name: job.training[name] for name in job.training if name != "micro_batch"},
         "task": participant.task.name,
-        "engine": participant.engine.name,
+        "engine": participant.engine_name,
         "state": hashlib.sha256(state.read_bytes()).hexdigest() if state.is_file() else "",
     }
     pace = Pace(job.checkpoint_every_s, job.checkpoint_bytes)

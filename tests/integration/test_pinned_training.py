@@ -1,0 +1,89 @@
+"""Two agents' training processes on one machine, each kept to its own accelerator."""
+
+from __future__ import annotations
+
+import hashlib
+import queue
+from pathlib import Path
+
+import pytest
+
+from broker.messages import ModelRef, Order, UploadRef
+from fl_client import session as s
+from fl_client.accelerators import Accelerator
+from fl_client.bundles import Bundles, BundleSettings
+from fl_client.child import JobProgressed
+from fl_client.folder import DeviceFolder
+from fl_client.settings import AgentSettings
+from fl_client.steward import Unbounded
+from fl_client.tasks import load_task
+from fl_client.workshop import Workshop
+from storage.transfers import Transfers
+from storage.weights import write_safetensors
+
+TASK = """
+import os
+
+from fl_client.tasks.base import Task
+
+
+class Looking(Task):
+    def local_update(self, weights, context):
+        shown = os.environ["CUDA_VISIBLE_DEVICES"]
+        return weights * 0, 1, {"first": shown == "GPU-1", "second": shown == "GPU-2"}
+"""
+
+
+def looked(folder: Path, accelerator: Accelerator) -> dict[str, float]:
+    """Let a training process tell what it sees."""
+    folder.mkdir()
+    (folder / "own.py").write_text(TASK)
+    settings = AgentSettings(identity=folder / "d.json", data_dir=folder / "data", engine="numpy")
+    events: queue.Queue[object] = queue.Queue()
+    place = DeviceFolder(settings.data_dir)
+    tasks = {"looking": f"{folder / 'own.py'}:Looking"}
+    bundles = Bundles(BundleSettings(), folder / "bundles", Transfers(), tasks)
+    workshop = Workshop(
+        "d", settings, "numpy", bundles, place, events.put, Unbounded(), accelerator
+    )
+    job = s.Job(s.JobKey("run", "train", 1, 1), order())
+    with place.model(job).open("wb") as out:
+        write_safetensors(load_task("digits").initial_weights(0), out)
+    workshop.submit(job)
+    try:
+        while True:
+            event = workshop.translate(events.get(timeout=60))
+            if event is not None and not isinstance(event, JobProgressed):
+                assert isinstance(event, s.WorkFinished), event
+                return event.outcome.metrics
+    finally:
+        workshop.close("the test ends")
+
+
+def order() -> Order:
+    return Order(
+        epoch=1,
+        action="train",
+        run_id="run",
+        round=1,
+        attempt=1,
+        task="looking",
+        algorithm="fedavg",
+        algorithm_settings={},
+        training={},
+        seed=0,
+        model=ModelRef(url="u", key="k", sha256=hashlib.sha256().hexdigest(), size_bytes=1),
+        upload=UploadRef(url="u", key="k"),
+        time_left_s=60.0,
+    )
+
+
+def test_a_training_process_sees_its_own_accelerator_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-1,GPU-2")
+    first = Accelerator("cuda:0", handle="GPU-1")
+    second = Accelerator("cuda:1", handle="GPU-2")
+    assert looked(tmp_path / "a", first) == {"first": 1.0, "second": 0.0}
+    assert looked(tmp_path / "b", second) == {"first": 0.0, "second": 1.0}
+    assert looked(tmp_path / "c", Accelerator("cpu")) == {"first": 0.0, "second": 0.0}
