@@ -186,6 +186,22 @@ def test_the_token_comes_by_flag_file_or_standard_input(tmp_path: Path) -> None:
         told = enroll(tmp_path / "d", made, "--only")
         assert (told.code, "the token is used up" in told.line) == (2, True)
         assert not list((tmp_path / "d").rglob("*.*")), "a key that nobody took in"
+        # the same words again, as a container has them, are no second enrolment
+        again = enroll(tmp_path / "a", made, "--only", "--once")
+        assert (again.code, again.out) == (0, "")
+
+
+def test_on_the_site_s_own_machine_a_device_joins_by_its_name(tmp_path: Path) -> None:
+    home = tmp_path / "site"
+    with site(home):
+        url = invite(home)["url"]
+        with terminal(home, "iot", "--server", url, "--id", "pi-0") as joined:
+            joined.until("this machine is now device pi-0")
+        assert set(devices(home)) == {"pi-0"}
+        with terminal(home, "iot", "--server", url, "--id", "pi-0"):
+            one = ("--rounds", 1, "--set", "cohort.size=1", "--follow")
+            told = rengo("run", "digits", *one, "--output", tmp_path / "out", home=home)
+            assert told.code == 0, told.err
 
 
 @pytest.mark.parametrize("name", ["Attic", "../attic", "a b", "x" * 65])
