@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rengo import Device, Linear, Task, Tanh, TrainingSettings
+from rengo import Device, Linear, Tanh, Task, TrainingSettings
 
 USUAL, SPREAD = np.float32([2.0, 6.0, 45.0]), np.float32([1.0, 3.0, 10.0])
 
