@@ -10,7 +10,7 @@ from fl_client.tasks.watch import Watch
 class WatchMlp(Watch):
     """As ``watch``, with one hidden layer over means of four samples."""
 
-    training = TrainingSettings(local_epochs=2, learning_rate=0.05, momentum=0.5)
+    training = TrainingSettings(local_epochs=5, learning_rate=0.1, momentum=0.5)
 
     def model(self) -> Layers:
         """Return a perceptron of 7,591 weights."""
