@@ -103,7 +103,6 @@ class Device:
                 f"device {self.id}: index {self.index} is not within 0..{self.count - 1}"
             )
 
-
     def dataset(self) -> Dataset:
         """Return the task's data that this device gathers itself (``[data.<task>]``).
 
