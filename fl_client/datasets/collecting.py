@@ -21,7 +21,6 @@ from fl_client.datasets.order import CollectorOrder
 from fl_client.datasets.sample import BadSample, Sample, SampleReader
 from fl_client.datasets.settings import DataPlace, MqttSource, Schema, SensorSource
 from fl_client.datasets.store import SampleStore, StoreDamaged, StoreError, open_store
-from runtime.child import die_with_parent
 from runtime.errors import ConfigError, RengoError
 
 _LOG = logging.getLogger(__name__)
@@ -200,7 +199,6 @@ class SensorFeed:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Gather until SIGTERM; 2 when it cannot begin or its sensor fails."""
-    die_with_parent()
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING)
     (text,) = sys.argv[1:] if argv is None else argv
     order = CollectorOrder.model_validate_json(text)

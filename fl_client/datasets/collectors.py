@@ -15,6 +15,7 @@ from fl_client.datasets.order import CollectorOrder
 from fl_client.datasets.owned import place_of
 from fl_client.datasets.settings import DataPlace, Gathered, SensorSource
 from fl_client.settings import AgentSettings
+from runtime.child import die_with_parent
 from runtime.errors import ConfigError
 
 _LOG = logging.getLogger(__name__)
@@ -162,6 +163,8 @@ class _Keeper:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
+                    # one prctl call, no allocation and no lock: safe between fork and exec
+                    preexec_fn=die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509
                     process_group=0,
                 )
                 return self._process

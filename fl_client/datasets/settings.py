@@ -183,6 +183,8 @@ class DriftSettings(_Settings):
 
     @model_validator(mode="after")
     def _grow(self) -> DriftSettings:
+        if self.window < self.min_count:
+            raise ValueError("window is less than min_count")
         for name, edges in self.bins.items():
             if any(first >= second for first, second in pairwise(edges)):
                 raise ValueError(f"the edges of {name} do not grow")

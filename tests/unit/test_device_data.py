@@ -21,6 +21,7 @@ from pydantic import TypeAdapter
 from broker.messages import TaskData
 from fl_client.datasets.dataset import Dataset
 from fl_client.datasets.mqtt import Allowance, decode
+from fl_client.datasets.owned import OwnData
 from fl_client.datasets.reporting import DataReports, report_path
 from fl_client.datasets.sample import BadSample, NoData, Sample, SampleReader, digest
 from fl_client.datasets.settings import (
@@ -32,6 +33,7 @@ from fl_client.datasets.settings import (
     read_sections,
 )
 from fl_client.datasets.store import open_store, store_path, stored_refusals, stored_samples
+from fl_client.settings import AgentSettings
 from fl_client.tasks.base import Device
 from rengo.drift import drift_lines
 from runtime.errors import ConfigError
@@ -536,6 +538,20 @@ def test_a_section_that_is_wrong_is_named() -> None:
         read_sections({"pump": {"source": {"kind": "csv", "path": "x", "features": []}}})
     with pytest.raises(ValueError, match=r"data\.pump\.held"):
         read_sections({"pump": {"source": {**CSV, "path": "x"}, "held": 1}})
+
+
+def test_a_section_of_no_task_here_is_refused(tmp_path: Path) -> None:
+    section = {"source": {**CSV, "path": "x"}}
+    settings = AgentSettings(
+        identity=tmp_path / "unused", data_dir=tmp_path, data={"pmup": section}
+    )
+    with pytest.raises(ConfigError, match=r"\[data.pmup\] is of no task .*tasks: pump"):
+        OwnData("d-1", settings, {"pump": "pump.py:Pump"})
+
+
+def test_a_window_never_holds_less_than_the_minimum() -> None:
+    with pytest.raises(ValueError, match=r"data\.pump\.drift: .*window"):
+        read_sections({"pump": {"source": {**CSV, "path": "x"}, "drift": {"window": 10}}})
 
 
 def test_a_device_without_data_of_its_own_says_what_is_missing() -> None:
