@@ -22,19 +22,19 @@ _LOG = logging.getLogger(__name__)
 _SCHEMA_VERSION = 1
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS samples (
-    seq INTEGER PRIMARY KEY AUTOINCREMENT, id BLOB NOT NULL UNIQUE, at_s REAL NOT NULL,
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, id BLOB NOT NULL, at_s REAL NOT NULL,
     grp TEXT NOT NULL, label REAL NOT NULL, features BLOB NOT NULL, crc INTEGER NOT NULL
 )
 """
-_INSERT = (
-    "INSERT OR IGNORE INTO samples (id, at_s, grp, label, features, crc) VALUES (?, ?, ?, ?, ?, ?)"
-)
+_INSERT = "INSERT INTO samples (id, at_s, grp, label, features, crc) VALUES (?, ?, ?, ?, ?, ?)"
 _REFUSED = "CREATE TABLE IF NOT EXISTS refused (reason TEXT PRIMARY KEY, count INTEGER NOT NULL)"
 _COUNT = "INSERT INTO refused VALUES (?, ?) ON CONFLICT (reason) DO UPDATE SET count = count + ?2"
 _PAGE_BYTES = 4096
 _CHECKPOINT_PAGES = 256
 _DAY_S = 86_400.0
 _BUSY_S = 10.0
+# remembered, not indexed: an index of digests would write a page of the card for each sample
+_REMEMBERED = 4096
 # a clock that is off by years must not empty the store at its first wrong word
 _OLD_AT_ONCE = 0.5
 _BELIEVED_AFTER_S = 3600.0
@@ -74,6 +74,7 @@ class SampleStore:
         self.path = path
         self._settings = settings
         self._old_since_s: float | None = None
+        self._latest: dict[bytes, None] = {}
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             path.touch(mode=0o600, exist_ok=True)
@@ -105,6 +106,10 @@ class SampleStore:
         self._db.execute(_SCHEMA)
         self._db.execute(_REFUSED)
         self._db.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
+        newest = self._db.execute(
+            "SELECT id FROM samples ORDER BY seq DESC LIMIT ?", (_REMEMBERED,)
+        ).fetchall()
+        self._latest = dict.fromkeys(identity for (identity,) in reversed(newest))
 
     def close(self) -> None:
         """Release the file."""
@@ -123,7 +128,7 @@ class SampleStore:
     ) -> int:
         """Keep samples in one commit and drop the oldest beyond the bounds; return how many came.
 
-        One that is there already, by its id, is left as it is.
+        One that came lately, by its id, is left out: a broker may bring it twice.
 
         Args:
             refused: how many records were no samples, by reason, since the last call.
@@ -131,13 +136,12 @@ class SampleStore:
         Raises:
             StoreDamaged, StoreError: none of them is kept.
         """
-        rows = [_row(sample, now_s) for sample in samples]
+        fresh = {each.id: each for each in samples if each.id not in self._latest}
+        rows = [_row(sample, now_s) for sample in fresh.values()]
         try:
             self._db.execute("BEGIN IMMEDIATE")
             try:
-                before = self._db.total_changes
                 self._db.executemany(_INSERT, rows)
-                added = self._db.total_changes - before
                 self._db.executemany(_COUNT, list((refused or {}).items()))
                 self._trim(now_s, monotonic_s)
                 self._db.execute("COMMIT")
@@ -147,7 +151,10 @@ class SampleStore:
                 raise
         except sqlite3.Error as error:
             raise _meant(self.path, error) from error
-        return added
+        self._latest.update(dict.fromkeys(fresh))
+        for identity in list(self._latest)[:-_REMEMBERED]:
+            del self._latest[identity]
+        return len(rows)
 
     def _trim(self, now_s: float, monotonic_s: float) -> None:
         self._drop_old(now_s, monotonic_s)

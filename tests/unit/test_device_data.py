@@ -443,7 +443,7 @@ def described(tmp_path: Path, rows: list[tuple[float, str]], **drift: Any) -> Ta
     path = tmp_path / "log.csv"
     lines = [f"{at},s0,{rms},1,{state}\n" for at, (rms, state) in enumerate(rows)]
     path.write_text(HEADER + "".join(lines))
-    settings = {"every_s": 0, "min_count": 20, "window": len(rows), **drift}
+    settings = {"every_s": 0, "min_count": 20, "window": max(20, len(rows)), **drift}
     where = place(tmp_path, {**CSV, "path": str(path), "features": ["rms"]}, drift=settings)
     Dataset(where).splits()
     latest = DataReports([where]).latest()
