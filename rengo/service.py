@@ -90,6 +90,8 @@ class Service:
             yield "StateDirectoryMode=0700"
         yield "UMask=0077"
         yield "Environment=PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PYTHONSAFEPATH=1"
+        # a traceback names the line all the same, and the agent is smaller
+        yield "Environment=PYTHONNODEBUGRANGES=1"
 
     def _limits(self) -> Iterator[str]:
         yield f"MemoryMax={self.memory_max}"
