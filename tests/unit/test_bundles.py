@@ -198,10 +198,10 @@ def test_an_order_without_a_bundle_is_refused(device: Device) -> None:
     assert "brings no bundle" in device.bundles.refusal(order)
 
 
-def test_files_that_say_they_are_smaller_than_they_are(device: Device) -> None:
-    manifest = manifest_of()
+@pytest.mark.parametrize("changed", [SOURCE + b"import os\n", SOURCE.replace(b"2, 2", b"2, 9")])
+def test_a_file_that_is_not_the_one_that_was_signed(device: Device, changed: bytes) -> None:
     out = io.BytesIO()
-    write_bundle(out, sign(manifest, KEY), [SOURCE + b"import os\n"])
+    write_bundle(out, sign(manifest_of(), KEY), [changed])
     with pytest.raises(Corrupt, match="was changed after it was packed"):
         device.prepare(out.getvalue())
     assert device.unpacked() == []
