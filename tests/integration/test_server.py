@@ -232,7 +232,11 @@ class Site:
         session, _ = self.peer()
         devices = {*self.server.presence.devices, "d-1", "d-2", "d-9"}
         topics = [TOPICS.server_state, *(TOPICS.run(run, "state") for run in self.server.runs)]
-        topics += [TOPICS.device(name, leaf) for name in devices for leaf in ("state", "info", "health", "data")]
+        topics += [
+            TOPICS.device(name, leaf)
+            for name in devices
+            for leaf in ("state", "info", "health", "data")
+        ]
         for topic in topics:
             session.publish(Publication(topic, b"", retain=True))
         assert session.flush(10)
