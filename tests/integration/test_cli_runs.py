@@ -236,3 +236,37 @@ def test_a_device_that_is_not_there(home: Path) -> None:
     told = rengo("devices", "show", "nosuch", home=home)
     assert told.code == USAGE
     assert "no device 'nosuch'" in told.line
+
+
+# --- a device that is too small ---------------------------------------------------------------
+
+
+@pytest.fixture
+def small(home: Path) -> Iterator[str]:
+    """A third device, whose budget no training fits, with its agent."""
+    made = document(home, "devices", "invite")
+    token = ("--token", made["token"], "--name", "small", "--only")
+    assert rengo("enroll", made["url"], *token, home=home).code == DONE
+    argv = [sys.executable, "-m", "rengo", "iot", "--id", "small"]
+    budget = {"RENGO_AGENT_BUDGET__MEMORY": "8MiB"}
+    with subprocess.Popen(argv, env=surroundings(home, budget), stderr=subprocess.DEVNULL) as agent:
+        yield "small"
+        agent.terminate()
+
+
+def test_an_order_that_does_not_fit_is_declined_and_the_operator_reads_why(
+    home: Path, small: str
+) -> None:
+    deadline = time.monotonic() + 60.0
+    while not document(home, "devices", "show", small).get("health"):
+        assert time.monotonic() < deadline
+    run = ("run", "digits", "--rounds", "1", "--set", "cohort.size=3", "--set", "cohort.quorum=2")
+    assert rengo(*run, "--follow", home=home).code == DONE
+    run_id = document(home, "runs", "ls")["runs"][0]["run_id"]
+    (row,) = document(home, "runs", "show", run_id)["history"]
+    assert set(row["included"]) == set(DEVICES)
+    told = rengo("runs", "show", run_id, home=home).out
+    assert "small" in told
+    assert "of memory at least, the budget is 8.0 MiB" in told
+    shown = rengo("devices", "show", small, home=home).out
+    assert re.search(r"^  training +allowed$", shown, re.MULTILINE)
