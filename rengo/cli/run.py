@@ -74,6 +74,8 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Submit the run; follow it with --follow or --json."""
+    if options.task is None and options.bundle is None:
+        raise ConfigError("name the task, as `rengo run digits`, or a bundle by --bundle")
     definition: dict[str, Any] = {} if options.config is None else read_toml(options.config)
     merge(definition, settings_of(options.set))
     if options.rounds is not None:
@@ -104,8 +106,6 @@ def _begin(client: OperatorClient, options: argparse.Namespace, definition: dict
     if options.initial is not None:
         initial = load(options.initial, client.server_key, lambda: nullcontext(client))
     if options.bundle is None:
-        if options.task is None:
-            raise ConfigError("name the task, or a bundle by --bundle")
         return submit(client, options.task, definition, initial)
     trusted = [public_key(each) for each in options.trust]
     with chosen(client, options.task, options.bundle, trusted) as found:

@@ -136,7 +136,6 @@ def test_an_unknown_algorithm_to_explain() -> None:
     "arguments",
     [
         ["nosuch"],
-        ["run"],
         ["runs"],
         ["runs", "nosuch"],
         ["demo", "--rounds", "many"],
@@ -153,6 +152,14 @@ def test_a_wrong_command_line_shows_how_it_is_used(arguments: list[str]) -> None
     assert told.lines[0].startswith("usage: rengo")
     assert "error: " in told.lines[-1]
     assert "Traceback" not in told.err
+
+
+def test_a_run_of_nothing_is_told_before_any_site_is_asked(home: Path) -> None:
+    told = rengo("run")
+    assert (told.code, told.lines) == (
+        USAGE,
+        ["rengo: name the task, as `rengo run digits`, or a bundle by --bundle"],
+    )
 
 
 # --- identities -------------------------------------------------------------------------------
