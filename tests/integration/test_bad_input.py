@@ -447,17 +447,6 @@ def test_an_agents_data_of_another_version(name: str, tmp_path: Path) -> None:
     assert told.code == USAGE
 
 
-@pytest.mark.parametrize("name", ["jobs.sqlite", "outbox.sqlite"])
-def test_an_agents_data_that_are_damaged(name: str, tmp_path: Path) -> None:
-    data = tmp_path / "data"
-    data.mkdir()
-    (data / name).write_bytes(b"no database, but long enough to be taken for one " * 20)
-    told = client(tmp_path, identity_file(tmp_path))
-    assert str(data / name) in told.line
-    assert "not a database" in told.line
-    assert told.code == USAGE
-
-
 def test_a_folder_that_another_agent_uses(tmp_path: Path) -> None:
     outbox = Outbox(tmp_path / "data" / "outbox.sqlite")
     told = client(tmp_path, identity_file(tmp_path))
