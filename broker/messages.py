@@ -543,7 +543,11 @@ KINDS: dict[str, type[Message]] = {
 
 
 class Envelope(BaseModel):
-    """What surrounds every body. ``sent_ms`` is the sender's clock: for people, never for logic."""
+    """What surrounds every body.
+
+    ``sent_ms`` is the sender's clock: for people, and the server's for whether a bundle's signature
+    has expired. Nothing else depends on it.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     v: int
