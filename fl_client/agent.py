@@ -203,7 +203,7 @@ class Agent:
         self._desk.open(self._folder.root, self._inbox.put)
         self._data.start()
         try:
-            self._do(self._machine.restore(self._kept_jobs()))
+            self._do(self._machine.restore(*self._kept_jobs()))
             while self._turn():
                 pass
         finally:
@@ -220,8 +220,11 @@ class Agent:
             self._worklog.close()
             self._outbox.close()
 
-    def _kept_jobs(self) -> list[Job]:
-        """Return the kept jobs whose update is still what was written; forget the others."""
+    def _kept_jobs(self) -> tuple[list[Job], list[JobKey]]:
+        """Return the kept jobs whose update is still what was written; forget the others.
+
+        With them the jobs, known or not, whose result and state wait for a receipt.
+        """
         whole, reported = [], self._voice.keys_in(self._outbox)
         for kept in self._worklog.jobs():
             # of the two files the outbox is the one that a power cut takes nothing from
@@ -233,7 +236,7 @@ class Agent:
                 self._worklog.forget(job.key)
                 self._folder.settle(job.key, accepted=False)
         self._folder.sweep({job.key for job in whole} | reported)
-        return whole
+        return whole, [key for key in reported if self._folder.next_state(key).exists()]
 
     def stop(self) -> None:
         """Ask the owner to end; any thread may call it, and so may a signal handler."""

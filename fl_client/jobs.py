@@ -81,7 +81,8 @@ class Progress(Frame):
 class Done(Frame):
     """The job's end; of an evaluation there is no file, and the size is 0.
 
-    The last four are the training's tally.
+    ``steps`` to ``micro_batch`` are the training's tally; ``keeps_state`` says that the algorithm
+    left a state.
     """
 
     kind: Literal["done"] = "done"
@@ -95,6 +96,7 @@ class Done(Frame):
     steps_s: Annotated[float, Field(ge=0)] = 0.0
     full_steps: Annotated[int, Field(ge=0)] = 0
     micro_batch: Annotated[int, Field(ge=0)] = 0
+    keeps_state: bool = False
 
 
 class Failed(Frame):

@@ -37,7 +37,10 @@ class JobKey:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What training or evaluation gave; sizes and hashes are of the update's file."""
+    """What training or evaluation gave; sizes and hashes are of the update's file.
+
+    ``keeps_state``: the algorithm left a state, which is the next one once the update counts.
+    """
 
     num_examples: int
     metrics: dict[str, float]
@@ -49,6 +52,7 @@ class Outcome:
     steps_s: float = 0.0
     full_steps: int = 0
     micro_batch: int = 0
+    keeps_state: bool = False
 
 
 @dataclass(frozen=True)
@@ -252,18 +256,25 @@ class DeviceSession:
     active: Job | None = None
     waiting: list[Job] = field(default_factory=list)
     reporting: dict[JobKey, Job] = field(default_factory=dict)
+    unanswered: set[JobKey] = field(default_factory=set)
     _runs: dict[str, RunChanged] = field(default_factory=dict)
     _said: Presence = "ready"
     # by run, so that the next round does not run short again
     _shrinks: dict[str, int] = field(default_factory=dict)
 
-    def restore(self, jobs: Iterable[Job]) -> list[Command]:
-        """Take the jobs that a former process kept on disk and go on with them."""
+    def restore(self, jobs: Iterable[Job], unanswered: Iterable[JobKey] = ()) -> list[Command]:
+        """Take the jobs that a former process kept on disk and go on with them.
+
+        Args:
+            jobs: those that are whole.
+            unanswered: those whose result, with a state, waits for its receipt without a job.
+        """
         commands: list[Command] = []
+        self.unanswered.update(unanswered)
         for job in jobs:
             self.epoch = max(self.epoch, job.order.epoch)
             if job.stage == "reporting":
-                self.reporting[job.key] = job
+                self._await_receipt(job)
                 commands.append(SendResult(job))
             elif self.active is None:
                 self.active = replace(job, stage="uploading")
@@ -340,13 +351,20 @@ class DeviceSession:
 
     def _settle(self, commands: list[Command]) -> None:
         """Start the next waiting job when none is active, and say what the device is at."""
-        if self.active is None and self.waiting:
-            self.active = self.waiting.pop(0)
+        ready = next((job for job in self.waiting if not self._lacks_state(job)), None)
+        if self.active is None and ready is not None:
+            self.waiting.remove(ready)
+            self.active = ready
             commands.append(SendAnswer(self.active.key, accepted=True))
             commands.append(FetchModel(self.active))
         if self.presence != self._said:
             self._said = self.presence
             commands.append(PublishState(self.presence))
+
+    def _lacks_state(self, job: Job) -> bool:
+        """Whether it is open which state a training begins with: an earlier one may yet count."""
+        runs = {key.run_id for key in self.unanswered}
+        return job.key.action == "train" and job.key.run_id in runs
 
     # --- the job's steps ----------------------------------------------------------------------
 
@@ -388,14 +406,20 @@ class DeviceSession:
 
     def _report(self, job: Job, commands: list[Command]) -> None:
         reported = replace(job, stage="reporting")
-        self.reporting[job.key] = reported
+        self._await_receipt(reported)
         commands.append(KeepJob(reported))
         commands.append(SendResult(reported))
+
+    def _await_receipt(self, job: Job) -> None:
+        self.reporting[job.key] = job
+        if job.outcome is not None and job.outcome.keeps_state:
+            self.unanswered.add(job.key)
 
     # --- receipts and runs --------------------------------------------------------------------
 
     def _receipt(self, receipt: Receipt, commands: list[Command]) -> None:
         key = JobKey(receipt.run_id, receipt.action, receipt.round, receipt.attempt)
+        self.unanswered.discard(key)
         if self.reporting.pop(key, None) is not None:
             commands.append(ForgetJob(key, accepted=receipt.status == "accepted"))
 
@@ -404,6 +428,8 @@ class DeviceSession:
         if known is not None and event.epoch < known.epoch:
             return
         self._runs[event.run_id] = event
+        if event.ended:
+            self.unanswered = {key for key in self.unanswered if key.run_id != event.run_id}
         if event.ended:
             self._shrinks.pop(event.run_id, None)
         for job in [*self.waiting, *([self.active] if self.active else [])]:

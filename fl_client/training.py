@@ -167,7 +167,8 @@ def perform(participant: Participant, job: TrainingJob, progress: Reporter = no_
     _write_state(job, update)
     if checkpoint is not None:
         checkpoint.discard()
-    return _done(update.num_examples, update.metrics, written, started, plan.tally)
+    done = _done(update.num_examples, update.metrics, written, started, plan.tally)
+    return done.model_copy(update={"keeps_state": bool(update.state)})
 
 
 def _answer(participant: Participant, job: TrainingJob, channel: Channel) -> Done | Failed:

@@ -203,4 +203,5 @@ def _outcome(event: training.JobDone) -> Outcome:
         result.steps_s,
         result.full_steps,
         result.micro_batch,
+        result.keeps_state,
     )

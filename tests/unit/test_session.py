@@ -372,3 +372,42 @@ def test_the_next_round_of_the_run_begins_with_less_and_another_run_does_not() -
 def test_an_evaluation_that_runs_short_is_declined() -> None:
     session = at("working", "evaluate")
     assert kinds(fail(session, "short", retryable=False))[:1] == ["SendAnswer"]
+
+
+# --- the algorithm's state ----------------------------------------------------------------------
+
+
+def stateful(*, orphan: bool) -> s.DeviceSession:
+    """Return a session whose result of round 1 waits for its receipt, with or without its job."""
+    job = s.Job(key(), order(), "reporting", replace(OUTCOME, keeps_state=True))
+    session = s.DeviceSession()
+    session.restore([] if orphan else [job], [key()] if orphan else [])
+    return session
+
+
+@pytest.mark.parametrize("orphan", [False, True])
+@pytest.mark.parametrize("status", ["accepted", "late", "unknown"])
+def test_a_training_waits_until_its_state_is_known(orphan: bool, status: str) -> None:
+    session = stateful(orphan=orphan)
+    assert arrive(session, order(round_number=2)) == []
+    evaluation = arrive(session, order("evaluate", 1))
+    assert s.FetchModel(s.Job(key("evaluate"), order("evaluate", 1))) in evaluation
+    session.handle(s.JobFailed(key("evaluate"), "no data"))
+    commands = session.handle(receipt(key(), status))
+    assert kinds(commands)[-3:] == ["SendAnswer", "FetchModel", "PublishState"]
+    assert session.active == s.Job(key("train", 2), order(round_number=2))
+    if not orphan:
+        # what the receipt says of the state comes before the training that begins with it
+        assert commands[0] == s.ForgetJob(key(), accepted=status == "accepted")
+
+
+def test_without_a_state_nothing_waits_for_a_receipt() -> None:
+    session = s.DeviceSession()
+    session.restore([s.Job(key(), order(), "reporting", OUTCOME)])
+    assert "FetchModel" in kinds(arrive(session, order(round_number=2)))
+
+
+def test_what_waits_for_a_receipt_is_forgotten_with_its_run() -> None:
+    session = stateful(orphan=True)
+    session.handle(run_at(1, ended=True))
+    assert session.unanswered == set()
