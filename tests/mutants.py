@@ -289,7 +289,7 @@ SESSION_MUTANTS = [
     Mutant(
         "starts a second job over the first",
         real_session,
-        {"if self.active is None and self.waiting:": "if self.waiting:"},
+        {"if self.active is None and ready is not None:": "if ready is not None:"},
     ),
     Mutant(
         "does not say what it is at",
