@@ -22,14 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import SecretStr
 
 from broker.outbox import Outbox
 from fl_client.child import ChildEvent, ChildSettings, JobDone, TrainingChild
 from fl_client.jobs import TrainingJob
 from fl_client.tasks import load_task
 from fl_client.worklog import Worklog
-from runtime.identity import Identity, write_identity
+from runtime.identity import write_identity
 from storage.headers import read_header
 from storage.updates import verified_blocks
 from storage.weights import Weights, write_safetensors
@@ -102,18 +101,7 @@ class Device:
 
 @pytest.fixture
 def device(tmp_path: Path, site: Site) -> Iterator[Device]:
-    host, port = site.broker.endpoint
-    identity = Identity(
-        role="device",
-        domain=DOMAIN,
-        id=NAME,
-        client_id="dev-a-1",
-        host=host,
-        port=port,
-        password=SecretStr(f"secret-of-{NAME}"),
-        key=SecretStr(KEY.text),
-        server_key=KEY.public.text,
-    )
+    identity = site.identity(NAME)
     write_identity(tmp_path / "identity.json", identity)
     made = Device(tmp_path, tmp_path / "data")
     yield made

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from broker.access import BrokerUser, Grants, Role, grants
 from broker.connection import Delivery, Endpoint, Publication
@@ -21,6 +22,8 @@ from broker.inbox import Connected, Disconnected, SessionEvent, SessionFault
 from broker.nats import EmbeddedBroker
 from broker.outbox import Outbox
 from broker.session import MqttSession
+from runtime.identity import Identity
+from tests.messages import KEY
 
 DOMAIN = "home"
 BASE = f"rengo/v1/{DOMAIN}"
@@ -122,6 +125,21 @@ class Site:
         host, port = self.broker.endpoint
         return Endpoint(
             host, port, name, f"secret-of-{name}", client_id or f"{name}-1", persistent=persistent
+        )
+
+    def identity(self, name: str) -> Identity:
+        """Return a device's identity here; its key, and the server's, are the tests' own."""
+        host, port = self.broker.endpoint
+        return Identity(
+            role="device",
+            domain=DOMAIN,
+            id=name,
+            client_id=f"{name}-1",
+            host=host,
+            port=port,
+            password=SecretStr(f"secret-of-{name}"),
+            key=SecretStr(KEY.text),
+            server_key=KEY.public.text,
         )
 
     def outbox(self, name: str = "outbox") -> Outbox:

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from pydantic import SecretStr
 
 from broker.connection import Publication
 from broker.messages import Message, Receipt, Result
@@ -18,7 +17,7 @@ from fl_client.agent import Agent
 from fl_client.settings import AgentSettings
 from runtime.identity import Identity
 from tests.integration.broker_fixtures import DOMAIN, Owner, Site, eventually, site
-from tests.messages import KEY, SAMPLES, content, signed
+from tests.messages import SAMPLES, content, signed
 
 __all__ = ["site"]
 TOPICS = Topics(DOMAIN)
@@ -32,18 +31,7 @@ def settings(tmp_path: Path) -> AgentSettings:
 
 @pytest.fixture
 def identity(site: Site) -> Identity:
-    host, port = site.broker.endpoint
-    return Identity(
-        role="device",
-        domain=DOMAIN,
-        id=NAME,
-        client_id="dev-a-1",
-        host=host,
-        port=port,
-        password=SecretStr(f"secret-of-{NAME}"),
-        key=SecretStr(KEY.text),
-        server_key=KEY.public.text,
-    )
+    return site.identity(NAME)
 
 
 class Running:

@@ -14,15 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from pydantic import SecretStr
 
 from fl_client.desk import SOCKET
 from rengo.agent_status import Visit
-from runtime.identity import Identity, write_identity
+from runtime.identity import write_identity
 from tests.integration.broker_fixtures import DOMAIN, Owner, Site, site
 from tests.integration.commands import rengo, surroundings
 from tests.integration.test_agent import TOPICS, say
-from tests.messages import KEY, SAMPLES
+from tests.messages import SAMPLES
 
 __all__ = ["site"]
 NAME = "dev-a"
@@ -62,19 +61,8 @@ class Service:
 
 @pytest.fixture
 def service(site: Site, tmp_path: Path) -> Iterator[Service]:
-    host, port = site.broker.endpoint
     home = tmp_path / "home"
-    identity = Identity(
-        role="device",
-        domain=DOMAIN,
-        id=NAME,
-        client_id="dev-a-1",
-        host=host,
-        port=port,
-        password=SecretStr(f"secret-of-{NAME}"),
-        key=SecretStr(KEY.text),
-        server_key=KEY.public.text,
-    )
+    identity = site.identity(NAME)
     write_identity(home / "identities" / f"{NAME}.json", identity)
     address = f"@rengo-test-{os.getpid()}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:

@@ -15,17 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from pydantic import SecretStr
 
 import rengo.cli.main
 from rengo.agent_status import ask_status
 from rengo.updating import LAUNCHER
 from runtime.environments import LINKS, Environments, launcher
 from runtime.errors import TransportError
-from runtime.identity import Identity, write_identity
-from tests.integration.broker_fixtures import DOMAIN, Site, site
+from runtime.identity import write_identity
+from tests.integration.broker_fixtures import Site, site
 from tests.integration.commands import surroundings
-from tests.messages import KEY
 
 __all__ = ["site"]
 ROOT = Path(__file__).parents[2]
@@ -115,19 +113,8 @@ def until(holds: Callable[[], bool]) -> None:
 
 @pytest.fixture
 def device(site: Site, tmp_path: Path) -> Iterator[Device]:
-    host, port = site.broker.endpoint
     home, root = tmp_path / "home", tmp_path / "opt"
-    identity = Identity(
-        role="device",
-        domain=DOMAIN,
-        id=NAME,
-        client_id="dev-a-1",
-        host=host,
-        port=port,
-        password=SecretStr(f"secret-of-{NAME}"),
-        key=SecretStr(KEY.text),
-        server_key=KEY.public.text,
-    )
+    identity = site.identity(NAME)
     write_identity(home / "identities" / f"{NAME}.json", identity)
     installed = root / "venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", installed], check=True)
