@@ -135,10 +135,9 @@ def _install(
             process.wait()
     if process.returncode != 0:
         said = [line for line in log.read_text("utf-8", "replace").splitlines() if line.strip()]
-        reason = next((line for line in reversed(said) if line.startswith("ERROR")), said[-1:])
-        raise ConfigError(
-            f"it needs {_lacking(missing)}, which cannot be installed: {reason!s:.300}"
-        )
+        errors = [line for line in said if line.startswith("ERROR")]
+        reason = [f"pip ended with {process.returncode}", *said[-1:], *errors[-1:]][-1]
+        raise ConfigError(f"it needs {_lacking(missing)}, which cannot be installed: {reason:.300}")
 
 
 def _await(process: subprocess.Popen[bytes], cancel: threading.Event) -> None:

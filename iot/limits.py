@@ -18,6 +18,7 @@ from pathlib import Path
 
 from iot.cgroups import ControlGroup
 from iot.profile import Budget
+from runtime.resident import rss_bytes
 
 _LOG = logging.getLogger(__name__)
 _LOOK_S = 0.5
@@ -183,7 +184,7 @@ class _Held:
 
     def _look(self) -> float:
         """Measure once; return when to look again."""
-        held = rss_bytes(self._pid)
+        held = rss_bytes(self._pid) or 0
         if self._memory is not None and held > self._memory:
             _LOG.warning(
                 "training holds %d MiB of its %d MiB: it is ended",
@@ -217,15 +218,6 @@ class _Held:
             pass
         except PermissionError as error:
             _LOG.warning("training cannot be told %s: %s", number.name, error)
-
-
-def rss_bytes(pid: int) -> int:
-    """Return the memory that a process holds, 0 when it has gone."""
-    try:
-        fields = Path(f"/proc/{pid}/statm").read_text("ascii").split()
-    except OSError:
-        return 0
-    return int(fields[1]) * os.sysconf("SC_PAGE_SIZE") if len(fields) > 1 else 0
 
 
 def cpu_s(pid: int) -> float:
