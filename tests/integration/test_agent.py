@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from broker.connection import Publication
-from broker.messages import Message, Receipt, Result
+from broker.messages import Message, Order, Receipt, Result
 from broker.outbox import Outbox
 from broker.topics import Topics, parse
 from fl_client.agent import Agent
+from fl_client.folder import DeviceFolder
+from fl_client.session import Job, JobKey, Outcome
 from fl_client.settings import AgentSettings
+from fl_client.worklog import Worklog
 from runtime.identity import Identity
 from tests.integration.broker_fixtures import DOMAIN, Owner, Site, eventually, site
 from tests.messages import SAMPLES, content, signed
@@ -56,7 +59,8 @@ class Running:
 
 
 @pytest.fixture
-def running(settings: AgentSettings, identity: Identity) -> Iterator[Running]:
+def running_after(settings: AgentSettings, identity: Identity) -> Iterator[Callable[[], Running]]:
+    """Start an agent whose outbox holds a result."""
     result = SAMPLES["result"]
     assert isinstance(result, Result)
     key = f"result/{result.run_id}/{result.action}/{result.round}/{result.attempt}"
@@ -64,9 +68,20 @@ def running(settings: AgentSettings, identity: Identity) -> Iterator[Running]:
     topic = TOPICS.device(NAME, "result")
     outbox.put(key, topic, said(topic, result, NAME), until="confirm")
     outbox.close()
-    agent = Running(settings, identity)
-    yield agent
-    agent.stop()
+    started: list[Running] = []
+
+    def start() -> Running:
+        started.append(Running(settings, identity))
+        return started[-1]
+
+    yield start
+    for agent in started:
+        agent.stop()
+
+
+@pytest.fixture
+def running(running_after: Callable[[], Running]) -> Running:
+    return running_after()
 
 
 def said(topic: str, message: Message, sender: str) -> bytes:
@@ -98,6 +113,33 @@ def test_a_receipt_ends_a_result_whose_job_was_lost(site: Site, running: Running
     assert len(running.outbox) == 1
     say(site, "receipt", receipt())
     eventually(lambda: len(running.outbox) == 0)
+
+
+@pytest.mark.parametrize("row", ["older", "gone"])
+def test_a_state_whose_result_waits_outlives_an_older_journal(
+    site: Site, settings: AgentSettings, running_after: Callable[[], Running], row: str
+) -> None:
+    """A power cut may bring the journal back to before the result; the update itself has gone."""
+    answer = receipt()
+    key = JobKey(answer.run_id, answer.action, answer.round, answer.attempt)
+    folder = DeviceFolder(settings.data_dir)
+    folder.next_state(key).write_bytes(b"what the algorithm keeps")
+    if row == "older":
+        same = {name: getattr(answer, name) for name in ("run_id", "action", "round", "attempt")}
+        order = SAMPLES["order"].model_copy(update=same)
+        assert isinstance(order, Order)
+        worklog = Worklog(settings.data_dir / "jobs.sqlite")
+        worklog.keep(Job(key, order, "uploading", Outcome(10, {}, header_sha256="a" * 64)))
+        assert len(worklog.jobs()) == 1
+        worklog.close()
+    server = Owner()
+    site.session(server, TOPICS.device(NAME, "result"))
+    running = running_after()
+    server.wait(lambda: bool(server.deliveries))
+    say(site, "receipt", answer)
+    eventually(lambda: len(running.outbox) == 0)
+    assert folder.state(key).read_bytes() == b"what the algorithm keeps"
+    assert not folder.next_state(key).exists()
 
 
 def test_a_receipt_of_another_round_ends_nothing(site: Site, running: Running) -> None:
