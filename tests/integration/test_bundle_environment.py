@@ -55,14 +55,14 @@ def test_a_package_comes_from_the_folder_and_the_agent_s_are_seen(wheel: Path) -
 def test_what_cannot_be_had_is_told_in_a_line(
     wheel: Path, requirement: str, hashes: list[str]
 ) -> None:
-    with pytest.raises(ConfigError, match="cannot be installed: .*[A-Za-z]") as caught:
+    with pytest.raises(ConfigError, match=r"cannot be installed: .*[A-Za-z]") as caught:
         made(wheel, requirement, *hashes)
     assert "[" not in str(caught.value).partition("installed: ")[2][:1]
     assert not (wheel.parent.parent / "venv" / "rengo-environment.json").exists()
 
 
 def test_nothing_is_installed_where_the_device_says_never(wheel: Path) -> None:
-    with pytest.raises(ConfigError, match="needs rengotoy==1.0; this device installs nothing"):
+    with pytest.raises(ConfigError, match=r"needs rengotoy==1\.0; this device installs nothing"):
         made(wheel, "rengotoy==1.0", install="never")
     assert not (wheel.parent.parent / "venv").exists()
 
