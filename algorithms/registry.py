@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import pkgutil
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runtime.errors import ConfigError
+from runtime.records import FieldError, made
 
 if TYPE_CHECKING:
     from algorithms.base import Algorithm
@@ -41,6 +43,7 @@ def load(name: str, settings: Mapping[str, Any] | None = None) -> Algorithm:
     return _validated(algorithm, name, given)
 
 
+@functools.cache
 def algorithm_class(name: str) -> type[Algorithm]:
     """Return the class of the algorithm ``name``; raises ConfigError for a name not listed."""
     if name not in names():
@@ -61,13 +64,10 @@ def algorithm_class(name: str) -> type[Algorithm]:
 
 
 def _validated(algorithm: type[Algorithm], name: str, given: dict[str, Any]) -> Algorithm:
-    from pydantic import TypeAdapter, ValidationError  # noqa: PLC0415  same reason
-
     try:
-        return TypeAdapter(algorithm).validate_python(given)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in first["loc"])
+        return made(algorithm, given)
+    except FieldError as error:
+        got = given.get(error.field)
         raise ConfigError(
-            f"algorithm {name}, setting {key}: {first['msg']} (got {first['input']!r})"
+            f"algorithm {name}, setting {error.field}: {error.reason} (got {got!r})"
         ) from error

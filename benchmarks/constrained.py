@@ -31,9 +31,10 @@ from benchmarks.cage import Cage, Limits, missing
 from benchmarks.processes import peak_rss_bytes
 from fl_client.tasks._watch_data import VARIABLE, published, write
 from rengo.devices import DeviceSpec
+from rengo.preparation import SiteOptions
 from rengo.progress import Crowd
 from rengo.runs import follow, submit, wait_for_devices
-from rengo.site import Site, SiteOptions
+from rengo.site import Site
 from runtime.child import Child
 from runtime.errors import RengoError
 from tests.wheels import REPOSITORY, build_wheel
@@ -45,6 +46,7 @@ _START_S = 120.0
 _RUN_S = 600.0
 _SHORT_S = 60.0
 _SAMPLE_S = 0.1
+_FLOOR = "import numpy; print(open('/proc/self/status').read())"
 
 
 @dataclass(frozen=True)
@@ -200,6 +202,20 @@ def show(case: Case, python: Path, rounds: int, patience_s: float = _RUN_S) -> R
         return _row(case, watch, cage, rounds, report | {"accuracy": accuracy, "why": why})
 
 
+def floor_mib(python: Path) -> float:
+    """Return the peak of a process that does nothing but load numpy: no training takes less."""
+    one = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [python, "-P", "-c", _FLOOR],
+        env=os.environ | one,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    (peak,) = (line.split()[1] for line in done.stdout.splitlines() if line.startswith("VmHWM:"))
+    return round(int(peak) / 1024, 1)
+
+
 def forget_pages(folder: Path) -> None:
     """Drop a folder's pages from memory, so that who reads them next is charged for them."""
     os.sync()
@@ -351,6 +367,7 @@ def main() -> int:
         cases = _cases(options.only)
         rows = [show(case, pythons[case.engine], options.rounds) for case in cases]
         print(table(rows), flush=True)
+        print(f"a process that only loads numpy: {floor_mib(python)} MiB", flush=True)
         if options.smallest:
             tried = [row for case in cases for row in smallest(case, pythons[case.engine])]
             print(table(tried))

@@ -21,7 +21,7 @@ from fl_client.tasks import load_task
 from rengo.devices import DeviceSpec
 from rengo.runs import follow, submit, wait_for_devices
 from rengo.site import Site
-from storage.headers import UpdateInfo
+from storage.update_info import UpdateInfo
 from storage.updates import write_update
 
 _TASKS = Path(__file__).with_name("finetune.py")

@@ -24,8 +24,17 @@ def family(pid: int) -> list[psutil.Process]:
 
 def cost(pid: int) -> Cost:
     """Return what the process and its descendants have cost."""
+    while True:
+        try:
+            return _sum(family(pid))
+        except psutil.NoSuchProcess as gone:
+            if gone.pid == pid:
+                raise  # a descendant that ended is counted by its parent when asked again
+
+
+def _sum(processes: list[psutil.Process]) -> Cost:
     cpu_s, peak = 0.0, 0
-    for process in family(pid):
+    for process in processes:
         times = process.cpu_times()
         cpu_s += times.user + times.system + times.children_user + times.children_system
         peak += peak_rss_bytes(process.pid)

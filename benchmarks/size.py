@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import statistics
 import subprocess
 import sys
@@ -35,6 +36,7 @@ from benchmarks.processes import cost, peak_rss_bytes
 from rengo.devices import DeviceSpec
 from rengo.runs import follow, submit, wait_for_devices
 from rengo.site import Site
+from runtime.files import file_sha256
 from storage.parts import PartsPlace
 from storage.partwriter import PartWriter
 from storage.s3 import S3Store
@@ -46,6 +48,7 @@ _BLOCK = 1 << 20
 _URL_S = 3600
 _START_S = 60.0
 _MIB = 2**20
+_REST_S, _REST_TRIES, _REST_BYTES = 1.0, 30, 16 * _MIB
 _KEY = "benchmark/size"
 
 
@@ -123,8 +126,8 @@ def clients(count: int) -> Iterator[list[subprocess.Popen[str]]]:
             each.wait()
 
 
-def _all(processes: list[subprocess.Popen[str]], order: Callable[[int], dict[str, Any]]) -> float:
-    """Give every client its order at once and return the seconds until all have done it."""
+def _all(processes: list[subprocess.Popen[str]], order: Callable[[int], dict[str, Any]]) -> None:
+    """Give every client its order at once and return when all have done it."""
     orders = [json.dumps(order(index)) + "\n" for index in range(len(processes))]
 
     def one(index: int) -> None:
@@ -136,9 +139,7 @@ def _all(processes: list[subprocess.Popen[str]], order: Callable[[int], dict[str
         assert process.stdout.readline() == "done\n"
 
     with ThreadPoolExecutor(len(processes)) as threads:
-        start = time.perf_counter()
         list(threads.map(one, range(len(processes))))
-        return time.perf_counter() - start
 
 
 # --- transfers --------------------------------------------------------------------------------
@@ -155,6 +156,20 @@ def place_for(store: S3Store, key: str, size: int) -> PartsPlace:
         ],
         store.presign_complete(key, upload_id, _URL_S),
     )
+
+
+def _let_disk_rest(folder: Path) -> None:
+    """Return when what was written before lies on the disk, and what was deleted has left it.
+
+    Otherwise each measurement pays for the one before it.
+    """
+    pause, used = threading.Event(), 0
+    for _ in range(_REST_TRIES):
+        os.sync()
+        before, used = used, shutil.disk_usage(folder).used
+        if abs(used - before) < _REST_BYTES:
+            return
+        pause.wait(_REST_S)
 
 
 class Rates:
@@ -183,57 +198,54 @@ class Rates:
         key, pool = f"{_KEY}/model", urllib3.PoolManager()
         url = self.store.presign_put(key, _URL_S)
         self._take("floor publish", lambda: _floor_put(pool, url, self.size, self.block))
+        self.store.delete([key])
         self._take("floor publish, kept", lambda: self._floor_kept(pool, url))
+        self.store.delete([key])
         self._take("publish", lambda: self._publish(key))
         self._take("write in parts", lambda: self._write(f"{_KEY}/next"))
         get = self.store.presign_get(key, _URL_S)
         for name, target in (("floor download", "get-"), ("floor download, kept nowhere", "")):
-            self.seconds.setdefault(name, []).append(
-                _all(
-                    processes,
-                    lambda index, target=target: {  # type: ignore[misc]
-                        "do": "floor-get",
-                        "url": get,
-                        "path": str(self.folder / f"{target}{index}") if target else os.devnull,
-                    },
-                )
-            )
-        self._forget("get-*")
-        self.seconds.setdefault("download", []).append(
-            _all(
+            self._take_all(
+                name,
                 processes,
-                lambda index: {
-                    "do": "get",
+                lambda index, target=target: {  # type: ignore[misc]
+                    "do": "floor-get",
                     "url": get,
-                    "path": str(self.folder / f"get-{index}"),
-                    "sha256": self.sha256,
-                    "size": self.size,
+                    "path": str(self.folder / f"{target}{index}") if target else os.devnull,
                 },
             )
+        self._forget("get-*")
+        self._take_all(
+            "download",
+            processes,
+            lambda index: {
+                "do": "get",
+                "url": get,
+                "path": str(self.folder / f"get-{index}"),
+                "sha256": self.sha256,
+                "size": self.size,
+            },
         )
         self._forget("get-*")
-        puts = [self.store.presign_put(self._key(index), _URL_S) for index in range(self.devices)]
-        self.seconds.setdefault("floor upload", []).append(
-            _all(
-                processes,
-                lambda index: {"do": "floor-put", "url": puts[index], "size": self.size},
-            )
+        keys = [self._key(index) for index in range(self.devices)]
+        puts = [self.store.presign_put(key, _URL_S) for key in keys]
+        self._take_all(
+            "floor upload",
+            processes,
+            lambda index: {"do": "floor-put", "url": puts[index], "size": self.size},
         )
+        self.store.delete(keys)
         for index in range(self.devices):
             (self.folder / f"put-{index}").hardlink_to(self.source)
-        places = [
-            asdict(place_for(self.store, self._key(index), self.size))
-            for index in range(self.devices)
-        ]
-        self.seconds.setdefault("upload", []).append(
-            _all(
-                processes,
-                lambda index: {
-                    "do": "put",
-                    "place": places[index],
-                    "path": str(self.folder / f"put-{index}"),
-                },
-            )
+        places = [asdict(place_for(self.store, key, self.size)) for key in keys]
+        self._take_all(
+            "upload",
+            processes,
+            lambda index: {
+                "do": "put",
+                "place": places[index],
+                "path": str(self.folder / f"put-{index}"),
+            },
         )
         self._forget("put-*")
         self.store.delete([info.key for info in self.store.list(f"{_KEY}/")])
@@ -245,7 +257,16 @@ class Rates:
     def _key(self, index: int) -> str:
         return f"{_KEY}/{index}.upd"
 
+    def _take_all(
+        self,
+        name: str,
+        processes: list[subprocess.Popen[str]],
+        order: Callable[[int], dict[str, Any]],
+    ) -> None:
+        self._take(name, lambda: _all(processes, order))
+
     def _take(self, name: str, work: Callable[[], None]) -> None:
+        _let_disk_rest(self.folder)
         start = time.perf_counter()
         work()
         self.seconds.setdefault(name, []).append(time.perf_counter() - start)
@@ -258,16 +279,16 @@ class Rates:
         path.unlink()
 
     def _publish(self, key: str) -> None:
-        """Send version 0 as the submitter does: hash the file, send it in parts."""
-        with self.source.open("rb") as file:
-            hashlib.file_digest(file, "sha256")
-        Transfers().upload_in_parts(place_for(self.store, key, self.size), self.source)
+        """Send version 0 as the submitter does: in parts, and hash the file beside it."""
+        with ThreadPoolExecutor(1) as beside:
+            beside.submit(file_sha256, self.source)
+            Transfers().upload_in_parts(place_for(self.store, key, self.size), self.source)
         self.source.with_name(f"{self.source.name}.parts").unlink()
 
     def _write(self, key: str) -> None:
         """Store a version as the aggregation does: hashed, written and sent, block by block."""
         digest, path = hashlib.sha256(), self.folder / "next"
-        writer = PartWriter(self.store, key, self.store.sizes.part_for(self.size))
+        writer = PartWriter(self.store, key, self.store.sizes.written_for(self.size))
         with path.open("wb") as file, writer:
             for start in range(0, self.size, _BLOCK):
                 part = self.block[: self.size - start]

@@ -26,7 +26,8 @@ from broker.author import Author
 from broker.messages import DeviceState
 from broker.topics import Topics
 from rengo.operator import OperatorClient
-from rengo.site import Site, SiteOptions
+from rengo.preparation import SiteOptions
+from rengo.site import Site
 from runtime.identity import Identity, new_identity
 
 USUAL = (("mosquitto", 2000), ("nats", 500))

@@ -1,9 +1,11 @@
 """What the brokers that Rengo runs have in common: a child process with its state in one folder.
 
-:class:`FolderBroker` is the parent's side, :class:`FolderAccess` that of any process which changes
-the users. Both work on these files, under the same names for every kind of broker:
+:class:`FolderBroker` is the side of the broker's keeper, its parent process. :class:`FolderAccess`
+is that of any process which changes the users, in the keeper's container or in another one with the
+same folder. Both work on these files, under the same names for every kind of broker:
 
-    broker.conf  broker.pid  broker.log  broker.lock (the parent's)  users.lock (who changes users)
+    broker.conf  broker.pid  broker.log  broker.lock and broker.sock (the keeper's)
+    users.lock (who changes users)
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from pathlib import Path
 from typing import IO
 
 from broker.access import BrokerUser
+from broker.keeper import KeeperDoor, ask_keeper
 from broker.listener import ListenAddress, ListenerTls, reached_at, require_private
 from runtime.child import Child
 from runtime.errors import ConfigError, TransportError
@@ -47,7 +50,7 @@ class RefusedConnection:
 
 
 class FolderAccess(ABC):
-    """Changes the users of the broker that runs on a folder, whoever started it.
+    """Changes the users of the broker that is kept on a folder, whoever keeps it.
 
     Any thread of any process; one changes at a time, the others wait.
 
@@ -122,31 +125,18 @@ class FolderAccess(ABC):
         """
         with self.exclusive():
             self.write(users)
-            pid = self.broker_pid()
-            if pid is not None:
-                self._reload(pid)
+            self._reload()
 
-    def _reload(self, pid: int) -> None:
+    def _reload(self) -> None:
         taken = self._watch()
-        try:
-            os.kill(pid, signal.SIGHUP)
-        except ProcessLookupError:
+        pid = ask_keeper(self.folder, "reload")
+        if pid is None:
             return
-        except PermissionError as error:
-            raise TransportError(f"the MQTT broker, pid {pid}, belongs to another user") from error
-        if not within(_RELOAD_TIMEOUT_S, lambda: taken() or self.broker_pid() != pid):
+        if not within(_RELOAD_TIMEOUT_S, lambda: taken() or ask_keeper(self.folder, "pid") != pid):
             raise TransportError(
                 f"the MQTT broker, pid {pid}, did not take its users "
                 f"within {_RELOAD_TIMEOUT_S:.0f} s; see {self.log}"
             )
-
-    def broker_pid(self) -> int | None:
-        """Return the process that serves this folder now."""
-        try:
-            pid = int(self.pid_file.read_text())
-        except (FileNotFoundError, ValueError):
-            return None
-        return pid if str(self.config) in _command_of(pid) else None
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -195,6 +185,7 @@ class FolderBroker(ABC):
         self._port = port
         self._lock: IO[bytes] | None = None
         self._child = Child("the MQTT broker", argv, access.log)
+        self._door: KeeperDoor | None = None
 
     @property
     def endpoint(self) -> ListenAddress:
@@ -249,6 +240,7 @@ class FolderBroker(ABC):
         else:
             raise ConfigError(f"the MQTT broker in {self.data_dir} knows no users yet; name some")
         self._shorten_log()
+        self._door = KeeperDoor(self.data_dir, self._child)
         self._child.start()
         self._child.wait_ready(self._accepts, _START_TIMEOUT_S)
 
@@ -279,10 +271,10 @@ class FolderBroker(ABC):
         """Return the text of the server's configuration, without its users."""
 
     def _accepts(self) -> bool:
-        """Whether the socket stands and others find the process; no TLS, which it would log."""
+        """Whether the socket stands and the process is named; no TLS, which it would log."""
         with contextlib.suppress(OSError):
             socket.create_connection(self.endpoint, timeout=1.0).close()
-            return self.access.broker_pid() == self.pid
+            return self._serving_pid() == self.pid
         return False
 
     def _take_folder(self) -> None:
@@ -292,21 +284,32 @@ class FolderBroker(ABC):
         )
 
     def _release_folder(self) -> None:
+        if self._door is not None:
+            self._door.close()
+            self._door = None
         if self._lock is not None:
             self._lock.close()
             self._lock = None
 
     def _end_orphan(self) -> None:
         """End the process that still serves this folder; its parent gave up the lock."""
-        pid = self.access.broker_pid()
+        pid = self._serving_pid()
         if pid is None:
             return
         for number in (signal.SIGTERM, signal.SIGKILL):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
-            if within(_ORPHAN_GRACE_S, lambda: self.access.broker_pid() is None):
+            if within(_ORPHAN_GRACE_S, lambda: self._serving_pid() is None):
                 return
         raise TransportError(f"an earlier MQTT broker, pid {pid}, does not end")
+
+    def _serving_pid(self) -> int | None:
+        """Return the process that serves this folder now, as far as it can be seen from here."""
+        try:
+            pid = int(self.access.pid_file.read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+        return pid if str(self.access.config) in _command_of(pid) else None
 
     def _shorten_log(self) -> None:
         log = self._child.log

@@ -285,17 +285,16 @@ class Order(Message):
     bundle: BundleRef | None = None
 
 
-class Ack(Message):
-    """A device takes an order, or declines it with a reason."""
+class Decline(Message):
+    """A device does not take an order, and why; one that it takes is answered by its result."""
 
-    kind = "ack"
+    kind = "decline"
     place = ("dev", "ack")
     action: Action
     run_id: Id
     round: Round
     attempt: Attempt
-    accepted: bool
-    reason: Text = ""
+    reason: Text
 
 
 class Progress(Message):
@@ -522,7 +521,7 @@ KINDS: dict[str, type[Message]] = {
         DeviceHealth,
         DataReport,
         Order,
-        Ack,
+        Decline,
         Progress,
         Result,
         Request,

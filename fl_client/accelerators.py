@@ -1,6 +1,7 @@
-"""The accelerators of a machine, found without importing torch, and how a process is kept to one.
+"""The accelerators of a machine, found without importing torch, and how a process is kept to some.
 
-A training process sees only the accelerator that it is for: to it that is the first and only one.
+A training process sees only what it is for, one accelerator or several of one kind: to it they
+are the first and only ones, in the order of the settings.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from runtime.errors import ConfigError
 _QUERY = ("nvidia-smi", "--query-gpu=name,uuid,memory.total,compute_cap", "--format=csv,noheader")
 _QUERY_S = 10.0
 _MIB = 1 << 20
+AUTO, ALL = "auto", "all"
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Accelerator:
     """Something that orders run on.
 
     Attributes:
-        name: ``cuda:0``, ``rocm:0``, ``mps`` or ``cpu``; ``cpu:1`` is one more process of the CPU.
+        name: ``cuda:0``, ``rocm:0``, ``mps`` or ``cpu``; ``cpu:1`` is one more worker of the CPU.
         capability: CUDA's compute capability (``9.0``) or ROCm's target (``gfx90a``).
         handle: what the driver's variable takes to show this one alone.
     """
@@ -51,19 +53,6 @@ class Accelerator:
         if self.kind == "cuda" and major == "7":
             return ["float16", "float32"]
         return ["float32"]
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """What shows a process this accelerator and hides the others."""
-        match self.kind:
-            case "cuda":
-                # the number of a device is its place on the bus, as nvidia-smi counts
-                return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": self.handle}
-            case "rocm":
-                return {"HIP_VISIBLE_DEVICES": self.handle}
-            case "cpu":
-                return {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""}
-        return {}
 
     def __str__(self) -> str:
         return f"{self.name} {self.model}".strip()
@@ -100,40 +89,71 @@ def of_this_machine() -> list[Accelerator]:
     return find()
 
 
-def chosen(wanted: str, found: Sequence[Accelerator], *, idle: bool) -> Accelerator:
-    """Return what this agent's orders run on; another agent may have another of the machine's.
+def chosen(
+    wanted: Sequence[str], found: Sequence[Accelerator], *, idle: bool
+) -> tuple[Accelerator, ...]:
+    """Return what this agent's orders run on; another agent may have others of the machine's.
 
     Args:
-        wanted: "auto", "cpu" or a name.
-        idle: whether "auto" leaves accelerators alone, by profile or by engine.
+        wanted: names, or "auto" alone, or "all" alone: the first one's kind is then the kind.
+        idle: whether "auto" leaves accelerators alone, by profile.
 
     Raises:
-        ConfigError: the name is not among ``found``.
+        ConfigError: a name is not among ``found``.
     """
-    if wanted == "auto":
-        return CPU if idle or not found else found[0]
-    if wanted.partition(":")[0] == "cpu":
-        return Accelerator(wanted)
-    for each in found:
-        if each.name == wanted:
-            return each
-    there = ", ".join([str(each) for each in found] + ["cpu"])
-    raise ConfigError(f"accelerator: {wanted!r} is not here (there are: {there})")
+    if list(wanted) == [AUTO]:
+        return (CPU,) if idle or not found else (found[0],)
+    if list(wanted) == [ALL]:
+        return tuple(each for each in found if each.kind == found[0].kind) or (CPU,)
+    return tuple(_named(name, found) for name in wanted)
 
 
-def for_orders(wanted: str, *, profile: str, engine: str) -> Accelerator:
+def for_orders(wanted: Sequence[str], *, profile: str, engine: str) -> tuple[Accelerator, ...]:
     """Return what an agent's orders run on; ConfigError as ``chosen`` has it.
 
     What was not named and not found is left to the engine, by profile: a library may know of an
     accelerator that no driver's file tells of.
     """
-    only_cpu = engine == "numpy"
-    found = chosen(wanted, of_this_machine(), idle=only_cpu or profile != "gpu")
-    if only_cpu and found.kind != "cpu":
-        raise ConfigError(f"accelerator: the numpy engine trains on the CPU, not on {found}")
-    if wanted == "auto" and found == CPU and profile == "gpu" and not only_cpu:
-        return UNTOLD
-    return found
+    unnamed = list(wanted) in ([AUTO], [ALL])
+    if engine == "numpy" and unnamed:
+        return (CPU,)
+    taken = chosen(wanted, of_this_machine(), idle=profile != "gpu")
+    if engine == "numpy" and (len(taken) > 1 or taken[0].kind != "cpu"):
+        names = ", ".join(str(each) for each in taken)
+        raise ConfigError(f"accelerators: the numpy engine trains on one CPU, not on {names}")
+    if unnamed and taken == (CPU,) and profile == "gpu":
+        return (UNTOLD,)
+    return taken
+
+
+def environment(accelerators: Sequence[Accelerator]) -> dict[str, str]:
+    """Return what shows a process these accelerators, in this order, and hides the others."""
+    handles = ",".join(each.handle for each in accelerators)
+    match accelerators[0].kind:
+        case "cuda":
+            # the number of a device is its place on the bus, as nvidia-smi counts
+            return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": handles}
+        case "rocm":
+            return {"HIP_VISIBLE_DEVICES": handles}
+        case "cpu":
+            return {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""}
+    return {}
+
+
+def precision(accelerators: Sequence[Accelerator]) -> str:
+    """Return the best precision that the matrix units of all of them are made for."""
+    first, *others = (each.precisions for each in accelerators)
+    return next(name for name in first if all(name in each for each in others))
+
+
+def _named(name: str, found: Sequence[Accelerator]) -> Accelerator:
+    if name.partition(":")[0] == "cpu":
+        return Accelerator(name)
+    for each in found:
+        if each.name == name:
+            return each
+    there = ", ".join([str(each) for each in found] + ["cpu"])
+    raise ConfigError(f"accelerators: {name!r} is not here (there are: {there})")
 
 
 def _visible(kind: str, found: Sequence[Accelerator], variable: str | None) -> list[Accelerator]:
@@ -172,14 +192,18 @@ def _nvidia(machine: Machine) -> list[Accelerator]:
             Accelerator(f"cuda:{index}", name, _mebibytes(memory), capability, uuid)
             for index, (name, uuid, memory, capability) in enumerate(rows)
         ]
-    found = []
-    for index, folder in enumerate(folders):
-        facts = _colons(folder / "information")
-        model, uuid = facts.get("Model", "NVIDIA GPU"), facts.get("GPU UUID", "")
-        # a driver that is not ready masks the name
-        handle = str(index) if "?" in uuid or not uuid else uuid
-        found.append(Accelerator(f"cuda:{index}", model, handle=handle))
-    return found
+    told = [_colons(folder / "information") for folder in folders]
+    uuids = [facts.get("GPU UUID", "") for facts in told]
+    # a driver that is not ready masks names, and CUDA takes a list of names or one of numbers
+    masked = any("?" in uuid or not uuid for uuid in uuids)
+    return [
+        Accelerator(
+            f"cuda:{index}",
+            facts.get("Model", "NVIDIA GPU"),
+            handle=str(index) if masked else uuids[index],
+        )
+        for index, facts in enumerate(told)
+    ]
 
 
 def _nvidia_rows(query: Sequence[str]) -> list[list[str]]:

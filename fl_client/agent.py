@@ -9,9 +9,8 @@ from __future__ import annotations
 import logging
 import queue
 import time
-from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from broker.messages import (
@@ -40,6 +39,7 @@ from broker.topics import parse
 from fl_client.accelerators import for_orders
 from fl_client.bundles import Bundles
 from fl_client.calm import CalmPresence
+from fl_client.carrying import Carrier, TransferCrashed, UrlsAsked
 from fl_client.child import JobProgressed
 from fl_client.datasets.owned import OwnData
 from fl_client.desk import Desk, Question
@@ -67,7 +67,7 @@ from fl_client.session import (
     ReceiptArrived,
     RenewUrls,
     RunChanged,
-    SendAnswer,
+    SendDecline,
     SendResult,
     ServerChanged,
     UpdateUploaded,
@@ -77,7 +77,6 @@ from fl_client.settings import AgentSettings
 from fl_client.standing import about, gains, is_known, needed, standing
 from fl_client.steward import Steward, Unbounded
 from fl_client.tasks.listing import resolve
-from fl_client.transferring import JobTransfers, Lease
 from fl_client.voice import Voice
 from fl_client.worklog import Worklog, WorklogDamaged
 from fl_client.workshop import Workshop
@@ -93,21 +92,6 @@ _CLOSED_PHASES = frozenset({"aggregating", "evaluating", "ended"})
 _STOP = "stop"
 _LOST_OUTBOX = "results that were not receipted are sent again from the journal of jobs"
 _LOST_JOBS = "what the server has no result of it asks for again"
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """A transfer needs fresh URLs."""
-
-    key: JobKey
-
-
-@dataclass(frozen=True)
-class _Crashed:
-    """A transfer ended with an error that nobody foresaw."""
-
-    what: JobKey | None
-    error: BaseException
 
 
 class Agent:
@@ -135,7 +119,7 @@ class Agent:
             engine = "torch" if "torch" in available_engines() else "numpy"
         elif engine not in available_engines():
             raise MissingExtra(engine, engine)
-        accelerator = for_orders(settings.accelerator, profile=settings.family, engine=engine)
+        accelerators = for_orders(settings.accelerators, profile=settings.family, engine=engine)
         self._tasks = sorted(specs)
         self._data = OwnData(identity.id, settings, specs)
         # a SimpleQueue's put is reentrant, so that a signal handler may call stop()
@@ -151,19 +135,19 @@ class Agent:
         self._was_connected = False
         self._desk = desk or Desk()
         self._steward: Steward = steward or Unbounded()
-        self._seen_orders: dict[tuple[int, int], None] = {}
+        self._seen_orders: dict[int, None] = {}
         self._calm = CalmPresence()
-        self._leases: dict[JobKey, Lease] = {}
         self._keyring = Keyring(settings.identity, identity)
         transfers = Transfers(tls=identity.store_trust, meter=self._steward.spent)
-        self._transfers = JobTransfers(transfers, lambda key: self._inbox.put(_Asked(key)))
-        self._transfer_thread = ThreadPoolExecutor(1, "transfer")
         self._bundles = Bundles(
             settings.bundles,
             settings.data_dir / "bundles",
             transfers,
             specs,
             self._steward.memory_bytes(),
+        )
+        self._carrier = Carrier(
+            transfers, self._folder, self._bundles, frozenset(self._tasks), self._inbox.put
         )
         self._workshop = Workshop(
             identity.id,
@@ -173,9 +157,9 @@ class Agent:
             self._folder,
             self._inbox.put,
             self._steward,
-            accelerator,
+            accelerators,
         )
-        self._voice = Voice(identity, settings, engine, self._tasks, accelerator)
+        self._voice = Voice(identity, settings, engine, self._tasks, accelerators)
         self._about = {**self._voice.about(), **about(settings, engine, self._tasks)}
         self._follower = Follower(
             ProductionFolder(settings.data_dir, self._keyring.server),
@@ -183,7 +167,7 @@ class Agent:
             self._tasks,
             transfers,
             lambda *wanted: self._session.publish(self._voice.model_request(*wanted)),
-            self._follow,
+            self._carrier.do,
             self._steward.download_refusal,
         )
         self._session = MqttSession(
@@ -209,13 +193,12 @@ class Agent:
         finally:
             self._desk.close()
             self._data.stop()
-            for lease in self._leases.values():
-                lease.cancel()
+            self._carrier.cancel_all()
             self._follower.stop()
             self._workshop.cancel()
             self._workshop.close("the agent stops")
             self._session.stop(self._voice.state("offline"))
-            self._transfer_thread.shutdown(cancel_futures=True)
+            self._carrier.stop()
             self._steward.close()
             self._worklog.close()
             self._outbox.close()
@@ -279,9 +262,9 @@ class Agent:
                 self.handle(item)
             case Followed():
                 self._follower.take(item)
-            case _Asked():
+            case UrlsAsked():
                 self._session.publish(self._voice.request(item.key))
-            case _Crashed():
+            case TransferCrashed():
                 self._crashed(item)
             case Question():
                 return not self._desk.answer(item, self._standing())
@@ -291,7 +274,7 @@ class Agent:
                 self._worked(item)
         return True
 
-    def _crashed(self, crash: _Crashed) -> None:
+    def _crashed(self, crash: TransferCrashed) -> None:
         _LOG.error("a transfer crashed", exc_info=crash.error)
         if crash.what is not None:
             self.handle(JobFailed(crash.what, f"internal error: {crash.error!r}"[:2000]))
@@ -351,7 +334,8 @@ class Agent:
 
     def _require_new(self, order: Order, envelope: Envelope) -> None:
         """Raise PeerError for an order that came before: the server numbers what it says anew."""
-        said = (order.epoch, envelope.seq)
+        # as one number, of which a thousand take half of what pairs would
+        said = order.epoch << 64 | envelope.seq
         if said in self._seen_orders:
             raise PeerError("this very order came before", "replayed")
         self._seen_orders[said] = None
@@ -413,8 +397,7 @@ class Agent:
         )
         self.handle(event)
         if ended:
-            # on the transfer thread, so after a download that was just cancelled
-            self._transfer_thread.submit(self._folder.forget_models, document.run_id)
+            self._carrier.forget_models(document.run_id)
         if ended and self._machine.active is None:
             self._workshop.run_ended(document.run_id)
 
@@ -447,19 +430,17 @@ class Agent:
                 case UploadUpdate():
                     self._upload(command.job)
                 case SendResult():
-                    lease = self._leases.get(command.job.key)
-                    self._voice.send_result(self._session, command.job, lease)
-                case SendAnswer():
-                    if not command.accepted:
-                        _LOG.warning("declined %s: %s", command.key, command.reason)
-                        self._desk.declined(command.key, command.reason)
-                    self._session.publish(self._voice.answer(command))
+                    spent = self._carrier.spent(command.job.key)
+                    self._voice.send_result(self._session, command.job, spent)
+                case SendDecline():
+                    _LOG.warning("declined %s: %s", command.key, command.reason)
+                    self._desk.declined(command.key, command.reason)
+                    self._session.publish(self._voice.decline(command))
                 case RenewUrls():
-                    if command.job.key in self._leases:
-                        self._leases[command.job.key].renew(command.job)
+                    self._carrier.renew(command.job)
                 case CancelJob():
-                    if command.key in self._leases:
-                        self._cancel(self._leases[command.key])
+                    self._follower.step_aside()
+                    self._carrier.cancel(command.key)
                     self._workshop.cancel()
                 case KeepJob():
                     self._worklog.keep(command.job)
@@ -474,49 +455,12 @@ class Agent:
 
     def _fetch(self, job: Job) -> None:
         self._desk.store_at(job.order.model.url)
-        lease, path, folder = self._lease(job), self._folder.model(job), self._folder
-
-        def work() -> Event | None:
-            if job.order.task not in self._tasks:
-                refused = self._transfers.prepare(lease, self._bundles)
-                if refused is not None:
-                    return refused
-            return self._transfers.fetch(lease, path, folder.earlier_model(job))
-
-        self._transfer(job.key, work)
+        self._follower.step_aside()
+        self._carrier.fetch(job)
 
     def _upload(self, job: Job) -> None:
-        lease, path = self._lease(job), self._folder.update(job.key)
-        self._transfer(job.key, lambda: self._transfers.upload(lease, path))
-
-    def _transfer(self, key: JobKey, work: Callable[[], Event | None]) -> None:
         self._follower.step_aside()
-        self._on_transfer_thread(key, work)
-
-    def _follow(self, work: Callable[[], Followed]) -> None:
-        self._on_transfer_thread(None, work)
-
-    def _on_transfer_thread(self, what: JobKey | None, work: Callable[[], object]) -> None:
-        def ended(future: Future[object]) -> None:
-            if future.cancelled():
-                return
-            error = future.exception()
-            result = _Crashed(what, error) if error is not None else future.result()
-            if result is not None:
-                self._inbox.put(result)
-
-        self._transfer_thread.submit(work).add_done_callback(ended)
-
-    def _cancel(self, lease: Lease) -> None:
-        lease.cancel()
-        # on the transfer thread, so after the cancelled download has let go of its file
-        self._transfer(lease.key, lambda: self._folder.drop_partial_model(lease.job))
-
-    def _lease(self, job: Job) -> Lease:
-        lease = self._leases.get(job.key)
-        if lease is None or lease.cancelled.is_set():
-            lease = self._leases[job.key] = Lease(job)
-        return lease
+        self._carrier.upload(job)
 
     def _forget(self, command: ForgetJob) -> None:
         # the files first: what a cut leaves undone is done again at the next receipt
@@ -524,4 +468,4 @@ class Agent:
         self._folder.settle(command.key, accepted=command.accepted, active=active)
         self._worklog.forget(command.key)
         self._session.confirm(self._voice.outbox_key(command.key))
-        self._leases.pop(command.key, None)
+        self._carrier.forget(command.key)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from broker.messages import Order
-from storage.bundle import SignedManifest
+
+if TYPE_CHECKING:
+    from storage.bundle import SignedManifest
 
 KeyText = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Allowed = Annotated[str, Field(pattern=r"^(\*|[a-z0-9_-]{1,64})$")]

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from broker.messages import BundleRef, Order
 from fl_client.bundle_policy import (
@@ -27,9 +28,11 @@ from fl_client.bundle_policy import (
 )
 from runtime.clock import synced_ms
 from runtime.errors import ConfigError, Corrupt, RengoError
-from runtime.files import make_folder
-from storage.bundle import FILES, BundleManifest, SignedManifest, file_sha256, read_bundle, unpack
+from runtime.files import file_sha256, make_folder
 from storage.transfers import Transfers
+
+if TYPE_CHECKING:
+    from storage.bundle import BundleManifest, SignedManifest
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,7 @@ class Bundles:
     def _place(self, order: Order, path: Path, cancel: threading.Event) -> None:
         # loaded here alone: most agents never need it
         from fl_client.bundle_environment import environment  # noqa: PLC0415
+        from storage.bundle import FILES, read_bundle, unpack  # noqa: PLC0415
 
         with path.open("rb") as file:
             signed, members = read_bundle(file, path.name[:12])
@@ -174,6 +178,8 @@ class Bundles:
 
 def _is_unpacked(place: Path, manifest: BundleManifest) -> bool:
     """Whether the files of a bundle lie there as its manifest names them, and no others."""
+    from storage.bundle import FILES  # noqa: PLC0415  see ``_place``
+
     root = place / FILES
     if not root.is_dir():
         return False

@@ -18,15 +18,15 @@ import os
 import struct
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from runtime.errors import Corrupt
+from runtime.records import Bounds, made
 
 _LOG = logging.getLogger(__name__)
 _MAGIC = b"rengo-checkpoint-1\n"
@@ -34,7 +34,7 @@ _LENGTH = struct.Struct("<Q")
 _DIGEST_BYTES = 32
 _MAX_HEADER_BYTES = 16 << 20
 _KINDS = "biufc"
-_Count = Annotated[int, Field(ge=0)]
+_Count = Annotated[int, Bounds(least=0)]
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,10 @@ class Pace:
         return max(self.every_s, trained_s / left) if left > 0 else math.inf
 
 
-class _Header(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
+@dataclass(frozen=True)
+class _Header:
     binding: str
-    trained_s: Annotated[float, Field(ge=0)]
+    trained_s: Annotated[float, Bounds(least=0)]
     written_bytes: _Count
     arrays: list[tuple[str, str, list[_Count]]]
 
@@ -151,7 +150,7 @@ class FileCheckpoint:
                 (name, _type_of(name, each), list(each.shape)) for name, each in arrays.items()
             ],
         )
-        text = header.model_dump_json().encode()
+        text = json.dumps(asdict(header)).encode()
         descriptor = os.open(self._part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "wb") as out:
             digest = hashlib.sha256()
@@ -200,8 +199,8 @@ def _read(file: io.BufferedReader, binding: str) -> tuple[_Header, dict[str, NDA
     if length > _MAX_HEADER_BYTES:
         raise Corrupt("it is damaged")
     try:
-        header = _Header.model_validate_json(take(length))
-    except ValidationError as error:
+        header = made(_Header, _table(take(length)))
+    except (ValueError, RecursionError) as error:
         raise Corrupt("its header is damaged") from error
     if header.binding != binding:
         raise Corrupt("it is of another order")
@@ -217,11 +216,19 @@ def _read(file: io.BufferedReader, binding: str) -> tuple[_Header, dict[str, NDA
     return header, arrays
 
 
+def _table(text: bytes) -> dict[str, Any]:
+    found = json.loads(text)
+    if not isinstance(found, dict):
+        raise Corrupt("its header is damaged")
+    return found
+
+
 def _empty(kind: str, shape: list[int], file: io.BufferedReader) -> NDArray[Any]:
     """Return room for an array; what a damaged header asks for is bounded by the file's size."""
     try:
         dtype = np.dtype(kind)
-    except TypeError as error:
+    except (TypeError, ValueError, SyntaxError) as error:
+        # numpy parses the text, by Python's own parser in part
         raise Corrupt("its header is damaged") from error
     if (
         dtype.kind not in _KINDS

@@ -62,7 +62,7 @@ class ChildSettings:
     profile: str = "cpu"
     folder: Path | None = None
     python: Path | None = None
-    accelerator: str = ""
+    accelerators: tuple[str, ...] = ()
     precision: str = "auto"
     compile: str = ""
     loader_threads: int = 0
@@ -86,7 +86,7 @@ class ChildSettings:
             *("--role", self.role),
             *("--data-seed", str(self.data_seed)),
             *("--profile", self.profile),
-            *("--accelerator", self.accelerator),
+            *("--accelerators", ",".join(self.accelerators)),
             *("--precision", self.precision),
             *("--compile", self.compile),
             *("--loader-threads", str(self.loader_threads)),

@@ -7,7 +7,7 @@ one that answers does not hang. Nothing is written to the disk.
 
 from __future__ import annotations
 
-import contextlib
+import itertools
 import json
 import logging
 import os
@@ -16,8 +16,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -26,13 +25,15 @@ from urllib.parse import urlsplit
 from fl_client.session import JobKey
 from runtime.environments import TRIAL_S, Trial, this_environment
 from runtime.errors import TransportError
-from runtime.memory import give_back
+from runtime.memory import settle
 from runtime.notify import Notifier
 from runtime.resident import rss_bytes
+from runtime.unixsocket import Door
 
 _LOG = logging.getLogger(__name__)
 SOCKET = "agent.sock"
 _READY_ANYWAY_S = 10.0
+_LOST = "`rengo agent status` gets no answers any more"
 _ANSWER_S = 10.0
 _QUESTION_BYTES = 64
 _VISITORS = 4
@@ -153,7 +154,7 @@ class Desk:
     def _say_ready(self, status: str) -> None:
         self._ready = True
         self._notifier.ready(status)
-        give_back()  # of what starting took
+        settle()
 
     # --- what the agent tells -------------------------------------------------------------------
 
@@ -185,7 +186,7 @@ class Desk:
 
     def store_at(self, url: str) -> None:
         """The object store is where this URL leads."""
-        place = urlsplit(url)
+        place = urlsplit(url.partition("?")[0])
         self._store = f"{place.scheme}://{place.netloc}"
 
     def declined(self, key: JobKey, reason: str) -> None:
@@ -240,65 +241,25 @@ class Desk:
         }
 
 
-@contextmanager
-def short_address(folder: Path) -> Iterator[str]:
-    """Give an address of the socket that is short whatever the folder's: the kernel takes 107."""
-    path = folder / SOCKET
-    if len(os.fsencode(path)) < 100 or not Path("/proc/self/fd").is_dir():
-        yield str(path)
-        return
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        yield f"/proc/self/fd/{descriptor}/{SOCKET}"
-    finally:
-        os.close(descriptor)
-
-
 class _Counter:
     """The socket: one thread waits for visitors, each of whom has a thread while it is there."""
 
     def __init__(self, folder: Path, post: Callable[[object], None]) -> None:
-        self._path = folder / SOCKET
         self._post = post
         self._seats = threading.Semaphore(_VISITORS)
-        self._closed = False
-        self._path.unlink(missing_ok=True)
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            with short_address(folder) as address:
-                self._listener.bind(address)
-            self._path.chmod(0o600)
-            self._listener.listen(_VISITORS)
-        except OSError:
-            self._listener.close()
-            raise
-        self._thread = threading.Thread(target=self._wait, name="desk", daemon=True)
-        self._thread.start()
+        self._numbers = itertools.count(1)
+        self._door = Door(folder / SOCKET, "desk", self._seat, _LOST)
 
     def close(self) -> None:
         """Take the socket away; visitors who are there see its end."""
-        self._closed = True
-        # wakes the thread that waits in accept()
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._thread.join(_ANSWER_S)
-        self._listener.close()
-        self._path.unlink(missing_ok=True)
+        self._door.close()
 
-    def _wait(self) -> None:
-        number = 0
-        while not self._closed:
-            try:
-                visitor, _ = self._listener.accept()
-            except OSError:
-                if not self._closed:
-                    _LOG.exception("`rengo agent status` gets no answers any more")
-                return
-            number += 1
-            if not self._seats.acquire(blocking=False):
-                visitor.close()
-                continue
-            threading.Thread(target=self._serve, args=(visitor, number), daemon=True).start()
+    def _seat(self, visitor: socket.socket) -> None:
+        number = next(self._numbers)
+        if not self._seats.acquire(blocking=False):
+            visitor.close()
+            return
+        threading.Thread(target=self._serve, args=(visitor, number), daemon=True).start()
 
     def _serve(self, visitor: socket.socket, number: int) -> None:
         try:

@@ -9,7 +9,6 @@ from pathlib import Path
 from fl_client.session import Job, JobKey
 from runtime.errors import Corrupt
 from runtime.files import make_folder, sync_folder
-from storage.headers import verify_file
 from storage.parts import arrived_path
 from storage.patches import Earlier, length
 
@@ -18,21 +17,21 @@ _MAX_LOG_BYTES, _KEPT_LOG_BYTES = 1 << 20, 1 << 16
 
 
 class DeviceFolder:
-    """The paths below one agent's data folder; created 0700."""
+    """The paths below one agent's data folder; created 0700.
+
+    Attributes:
+        training_log: what the training process prints.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.training_log = root / "training.log"
         make_folder(root)
         for name in ("models", "updates", "state", "checkpoints"):
             make_folder(root / name)
         # the latest may be gone on with; nobody asks for those of earlier power cuts
         self._keep_latest("models/*.part", 1)
         self._keep_latest("checkpoints/*.ckpt", 1)
-
-    @property
-    def training_log(self) -> Path:
-        """What the training process prints."""
-        return self.root / "training.log"
 
     def model(self, job: Job) -> Path:
         """The order's model, once it has been fetched and verified."""
@@ -66,7 +65,11 @@ class DeviceFolder:
 
     def trim_log(self) -> None:
         """Keep the end of a long training log; called while the training process does nothing."""
-        if not self.training_log.exists() or self.training_log.stat().st_size <= _MAX_LOG_BYTES:
+        try:
+            size = self.training_log.stat().st_size
+        except FileNotFoundError:
+            return
+        if size <= _MAX_LOG_BYTES:
             return
         with self.training_log.open("r+b") as log:
             log.seek(-_KEPT_LOG_BYTES, os.SEEK_END)
@@ -89,6 +92,9 @@ class DeviceFolder:
         """Whether the job's update is what training wrote, also after a power cut."""
         if job.outcome is None:
             return False
+        # for what a start finds of an earlier one: seldom anything
+        from storage.headers import verify_file  # noqa: PLC0415
+
         try:
             verify_file(self.update(job.key), header_sha256=job.outcome.header_sha256)
         except (Corrupt, OSError):

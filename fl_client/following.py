@@ -14,13 +14,16 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from broker.messages import ModelOffer, ProductionDocument
 from fl_client.production import Held, ProductionFolder
 from runtime.errors import AccessDenied, Corrupt, PeerError, RengoError
 from runtime.signing import PublicKey
-from storage.manifest import Manifest
 from storage.transfers import Cancelled, Transfers
+
+if TYPE_CHECKING:
+    from storage.manifest import Manifest
 
 _LOG = logging.getLogger(__name__)
 _OFFER_S = 30.0
@@ -131,6 +134,8 @@ class Follower:
             self._fetch(offer.task, wish)
 
     def _manifest(self, said: ProductionDocument) -> Manifest:
+        from storage.manifest import Manifest  # noqa: PLC0415  most agents hold no model
+
         try:
             manifest = Manifest.decode(said.manifest, self._server, f"production of {said.task}")
         except RengoError as error:

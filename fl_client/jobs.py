@@ -6,25 +6,23 @@ A frame is its length (u32, big-endian) and a msgpack map. Light: no numpy, no t
 from __future__ import annotations
 
 import struct
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, BinaryIO, Literal, TypeVar
 
 import msgpack
-from pydantic import BaseModel, ConfigDict, Field
 
 from runtime.errors import PeerError
+from runtime.records import Bounds, FieldError, made
 
 MAX_FRAME_BYTES = 1 << 20
 _LENGTH = struct.Struct(">I")
 FrameT = TypeVar("FrameT", bound="Frame")
+_Count = Annotated[int, Bounds(least=0)]
+_Seconds = Annotated[float, Bounds(least=0)]
 
 
-class Frame(BaseModel):
-    """The root of everything that travels between the two; ``kind`` says which it is."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class TrainingJob(Frame):
+@dataclass(frozen=True, kw_only=True)
+class TrainingJob:
     """One order for the training child: train, or evaluate on the held-out split.
 
     Attributes:
@@ -44,33 +42,35 @@ class TrainingJob(Frame):
     kind: Literal["job"] = "job"
     action: Literal["train", "evaluate"] = "train"
     run_id: str
-    round: Annotated[int, Field(ge=0)]
-    attempt: Annotated[int, Field(ge=0)]
+    round: _Count
+    attempt: _Count
     device_id: str
     algorithm: str = "fedavg"
-    algorithm_settings: dict[str, Any] = {}
-    training: dict[str, Any] = {}
-    seed: Annotated[int, Field(ge=0)] = 0
+    algorithm_settings: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    seed: _Count = 0
     model_path: str
-    base_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    base_sha256: str
     update_path: str | None = None
     state_path: str | None = None
     next_state_path: str | None = None
     codec: str = "float32"
-    memory_bytes: Annotated[int, Field(ge=0)] = 0
-    shrink: Annotated[int, Field(ge=0, le=32)] = 0
+    memory_bytes: _Count = 0
+    shrink: Annotated[int, Bounds(least=0, most=32)] = 0
     checkpoint_path: str | None = None
-    checkpoint_every_s: Annotated[float, Field(ge=0)] = 60.0
-    checkpoint_bytes: Annotated[int, Field(ge=0)] = 256 << 20
+    checkpoint_every_s: float = 60.0
+    checkpoint_bytes: _Count = 256 << 20
 
 
-class Ready(Frame):
+@dataclass(frozen=True, kw_only=True)
+class Ready:
     """The child has loaded its task and waits for a job."""
 
     kind: Literal["ready"] = "ready"
 
 
-class Progress(Frame):
+@dataclass(frozen=True, kw_only=True)
+class Progress:
     """How far the job is; ``loss`` is the mean of the last whole epoch."""
 
     kind: Literal["progress"] = "progress"
@@ -78,7 +78,8 @@ class Progress(Frame):
     loss: float | None = None
 
 
-class Done(Frame):
+@dataclass(frozen=True, kw_only=True)
+class Done:
     """The job's end; of an evaluation there is no file, and the size is 0.
 
     ``steps`` to ``micro_batch`` are the training's tally; ``keeps_state`` says that the algorithm
@@ -86,29 +87,33 @@ class Done(Frame):
     """
 
     kind: Literal["done"] = "done"
-    num_examples: Annotated[int, Field(ge=1)]
+    num_examples: Annotated[int, Bounds(least=1)]
     metrics: dict[str, float]
     header_sha256: str | None = None
-    size_bytes: Annotated[int, Field(ge=0)] = 0
-    train_s: Annotated[float, Field(ge=0)]
-    peak_rss_bytes: Annotated[int, Field(ge=0)]
-    steps: Annotated[int, Field(ge=0)] = 0
-    steps_s: Annotated[float, Field(ge=0)] = 0.0
-    full_steps: Annotated[int, Field(ge=0)] = 0
-    micro_batch: Annotated[int, Field(ge=0)] = 0
+    size_bytes: _Count = 0
+    train_s: _Seconds
+    peak_rss_bytes: _Count
+    steps: _Count = 0
+    steps_s: _Seconds = 0.0
+    full_steps: _Count = 0
+    micro_batch: _Count = 0
     keeps_state: bool = False
 
 
-class Failed(Frame):
+@dataclass(frozen=True, kw_only=True)
+class Failed:
     """The job gave nothing; ``retryable`` says whether the same job may do better."""
 
     kind: Literal["failed"] = "failed"
-    reason: Annotated[str, Field(max_length=2000)]
+    reason: Annotated[str, Bounds(length=2000)]
     retryable: bool = False
     out_of_memory: bool = False
 
 
 Answer = Ready | Progress | Done | Failed
+Frame = TrainingJob | Answer
+"""Everything that travels between the two; ``kind`` says which it is."""
+
 _ANSWERS: dict[str, type[Ready] | type[Progress] | type[Done] | type[Failed]] = {
     "ready": Ready,
     "progress": Progress,
@@ -119,7 +124,7 @@ _ANSWERS: dict[str, type[Ready] | type[Progress] | type[Done] | type[Failed]] = 
 
 def write_frame(stream: BinaryIO, frame: Frame) -> None:
     """Write one frame; raises BrokenPipeError when the other side has gone."""
-    data = msgpack.packb(frame.model_dump())
+    data = msgpack.packb(asdict(frame))
     if len(data) > MAX_FRAME_BYTES:
         raise PeerError(f"a frame of {len(data)} bytes, at most {MAX_FRAME_BYTES}")
     stream.write(_LENGTH.pack(len(data)) + data)
@@ -145,8 +150,8 @@ def read_answer(stream: BinaryIO) -> Answer | None:
 
 def _validated(model: type[FrameT], fields: dict[str, Any]) -> FrameT:
     try:
-        return model.model_validate(fields)
-    except ValueError as error:
+        return made(model, fields)
+    except FieldError as error:
         raise PeerError(f"malformed {model.__name__}: {error}") from error
 
 

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING
 from runtime.errors import ConfigError, Corrupt, NotFound
 from runtime.files import atomic_write, make_folder, sync_folder
 from runtime.signing import PublicKey
-from storage.manifest import Manifest
 
 if TYPE_CHECKING:
+    from storage.manifest import Manifest
     from storage.weights import Weights
 
 MODEL, MANIFEST = "model.safetensors", "manifest.json"
@@ -154,6 +154,9 @@ def _places(folder: Path) -> list[Path]:
 
 
 def _read(place: Path, task: str, server: PublicKey) -> Held:
+    # most agents hold no model
+    from storage.manifest import Manifest  # noqa: PLC0415
+
     path = place / MANIFEST
     manifest = Manifest.decode(path.read_bytes(), server, str(path))
     if manifest.task != task:

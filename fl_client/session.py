@@ -186,12 +186,11 @@ class SendResult:
 
 
 @dataclass(frozen=True)
-class SendAnswer:
-    """Take the order, or decline it with a reason."""
+class SendDecline:
+    """Say that an order is not taken, and why; its result answers one that is."""
 
     key: JobKey
-    accepted: bool
-    reason: str = ""
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -235,7 +234,7 @@ Command: TypeAlias = (
     | DoWork
     | UploadUpdate
     | SendResult
-    | SendAnswer
+    | SendDecline
     | RenewUrls
     | CancelJob
     | KeepJob
@@ -316,7 +315,7 @@ class DeviceSession:
             return
         self.epoch = order.epoch
         if event.refusal:
-            commands.append(SendAnswer(key, accepted=False, reason=event.refusal))
+            commands.append(SendDecline(key, reason=event.refusal))
         elif self.active is not None and self.active.key == key:
             self.active = replace(self.active, order=order)
             commands.append(RenewUrls(self.active))
@@ -355,7 +354,6 @@ class DeviceSession:
         if self.active is None and ready is not None:
             self.waiting.remove(ready)
             self.active = ready
-            commands.append(SendAnswer(self.active.key, accepted=True))
             commands.append(FetchModel(self.active))
         if self.presence != self._said:
             self._said = self.presence
@@ -392,7 +390,7 @@ class DeviceSession:
                 commands.append(DoWork(self.active))
             case JobFailed(reason=reason), _:
                 self.active = None
-                commands.append(SendAnswer(job.key, accepted=False, reason=reason))
+                commands.append(SendDecline(job.key, reason=reason))
                 commands.append(ForgetJob(job.key, accepted=False))
 
     def _worked(self, job: Job, commands: list[Command]) -> None:

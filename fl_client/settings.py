@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from fl_client.accelerators import ALL, AUTO
 from fl_client.bundle_policy import BundleSettings
 
 if TYPE_CHECKING:
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
 else:
     # most devices have no data of their own, and the checks of these settings take memory
     DataSettings = Any
+
+AcceleratorName: TypeAlias = Annotated[
+    str, Field(pattern=r"^(auto|all|mps|cpu|(cpu|cuda|rocm):\d{1,4})$")
+]
 
 
 class AgentSettings(BaseModel):
@@ -29,9 +34,9 @@ class AgentSettings(BaseModel):
         keep_warm_s: how long the training process outlives its last job.
         checkpoint_s: the shortest pause between two checkpoints of a training.
         checkpoint_mib: what a round's checkpoints may write in all; 0: none are written.
-        accelerator: what orders run on: ``cuda:0``, ``rocm:1``, ``mps`` or ``cpu``; "auto" is the
-            first one found where the profile is gpu, else the CPU. A machine with several has an
-            agent for each, with an identity and a data folder of its own.
+        accelerators: what orders run on: ``cuda:0``, ``rocm:1``, ``mps`` or ``cpu``. "auto" is the
+            first one found where the profile is gpu, else the CPU; "all" is all of its kind.
+            Several, of one kind, share each batch of an order; ``cpu:0,cpu:1`` are two threads.
         precision: of the torch engine; "auto" is bfloat16 or float16 where the accelerator is made
             for it, with weights and optimiser in float32.
         compile: a backend of ``torch.compile``, for example ``inductor``.
@@ -40,7 +45,8 @@ class AgentSettings(BaseModel):
         data: what the device gathers itself, by task.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # built when first used: of this class and those above it an agent uses one
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     identity: Path
     data_dir: Path
@@ -56,7 +62,7 @@ class AgentSettings(BaseModel):
     keep_warm_s: Annotated[float, Field(ge=0)] = 60.0
     checkpoint_s: Annotated[float, Field(ge=0)] = 60.0
     checkpoint_mib: Annotated[int, Field(ge=0)] = 256
-    accelerator: Annotated[str, Field(pattern=r"^(auto|mps|cpu|(cpu|cuda|rocm):\d+)$")] = "auto"
+    accelerators: Annotated[list[AcceleratorName], Field(min_length=1, max_length=64)] = [AUTO]
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     compile: Annotated[str, Field(pattern=r"^[a-z_]{0,32}$")] = ""
     loader_threads: Annotated[int, Field(ge=0, le=64)] = 0
@@ -71,6 +77,28 @@ class AgentSettings(BaseModel):
         from fl_client.datasets.settings import read_sections  # noqa: PLC0415  see above
 
         return read_sections(given)
+
+    @field_validator("accelerators", mode="before")
+    @classmethod
+    def _as_list(cls, given: object) -> object:
+        if isinstance(given, str):
+            return [name.strip() for name in given.split(",") if name.strip()]
+        return given
+
+    @field_validator("accelerators")
+    @classmethod
+    def _of_one_kind(cls, names: list[str]) -> list[str]:
+        alone = next((name for name in names if name in (AUTO, ALL)), None)
+        if len(names) > 1 and alone is not None:
+            raise ValueError(f"{alone!r} stands alone")
+        kinds = sorted({name.partition(":")[0] for name in names})
+        if len(kinds) > 1:
+            raise ValueError(f"accelerators of one kind, please, not of {' and '.join(kinds)}")
+        places = ["cpu:0" if name == "cpu" else name for name in names]
+        twice = next((name for name in places if places.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"{twice} is named twice")
+        return names
 
     @property
     def family(self) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from fl_client.engines.base import TrainingFailed
 from fl_client.tasks.base import TrainingSettings
 
@@ -21,7 +23,7 @@ def shrunk(settings: TrainingSettings, times: int) -> TrainingSettings:
     whole = min(settings.micro_batch or settings.batch_size, settings.batch_size)
     if whole <= _LESS ** (times - 1):
         raise TrainingFailed("out of memory with one example at a time: this device is too small")
-    return settings.model_copy(update={"micro_batch": -(-whole // _LESS**times)})
+    return replace(settings, micro_batch=-(-whole // _LESS**times))
 
 
 def ran_short(error: BaseException) -> bool:

@@ -19,7 +19,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeAlias, get_args
 
@@ -57,7 +57,7 @@ from runtime.errors import (
     StorageError,
     Unavailable,
 )
-from storage.headers import UpdateInfo
+from storage.update_info import UpdateInfo
 from storage.updates import WrittenUpdate, write_update
 from storage.weights import Array, Weights, read_safetensors, write_safetensors
 
@@ -129,7 +129,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (Exception, SystemExit) as error:  # noqa: BLE001
         channel.send(_failure(error, Path(options.task.rpartition(":")[0] or options.task)))
         return 2
-    tuning = Tuning(options.accelerator, options.precision, options.compile, options.loader_threads)
+    accelerators = tuple(name for name in options.accelerators.split(",") if name)
+    tuning = Tuning(accelerators, options.precision, options.compile, options.loader_threads)
     participant = Participant(
         task, _device(options), options.engine, owns_process=True, tuning=tuning
     )
@@ -168,7 +169,7 @@ def perform(participant: Participant, job: TrainingJob, progress: Reporter = no_
     if checkpoint is not None:
         checkpoint.discard()
     done = _done(update.num_examples, update.metrics, written, started, plan.tally)
-    return done.model_copy(update={"keeps_state": bool(update.state)})
+    return replace(done, keeps_state=bool(update.state))
 
 
 def _answer(participant: Participant, job: TrainingJob, channel: Channel) -> Done | Failed:
@@ -267,7 +268,7 @@ def _checkpoint(participant: Participant, job: TrainingJob) -> FileCheckpoint | 
         return None
     state = Path(job.state_path or "")
     order = {
-        **job.model_dump(include=_OF_A_TRAINING),
+        **{name: getattr(job, name) for name in _OF_A_TRAINING},
         "training": {name: job.training[name] for name in job.training if name != "micro_batch"},
         "task": participant.task.name,
         "engine": participant.engine_name,
@@ -375,7 +376,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--profile", default="cpu", help="gpu, cpu or pi")
     parser.add_argument("--folder", type=Path, help="where the device's own data lies")
     parser.add_argument("--data", help="what the settings say of the task's data, as JSON")
-    parser.add_argument("--accelerator", default="", help="what this process was started for")
+    parser.add_argument("--accelerators", default="", help="what this process was started for")
     parser.add_argument("--precision", choices=get_args(Precision), default="auto")
     parser.add_argument("--compile", default="", help="a backend of torch.compile")
     parser.add_argument("--loader-threads", type=int, default=0)

@@ -7,9 +7,9 @@ from typing import cast
 
 from broker.author import Author, new_boot_id
 from broker.messages import (
-    Ack,
     Action,
     Compute,
+    Decline,
     DeviceInfo,
     DeviceState,
     Message,
@@ -24,10 +24,10 @@ from broker.messages import (
 from broker.outbox import Outbox
 from broker.session import MqttSession, Publication
 from broker.topics import Topics
-from fl_client.accelerators import CPU, Accelerator
+from fl_client.accelerators import CPU, Accelerator, precision
 from fl_client.hardware import describe
 from fl_client.jobs import TrainingJob
-from fl_client.session import Job, JobKey, SendAnswer
+from fl_client.session import Job, JobKey, SendDecline
 from fl_client.settings import AgentSettings
 from fl_client.transferring import Lease
 from runtime.identity import Identity
@@ -48,7 +48,7 @@ class Voice:
         settings: AgentSettings,
         engine: str,
         tasks: list[str],
-        accelerator: Accelerator = CPU,
+        accelerators: tuple[Accelerator, ...] = (CPU,),
     ) -> None:
         self._author = Author(identity.id, identity.secret_key)
         self._device_id = identity.id
@@ -58,7 +58,7 @@ class Voice:
         self._settings = settings
         self._engine = engine
         self._tasks = tasks
-        self._accelerator = accelerator
+        self._accelerators = accelerators
 
     @property
     def boot_id(self) -> str:
@@ -107,7 +107,7 @@ class Voice:
             cpus=hardware.cpus,
             ram_bytes=hardware.ram_bytes,
             accelerators=hardware.accelerators,
-            compute=[_compute(self._accelerator, self._settings)],
+            compute=_compute(self._accelerators, self._settings),
             versions=hardware.versions,
             tasks=self._tasks,
             labels=self._settings.labels,
@@ -133,18 +133,17 @@ class Voice:
         """Return the request for a URL of a production model."""
         return self._own("request", ModelRequest(task=task, sha256=sha256))
 
-    def answer(self, command: SendAnswer) -> Publication:
-        """Return the answer to an order."""
+    def decline(self, command: SendDecline) -> Publication:
+        """Return the answer to an order that is not taken."""
         key = command.key
-        ack = Ack(
+        decline = Decline(
             action=key.action,
             run_id=key.run_id,
             round=key.round,
             attempt=key.attempt,
-            accepted=command.accepted,
             reason=command.reason[:2000],
         )
-        return self._own("ack", ack)
+        return self._own("ack", decline)
 
     def password_kept(self, rotation: int) -> Publication:
         """Return the word that a new password is on disk."""
@@ -215,14 +214,17 @@ class Voice:
         )
 
 
-def _compute(accelerator: Accelerator, settings: AgentSettings) -> Compute:
-    precision: str = settings.precision
-    if precision == "auto" and accelerator.name:
-        precision = accelerator.precisions[0]
-    return Compute(
-        name=accelerator.name or "auto",
-        model=accelerator.model,
-        memory_bytes=accelerator.memory_bytes,
-        capability=accelerator.capability,
-        precision=precision,
-    )
+def _compute(accelerators: tuple[Accelerator, ...], settings: AgentSettings) -> list[Compute]:
+    wanted: str = settings.precision
+    if wanted == "auto" and accelerators[0].name:
+        wanted = precision(accelerators)
+    return [
+        Compute(
+            name=each.name or "auto",
+            model=each.model,
+            memory_bytes=each.memory_bytes,
+            capability=each.capability,
+            precision=wanted,
+        )
+        for each in accelerators
+    ]

@@ -10,8 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
-
 from broker.messages import Order
 from fl_client.session import Job, JobKey, Outcome, Stage
 from runtime.errors import ConfigError, RengoError
@@ -26,8 +24,6 @@ CREATE TABLE IF NOT EXISTS jobs (
     PRIMARY KEY (run_id, action, round, attempt)
 )
 """
-_KEY, _OUTCOME = TypeAdapter(JobKey), TypeAdapter(Outcome)
-_STAGE: TypeAdapter[Stage] = TypeAdapter(Stage)
 
 
 class WorklogError(RengoError):
@@ -113,14 +109,18 @@ class Worklog:
         return [job for number, *row in rows if (job := self._job(number, row)) is not None]
 
     def _job(self, number: int, row: list[Any]) -> Job | None:
+        # for what a start finds of an earlier one: seldom anything
+        from pydantic import TypeAdapter  # noqa: PLC0415
+
         run_id, action, round_number, attempt, stage, order, outcome = row
+        stages: TypeAdapter[Stage] = TypeAdapter(Stage)
         try:
             key = {"run_id": run_id, "action": action, "round": round_number, "attempt": attempt}
             job = Job(
-                _KEY.validate_python(key),
+                TypeAdapter(JobKey).validate_python(key),
                 Order.model_validate_json(order),
-                _STAGE.validate_python(stage),
-                _OUTCOME.validate_json(outcome),
+                stages.validate_python(stage),
+                TypeAdapter(Outcome).validate_json(outcome),
             )
             said = job.order
             if job.key != JobKey(said.run_id, said.action, said.round, said.attempt):

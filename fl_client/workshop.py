@@ -13,7 +13,7 @@ from typing import Any
 
 from broker.messages import Order
 from fl_client import child as training
-from fl_client.accelerators import CPU, Accelerator
+from fl_client.accelerators import CPU, Accelerator, environment
 from fl_client.bundles import Bundles
 from fl_client.datasets.owned import place_of
 from fl_client.folder import DeviceFolder
@@ -21,6 +21,7 @@ from fl_client.jobs import TrainingJob
 from fl_client.session import Event, Job, JobFailed, JobKey, Memory, Outcome, WorkFinished
 from fl_client.settings import AgentSettings
 from fl_client.steward import Steward
+from runtime.memory import give_back
 
 _LOG = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ class Workshop:
         folder: DeviceFolder,
         post: Callable[[object], None],
         steward: Steward,
-        accelerator: Accelerator = CPU,
+        accelerators: tuple[Accelerator, ...] = (CPU,),
     ) -> None:
         self._device_id = device_id
         self._settings = settings
@@ -51,7 +52,7 @@ class Workshop:
         self._folder = folder
         self._post = post
         self._steward = steward
-        self._accelerator = accelerator
+        self._accelerators = accelerators
         self._child: training.TrainingChild | None = None
         self._task = ""
         self._run_id = ""
@@ -119,6 +120,7 @@ class Workshop:
         if self._child is not None and self._child.running:
             _LOG.info("training process ends: %s", why)
             self._child.stop()
+            give_back()  # of what its rounds took
         self._child = None
 
     def idle_left_s(self) -> float | None:
@@ -171,7 +173,7 @@ class Workshop:
                     data_seed=settings.data_seed,
                     profile=settings.family,
                     folder=settings.folder,
-                    accelerator=self._accelerator.name,
+                    accelerators=tuple(each.name for each in self._accelerators if each.name),
                     precision=settings.precision,
                     compile=settings.compile,
                     loader_threads=settings.loader_threads,
@@ -179,7 +181,7 @@ class Workshop:
                 ),
                 self._post,
                 log=self._folder.training_log,
-                environment={**self._steward.environment(), **self._accelerator.environment},
+                environment={**self._steward.environment(), **environment(self._accelerators)},
                 started=self._steward.adopt,
             )
         self._used_s = time.monotonic()

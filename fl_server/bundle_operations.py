@@ -112,7 +112,7 @@ class BundleOperations:
         return Deferred(lambda: bundles.find(wanted.name), found)
 
     def bundles_rm(self, wanted: OneBundle) -> Deferred:
-        """Remove a bundle that no run needs any more."""
+        """Remove a bundle that neither a run nor a canary needs any more."""
         caller, bundles = self._caller(), self._server.bundles
 
         def found(bundle: KeptBundle) -> Deferred:
@@ -121,6 +121,9 @@ class BundleOperations:
                     raise ConfigError(
                         f"{bundle.name}: run {run_id} needs it; wait for its end or stop it"
                     )
+            canary = self._server.canaries.needs(bundle.sha256)
+            if canary:
+                raise ConfigError(f"{bundle.name}: {canary} needs it; wait for its verdict")
 
             def removed(_: object) -> Result:
                 self._server.members.note(Act(caller, "bundle removed", bundle.name))

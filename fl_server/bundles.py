@@ -11,10 +11,9 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from broker.messages import BundleRef
-from fl_server.definition import BundleSection
 from fl_server.run import URL_LIFETIME_S
 from runtime.errors import ConfigError, Corrupt, NotFound
 from storage.bundle import SignedManifest, read_bundle
@@ -24,6 +23,20 @@ from storage.objects import ObjectStore
 MAX_BUNDLE_BYTES = 256 << 20
 _BLOCK_BYTES = 1 << 20
 _SHARE_URL_S = 60.0
+
+
+class Named(Protocol):
+    """A bundle as a run or a canary names it."""
+
+    @property
+    def sha256(self) -> str:
+        """Of the whole file."""
+        ...
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the whole file."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -139,14 +152,14 @@ class Bundles:
         with self._lock:
             self._known.pop(sha256, None)
 
-    def reference(self, section: BundleSection) -> BundleRef:
+    def reference(self, named: Named) -> BundleRef:
         """Return what an order says of a bundle; a cohort shares one URL for a while."""
         now = time.monotonic()
-        url, since = self._urls.get(section.sha256, ("", 0.0))
+        url, since = self._urls.get(named.sha256, ("", 0.0))
         if not url or now - since > _SHARE_URL_S:
-            url = self._store.presign_get(self.keys.bundle(section.sha256), URL_LIFETIME_S)
-            self._urls = {section.sha256: (url, now)}
-        return BundleRef(url=url, sha256=section.sha256, size_bytes=section.size_bytes)
+            url = self._store.presign_get(self.keys.bundle(named.sha256), URL_LIFETIME_S)
+            self._urls = {named.sha256: (url, now)}
+        return BundleRef(url=url, sha256=named.sha256, size_bytes=named.size_bytes)
 
     def _fetch(self, sha256: str, key: str, keep_as: str = "") -> KeptBundle:
         """Return what lies under a key, checked, and put what was checked under another."""

@@ -9,12 +9,13 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from broker.messages import Ack, Message, Request, Result
+from broker.messages import Decline, DeviceState, Message, Order, Request, Result
 from broker.topics import Topics
+from fl_server.bundles import Bundles, Named
 from fl_server.canary import CanaryMachine, Step, choose, quorum_of
 from fl_server.canary_events import (
     ArmDeadline,
@@ -30,6 +31,8 @@ from fl_server.canary_events import (
     OrderSide,
     ProductionMoved,
     Settle,
+    Side,
+    TaskBundle,
     VerdictSettled,
 )
 from fl_server.canary_log import CanaryLog
@@ -81,6 +84,7 @@ class House:
     topics: Topics
     epoch: int
     data: DataPlane
+    bundles: Bundles
     presence: Presence
     publish: Callable[[str, Message], None]
     moved: Callable[[str], None]
@@ -99,6 +103,10 @@ class _Canary:
     @property
     def over(self) -> bool:
         return self.machine.state.phase == "ended"
+
+    def concerns(self, state: DeviceState) -> bool:
+        """Whether a device could measure: it has the task, or takes its bundle."""
+        return state.takes(self.plan.task, bundled=self.plan.bundle is not None)
 
 
 class Canaries:
@@ -120,8 +128,13 @@ class Canaries:
 
     # --- what the operator does ---------------------------------------------------------------
 
-    def begin(self, candidate: Version, wish: CanaryWish, caller: str) -> str:
+    def begin(
+        self, candidate: Version, wish: CanaryWish, caller: str, bundle: Named | None = None
+    ) -> str:
         """Start a canary and return its id; the same wish again gives the id of the one that runs.
+
+        Args:
+            bundle: the one of the site that devices which have not the task may take.
 
         Raises:
             ConfigError: there is nothing to compare with, nobody to measure, or one runs already.
@@ -131,13 +144,13 @@ class Canaries:
             asked = (plan.candidate.name, plan.metric, plan.max_drop, plan.deadline_s)
             if asked == (candidate.name, wish.metric, wish.max_drop, wish.deadline_s):
                 return plan.canary_id  # the answer was lost, or somebody waits for it again
-        plan = self._plan(candidate, self._baseline(candidate), wish)
+        plan = self._plan(candidate, self._baseline(candidate), wish, bundle)
         self._log.begin(plan)
         detail = {"canary": plan.canary_id, "against": plan.production.name}
         self._house.note(Act(caller, "canary begun", candidate.name, detail))
         canary = self._all[plan.canary_id] = _Canary(CanaryMachine(plan))
         self._carry_out(canary, canary.machine.resume())
-        for device in self._house.presence.online(plan.task):
+        for device in self._house.presence.online(plan.task, bundled=bundle is not None):
             accepting = device.state.status != "draining"
             self._handle(canary, DeviceJoined(device.id, device.state.role, accepting))
         return plan.canary_id
@@ -159,15 +172,18 @@ class Canaries:
             )
         return production
 
-    def _plan(self, candidate: Version, production: Version, wish: CanaryWish) -> CanaryPlan:
+    def _plan(
+        self, candidate: Version, production: Version, wish: CanaryWish, bundle: Named | None
+    ) -> CanaryPlan:
         manifest, token = candidate.manifest, secrets.token_hex(8)
-        online = self._house.presence.online(manifest.task)
+        online = self._house.presence.online(manifest.task, bundled=bundle is not None)
         evaluators = [each.id for each in online if each.state.role == "evaluator"]
         measured_by: Literal["evaluators", "devices"] = "evaluators" if evaluators else "devices"
         there = evaluators or [each.id for each in online]
         if not there:
+            way = "" if bundle is None else ", or that takes its bundle,"
             raise ConfigError(
-                f"no device with the task {manifest.task!r} is there to measure the candidate"
+                f"no device with the task {manifest.task!r}{way} is there to measure the candidate"
             )
         cohort = choose(there, wish.share, int(token, 16))
         return CanaryPlan(
@@ -185,6 +201,7 @@ class Canaries:
             algorithm_settings=manifest.algorithm_settings,
             training=manifest.training,
             seed=manifest.seed,
+            bundle=None if bundle is None else TaskBundle(bundle.sha256, bundle.size_bytes),
         )
 
     def require_free(self, version: Version) -> None:
@@ -194,6 +211,14 @@ class Canaries:
                 raise ConfigError(
                     f"{version.name} is in a canary ({canary.plan.canary_id}); wait for its verdict"
                 )
+
+    def needs(self, sha256: str) -> str:
+        """Return the id of a running canary whose devices may take this bundle, "" if none."""
+        for canary in self._running():
+            bundle = canary.plan.bundle
+            if bundle is not None and bundle.sha256 == sha256:
+                return canary.plan.canary_id
+        return ""
 
     def show(self, canary_id: str) -> dict[str, Any]:
         """Return how a canary stands.
@@ -225,10 +250,10 @@ class Canaries:
         for canary in list(self._running(task)):
             self._handle(canary, ProductionMoved(self._production_of(task)))
 
-    def heard_of(self, event: DeviceJoined | DeviceLeft, tasks: Iterable[str] = ()) -> None:
-        """Take a device's presence."""
+    def heard_of(self, event: DeviceJoined | DeviceLeft, state: DeviceState | None = None) -> None:
+        """Take a device's presence; ``state`` is what it said, where it said something."""
         for canary in list(self._running()):
-            if isinstance(event, DeviceLeft) or canary.plan.task in tasks:
+            if isinstance(event, DeviceLeft) or (state is not None and canary.concerns(state)):
                 self._handle(canary, event)
 
     def knows(self, run_id: str) -> bool:
@@ -246,11 +271,10 @@ class Canaries:
             reason = "a canary takes no updates"
             self._do(canary, SendReceipt(device_id, message.action, *place, "refused", reason))
 
-    def ack(self, device_id: str, message: Ack) -> None:
-        """Take a device's answer to an order."""
-        if not message.accepted:
-            place = (device_id, message.action, message.round, message.attempt)
-            self._handle(self._all[message.run_id], DeviceDeclined(*place, message.reason))
+    def declined(self, device_id: str, message: Decline) -> None:
+        """Take that a device does not take an order."""
+        place = (device_id, message.action, message.round, message.attempt)
+        self._handle(self._all[message.run_id], DeviceDeclined(*place, message.reason))
 
     def request(self, device_id: str, message: Request) -> None:
         """Take a device's wish for fresh URLs."""
@@ -300,9 +324,7 @@ class Canaries:
             case MarkCandidate():
                 self._mark(canary)
             case OrderSide():
-                url = self._urls.of(plan.contender(command.side).key)
-                left_s = min(plan.deadline_s, max(0.0, canary.due_s - time.monotonic()))
-                order = order_of(plan, command.side, self._house.epoch, url, left_s)
+                order = self._order(canary, command.side)
                 self._house.publish(topics.device(command.device_id, "task"), order)
             case SendReceipt():
                 receipt = receipt_of(plan, command)
@@ -313,6 +335,15 @@ class Canaries:
             case Settle():
                 canary.due_s = math.inf
                 self._settle(canary, command)
+
+    def _order(self, canary: _Canary, side: Side) -> Order:
+        plan = canary.plan
+        url = self._urls.of(plan.contender(side).key)
+        left_s = min(plan.deadline_s, max(0.0, canary.due_s - time.monotonic()))
+        order = order_of(plan, side, self._house.epoch, url, left_s)
+        if plan.bundle is None:
+            return order
+        return order.model_copy(update={"bundle": self._house.bundles.reference(plan.bundle)})
 
     def _mark(self, canary: _Canary) -> None:
         plan = canary.plan

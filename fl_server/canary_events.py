@@ -41,6 +41,14 @@ class Contender:
 
 
 @dataclass(frozen=True)
+class TaskBundle:
+    """The bundle that brings the task to whoever has it not."""
+
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
 class CanaryPlan:
     """One canary.
 
@@ -49,7 +57,8 @@ class CanaryPlan:
         cohort: who evaluates; ``measured_by`` says what they are, for people.
         max_drop: by how much the metric may be worse and the candidate still be promoted.
         quorum: the fewest pairs that a comparison needs.
-        algorithm: it, its settings, ``training`` and ``seed`` are the candidate's, for both.
+        algorithm: it, its settings, ``training``, ``seed`` and ``bundle`` are the candidate's, for
+            both.
     """
 
     canary_id: str
@@ -66,6 +75,7 @@ class CanaryPlan:
     algorithm_settings: dict[str, Any]
     training: dict[str, Any]
     seed: int
+    bundle: TaskBundle | None = None
 
     def contender(self, side: Side) -> Contender:
         """Return the version of a side."""

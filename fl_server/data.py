@@ -7,6 +7,7 @@ store that cannot be reached costs time: jobs try again until it is back or the 
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -21,7 +22,7 @@ from algorithms.registry import load as load_algorithm
 from broker.messages import PartsRef
 from fl_server.aggregation.exact import FixedPoint
 from fl_server.aggregation.spool import MemoryBudget
-from fl_server.aggregation.streaming import Refused, RunAggregator, Submission
+from fl_server.aggregation.streaming import Refused, RoundKey, RunAggregator, Submission
 from fl_server.events import (
     Aggregate,
     AggregationFailed,
@@ -51,6 +52,8 @@ _LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _VERIFIERS = 4
+# a sweep covers all rounds before it, so that short ones share it
+_SWEEP_EVERY_S = 1.0
 _LONGEST_PAUSE_S = 5.0
 
 
@@ -126,6 +129,7 @@ class DataPlane:
         self._post = post
         self._budget = MemoryBudget(spool_memory_bytes)
         self._runs: dict[str, RunAggregator] = {}
+        self._swept_s: dict[str, float] = {}
         self._stopping = threading.Event()
         self._verifiers = ThreadPoolExecutor(_VERIFIERS, "verify")
         self._aggregator = ThreadPoolExecutor(1, "aggregate")
@@ -242,14 +246,26 @@ class DataPlane:
             case DiscardUpdate():
                 self.patiently(lambda: self.store.delete([command.key]))
             case SweepRound():
-                key = (command.round, command.attempt)
-                self.patiently(lambda: run.sweep(key, model))
-                if self.uploads.is_large(model.size_bytes):
-                    self.patiently(lambda: self.uploads.abort_spent(run.keys, *key))
+                self._sweep(run, (command.round, command.attempt), model)
             case SweepRun():
                 self.patiently(lambda: run.sweep_run(model))
                 self.uploads.forget(run.keys)
+                self._swept_s.pop(run.keys.run_id, None)
         return None
+
+    def _sweep(self, run: RunAggregator, key: RoundKey, model: Model) -> None:
+        """Free what updates up to ``key`` take here, and in the store unless it was just swept.
+
+        What is left there goes with a later round, or at the run's end.
+        """
+        run.forget(key)
+        now_s = time.monotonic()
+        if now_s < self._swept_s.get(run.keys.run_id, -math.inf) + _SWEEP_EVERY_S:
+            return
+        self._swept_s[run.keys.run_id] = now_s
+        self.patiently(lambda: run.sweep(key, model))
+        if self.uploads.is_large(model.size_bytes):
+            self.patiently(lambda: self.uploads.abort_spent(run.keys, *key))
 
     def _ended(self, run_id: str, future: Future[Any]) -> None:
         if future.cancelled() or self._stopping.is_set():
@@ -322,18 +338,17 @@ class DataPlane:
         pool = self._aggregator if in_order else self._verifiers
         pool.submit(work).add_done_callback(ended)
 
-    def check_initial(self, prepared: PreparedRun) -> None:
+    def check_initial(self, run_id: str, model: Model) -> None:
         """Return when version 0 is in the store and can be trained; keep a local copy. Blocks.
 
         Raises:
             NotFound, Corrupt: it is not there, or not what was promised.
             ConfigError: there is nothing in it to train.
         """
-        model = prepared.initial
         size = self.store.head(model.key).size
         if size != model.size_bytes:
             raise Corrupt(f"{model.key} has {size} bytes, expected {model.size_bytes}")
-        models = self._models_of(prepared.run_id)
+        models = self._models_of(run_id)
         try:
             with models.fetch(model).open("rb") as file:
                 layout, _ = read_layout(file)
@@ -348,10 +363,10 @@ class DataPlane:
 
     def discard_prepared(self, prepared: PreparedRun) -> None:
         """Leave nothing of a run that nobody submitted."""
-        model, keys = prepared.initial, self.keys(prepared.run_id)
-        self.discard(model.key)
+        awaited, keys = prepared.awaited, self.keys(prepared.run_id)
+        self.discard(awaited.key)
         self._models_of(prepared.run_id).forget()
-        if self.uploads.is_large(model.size_bytes):
+        if self.uploads.is_large(awaited.size_bytes):
             self._in_order("", lambda: self.uploads.abort_all(keys))
 
     def _models_of(self, run_id: str) -> ModelCache:

@@ -39,6 +39,8 @@ _facts = sa.Table(
     sa.Column("body", sa.Text, nullable=False),
     sa.Column("at", sa.Float, nullable=False),
 )
+# made once: what SQLAlchemy finds out about a statement stays with it
+_INSERT_FACTS = sa.insert(_facts)
 
 _prepared = sa.Table(
     "rengo_prepared",
@@ -61,12 +63,24 @@ class RunRecord:
 
 
 @dataclass(frozen=True)
+class AwaitedModel:
+    """Where a version 0 goes, and how large it is; its sha256 comes when it is there."""
+
+    key: str
+    size_bytes: int
+
+    def model(self, sha256: str) -> Model:
+        """Return it as it was promised."""
+        return Model(0, self.key, sha256, self.size_bytes)
+
+
+@dataclass(frozen=True)
 class PreparedRun:
     """A run whose version 0 is awaited."""
 
     run_id: str
     definition: RunDefinition
-    initial: Model
+    awaited: AwaitedModel
 
 
 @dataclass(frozen=True)
@@ -111,7 +125,7 @@ class Journal:
         row = {
             "run_id": run.run_id,
             "definition": run.definition.model_dump_json(),
-            "initial": json.dumps(asdict(run.initial)),
+            "initial": json.dumps(asdict(run.awaited)),
         }
         with self._begin() as connection:
             connection.execute(sa.insert(_prepared), row)
@@ -157,7 +171,7 @@ class Journal:
             for offset, fact in enumerate(facts)
         ]
         with self._begin() as connection:
-            connection.execute(sa.insert(_facts), rows)
+            connection.execute(_INSERT_FACTS, rows)
         self._numbers[run_id] = number + len(rows)
 
     def runs(self) -> list[RunRecord]:
@@ -183,7 +197,7 @@ class Journal:
 
 
 _ADAPTERS: dict[Any, TypeAdapter[Any]] = {
-    kind: TypeAdapter(kind) for kind in (*FACTS.values(), Plan, Model)
+    kind: TypeAdapter(kind) for kind in (*FACTS.values(), Plan, Model, AwaitedModel)
 }
 
 
@@ -204,7 +218,7 @@ def _prepared_run(row: Any, journal: str) -> PreparedRun:
         return PreparedRun(
             row.run_id,
             RunDefinition.model_validate_json(row.definition),
-            _ADAPTERS[Model].validate_json(row.initial),
+            _ADAPTERS[AwaitedModel].validate_json(row.initial),
         )
     except ValidationError as error:
         raise JournalUnusable(f"journal {journal} holds a damaged run {row.run_id}") from error

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 from pydantic import Field
 
 from fl_server.arguments import PAGE_BYTES, Arguments, Deferred, Name, Result
+from fl_server.bundles import KeptBundle, Named
 from fl_server.canaries import CanaryWish
 from fl_server.definition import ModelsSection
 from fl_server.enrolment import Act
@@ -191,13 +192,28 @@ class ModelOperations:
         """Put a version into production, the one before it is archived; or begin a canary."""
         version = self._registry.find(wanted.name)
         if wanted.canary is not None:
-            wish = CanaryWish(**wanted.canary.model_dump())
-            return {"canary_id": self._server.canaries.begin(version, wish, self._caller())}
+            return self._tried(version, CanaryWish(**wanted.canary.model_dump()))
         self._server.canaries.require_free(version)
         reason = wanted.reason or f"promoted by {self._caller()}"
         return self._moved(
             self._change("model promoted", version, lambda: self._registry.promote(version, reason))
         )
+
+    def _tried(self, candidate: Version, wish: CanaryWish) -> Result | Deferred:
+        """Begin a canary, with the bundle of the candidate's run where the site still has it."""
+        caller = self._caller()
+        run = self._server.runs.get(candidate.manifest.run_id)
+        section = None if run is None else run.record.definition.bundle
+
+        def begun(bundle: Named | None) -> Result:
+            canary_id = self._server.canaries.begin(candidate, wish, caller, bundle)
+            return {"canary_id": canary_id}
+
+        def listed(kept: list[KeptBundle]) -> Result:
+            found = [each for each in kept if section and each.sha256 == section.sha256]
+            return begun(found[0] if found else None)
+
+        return begun(None) if section is None else Deferred(self._server.bundles.list, listed)
 
     def canary_show(self, wanted: OneCanary) -> Result:
         """How a canary stands, or what came of it and why."""

@@ -89,9 +89,3 @@ class ModelCache:
         copies = sorted(self.folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime)
         for path in copies[: -self._keep]:
             path.unlink(missing_ok=True)
-
-
-def hash_file(path: Path) -> str:
-    """Return the sha256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -36,7 +36,7 @@ from fl_server.events import (
     StopRequested,
 )
 from fl_server.fitting import known_speeds
-from fl_server.journal import PreparedRun, RunRecord
+from fl_server.journal import AwaitedModel, PreparedRun, RunRecord
 from fl_server.model_operations import ModelOperations
 from fl_server.presence import Device
 from fl_server.run import URL_LIFETIME_S, ActiveRun
@@ -65,15 +65,20 @@ class Page(Arguments):
 
 
 class Definition(Arguments):
-    """A run definition, as in its TOML file, and version 0's hash and size.
+    """A run definition, as in its TOML file, and version 0's size.
 
     ``parent`` is the sha256 of the version of this project that version 0 was made from, if any.
     """
 
     definition: dict[str, Any]
-    sha256: Sha256
     size_bytes: Annotated[int, Field(ge=1, le=MAX_MODEL_BYTES)]
     parent: Sha256 | None = None
+
+
+class Submission(OneRun):
+    """A prepared run, and the hash of the version 0 that was sent."""
+
+    sha256: Sha256
 
 
 class Invitation(Arguments):
@@ -138,7 +143,7 @@ class Operations:
             "runs_show": (OneRun, self.runs_show),
             "runs_prepare": (Definition, self.runs_prepare),
             "runs_renew": (OneRun, self.runs_renew),
-            "runs_submit": (OneRun, self.runs_submit),
+            "runs_submit": (Submission, self.runs_submit),
             "runs_pause": (OneRun, self.runs_pause),
             "runs_resume": (OneRun, self.runs_resume),
             "runs_stop": (OneRun, self.runs_stop),
@@ -270,8 +275,7 @@ class Operations:
         definition = self._complete(arguments)
         run_id = f"{definition.task[:40]}-{secrets.token_hex(4)}"
         key = self._server.data.keys(run_id).version(0)
-        model = Model(0, key, arguments.sha256, arguments.size_bytes)
-        prepared = PreparedRun(run_id, definition, model)
+        prepared = PreparedRun(run_id, definition, AwaitedModel(key, arguments.size_bytes))
         self._server.journal.prepare(prepared)
         return self._place(prepared)
 
@@ -281,14 +285,14 @@ class Operations:
 
     def _place(self, prepared: PreparedRun) -> Result | Deferred:
         store, uploads = self._server.store, self._server.data.uploads
-        model, run_id = prepared.initial, prepared.run_id
+        awaited, run_id = prepared.awaited, prepared.run_id
         self._prepared[run_id] = (prepared, time.monotonic())
-        url = store.presign_put(model.key, URL_LIFETIME_S)
+        url = store.presign_put(awaited.key, URL_LIFETIME_S)
         result: Result = {"run_id": run_id, "url": url, "headers": store.upload_headers}
-        if not uploads.is_large(model.size_bytes):
+        if not uploads.is_large(awaited.size_bytes):
             return result
         return Deferred(
-            lambda: uploads.place(model.key, model.size_bytes),
+            lambda: uploads.place(awaited.key, awaited.size_bytes),
             lambda parts: {**result, "parts": parts.model_dump()},
         )
 
@@ -297,14 +301,17 @@ class Operations:
             raise ConfigError(f"run {run_id} was not prepared, or too long ago")
         return self._prepared[run_id][0]
 
-    def runs_submit(self, arguments: OneRun) -> Result | Deferred:
+    def runs_submit(self, arguments: Submission) -> Result | Deferred:
         """Start a prepared run whose version 0 is in the store; asked again, say so again."""
         if arguments.run_id in self._server.runs:
             return {"run_id": arguments.run_id}
         prepared = self._prepared_run(arguments.run_id)
         self._note("run submitted", arguments.run_id)
-        data = self._server.data
-        return Deferred(lambda: data.check_initial(prepared), lambda _: self._start(prepared))
+        data, model = self._server.data, prepared.awaited.model(arguments.sha256)
+        return Deferred(
+            lambda: data.check_initial(prepared.run_id, model),
+            lambda _: self._start(prepared, model),
+        )
 
     def _complete(self, arguments: Definition) -> RunDefinition:
         """Return the definition with the version that it begins with, if it is one of ours."""
@@ -345,7 +352,7 @@ class Operations:
         run = self._server.runs.get(run_id)
         return run_id in self._prepared or (run is not None and not run.ended)
 
-    def _start(self, prepared: PreparedRun) -> Result:
+    def _start(self, prepared: PreparedRun, initial: Model) -> Result:
         run_id = prepared.run_id
         if self._prepared.pop(run_id, None) is None:
             return {"run_id": run_id}
@@ -355,9 +362,7 @@ class Operations:
         plan = wanted.plan(
             run_id, evaluators_online=evaluators, speeds=known_speeds(self._runs_like(wanted))
         )
-        self._server.start_run(
-            RunRecord(run_id, prepared.definition, plan, prepared.initial, time.time())
-        )
+        self._server.start_run(RunRecord(run_id, prepared.definition, plan, initial, time.time()))
         return {"run_id": run_id}
 
     def _runs_like(self, wanted: RunDefinition) -> list[Ledger]:

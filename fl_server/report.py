@@ -89,6 +89,7 @@ def summary(record: RunRecord, ledger: Ledger) -> dict[str, Any]:
         "cohort_size": record.plan.cohort_size,
         "quorum": record.plan.quorum,
         "fit": record.definition.cohort.fit,
+        "bundled": record.definition.bundled,
         "evaluate_on": record.plan.evaluate_on,
         "evaluate_every": record.plan.evaluate_every,
         "rounds_completed": ledger.model.version,

@@ -14,7 +14,7 @@ from broker.topics import Topics
 from fl_server.run import ActiveRun
 
 # every device reads a run's document: one for each of a round's facts would cost the square of them
-_DELAY_S = 0.1
+_DELAY_S = 0.25
 _KEPT = 20
 _CLEARED_AGAIN = 200
 

@@ -8,23 +8,21 @@ presence.
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import logging
 import math
 import queue
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from broker.author import Author
 from broker.folders import RefusedConnection
 from broker.messages import (
-    Ack,
     Claim,
     DataReport,
+    Decline,
     DeviceHealth,
     DeviceInfo,
     DeviceState,
@@ -75,6 +73,7 @@ from fl_server.events import (
     SweepRun,
     TimerFired,
     Update,
+    UpdateAccepted,
 )
 from fl_server.journal import Journal, RunRecord
 from fl_server.membership import Membership, SiteInfo
@@ -87,6 +86,7 @@ from fl_server.registry import Registry
 from fl_server.rounds import Step
 from fl_server.run import URL_LIFETIME_S, ActiveRun
 from fl_server.run_documents import RunDocuments
+from fl_server.timers import Timers
 from runtime.errors import PeerError, RengoError
 from runtime.identity import Identity
 from storage.objects import ObjectStore
@@ -106,14 +106,6 @@ class ServerSettings:
     site: SiteInfo
     project: str = "default"
     spool_memory_bytes: int = 64 << 20
-
-
-@dataclass(order=True)
-class _Timer:
-    due_s: float
-    number: int
-    run_id: str = field(compare=False)
-    command: ArmTimer = field(compare=False)
 
 
 class Server:
@@ -169,6 +161,7 @@ class Server:
             self._topics,
             self.epoch,
             self.data,
+            self.bundles,
             self.presence,
             self._publish,
             self.production_changed,
@@ -180,9 +173,8 @@ class Server:
         self._documents = RunDocuments(
             self.runs, self._topics, self.epoch, self._publish_retained, self._clear
         )
-        self._timers: list[_Timer] = []
+        self._timers = Timers()
         self._look_due_s = time.monotonic() + _LOOK_AT_BROKER_EVERY_S
-        self._numbers = itertools.count()
         self._session = MqttSession(
             endpoint, self._subscriptions(), self._offer, will=self._presence_publication("offline")
         )
@@ -306,7 +298,9 @@ class Server:
             if commit is not None:
                 self.data.record(run.record, commit)
             event = run.event(fact)
-            _LOG.info("run %s: %s %s", event.run_id, event.name, event.detail)
+            # one line a round, not one a device
+            level = logging.DEBUG if isinstance(fact, UpdateAccepted) else logging.INFO
+            _LOG.log(level, "run %s: %s %s", event.run_id, event.name, event.detail)
             self._publish(self._topics.run(event.run_id, "events"), event)
         for command in step.commands:
             self._do(run, command)
@@ -330,8 +324,7 @@ class Server:
             case ArmTimer():
                 if command.timer == "deadline":
                     run.deadline_armed(command)
-                due_s = time.monotonic() + command.seconds
-                self._arm(_Timer(due_s, next(self._numbers), run.record.run_id, command))
+                self._timers.arm(run.record.run_id, command)
             case SweepRun():
                 ledger = run.machine.ledger
                 measured = {version: ledger.metrics(version) for version in ledger.evaluations}
@@ -345,8 +338,7 @@ class Server:
         """Sweep once more when no upload URL of the run can be alive."""
         ledger = run.machine.ledger
         later = ArmTimer("sweep", ledger.round, ledger.attempt, URL_LIFETIME_S + 60.0)
-        due_s = time.monotonic() + later.seconds
-        self._arm(_Timer(due_s, next(self._numbers), run.record.run_id, later))
+        self._timers.arm(run.record.run_id, later)
 
     def _job_crashed(self, crash: JobCrashed) -> None:
         _LOG.error("a job crashed", exc_info=crash.error)
@@ -357,12 +349,9 @@ class Server:
 
     # --- timers -------------------------------------------------------------------------------
 
-    def _arm(self, timer: _Timer) -> None:
-        heapq.heappush(self._timers, timer)
-
     def _patience_s(self) -> float | None:
-        timers = (timer.due_s for timer in self._timers[:1])
-        due_s = min(self._look_due_s, self.canaries.due_s(), self._documents.due_s(), *timers)
+        clocks = (self._timers, self.canaries, self._documents)
+        due_s = min(self._look_due_s, *(each.due_s() for each in clocks))
         return None if due_s == math.inf else max(0.0, due_s - time.monotonic())
 
     def _look_at_broker(self) -> None:
@@ -383,11 +372,10 @@ class Server:
             self.members.note_refused(refused)
 
     def _fire_timers(self) -> None:
-        while self._timers and self._timers[0].due_s <= time.monotonic():
-            timer = heapq.heappop(self._timers)
-            run, command = self.runs[timer.run_id], timer.command
+        for run_id, command in self._timers.fired():
+            run = self.runs[run_id]
             if command.timer == "sweep":
-                self.data.carry_out(timer.run_id, SweepRun(), run.machine.ledger.model)
+                self.data.carry_out(run_id, SweepRun(), run.machine.ledger.model)
             else:
                 self.handle(run, TimerFired(command.timer, command.round, command.attempt))
 
@@ -424,8 +412,8 @@ class Server:
                 self.presence.take_report(address.id, message)
             case Result():
                 self._result(address.id, message)
-            case Ack():
-                self._ack(address.id, message)
+            case Decline():
+                self._declined(address.id, message)
             case PasswordKept():
                 if self.members.password_kept(address.id, message):
                     self.data.start_task(self.members.settle, _nothing, _not_settled)
@@ -482,16 +470,14 @@ class Server:
             concerns = state.takes(definition.task, bundled=definition.bundled)
             if not run.ended and (concerns or not isinstance(event, DeviceJoined)):
                 self.handle(run, event)
-        self.canaries.heard_of(event, state.tasks)
+        self.canaries.heard_of(event, state)
 
-    def _ack(self, device_id: str, message: Ack) -> None:
+    def _declined(self, device_id: str, message: Decline) -> None:
         if self.canaries.knows(message.run_id):
-            self.canaries.ack(device_id, message)
-        elif not message.accepted:
-            event = DeviceDeclined(
-                device_id, message.action, message.round, message.attempt, message.reason
-            )
-            self.handle(self._run_of(message.run_id), event)
+            self.canaries.declined(device_id, message)
+            return
+        place = (device_id, message.action, message.round, message.attempt)
+        self.handle(self._run_of(message.run_id), DeviceDeclined(*place, message.reason))
 
     def _result(self, device_id: str, message: Result) -> None:
         if self.canaries.knows(message.run_id):

@@ -92,8 +92,9 @@ class ServerConfig(BaseModel):
     @field_validator("parts")
     @classmethod
     def _are_parts_of_s3(cls, parts: PartSizes) -> PartSizes:
-        if parts.part_bytes < LEAST_PART_BYTES:
-            raise ValueError(f"S3 takes no part_bytes below {LEAST_PART_BYTES}")
+        for name in ("part_bytes", "written_bytes"):
+            if getattr(parts, name) < LEAST_PART_BYTES:
+                raise ValueError(f"S3 takes no {name} below {LEAST_PART_BYTES}")
         return parts
 
     @property

@@ -35,7 +35,7 @@ _Count = Annotated[int, Field(ge=0)]
 class _Kept(BaseModel):
     """The file. ``boot_id`` and ``boot_s`` tell the time that has passed within one boot."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, defer_build=True)
 
     slots: Annotated[list[_Count], Field(min_length=_SLOTS, max_length=_SLOTS)]
     into_slot_s: Annotated[float, Field(ge=0, le=_SLOT_S)]

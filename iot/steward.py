@@ -20,6 +20,7 @@ from runtime.clock import synced_ms
 
 _LOG = logging.getLogger(__name__)
 _FASTER = 4
+_LATELY_S = 1.0
 # weights, gradient, momentum and update beside a process that has loaded its engine
 _COPIES = 4
 _ENGINE_BYTES = 40 << 20
@@ -74,6 +75,7 @@ class MachineSteward:
         )
         self._due_s = 0.0
         self._seen: DeviceHealth | None = None
+        self._seen_s = 0.0
         self._said: DeviceHealth | None = None
         self._said_s = 0.0
 
@@ -81,7 +83,7 @@ class MachineSteward:
 
     def refusal(self, order: Order, need: Need) -> str:
         """Return why this order must be declined now, "" when it fits."""
-        health = self._look_now()
+        health = self._seen_lately()
         reasons: tuple[Callable[[], str], ...] = (
             lambda: health.paused,
             lambda: _power(health),
@@ -208,8 +210,21 @@ class MachineSteward:
         if bool(before) != bool(resting):
             _LOG.warning("%s", resting or "training may go on")
             self._limiter.rest(resting=bool(resting))
+        self._seen, self._seen_s = (
+            seen.model_copy(update={"paused": resting}),
+            self._clocks.boot_s(),
+        )
+        return self._with_data_left(self._seen)
+
+    def _seen_lately(self) -> DeviceHealth:
+        """Return what was seen a moment ago: each look reads twenty files, and an order waits."""
+        if self._seen is None or not 0.0 <= self._clocks.boot_s() - self._seen_s < _LATELY_S:
+            return self._look_now()
+        return self._with_data_left(self._seen)
+
+    def _with_data_left(self, seen: DeviceHealth) -> DeviceHealth:
         left = None if self._data is None else self._data.left()
-        self._seen = seen.model_copy(update={"paused": resting, "data_left_bytes": left})
+        self._seen = seen.model_copy(update={"data_left_bytes": left})
         return self._seen
 
     def status(self) -> dict[str, Any]:

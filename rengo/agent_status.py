@@ -9,10 +9,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
-from fl_client.desk import SOCKET, short_address
+from fl_client.desk import SOCKET
 from rengo.health import health_lines
 from rengo.wording import duration, size
 from runtime.errors import AccessDenied, TransportError
+from runtime.unixsocket import short_address
 
 _ANSWER_S = 15.0
 _LONGEST = 1 << 20
@@ -34,7 +35,7 @@ class Visit:
 
     def __enter__(self) -> Self:
         try:
-            with short_address(self._folder) as address:
+            with short_address(self._folder / SOCKET) as address:
                 self._socket.connect(address)
         except PermissionError as error:
             self._socket.close()

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from fl_client.tasks.listing import resolve
 from runtime.errors import ConfigError, Corrupt
-from runtime.files import atomic_write, whole_file
+from runtime.files import atomic_write, file_sha256, whole_file
 from runtime.signing import PublicKey, SecretKey
 from storage.archive import is_name
 from storage.bundle import (
@@ -26,7 +26,6 @@ from storage.bundle import (
     Dependency,
     PackedFile,
     SignedManifest,
-    file_sha256,
     read_bundle,
     sign,
     unpack,

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fl_client.tasks.registry import load_task
+from fl_client.tasks.base import Device, Task
+from fl_client.tasks.registry import load_task, names
 from rengo.devices import DeviceSpec
 from rengo.progress import Crowd
 from rengo.runs import RunResult, check_definition, fetch_model, follow, submit, wait_for_devices
@@ -83,6 +84,7 @@ def run_demo(settings: DemoSettings, view: View, more: dict[str, Any] | None = N
     values = definition(settings)
     merge(values, more or {})
     check_definition(task, values)
+    _require_data(task, settings)
     devices = fleet(settings.clients)
     view.phase("Starting the broker, the store and the server")
     with Site() as site:
@@ -95,11 +97,20 @@ def run_demo(settings: DemoSettings, view: View, more: dict[str, Any] | None = N
                 view.devices(crowd, len(devices))
                 site.check_processes()
 
-            names = [each.name for each in devices]
-            wait_for_devices(client, names, _DEVICES_START_S, look, crowd)
+            here = [each.name for each in devices]
+            wait_for_devices(client, here, _DEVICES_START_S, look, crowd)
             run_id = submit(client, settings.task, values)
             result = follow(client, run_id, view.update, crowd)
             result = fetch_model(client, result, settings.output)
         view.phase("Stopping every process")
     view.phase("")
     return result
+
+
+def _require_data(task: Task, settings: DemoSettings) -> None:
+    """Return when this machine has the data of a task of the package.
+
+    Else every device would decline every order. A person's own code is not run for it.
+    """
+    if settings.task in names():
+        task.data(Device(_EVALUATOR, role="evaluator", count=settings.clients))

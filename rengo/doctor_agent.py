@@ -15,8 +15,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from pydantic import ValidationError
+
 from broker.session import Endpoint, MqttSession
+from fl_client.datasets.collectors import mute, places
 from fl_client.hardware import available_engines
+from fl_client.tasks.listing import resolve
+from iot.settings import DeviceSettings
 from rengo.agent_file import Checked
 from rengo.agent_status import ask_status
 from rengo.doctor import Check, diagnose_device
@@ -50,6 +55,7 @@ def diagnose_agent(patient: Patient, machine: Machine | None = None) -> list[Che
         checks += _broker(identity, status)
     checks += _store(identity, status)
     checks += _engine(patient.settings.values)
+    checks += _data({"data_dir": patient.data_dir, **patient.settings.values})
     return [*checks, *diagnose_device(patient.data_dir, machine)]
 
 
@@ -230,3 +236,31 @@ def _engine(values: dict[str, Any]) -> Iterator[Check]:
         return
     extra = "torch" if wanted == "torch" else "iot"
     yield Check("engine", False, f"{wanted} is not installed", f"pip install 'rengo[{extra}]'")
+
+
+def _data(values: dict[str, Any]) -> Iterator[Check]:
+    """Look at the sections ``[data.<task>]``; what else is wrong with the file is told with it."""
+    try:
+        settings = DeviceSettings.model_validate(values)
+    except ValidationError:
+        return
+    if not settings.data:
+        return
+    try:
+        tasks = [resolve(spec).name for spec in settings.tasks]
+        found = places(settings, tasks)
+    except ConfigError as error:
+        yield Check("data", False, str(error), "name a task of this device, or remove the section")
+        return
+    for task in mute(settings, tasks):
+        yield Check(
+            f"data of {task}",
+            False,
+            "its sensor is not read: the task is not installed here, and code of a bundle runs for "
+            "orders alone",
+            "install the task here, or have the site's own program publish the readings "
+            '(kind = "mqtt") or write them ("csv", "sqlite", "folder")',
+            required=False,
+        )
+    gathered = ", ".join(f"{each.task} ({each.settings.source.kind})" for each in found)
+    yield Check("data", True, gathered)

@@ -25,7 +25,7 @@ HOST = "127.0.0.1"
 class SiteRecord(BaseModel):
     """What a site keeps from start to start."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     format: Literal[1] = 1
     domain: Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +35,7 @@ class Listening:
 
     Attributes:
         host: the address that they listen on.
-        reach: the name by which this machine's processes reach them.
+        reach: the name by which this machine's processes reach them, unless they run elsewhere.
         advertised: the name by which devices elsewhere do.
         files: the certificate's and the key's file; None without TLS.
         trust: how a client checks the certificate; None without TLS.
@@ -52,7 +53,11 @@ class Listening:
 
 
 def listening(
-    folder: Path, host: str, advertise: str | None = None, own: OwnCertificate | None = None
+    folder: Path,
+    host: str,
+    advertise: str | None = None,
+    own: OwnCertificate | None = None,
+    apart: Collection[str] = (),
 ) -> Listening:
     """Return how a site listens; beyond loopback its certificates are made where there are none.
 
@@ -61,22 +66,33 @@ def listening(
         host: an IPv4 address of this machine, 0.0.0.0 for all of them.
         advertise: the name or address by which devices reach this machine; found when None.
         own: certificates of the operator's; the name they are for must be ``advertise``.
+        apart: names by which the site's processes reach a broker or a store on other machines.
 
     Raises:
-        ConfigError: ``own`` without a name to advertise, or it is not usable.
+        ConfigError: ``own`` without a name to advertise, or it is not usable; or ``apart`` where
+            the site makes no certificates.
     """
     if own is not None:
         if advertise is None:
             raise ConfigError("--tls-cert needs --advertise: the name that the certificate is for")
+        if apart:
+            raise ConfigError(
+                "--broker-at and --store-at are for certificates that the site makes: by "
+                "--tls-cert its processes reach broker and store by the name of --advertise"
+            )
         return _with_own(own, folder, host, advertise)
-    if _is_loopback(host):
-        return Listening()
-    name = advertise or _address_of_this_machine(host)
+    address = _address(host)
+    if address.is_loopback:
+        if apart:
+            raise ConfigError("--broker-at and --store-at need --host: loopback ends here")
+        return Listening(str(address), str(address), str(address))
+    name = advertise or _address_of_this_machine(address)
+    reach = LOOPBACK if address.is_unspecified else str(address)
     authority = Authority(folder)
-    names = dict.fromkeys([name, LOOPBACK, "localhost", socket.gethostname()])
+    names = dict.fromkeys([name, reach, LOOPBACK, "localhost", socket.gethostname(), *apart])
     return Listening(
-        host,
-        LOOPBACK,
+        str(address),
+        reach,
         name,
         authority.issue_server(list(names)),
         TlsTrust(ca=authority.certificate_pem),
@@ -102,21 +118,19 @@ def _with_own(own: OwnCertificate, folder: Path, host: str, name: str) -> Listen
     )
 
 
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return ipaddress.ip_address(LOOPBACK if host == "localhost" else host)
     except ValueError as error:
         raise ConfigError(
             f"--host {host!r} is not an address of this machine; give 0.0.0.0 for all of them"
         ) from error
 
 
-def _address_of_this_machine(host: str) -> str:
+def _address_of_this_machine(host: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
     """Return the address by which this machine reaches others, its name when it has none."""
-    if not ipaddress.ip_address(host).is_unspecified:
-        return host
+    if not host.is_unspecified:
+        return str(host)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(_SOMEWHERE)

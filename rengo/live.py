@@ -161,7 +161,8 @@ def picture_of(follower: Follower) -> Picture:
         return Picture(busy="Submitted")
     left_s = follower.deadline_left_s
     accuracies = follower.accuracies
-    table = _table(follower.crowd, follower.crowd.with_task(document.task), follower)
+    names = follower.crowd.with_task(document.task, bundled=follower.bundled)
+    table = _table(follower.crowd, names, follower)
     return Picture(
         busy=wording.waiting_for(follower).capitalize() if follower.short_of_devices else "",
         title=f"{follower.run_id}: {document.task} by {document.algorithm}",

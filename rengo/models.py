@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from runtime.errors import ConfigError, Corrupt
-from runtime.files import atomic_write
+from runtime.files import atomic_write, file_sha256
 from runtime.signing import PublicKey
 from storage.manifest import MAX_DOCUMENT_BYTES, Manifest
 from storage.transfers import Transfers, TransferSettings, Watch
@@ -96,8 +95,7 @@ def verify_file(path: Path, manifest_path: Path, key: PublicKey) -> Manifest:
         raise Corrupt(
             f"{path} has {path.stat().st_size} bytes, {manifest.name} has {manifest.size_bytes}"
         )
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    sha256 = file_sha256(path)
     if sha256 != manifest.sha256:
         raise Corrupt(f"{path} is not {manifest.name}: its sha256 is {sha256}")
     return manifest

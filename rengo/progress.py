@@ -37,24 +37,25 @@ class Crowd:
         """Whether the device is there now."""
         return device_id in self.states and self.states[device_id].status in _ONLINE
 
-    def with_task(self, task: str) -> list[str]:
-        """Return the devices that have the task, there or not, by name."""
-        return sorted(name for name, state in self.states.items() if task in state.tasks)
+    def with_task(self, task: str, *, bundled: bool) -> list[str]:
+        """Return the devices that have the task, or take its bundle, there or not, by name."""
+        return sorted(
+            name for name, state in self.states.items() if state.takes(task, bundled=bundled)
+        )
 
-    def trainers(self, task: str) -> list[str]:
+    def trainers(self, task: str, *, bundled: bool) -> list[str]:
         """Return the devices that could train the task now, by name."""
-        return [
-            name
-            for name in self.with_task(task)
-            if self.online(name) and self.states[name].role == "trainer"
-        ]
+        return self._here(task, "trainer", bundled=bundled)
 
-    def evaluators(self, task: str) -> list[str]:
+    def evaluators(self, task: str, *, bundled: bool) -> list[str]:
         """Return the evaluators that could measure the task now, by name."""
+        return self._here(task, "evaluator", bundled=bundled)
+
+    def _here(self, task: str, role: str, *, bundled: bool) -> list[str]:
         return [
             name
-            for name in self.with_task(task)
-            if self.online(name) and self.states[name].role == "evaluator"
+            for name in self.with_task(task, bundled=bundled)
+            if self.online(name) and self.states[name].role == role
         ]
 
 
@@ -92,12 +93,14 @@ class Follower:
 
     Attributes:
         cohort_size: how many updates a round aims at; 0 while that is not known.
+        bundled: whether devices that have not the task may take it as a bundle.
         clock: gives seconds that never go back.
     """
 
     run_id: str
     crowd: Crowd = field(default_factory=Crowd)
     cohort_size: int = 0
+    bundled: bool = False
     clock: Callable[[], float] = time.monotonic
     document: RunDocument | None = None
     events: list[RunEvent] = field(default_factory=list)
@@ -145,7 +148,7 @@ class Follower:
 
     def know(self, report: Mapping[str, Any]) -> None:
         """Take in what only the run's definition says."""
-        self.cohort_size = report["cohort_size"]
+        self.cohort_size, self.bundled = report["cohort_size"], report["bundled"]
         self._evaluate_on = report["evaluate_on"]
         self._evaluate_every = report["evaluate_every"]
 
@@ -169,7 +172,7 @@ class Follower:
         measuring = self._evaluate_on == "evaluators"
         crowd = self.crowd.evaluators if measuring else self.crowd.trainers
         answers = len(self._measured.get(number, {}))
-        if answers >= max(1, len(crowd(document.task))):
+        if answers >= max(1, len(crowd(document.task, bundled=self.bundled))):
             return True
         # of many devices some will not answer, or late
         overtaken = answers > 0 and any(each > number for each in self.committed)
@@ -181,7 +184,8 @@ class Follower:
         document = self.document
         if document is None or document.status != "waiting":
             return False
-        return len(self.crowd.trainers(document.task)) < max(1, self.cohort_size)
+        here = self.crowd.trainers(document.task, bundled=self.bundled)
+        return len(here) < max(1, self.cohort_size)
 
     @property
     def deadline_left_s(self) -> float | None:

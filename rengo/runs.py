@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from rengo.models import Held
 from rengo.operator import OperatorClient
 from rengo.progress import Crowd, Follower
 from runtime.errors import ConfigError, RunFailed, TransportError
+from runtime.files import file_sha256
 from storage.parts import PartsPlace
 from storage.weights import Weights, write_safetensors
 
@@ -82,20 +83,20 @@ def submit(
         path = Path(folder) / "initial.safetensors"
         with path.open("wb") as file:
             write_safetensors(weights, file)
-        with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         arguments: dict[str, Any] = {
             "definition": values,
-            "sha256": sha256,
             "size_bytes": path.stat().st_size,
             **parent_of(client, initial),
         }
         prepared = client.call("runs_prepare", arguments)
-        _upload(client, prepared, path)
+        with ThreadPoolExecutor(1, "hash") as beside:
+            sha256 = beside.submit(file_sha256, path)
+            _upload(client, prepared, path)
     # the server reads it once, and hashes it
     patience_s = _SUBMIT_S + arguments["size_bytes"] / _READ_BYTES_S
     run_id: str = prepared["run_id"]
-    client.call("runs_submit", {"run_id": run_id}, timeout_s=patience_s)
+    submission = {"run_id": run_id, "sha256": sha256.result()}
+    client.call("runs_submit", submission, timeout_s=patience_s)
     return run_id
 
 

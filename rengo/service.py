@@ -119,6 +119,7 @@ class Service:
         yield "SystemCallArchitectures=native"
         yield "SystemCallFilter=@system-service"
         yield "SystemCallErrorNumber=EPERM"
+        # torch's convolutions are code that it writes when it needs them; numpy's are not
         if self.command == "iot":
             yield "MemoryDenyWriteExecute=yes"
         if not self.user:

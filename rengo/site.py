@@ -9,25 +9,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any, Literal, Self
-from urllib.parse import urlsplit
+from typing import IO, Any, Self
 
-import tomli_w
-
-from broker.access import BrokerUser, Role, grants
-from broker.listener import ListenerTls
-from broker.mosquitto import MosquittoBroker
-from broker.nats import EmbeddedBroker
 from fl_client.tasks.base import Task
 from fl_client.tasks.registry import load_task
 from rengo.devices import DeviceSpec, device_process
-from rengo.external import BrokerUserFile, Credentials, read_credentials
-from rengo.folder import BrokerAt, SiteFolder, SiteRecord
-from rengo.listening import OwnCertificate, listening
+from rengo.folder import SiteFolder
 from rengo.models import load
 from rengo.operator import OperatorClient
+from rengo.preparation import Preparation, SiteOptions
 from rengo.progress import Crowd, Follower
 from rengo.runs import (
     RunResult,
@@ -39,48 +30,16 @@ from rengo.runs import (
     wait_for_devices,
 )
 from rengo.supervisor import Supervisor
-from runtime.brokerurl import BrokerPlace, parse_url
 from runtime.child import Child
 from runtime.errors import ConfigError, TransportError
-from runtime.files import atomic_write
-from runtime.identity import Identity, TlsTrust
-from storage.embedded import EmbeddedStore, StoreTls
+from runtime.identity import Identity
 
 _SERVER_START_S = 30.0
 _LOOK_EVERY_S = 2.0
 _DEVICES_START_S = 60.0
 _STARTS_TRIED = 3
 _ADMITTED_AT_ONCE = 400
-
-
-@dataclass(frozen=True)
-class SiteOptions:
-    """How a site listens and what it is made of; what is None stays as it was at the last start.
-
-    Attributes:
-        domain: named at the first start.
-        broker: "nats", "mosquitto", or the address of a broker of somebody else's.
-        broker_port: the MQTT port; a free one at first.
-        store: which embedded S3 server, at the first start.
-        store_port: the S3 port, likewise.
-        host: the address to listen on; anything but loopback is TLS.
-        advertise: the name or address by which devices reach this machine.
-        certificate: the operator's own, instead of one by the site's authority.
-        credentials: the users of an external broker.
-        client_certificates: a folder for mutual TLS: ``ca.pem``, which signs the clients'
-            certificates, and ``NAME.pem`` with ``NAME.key`` for each identity of the site.
-    """
-
-    domain: str = "main"
-    broker: str | None = None
-    broker_port: int | None = None
-    store: Literal["juicefs", "seaweedfs"] = "juicefs"
-    store_port: int | None = None
-    host: str | None = None
-    advertise: str | None = None
-    certificate: OwnCertificate | None = None
-    credentials: Path | None = None
-    client_certificates: Path | None = None
+_AS_IT_IS = SiteOptions()
 
 
 class Site:
@@ -102,7 +61,7 @@ class Site:
         data_dir: Path | None = None,
         *,
         devices: int = 0,
-        options: SiteOptions = SiteOptions(),
+        options: SiteOptions = _AS_IT_IS,
     ) -> None:
         self._temporary = data_dir is None
         # named before it is made, so that an interrupt in between leaves nothing behind
@@ -128,117 +87,24 @@ class Site:
         self.stop()
 
     def _start(self) -> None:
-        options = self._options
         self._lock = self.folder.lock()
-        external = options.broker is not None and "://" in options.broker
-        self.record: SiteRecord = self.folder.ensure_record(
-            domain=options.domain,
-            store=options.store,
-            broker="external" if external else options.broker,
-            broker_port=options.broker_port,
-            store_port=options.store_port,
-            host=options.host,
-            advertise=options.advertise,
-        )
-        record = self.record
-        self.listening = listening(
-            self.folder.root / "authority", record.host, record.advertise, options.certificate
-        )
-        reach = self.listening
-        self._credentials: Credentials | None = None
-        self.at = BrokerAt(record.domain, reach.reach, record.broker_port, reach.trust)
-        self.public_url = BrokerPlace(
-            reach.advertised, record.broker_port, tls=reach.trust is not None
-        ).url
-        if record.broker == "external":
-            self._take_external()
-        self._make_identities()
-        self.store = EmbeddedStore(
-            self.folder.root / "store",
-            record.store,
-            record.store_port,
-            host=reach.host,
-            tls=reach.files and StoreTls(*reach.files, ca=reach.ca, name=reach.reach),
-        )
+        self._prepared = Preparation(self.folder, self._options, self._devices)
+        made = self._prepared
+        self.record, self.listening, self.at = made.record, made.listening, made.at
+        self.public_url, self.operator = made.public_url, made.operator
         self._supervisor.start()
-        if record.broker != "external":
-            self._start_broker()
+        if made.broker is not None:
+            broker = made.broker.broker()
+            self.broker = broker
+            self._supervisor.add("broker", broker, lambda: broker.start(None))
+        self.store = made.store.store()
         self._supervisor.add("store", self.store, self.store.start)
         self._start_server()
         self.admit(each for each in self.folder.all_identities() if each.role == "device")
 
-    def _take_external(self) -> None:
-        """Read who may connect to the broker of somebody else's, and where it is."""
-        options = self._options
-        if options.broker is None or options.credentials is None:
-            raise ConfigError(
-                "a site on another broker needs --broker URL and --credentials FILE at every start"
-            )
-        self._credentials = read_credentials(options.credentials)
-        place = parse_url(options.broker)
-        trust: TlsTrust | None = self._credentials.tls.trust() if place.tls else None
-        store = self.listening.trust
-        store_ca = None if store is None else store.ca
-        self.at = BrokerAt(self.record.domain, place.host, place.port, trust, store_ca)
-        self.public_url = place.url
-
-    def _make_identities(self) -> None:
-        known = self._credentials
-        if known is None:
-            self._server = self._identity("server", "server")
-            self.operator = self._identity("operator", "operator")
-            for number in range(self._devices):
-                self._identity("device", f"device-{number + 1}", number, self._devices)
-            return
-        self._server = self._identity("server", known.server.username, user=known.server)
-        self.operator = self._identity("operator", known.operator.username, user=known.operator)
-        for number, user in enumerate(known.devices):
-            self._identity("device", user.username, number, len(known.devices), user)
-
-    def _identity(
-        self,
-        role: Literal["device", "operator", "server"],
-        name: str,
-        index: int = 0,
-        count: int = 1,
-        user: BrokerUserFile | None = None,
-    ) -> Identity:
-        """Return an identity of this site, with its certificate where there is one."""
-        at, folder = self.at, self._options.client_certificates
-        if folder is not None and at.tls is not None and (folder / f"{name}.pem").exists():
-            files = {
-                "certificate": folder / f"{name}.pem",
-                "certificate_key": folder / f"{name}.key",
-            }
-            at = replace(at, tls=at.tls.model_copy(update=files))
-        password = None if user is None else user.password
-        return self.folder.ensure_identity(
-            role, name, at, index=index, count=count, password=password
-        )
-
-    def _start_broker(self) -> None:
-        kind = MosquittoBroker if self.record.broker == "mosquitto" else EmbeddedBroker
-        files, folder = self.listening.files, self._options.client_certificates
-        if folder is not None and files is None:
-            raise ConfigError("client certificates need TLS: let the site listen by --host")
-        client_ca = None if folder is None else folder / "ca.pem"
-        self.broker = kind(
-            self.folder.root / "broker",
-            self.record.broker_port,
-            host=self.listening.host,
-            tls=None if files is None else ListenerTls(*files, client_ca),
-        )
-        # the server adds everybody else; a restart keeps whom it added
-        staff = [_user(self._server, Role.SERVER), _user(self.operator, Role.OPERATOR)]
-        broker = self.broker
-        self._supervisor.add(
-            "broker", broker, lambda: broker.start(None if broker.access.known else staff)
-        )
-
     def _start_server(self) -> None:
-        config = self.folder.root / "server" / "server.toml"
-        atomic_write(config, tomli_w.dumps(self._server_config(config.parent)).encode())
-        argv = [sys.executable, "-m", "rengo", "server", "--config", str(config)]
+        config = str(self._prepared.settings["server"])
+        argv = [sys.executable, "-m", "rengo", "server", "--config", config]
         self._add_child("server", Child("the server", argv, self._log("server")))
         deadline = time.monotonic() + _SERVER_START_S
         with self.connect() as client:
@@ -251,37 +117,6 @@ class Site:
                     self._require_server()
                 else:
                     return
-
-    def _server_config(self, data_dir: Path) -> dict[str, Any]:
-        record, reach, store = self.record, self.listening, self.store.settings
-        broker: dict[str, Any] = {
-            "kind": record.broker,
-            "folder": str(self.folder.root / "broker"),
-            "public_url": self.public_url,
-            "ca_fingerprint": reach.fingerprint,
-        }
-        if self._credentials is not None:
-            emqx = self._credentials.emqx
-            broker = {"kind": "manual", "public_url": self.public_url}
-            if emqx is not None:
-                secret = emqx.secret.get_secret_value()
-                broker |= {"kind": "emqx", "url": emqx.url, "api_key": emqx.api_key}
-                broker |= {"secret": secret}
-        public = f"{urlsplit(store.endpoint).scheme}://{reach.advertised}:{record.store_port}"
-        return {
-            "identity": str(self.folder.identity_path(self._server.id)),
-            "operators": [str(self.folder.identity_path(self.operator.id))],
-            "data_dir": str(data_dir),
-            "broker": broker,
-            "store": {
-                "endpoint": store.endpoint,
-                "public_endpoint": public,
-                "bucket": store.bucket,
-                "access_key": store.access_key,
-                "secret": store.secret.get_secret_value(),
-                **({} if store.ca is None else {"ca": str(store.ca)}),
-            },
-        }
 
     def _require_server(self) -> None:
         """Raise what the server's process said, when it has ended."""
@@ -300,7 +135,8 @@ class Site:
         Args:
             task: a name or ``FILE.py:CLASS``.
         """
-        self.admit(self._identity("device", spec.name, spec.index, spec.count) for spec in specs)
+        make = self._prepared.identity
+        self.admit(make("device", spec.name, spec.index, spec.count) for spec in specs)
         for spec in specs:
             child = device_process(
                 spec,
@@ -415,11 +251,6 @@ class Site:
 
     def _log(self, name: str) -> Path:
         return self.folder.root / "logs" / f"{name}.log"
-
-
-def _user(identity: Identity, role: Role) -> BrokerUser:
-    password = identity.password.get_secret_value()
-    return BrokerUser(identity.id, password, grants(role, identity.domain, identity.id))
 
 
 def task_spec(task: type[Task]) -> str:

@@ -79,9 +79,10 @@ def waiting_for(follower: Follower) -> str:
     """Return which devices a run waits for."""
     document = follower.document
     task = "" if document is None else document.task
-    here = len(follower.crowd.trainers(task))
+    here = len(follower.crowd.trainers(task, bundled=follower.bundled))
     of = f" of {follower.cohort_size}" if follower.cohort_size else ""
-    return f"waiting for devices that have task {task!r}: {here}{of}"
+    way = " or take its bundle" if follower.bundled else ""
+    return f"waiting for devices that have task {task!r}{way}: {here}{of}"
 
 
 def round_line(each: RoundProgress, rounds: int, accuracy: float | None) -> str:

@@ -1,7 +1,8 @@
-"""Files that are whole or absent, whenever the power goes."""
+"""Files that are whole or absent, whenever the power goes, and what their bytes are."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 import tempfile
@@ -71,3 +72,9 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         growing.unlink(missing_ok=True)
         raise
+
+
+def file_sha256(path: Path) -> str:
+    """Return a file's sha256 in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

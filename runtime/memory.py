@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -26,8 +27,19 @@ def share_one_heap() -> None:
         mallopt(_M_ARENA_MAX, 1)
 
 
+def settle() -> None:
+    """Take what a start has left to be there for good, and give back the rest.
+
+    Python looks through all that is old when a quarter as much has come to it: beside a start's
+    objects that would be after weeks of rounds, and what these left in circles would wait for it.
+    """
+    give_back()
+    gc.freeze()
+
+
 def give_back() -> None:
-    """Return to the kernel what was freed and lies between what is used."""
+    """Return to the kernel what nothing holds any more and lies between what is used."""
+    gc.collect()
     malloc_trim = _function("malloc_trim")
     if malloc_trim is not None:
         malloc_trim(0)

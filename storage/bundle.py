@@ -49,7 +49,7 @@ Milliseconds = Annotated[int, Field(ge=0, lt=1 << 53)]
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)
 
 
 class Dependency(_Part):
@@ -232,9 +232,3 @@ def unpack(file: BinaryIO, members: Sequence[Member], folder: Path) -> None:
             for block in blocks(file, member):
                 out.write(block)
         path.chmod(0o400)
-
-
-def file_sha256(path: Path) -> str:
-    """Return a file's sha256 in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

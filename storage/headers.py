@@ -9,31 +9,40 @@ no bytes stands for as many zeros as its count says.
 from __future__ import annotations
 
 import hashlib
-import struct
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import msgpack
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from runtime.errors import ConfigError, Corrupt
+from runtime.errors import Corrupt
+from storage.update_info import (
+    MAGIC,
+    MAX_CHUNK_PARAMS,
+    MAX_CHUNKS,
+    MAX_EXAMPLES,
+    MAX_HEADER_BYTES,
+    MAX_METRICS,
+    NOTHING_SHA256,
+    PREFIX,
+    SCHEMA_VERSION,
+    Origin,
+)
 
 if TYPE_CHECKING:
     from storage.weights import Reader
 
-MAGIC = b"RGU1"
-MAX_HEADER_BYTES = 1 << 20
-MAX_CHUNKS = 8192
-MAX_CHUNK_PARAMS = 1 << 22
 MAX_CHUNK_BYTES = 4 * MAX_CHUNK_PARAMS
-_PREFIX = struct.Struct(">4sI")
 _READ_BYTES = 1 << 20
-NOTHING_SHA256 = hashlib.sha256().hexdigest()
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-_STRICT = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
+# built when first used, here and where devices read documents: most of them need few
+_STRICT = ConfigDict(
+    strict=True, frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True
+)
 
 
 class Chunk(BaseModel):
@@ -50,8 +59,8 @@ class Chunk(BaseModel):
         return self.size == 0
 
 
-class Origin(BaseModel):
-    """What an update answers: which order of which round, on which model, by whom."""
+class UpdateHeader(BaseModel):
+    """The header as it stands in the file."""
 
     model_config = _STRICT
     run_id: Name
@@ -61,22 +70,12 @@ class Origin(BaseModel):
     base_sha256: Sha256
     layout_hash: Sha256
     kind: Literal["delta", "weights"]
-
-
-class UpdateInfo(Origin):
-    """What a device says about its update."""
-
-    num_examples: int = Field(ge=1, le=1 << 48)
+    num_examples: int = Field(ge=1, le=MAX_EXAMPLES)
     metrics: dict[Annotated[str, Field(min_length=1, max_length=64)], Finite] = Field(
-        default_factory=dict, max_length=64
+        default_factory=dict, max_length=MAX_METRICS
     )
-
-
-class UpdateHeader(UpdateInfo):
-    """The header as it stands in the file."""
-
     # not Literal[1], which takes 1.0 and True
-    schema_version: int = Field(default=1, ge=1, le=1)
+    schema_version: int = Field(default=SCHEMA_VERSION, ge=SCHEMA_VERSION, le=SCHEMA_VERSION)
     codec: Name
     # a list where it is decoded, so the tuple is taken leniently; each chunk stays strict
     chunks: tuple[Chunk, ...] = Field(max_length=MAX_CHUNKS, strict=False)
@@ -115,8 +114,8 @@ def read_header(
     Raises:
         Corrupt: not that header, or a header that breaks a bound.
     """
-    prefix = _read(stream, _PREFIX.size, f"{key}: the header's length")
-    magic, length = _PREFIX.unpack(prefix)
+    prefix = _read(stream, PREFIX.size, f"{key}: the header's length")
+    magic, length = PREFIX.unpack(prefix)
     if magic != MAGIC:
         raise Corrupt(f"{key}: does not begin as an update")
     if length > MAX_HEADER_BYTES:
@@ -133,10 +132,10 @@ def read_header(
 
 def require_origin(header: UpdateHeader, expected: Origin, key: str = "update") -> None:
     """Raise Corrupt, naming the field, when the update does not answer the expected order."""
-    for field in Origin.model_fields:
-        found, wanted = getattr(header, field), getattr(expected, field)
+    for field in fields(Origin):
+        found, wanted = getattr(header, field.name), getattr(expected, field.name)
         if found != wanted:
-            raise Corrupt(f"{key}: its {field} is {found!r}, expected {wanted!r}")
+            raise Corrupt(f"{key}: its {field.name} is {found!r}, expected {wanted!r}")
 
 
 def verify_file(path: Path, *, header_sha256: str) -> None:
@@ -160,14 +159,6 @@ def verify_file(path: Path, *, header_sha256: str) -> None:
                 raise Corrupt(f"{path}: chunk {index} is damaged")
         if file.read(1):
             raise Corrupt(f"{path}: bytes follow the last chunk")
-
-
-def encode_header(header: UpdateHeader) -> bytes:
-    """Return all that stands before the chunks; ConfigError when it is too long."""
-    text: bytes = msgpack.packb(header.model_dump(), use_bin_type=True)
-    if len(text) > MAX_HEADER_BYTES:
-        raise ConfigError(f"an update's header of {len(text)} bytes, at most {MAX_HEADER_BYTES}")
-    return _PREFIX.pack(MAGIC, len(text)) + text
 
 
 def _unique(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:

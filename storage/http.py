@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 from urllib.parse import urlsplit, urlunsplit
 
 from runtime.errors import (
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 
 BLOCK_BYTES = 1 << 20
 # the socket's patience is for all of what it is given at once, so a slow link gets it in pieces
-_PIECE_BYTES = 1 << 18
+PIECE_BYTES = 1 << 18
 # a store may put the parts of a large object together while the answer is awaited
 _COMPLETE_CONNECT_S, _COMPLETE_READ_S = 5.0, 120.0
 _CODE = re.compile(rb"<Code>([A-Za-z]{1,64})</Code>")
 _COMPLETED = b"CompleteMultipartUploadResult"
 _MISSING_PARTS = {"InvalidPart", "InvalidPartOrder"}
-Body = bytes | BinaryIO | Iterable[bytes]
+Body = bytes | BinaryIO | Iterable[bytes] | Iterable[memoryview]
 
 
 def pool(
@@ -82,19 +82,20 @@ def _patient(kind: type[urllib3.HTTPConnectionPool], silence_s: float) -> Any:
             self.sock.settimeout(silence_s)
 
         def send(self, data: Any) -> None:
-            if not isinstance(data, bytes) or len(data) <= _PIECE_BYTES:
+            if not isinstance(data, bytes) or len(data) <= PIECE_BYTES:
                 super().send(data)
                 return
             view = memoryview(data)
-            for start in range(0, len(view), _PIECE_BYTES):
-                super().send(view[start : start + _PIECE_BYTES])
+            for start in range(0, len(view), PIECE_BYTES):
+                super().send(view[start : start + PIECE_BYTES])
 
     return type("PatientPool", (kind,), {"ConnectionCls": Patient})
 
 
 def place(url: str) -> str:
     """Return the URL without its query and user, fit for a message."""
-    parts = urlsplit(url)
+    # urlsplit keeps the last hundred that it has seen
+    parts = urlsplit(url.partition("?")[0])
     host = parts.netloc.rpartition("@")[2]
     return urlunsplit((parts.scheme, host, parts.path, "", ""))
 
@@ -166,8 +167,9 @@ def send(
     """
     what = f"PUT {place(url)}"
     with named_errors(what):
+        # urllib3's types know of no memoryview, which its connections send as it is
         response = http.request(
-            "PUT", url, body=body, headers={**headers, "Content-Length": str(size)}
+            "PUT", url, body=cast("Any", body), headers={**headers, "Content-Length": str(size)}
         )
     raise_for_status(response.status, what)
     return response.headers.get("ETag", "").strip('"')

@@ -1,8 +1,10 @@
 """Large objects go in parts: how large, where each goes, and what has arrived. No network here.
 
 A part that has arrived is never sent again, so a sender that is killed goes on from the ETags that
-it kept beside the file. Two are sent at a time, because a store answers a part only when it lies
-on its disk: together they are below 16 MB, which is the most that a cut or a kill costs.
+it kept beside the file. Few large parts cost a store less than many small ones; what a cut or a
+kill may cost bounds those of a file (see ``storage.window``). What is written from memory cannot be
+resumed, and its parts divide the 64 MiB of JuiceFS' chunks: a chunk of five pieces or more is
+rewritten when it is first read.
 """
 
 from __future__ import annotations
@@ -16,17 +18,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
-from xml.sax.saxutils import escape
 
 from pydantic import BaseModel, ConfigDict, Field
 
 LARGE_BYTES = 64 << 20
-PART_BYTES = 7 << 20
+PART_BYTES = 15 << 20
+WRITTEN_BYTES = 32 << 20
 LEAST_PART_BYTES = 5 << 20
 MAX_PARTS = 10_000
 _MIB = 1 << 20
-_MOST_AT_RISK_BYTES = 16_000_000
-_MOST_AT_ONCE = 2
 _ENDED = "ended"
 _PART = re.compile(r"[1-9][0-9]{0,4} .+")
 
@@ -35,22 +35,32 @@ class PartSizes(BaseModel):
     """From which size on an object goes in parts, and how large they are.
 
     Attributes:
-        part_bytes: of every part but the last; S3 takes no smaller one than 5 MiB.
+        part_bytes: of a file's parts but the last; S3 takes no smaller one than 5 MiB.
+        written_bytes: the same of an object that is written while it is made.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     large_bytes: Annotated[int, Field(ge=1)] = LARGE_BYTES
     part_bytes: Annotated[int, Field(ge=1)] = PART_BYTES
+    written_bytes: Annotated[int, Field(ge=1)] = WRITTEN_BYTES
 
     def is_large(self, size: int) -> bool:
         """Whether an object of that size goes in parts."""
         return size >= self.large_bytes
 
     def part_for(self, size: int, most: int = MAX_PARTS) -> int:
-        """Return the size of a part such that ``size`` bytes are at most ``most`` of them."""
-        if size <= most * self.part_bytes:
-            return self.part_bytes
-        return math.ceil(size / most / _MIB) * _MIB
+        """Return the size of the parts of a file such that there are at most ``most`` of them."""
+        return _few_enough(self.part_bytes, size, most)
+
+    def written_for(self, size: int) -> int:
+        """Return the size of the parts in which an object of ``size`` bytes is written."""
+        return _few_enough(self.written_bytes, size, MAX_PARTS)
+
+
+def _few_enough(part_bytes: int, size: int, most: int) -> int:
+    if size <= most * part_bytes:
+        return part_bytes
+    return math.ceil(size / most / _MIB) * _MIB
 
 
 @dataclass(frozen=True)
@@ -62,11 +72,6 @@ class PartsPlace:
     urls: Sequence[str]
     complete_url: str
 
-    @property
-    def at_once(self) -> int:
-        """How many parts may be on their way together."""
-        return min(_MOST_AT_ONCE, max(1, _MOST_AT_RISK_BYTES // self.part_bytes))
-
     def takes(self, size: int) -> bool:
         """Whether a file of that size is to go here; one part is better sent by a single PUT."""
         return self.part_bytes < size <= self.part_bytes * len(self.urls)
@@ -74,6 +79,8 @@ class PartsPlace:
 
 def complete_body(etags: Sequence[str]) -> bytes:
     """Return what ends an upload: its parts in order."""
+    from xml.sax.saxutils import escape  # noqa: PLC0415  a device seldom sends in parts
+
     parts = "".join(
         f'<Part><PartNumber>{number}</PartNumber><ETag>"{escape(etag)}"</ETag></Part>'
         for number, etag in enumerate(etags, 1)

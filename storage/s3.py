@@ -28,9 +28,10 @@ from storage.endpoint import ATTEMPTS, CONNECT_S, READ_S, StoreSettings, client_
 from storage.objects import ObjectInfo, Part, UnfinishedUpload, check_key, source_size
 from storage.parts import PartSizes
 from storage.partwriter import PartWriter
+from storage.signing import UrlSigner
 
 if TYPE_CHECKING:
-    from mypy_boto3_s3 import S3Client
+    pass
 
 T = TypeVar("T")
 
@@ -77,11 +78,11 @@ class S3Store:
         self.settings = settings
         self.sizes = sizes or PartSizes()
         self.client = client_of(settings, settings.endpoint)
-        self._signer = (
-            client_of(settings, settings.public_endpoint)
-            if settings.public_endpoint
-            else self.client
-        )
+        self._own = UrlSigner(settings, self.client)
+        self._public = self._own
+        if settings.public_endpoint:
+            public = client_of(settings, settings.public_endpoint)
+            self._public = UrlSigner(settings, public)
         tls = None if settings.ca is None else Tls.trusting(settings.ca)
         self.http = http.pool(tls=tls, connect_s=CONNECT_S, read_s=READ_S)
 
@@ -91,8 +92,8 @@ class S3Store:
         if self.sizes.is_large(total):
             self._put_parts(key, source, total)
             return self.head(key)
-        url = self._sign(self.client, "put_object", key, _OWN_URL_S, **self.settings.upload_params)
         headers = self.upload_headers
+        url = self._own.sign("PUT", self.full(key), _OWN_URL_S, headers=headers)
         if isinstance(source, bytes):
             etag = self._retry(lambda: http.send(self.http, url, source, total, headers))
         elif source.seekable():
@@ -104,7 +105,7 @@ class S3Store:
 
     def open(self, key: str, start: int = 0, end: int | None = None) -> http.Download:
         """Return the bytes as a stream; a break within it is Unavailable, to resume by range."""
-        url = self._sign(self.client, "get_object", check_key(key), _OWN_URL_S)
+        url = self._own.sign("GET", self.full(check_key(key)), _OWN_URL_S)
         return self._retry(lambda: http.fetch(self.http, url, start=start, end=end))
 
     def head(self, key: str) -> ObjectInfo:
@@ -142,7 +143,7 @@ class S3Store:
 
     def presign_get(self, key: str, expires_s: int) -> str:
         """Return a URL on the public endpoint that reads the object."""
-        return self._sign(self._signer, "get_object", check_key(key), expires_s)
+        return self._public.sign("GET", self.full(check_key(key)), expires_s)
 
     @property
     def upload_headers(self) -> dict[str, str]:
@@ -151,10 +152,10 @@ class S3Store:
 
     def presign_put(self, key: str, expires_s: int, size: int | None = None) -> str:
         """Return a URL on the public endpoint that writes the object, its length signed."""
-        more: dict[str, str | int] = {**self.settings.upload_params}
+        headers = self.upload_headers
         if size is not None:
-            more["ContentLength"] = size
-        return self._sign(self._signer, "put_object", check_key(key), expires_s, **more)
+            headers["Content-Length"] = str(size)
+        return self._public.sign("PUT", self.full(check_key(key)), expires_s, headers=headers)
 
     def begin_upload(self, key: str) -> str:
         """Begin a multipart upload and return its id."""
@@ -164,17 +165,15 @@ class S3Store:
 
     def put_part(self, key: str, upload_id: str, number: int, data: Part) -> str:
         """Store one part and return its ETag."""
-        url = self._sign(
-            self.client, "upload_part", key, _OWN_URL_S, UploadId=upload_id, PartNumber=number
-        )
+        query: dict[str, str | int] = {"uploadId": upload_id, "partNumber": number}
+        url = self._own.sign("PUT", self.full(check_key(key)), _OWN_URL_S, query=query)
         size = len(data)
         return self._retry(lambda: http.send(self.http, url, _slices(data), size, {}))
 
     def complete_upload(self, key: str, upload_id: str, etags: Sequence[str]) -> None:
         """Make the object of its parts."""
-        url = self._sign(
-            self.client, "complete_multipart_upload", key, _OWN_URL_S, UploadId=upload_id
-        )
+        query = {"uploadId": upload_id}
+        url = self._own.sign("POST", self.full(check_key(key)), _OWN_URL_S, query=query)
         self._retry(lambda: http.complete_upload(self.http, url, etags))
 
     def abort_upload(self, key: str, upload_id: str) -> None:
@@ -216,13 +215,13 @@ class S3Store:
 
     def presign_part(self, key: str, upload_id: str, number: int, expires_s: int) -> str:
         """Return a URL on the public endpoint that stores one part."""
-        verb, more = "upload_part", {"UploadId": upload_id}
-        return self._sign(self._signer, verb, check_key(key), expires_s, PartNumber=number, **more)
+        query: dict[str, str | int] = {"uploadId": upload_id, "partNumber": number}
+        return self._public.sign("PUT", self.full(check_key(key)), expires_s, query=query)
 
     def presign_complete(self, key: str, upload_id: str, expires_s: int) -> str:
         """Return a URL on the public endpoint that completes the upload."""
-        verb = "complete_multipart_upload"
-        return self._sign(self._signer, verb, check_key(key), expires_s, UploadId=upload_id)
+        query = {"uploadId": upload_id}
+        return self._public.sign("POST", self.full(check_key(key)), expires_s, query=query)
 
     def full(self, key: str) -> str:
         """Return the key as it stands in the bucket, below the site's own prefix."""
@@ -255,7 +254,7 @@ class S3Store:
                 raise _error_of(code, self._where(f"DELETE {failure.get('Key', '')}"))
 
     def _put_parts(self, key: str, source: bytes | BinaryIO, total: int) -> None:
-        with PartWriter(self, key, self.sizes.part_for(total)) as writer:
+        with PartWriter(self, key, self.sizes.written_for(total)) as writer:
             if isinstance(source, bytes):
                 writer.write(source)
             else:
@@ -269,13 +268,6 @@ class S3Store:
 
     def _retry(self, attempt: Callable[[], T]) -> T:
         return retrying((Unavailable,), attempts=ATTEMPTS, total_s=_TOTAL_S)(attempt)
-
-    def _sign(
-        self, client: S3Client, method: str, key: str, expires_s: int, **more: str | int
-    ) -> str:
-        params = {"Bucket": self.settings.bucket, "Key": self.full(key), **more}
-        with self.errors(f"SIGN {key}"):
-            return client.generate_presigned_url(method, Params=params, ExpiresIn=expires_s)
 
     def _where(self, what: str) -> str:
         return f"{what} in {self.settings.bucket} of {self.settings.endpoint}"
@@ -338,7 +330,7 @@ def _blocks(source: BinaryIO, total: int, key: str) -> Iterator[bytes]:
         yield block
 
 
-def _slices(data: Part) -> Iterator[bytes]:
+def _slices(data: Part) -> Iterator[memoryview]:
     view = memoryview(data)
     for start in range(0, len(view), http.BLOCK_BYTES):
-        yield bytes(view[start : start + http.BLOCK_BYTES])
+        yield view[start : start + http.BLOCK_BYTES]

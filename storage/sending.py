@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from io import BufferedReader
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Self
+from typing import TYPE_CHECKING, Self
 
-from runtime.errors import AccessDenied, Corrupt, NotFound, StorageError, Unavailable
+from runtime.errors import AccessDenied, Corrupt, NotFound, StorageError
 from storage import http
 from storage.parts import ArrivedParts, PartsPlace, arrived_path
+from storage.window import Window
 
 if TYPE_CHECKING:
     import urllib3
 
 _MAX_LOSSES = 3
-Blocks = Callable[[BinaryIO, int], Iterator[bytes]]
+_SENDERS = 2
+Blocks = Callable[[BufferedReader, int], Iterator[memoryview]]
 RenewPlace = Callable[[], PartsPlace]
 
 
@@ -47,8 +50,8 @@ class FileInParts:
         self._arrived = ArrivedParts(arrived_path(path))
         self._arrived.follow(place)
         self._sending: dict[Future[str], tuple[int, PartsPlace]] = {}
-        self._senders = ThreadPoolExecutor(place.at_once, "parts")
-        self._leaving = False
+        self._senders = ThreadPoolExecutor(_SENDERS, "parts")
+        self._window = Window()
         self._began_again = False
         self._losses = 0
         self.completed = False
@@ -57,7 +60,7 @@ class FileInParts:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._leaving = True
+        self._window.leave()
         self._senders.shutdown(cancel_futures=True)
         for sent, (number, place) in self._sending.items():
             if not sent.cancelled() and sent.exception() is None:
@@ -80,11 +83,11 @@ class FileInParts:
         self._settle(done.pop())
 
     def _fill(self) -> None:
-        """Send parts that have not arrived, as many at once as may be."""
+        """Send parts that have not arrived: one, and the next while its answer is awaited."""
         place = self._place
         busy = {number for number, _ in self._sending.values()}
         for number in range(1, -(-self._size // place.part_bytes) + 1):
-            if len(self._sending) >= place.at_once:
+            if len(self._sending) >= _SENDERS:
                 return
             if number not in self._arrived.etags and number not in busy:
                 sent = self._senders.submit(self._send, number, place)
@@ -93,16 +96,10 @@ class FileInParts:
     def _send(self, number: int, place: PartsPlace) -> str:
         start = (number - 1) * place.part_bytes
         size = min(place.part_bytes, self._size - start)
-        with self._path.open("rb") as file:
+        with self._path.open("rb") as file, self._window.part() as paced:
             file.seek(start)
-            blocks = self._while_here(file, size)
+            blocks = paced(self._blocks(file, size))
             return http.send(self._pool, place.urls[number - 1], blocks, size, {})
-
-    def _while_here(self, file: BinaryIO, size: int) -> Iterator[bytes]:
-        for block in self._blocks(file, size):
-            if self._leaving:
-                raise Unavailable("the upload was left")
-            yield block
 
     def _settle(self, sent: Future[str]) -> None:
         """Keep that a part has arrived, or raise why it has not."""

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -194,7 +195,7 @@ class Transfers:
         what = f"PUT {http.place(place.complete_url)}"
         journey = _Journey(what, place.complete_url, None, cancel, 0.0, meter=self._meter)
 
-        def blocks(file: BinaryIO, size: int) -> Iterator[bytes]:
+        def blocks(file: BufferedReader, size: int) -> Iterator[memoryview]:
             return _blocks(file, size, journey)
 
         with FileInParts(self._http, path, place, blocks, renew) as parts:
@@ -241,7 +242,7 @@ class Transfers:
                 raise
 
     def _send(
-        self, journey: _Journey, file: BinaryIO, size: int, headers: Mapping[str, str]
+        self, journey: _Journey, file: BufferedReader, size: int, headers: Mapping[str, str]
     ) -> None:
         journey.check()
         file.seek(0)
@@ -349,13 +350,15 @@ def _hash(path: Path, journey: _Journey) -> str:
     return digest.hexdigest()
 
 
-def _blocks(file: BinaryIO, size: int, journey: _Journey) -> Iterator[bytes]:
+def _blocks(file: BufferedReader, size: int, journey: _Journey) -> Iterator[memoryview]:
+    """Yield the next bytes of a file; each block is good until the next one is asked for."""
     left = size
+    buffer = memoryview(bytearray(min(size, http.PIECE_BYTES)))
     while left:
         journey.check()
-        block = file.read(min(left, http.BLOCK_BYTES))
-        if not block:
+        count = file.readinto(buffer[: min(left, len(buffer))])
+        if not count:
             raise Corrupt(f"{journey.what}: the file lost {left} of its {size} bytes meanwhile")
-        yield block
-        left -= len(block)
-        journey.count(len(block))
+        yield buffer[:count]
+        left -= count
+        journey.count(count)

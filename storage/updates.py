@@ -9,24 +9,26 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import BinaryIO, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, BinaryIO, Protocol, runtime_checkable
 
 import numpy as np
 
 from runtime.errors import ConfigError, Corrupt
 from storage import codecs
 from storage.codecs.base import Buffer, Codec
-from storage.headers import (
+from storage.update_info import (
     MAX_CHUNK_PARAMS,
     MAX_CHUNKS,
     NOTHING_SHA256,
-    Chunk,
-    UpdateHeader,
+    Block,
     UpdateInfo,
     encode_header,
 )
 from storage.weights import Reader, Vector
 from storage.zeros import GRAIN, zero_runs
+
+if TYPE_CHECKING:
+    from storage.headers import Chunk, UpdateHeader
 
 CHUNK_PARAMS = 1 << 20
 _ZEROS = 1 << 18
@@ -71,24 +73,23 @@ def write_update(
         raise ConfigError(f"{vector.size} parameters do not go into chunks of {chunk_params}")
     encoder = codecs.load(codec)
     encoded: list[Buffer] = []
-    chunks: list[Chunk] = []
+    chunks: list[Block] = []
     for start, end, is_zero in _spans(vector, chunk_params, info):
         if is_zero:
-            chunks.append(Chunk(size=0, count=end - start, sha256=NOTHING_SHA256))
+            chunks.append(Block(0, end - start, NOTHING_SHA256))
             continue
         block = vector[start:end]
         _require_finite(block, start, f"update of {info.device_id}")
         data = encoder.encode(block)
         digest = hashlib.sha256(data).hexdigest()
         encoded.append(data)
-        chunks.append(Chunk(size=memoryview(data).nbytes, count=block.size, sha256=digest))
-    header = UpdateHeader(**info.model_dump(), codec=codec, chunks=tuple(chunks))
-    start_bytes = encode_header(header)
+        chunks.append(Block(memoryview(data).nbytes, block.size, digest))
+    start_bytes = encode_header(info, codec, chunks)
     out.write(start_bytes)
     for data in encoded:
         out.write(data)
     digest = hashlib.sha256(start_bytes).hexdigest()
-    return WrittenUpdate(digest, len(start_bytes) + header.chunk_bytes)
+    return WrittenUpdate(digest, len(start_bytes) + sum(chunk.size for chunk in chunks))
 
 
 def _spans(vector: Vector, chunk_params: int, info: UpdateInfo) -> Iterator[tuple[int, int, bool]]:

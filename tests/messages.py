@@ -7,12 +7,12 @@ from typing import Any
 import msgpack
 
 from broker.messages import (
-    Ack,
     Bar,
     Claim,
     ClaimAnswer,
     Compute,
     DataReport,
+    Decline,
     DeviceHealth,
     DeviceInfo,
     DeviceState,
@@ -113,7 +113,7 @@ SAMPLES: dict[str, Message] = {
             upload=UploadRef(url="http://s/u?x=1", key="k/u"),
             time_left_s=119.5,
         ),
-        Ack(action="train", run_id="r", round=1, attempt=1, accepted=False, reason="draining"),
+        Decline(action="train", run_id="r", round=1, attempt=1, reason="draining"),
         Progress(run_id="r", round=1, attempt=1, fraction=0.5, loss=None),
         Result(
             action="train",

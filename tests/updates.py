@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from broker.messages import Order
-from storage.headers import UpdateInfo
+from storage.update_info import UpdateInfo
 from storage.weights import Layout
 
 

@@ -32,20 +32,35 @@ def places(settings: AgentSettings, tasks: Sequence[str]) -> list[DataPlace]:
     Raises:
         ConfigError: a section is of no task that may run here.
     """
-    strange = sorted(settings.data.keys() - {*tasks})
-    if strange and not settings.bundles.trust:
-        raise ConfigError(
-            f"[data.{strange[0]}] is of no task of this device (tasks: {', '.join(tasks)})"
-        )
+    offered = settings.bundles.offered
+    for task in sorted(settings.data.keys() - {*tasks}):
+        if {task, "*"}.isdisjoint(offered):
+            bundles = f", bundles: {', '.join(offered)}" if offered else ""
+            raise ConfigError(
+                f"[data.{task}] is of no task of this device (tasks: {', '.join(tasks)}{bundles})"
+            )
     found = (place_of(settings, task) for task in sorted(settings.data))
     return [place for place in found if place is not None]
+
+
+def mute(settings: AgentSettings, tasks: Sequence[str]) -> list[str]:
+    """Return the tasks whose sensor nobody reads: they come as bundles.
+
+    A bundle runs for an order, by a policy that is looked at with each: what would run on without
+    one could neither expire nor be taken back.
+    """
+    return [
+        task
+        for task in sorted(settings.data)
+        if task not in tasks and isinstance(settings.data[task].source, SensorSource)
+    ]
 
 
 class Collectors:
     """Keeps the collectors running, from ``start`` to ``stop``.
 
     Args:
-        specs: what each task is loaded by.
+        specs: what each installed task is loaded by.
     """
 
     def __init__(
@@ -55,6 +70,9 @@ class Collectors:
         found: Sequence[DataPlace],
         specs: Mapping[str, str],
     ) -> None:
+        silent = mute(settings, [*specs])
+        for task in silent:
+            _LOG.warning("the sensor of task %s is not read: the task is not installed here", task)
         self._keepers = [
             _Keeper(
                 CollectorOrder(
@@ -70,9 +88,7 @@ class Collectors:
                 )
             )
             for place in found
-            if isinstance(place.settings.source, Gathered)
-            # the sensor of a task that comes over the network would be code of the network's
-            and (place.task in specs or not isinstance(place.settings.source, SensorSource))
+            if isinstance(place.settings.source, Gathered) and place.task not in silent
         ]
 
     def start(self) -> None:

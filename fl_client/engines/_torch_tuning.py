@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeAlias, cast
@@ -22,37 +22,48 @@ _GROWTH_STEPS = 2_000
 _DATA_SHARE = 4
 
 
-def device_of(profile: str, tuning: Tuning) -> str:
-    """Return torch's name of where to train.
+def devices_of(profile: str, tuning: Tuning) -> list[torch.device]:
+    """Return where to train, the first of which holds the weights that learn.
 
     Raises:
-        ConfigError: torch does not see what this process was started for.
+        ConfigError: torch does not see all that this process was started for.
     """
-    kind = tuning.accelerator.partition(":")[0]
+    names = tuning.accelerators
+    kind = names[0].partition(":")[0] if names else ""
     wanted = {"rocm": "cuda"}.get(kind, kind)
     there = {
-        "cpu": True,
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
+        "cpu": len(names) or 1,
+        "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
+        "mps": int(torch.backends.mps.is_available()),
     }
     if not wanted:
         found = next((name for name in ("cuda", "mps") if there[name]), "cpu")
-        return found if profile == "gpu" else "cpu"
-    if not there.get(wanted, False):
+        return [torch.device(found if profile == "gpu" else "cpu")]
+    if there.get(wanted, 0) < len(names):
         raise ConfigError(
-            f"this device trains on {tuning.accelerator}, but torch {torch.__version__} does not "
-            'see it: install the build of torch for it, or set accelerator = "cpu"'
+            f"this device trains on {', '.join(names)}, but torch {torch.__version__} does not see "
+            'that: install the build of torch for it, or set accelerators = "cpu"'
         )
-    return wanted
+    if len(names) == 1 or wanted == "cpu":
+        return [torch.device(wanted)] * len(names)
+    return [torch.device(wanted, index) for index in range(len(names))]
 
 
-def half_of(device: torch.device, precision: str) -> torch.dtype | None:
+def half_of(devices: Sequence[torch.device], precision: str) -> torch.dtype | None:
     """Return the type that the matrix products are done in; None: that of the weights.
 
-    On the CPU and on Apple's GPUs "auto" is the weights' own: little is gained there.
+    "auto" is what all devices are made for. On the CPU and on Apple's GPUs it is the weights'
+    own: little is gained there.
     """
     if precision != "auto":
         return _HALVES.get(precision)
+    made_for = {_half_of(device) for device in devices}
+    if len(made_for) == 1:
+        return made_for.pop()
+    return None if None in made_for else torch.float16
+
+
+def _half_of(device: torch.device) -> torch.dtype | None:
     if device.type != "cuda":
         return None
     if torch.version.hip is not None:
@@ -66,13 +77,21 @@ class Mixed:
 
     With float16 the loss is scaled so that small gradients do not become 0, as
     ``torch.amp.GradScaler`` does it, which knows no gradients but those in ``parameter.grad``.
+    One scale holds for all replicas of a model; any thread may ask for what changes nothing here.
+
+    Args:
+        replicas: with more than one, a weight that is used twice is cast twice: autocast's memory
+            of that is the process's, and which thread clears it when is chance.
 
     Source: Micikevicius et al., "Mixed Precision Training", ICLR 2018,
     https://arxiv.org/abs/1710.03740.
     """
 
-    def __init__(self, device: torch.device, half: torch.dtype | None) -> None:
+    def __init__(
+        self, device: torch.device, half: torch.dtype | None, *, replicas: int = 1
+    ) -> None:
         self._device, self._half = device, half
+        self._remembers = replicas == 1
         self._scales = half == torch.float16
         self.scale = _FIRST_SCALE if self._scales else 1.0
         self._good = 0
@@ -81,7 +100,8 @@ class Mixed:
         """Compute in half within the block, where that is safe."""
         if self._half is None:
             return nullcontext()
-        return torch.autocast(self._device.type, dtype=self._half)
+        kind = self._device.type
+        return torch.autocast(kind, dtype=self._half, cache_enabled=self._remembers)
 
     def gradients(
         self, objective: torch.Tensor, parameters: Mapping[str, torch.nn.Parameter]

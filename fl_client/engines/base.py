@@ -12,7 +12,7 @@ import itertools
 import pkgutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias, cast
 
@@ -79,15 +79,17 @@ class Tuning:
     """How an engine uses the machine; but for rounding it makes no difference to the result.
 
     Attributes:
-        accelerator: what this process was started for (``cuda:0``, ``mps``, ``cpu``), which it
-            sees as the first; "" leaves it to the profile.
+        accelerators: what this process was started for (``cuda:0``, ``mps``, ``cpu``), which it
+            sees as the first ones; none leaves it to the profile. Several share each batch: as
+            with micro batches, batch normalisation sees the difference, and so does a torch
+            module that draws random numbers.
         precision: of the layers' products; "auto" is half where the accelerator is made for it.
         compile: a backend of ``torch.compile``, for example ``inductor``; "" for none.
         loader_threads: that read a Dataset's items; what draws random numbers in them is then no
             longer the same every time.
     """
 
-    accelerator: str = ""
+    accelerators: tuple[str, ...] = ()
     precision: Precision = "auto"
     compile: str = ""
     loader_threads: int = 0
@@ -323,7 +325,7 @@ class _Loop:
 
     def _mark(self) -> int:
         """A number that differs for another training: saved arrays of that one are of no use."""
-        settings = self._plan.settings.model_dump(exclude={"micro_batch"})
+        settings = replace(self._plan.settings, micro_batch=0)
         text = repr((self._count, self._plan.local_seed, self._plan.algorithm, settings))
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big", signed=True)
 

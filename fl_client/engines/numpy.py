@@ -162,7 +162,7 @@ class NumpyEngine:
                 f"training takes {_mebibytes(self._held_bytes + least)} with one example at a "
                 f"time, this device gives it {_mebibytes(plan.memory_bytes)}"
             )
-        return replace(plan, settings=plan.settings.model_copy(update={"micro_batch": micro}))
+        return replace(plan, settings=replace(plan.settings, micro_batch=micro))
 
     @cached_property
     def _held_bytes(self) -> int:

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
 from runtime.errors import ConfigError
+from runtime.records import Bounds, FieldError, made, require_checked
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +31,8 @@ Split: TypeAlias = "tuple[NDArray[Any], NDArray[Any]] | torch.utils.data.Dataset
 """Inputs and targets as two arrays, or a torch Dataset (torch engine only), or nothing."""
 
 
-class TrainingSettings(BaseModel):
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings:
     """How a device trains in one round. The optimiser starts anew in every round.
 
     Attributes:
@@ -41,17 +41,21 @@ class TrainingSettings(BaseModel):
         micro_batch: the most examples in memory at once, 0 for the whole batch: the gradients of
             micro batches add up to the batch's mean. Batch normalisation alone sees the
             difference: its statistics are those of a micro batch.
+
+    Raises:
+        FieldError: a value that is not allowed.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    local_epochs: Annotated[int, Field(ge=1, le=100_000)] = 1
-    batch_size: Annotated[int, Field(ge=1)] = 32
-    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    local_epochs: Annotated[int, Bounds(least=1, most=100_000)] = 1
+    batch_size: Annotated[int, Bounds(least=1)] = 32
+    learning_rate: Annotated[float, Bounds(above=0)] = 0.1
+    momentum: Annotated[float, Bounds(least=0, below=1)] = 0.0
     optimizer: Literal["sgd", "adam"] = "sgd"
-    max_steps: Annotated[int, Field(ge=0)] = 0
-    micro_batch: Annotated[int, Field(ge=0)] = 0
+    max_steps: Annotated[int, Bounds(least=0)] = 0
+    micro_batch: Annotated[int, Bounds(least=0)] = 0
+
+    def __post_init__(self) -> None:
+        require_checked(self)
 
     def overridden(self, overrides: Mapping[str, Any]) -> TrainingSettings:
         """Return these settings with ``overrides`` in place.
@@ -60,13 +64,12 @@ class TrainingSettings(BaseModel):
             ConfigError: an unknown key or a value that is not allowed, by name.
         """
         try:
-            return TrainingSettings.model_validate({**self.model_dump(), **overrides})
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            key = ".".join(str(part) for part in first["loc"])
+            return made(TrainingSettings, {**asdict(self), **overrides})
+        except FieldError as error:
             raise ConfigError(
-                f"training setting {key}: {first['msg']} (got {first['input']!r}); "
-                f"the settings are: {', '.join(TrainingSettings.model_fields)}"
+                f"training setting {error.field}: {error.reason} "
+                f"(got {overrides.get(error.field)!r}); "
+                f"the settings are: {', '.join(each.name for each in fields(self))}"
             ) from error
 
 

@@ -8,7 +8,6 @@ import pkgutil
 import re
 import sys
 import traceback
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -16,6 +15,8 @@ from typing import TYPE_CHECKING
 from runtime.errors import ConfigError, MissingExtra
 
 if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
     from fl_client.tasks.base import Task
 
 ENTRY_POINT_GROUP = "rengo.tasks"
@@ -60,6 +61,9 @@ def _built_in() -> list[str]:
 
 
 def _installed() -> list[EntryPoint]:
+    # a process that trains what is built in needs none of it
+    from importlib.metadata import entry_points  # noqa: PLC0415
+
     return sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda point: point.name)
 
 

@@ -25,13 +25,15 @@ from fl_server.aggregation.exact import BLOCK, FixedPoint, Float32s
 from fl_server.aggregation.spool import MemoryBudget, Spool
 from fl_server.aggregation.sums import RoundSum, sum_for
 from fl_server.events import Model, Update
-from fl_server.models import ModelCache, hash_file
+from fl_server.models import ModelCache
 from runtime.errors import Corrupt, NotFound
-from storage.headers import Origin, read_header, require_origin
+from runtime.files import file_sha256
+from storage.headers import read_header, require_origin
 from storage.keys import RunKeys
 from storage.objects import ObjectStore
 from storage.partwriter import PartWriter
 from storage.patches import Range
+from storage.update_info import Origin
 from storage.updates import verified_blocks
 from storage.weights import Layout, Weights, encode_header, read_layout, read_safetensors
 
@@ -269,7 +271,7 @@ class RunAggregator:
         sizes = self._store.sizes
         if not sizes.is_large(base.size_bytes):
             return nullcontext()
-        return PartWriter(self._store, key, sizes.part_for(base.size_bytes))
+        return PartWriter(self._store, key, sizes.written_for(base.size_bytes))
 
     def _write_version(
         self,
@@ -326,7 +328,7 @@ class RunAggregator:
             self._models.write(path, Weights.from_arrays(state))
             with path.open("rb") as file:
                 self._store.put(key, file, path.stat().st_size)
-            return hash_file(path)
+            return file_sha256(path)
         finally:
             path.unlink(missing_ok=True)
 
@@ -339,7 +341,7 @@ class RunAggregator:
             key: updates up to this (round, attempt) no longer serve.
             model: the latest committed version.
         """
-        self._forget(key)
+        self.forget(key)
         retained = self._retention.retained(model.version)
         spent = [
             info.key
@@ -352,7 +354,7 @@ class RunAggregator:
     def sweep_run(self, model: Model) -> int:
         """Leave nothing but the retained versions, unfinished uploads included."""
         self._close_round()
-        self._forget(None)
+        self.forget(None)
         self._store.abort_uploads(self.keys.prefix)
         retained = self._retention.retained(model.version)
         stray = [
@@ -368,7 +370,8 @@ class RunAggregator:
         self._retention.forget_others(retained)
         return len(keys)
 
-    def _forget(self, key: RoundKey | None) -> None:
+    def forget(self, key: RoundKey | None) -> None:
+        """Free what verified updates up to a round and attempt take on this machine; None: all."""
         with self._lock:
             spent = [each for each in self._spools if key is None or each[0] <= key]
             spools = [self._spools.pop(each) for each in spent]

@@ -166,6 +166,7 @@ def _wanted(options: argparse.Namespace) -> tuple[Any, Path | None]:
         "role": options.role,
         "engine": None if options.pi else options.engine,
         "profile": None if options.pi else options.profile,
+        "accelerators": None if options.pi else options.accelerators,
         "folder": None if options.folder is None else str(options.folder.absolute()),
         "data_dir": None if options.data_dir is None else str(options.data_dir.absolute()),
         **_share(options, identity),
@@ -273,7 +274,7 @@ def agent_folders(options: argparse.Namespace) -> list[Path]:
         return started[:1]
     raise ConfigError(
         f"no agent was started here: nothing lies in {devices}, and there is no agent.toml; "
-        "name one by --config, --data-dir or --id"
+        "name one by --config or --id"
     )
 
 

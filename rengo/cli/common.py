@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
-from rengo.folder import SiteFolder, default_home
 from runtime.config import merge, parse_assignment
 from runtime.errors import ConfigError
 from runtime.identity import Identity
@@ -46,6 +45,9 @@ def add_command(
 
 def add_site(parser: argparse.ArgumentParser) -> None:
     """Add the options that say which site is meant."""
+    # an agent, whose commands come by here too, has a folder of its own
+    from rengo.folder import default_home  # noqa: PLC0415
+
     parser.add_argument(
         "--data-dir",
         type=Path,
@@ -123,6 +125,8 @@ def operator_of(data_dir: Path) -> Identity | None:
     """Return the identity of the operator of the site in a folder; None where there is no site."""
     if not data_dir.is_dir():
         return None
+    from rengo.folder import SiteFolder  # noqa: PLC0415  see ``add_site``
+
     identities = SiteFolder(data_dir).all_identities()
     return next((each for each in identities if each.role == "operator"), None)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import tempfile
 from pathlib import Path
 
@@ -22,12 +23,14 @@ from rengo.conclusion import conclude
 from rengo.demo import DemoSettings, run_demo
 from rengo.view import open_view
 
+_TASK = "digits"
+
 
 def add(commands: Commands) -> None:
     """Add the command."""
     parser = add_command(commands, "demo", run, "train one model across processes, from nothing")
     parser.add_argument(
-        "--task", default="digits", help="a task's name or FILE.py:CLASS (default: digits)"
+        "--task", default=_TASK, help="a task's name or FILE.py:CLASS (default: digits)"
     )
     parser.add_argument("--rounds", type=int, default=15, help="how many rounds (default: 15)")
     parser.add_argument(
@@ -53,15 +56,16 @@ def run(options: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("Interrupted. Everything is stopped, and nothing is left behind.", file=out)
         return INTERRUPTED
-    print(conclude(result, _tries()), file=out)
+    print(conclude(result, _tries(options.task)), file=out)
     print_json(result.document(), options.json)
     return DONE
 
 
-def _tries() -> list[tuple[str, str]]:
+def _tries(task: str) -> list[tuple[str, str]]:
     name = command_name()
+    same = "" if task == _TASK else f" --task {shlex.quote(task)}"
     tries = [
-        (f"{name} demo --set algorithm.name=fedprox", "another algorithm"),
+        (f"{name} demo{same} --set algorithm.name=fedprox", "another algorithm"),
         (f"{name} up", "a site that stays, for devices and runs of yours"),
         (f"{name} --help", "all commands"),
     ]

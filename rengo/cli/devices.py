@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from rengo.cli.common import Commands, add_command, add_site, connect, print_json
@@ -97,11 +98,18 @@ def show_device(options: argparse.Namespace) -> int:
     data = found[0].pop("data_report", None)
     if "admitted_at" in found[0]:
         found[0]["admitted_at"] = when(found[0]["admitted_at"])
+    if "compute" in info:
+        info["compute"] = ", ".join(_computes(each) for each in info["compute"])
     for key, value in {**found[0], **info}.items():
         print(f"{key:14} {value}")
     for line in [*health_lines(health), *drift_lines(data)]:
         print(line)
     return 0
+
+
+def _computes(on: Mapping[str, Any]) -> str:
+    parts = (on["name"], on.get("model"), on.get("precision") and f"({on['precision']})")
+    return " ".join(part for part in parts if part)
 
 
 def invite(options: argparse.Namespace) -> int:

@@ -29,6 +29,8 @@ _COMMANDS = {
     "task": "task",
     "devices": "devices",
     "enroll": "enroll",
+    "broker": "parts",
+    "store": "parts",
     "server": "roles",
     "client": "roles",
     "iot": "roles",

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from rengo.cli.common import Commands, add_command, configure_logs, serve
-from rengo.folder import SiteFolder, default_home
 from runtime.brokerurl import parse_url, url_of
 from runtime.config import load, read_toml
 from runtime.environments import Trial
@@ -24,6 +23,7 @@ from runtime.retry import retrying
 
 if TYPE_CHECKING:
     from fl_client.desk import Desk
+    from rengo.folder import SiteFolder
     from storage.s3 import S3Store
 
 _LOG = logging.getLogger(__name__)
@@ -65,6 +65,12 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         "--profile",
         choices=("cpu", "gpu"),
         help="gpu uses the accelerators (default: gpu where there are any)",
+    )
+    parser.add_argument(
+        "--accelerators",
+        metavar="NAMES",
+        help="what orders run on: cuda:0,cuda:1 share each batch, all, cpu (default: auto, the "
+        "first one of a gpu)",
     )
 
 
@@ -142,7 +148,7 @@ def run_client(options: argparse.Namespace) -> int:
     from iot.steward import steward_of  # noqa: PLC0415
 
     configure_logs(debug=options.debug)
-    given = _given(options, ("engine", "profile"))
+    given = _given(options, ("engine", "profile", "accelerators"))
     with _Identity(options) as found:
         settings = load(DeviceSettings, options.config, "RENGO_AGENT", found.defaults | given)
         if "profile" not in settings.model_fields_set and of_this_machine():
@@ -240,6 +246,9 @@ class _Identity:
         named = options.identity or options.config or "RENGO_AGENT_IDENTITY" in os.environ
         if named:
             return self
+        # an agent that was told its identity looks at no site's folder
+        from rengo.folder import SiteFolder, default_home  # noqa: PLC0415
+
         folder = SiteFolder(default_home())
         path = self._named(folder) if options.id else self._first_free(folder)
         identity = read_identity(path)

@@ -84,7 +84,7 @@ def _head(run: dict[str, Any]) -> list[str]:
             if run["cohort_size"] == 1
             else f"{run['cohort_size']} devices that have"
         )
-        phase = f", waiting for {devices} task {run['task']!r}"
+        phase = f", waiting for {devices} task {run['task']!r}{_bundled(run)}"
     return [
         f"run       {run['run_id']}",
         f"task      {run['task']}, {run['algorithm']}, seed {run['seed']}",
@@ -96,6 +96,11 @@ def _head(run: dict[str, Any]) -> list[str]:
         f"model     {run['model_key']}",
         f"sha256    {run['model_sha256']}",
     ]
+
+
+def _bundled(run: dict[str, Any]) -> str:
+    one = run["cohort_size"] == 1
+    return f" or {'takes' if one else 'take'} its bundle" if run["bundled"] else ""
 
 
 def _fitted(run: dict[str, Any]) -> str:

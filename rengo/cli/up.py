@@ -10,14 +10,16 @@ from typing import NoReturn
 
 from rengo.cli.codes import DONE
 from rengo.cli.common import Commands, add_command, add_site, command_name, interruptible
-from rengo.folder import default_home
+from rengo.folder import SiteFolder, default_home
 from rengo.listening import OwnCertificate
-from rengo.site import Site, SiteOptions
+from rengo.preparation import Preparation, SiteOptions
+from rengo.site import Site
 from rengo.view import SiteStory
 from runtime.brokerurl import parse_url
 from runtime.errors import ConfigError, TransportError
 
 _LOOK_EVERY_S = 5.0
+_DEVICES = 8
 
 
 def add(commands: Commands) -> None:
@@ -71,14 +73,31 @@ def add(commands: Commands) -> None:
         help="which S3 server, at the first start (default: juicefs)",
     )
     parser.add_argument(
-        "--devices", type=int, default=8, help="device identities to prepare (default: 8)"
+        "--devices", type=int, help=f"device identities to prepare (default: {_DEVICES})"
     )
+    parser.add_argument(
+        "--prepare",
+        action="store_true",
+        help="write all that the site's processes need, start nothing, and say how each is started",
+    )
+    for part in ("broker", "store"):
+        parser.add_argument(
+            f"--{part}-at",
+            metavar="NAME",
+            help=f"with --prepare: the name by which the other processes reach the {part}, where "
+            "that has a machine or a container of its own",
+        )
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run the site until SIGINT, SIGTERM or SIGHUP."""
+    """Run the site until SIGINT, SIGTERM or SIGHUP, or prepare it."""
+    if options.prepare:
+        return _prepare(options)
+    if options.broker_at or options.store_at:
+        raise ConfigError("--broker-at and --store-at are for --prepare: this runs all in one")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
-    site = Site(options.data_dir, devices=options.devices, options=_site_options(options))
+    devices = _DEVICES if options.devices is None else options.devices
+    site = Site(options.data_dir, devices=devices, options=_site_options(options))
     try:
         with interruptible():
             print("Starting the broker, the store and the server", flush=True)
@@ -87,6 +106,24 @@ def run(options: argparse.Namespace) -> int:
                 _watch(site)
     except KeyboardInterrupt:
         print(f"\nStopped. Everything is kept in {options.data_dir}.")
+    return DONE
+
+
+def _prepare(options: argparse.Namespace) -> int:
+    given = _site_options(options)
+    if options.devices:
+        raise ConfigError("devices of a prepared site join by `rengo devices invite`: no --devices")
+    if given.broker is not None and "://" in given.broker:
+        raise ConfigError(
+            "--prepare is for a broker of the site's own; on another one only `rengo server` is "
+            "left to start, see docs/brokers.md"
+        )
+    folder = SiteFolder(options.data_dir)
+    with folder.lock():
+        made = Preparation(folder, given)
+    print(f"Site {made.record.domain!r} is prepared in {folder.root}. Its processes:\n")
+    for part, path in made.settings.items():
+        print(f"  {command_name()} {part} --config {path}")
     return DONE
 
 
@@ -107,6 +144,8 @@ def _site_options(options: argparse.Namespace) -> SiteOptions:
         store_port=options.store_port,
         host=options.host,
         advertise=options.advertise,
+        broker_at=options.broker_at,
+        store_at=options.store_at,
         certificate=certificate,
         credentials=options.credentials,
         client_certificates=options.client_certs and options.client_certs.absolute(),

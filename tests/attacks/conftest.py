@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from rengo.site import Site, SiteOptions
+from rengo.preparation import SiteOptions
+from rengo.site import Site
 from runtime.identity import Identity
 from tests.attacks.ground import KINDS_OF_SITE, Ground, Intruder, Kind
 from tests.chaos import gated

@@ -95,7 +95,7 @@ def test_a_tokens_holder_has_its_topic_alone(ground: Ground) -> None:
 
 
 def _as_another_kind(payload: bytes) -> bytes:
-    return payload[64:].replace(b"\xa5claim", b"\xa3ack")
+    return payload[64:].replace(b"\xa5claim", b"\xa7decline")
 
 
 def test_holders_of_one_token_cannot_read_each_others_answers(

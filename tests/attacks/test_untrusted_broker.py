@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 
 from broker.messages import (
-    Ack,
+    Decline,
     DeviceState,
     Order,
     Receipt,
@@ -63,8 +63,8 @@ def test_forged_orders_start_nothing(ground: Ground, anna: Agent, mallory: Intru
         pause()
         assert eyes.on(topic).count(forged[0]) == 1, "the broker drops what mallory sends herself"
         (answer,) = (decode(each, parse(acks), None)[1] for each in eyes.on(acks))
-        assert isinstance(answer, Ack)
-        assert (answer.run_id, answer.accepted) == ("genuine", False)
+        assert isinstance(answer, Decline)
+        assert answer.run_id == "genuine"
         assert statuses(eyes.on(ground.topics.device(NAME, "state"))) <= {"ready"}
     assert anna.stages == []
     assert anna.training_processes == processes

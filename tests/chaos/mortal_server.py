@@ -9,6 +9,7 @@ kill itself is the kernel's, as any other.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from broker.messages import Order, Receipt
+from broker.topics import parse
 from fl_server.aggregation.streaming import RunAggregator
 from fl_server.events import EvaluationRecorded, RoundClosed, RoundCommitted, RoundStarted
 from fl_server.events import UpdateAccepted as Accepted
@@ -61,6 +63,22 @@ class Fate:
                 _die()
             threading.Timer(moments[0].delay_s, _die).start()
 
+    def notes(self, topic: str, order: Order) -> None:
+        """Keep an order to train that went out, for ``read_orders``."""
+        line = json.dumps([parse(topic).id, order.model_dump_json()]) + "\n"
+        with self._lock, _orders(self._plan).open("a") as out:
+            out.write(line)
+
+
+def read_orders(plan: Path) -> list[tuple[str, Order]]:
+    """Return every order to train that any life of the server has sent, and to which device."""
+    lines = (json.loads(line) for line in _orders(plan).read_text().splitlines())
+    return [(device_id, Order.model_validate_json(order)) for device_id, order in lines]
+
+
+def _orders(plan: Path) -> Path:
+    return plan.with_suffix(".orders")
+
 
 def _die() -> NoReturn:
     os.kill(os.getpid(), signal.SIGKILL)
@@ -93,9 +111,10 @@ def bind(fate: Fate) -> None:
                 fate.passes(_AFTER[type(fact)], fact.round)
 
     @contextmanager
-    def publishing(_topic: str, message: Any, *, retain: bool = False) -> Iterator[None]:
+    def publishing(topic: str, message: Any, *, retain: bool = False) -> Iterator[None]:
         yield
         if isinstance(message, Order) and message.action == "train":
+            fate.notes(topic, message)
             fate.passes("ordered", message.round)
             fate.passes("ordered-and-later", message.round)
         if isinstance(message, Receipt) and message.action == "train":

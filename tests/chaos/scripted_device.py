@@ -28,7 +28,7 @@ from broker.messages import (
 from broker.session import Delivery, Endpoint, MqttSession
 from broker.topics import Topics, parse
 from runtime.identity import Identity
-from storage.headers import Chunk, UpdateHeader, UpdateInfo, encode_header
+from storage.update_info import Block, UpdateInfo, encode_header
 from storage.updates import WrittenUpdate, write_update
 from storage.weights import Vector, Weights, read_safetensors
 from tests.updates import info_of
@@ -157,7 +157,6 @@ def honest_bytes(info: UpdateInfo, vector: Vector) -> tuple[bytes, WrittenUpdate
 def crafted_bytes(info: UpdateInfo, vector: Vector) -> tuple[bytes, WrittenUpdate]:
     """Return an update whose every hash is right, whatever its values are."""
     data = np.ascontiguousarray(vector, "<f4").tobytes()
-    chunk = Chunk(size=len(data), count=vector.size, sha256=hashlib.sha256(data).hexdigest())
-    header = UpdateHeader(**info.model_dump(), codec="float32", chunks=(chunk,))
-    start = encode_header(header)
+    chunk = Block(len(data), vector.size, hashlib.sha256(data).hexdigest())
+    start = encode_header(info, "float32", [chunk])
     return start + data, WrittenUpdate(hashlib.sha256(start).hexdigest(), len(start) + len(data))

@@ -11,6 +11,7 @@ from typing import Any
 from broker.author import Author
 from broker.connection import Publication
 from broker.messages import (
+    Decline,
     DeviceState,
     Message,
     ModelRef,
@@ -115,7 +116,7 @@ class ScriptedServer:
                 self._send_order()
             case Result():
                 self._count(message)
-            case _ if getattr(message, "accepted", True) is False:
+            case Decline():
                 self.ledger.refusals.append(str(message))
 
     def _send_order(self) -> None:

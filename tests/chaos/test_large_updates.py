@@ -24,6 +24,7 @@ def arena(folder: Path) -> Iterator[Arena]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RENGO_SERVER_PARTS__LARGE_BYTES", str(6 << 20))
         patch.setenv("RENGO_SERVER_PARTS__PART_BYTES", str(PART))
+        patch.setenv("RENGO_SERVER_PARTS__WRITTEN_BYTES", str(PART))
         with Opened(folder, TASK) as opened:
             opened.start_own([DeviceSpec("edge-1", engine="numpy")])
             yield opened

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -99,7 +100,7 @@ def wrong_shape(device: ScriptedDevice, order: Order, weights: Weights) -> Sent:
 
 
 def other_layout(device: ScriptedDevice, order: Order, weights: Weights) -> Sent:
-    info = device.info(order, weights, 10).model_copy(update={"layout_hash": "0" * 64})
+    info = replace(device.info(order, weights, 10), layout_hash="0" * 64)
     return *crafted_bytes(info, noise(weights, 5)), 10
 
 

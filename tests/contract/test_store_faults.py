@@ -71,7 +71,8 @@ class Rough:
         """Return a new way to the store through the proxy, with the faults to come."""
         self.proxy.faults, self.proxy.always = list(faults), always
         settings = self.store.settings.model_copy(update={"endpoint": self.proxy.url})
-        store = S3Store(settings, PartSizes(large_bytes=6 << 20, part_bytes=5 << 20))
+        sizes = PartSizes(large_bytes=6 << 20, part_bytes=5 << 20, written_bytes=5 << 20)
+        store = S3Store(settings, sizes)
         store.http = http.pool(connect_s=2.0, read_s=read_s)
         return store
 

@@ -203,6 +203,16 @@ def quiet_for(seconds: float, owner: Owner) -> None:
     assert len(owner.deliveries) == before, f"{owner}"
 
 
+def settled(seconds: float, owner: Owner) -> set[bytes]:
+    """Return what ``owner`` was delivered, once nothing more came to it for ``seconds``."""
+    before = -1
+    while before != len(owner.deliveries):
+        before = len(owner.deliveries)
+        with contextlib.suppress(queue.Empty):
+            queue.Queue[None]().get(timeout=seconds)
+    return set(owner.payloads)
+
+
 def eventually(holds: Callable[[], bool], timeout_s: float = 10.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not holds():

@@ -156,7 +156,7 @@ def test_hostile_messages_do_not_end_the_agent(site: Site, running: Running) -> 
     server = Owner()
     site.session(server, TOPICS.device(NAME, "ack"))
     publisher = site.publisher()
-    for payload in (b"", b"\xc1", b"\x91" * 5000, content(SAMPLES["ack"]), bytes(200_000)):
+    for payload in (b"", b"\xc1", b"\x91" * 5000, content(SAMPLES["decline"]), bytes(200_000)):
         for leaf in ("task", "receipt"):
             topic = TOPICS.device(NAME, leaf)
             publisher.publish(Publication(topic, payload))

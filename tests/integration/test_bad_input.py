@@ -315,6 +315,13 @@ def test_an_agents_file_that_is_wrong(text: str, said: str, tmp_path: Path) -> N
     assert told.code == USAGE
 
 
+def test_a_doctor_of_an_agent_looks_in_no_sites_folder(tmp_path: Path) -> None:
+    told = rengo("doctor", "agent", "--data-dir", tmp_path / "site")
+    assert "--data-dir is a site's folder" in told.line
+    assert "--config or --id" in told.line
+    assert told.code == USAGE
+
+
 def test_a_wrong_key_of_the_environment_is_named(tmp_path: Path) -> None:
     told = rengo(
         *("client", "--identity", identity_file(tmp_path), "--data-dir", tmp_path / "data"),

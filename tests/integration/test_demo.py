@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from rengo.cli.demo import _tries
 from storage.weights import read_safetensors
 from tests.integration.commands import Told, rengo, surroundings
 from tests.support import SESSION_MARK, describe, wait_for_none_left
@@ -31,7 +32,7 @@ DEVICE_KEYS = {"id", "profile", "engine", "rounds", "peak_rss_bytes"}
 SMALL = ("--clients", "2", "--rounds", "2")
 LONG = ("--clients", "2", "--rounds", "100000")
 PATIENCE_S = 90.0
-FAILED, INTERRUPTED = 3, 130
+USAGE, FAILED, INTERRUPTED = 2, 3, 130
 CALM = "Interrupted. Everything is stopped, and nothing is left behind."
 BROKEN_TASK = """\
 from rengo import Linear, Task
@@ -73,14 +74,6 @@ class Demo:
         """Return what outlived it: processes, with the ports they hold, and temporary files."""
         processes = list(describe(wait_for_none_left(self.mark, 1.0)))
         return processes + [str(path) for path in self.folder.iterdir()]
-
-
-@pytest.fixture(autouse=True)
-def _hang_up_is_not_ignored() -> Iterator[None]:
-    """Undo what ``nohup`` leaves to all its children, which the demo rightly keeps."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGHUP, before)
 
 
 @contextmanager
@@ -292,6 +285,19 @@ def test_a_run_that_fails_says_why_and_leaves_nothing(tmp_path: Path) -> None:
         assert running.left() == []
 
 
+def test_data_that_are_not_here_are_told_before_anything_is_started(tmp_path: Path) -> None:
+    lacking = {"RENGO_WATCH_DATA": str(tmp_path / "none"), "XDG_CACHE_HOME": str(tmp_path)}
+    told = rengo("demo", "--task", "watch", environment=lacking, home=tmp_path / "home")
+    assert told.code == USAGE
+    assert told.line.startswith("task watch: RENGO_WATCH_DATA=")
+    assert told.out == ""
+
+
+def test_what_is_to_be_tried_next_is_of_the_same_task() -> None:
+    assert not any("--task digits" in command for command, _ in _tries("digits"))
+    assert any("demo --task watch --set " in command for command, _ in _tries("watch"))
+
+
 def test_without_matplotlib_there_is_a_note_instead_of_a_plot(tmp_path: Path) -> None:
     from tests.integration.commands import without  # noqa: PLC0415
 
@@ -332,7 +338,7 @@ def on_terminal(
                 drawn += os.read(master, 65536).decode("utf-8", "replace")
             except OSError:  # the other end is closed
                 break
-            if interrupt_at is not None and interrupt_at in drawn:
+            if interrupt_at is not None and re.search(interrupt_at, drawn):
                 process.send_signal(signal.SIGINT)
                 interrupt_at = None
         return process.wait(PATIENCE_S), drawn
@@ -351,7 +357,7 @@ def test_on_a_terminal_there_is_a_picture_and_at_the_end_the_cursor(tmp_path: Pa
 
 
 def test_an_interrupt_gives_the_terminal_back(tmp_path: Path) -> None:
-    code, drawn = on_terminal(tmp_path, *LONG, interrupt_at="Round 2 of")
+    code, drawn = on_terminal(tmp_path, *LONG, interrupt_at=r"Round ([2-9]|\d\d+) of")
     assert code == INTERRUPTED
     assert drawn.rfind("\x1b[?25h") > drawn.rfind("\x1b[?25l")
     assert drawn.rstrip().endswith(CALM)

@@ -26,10 +26,11 @@ from fl_server.aggregation.streaming import RunAggregator, Submission
 from fl_server.events import Model, Update
 from fl_server.models import ModelCache
 from fl_server.patches import patches_to
-from storage.headers import UpdateHeader, UpdateInfo, read_header
+from storage.headers import UpdateHeader, read_header
 from storage.keys import RunKeys
 from storage.objects import MemoryStore
 from storage.patches import length
+from storage.update_info import UpdateInfo
 from storage.updates import write_update
 from storage.weights import Weights, encode_header, read_safetensors, write_safetensors
 

@@ -88,7 +88,7 @@ class Device:
         commands = self.session.handle(s.ModelFetched(self.session.active.key))
         while True:
             for command in commands:
-                if isinstance(command, s.UploadUpdate | s.SendAnswer):
+                if isinstance(command, s.UploadUpdate | s.SendDecline):
                     return command
                 if isinstance(command, s.DoWork):
                     self.workshop.submit(command.job)
@@ -159,7 +159,6 @@ def test_training_that_runs_short_goes_on_with_less(
 def test_what_no_micro_batch_helps_is_declined_and_the_agent_lives(make: Make) -> None:
     device = make("raise MemoryError")
     end = device.train(1)
-    assert isinstance(end, s.SendAnswer)
-    assert not end.accepted
+    assert isinstance(end, s.SendDecline)
     assert "out of memory with one example at a time" in end.reason
     assert device.batches() == [32, 8, 2, 1]

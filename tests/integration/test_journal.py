@@ -37,13 +37,14 @@ from fl_server.events import (
     UpdateRefused,
     UpdateWithdrawn,
 )
-from fl_server.journal import Journal, PreparedRun, RunRecord
+from fl_server.journal import AwaitedModel, Journal, PreparedRun, RunRecord
 from runtime.errors import ConfigError
 from runtime.ports import free_port
 from tests.integration.postgres import PASSWORD, Cluster, running_cluster
 
 UPDATE = Update("u/d-1", 10, "a" * 64, 5, {"loss": 0.1}, {"train_s": 0.5})
 MODEL = Model(1, "k/1", "b" * 64, 100, "s/1", "c" * 64, ((0, 16), (40, 1 << 40)))
+AWAITED = AwaitedModel("k/0", 100)
 EVERY_FACT: list[Fact] = [
     RoundStarted(1, 1, ("d-1", "d-2"), 2),
     UpdateAccepted(1, 1, "d-1", UPDATE),
@@ -192,11 +193,11 @@ def test_prepared_runs_last_until_they_are_submitted_or_forgotten(
     journal: Journal, database: Database
 ) -> None:
     for run_id in ("r", "s", "t"):
-        journal.prepare(PreparedRun(run_id, record().definition, MODEL))
+        journal.prepare(PreparedRun(run_id, record().definition, AWAITED))
     journal.add_run(record("r"))
     journal.forget_prepared("s")
     again = Journal(database.url)
-    assert again.prepared() == [PreparedRun("t", record().definition, MODEL)]
+    assert again.prepared() == [PreparedRun("t", record().definition, AWAITED)]
     again.close()
 
 

@@ -1,4 +1,4 @@
-"""Two agents' training processes on one machine, each kept to its own accelerator."""
+"""Agents' training processes on one machine, each kept to its own accelerators."""
 
 from __future__ import annotations
 
@@ -30,11 +30,12 @@ from fl_client.tasks.base import Task
 class Looking(Task):
     def local_update(self, weights, context):
         shown = os.environ["CUDA_VISIBLE_DEVICES"]
-        return weights * 0, 1, {"first": shown == "GPU-1", "second": shown == "GPU-2"}
+        seen = {"first": "GPU-1", "second": "GPU-2", "both": "GPU-2,GPU-1"}
+        return weights * 0, 1, {name: shown == handles for name, handles in seen.items()}
 """
 
 
-def looked(folder: Path, accelerator: Accelerator) -> dict[str, float]:
+def looked(folder: Path, *accelerators: Accelerator) -> set[str]:
     """Let a training process tell what it sees."""
     folder.mkdir()
     (folder / "own.py").write_text(TASK)
@@ -44,7 +45,7 @@ def looked(folder: Path, accelerator: Accelerator) -> dict[str, float]:
     tasks = {"looking": f"{folder / 'own.py'}:Looking"}
     bundles = Bundles(BundleSettings(), folder / "bundles", Transfers(), tasks)
     workshop = Workshop(
-        "d", settings, "numpy", bundles, place, events.put, Unbounded(), accelerator
+        "d", settings, "numpy", bundles, place, events.put, Unbounded(), accelerators
     )
     job = s.Job(s.JobKey("run", "train", 1, 1), order())
     with place.model(job).open("wb") as out:
@@ -55,7 +56,7 @@ def looked(folder: Path, accelerator: Accelerator) -> dict[str, float]:
             event = workshop.translate(events.get(timeout=60))
             if event is not None and not isinstance(event, JobProgressed):
                 assert isinstance(event, s.WorkFinished), event
-                return event.outcome.metrics
+                return {name for name, seen in event.outcome.metrics.items() if seen}
     finally:
         workshop.close("the test ends")
 
@@ -78,12 +79,14 @@ def order() -> Order:
     )
 
 
-def test_a_training_process_sees_its_own_accelerator_alone(
+def test_a_training_process_sees_its_own_accelerators_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-1,GPU-2")
     first = Accelerator("cuda:0", handle="GPU-1")
     second = Accelerator("cuda:1", handle="GPU-2")
-    assert looked(tmp_path / "a", first) == {"first": 1.0, "second": 0.0}
-    assert looked(tmp_path / "b", second) == {"first": 0.0, "second": 1.0}
-    assert looked(tmp_path / "c", Accelerator("cpu")) == {"first": 0.0, "second": 0.0}
+    assert looked(tmp_path / "a", first) == {"first"}
+    assert looked(tmp_path / "b", second) == {"second"}
+    # in the order of the settings
+    assert looked(tmp_path / "c", second, first) == {"both"}
+    assert looked(tmp_path / "d", Accelerator("cpu")) == set()

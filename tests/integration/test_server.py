@@ -22,7 +22,7 @@ from broker.access import BrokerUser, Grants, Role, grants
 from broker.connection import Delivery, Endpoint, Publication
 from broker.messages import (
     MAX_MESSAGE_BYTES,
-    Ack,
+    Decline,
     DeviceInfo,
     DeviceState,
     Message,
@@ -209,7 +209,6 @@ class Site:
     def prepare(self, data: bytes, **changes: Any) -> dict[str, Any]:
         arguments = {
             "definition": {"task": "digits", "rounds": 2, "cohort": {"size": 1}},
-            "sha256": hashlib.sha256(data).hexdigest(),
             "size_bytes": len(data),
         }
         return self.call("runs_prepare", **{**arguments, **changes})
@@ -218,7 +217,13 @@ class Site:
         data = model() if data is None else data
         prepared = self.prepare(data, **changes)
         put(prepared["url"], data)
-        run_id: str = self.call("runs_submit", run_id=prepared["run_id"])["run_id"]
+        return self.submit_prepared(prepared, data)
+
+    def submit_prepared(self, prepared: dict[str, Any], data: bytes) -> str:
+        """Say that ``data`` is there as version 0, and return the run's id."""
+        sha256 = hashlib.sha256(data).hexdigest()
+        told = self.call("runs_submit", run_id=prepared["run_id"], sha256=sha256)
+        run_id: str = told["run_id"]
         return run_id
 
     def close(self) -> None:
@@ -276,16 +281,16 @@ def received(owner: Owner, kind: type[Message]) -> list[Any]:
 
 # --- hostile messages -------------------------------------------------------------------------
 
-ACK = SAMPLES["ack"]
+DECLINE = SAMPLES["decline"]
 
 
 def body(**changes: Any) -> bytes:
-    packed: bytes = msgpack.packb(envelope(ACK, body={**ACK.model_dump(), **changes}))
+    packed: bytes = msgpack.packb(envelope(DECLINE, body={**DECLINE.model_dump(), **changes}))
     return packed
 
 
 def bent(**changes: Any) -> bytes:
-    packed: bytes = msgpack.packb(envelope(ACK, **changes))
+    packed: bytes = msgpack.packb(envelope(DECLINE, **changes))
     return packed
 
 
@@ -301,10 +306,10 @@ HOSTILE: list[tuple[str, bytes, str]] = [
     ("ack", bent(sender="../x"), "envelope"),
     ("ack", body(more=1), "body"),
     ("ack", body(round=-1), "body"),
-    ("ack", body(accepted="yes"), "body"),
-    ("ack", content(ACK), "unknown_run"),
+    ("ack", body(reason=1), "body"),
+    ("ack", content(DECLINE), "unknown_run"),
     ("request", content(SAMPLES["request"]), "unknown_run"),
-    ("result", content(ACK), "wrong_place"),
+    ("result", content(DECLINE), "wrong_place"),
     ("state", content(SAMPLES["server_state"]), "wrong_place"),
     ("result", bytes(MAX_MESSAGE_BYTES - SIGNATURE_BYTES), "not_msgpack"),
 ]
@@ -371,7 +376,7 @@ def test_a_flood_of_one_device_is_not_heard_and_another_is(site: Site) -> None:
     flood, _ = site.peer()
     quiet, owner = site.peer("anyone", TOPICS.device("d-2", "receipt"))
     topic, other = TOPICS.device("d-1", "ack"), TOPICS.device("d-2", "result")
-    noise = said(topic, ACK)
+    noise = said(topic, DECLINE)
     for number in range(3000):
         flood.publish(Publication(topic, noise))
         if number == 1500:
@@ -475,28 +480,28 @@ def test_a_reply_survives_a_device_that_speaks_another_protocol(site: Site) -> N
         ("runs_stop", {"run_id": "none"}, "no run 'none'"),
         ("models_url", {"name": "none"}, "no version"),
         ("devices_ls", {"after": "x" * 65}, "'after': "),
-        ("runs_submit", {"run_id": "none"}, "run none was not prepared, or too long ago"),
-        ("runs_prepare", {"definition": {}, "sha256": "0" * 64}, "'size_bytes': Field required"),
+        (
+            "runs_submit",
+            {"run_id": "none", "sha256": "0" * 64},
+            "run none was not prepared, or too long ago",
+        ),
+        ("runs_submit", {"run_id": "none"}, "'sha256': Field required"),
+        ("runs_prepare", {"definition": {}}, "'size_bytes': Field required"),
         (
             "runs_prepare",
-            {"definition": {}, "sha256": "0" * 64, "size_bytes": 1},
+            {"definition": {}, "size_bytes": 1},
             "run definition: 'task': Field required",
         ),
+        ("runs_submit", {"run_id": "none", "sha256": "0" * 63}, "'sha256': "),
         (
             "runs_prepare",
-            {"definition": {"task": "t"}, "sha256": "0" * 63, "size_bytes": 1},
-            "'sha256': ",
-        ),
-        (
-            "runs_prepare",
-            {"definition": {"task": "t"}, "sha256": "0" * 64, "size_bytes": 1 << 40},
+            {"definition": {"task": "t"}, "size_bytes": 1 << 40},
             "'size_bytes': ",
         ),
         (
             "runs_prepare",
             {
                 "definition": {"task": "t", "algorithm": {"name": "x"}},
-                "sha256": "0" * 64,
                 "size_bytes": 1,
             },
             "no algorithm 'x'; there are: ",
@@ -514,10 +519,10 @@ def test_a_wrong_request_is_answered_with_what_is_wrong(
 def test_a_version_0_that_is_not_there(site: Site) -> None:
     prepared = site.prepare(model())
     with pytest.raises(ConfigError, match=r"000000\.safetensors"):
-        site.call("runs_submit", run_id=prepared["run_id"])
+        site.submit_prepared(prepared, model())
     put(prepared["url"], model())
-    assert site.call("runs_submit", run_id=prepared["run_id"]) == {"run_id": prepared["run_id"]}
-    assert site.call("runs_submit", run_id=prepared["run_id"]) == {"run_id": prepared["run_id"]}
+    assert site.submit_prepared(prepared, model()) == prepared["run_id"]
+    assert site.submit_prepared(prepared, model()) == prepared["run_id"]
     assert len(site.call("runs_ls")["runs"]) == 1
 
 
@@ -545,7 +550,7 @@ def test_a_version_0_that_is_damaged(
     prepared = site.prepare(promised)
     put(prepared["url"], promised if given is None else given)
     with pytest.raises((RunFailed, ConfigError), match=said):
-        site.call("runs_submit", run_id=prepared["run_id"])
+        site.submit_prepared(prepared, promised)
     assert site.call("runs_ls") == {"runs": []}
 
 
@@ -641,7 +646,7 @@ def test_a_restart_has_a_larger_epoch_and_all_runs(site: Site) -> None:
     assert [row["run_id"] for row in site.call("runs_ls")["runs"]] == [run_id]
     assert retained(site, {run_id})[run_id].epoch == after["epoch"]
     put(prepared["url"], model())
-    site.call("runs_submit", run_id=prepared["run_id"])
+    site.submit_prepared(prepared, model())
 
 
 class Device:
@@ -752,7 +757,7 @@ def test_an_order_is_asked_for_again_and_declined(site: Site) -> None:
     assert device.orders()[1].model.sha256 == order.model.sha256
     device.say(
         "ack",
-        Ack(action="train", run_id=run_id, round=1, attempt=1, accepted=False, reason="too hot"),
+        Decline(action="train", run_id=run_id, round=1, attempt=1, reason="too hot"),
     )
 
     def told() -> bool:

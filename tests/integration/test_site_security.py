@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import socket
 import tomllib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from broker.access import BrokerUser, Role, grants
@@ -18,7 +20,8 @@ from broker.session import MqttSession
 from rengo.authority import Authority
 from rengo.devices import DeviceSpec
 from rengo.listening import OwnCertificate
-from rengo.site import Site, SiteOptions
+from rengo.preparation import SiteOptions
+from rengo.site import Site
 from runtime.errors import AuthenticationFailed, ConfigError, StorageError, TransportError
 from runtime.identity import read_identity
 from tests.integration.commands import rengo
@@ -79,6 +82,22 @@ def test_mutual_tls_lets_in_who_has_a_certificate_of_his_own_name(
         with pytest.raises(TransportError):
             session.wait_connected(3.0)
         session.stop()
+
+
+@pytest.mark.parametrize("broker", BROKERS)
+def test_a_site_on_one_address_of_this_machine(broker: str, tmp_path: Path) -> None:
+    addresses = [
+        each.address
+        for card in psutil.net_if_addrs().values()
+        for each in card
+        if each.family == socket.AF_INET and not each.address.startswith("127.")
+    ]
+    if not addresses:
+        pytest.skip("this machine has no address but loopback")
+    options = SiteOptions(broker=broker, host=addresses[0])
+    with Site(tmp_path / "site", options=options) as site:
+        assert site.operator.host == addresses[0]
+        trained(site, tmp_path / "out")
 
 
 def test_client_certificates_need_tls(tmp_path: Path) -> None:

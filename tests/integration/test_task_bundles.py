@@ -130,15 +130,43 @@ def test_a_bundle_is_packed_signed_pushed_and_trained_by_whoever_trusts_its_key(
     assert rengo(*own, "--trust", key, home=home, patience_s=120.0).code == DONE
 
 
-def test_a_bundle_stays_while_a_run_needs_it(site: Site, bundle: Path, folder: Path) -> None:
-    home = site.folder.root
+def push_once(home: Path, bundle: Path, folder: Path) -> None:
     if not rengo("task", "ls", home=home).out.startswith("bundle "):
         assert rengo("task", "sign", bundle, "--key", folder / "key").code == DONE
         assert rengo("task", "push", bundle, home=home).code == DONE
+
+
+def test_a_canary_goes_to_whoever_takes_the_bundle(
+    site: Site, bundle: Path, folder: Path, tmp_path: Path
+) -> None:
+    home = site.folder.root
+    push_once(home, bundle, folder)
     spec = f"{folder / 'bundled.py'}:Bundled"
-    told = rengo("run", spec, "--bundle", "bundled", "--rounds", "100000", home=home)
+    options = ["--rounds", "1", "--set", "cohort.quorum=1", "--output", tmp_path, "--json", "-"]
+    versions = []
+    for _ in range(2):
+        ran = rengo("run", spec, "--bundle", "bundled", *options, home=home, patience_s=120.0)
+        assert ran.code == DONE, ran
+        versions.append(f"{json.loads(ran.out)['run_id']}:1")
+    assert rengo("models", "promote", versions[0], home=home).code == DONE
+    trial = ("--canary", "100%", "--max-drop", "1", "--deadline", "60s")
+    told = rengo("models", "promote", versions[1], *trial, home=home, patience_s=120.0)
+    # device-2 takes bundles as well, but not of this author
+    assert told.code == DONE, told
+    assert "1 of 2 have measured both" in told.out
+    assert f"{versions[1]} is in production for task bundled" in told.out
+
+
+def test_a_bundle_stays_while_a_run_needs_it(site: Site, bundle: Path, folder: Path) -> None:
+    home = site.folder.root
+    push_once(home, bundle, folder)
+    spec = f"{folder / 'bundled.py'}:Bundled"
+    whole = ("--set", "cohort.size=3", "--set", "cohort.quorum=3")
+    told = rengo("run", spec, "--bundle", "bundled", *whole, home=home)
     assert told.code == DONE, told
     run_id = told.out.split()[1]
+    shown = rengo("runs", "show", run_id, home=home).out
+    assert "waiting for 3 devices that have task 'bundled' or take its bundle" in shown
     refused = rengo("task", "rm", "bundled", home=home)
     assert refused.code == USAGE
     assert f"run {run_id} needs it" in refused.line

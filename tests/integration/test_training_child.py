@@ -189,6 +189,25 @@ def test_the_torch_child_does_not_load_torchs_compiler(site: Site) -> None:
     assert site.wait(JobDone).result.metrics["compiler"] == 0.0
 
 
+def test_a_child_that_trains_on_numpy_holds_nothing_that_checks_messages(site: Site) -> None:
+    spec = site.task(
+        """
+        import sys
+        from fl_client.tasks.digits import Digits
+        HEAVY = {"pydantic", "pydantic_core", "ssl", "http", "email", "sqlite3", "asyncio"}
+        class Own(Digits):
+            def metrics(self, outputs, targets):
+                return {name: 1.0 for name in HEAVY & sys.modules.keys()}
+        """
+    )
+    child = site.child(replace(DIGITS, task=spec))
+    child.submit(site.job(checkpoint_path=str(site.folder / "c"), checkpoint_every_s=0.0))
+    assert isinstance(site.wait(JobDone, JobFailed, ChildDied), JobDone)
+    child.submit(site.job(action="evaluate"))
+    # as much as numpy itself takes, and a quarter of a second of a start
+    assert site.wait(JobDone).result.metrics.keys() == {"loss"}
+
+
 @pytest.mark.parametrize(("engine", "loaded"), [("numpy", 0.0), ("torch", 1.0)])
 def test_the_numpy_child_holds_no_torch(site: Site, engine: str, loaded: float) -> None:
     spec = site.task(SPY)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from runtime.errors import Corrupt
-from storage.headers import Chunk, UpdateInfo, read_header
+from storage.headers import Chunk, read_header
+from storage.update_info import UpdateInfo
 from storage.updates import verified_blocks, write_update
 from storage.zeros import zero_runs
 

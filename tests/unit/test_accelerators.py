@@ -8,7 +8,18 @@ from pathlib import Path
 import pytest
 
 from fl_client import accelerators
-from fl_client.accelerators import CPU, Accelerator, Machine, chosen, find, for_orders
+from fl_client.accelerators import (
+    CPU,
+    Accelerator,
+    Machine,
+    chosen,
+    environment,
+    find,
+    for_orders,
+    precision,
+)
+from fl_client.settings import AgentSettings
+from runtime.config import load
 from runtime.errors import ConfigError
 
 GIB = 1 << 30
@@ -41,14 +52,15 @@ def test_nvidia_devices_are_told_by_their_tool(tmp_path: Path) -> None:
     assert found[0].memory_bytes == 81559 << 20
     assert [each.capability for each in found] == ["9.0", "7.5"]
     assert [each.precisions[0] for each in found] == ["bfloat16", "float16"]
-    assert found[1].environment["CUDA_VISIBLE_DEVICES"] == "GPU-bbbb-2"
+    assert environment(found[1:])["CUDA_VISIBLE_DEVICES"] == "GPU-bbbb-2"
+    assert environment(found[::-1])["CUDA_VISIBLE_DEVICES"] == "GPU-bbbb-2,GPU-aaaa-1"
 
 
 def test_without_the_tool_the_driver_still_names_them(tmp_path: Path) -> None:
     found = find(linux(with_nvidia(tmp_path)))
     assert [str(each) for each in found] == ["cuda:0 H100", "cuda:1 T4"]
-    # the second one's UUID is masked, so its number stands for it
-    assert [each.handle for each in found] == ["GPU-aaaa-1", "1"]
+    # the second one's UUID is masked, and CUDA reads a list of numbers or one of UUIDs
+    assert [each.handle for each in found] == ["0", "1"]
     assert found[0].precisions == ["float32"]
 
 
@@ -79,7 +91,7 @@ def test_amd_devices_are_told_by_the_kernel(tmp_path: Path) -> None:
         (bank / "properties").write_text(f"heap_type 1\nsize_in_bytes {64 * GIB}\n")
     (one,) = find(linux(tmp_path))
     assert (one.name, one.capability, one.memory_bytes) == ("rocm:0", "gfx90a", 64 * GIB)
-    assert one.environment == {"HIP_VISIBLE_DEVICES": "0"}
+    assert environment([one]) == {"HIP_VISIBLE_DEVICES": "0"}
     assert find(linux(tmp_path, HIP_VISIBLE_DEVICES="")) == []
 
 
@@ -92,37 +104,95 @@ H100, T4 = Accelerator("cuda:0", handle="a"), Accelerator("cuda:1", handle="b")
 
 
 def test_auto_is_the_first_where_the_profile_allows_it() -> None:
-    assert chosen("auto", [H100, T4], idle=False) == H100
-    assert chosen("auto", [H100, T4], idle=True) == CPU
-    assert chosen("auto", [], idle=False) == CPU
+    assert chosen(["auto"], [H100, T4], idle=False) == (H100,)
+    assert chosen(["auto"], [H100, T4], idle=True) == (CPU,)
+    assert chosen(["auto"], [], idle=False) == (CPU,)
+
+
+def test_all_are_those_of_the_first_one_s_kind() -> None:
+    assert chosen(["all"], [H100, T4, Accelerator("rocm:0")], idle=True) == (H100, T4)
+    assert chosen(["all"], [], idle=False) == (CPU,)
 
 
 def test_a_name_is_taken_whatever_the_profile() -> None:
-    assert chosen("cuda:1", [H100, T4], idle=True) == T4
-    assert chosen("cpu", [H100], idle=False) == CPU
-    assert chosen("cpu:1", [], idle=True).kind == "cpu"
+    assert chosen(["cuda:1"], [H100, T4], idle=True) == (T4,)
+    assert chosen(["cuda:1", "cuda:0"], [H100, T4], idle=True) == (T4, H100)
+    assert chosen(["cpu"], [H100], idle=False) == (CPU,)
+    assert [each.name for each in chosen(["cpu:0", "cpu:1"], [], idle=True)] == ["cpu:0", "cpu:1"]
 
 
-@pytest.mark.parametrize("name", ["cuda:2", "mps"])
-def test_a_name_that_is_not_there_is_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match=r"there are: cuda:0, cuda:1, cpu"):
-        chosen(name, [H100, T4], idle=False)
+@pytest.mark.parametrize("names", [["cuda:2"], ["mps"], ["cuda:0", "cuda:2"]])
+def test_a_name_that_is_not_there_is_refused(names: list[str]) -> None:
+    with pytest.raises(ConfigError, match=rf"'{names[-1]}'.*there are: cuda:0, cuda:1, cpu"):
+        chosen(names, [H100, T4], idle=False)
 
 
 def test_numpy_takes_no_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(accelerators, "of_this_machine", lambda: [H100])
-    assert for_orders("auto", profile="gpu", engine="numpy") == CPU
-    assert for_orders("auto", profile="gpu", engine="torch") == H100
-    assert for_orders("auto", profile="cpu", engine="torch") == CPU
-    with pytest.raises(ConfigError, match="numpy engine trains on the CPU"):
-        for_orders("cuda:0", profile="gpu", engine="numpy")
+    monkeypatch.setattr(accelerators, "of_this_machine", lambda: [H100, T4])
+    for unnamed in ("auto", "all"):
+        assert for_orders([unnamed], profile="gpu", engine="numpy") == (CPU,)
+    assert for_orders(["auto"], profile="gpu", engine="torch") == (H100,)
+    assert for_orders(["all"], profile="gpu", engine="torch") == (H100, T4)
+    assert for_orders(["auto"], profile="cpu", engine="torch") == (CPU,)
+    assert for_orders(["cpu:1"], profile="cpu", engine="numpy")[0].name == "cpu:1"
+    for names in (["cuda:0"], ["cpu:0", "cpu:1"]):
+        with pytest.raises(ConfigError, match="numpy engine trains on one CPU, not on " + names[0]):
+            for_orders(names, profile="gpu", engine="numpy")
 
 
 def test_what_no_driver_tells_of_is_left_to_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(accelerators, "of_this_machine", list)
-    untold = for_orders("auto", profile="gpu", engine="torch")
-    assert (untold.name, untold.environment) == ("", {})
+    for unnamed in ("auto", "all"):
+        untold = for_orders([unnamed], profile="gpu", engine="torch")
+        assert [each.name for each in untold] == [""]
+        assert environment(untold) == {}
 
 
 def test_a_process_for_the_cpu_sees_no_accelerator() -> None:
-    assert set(CPU.environment.values()) == {""}
+    assert set(environment([CPU]).values()) == {""}
+
+
+def test_the_precision_of_several_is_one_that_all_are_made_for() -> None:
+    new, old, older = (Accelerator("cuda:0", capability=each) for each in ("9.0", "7.5", "6.1"))
+    assert precision([new, new]) == "bfloat16"
+    assert precision([new, old]) == precision([old, new]) == "float16"
+    assert precision([new, old, older]) == precision([CPU, CPU]) == "float32"
+
+
+def told(value: object) -> AgentSettings:
+    return AgentSettings.model_validate(
+        {"identity": "d.json", "data_dir": "d", "accelerators": value}
+    )
+
+
+def test_settings_name_one_or_several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert told("all").accelerators == ["all"]
+    assert told("cuda:0, cuda:1").accelerators == ["cuda:0", "cuda:1"]
+    assert told(["cpu:0", "cpu:1"]).accelerators == ["cpu:0", "cpu:1"]
+    file = tmp_path / "agent.toml"
+    file.write_text('identity = "i"\ndata_dir = "d"\naccelerators = ["rocm:1", "rocm:0"]\n')
+    assert load(AgentSettings, file, "RENGO_AGENT").accelerators == ["rocm:1", "rocm:0"]
+    monkeypatch.setenv("RENGO_AGENT_ACCELERATORS", "cuda:0,cuda:3")
+    assert load(AgentSettings, file, "RENGO_AGENT").accelerators == ["cuda:0", "cuda:3"]
+    flag = {"accelerators": "cpu"}
+    assert load(AgentSettings, file, "RENGO_AGENT", flag).accelerators == ["cpu"]
+
+
+@pytest.mark.parametrize(
+    ("value", "what"),
+    [
+        ("cuda:0,cuda:0", "'accelerators': cuda:0 is named twice"),
+        ("cpu,cpu:0", "'accelerators': cpu:0 is named twice"),
+        ("mps,mps", "'accelerators': mps is named twice"),
+        ("cuda:0,cpu:1", "'accelerators': accelerators of one kind, please, not of cpu and cuda"),
+        ("cuda:0,all", "'accelerators': 'all' stands alone"),
+        ("mps:1", "'accelerators.0': String should match"),
+        ("tpu", "'accelerators.0': String should match"),
+        ("", "'accelerators': List should have at least 1 item"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_told(tmp_path: Path, value: str, what: str) -> None:
+    file = tmp_path / "agent.toml"
+    file.write_text(f'identity = "i"\ndata_dir = "d"\naccelerators = "{value}"\n')
+    with pytest.raises(ConfigError, match=what):
+        load(AgentSettings, file, "RENGO_AGENT")

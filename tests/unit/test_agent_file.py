@@ -52,6 +52,13 @@ GOOD = 'identity = "/i.json"\ndata_dir = "/d"\n'
             "change it",
         ),
         (GOOD + "[health]\nlooks = 1\n", "line 4", "health.looks", "unknown key", "look_s"),
+        (
+            GOOD + 'accelerators = "cuda:0,mps"\n',
+            "line 3",
+            "accelerators",
+            "accelerators of one kind",
+            "the default is ['auto']",
+        ),
         (GOOD + "engine = \n", "line 3", "", "not TOML", "double quotes"),
     ],
 )

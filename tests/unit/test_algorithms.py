@@ -53,6 +53,7 @@ def test_fedprox_pulls_towards_the_global_weights() -> None:
         ("base", {}, "no algorithm"),
         ("fedavg", {"mu": 1.0}, "it has: server_learning_rate"),
         ("fedprox", {"mu": "much"}, "setting mu"),
+        ("fedprox", {"mu": "0.1"}, "setting mu: must be of type float"),
         ("fedprox", {"mu": -1.0}, "mu must be 0 or more"),
         ("fedprox", {"mu": float("nan")}, "mu must be 0 or more"),
         ("fedavg", {"server_learning_rate": 0.0}, "above 0"),

@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 from broker.messages import (
-    Ack,
+    Decline,
     DeviceState,
     Message,
     ModelRequest,
@@ -23,10 +23,12 @@ from broker.messages import (
     Usage,
 )
 from broker.topics import Topics
+from fl_server.bundles import Bundles
 from fl_server.canaries import Canaries, CanaryWish, House
 from fl_server.canary_log import CanaryLog
 from fl_server.data import DataPlane
 from fl_server.database import Database
+from fl_server.definition import BundleSection
 from fl_server.enrolment import Act
 from fl_server.events import DeviceJoined, DeviceLeft
 from fl_server.presence import Presence
@@ -83,6 +85,7 @@ class Ground:
     """One server's canaries; ``crash`` gives it another life."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.store = MemoryStore()
         self.registry = ModelRegistry(self.store, PROJECT, KEY, now_ms=lambda: 1)
         self.registry.rebuild()
@@ -102,6 +105,7 @@ class Ground:
             TOPICS,
             self.epoch,
             cast(DataPlane, self.plane),
+            Bundles(self.store, PROJECT, self.folder / "bundles"),
             self.presence,
             lambda topic, message: self.sent.append((topic, message)),
             self.moved.append,
@@ -117,18 +121,20 @@ class Ground:
         manifest: Manifest = stored(self.store, f"r-{number}", 1)
         return self.registry.commit(manifest)
 
-    def online(self, *names: str, role: str = "evaluator") -> None:
+    def online(self, *names: str, role: str = "evaluator", **said: Any) -> None:
         for name in names:
-            state = DeviceState(status="ready", boot_id="b", role=role, tasks=["digits"])  # type: ignore[arg-type]
+            state = DeviceState.model_validate(
+                {"status": "ready", "boot_id": "b", "role": role, "tasks": ["digits"], **said}
+            )
             self.presence.take_state(name, state)
-            self.canaries.heard_of(DeviceJoined(name), ["digits"])
+            self.canaries.heard_of(DeviceJoined(name), state)
 
-    def begin(self, **changes: Any) -> str:
+    def begin(self, bundle: BundleSection | None = None, **changes: Any) -> str:
         """Begin a canary of the new version against the old one."""
         if self.registry.production("digits") is None:
             self.registry.promote(self.old, "first")
         wish = CanaryWish(**{**vars(WISH), **changes})
-        return self.canaries.begin(self.new, wish, "operator")
+        return self.canaries.begin(self.new, wish, "operator", bundle)
 
     def answer(self, canary_id: str, name: str, candidate: float, production: float) -> None:
         for attempt, value in ((1, production), (2, candidate)):
@@ -330,8 +336,51 @@ def test_who_comes_back_without_the_task_is_not_ordered(ground: Ground) -> None:
     ground.begin()
     ground.plane.run()
     ground.sent.clear()
-    ground.canaries.heard_of(DeviceJoined("e1"), ["faces"])
+    ground.online("e1", tasks=["faces"], bundles=["digits"])
     assert ground.sent == []
+
+
+BUNDLE = BundleSection(sha256="b" * 64, size_bytes=321)
+
+
+def test_who_takes_the_candidate_s_bundle_measures_with_it(ground: Ground) -> None:
+    ground.online("e1")
+    ground.online("e2", tasks=[], bundles=["digits"])
+    ground.online("e3", tasks=["faces"], bundles=["faces"])
+    canary_id = ground.begin(BUNDLE)
+    assert ground.canaries.show(canary_id)["cohort"] == ["e1", "e2"]
+    ground.plane.run()
+    orders = ground.said(Order)
+    assert len(orders) == 4
+    for order in orders:
+        assert (order.bundle.sha256, order.bundle.size_bytes) == ("b" * 64, 321)
+        assert "b" * 64 in order.bundle.url
+    # who comes back is ordered what it owes, also by the server's next life
+    ground.crash()
+    ground.sent.clear()
+    ground.online("e2", tasks=[], bundles=["*"])
+    assert [order.bundle.sha256 for order in ground.said(Order)] == ["b" * 64] * 2
+    ground.answer(canary_id, "e1", 0.9, 0.9)
+    assert ground.canaries.needs("b" * 64) == canary_id
+    assert ground.canaries.needs("c" * 64) == ""
+    ground.answer(canary_id, "e2", 0.9, 0.9)
+    ground.plane.run()
+    assert ground.canaries.show(canary_id)["verdict"] == "promoted"
+    assert ground.canaries.needs("b" * 64) == ""
+
+
+def test_without_a_bundle_only_who_has_the_task_measures(ground: Ground) -> None:
+    ground.online("e2", tasks=[], bundles=["digits"])
+    with pytest.raises(ConfigError, match="no device with the task 'digits' is there"):
+        ground.begin()
+    ground.online("e2", tasks=[], bundles=["faces"])
+    with pytest.raises(ConfigError, match="'digits', or that takes its bundle, is there"):
+        ground.begin(BUNDLE)
+    ground.online("e1")
+    canary_id = ground.begin()
+    ground.plane.run()
+    assert ground.canaries.show(canary_id)["cohort"] == ["e1"]
+    assert [order.bundle for order in ground.said(Order)] == [None, None]
 
 
 def test_answers_to_orders(ground: Ground) -> None:
@@ -348,8 +397,7 @@ def test_answers_to_orders(ground: Ground) -> None:
     ground.canaries.request("e1", Request(**place))
     [order] = ground.said(Order)
     assert order.attempt == 2
-    ground.canaries.ack("e1", Ack(**place, accepted=True))
-    ground.canaries.ack("e1", Ack(**place, accepted=False, reason="no data"))
+    ground.canaries.declined("e1", Decline(**place, reason="no data"))
     ground.answer(canary_id, "e2", 0.9, 0.9)
     assert ground.canaries.show(canary_id)["verdict"] == "promoted"
     ground.sent.clear()

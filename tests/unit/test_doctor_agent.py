@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ from runtime.signing import SecretKey
 from tests.unit.test_doctor import FakeMachine
 
 
-def found(tmp_path: Path, values: dict[str, str], *problems: Problem) -> dict[str, Check]:
+def found(tmp_path: Path, values: dict[str, Any], *problems: Problem) -> dict[str, Check]:
     patient = Patient(Checked("agent.toml", dict(values), {}, list(problems)), tmp_path / "data")
     return {check.name: check for check in diagnose_agent(patient, FakeMachine())}
 
@@ -72,6 +73,38 @@ def test_a_mistake_in_the_file_and_an_engine_that_is_not_here(
     checks = found(tmp_path, {"engine": "torch"}, problem)
     assert checks["settings"].detail == "agent.toml: line 3, engin: unknown key"
     assert checks["engine"].mend == "pip install 'rengo[torch]'"
+
+
+SENSOR = {"kind": "sensor", "features": ["celsius"]}
+TOPICS = {
+    **{"kind": "mqtt", "features": ["celsius"], "host": "h", "username": "u", "client_id": "c"},
+    **{"password_file": "/p", "topics": ["t"]},
+}
+
+
+def with_data(source: dict[str, Any], **bundles: Any) -> dict[str, Any]:
+    return {"identity": "/i", "bundles": bundles, "data": {"pump": {"source": source}}}
+
+
+def test_a_sensor_that_nobody_reads_is_told_with_a_way_out(tmp_path: Path) -> None:
+    trusting = {"trust": ["a" * 64], "allow": ["pump"]}
+    checks = found(tmp_path, with_data(SENSOR, **trusting))
+    assert not checks["data of pump"].ok
+    assert not checks["data of pump"].required
+    assert "is not read: the task is not installed" in checks["data of pump"].detail
+    assert 'kind = "mqtt"' in checks["data of pump"].mend
+    checks = found(tmp_path, with_data(TOPICS, **trusting))
+    assert checks["data"].ok
+    assert checks["data"].detail == "pump (mqtt)"
+    assert "data of pump" not in checks
+
+
+@pytest.mark.parametrize("bundles", [{}, {"trust": ["a" * 64], "allow": ["faces"]}])
+def test_data_of_a_task_that_cannot_come_are_told(tmp_path: Path, bundles: dict[str, Any]) -> None:
+    check = found(tmp_path, with_data(TOPICS, **bundles))["data"]
+    assert not check.ok
+    assert check.required
+    assert "[data.pump] is of no task of this device (tasks: digits" in check.detail
 
 
 @pytest.mark.parametrize(("off_s", "ok"), [(0.4, True), (-299.0, True), (301.0, False)])

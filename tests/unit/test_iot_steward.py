@@ -45,6 +45,7 @@ class Case:
         budget = Budget.model_validate(values)
         self.sensors = Fixed(folder)
         self.boot_s, self.wall_s = 10.0, NOON
+        self.between_orders_s = 1.0
         clocks = Clocks(lambda: self.boot_s, lambda: "boot", lambda: self.wall_s, lambda: False)
         self.steward = MachineSteward(
             budget,
@@ -71,6 +72,7 @@ class Case:
             upload=UploadRef(url="u", key="k"),
             time_left_s=60.0,
         )
+        self.boot_s += self.between_orders_s
         return self.steward.refusal(order, Need(**need))
 
 
@@ -85,6 +87,20 @@ def make(tmp_path: Path) -> Make:
 def test_an_order_that_fits_is_taken(make: Make) -> None:
     case = make(memory="96MiB", data_per_day="10MiB", disk="1GiB", hours=["11:00-13:00"])
     assert case.refusal(download_bytes=MIB, upload_bytes=MIB, disk_bytes=3 * MIB) == ""
+
+
+def test_orders_that_come_together_are_judged_by_one_look_and_the_data_that_are_left(
+    make: Make,
+) -> None:
+    case = make(data_per_day="10MiB")
+    case.between_orders_s = 0.0
+    assert case.refusal(download_bytes=10 * MIB) == ""
+    case.sensors.change(under_voltage=True)
+    case.steward.spent(MIB)
+    assert "over the network" in case.refusal(download_bytes=10 * MIB)
+    assert case.refusal(download_bytes=9 * MIB) == ""
+    case.between_orders_s = 1.0
+    assert "under-voltage" in case.refusal()
 
 
 def test_a_machine_that_tells_nothing_takes_orders(make: Make) -> None:

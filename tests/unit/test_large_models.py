@@ -17,13 +17,13 @@ from fl_server.uploads import Uploads
 from runtime.errors import Unavailable
 from storage.keys import RunKeys
 from storage.objects import MemoryStore, Part
-from storage.parts import PART_BYTES, ArrivedParts, PartSizes, PartsPlace
+from storage.parts import ArrivedParts, PartSizes, PartsPlace
 from tests.messages import wire
 from tests.unit.test_run import run_of
 from tests.unit.test_streaming import Bench
 
 DEVICES = "abcdefghi"
-SMALL_PARTS = PartSizes(large_bytes=1, part_bytes=100_000)
+SMALL_PARTS = PartSizes(large_bytes=1, part_bytes=100_000, written_bytes=60_000)
 KEYS = RunKeys("default", "run-1")
 
 
@@ -94,7 +94,7 @@ def test_a_large_version_goes_out_in_parts(tmp_path: Path) -> None:
     bench, store = in_parts(tmp_path / "parts")
     assert aggregated(bench) == whole
     size = bench.model.size_bytes
-    assert sorted(store.numbers) == list(range(1, size // SMALL_PARTS.part_bytes + 2))
+    assert sorted(store.numbers) == list(range(1, size // SMALL_PARTS.written_bytes + 2))
     assert list(store.uploads("")) == []
 
 
@@ -221,14 +221,6 @@ def test_what_arrives_after_the_file_was_removed_leaves_none(tmp_path: Path) -> 
     arrived.end()
     assert arrived.etags == {1: "e-1", 2: "e-2"}
     assert not path.exists()
-
-
-@pytest.mark.parametrize(
-    ("part_bytes", "at_once"), [(5 << 20, 2), (PART_BYTES, 2), (8_000_000, 2), (8_000_001, 1)]
-)
-def test_what_is_on_its_way_together_is_little(part_bytes: int, at_once: int) -> None:
-    assert place_of(part_bytes=part_bytes).at_once == at_once
-    assert place_of(part_bytes=10**9).at_once == 1
 
 
 @pytest.mark.parametrize("line", ["e-2", "2", "0 e-2", "-1 e-2", "2x e-2"])

@@ -12,7 +12,7 @@ from broker.messages import (
     KINDS,
     MAX_MESSAGE_BYTES,
     MAX_NESTING,
-    Ack,
+    Decline,
     Message,
     OperatorReply,
     OperatorRequest,
@@ -25,8 +25,8 @@ from runtime.errors import PeerError, RengoError
 from runtime.signing import SecretKey
 from tests.messages import KEY, SAMPLES, SHA, address_of, content, envelope, signed, wire
 
-ACK = SAMPLES["ack"]
-AT = address_of(ACK)
+DECLINE = SAMPLES["decline"]
+AT = address_of(DECLINE)
 
 
 def refused(payload: bytes, address: Address = AT) -> PeerError:
@@ -37,7 +37,7 @@ def refused(payload: bytes, address: Address = AT) -> PeerError:
 
 
 def packed(**changes: Any) -> bytes:
-    wire: bytes = msgpack.packb(envelope(ACK, **changes))
+    wire: bytes = msgpack.packb(envelope(DECLINE, **changes))
     return wire
 
 
@@ -66,7 +66,7 @@ def test_the_sender_must_own_the_topic() -> None:
         "device_info",
         "health",
         "data_report",
-        "ack",
+        "decline",
         "progress",
         "result",
         "request",
@@ -104,7 +104,7 @@ def test_another_schema_version_is_named() -> None:
     [
         ({"kind": "nonsense"}, "unknown_kind"),
         ({"kind": "model_ref"}, "unknown_kind"),
-        ({"kind": "broker.messages.Ack"}, "unknown_kind"),
+        ({"kind": "broker.messages.Decline"}, "unknown_kind"),
         ({"kind": "x" * 65}, "envelope"),
         ({"v": True}, "envelope"),
         ({"v": "1"}, "envelope"),
@@ -128,7 +128,7 @@ def test_what_an_envelope_may_not_hold(changes: dict[str, Any], reason: str) -> 
 
 @pytest.mark.parametrize("missing", ["v", "kind", "sender", "boot_id", "seq", "sent_ms", "body"])
 def test_what_an_envelope_must_hold(missing: str) -> None:
-    plain = envelope(ACK)
+    plain = envelope(DECLINE)
     del plain[missing]
     assert missing in str(refused(msgpack.packb(plain)))
 
@@ -136,8 +136,6 @@ def test_what_an_envelope_must_hold(missing: str) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"accepted": 1},
-        {"accepted": "true"},
         {"round": -1},
         {"round": 1.0},
         {"round": True},
@@ -154,9 +152,9 @@ def test_what_an_envelope_must_hold(missing: str) -> None:
 )
 def test_what_a_body_may_not_hold(change: dict[str, Any]) -> None:
     (key,) = change
-    error = refused(packed(body={**ACK.model_dump(), **change}))
+    error = refused(packed(body={**DECLINE.model_dump(), **change}))
     assert error.reason == "body"
-    assert str(error).startswith(f"ack: {key}: ")
+    assert str(error).startswith(f"decline: {key}: ")
 
 
 @pytest.mark.parametrize(
@@ -173,6 +171,8 @@ def test_what_a_body_may_not_hold(change: dict[str, Any]) -> None:
         ("device_state", {"tasks": ["t"] * 65}),
         ("device_state", {"status": "dancing"}),
         ("device_info", {"labels": {str(n): "" for n in range(65)}}),
+        ("health", {"metered": 1}),
+        ("health", {"metered": "true"}),
         ("progress", {"fraction": 1.5}),
         ("progress", {"loss": float("nan")}),
         ("order", {"seed": 1 << 63}),
@@ -190,7 +190,7 @@ def test_bounds_of_bodies(kind: str, change: dict[str, Any]) -> None:
 
 def test_a_refusal_shows_no_value_of_the_peer() -> None:
     secret = "a-secret-value"
-    error = refused(packed(body={**ACK.model_dump(), "accepted": secret}))
+    error = refused(packed(body={**DECLINE.model_dump(), "action": secret}))
     assert secret not in str(error)
     assert secret not in error.reason
 
@@ -260,12 +260,12 @@ def test_what_is_no_message_is_refused(payload: bytes) -> None:
 
 
 def test_bytes_after_the_end_are_refused() -> None:
-    assert refused(wire(ACK) + b"\x00").reason == "not_msgpack"
+    assert refused(wire(DECLINE) + b"\x00").reason == "not_msgpack"
 
 
 @pytest.mark.parametrize("cut", range(0, 100, 7))
 def test_a_message_that_is_cut_is_refused(cut: int) -> None:
-    payload = wire(ACK)
+    payload = wire(DECLINE)
     refused(payload[: min(cut, len(payload) - 1)])
 
 
@@ -278,9 +278,9 @@ def test_reasons_are_few_whatever_the_peer_writes() -> None:
 
 
 def test_messages_do_not_change() -> None:
-    assert isinstance(ACK, Ack)
+    assert isinstance(DECLINE, Decline)
     with pytest.raises(ValueError, match="frozen"):
-        ACK.accepted = True  # type: ignore[misc]
+        DECLINE.reason = ""  # type: ignore[misc]
 
 
 def test_defaults_are_not_shared() -> None:

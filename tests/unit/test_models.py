@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from fl_server.events import Model
-from fl_server.models import ModelCache, hash_file
+from fl_server.models import ModelCache
 from runtime.errors import Corrupt, NotFound
+from runtime.files import file_sha256
 from storage.objects import MemoryStore, ObjectInfo
 
 
@@ -86,7 +87,7 @@ def test_a_made_version_is_adopted_without_a_fetch(cache: ModelCache, store: Cou
     path = cache.temporary()
     path.write_bytes(b"made here")
     made = model(5, b"made here")
-    assert hash_file(path) == made.sha256
+    assert file_sha256(path) == made.sha256
     cache.adopt(path, made)
     assert cache.fetch(made).read_bytes() == b"made here"
     assert not path.exists()

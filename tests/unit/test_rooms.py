@@ -30,6 +30,22 @@ for name in json.loads(sys.argv[1]):
 print(json.dumps(sorted(name.partition(".")[0] for name in sys.modules)))
 """
 
+HELD = """
+import importlib, json, sys
+for name in json.loads(sys.argv[1]):
+    importlib.import_module(name)
+print(json.dumps(sorted(sys.modules.keys() & set(json.loads(sys.argv[2])))))
+"""
+# What `rengo iot` imports, and what an agent has no use for before something comes: a transfer, a
+# bundle, a production model, what a start finds of an earlier one.
+WAITING = ("rengo.cli.main", "rengo.cli.roles", "iot.runner", "iot.settings", "fl_client.desk")
+NOT_YET = {
+    *("numpy", "urllib3", "venv", "packaging", "xml.sax.saxutils", "pydantic.type_adapter"),
+    *("storage.archive", "storage.bundle", "storage.headers", "storage.manifest"),
+    *("storage.update_info", "storage.weights", "fl_client.bundle_environment"),
+    *("fl_client.datasets.settings", "fl_client.layers", "fl_client.training", "rengo.folder"),
+}
+
 BLOCKED = """
 import importlib, json, sys
 for name in json.loads(sys.argv[2]):
@@ -60,6 +76,10 @@ def python(code: str, *arguments: object) -> str:
 
 def loaded_by(names: list[str]) -> set[str]:
     return set(json.loads(python(LOADED, names)))
+
+
+def test_an_agent_that_waits_holds_nothing_for_later() -> None:
+    assert json.loads(python(HELD, WAITING, sorted(NOT_YET))) == []
 
 
 @pytest.mark.parametrize("room", ["fl_server", "iot", "broker", "storage", "algorithms", "runtime"])

@@ -1,4 +1,4 @@
-"""How a server's file says where the broker's users are made."""
+"""How a server's file says where the broker's users are made, and how large its parts are."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from broker.steering import EmqxAccess, ManualAccess, MosquittoAccess, NatsAccess
-from fl_server.settings import BrokerSettings
+from fl_server.settings import BrokerSettings, ServerConfig
 from runtime.config import validate
 from runtime.errors import ConfigError
 
@@ -59,3 +59,11 @@ def test_what_a_kind_lacks_is_named(values: dict[str, Any], said: str) -> None:
 
 def test_the_secret_is_not_shown() -> None:
     assert "s-e-c-r-e-t" not in repr(settings(EMQX))
+
+
+@pytest.mark.parametrize("name", ["part_bytes", "written_bytes"])
+def test_parts_that_s3_would_refuse_are_refused(name: str) -> None:
+    store = {"endpoint": "http://127.0.0.1:9000", "access_key": "key", "secret": "s-e-c-r-e-t"}
+    values = {"identity": "i", "data_dir": "d", "store": store, "parts": {name: (5 << 20) - 1}}
+    with pytest.raises(ConfigError, match=f"S3 takes no {name} below 5242880"):
+        validate(ServerConfig, values, "server.toml")

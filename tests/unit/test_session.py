@@ -99,7 +99,7 @@ def at(stage: s.Stage, action: Action = "train") -> s.DeviceSession:
 
 def test_a_training_job_from_its_order_to_its_receipt() -> None:
     session = s.DeviceSession()
-    assert kinds(arrive(session, order())) == ["SendAnswer", "FetchModel", "PublishState"]
+    assert kinds(arrive(session, order())) == ["FetchModel", "PublishState"]
     assert session.presence == "training"
     assert kinds(session.handle(s.ModelFetched(key()))) == ["DoWork"]
     assert kinds(session.handle(s.WorkFinished(key(), OUTCOME))) == ["KeepJob", "UploadUpdate"]
@@ -142,7 +142,7 @@ def test_an_order_of_an_old_epoch_is_not_obeyed() -> None:
     session = s.DeviceSession()
     session.handle(s.ServerChanged(3))
     assert arrive(session, order(epoch=2)) == []
-    assert kinds(arrive(session, order(epoch=3)))[0] == "SendAnswer"
+    assert kinds(arrive(session, order(epoch=3)))[0] == "FetchModel"
 
 
 def test_an_order_teaches_the_epoch() -> None:
@@ -175,13 +175,13 @@ def test_the_same_order_while_its_result_is_pending_sends_the_result_again() -> 
 def test_a_refused_order_is_declined_with_its_reason() -> None:
     session = s.DeviceSession()
     commands = session.handle(s.OrderArrived(order(), "unknown task"))
-    assert commands == [s.SendAnswer(key(), accepted=False, reason="unknown task")]
+    assert commands == [s.SendDecline(key(), reason="unknown task")]
 
 
 def test_a_newer_training_order_takes_the_place_of_an_older() -> None:
     session = at("working")
     commands = arrive(session, order(round_number=2))
-    assert kinds(commands) == ["CancelJob", "ForgetJob", "SendAnswer", "FetchModel"]
+    assert kinds(commands) == ["CancelJob", "ForgetJob", "FetchModel"]
     assert session.active is not None
     assert session.active.key == key("train", 2)
 
@@ -217,14 +217,14 @@ def test_work_that_can_be_done_again_is_done_again_once() -> None:
     died = s.JobFailed(key(), "killed", retryable=True)
     assert kinds(session.handle(died)) == ["DoWork"]
     commands = session.handle(died)
-    assert kinds(commands) == ["SendAnswer", "ForgetJob", "PublishState"]
-    assert commands[0] == s.SendAnswer(key(), accepted=False, reason="killed")
+    assert kinds(commands) == ["SendDecline", "ForgetJob", "PublishState"]
+    assert commands[0] == s.SendDecline(key(), reason="killed")
 
 
 @pytest.mark.parametrize("stage", ["fetching", "working"])
 def test_a_failure_before_the_upload_declines_the_order(stage: s.Stage) -> None:
     commands = at(stage).handle(s.JobFailed(key(), "no space"))
-    assert kinds(commands) == ["SendAnswer", "ForgetJob", "PublishState"]
+    assert kinds(commands) == ["SendDecline", "ForgetJob", "PublishState"]
 
 
 def test_a_failed_upload_is_reported_since_it_may_have_arrived() -> None:
@@ -236,7 +236,7 @@ def test_the_next_order_starts_after_a_failure() -> None:
     session = at("working")
     arrive(session, order("evaluate"))
     commands = session.handle(s.JobFailed(key(), "no space"))
-    assert kinds(commands) == ["SendAnswer", "ForgetJob", "SendAnswer", "FetchModel"]
+    assert kinds(commands) == ["SendDecline", "ForgetJob", "FetchModel"]
 
 
 # --- the run's document -----------------------------------------------------------------------
@@ -264,7 +264,7 @@ def test_an_order_for_what_is_over_is_not_taken() -> None:
     session = s.DeviceSession()
     session.handle(run_at(2))
     assert arrive(session, order(round_number=1)) == []
-    assert kinds(arrive(session, order(round_number=2)))[0] == "SendAnswer"
+    assert kinds(arrive(session, order(round_number=2)))[0] == "FetchModel"
 
 
 def test_a_cancelled_upload_is_reported_since_it_may_have_arrived() -> None:
@@ -344,7 +344,7 @@ def test_work_that_runs_short_of_memory_is_done_again_with_less() -> None:
         (again,) = fail(session, "short")
         assert isinstance(again, s.DoWork)
         assert again.job.shrink == times
-    assert kinds(fail(session, "short", retryable=False))[:2] == ["SendAnswer", "ForgetJob"]
+    assert kinds(fail(session, "short", retryable=False))[:2] == ["SendDecline", "ForgetJob"]
 
 
 def test_a_process_that_somebody_killed_is_started_again_as_it_was_and_then_with_less() -> None:
@@ -371,7 +371,7 @@ def test_the_next_round_of_the_run_begins_with_less_and_another_run_does_not() -
 
 def test_an_evaluation_that_runs_short_is_declined() -> None:
     session = at("working", "evaluate")
-    assert kinds(fail(session, "short", retryable=False))[:1] == ["SendAnswer"]
+    assert kinds(fail(session, "short", retryable=False))[:1] == ["SendDecline"]
 
 
 # --- the algorithm's state ----------------------------------------------------------------------
@@ -394,7 +394,7 @@ def test_a_training_waits_until_its_state_is_known(orphan: bool, status: str) ->
     assert s.FetchModel(s.Job(key("evaluate"), order("evaluate", 1))) in evaluation
     session.handle(s.JobFailed(key("evaluate"), "no data"))
     commands = session.handle(receipt(key(), status))
-    assert kinds(commands)[-3:] == ["SendAnswer", "FetchModel", "PublishState"]
+    assert kinds(commands)[-2:] == ["FetchModel", "PublishState"]
     assert session.active == s.Job(key("train", 2), order(round_number=2))
     if not orphan:
         # what the receipt says of the state comes before the training that begins with it

@@ -1,78 +1,79 @@
-"""Keys: what one signs another does not, what is sealed for one another cannot read."""
+"""Presigned URLs are those that boto3 makes, for every kind of endpoint, verb and key."""
 
 from __future__ import annotations
 
+import datetime
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import botocore.auth
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from runtime.errors import ConfigError, PeerError
-from runtime.signing import SIGNATURE_BYTES, PublicKey, SecretKey
+from storage.endpoint import StoreSettings, client_of
+from storage.signing import UrlSigner
 
-ONE, OTHER = SecretKey("01" * 32), SecretKey("02" * 32)
-
-
-def test_a_signature_is_its_owners_over_these_bytes() -> None:
-    signature = ONE.sign(b"round 3")
-    assert len(signature) == SIGNATURE_BYTES
-    ONE.public.verify(signature, b"round 3")
-    for key, signed, data in [
-        (OTHER.public, signature, b"round 3"),
-        (ONE.public, signature, b"round 4"),
-        (ONE.public, signature[:-1], b"round 3"),
-        (ONE.public, b"", b"round 3"),
-        (ONE.public, bytes(SIGNATURE_BYTES), b"round 3"),
-    ]:
-        with pytest.raises(PeerError) as caught:
-            key.verify(signed, data)
-        assert caught.value.reason == "signature"
-
-
-def test_a_known_answer_of_rfc_8032() -> None:
-    key = SecretKey("9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60")
-    assert key.public.text == "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a"
-    assert (
-        key.sign(b"")
-        .hex()
-        .startswith("e5564300c360ac729086e2cc806e828a84877f1eb8e5d974d873e0652249")
+KMS = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": "key-1"}
+KMS_HEADERS = {
+    "x-amz-server-side-encryption": "aws:kms",
+    "x-amz-server-side-encryption-aws-kms-key-id": "key-1",
+}
+VERBS: list[tuple[str, str, dict[str, Any], dict[str, Any], dict[str, str]]] = [
+    ("get_object", "GET", {}, {}, {}),
+    ("put_object", "PUT", {}, {}, {}),
+    ("put_object", "PUT", {"ContentLength": 5}, {}, {"Content-Length": "5"}),
+    ("put_object", "PUT", KMS, {}, KMS_HEADERS),
+    (
+        *("upload_part", "PUT"),
+        {"UploadId": "u/+= 1~", "PartNumber": 7},
+        {"uploadId": "u/+= 1~", "partNumber": 7},
+        {},
+    ),
+    ("complete_multipart_upload", "POST", {"UploadId": "u-1"}, {"uploadId": "u-1"}, {}),
+]
+ENDPOINTS: list[dict[str, Any]] = [
+    {"endpoint": "http://127.0.0.1:9000"},
+    {"endpoint": "https://store.example/", "region": "local"},
+    {"endpoint": "https://store.example", "path_style": False},
+    {"endpoint": "http://store.example:9000", "path_style": False, "bucket": "a.b.c"},
+    {"endpoint": "https://store.example", "path_style": False, "bucket": "a.b.c"},
+    {"endpoint": "https://s3.eu-west-1.amazonaws.com", "region": "eu-west-1", "path_style": False},
+    {"endpoint": "https://s3.amazonaws.com", "session_token": "to/ken+=="},
+]
+MADE = [
+    (settings, client, UrlSigner(settings, client))
+    for settings in (
+        StoreSettings(access_key="AKIAEXAMPLE", secret="se/cr+et", **endpoint)
+        for endpoint in ENDPOINTS
     )
+    for client in [client_of(settings, settings.endpoint)]
+]
 
 
-def test_what_is_sealed_its_owner_alone_reads() -> None:
-    sealed = ONE.public.seal(b"a password")
-    assert ONE.unseal(sealed) == b"a password"
-    assert ONE.public.seal(b"a password") != sealed
-    for key, data in [(OTHER, sealed), (ONE, sealed[:-1]), (ONE, b""), (ONE, bytes(64))]:
-        with pytest.raises(PeerError) as caught:
-            key.unseal(data)
-        assert caught.value.reason == "sealed"
+@pytest.fixture(autouse=True)
+def _one_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    moment = datetime.datetime(2026, 11, 24, 12, 0, 0)
+    monkeypatch.setattr(botocore.auth, "get_current_datetime", lambda: moment)
 
 
-@pytest.mark.parametrize("low_order", ["00" * 32, "01" + "00" * 31])
-def test_nothing_is_sealed_for_a_key_of_low_order(low_order: str) -> None:
-    with pytest.raises(PeerError) as caught:
-        PublicKey(low_order).seal(b"a password")
-    assert caught.value.reason == "key"
+def parts(url: str) -> tuple[Any, ...]:
+    found = urlsplit(url)
+    return (*found[:3], parse_qs(found.query, keep_blank_values=True, strict_parsing=True))
 
 
-@pytest.mark.parametrize("text", ["", "0" * 63, "0" * 65, "G" * 64, "AB" * 32, "0" * 63 + "\n"])
-def test_what_is_no_key_is_a_named_error_that_does_not_show_it(text: str) -> None:
-    for kind in (SecretKey, PublicKey):
-        with pytest.raises(ConfigError, match="64 hexadecimal digits"):
-            kind(text)
-
-
-def test_keys_are_new_and_never_shown() -> None:
-    key = SecretKey.generate()
-    assert key != SecretKey.generate()
-    assert key.text not in repr(key)
-
-
-def test_a_derived_key_depends_on_secret_and_purpose() -> None:
-    keys = {
-        SecretKey.derive(secret, purpose).text
-        for secret in (b"x" * 16, b"y" * 16)
-        for purpose in ("claim", "broker")
-    }
-    assert len(keys) == 4
-    assert SecretKey.derive(b"x" * 16, "claim") == SecretKey.derive(b"x" * 16, "claim")
-    with pytest.raises(ConfigError):
-        SecretKey.derive(b"x" * 16, "a purpose too long")
+@given(
+    st.sampled_from(MADE),
+    st.sampled_from(VERBS),
+    st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1).map(
+        lambda tail: f"projects/{tail}"
+    ),
+    st.integers(1, 604_800),
+)
+def test_a_url_is_the_one_that_boto3_makes(made: Any, verb: Any, key: str, expires_s: int) -> None:
+    settings, client, signer = made
+    name, method, params, query, headers = verb
+    wanted = client.generate_presigned_url(
+        name, Params={"Bucket": settings.bucket, "Key": key, **params}, ExpiresIn=expires_s
+    )
+    assert parts(signer.sign(method, key, expires_s, query=query, headers=headers)) == parts(wanted)

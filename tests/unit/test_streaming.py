@@ -22,9 +22,9 @@ from fl_server.aggregation.streaming import Refused, RunAggregator, Submission
 from fl_server.events import Model, Update
 from fl_server.models import ModelCache
 from runtime.errors import Corrupt, NotFound, Unavailable
-from storage.headers import UpdateInfo
 from storage.keys import RunKeys
 from storage.objects import MemoryStore
+from storage.update_info import UpdateInfo
 from storage.updates import write_update
 from storage.weights import Weights, read_safetensors, write_safetensors
 

@@ -12,7 +12,7 @@ import torch
 from algorithms.fedavg import FedAvg
 from fl_client import layers as ls
 from fl_client.engines import torch as torch_engine
-from fl_client.engines._torch_tuning import Mixed, device_of
+from fl_client.engines._torch_tuning import Mixed, devices_of, half_of
 from fl_client.engines.base import LocalRound, Tuning, load_engine
 from fl_client.tasks.base import Device, Split, Task, TrainingSettings
 from runtime.errors import ConfigError
@@ -56,7 +56,7 @@ def test_half_precision_learns_nearly_the_same_and_not_the_very_same(precision: 
 
 def test_the_cpu_computes_in_the_weights_own_precision_unless_told() -> None:
     assert np.array_equal(trained(Tuning()), trained(Tuning(precision="float32")))
-    assert np.array_equal(trained(Tuning()), trained(Tuning(accelerator="cpu:1")))
+    assert np.array_equal(trained(Tuning()), trained(Tuning(accelerators=("cpu:1",))))
 
 
 def test_the_scale_keeps_gradients_that_float16_would_lose() -> None:
@@ -129,7 +129,32 @@ def test_threads_read_a_dataset_in_the_order_of_the_batch() -> None:
 def test_an_accelerator_that_torch_does_not_see_is_an_error_not_a_slow_round() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is one here")
-    with pytest.raises(ConfigError, match="does not see it"):
-        device_of("gpu", Tuning(accelerator="cuda:0"))
-    assert device_of("gpu", Tuning()) == "cpu"
-    assert torch_engine.engine(TASK, profile="gpu", tuning=Tuning(accelerator="cpu")) is not None
+    with pytest.raises(ConfigError, match="does not see that"):
+        devices_of("gpu", Tuning(accelerators=("cuda:0",)))
+    assert devices_of("gpu", Tuning()) == [torch.device("cpu")]
+    told = Tuning(accelerators=("cpu",))
+    assert torch_engine.engine(TASK, profile="gpu", tuning=told) is not None
+
+
+def test_several_devices_are_the_first_ones_that_the_process_sees(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    capabilities = {0: (9, 0), 1: (7, 5), 2: (8, 0), 3: (6, 1)}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(
+        torch.cuda, "get_device_capability", lambda device: capabilities[device.index]
+    )
+    cuda = [torch.device("cuda", index) for index in capabilities]
+    for names in (("cuda:3", "cuda:1"), ("rocm:0", "rocm:1")):
+        assert devices_of("gpu", Tuning(accelerators=names)) == cuda[:2]
+    assert devices_of("gpu", Tuning(accelerators=("cuda:1",))) == [torch.device("cuda")]
+    with pytest.raises(ConfigError, match="trains on cuda:0, cuda:1, cuda:2, but"):
+        devices_of("gpu", Tuning(accelerators=("cuda:0", "cuda:1", "cuda:2")))
+    workers = devices_of("cpu", Tuning(accelerators=("cpu:0", "cpu:1")))
+    assert workers == [torch.device("cpu")] * 2
+    # the half that all are made for
+    assert half_of(cuda[:1], "auto") == half_of([cuda[0], cuda[2]], "auto") == torch.bfloat16
+    assert half_of(cuda[:2], "auto") == torch.float16
+    assert half_of(cuda, "auto") is half_of(workers, "auto") is None
+    assert half_of(cuda, "bfloat16") == torch.bfloat16

@@ -11,14 +11,9 @@ import numpy as np
 import pytest
 
 from runtime.errors import ConfigError, Corrupt
-from storage.headers import (
-    MAX_HEADER_BYTES,
-    Origin,
-    UpdateHeader,
-    UpdateInfo,
-    read_header,
-    require_origin,
-)
+from runtime.records import FieldError
+from storage.headers import UpdateHeader, read_header, require_origin
+from storage.update_info import MAX_HEADER_BYTES, Origin, UpdateInfo
 from storage.updates import verified_blocks, write_update
 
 ORIGIN = {
@@ -71,6 +66,21 @@ def with_header(data: bytes, **changes: Any) -> tuple[bytes, str]:
 def framed(text: bytes, chunks: bytes = b"") -> tuple[bytes, str]:
     start = b"RGU1" + struct.pack(">I", len(text)) + text
     return start + chunks, hashlib.sha256(start).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"num_examples": 0}, "num_examples: must be at least 1"),
+        ({"metrics": {"loss": float("nan")}}, "loss: must be finite"),
+        ({"metrics": {"l" * 65: 1.0}}, "metrics: must be at most 64 long"),
+        ({"metrics": {str(number): 1.0 for number in range(65)}}, "metrics: must be at most 64"),
+        ({"kind": "gradients"}, "kind: must be one of 'delta', 'weights'"),
+    ],
+)
+def test_what_a_server_would_refuse_is_not_written(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(FieldError, match=said):
+        info(**changes)
 
 
 @pytest.mark.parametrize("size", [0, 1, 9, 10, 11, 25])

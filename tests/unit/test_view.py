@@ -32,9 +32,16 @@ class Play:
     def hear(self, area: str, name: str, leaf: str, message: Message) -> None:
         self.follower.take(News(Address("main", area, name, leaf), message))  # type: ignore[arg-type]
 
-    def device(self, name: str, status: str = "ready", role: str = "trainer") -> None:
-        for leaf, message in said_by_device(status, role).items():
+    def device(
+        self, name: str, status: str = "ready", role: str = "trainer", **takes: list[str]
+    ) -> None:
+        for leaf, message in said_by_device(status, role, **takes).items():
             self.hear("dev", name, leaf, message)
+
+    def know(self, **report: Any) -> None:
+        """Have the follower know what the run's report says."""
+        usual = {"cohort_size": 2, "evaluate_on": "evaluators", "evaluate_every": 1}
+        self.follower.know({**usual, "bundled": False, **report})
 
     def document(self, phase: str = "collecting", status: str = "running", **more: Any) -> None:
         self.hear("run", RUN, "state", document(phase, status, rounds=self.rounds, **more))
@@ -62,7 +69,8 @@ class Play:
         )
 
 
-def said_by_device(status: str, role: str) -> dict[str, Message]:
+def said_by_device(status: str, role: str, **takes: list[str]) -> dict[str, Message]:
+    said = {"status": status, "boot_id": "b", "role": role, "tasks": ["digits"], **takes}
     info: dict[str, Any] = {"cpus": 1, "ram_bytes": 1, "accelerators": [], "versions": {}}
     return {
         "info": DeviceInfo(
@@ -72,7 +80,7 @@ def said_by_device(status: str, role: str) -> dict[str, Message]:
             tasks=["digits"],
             **info,
         ),
-        "state": DeviceState(status=status, boot_id="b", role=role, tasks=["digits"]),  # type: ignore[arg-type]
+        "state": DeviceState.model_validate(said),
     }
 
 
@@ -188,7 +196,7 @@ def test_events_that_never_come_do_not_hold_up_the_end(play: Play) -> None:
 def test_a_round_that_is_not_to_be_measured_is_told_at_once(
     on: str, every: int, waited_for: set[int], play: Play
 ) -> None:
-    play.follower.know({"cohort_size": 2, "evaluate_on": on, "evaluate_every": every})
+    play.know(evaluate_on=on, evaluate_every=every)
     for number in (1, 2, 3):
         play.round(number)
     assert {n for n in (1, 2, 3) if not play.follower.settled(n)} == waited_for
@@ -196,7 +204,7 @@ def test_a_round_that_is_not_to_be_measured_is_told_at_once(
 
 def test_where_devices_measure_all_of_them_are_waited_for() -> None:
     play, story = Play(), Story()
-    play.follower.know({"cohort_size": 2, "evaluate_on": "devices", "evaluate_every": 1})
+    play.know(evaluate_on="devices")
     play.device("a")
     play.device("b")
     play.document()
@@ -246,6 +254,38 @@ def test_a_run_without_devices_says_whom_it_waits_for() -> None:
     assert "waiting for devices that have task 'digits': 1 of 2" in told(play, story)
     play.device("b")
     assert not any("waiting" in line for line in told(play, story))
+
+
+def test_a_run_of_a_bundle_counts_who_takes_it() -> None:
+    play, story = Play(cohort_size=2), Story()
+    play.know(bundled=True)
+    play.document(phase="gathering", status="waiting")
+    play.device("a")
+    play.device("b", tasks=["faces"], bundles=["faces"])
+    text = "waiting for devices that have task 'digits' or take its bundle: "
+    assert f"{text}1 of 2" in told(play, story)
+    play.device("c", tasks=["faces"], bundles=["digits"])
+    assert not any("waiting" in line for line in told(play, story))
+
+
+def test_who_takes_bundles_is_not_waited_for_in_a_run_without_one() -> None:
+    play, story = Play(cohort_size=2), Story()
+    play.know(bundled=False)
+    play.document(phase="gathering", status="waiting")
+    play.device("a", tasks=["faces"], bundles=["*"])
+    assert "waiting for devices that have task 'digits': 0 of 2" in told(play, story)
+
+
+@pytest.mark.parametrize(("bundled", "waited_for"), [(False, set()), (True, {1})])
+def test_who_takes_the_bundle_measures_too(bundled: bool, waited_for: set[int]) -> None:
+    play = Play()
+    play.know(evaluate_on="devices", bundled=bundled)
+    play.device("a")
+    play.device("b", tasks=[], bundles=["*"])
+    play.document()
+    play.round(1)
+    play.measured(1, 0.5, by="a")
+    assert {n for n in (1,) if not play.follower.settled(n)} == waited_for
 
 
 def test_who_goes_and_comes_back_is_told(play: Play) -> None:

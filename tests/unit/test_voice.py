@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from broker.messages import DeviceState, decode
+from broker.messages import DeviceInfo, DeviceState, decode
 from broker.outbox import Outbox
 from broker.session import Publication
 from broker.topics import parse
+from fl_client.accelerators import CPU, Accelerator
 from fl_client.session import JobKey
 from fl_client.settings import AgentSettings
 from fl_client.voice import Voice
@@ -17,9 +18,9 @@ from runtime.identity import new_identity
 IDENTITY = new_identity("device", "home", "d-1", "127.0.0.1", 1)
 
 
-def voice(folder: Path) -> Voice:
+def voice(folder: Path, *accelerators: Accelerator) -> Voice:
     settings = AgentSettings(identity=folder / "d.json", data_dir=folder)
-    return Voice(IDENTITY, settings, "numpy", ["digits"])
+    return Voice(IDENTITY, settings, "numpy", ["digits"], accelerators or (CPU,))
 
 
 def state_of(publication: Publication) -> DeviceState:
@@ -55,3 +56,19 @@ def test_the_outbox_tells_which_jobs_were_reported(tmp_path: Path) -> None:
     outbox.put("state", "t", b"x", until="puback")
     assert Voice.keys_in(outbox) == keys
     outbox.close()
+
+
+def test_it_names_every_accelerator_that_an_order_runs_on(tmp_path: Path) -> None:
+    new, old = (
+        Accelerator("cuda:0", "NVIDIA H100", 80 << 30, "9.0"),
+        Accelerator("cuda:1", "Tesla T4", 16 << 30, "7.5"),
+    )
+    publication = voice(tmp_path, new, old).info()
+    public = IDENTITY.secret_key.public
+    _, message = decode(publication.payload, parse(publication.topic), public)
+    assert isinstance(message, DeviceInfo)
+    # both train in what the older one is made for as well
+    assert [(on.name, on.model, on.precision) for on in message.compute] == [
+        ("cuda:0", "NVIDIA H100", "float16"),
+        ("cuda:1", "Tesla T4", "float16"),
+    ]

@@ -192,8 +192,8 @@ class Device:
                 disk.outbox[job.key] = job
                 self._send(job)
                 self._resend_later()
-            case s.SendAnswer():
-                self._publish("ack", (command.key, command.accepted, command.reason))
+            case s.SendDecline():
+                self._publish("ack", (command.key, command.reason))
             case s.RenewUrls(job=job):
                 self.renewed = True
             case s.CancelJob(key=key):

@@ -155,9 +155,7 @@ class Server:
             case "result":
                 return self._result(sender, *body)
             case "ack":
-                key, accepted, reason = body
-                if accepted:
-                    return None
+                key, reason = body
                 return e.DeviceDeclined(sender, key.action, key.round, key.attempt, reason)
             case "request":
                 return e.OrderRequested(sender, body.action, body.round, body.attempt)
