@@ -376,10 +376,11 @@ class Agent:
         key = JobKey(receipt.run_id, receipt.action, receipt.round, receipt.attempt)
         if key not in self._machine.reporting:
             # a power cut may leave a result in the outbox whose job is gone
-            self._session.confirm(self._voice.outbox_key(key))
             active = self._machine.active
             if active is None or active.key != key:
                 self._folder.settle_orphan(key, accepted=receipt.status == "accepted")
+            # the files first, as in ``_forget``: without its result nothing says whose a state is
+            self._session.confirm(self._voice.outbox_key(key))
         else:
             gained = gains(self._machine.reporting[key])
             self._desk.ended(key, status=receipt.status, **gained)

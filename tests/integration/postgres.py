@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -12,7 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from runtime.ports import free_port
 from tests.support import require
 
 PASSWORD = "a-test-password"
@@ -23,7 +23,12 @@ class Cluster:
 
     def __init__(self, folder: Path, binaries: Path) -> None:
         self.folder = folder
-        self.port = free_port()
+        # kept bound, so that nobody takes the port before the first start or between two of them;
+        # Linux lets a server that sets SO_REUSEADDR, as this one does, listen on it all the same
+        self._place = socket.socket()
+        self._place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._place.bind(("127.0.0.1", 0))
+        self.port: int = self._place.getsockname()[1]
         self._bin = binaries
         # PostgreSQL refuses to run as root
         self._as: Mapping[str, Any] = {}
@@ -51,6 +56,9 @@ class Cluster:
             *("pg_ctl", "-D", str(self.folder / "data"), "-w", "-t", "60"),
             *("-l", str(self.folder / "log"), "-o", options, "start"),
         )
+
+    def give_up_port(self) -> None:
+        self._place.close()
 
     def stop(self, mode: str = "fast") -> None:
         self._run("pg_ctl", "-D", str(self.folder / "data"), "-w", "-m", mode, "stop")
@@ -88,11 +96,14 @@ def running_cluster() -> Iterator[Cluster]:
     folder.chmod(0o755)
     try:
         cluster = Cluster(folder, binaries)
-        cluster.make()
-        cluster.start()
         try:
-            yield cluster
+            cluster.make()
+            cluster.start()
+            try:
+                yield cluster
+            finally:
+                cluster.stop("immediate")
         finally:
-            cluster.stop("immediate")
+            cluster.give_up_port()
     finally:
         shutil.rmtree(folder)

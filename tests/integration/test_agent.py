@@ -142,6 +142,34 @@ def test_a_state_whose_result_waits_outlives_an_older_journal(
     assert not folder.next_state(key).exists()
 
 
+def test_the_state_of_a_lost_job_is_kept_before_its_result_goes(
+    site: Site,
+    settings: AgentSettings,
+    running_after: Callable[[], Running],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A power cut between the two would leave a state that no result asks for: it is swept."""
+    answer = receipt()
+    key = JobKey(answer.run_id, answer.action, answer.round, answer.attempt)
+    folder = DeviceFolder(settings.data_dir)
+    folder.next_state(key).write_bytes(b"what the algorithm keeps")
+    kept: list[bool] = []
+    confirm = Outbox.confirm
+
+    def confirmed(outbox: Outbox, name: str) -> bool:
+        kept.append(folder.state(key).exists())
+        return confirm(outbox, name)
+
+    monkeypatch.setattr(Outbox, "confirm", confirmed)
+    server = Owner()
+    site.session(server, TOPICS.device(NAME, "result"))
+    running = running_after()
+    server.wait(lambda: bool(server.deliveries))
+    say(site, "receipt", answer)
+    eventually(lambda: len(running.outbox) == 0)
+    assert kept == [True]
+
+
 def test_a_receipt_of_another_round_ends_nothing(site: Site, running: Running) -> None:
     server = Owner()
     site.session(server, TOPICS.device(NAME, "ack"))
