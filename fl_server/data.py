@@ -53,7 +53,7 @@ T = TypeVar("T")
 
 _VERIFIERS = 4
 # a sweep covers all rounds before it, so that short ones share it
-_SWEEP_EVERY_S = 1.0
+_SWEEP_EVERY_S = 2.0
 _LONGEST_PAUSE_S = 5.0
 
 

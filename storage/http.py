@@ -175,6 +175,19 @@ def send(
     return response.headers.get("ETag", "").strip('"')
 
 
+def remove(http: urllib3.PoolManager, url: str) -> None:
+    """DELETE an object by its presigned URL, whether it is there or not.
+
+    Raises:
+        NotFound: there is no such bucket.
+        Unavailable, AccessDenied, StorageError.
+    """
+    what = f"DELETE {place(url)}"
+    with named_errors(what):
+        response = http.request("DELETE", url)
+    raise_for_status(response.status, what)
+
+
 def complete_upload(http: urllib3.PoolManager, url: str, etags: Sequence[str]) -> None:
     """End an upload in parts by its presigned POST; the ETags name the parts in order.
 
