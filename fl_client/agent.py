@@ -378,7 +378,7 @@ class Agent:
             # a power cut may leave a result in the outbox whose job is gone
             active = self._machine.active
             if active is None or active.key != key:
-                self._folder.settle_orphan(key, accepted=receipt.status == "accepted")
+                self._folder.settle_orphan(key, accepted=self._machine.counts(receipt))
             # the files first, as in ``_forget``: without its result nothing says whose a state is
             self._session.confirm(self._voice.outbox_key(key))
         else:
@@ -399,6 +399,7 @@ class Agent:
         self.handle(event)
         if ended:
             self._carrier.forget_models(document.run_id)
+            self._folder.forget_state(document.run_id)
         if ended and self._machine.active is None:
             self._workshop.run_ended(document.run_id)
 

@@ -58,6 +58,8 @@ def environment(
     _see_the_agents_packages(folder)
     if missing:
         _install(folder, missing, settings, cancel)
+    # the mark must not reach the disk before what it vouches for
+    os.sync()
     atomic_write(folder / _MARK, mark.encode())
     return python
 

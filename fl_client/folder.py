@@ -159,6 +159,10 @@ class DeviceFolder:
             for path in (self.root / name).glob(f"{run_id}.*"):
                 path.unlink(missing_ok=True)
 
+    def forget_state(self, run_id: str) -> None:
+        """Remove the algorithm's state of a run that has ended: no other run reads it."""
+        (self.root / "state" / f"{run_id}.safetensors").unlink(missing_ok=True)
+
     def _model(self, job: Job, sha256: str) -> Path:
         # no run id holds a dot, so a run's files are told apart from all others'
         return self.root / "models" / f"{job.key.run_id}.{sha256}.safetensors"

@@ -417,9 +417,17 @@ class DeviceSession:
 
     def _receipt(self, receipt: Receipt, commands: list[Command]) -> None:
         key = JobKey(receipt.run_id, receipt.action, receipt.round, receipt.attempt)
-        self.unanswered.discard(key)
+        if key in self.unanswered:
+            self.unanswered.discard(key)
+            # its order may have come again while the result of a lost job waited
+            self.waiting = [job for job in self.waiting if job.key != key]
         if self.reporting.pop(key, None) is not None:
-            commands.append(ForgetJob(key, accepted=receipt.status == "accepted"))
+            commands.append(ForgetJob(key, accepted=self.counts(receipt)))
+
+    def counts(self, receipt: Receipt) -> bool:
+        """Whether the result was accepted by a run that goes on, which alone needs its state."""
+        view = self._runs.get(receipt.run_id)
+        return receipt.status == "accepted" and (view is None or not view.ended)
 
     def _run_changed(self, event: RunChanged, commands: list[Command]) -> None:
         known = self._runs.get(event.run_id)

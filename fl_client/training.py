@@ -57,6 +57,7 @@ from runtime.errors import (
     StorageError,
     Unavailable,
 )
+from runtime.files import sync_folder
 from storage.update_info import UpdateInfo
 from storage.updates import WrittenUpdate, write_update
 from storage.weights import Array, Weights, read_safetensors, write_safetensors
@@ -328,6 +329,9 @@ def _whole_file(path: Path, *, forced: bool = False) -> Iterator[BinaryIO]:
                 out.flush()
                 os.fsync(out.fileno())
         part.replace(path)
+        if forced:
+            # the name too: the result that counts on the file goes out next
+            sync_folder(path.parent)
     except OSError as error:
         raise Unavailable(f"{path} cannot be written: {error.strerror}") from error
     finally:

@@ -68,10 +68,15 @@ class OneCanary(Arguments):
     canary_id: Name
 
 
-class Rollback(Arguments):
-    """Whose production goes back to the version before; empty where only one task has any."""
+class OfTask(Arguments):
+    """A task; empty where only one has a version in production."""
 
     task: TaskName = ""
+
+
+class Rollback(OneVersion):
+    """What is in production and should not be, and why."""
+
     reason: Reason = ""
 
 
@@ -116,6 +121,7 @@ class ModelOperations:
             "models_url": (OneVersion, self.models_url),
             "models_promote": (Promotion, self.models_promote),
             "canary_show": (OneCanary, self.canary_show),
+            "models_production": (OfTask, self.models_production),
             "models_rollback": (Rollback, self.models_rollback),
             "models_tag": (Tagging, self.models_tag),
             "models_untag": (Tagging, self.models_untag),
@@ -219,16 +225,38 @@ class ModelOperations:
         """How a canary stands, or what came of it and why."""
         return self._server.canaries.show(wanted.canary_id)
 
+    def models_production(self, wanted: OfTask) -> Deferred:
+        """What is in production of a task."""
+        return _once_read(lambda: self._row(self._in_production(wanted.task or self._only_task())))
+
     def models_rollback(self, wanted: Rollback) -> Deferred:
-        """Put the version before back into production."""
-        task = wanted.task or self._only_task()
+        """Put the version before the named one back into production.
+
+        Where another one is in production, that was done before: a request comes again when its
+        answer was lost, also from before a restart.
+        """
+        caller = self._caller()
+
+        def act() -> Result | Deferred:
+            version = self._registry.find(wanted.name)
+            task = version.manifest.task
+            now = self._in_production(task)
+            if now.id != version.id:
+                return self._row(now)
+            reason = wanted.reason or f"rolled back by {caller}"
+            return self._moved(
+                self._change(
+                    "model rolled back", now, lambda: self._registry.rollback(task, reason), caller
+                )
+            )
+
+        return _once_read(act)
+
+    def _in_production(self, task: str) -> Version:
         now = self._registry.production(task)
         if now is None:
             raise ConfigError(f"task {task!r} has no version in production")
-        reason = wanted.reason or f"rolled back by {self._caller()}"
-        return self._moved(
-            self._change("model rolled back", now, lambda: self._registry.rollback(task, reason))
-        )
+        return now
 
     def _moved(self, change: Deferred) -> Deferred:
         """Return a change that is also told to whoever follows production."""
@@ -269,8 +297,10 @@ class ModelOperations:
 
         return self._change("model removed", version, work)
 
-    def _change(self, act: str, version: Version, work: Callable[[], Version]) -> Deferred:
-        caller = self._caller()
+    def _change(
+        self, act: str, version: Version, work: Callable[[], Version], caller: str = ""
+    ) -> Deferred:
+        caller = caller or self._caller()
 
         def then(changed: Version) -> Result:
             detail = {"now": changed.name} if changed.name != version.name else {}
@@ -355,3 +385,8 @@ class ModelOperations:
         # a kill within a removal leaves a manifest without its model
         whole = {each for each in retained & (known | unsure) if keys.version(each) in there}
         return [info for info in listed if keys.version_of(info.key) not in whole]
+
+
+def _once_read(act: Callable[[], Result | Deferred]) -> Deferred:
+    """Act behind the reading of the registry, where the server has just begun."""
+    return Deferred(lambda: None, lambda _: act(), in_order=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import secrets
 import shutil
 import threading
@@ -10,16 +11,19 @@ from pathlib import Path
 
 from fl_server.events import Model
 from runtime.errors import Corrupt
+from runtime.files import file_sha256
 from storage.objects import ObjectStore
 from storage.weights import Weights, write_safetensors
 
+_LOG = logging.getLogger(__name__)
 _READ_BYTES = 1 << 20
 
 
 class ModelCache:
     """Verified copies in one folder, by sha256; the store stays the truth. Thread-safe.
 
-    At most ``keep`` copies stay. What a former process left half-written is removed at start.
+    At most ``keep`` copies stay. What a former process left half-written is removed at start; its
+    whole copies are hashed before their first use, since none is forced to the disk.
     """
 
     def __init__(self, folder: Path, store: ObjectStore, keep: int = 2) -> None:
@@ -27,6 +31,7 @@ class ModelCache:
         self._store = store
         self._keep = keep
         self._lock = threading.Lock()
+        self._sound: set[str] = set()
         for leftover in folder.glob("*.tmp"):
             leftover.unlink(missing_ok=True)
 
@@ -40,7 +45,7 @@ class ModelCache:
         """
         with self._lock:
             path = self._path(model)
-            if path.exists():
+            if self._is_sound(path, model):
                 path.touch()
                 return path
             temporary = self.temporary()
@@ -49,8 +54,21 @@ class ModelCache:
                 temporary.replace(path)
             finally:
                 temporary.unlink(missing_ok=True)
+            self._sound.add(model.sha256)
             self._evict()
             return path
+
+    def _is_sound(self, path: Path, model: Model) -> bool:
+        """Whether the copy is there and, once a process, whether it is what was committed."""
+        if not path.exists():
+            return False
+        if model.sha256 not in self._sound:
+            if file_sha256(path) != model.sha256:
+                _LOG.warning("the local copy of %s is damaged and fetched again", model.key)
+                path.unlink()
+                return False
+            self._sound.add(model.sha256)
+        return True
 
     def _download(self, model: Model, path: Path) -> None:
         digest = hashlib.sha256()
@@ -65,6 +83,7 @@ class ModelCache:
         """Take a file that holds ``model`` as its copy."""
         with self._lock:
             path.replace(self._path(model))
+            self._sound.add(model.sha256)
             self._evict()
 
     def temporary(self) -> Path:
@@ -81,6 +100,7 @@ class ModelCache:
         """Remove every copy and the folder."""
         with self._lock:
             shutil.rmtree(self.folder, ignore_errors=True)
+            self._sound.clear()
 
     def _path(self, model: Model) -> Path:
         return self.folder / f"{model.sha256}.safetensors"
@@ -89,3 +109,4 @@ class ModelCache:
         copies = sorted(self.folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime)
         for path in copies[: -self._keep]:
             path.unlink(missing_ok=True)
+            self._sound.discard(path.stem)

@@ -88,13 +88,15 @@ class Installation:
             before, after = self.identity
             make_folder(self._placed(after.parent))
             atomic_write(self._placed(after), before.read_bytes())
-            before.unlink()
-            say(f"moved the identity {before} to {after}")
         if self.config_text is not None:
             self._placed(self.service.config.parent).chmod(0o755)
             self._write(self.service.config, self.config_text, 0o644, say)
         if self.launcher_text is not None:
             self._write(self.service.program, self.launcher_text, 0o755, say)
+        if self.identity is not None:
+            # last: until the agent's file names the new one, the old one alone says who this is
+            before.unlink()
+            say(f"moved the identity {before} to {after}")
 
     def _write(self, path: Path, text: str, mode: int, say: Callable[[str], None]) -> None:
         atomic_write(self._placed(path), text.encode(), mode)

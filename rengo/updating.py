@@ -66,7 +66,7 @@ class Update:
             )
         links = Environments(self.data_dir / LINKS)
         with take_lock(root / ".rengo-update.lock", "another `rengo agent update` is under way"):
-            _sweep(root, {here, links.current, links.waiting})
+            _sweep(root, {here, links.waiting, links.trying, links.current})
             fresh = root / f"{_PREFIX}{secrets.token_hex(4)}"
             try:
                 self._install(fresh, say)
@@ -74,7 +74,8 @@ class Update:
                 with self._held(say) as visit:
                     self._switch(visit, links, fresh, say)
             except BaseException:
-                if links.waiting != fresh:
+                # asked in the order in which it moves on
+                if fresh not in (links.waiting, links.trying, links.current):
                     shutil.rmtree(fresh, ignore_errors=True)
                 raise
             _sweep(root, {here, fresh, links.current})
@@ -156,6 +157,7 @@ class Update:
         if status["environment"] == str(fresh):
             return not status["on_trial"]
         if links.waiting is None:
+            links.give_up()
             raise RunFailed(
                 "the new version was tried and did not reach the broker; the earlier one runs "
                 "again (journalctl -u rengo-agent says why)"

@@ -41,6 +41,11 @@ class Environments:
         """The one that is tried at the next start."""
         return self._target("next")
 
+    @property
+    def trying(self) -> Path | None:
+        """The one that was started to be tried, until it is committed or given up."""
+        return self._target("trying")
+
     def propose(self, environment: Path) -> None:
         """Have an installation tried at the next start."""
         make_folder(self.links)
@@ -52,6 +57,10 @@ class Environments:
     def withdraw(self) -> None:
         """Take back what was proposed and has not been tried."""
         (self.links / "next").unlink(missing_ok=True)
+
+    def give_up(self) -> None:
+        """Forget a trial that has failed."""
+        (self.links / "trying").unlink(missing_ok=True)
 
     def commit(self) -> None:
         """Make the one that is tried the current one."""
@@ -100,7 +109,7 @@ inside() {{
     case "$found" in '{_quoted(root)}'/*) [ -x "$found/bin/python" ] ;; *) return 1 ;; esac
 }}
 case "$1" in client | iot)
-    if [ -L "$links/next" ] && mv -f -T "$links/next" "$links/trying" && inside trying; then
+    if [ -L "$links/next" ] && mv -f -T "$links/next" "$links/trying" && sync && inside trying; then
         {TRIAL}="$links" exec "$found/bin/python" -P -m rengo "$@"
     fi
 esac

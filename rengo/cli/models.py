@@ -180,7 +180,9 @@ def promote(options: argparse.Namespace) -> int:
 
 def rollback(options: argparse.Namespace) -> int:
     """Put the version before back into production."""
-    arguments = {"task": options.task, "reason": options.reason}
+    with connect(options) as client:
+        now = client.call("models_production", {"task": options.task})
+    arguments = {"name": now["name"], "reason": options.reason}
     return _changed(options, "models_rollback", arguments, _in_production)
 
 

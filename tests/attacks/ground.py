@@ -510,7 +510,7 @@ class Ground:
         with contextlib.suppress(AssertionError):
             eventually(lambda: more() == wanted, 15)
         found = more()
-        assert found == wanted
+        assert found == wanted, f"refused {found} instead of {wanted}"
 
     def settle(self) -> None:
         """Return when the server has refused what there was to refuse."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from broker.connection import Publication
-from broker.messages import Message, Order, Receipt, Result
+from broker.messages import Message, Order, Receipt, Result, RunDocument
 from broker.outbox import Outbox
 from broker.topics import Topics, parse
 from fl_client.agent import Agent
@@ -168,6 +168,19 @@ def test_the_state_of_a_lost_job_is_kept_before_its_result_goes(
     say(site, "receipt", answer)
     eventually(lambda: len(running.outbox) == 0)
     assert kept == [True]
+
+
+def test_a_run_s_end_takes_its_state_away(
+    site: Site, settings: AgentSettings, running: Running
+) -> None:
+    document = SAMPLES["run_document"].model_copy(update={"status": "completed"})
+    assert isinstance(document, RunDocument)
+    folder = DeviceFolder(settings.data_dir)
+    state = folder.state(JobKey(document.run_id, "train", 1, 1))
+    state.write_bytes(b"what the algorithm keeps")
+    topic = TOPICS.run(document.run_id, "state")
+    site.publisher().publish(Publication(topic, said(topic, document, "server"), retain=True))
+    eventually(lambda: not state.exists())
 
 
 def test_a_receipt_of_another_round_ends_nothing(site: Site, running: Running) -> None:

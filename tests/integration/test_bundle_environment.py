@@ -241,3 +241,15 @@ def test_code_of_an_index_does_not_run_when_it_is_installed(index: Index, tmp_pa
     with pytest.raises(ConfigError, match=r"cannot be installed: .*rengotoy"):
         got(tmp_path, Dependency(requirement="rengotoy==1.0", hashes=[]))
     assert "/rengotoy/rengotoy-1.0.tar.gz" not in index.asked
+
+
+def test_what_is_installed_is_on_the_disk_before_its_mark(
+    wheel: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mark that outlives a power cut alone would vouch for packages that are empty."""
+    marked: list[bool] = []
+    mark = wheel.parent.parent / "venv" / "rengo-environment.json"
+    monkeypatch.setattr("os.sync", lambda: marked.append(mark.exists()))
+    made(wheel, "rengotoy==1.0")
+    assert marked == [False]
+    assert mark.exists()

@@ -152,6 +152,18 @@ def test_production_is_promoted_rolled_back_and_kept(house: House, run: str) -> 
     assert "model rolled back" in acts
 
 
+def test_a_rollback_that_is_asked_for_again_goes_no_further_back(house: House, run: str) -> None:
+    """An answer may be lost, also to a restart: the request comes again."""
+    for number in (2, 3, 4):
+        house.ask("models", "promote", f"{run}:{number}")
+    asked = {"name": f"{run}:4", "reason": "too slow"}
+    with house.site.connect() as client:
+        answers = [client.call("models_rollback", asked) for _ in range(2)]
+    assert [each["name"] for each in answers] == [f"{run}:3"] * 2
+    assert house.ask("models", "show", "digits@production")["name"] == f"{run}:3"
+    assert house.ask("models", "rollback", "digits")["name"] == f"{run}:2"
+
+
 def test_names_that_mean_nothing_are_told(house: House, run: str) -> None:
     for name in ("nothing", f"{run}:77", "other@production", "0123456789abcdef"):
         told = house.tell("models", "show", name)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import doctest
+import errno
 import json
 import shutil
 import subprocess
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -14,7 +16,7 @@ from iot.settings import DeviceSettings
 from rengo import agent_file
 from rengo.agent_file import check
 from rengo.cli.main import main
-from rengo.installing import USER, Wanted, plan
+from rengo.installing import USER, Installation, Wanted, plan
 from rengo.service import UNIT, WATCHDOG_S, Service, device_groups
 from runtime.errors import ConfigError
 from runtime.identity import new_identity, write_identity
@@ -159,6 +161,28 @@ def test_an_image_gets_the_files_and_nothing_is_started(tmp_path: Path, home: Pa
     assert launcher.stat().st_mode & 0o777 == 0o755
     assert subprocess.run(["sh", "-n", launcher], check=False).returncode == 0
     assert any(line.endswith(UNIT) for line in told)
+
+
+def test_an_identity_goes_when_the_agent_s_file_names_its_new_place(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The token is spent: a machine that loses its identity in between is no device any more."""
+    identity = home / "identities" / "pi-0.json"
+    server = SecretKey.generate().public
+    write_identity(identity, new_identity("device", "d", "pi-0", "h", 1, server_key=server))
+    wanted = Wanted("iot", None, {}, root=tmp_path / "image")
+    monkeypatch.setattr("rengo.installing._HOMES", ())
+    installation = plan(wanted, identity)
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with monkeypatch.context() as disk:
+        disk.setattr(Installation, "_write", Mock(side_effect=full))
+        with pytest.raises(OSError, match="No space"):
+            installation.carry_out([].append)
+    assert identity.exists()
+    plan(wanted, identity).carry_out([].append)
+    assert not identity.exists()
+    moved = wanted.root / "var/lib/rengo/identities/pi-0.json"
+    assert moved.stat().st_mode & 0o777 == 0o600
 
 
 def test_a_service_s_own_user_cannot_look_into_a_home(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,9 +67,9 @@ def plane(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Plane]:
 def test_short_rounds_share_a_sweep(plane: Plane) -> None:
     plane.sweep(1)
     assert plane.there() == [plane.model.key]
-    plane.now_s += 0.5
+    plane.now_s += 1.0
     plane.sweep(2)
-    plane.now_s += 0.4
+    plane.now_s += 0.9
     plane.sweep(3)
     assert plane.there() == sorted([plane.model.key, plane.update(2), plane.update(3)])
     plane.now_s += 0.1

@@ -153,3 +153,13 @@ def test_a_clock_that_jumps_back_takes_no_model_from_a_job(tmp_path: Path, job: 
     folder.settle(JobKey("r", "evaluate", 2, 1), accepted=True)
     assert model.exists(), "the next order is patched from what was used last"
     assert not (tmp_path / "models" / f"r.{OTHER}.safetensors").exists()
+
+
+def test_the_state_of_a_run_goes_with_it(tmp_path: Path) -> None:
+    folder = DeviceFolder(tmp_path)
+    state, others = folder.state(KEY), folder.state(JobKey("another", "train", 1, 1))
+    leave(state)
+    leave(others)
+    folder.forget_state("r")
+    assert not state.exists()
+    assert others.exists()

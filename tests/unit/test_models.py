@@ -116,3 +116,22 @@ def test_forget_leaves_nothing(cache: ModelCache, store: CountingStore) -> None:
 def test_the_folder_is_private(cache: ModelCache, store: CountingStore) -> None:
     cache.fetch(stored(store, 1, b"a"))
     assert cache.folder.stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize("left", [b"", b"wh", bytes(5)])
+def test_a_copy_that_a_power_cut_has_hollowed_is_fetched_again(
+    cache: ModelCache, store: CountingStore, left: bytes
+) -> None:
+    wanted = stored(store, 1, b"whole")
+    cache.fetch(wanted).write_bytes(left)
+    again = ModelCache(cache.folder, store)
+    assert again.fetch(wanted).read_bytes() == b"whole"
+    assert store.reads == 2
+
+
+def test_a_sound_copy_of_a_former_process_is_taken(cache: ModelCache, store: CountingStore) -> None:
+    wanted = stored(store, 1, b"whole")
+    cache.fetch(wanted)
+    again = ModelCache(cache.folder, store)
+    assert again.fetch(wanted).read_bytes() == b"whole"
+    assert store.reads == 1

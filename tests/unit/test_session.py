@@ -411,3 +411,18 @@ def test_what_waits_for_a_receipt_is_forgotten_with_its_run() -> None:
     session = stateful(orphan=True)
     session.handle(run_at(1, ended=True))
     assert session.unanswered == set()
+
+
+def test_a_receipt_ends_the_order_that_came_again_meanwhile() -> None:
+    """The result of a lost job waited: to train again would begin with the state after it."""
+    session = stateful(orphan=True)
+    assert arrive(session, order()) == []
+    assert session.handle(receipt(key())) == []
+    assert session.active is None
+    assert session.waiting == []
+
+
+def test_a_run_that_has_ended_needs_no_state() -> None:
+    session = stateful(orphan=False)
+    session.handle(run_at(1, ended=True))
+    assert s.ForgetJob(key(), accepted=False) in session.handle(receipt(key()))
