@@ -272,13 +272,22 @@ class Canary(RuleBasedStateMachine):
         require(len(receipts) == 1, "every result gets one receipt", (event, step))
 
     @precondition(lambda self: self.open and not self.judged)
-    @rule(missing=st.integers(0, 2), better=values, worse=values, examples=st.integers(1, 3))
+    @rule(
+        missing=st.integers(0, 2),
+        better=values,
+        worse=values,
+        alike=st.booleans(),
+        lacks=st.sampled_from([False, False, False, True]),
+        examples=st.integers(1, 3),
+    )
     def all_but_a_few_answer(
-        self, missing: int, better: float, worse: float, examples: int
+        self, missing: int, better: float, worse: float, alike: bool, lacks: bool, examples: int
     ) -> None:
         for place, device_id in enumerate(self.plan.cohort[missing:]):
-            for attempt, value in ((1, better), (2, worse if place % 2 else better)):
-                said = {self.metric: value}
+            for attempt, value in ((1, better), (2, worse if alike or place % 2 else better)):
+                # of the candidate alone: it gives one of them no number
+                name = "other" if lacks and (place, attempt) == (0, 1) else self.metric
+                said = {name: value}
                 result = (device_id, c.ROUND, attempt, examples + place, said)
                 self.tell(e.EvaluationReceived(*result))
 

@@ -12,7 +12,7 @@ from tests.mutants import LEDGER_MUTANTS, ROUND_MUTANTS, Mutant
 from tests.property.machine_rounds import Rounds
 
 QUICK = settings(
-    max_examples=1500,
+    max_examples=6000,
     stateful_step_count=60,
     derandomize=True,
     database=None,
