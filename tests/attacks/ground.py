@@ -499,7 +499,8 @@ class Ground:
 
         Refused connections are told some seconds later, so that they are left out.
         """
-        before, wanted = self.refused, Counter(expected)
+        # what an attack before this one has left to refuse is not this one's
+        before, wanted = self.settle(), Counter(expected)
 
         def more() -> Counter[str]:
             found = self.refused - before
@@ -512,13 +513,13 @@ class Ground:
         found = more()
         assert found == wanted, f"refused {found} instead of {wanted}"
 
-    def settle(self) -> None:
-        """Return when the server has refused what there was to refuse."""
+    def settle(self) -> Counter[str]:
+        """Return what the server has refused, when it has refused what there was to refuse."""
         before = self.refused
         while True:
             pause(0.5)
             if (now := self.refused) == before:
-                return
+                return now
             before = now
 
     def row(self, device_id: str) -> dict[str, Any]:
