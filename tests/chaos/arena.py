@@ -231,7 +231,8 @@ class Arena:
             last = self.facts(run_id)[-1:]
             return bool(last) and isinstance(last[0], RunCompleted | RunStopped | RunFailed)
 
-        wait_for(ended, f"the end of {run_id}", self.story)
+        # a run of many kills takes its time
+        wait_for(ended, f"the end of {run_id}", self.story, 2.5 * PATIENCE_S)
         report = self.client.call("runs_show", {"run_id": run_id}, timeout_s=PATIENCE_S)
         assert report["status"] == status, report["reason"]
         self.assert_nothing_left(run_id)
@@ -300,7 +301,12 @@ class Arena:
             f"{run_id} has only {list(retained)}",
             lambda: beside_in(store, keys, retained),
         )
-        assert store.abort_uploads(keys.prefix) == 0
+        # the server removes the objects first
+        wait_for(
+            lambda: not list(store.uploads(keys.prefix)),
+            f"{run_id} leaves no upload unfinished",
+            lambda: f"there are {list(store.uploads(keys.prefix))}",
+        )
         root = self.site.folder.root
         wait_for(
             lambda: not list(leftovers(root)),

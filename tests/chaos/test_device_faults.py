@@ -112,7 +112,7 @@ def test_a_killed_training_process_is_an_event_and_the_job_is_done_again(
 def test_a_device_that_never_answers_is_left_behind_at_the_deadline(
     arena: Arena, gates: Gates
 ) -> None:
-    deadline_s = 6.0
+    deadline_s = 10.0
     arena.signal("edge-4", signal.SIGSTOP)
     run_id = arena.submit(run_of(rounds=3, deadline_s=deadline_s))
     arena.wait_fact(run_id, RoundCommitted, 1)
@@ -128,6 +128,7 @@ def test_a_device_that_never_answers_is_left_behind_at_the_deadline(
 
 def test_a_late_device_takes_part_from_the_next_round_on(arena: Arena, gates: Gates) -> None:
     arena.own["edge-4"].stop()
+    wait_for(lambda: "edge-4" not in arena.online(), "edge-4 is gone", arena.story)
     gates.hold("edge-1")
     run_id = arena.submit(run_of(rounds=2))
     started = arena.wait_fact(run_id, RoundStarted, 1)

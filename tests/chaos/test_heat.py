@@ -127,7 +127,7 @@ def test_training_rests_while_it_is_hot_goes_on_when_it_is_cool_and_counts(
 
 def test_a_run_that_goes_on_without_a_hot_device_does_not_wake_its_training(roof: Roof) -> None:
     roof.gates.hold(PI)
-    run_id = roof.arena.submit(run_of(quorum=1, deadline_s=6.0))
+    run_id = roof.arena.submit(run_of(quorum=1, deadline_s=15.0))
     roof.gates.wait_reached(PI)
     training = roof.training()
     roof.board.heat(PAUSE_C)

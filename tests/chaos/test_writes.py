@@ -86,6 +86,9 @@ def test_a_round_forces_the_disk_once_and_leaves_nothing(agent: Agent) -> None:
     for number in range(ROUNDS):
         agent.rounds(1)
         if number % 4 == 0:
+            # its update goes first, its row last
+            while look(number, agent.process, agent.device.folder).rows:
+                agent.server.listen(0.01)
             samples.append(look(number, agent.process, agent.device.folder))
     after = agent.written()
     deadline = time.monotonic() + IDLE_S

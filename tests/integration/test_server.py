@@ -102,7 +102,7 @@ def said(topic: str, what: Message | bytes, sender: str = "d-1", key: str = "") 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     folder = tmp_path_factory.mktemp("server")
-    broker = EmbeddedBroker(folder / "broker", ack_wait_s=1.0)
+    broker = EmbeddedBroker(folder / "broker", ack_wait_s=5.0)
     store = EmbeddedStore(folder / "store")
     users = [
         BrokerUser("server", "secret-of-server", grants(Role.SERVER, DOMAIN, "server")),

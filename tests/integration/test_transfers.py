@@ -273,7 +273,7 @@ def test_a_store_that_is_not_there_is_unavailable(path: Path) -> None:
 def test_cancelling_ends_a_download_and_keeps_what_came(rough: RoughStore, path: Path) -> None:
     rough.answers = [Answer(block_bytes=10_000, pause_s=0.01)]
     cancel = threading.Event()
-    timer = threading.Timer(0.3, cancel.set)
+    timer = threading.Timer(1.0, cancel.set)  # of three seconds at least
     timer.start()
     with pytest.raises(Cancelled):
         Transfers(QUICK).download(rough.url, path, sha256=SHA, size=len(BODY), cancel=cancel)
@@ -297,7 +297,7 @@ def test_cancelling_ends_a_wait(rough: RoughStore, path: Path) -> None:
     patient = Transfers(TransferSettings(attempts=50))
     with pytest.raises(Cancelled):
         patient.download(rough.url, path, sha256=SHA, size=len(BODY), cancel=cancel)
-    assert time.monotonic() - cancelled_at[0] < 0.3
+    assert time.monotonic() - cancelled_at[0] < 1.0
     timer.join()
 
 
