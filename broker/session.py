@@ -27,7 +27,13 @@ from broker.inbox import Connected, Disconnected, Inbox, SessionEvent, SessionFa
 from broker.limits import MAX_PAYLOAD_BYTES, MessageTooLarge, check_message
 from broker.outbox import Outbox, Row, Until
 from broker.replay import Replay
-from runtime.errors import AuthenticationFailed, InvalidTransition, RengoError, TransportError
+from runtime.errors import (
+    AuthenticationFailed,
+    InvalidTransition,
+    RengoError,
+    TransportError,
+    UntrustedPeer,
+)
 
 __all__ = [
     "MAX_PAYLOAD_BYTES",
@@ -47,6 +53,7 @@ _LOG = logging.getLogger(__name__)
 _CONNACK_TIMEOUT_S: Final = 10.0
 _BACKOFF_FIRST_S: Final = 0.5
 _BACKOFF_LONGEST_S: Final = 30.0
+_RELOAD_S: Final = 0.25
 _STABLE_S: Final = 10.0
 _TWIN_AFTER: Final = 3
 _TWIN_PAUSE_S: Final = 10.0
@@ -108,6 +115,7 @@ class MqttSession:
         self._wake = threading.Event()
         self._changed = threading.Condition()  # guards what follows; never held while calling out
         self._swapped = False
+        self._doubted = False
         self._up: Connection | None = None
         self._last_error: Exception | None = None
         self._answers: deque[tuple[int, str | None]] = deque()
@@ -255,7 +263,7 @@ class MqttSession:
     def _on_up(self, link: Connection, session_present: bool) -> None:
         with self._changed:
             self._up = link  # first, since the owner publishes its state on Connected
-            self._swapped = False
+            self._swapped = self._doubted = False
             self._last_error = None
             self._changed.notify_all()
         self._inbox.put(Connected(session_present, link.generation))
@@ -395,6 +403,10 @@ class MqttSession:
                 self.endpoint, self._swapped = swapped, True
                 return
             self._swapped = False
+            if refused and not self._doubted and not isinstance(error, UntrustedPeer):
+                # a broker that reads its users anew refuses who comes in that moment
+                self._doubted = True
+                return
             self._last_error = error
             self._changed.notify_all()
         if refused:
@@ -413,6 +425,8 @@ class MqttSession:
         longest = min(_BACKOFF_LONGEST_S, _BACKOFF_FIRST_S * 2**self._attempts)
         self._attempts = min(self._attempts + 1, 16)
         pause_s = secrets.SystemRandom().uniform(0, longest)
+        if self._doubted:
+            pause_s += _RELOAD_S
         if self._reported is not None:
             pause_s += _TWIN_PAUSE_S  # neither a twin nor a refused password mends itself quickly
         return pause_s

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -417,6 +418,29 @@ def test_a_wrong_password_is_told_at_once(site: Site) -> None:
         session.wait_connected(20)
     assert time.monotonic() - began < 3
     owner.wait(lambda: any(isinstance(each, AuthenticationFailed) for each in owner.faults))
+
+
+def test_a_broker_that_reads_its_users_anew_is_asked_once_more() -> None:
+    """NATS refuses who comes in that moment, although it knows the password."""
+    not_authorized, accepted = b"\x20\x02\x00\x05", b"\x20\x02\x00\x00"
+    owner = Owner()
+    with socket.create_server(("127.0.0.1", 0)) as listener, contextlib.ExitStack() as lines:
+
+        def answer() -> None:
+            for connack in (not_authorized, accepted):
+                line = lines.enter_context(listener.accept()[0])
+                line.recv(4096)
+                line.sendall(connack)
+
+        broker_thread = threading.Thread(target=answer)
+        broker_thread.start()
+        port = listener.getsockname()[1]
+        session = MqttSession(Endpoint("127.0.0.1", port, "dev-a", "s", "dev-a-1"), (), owner)
+        session.start()
+        session.wait_connected(20)
+        broker_thread.join()
+        session.stop()
+    assert owner.faults == []
 
 
 def test_an_unreachable_broker_is_told_with_its_address() -> None:
