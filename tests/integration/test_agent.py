@@ -171,13 +171,17 @@ def test_the_state_of_a_lost_job_is_kept_before_its_result_goes(
 
 
 def test_a_run_s_end_takes_its_state_away(
-    site: Site, settings: AgentSettings, running: Running
+    site: Site, settings: AgentSettings, running_after: Callable[[], Running]
 ) -> None:
     document = SAMPLES["run_document"].model_copy(update={"status": "completed"})
     assert isinstance(document, RunDocument)
     folder = DeviceFolder(settings.data_dir)
     state = folder.state(JobKey(document.run_id, "train", 1, 1))
     state.write_bytes(b"what the algorithm keeps")
+    server = Owner()
+    site.session(server, TOPICS.device(NAME, "result"))
+    running_after()
+    server.wait(lambda: bool(server.deliveries))  # what it says comes after what it listens to
     topic = TOPICS.run(document.run_id, "state")
     site.publisher().publish(Publication(topic, said(topic, document, "server"), retain=True))
     eventually(lambda: not state.exists())
