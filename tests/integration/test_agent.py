@@ -115,15 +115,30 @@ def test_a_receipt_ends_a_result_whose_job_was_lost(site: Site, running: Running
     eventually(lambda: len(running.outbox) == 0)
 
 
+def left_by(answer: Receipt, settings: AgentSettings) -> tuple[DeviceFolder, JobKey]:
+    """Leave the algorithm's state of a job that waits for its receipt."""
+    key = JobKey(answer.run_id, answer.action, answer.round, answer.attempt)
+    folder = DeviceFolder(settings.data_dir)
+    folder.next_state(key).write_bytes(b"what the algorithm keeps")
+    return folder, key
+
+
+def heard(site: Site, running_after: Callable[[], Running]) -> Running:
+    """Start the agent; its result comes after it has begun to listen."""
+    server = Owner()
+    site.session(server, TOPICS.device(NAME, "result"))
+    running = running_after()
+    server.wait(lambda: bool(server.deliveries))
+    return running
+
+
 @pytest.mark.parametrize("row", ["older", "gone"])
 def test_a_state_whose_result_waits_outlives_an_older_journal(
     site: Site, settings: AgentSettings, running_after: Callable[[], Running], row: str
 ) -> None:
     """A power cut may bring the journal back to before the result; the update itself has gone."""
     answer = receipt()
-    key = JobKey(answer.run_id, answer.action, answer.round, answer.attempt)
-    folder = DeviceFolder(settings.data_dir)
-    folder.next_state(key).write_bytes(b"what the algorithm keeps")
+    folder, key = left_by(answer, settings)
     if row == "older":
         same = {name: getattr(answer, name) for name in ("run_id", "action", "round", "attempt")}
         order = SAMPLES["order"].model_copy(update=same)
@@ -132,10 +147,7 @@ def test_a_state_whose_result_waits_outlives_an_older_journal(
         worklog.keep(Job(key, order, "uploading", Outcome(10, {}, header_sha256="a" * 64)))
         assert len(worklog.jobs()) == 1
         worklog.close()
-    server = Owner()
-    site.session(server, TOPICS.device(NAME, "result"))
-    running = running_after()
-    server.wait(lambda: bool(server.deliveries))
+    running = heard(site, running_after)
     say(site, "receipt", answer)
     eventually(lambda: len(running.outbox) == 0)
     assert folder.state(key).read_bytes() == b"what the algorithm keeps"
@@ -150,9 +162,7 @@ def test_the_state_of_a_lost_job_is_kept_before_its_result_goes(
 ) -> None:
     """A power cut between the two would leave a state that no result asks for: it is swept."""
     answer = receipt()
-    key = JobKey(answer.run_id, answer.action, answer.round, answer.attempt)
-    folder = DeviceFolder(settings.data_dir)
-    folder.next_state(key).write_bytes(b"what the algorithm keeps")
+    folder, key = left_by(answer, settings)
     kept: list[bool] = []
     confirm = Outbox.confirm
 
@@ -161,10 +171,7 @@ def test_the_state_of_a_lost_job_is_kept_before_its_result_goes(
         return confirm(outbox, name)
 
     monkeypatch.setattr(Outbox, "confirm", confirmed)
-    server = Owner()
-    site.session(server, TOPICS.device(NAME, "result"))
-    running = running_after()
-    server.wait(lambda: bool(server.deliveries))
+    running = heard(site, running_after)
     say(site, "receipt", answer)
     eventually(lambda: len(running.outbox) == 0)
     assert kept == [True]
@@ -178,10 +185,7 @@ def test_a_run_s_end_takes_its_state_away(
     folder = DeviceFolder(settings.data_dir)
     state = folder.state(JobKey(document.run_id, "train", 1, 1))
     state.write_bytes(b"what the algorithm keeps")
-    server = Owner()
-    site.session(server, TOPICS.device(NAME, "result"))
-    running_after()
-    server.wait(lambda: bool(server.deliveries))  # what it says comes after what it listens to
+    heard(site, running_after)
     topic = TOPICS.run(document.run_id, "state")
     site.publisher().publish(Publication(topic, said(topic, document, "server"), retain=True))
     eventually(lambda: not state.exists())
