@@ -6,6 +6,7 @@ import os
 import signal
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
@@ -28,6 +29,16 @@ settings.load_profile(
 )
 
 _GRACE_S = 5.0
+_HERE = Path(__file__).parent
+# where the tests of a module share servers, which are started once if one worker has them all
+_SHARING = (_HERE / "chaos", _HERE / "integration")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep each module of real servers on one worker."""
+    for item in items:
+        if item.path.parent in _SHARING:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -29,9 +29,6 @@ from tests.chaos import gated
 from tests.chaos.arena import Arena, Opened, wait_for
 from tests.support import scratch
 
-# one site for all of them
-pytestmark = pytest.mark.xdist_group("canary")
-
 EVALUATORS = [f"eval-{number}" for number in range(1, 11)]
 TRAINERS = ["t-1", "t-2"]
 TASK = "digits"

@@ -22,9 +22,6 @@ from tests.integration.commands import Told, rengo
 from tests.integration.test_cli_runs import submitted
 from tests.objects import beside_in
 
-# one site for all of them
-pytestmark = pytest.mark.xdist_group("models")
-
 DONE, USAGE, UNREACHABLE = 0, 2, 4
 KEPT = 60
 DEVICES = ("device-1", "device-2", "device-3")
