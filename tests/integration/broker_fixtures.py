@@ -113,11 +113,14 @@ class Site:
         self._outboxes: list[Outbox] = []
 
     def start(self) -> None:
+        """Start the broker, and be its first subscriber, to whom NATS may give no document."""
         self.broker.start(USERS)
+        first = self.endpoint(client_id="first", persistent=False)
+        self.session(Owner(), f"{BASE}/#", endpoint=first).stop()
 
     def restart_after_kill(self) -> None:
         self.broker.kill()
-        self.broker.start(USERS)
+        self.start()
 
     def endpoint(
         self, name: str = "anyone", client_id: str = "", *, persistent: bool = True
