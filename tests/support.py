@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -23,6 +24,7 @@ _SERVER_FOLDERS = (
     "/opt/homebrew/sbin",
 )
 _POLL_S = 0.05
+_STILL_S = 30.0
 
 
 @contextmanager
@@ -69,6 +71,30 @@ def require(name: str, package: str | None = None) -> Path:
     if os.environ.get(CI_FLAG) == "1":
         pytest.fail(f"{reason}, and {CI_FLAG}=1 allows no skip", pytrace=False)
     pytest.skip(reason)
+
+
+def hold_still(pid: int) -> None:
+    """Stop a process, and return when none of its threads runs any more.
+
+    A signal stops a process when one of its threads takes it, until which the others go on.
+    """
+    os.kill(pid, signal.SIGSTOP)
+    deadline = time.monotonic() + _STILL_S
+    while running := [each for each in _states(pid) if each not in "Tt"]:
+        assert time.monotonic() < deadline, f"process {pid} goes on: {running}"
+        time.sleep(_POLL_S / 10)
+
+
+def _states(pid: int) -> list[str]:
+    """Return the state of each thread, or of the whole process where the system tells no more."""
+    threads = list(Path(f"/proc/{pid}/task").glob("*/stat"))
+    if not threads:
+        return ["T" if psutil.Process(pid).status() == psutil.STATUS_STOPPED else "R"]
+    found = []
+    for each in threads:
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+            found.append(each.read_text().rpartition(") ")[2][0])
+    return found
 
 
 def _carries(process: psutil.Process, mark: str) -> bool:

@@ -58,6 +58,7 @@ from tests.chaos.test_scripted_peers import noise
 from tests.contract.broker_places import cut
 from tests.integration.broker_fixtures import Owner, eventually
 from tests.messages import SAMPLES
+from tests.support import hold_still
 from tests.updates import info_of
 
 M = TypeVar("M", bound=Message)
@@ -549,7 +550,7 @@ class Ground:
     def stopped(self, *pids: int) -> Iterator[None]:
         """Hold processes still within the block."""
         for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
+            hold_still(pid)
         try:
             yield
         finally:

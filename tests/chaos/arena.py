@@ -43,6 +43,7 @@ from storage.s3 import S3Store
 from tests.chaos.gated import reached
 from tests.chaos.moments import Moment, read_plan, write_plan
 from tests.objects import beside_in
+from tests.support import hold_still
 
 F = TypeVar("F", bound=Fact)
 REPOSITORY = Path(__file__).parents[2]
@@ -147,7 +148,11 @@ class Arena:
         return pid
 
     def signal(self, name: str, number: signal.Signals) -> None:
-        os.kill(self.pid(name), number)
+        """Send a signal; a process that is to be still is so on return."""
+        if number == signal.SIGSTOP:
+            hold_still(self.pid(name))
+        else:
+            os.kill(self.pid(name), number)
 
     def kill(self, name: str) -> None:
         """End a process by SIGKILL; return when the supervisor has it running again."""
