@@ -388,15 +388,16 @@ def test_a_slow_link_takes_its_time(rough: Rough, tmp_path: Path, fault: Fault) 
 
 def test_a_store_that_falls_silent_is_left(rough: Rough, tmp_path: Path, path: Path) -> None:
     rough.store.put(KEY, OLD)
-    faulty = rough.behind(always=Fault(stall_down=SIZE // 2), read_s=0.3)
+    faulty = rough.behind(always=Fault(stall_down=SIZE // 2), read_s=1.0)
     with pytest.raises(Unavailable, match="ReadTimeoutError"):
         ModelCache(tmp_path / "cache", faulty).fetch(model(OLD))
-    hasty = Transfers(TransferSettings(attempts=2, read_s=0.3))
+    dogged = Transfers(TransferSettings(attempts=5, read_s=1.0))
     url = faulty.presign_get(KEY, _URL_S)
     assert (
-        hasty.download(url, path, sha256=sha256(OLD), size=SIZE) == SIZE
+        dogged.download(url, path, sha256=sha256(OLD), size=SIZE) == SIZE
     )  # by what each try brings
-    faulty = rough.behind(always=Fault(stall_down=0), read_s=0.3)
+    hasty = Transfers(TransferSettings(attempts=2, read_s=1.0))
+    faulty = rough.behind(always=Fault(stall_down=0), read_s=1.0)
     path.unlink()
     with pytest.raises(Unavailable, match="ReadTimeoutError"):
         hasty.download(faulty.presign_get(KEY, _URL_S), path, sha256=sha256(OLD), size=SIZE)
