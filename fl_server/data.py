@@ -131,6 +131,14 @@ class DataPlane:
         self._runs: dict[str, RunAggregator] = {}
         self._swept_s: dict[str, float] = {}
         self._stopping = threading.Event()
+        self._attempts = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type((Unavailable, OSError)),
+            stop=tenacity.stop_when_event_set(self._stopping),
+            wait=tenacity.wait_random_exponential(multiplier=0.1, max=_LONGEST_PAUSE_S),
+            sleep=tenacity.sleep_using_event(self._stopping),
+            before_sleep=_say_waiting,
+            reraise=True,
+        )
         self._verifiers = ThreadPoolExecutor(_VERIFIERS, "verify")
         self._aggregator = ThreadPoolExecutor(1, "aggregate")
         # one thread, so that an order that is asked for twice has one upload
@@ -408,15 +416,7 @@ class DataPlane:
 
     def patiently(self, work: Callable[[], T]) -> T:
         """Call ``work`` until the store answers; only stopping ends the patience."""
-        attempts = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type((Unavailable, OSError)),
-            stop=tenacity.stop_when_event_set(self._stopping),
-            wait=tenacity.wait_random_exponential(multiplier=0.1, max=_LONGEST_PAUSE_S),
-            sleep=tenacity.sleep_using_event(self._stopping),
-            before_sleep=_say_waiting,
-            reraise=True,
-        )
-        return attempts(work)
+        return self._attempts(work)
 
 
 def _say_waiting(state: tenacity.RetryCallState) -> None:

@@ -8,11 +8,12 @@ presence.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import queue
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +75,8 @@ from fl_server.events import (
     TimerFired,
     Update,
     UpdateAccepted,
+    UpdateRejected,
+    UpdateVerified,
 )
 from fl_server.journal import Journal, RunRecord
 from fl_server.membership import Membership, SiteInfo
@@ -135,6 +138,8 @@ class Server:
         self._topics = Topics(identity.domain)
         # a SimpleQueue's put is reentrant, so that a signal handler may call stop()
         self._inbox: queue.SimpleQueue[SessionEvent | Done | str] = queue.SimpleQueue()
+        # the jobs in the inbox that ended, to be taken together
+        self._done: deque[JobDone] = deque()
         self.models = ModelRegistry(
             store, settings.project, identity.secret_key, DocumentTable(journal.database)
         )
@@ -251,9 +256,7 @@ class Server:
             case SessionFault():
                 _LOG.error("broker session: %s", item.error)
             case JobDone():
-                run = self.runs.get(item.run_id)
-                if run is not None:
-                    self.handle(run, item.event)
+                self._take_done()
             case TaskDone():
                 item.then()
             case JobCrashed():
@@ -269,6 +272,8 @@ class Server:
         return True
 
     def _post(self, done: Done) -> None:
+        if isinstance(done, JobDone):
+            self._done.append(done)
         self._inbox.put(done)
 
     # --- runs ---------------------------------------------------------------------------------
@@ -287,12 +292,24 @@ class Server:
             accepting = device.state.status != "draining"
             self.handle(run, DeviceJoined(device.id, device.state.role, accepting))
 
-    def handle(self, run: ActiveRun, event: Event) -> None:
-        """Give an event to a run's machine, journal its facts, carry out its commands."""
-        self._carry_out(run, run.machine.handle(event))
+    def handle(self, run: ActiveRun, *events: Event) -> None:
+        """Give events to a run's machine, journal their facts at once, carry out the commands."""
+        self._carry_out(run, *(run.machine.handle(event) for event in events))
 
-    def _carry_out(self, run: ActiveRun, step: Step) -> None:
-        self.journal.append(run.record.run_id, step.facts)
+    def _take_done(self) -> None:
+        """Take every job that has ended by now: verified updates share a write to the disk."""
+        done = [self._done.popleft() for _ in range(len(self._done))]
+        for (run_id, _), together in itertools.groupby(done, _together):
+            run = self.runs.get(run_id)
+            if run is not None:
+                self.handle(run, *(each.event for each in together))
+
+    def _carry_out(self, run: ActiveRun, *steps: Step) -> None:
+        self.journal.append(run.record.run_id, [fact for step in steps for fact in step.facts])
+        for step in steps:
+            self._follow(run, step)
+
+    def _follow(self, run: ActiveRun, step: Step) -> None:
         for fact in step.facts:
             commit = run.lineage.take(fact)
             if commit is not None:
@@ -549,6 +566,12 @@ class Server:
     def _presence_publication(self, status: str) -> Publication:
         state = ServerState.model_validate({"status": status, "epoch": self.epoch})
         return self._author.write(self._topics.server_state, state, retain=True)
+
+
+def _together(done: JobDone) -> tuple[str, int]:
+    """Return what a job shares with those that may be taken with it: none moves its run's model."""
+    is_verified = isinstance(done.event, UpdateVerified | UpdateRejected)
+    return done.run_id, 0 if is_verified else id(done)
 
 
 def _do_nothing() -> None:

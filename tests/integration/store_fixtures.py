@@ -140,8 +140,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         try:
             for start in range(0, end, answer.block_bytes):
                 block = body[start : min(start + answer.block_bytes, end)]
-                self.wfile.write(block)
+                # first: whoever has the block may ask at once
                 self.store.sent += len(block)
+                self.wfile.write(block)
                 if answer.pause_s:
                     time.sleep(answer.pause_s)
         except (BrokenPipeError, ConnectionResetError):

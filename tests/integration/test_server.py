@@ -6,7 +6,7 @@ import hashlib
 import io
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,9 @@ from broker.nats import EmbeddedBroker
 from broker.session import MqttSession
 from broker.steering import AccessControl, ManualAccess
 from broker.topics import Topics, parse
+from fl_server.data import Done, JobDone, TaskDone
 from fl_server.database import JournalError
+from fl_server.events import Fact, UpdateVerified
 from fl_server.journal import Journal
 from fl_server.membership import SiteInfo
 from fl_server.server import Server, ServerSettings
@@ -726,6 +728,50 @@ def test_a_run_from_its_first_order_to_its_model(site: Site) -> None:
     keys = RunKeys(site.server.settings.project, run_id)
     store = S3Store(site.place.store.settings)
     eventually(lambda: beside_in(store, keys, {0, 1, 2}) == "")
+
+
+def test_updates_that_are_verified_together_share_one_write(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, written = site.server, list[list[str]]()
+    post, append = server.data._post, server.journal.append
+    verified: list[Done] = []
+
+    def hold(done: Done) -> None:
+        """Post the three verified updates at one moment, while the owner's thread waits."""
+        if not isinstance(done, JobDone) or not isinstance(done.event, UpdateVerified):
+            post(done)
+            return
+        verified.append(done)
+        if len(verified) == 3:
+            gate = threading.Event()
+            post(TaskDone(lambda: opened(gate)))
+            for each in verified:
+                post(each)
+            gate.set()
+
+    def note(run_id: str, facts: Sequence[Fact]) -> None:
+        written.append([type(fact).__name__ for fact in facts])
+        append(run_id, facts)
+
+    monkeypatch.setattr(server.data, "_post", hold)
+    monkeypatch.setattr(server.journal, "append", note)
+    devices = [Device(site, name) for name in ("d-1", "d-2", "d-3")]
+    for device in devices:
+        device.join()
+    definition = DEFINITION | {"rounds": 1, "evaluation": {"on": "none"}, "cohort": {"size": 3}}
+    run_id = site.submit(model(), definition=definition)
+    for device in devices:
+        device.say("result", device.train(device.order(1)))
+    assert [device.receipt(1).status for device in devices] == 3 * ["accepted"]
+    eventually(lambda: site.call("runs_show", run_id=run_id)["status"] == "completed")
+    assert [facts for facts in written if "UpdateAccepted" in facts] == [
+        [*3 * ["UpdateAccepted"], "RoundClosed"]
+    ]
+
+
+def opened(gate: threading.Event) -> None:
+    assert gate.wait(20)
 
 
 DEFINITION: dict[str, Any] = {"task": "digits", "rounds": 2, "cohort": {"size": 1}}
