@@ -115,12 +115,17 @@ class OperatorClient:
             f"the server did not answer {operation!r} within {timeout_s:.0f} s; is it running?"
         )
 
-    def devices(self) -> list[dict[str, Any]]:
-        """Return every device that the server ever heard of, by id, page by page."""
+    def devices(self, *, timeout_s: float = 30.0) -> list[dict[str, Any]]:
+        """Return every device that the server ever heard of, by id, page by page.
+
+        Raises:
+            TransportError: a page did not come within ``timeout_s``.
+        """
         devices: list[dict[str, Any]] = []
         more = True
         while more:
-            page = self.call("devices_ls", {"after": devices[-1]["id"] if devices else ""})
+            after = {"after": devices[-1]["id"] if devices else ""}
+            page = self.call("devices_ls", after, timeout_s=timeout_s)
             devices += page["devices"]
             more = page["more"]
         return devices

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -23,7 +24,9 @@ from runtime.files import file_sha256
 from storage.parts import PartsPlace
 from storage.weights import Weights, write_safetensors
 
+_LOG = logging.getLogger(__name__)
 _LOOK_EVERY_S = 0.5
+_ASK_EVERY_S = 5.0
 _SUBMIT_S = 30.0
 _READ_BYTES_S = 10e6
 
@@ -182,6 +185,9 @@ def wait_for_devices(
 ) -> None:
     """Return when every named device is ready.
 
+    What a device said while the broker took this client's subscriptions may have come to neither;
+    the server has it, and is asked now and then.
+
     Args:
         watch: called with every piece of news, and every half second without any; what it raises
             ends the waiting.
@@ -193,8 +199,13 @@ def wait_for_devices(
     crowd = Crowd() if crowd is None else crowd
     waiting = set(names)
     deadline = time.monotonic() + timeout_s
+    asked_s = time.monotonic()
     while waiting:
         left = deadline - time.monotonic()
+        if left > 0 and time.monotonic() - asked_s >= _ASK_EVERY_S:
+            waiting -= _ready(client, min(left, _ASK_EVERY_S))
+            asked_s = time.monotonic()
+            continue
         if left <= 0:
             missing = ", ".join(sorted(waiting))
             raise TransportError(f"not there within {timeout_s:.0f} s: {missing}")
@@ -209,6 +220,16 @@ def wait_for_devices(
                 break
         if watch is not None:
             watch(crowd)
+
+
+def _ready(client: OperatorClient, timeout_s: float) -> set[str]:
+    """Return the devices that the server knows to be ready; none while it does not answer."""
+    try:
+        devices = client.devices(timeout_s=timeout_s)
+    except TransportError as error:
+        _LOG.debug("who is ready is not known: %s", error)
+        return set()
+    return {device["id"] for device in devices if device["status"] == "ready"}
 
 
 def follow(

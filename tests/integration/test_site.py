@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from rengo.devices import DeviceSpec
+from rengo.runs import wait_for_devices
 from rengo.site import Site
 from runtime.errors import TransportError
 from storage.weights import read_safetensors
@@ -219,6 +220,15 @@ def test_the_readmes_python_lines_train_a_model(tmp_path: Path) -> None:
     assert (tmp_path / model).is_file()
     left = [path.name for path in tmp_path.iterdir() if path.name != "rengo-output"]
     assert left == []
+
+
+def test_a_device_whose_word_was_missed_is_found_all_the_same(tmp_path: Path) -> None:
+    with Site(tmp_path) as site:
+        site.start_devices([DeviceSpec("device-1", engine="numpy")], "digits")
+        with site.connect() as client:
+            wait_for_devices(client, ["device-1"], 60.0)
+            list(client.news(2.0))
+            wait_for_devices(client, ["device-1"], 30.0)
 
 
 def test_a_device_that_does_not_stay_up_is_told_with_its_reason(tmp_path: Path) -> None:
