@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 from dataclasses import replace
+from typing import Any
 
 import psutil
 import pytest
@@ -264,11 +265,20 @@ def test_whoever_knows_a_secret_client_id_ends_its_session_and_reads_nothing(
                     inject(task, b"asked for again")
                 owner.wait(lambda owner=owner: b"asked for again" in owner.payloads, 10)
                 # and while she is there, she is thrown out and comes back by herself
-                with ground.intruder("mallory", **taking):
-                    owner.wait(lambda owner=owner: bool(owner.losses), 10)
+                throw_out(ground, owner, taking)
                 owner.wait(lambda owner=owner: len(owner.connections) > 1, 30)
             finally:
                 session.stop()
+
+
+def throw_out(ground: Ground, owner: Owner, taking: dict[str, Any]) -> None:
+    """Take a session until its owner has lost it: NATS holds off who comes soon after another."""
+    for _ in range(10):
+        with contextlib.suppress(AssertionError), ground.intruder("mallory", **taking):
+            owner.wait(lambda: bool(owner.losses), 3)
+        if owner.losses:
+            return
+    raise AssertionError(f"never thrown out: {owner}")
 
 
 def _has_5(ground: Ground) -> bool:
