@@ -13,9 +13,8 @@ from broker.messages import Message
 from broker.topics import Topics
 from fl_server.run import ActiveRun
 
-# every device reads a run's document: one for each of a round's facts would cost the square of
-# them, and what a device must know at once it learns from its orders and receipts
-_DELAY_S = 1.0
+# every device reads a run's document: one for each of a round's facts would cost the square of them
+_DELAY_S = 0.25
 _KEPT = 20
 _CLEARED_AGAIN = 200
 

@@ -32,13 +32,24 @@ _GRACE_S = 5.0
 _HERE = Path(__file__).parent
 # where the tests of a module share servers, which are started once if one worker has them all
 _SHARING = (_HERE / "chaos", _HERE / "integration")
+# where processes of others wait for the machine too: docs/decisions/0022-one-more-try.md
+_REAL = (*_SHARING, _HERE / "attacks", _HERE / "contract")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep each module of real servers on one worker."""
+    """Keep each module that shares servers on one worker, and try real servers once more."""
     for item in items:
         if item.path.parent in _SHARING:
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
+        if item.path.parent in _REAL:
+            item.add_marker(pytest.mark.flaky(reruns=1))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Show why each test that was tried once more had failed: it may be a fault of the product."""
+    for report in terminalreporter.stats.get("rerun", []):
+        terminalreporter.section(f"FAILED AT FIRST: {report.nodeid}")
+        terminalreporter.line(report.longreprtext)
 
 
 @pytest.fixture(scope="session", autouse=True)
