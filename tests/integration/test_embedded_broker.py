@@ -249,6 +249,7 @@ def test_an_orderly_restart_keeps_the_state(site: Site) -> None:
 
 def test_passwords_are_in_a_private_file_only(site: Site) -> None:
     assert stat.S_IMODE(site.broker.data_dir.stat().st_mode) == 0o700
+    site.broker.stop()  # so that no file goes while they are read
     holding = [
         path
         for path in site.broker.data_dir.rglob("*")
