@@ -249,6 +249,7 @@ def test_an_orderly_restart_keeps_the_state(site: Site) -> None:
 
 def test_passwords_are_in_a_private_file_only(site: Site) -> None:
     assert stat.S_IMODE(site.broker.data_dir.stat().st_mode) == 0o700
+    assert "secret" not in " ".join(psutil.Process(site.broker.pid).cmdline())
     site.broker.stop()  # so that no file goes while they are read
     holding = [
         path
@@ -257,7 +258,6 @@ def test_passwords_are_in_a_private_file_only(site: Site) -> None:
     ]
     assert [path.name for path in holding] == ["users.conf"]
     assert stat.S_IMODE(holding[0].stat().st_mode) == 0o600
-    assert "secret" not in " ".join(psutil.Process(site.broker.pid).cmdline())
 
 
 def test_the_broker_itself_refuses_what_is_far_over_the_limit(site: Site) -> None:
