@@ -131,6 +131,7 @@ class DataPlane:
         self._runs: dict[str, RunAggregator] = {}
         self._swept_s: dict[str, float] = {}
         self._stopping = threading.Event()
+        # one for all threads: what it keeps of a call is each thread's own
         self._attempts = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type((Unavailable, OSError)),
             stop=tenacity.stop_when_event_set(self._stopping),

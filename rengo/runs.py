@@ -185,8 +185,8 @@ def wait_for_devices(
 ) -> None:
     """Return when every named device is ready.
 
-    What a device said while the broker took this client's subscriptions may have come to neither;
-    the server has it, and is asked now and then.
+    What a device said while the broker made this client's subscriptions may be lost to it; the
+    server has heard it, and is asked now and then.
 
     Args:
         watch: called with every piece of news, and every half second without any; what it raises
@@ -202,13 +202,12 @@ def wait_for_devices(
     asked_s = time.monotonic()
     while waiting:
         left = deadline - time.monotonic()
-        if left > 0 and time.monotonic() - asked_s >= _ASK_EVERY_S:
-            waiting -= _ready(client, min(left, _ASK_EVERY_S))
-            asked_s = time.monotonic()
-            continue
         if left <= 0:
             missing = ", ".join(sorted(waiting))
             raise TransportError(f"not there within {timeout_s:.0f} s: {missing}")
+        if time.monotonic() - asked_s >= _ASK_EVERY_S:
+            waiting -= _ready(client, min(left, _ASK_EVERY_S))
+            asked_s = time.monotonic()
         for news in client.news(min(left, _LOOK_EVERY_S)):
             crowd.take(news)
             message = news.message

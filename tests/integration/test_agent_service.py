@@ -22,6 +22,7 @@ from tests.integration.broker_fixtures import DOMAIN, Owner, Site, site
 from tests.integration.commands import rengo, surroundings
 from tests.integration.test_agent import TOPICS, say
 from tests.messages import SAMPLES
+from tests.support import hold_still
 
 __all__ = ["site"]
 NAME = "dev-a"
@@ -118,7 +119,7 @@ def _takes_nothing_while_held(service: Service, site: Site) -> None:
 
 def test_an_agent_that_hangs_feeds_no_watchdog_and_its_status_says_so(service: Service) -> None:
     service.hear("WATCHDOG=1")
-    service.process.send_signal(signal.SIGSTOP)
+    hold_still(service.process.pid)
     assert service.silent()
     service.process.send_signal(signal.SIGCONT)
     service.hear("WATCHDOG=1")
