@@ -22,7 +22,7 @@ from typing import Any
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
 
-from broker.session.signer import Author
+from broker.session.signer import MessageSigner
 from broker.wire.messages import DeviceState
 from broker.wire.topics import Topics
 from rengo.operator.client import OperatorClient
@@ -58,7 +58,7 @@ class _Device:
         self._retries = retries
         self._topics, self._author = (
             Topics(identity.domain),
-            Author(identity.id, identity.secret_key),
+            MessageSigner(identity.id, identity.secret_key),
         )
         self._waits: set[int] = set()
         client = mqtt.Client(

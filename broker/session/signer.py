@@ -12,7 +12,7 @@ from broker.wire.topics import parse
 from runtime.signing import SecretKey
 
 
-class Author:
+class MessageSigner:
     """Makes one identity's messages; any thread may write.
 
     Attributes:

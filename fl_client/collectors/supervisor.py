@@ -74,7 +74,7 @@ class Collectors:
         for task in silent:
             _LOG.warning("the sensor of task %s is not read: the task is not installed here", task)
         self._keepers = [
-            _Keeper(
+            _SupervisedCollector(
                 CollectorOrder(
                     place=place,
                     spec=specs.get(place.task, ""),
@@ -104,7 +104,7 @@ class Collectors:
             keeper.stop()
 
 
-class _Keeper:
+class _SupervisedCollector:
     """One collector's process. The kernel ends it with the thread here, which waits for it."""
 
     def __init__(self, order: CollectorOrder) -> None:

@@ -16,7 +16,7 @@ from runtime.identity import Identity, write_identity
 _SHORTEST, _LONGEST = 8, 256
 
 
-class Keyring:
+class DeviceCredentials:
     """One identity and its file.
 
     Attributes:

@@ -26,7 +26,7 @@ from broker.session.session import (
     SessionEvent,
     SessionFault,
 )
-from broker.session.signer import Author
+from broker.session.signer import MessageSigner
 from broker.wire.messages import Claim, ClaimAnswer, Envelope, decode
 from broker.wire.topics import Topics, parse, require_level
 from runtime.brokerurl import BrokerPlace
@@ -117,7 +117,7 @@ def _trust(place: BrokerPlace, token: JoinToken) -> TlsTrust | None:
 def _ask(
     place: BrokerPlace, token: JoinToken, tls: TlsTrust | None, claim: Claim
 ) -> tuple[Envelope, ClaimAnswer]:
-    topics, author = Topics(token.domain), Author(token.id, token.key)
+    topics, author = Topics(token.domain), MessageSigner(token.id, token.key)
     answers: queue.SimpleQueue[SessionEvent] = queue.SimpleQueue()
 
     def offer(event: SessionEvent) -> bool:

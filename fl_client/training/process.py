@@ -39,8 +39,8 @@ from fl_client.training.frames import (
     Done,
     Failed,
     Frame,
-    Progress,
     Ready,
+    StepProgress,
     TrainingJob,
     read_job,
     write_frame,
@@ -190,7 +190,7 @@ def _throttled(send: Callable[[Frame], None]) -> Reporter:
         now = time.monotonic()
         if now - last >= _PROGRESS_EVERY_S:
             last = now
-            send(Progress(fraction=fraction, loss=loss))
+            send(StepProgress(fraction=fraction, loss=loss))
 
     return report
 

@@ -19,7 +19,7 @@ _ANSWER_S = 15.0
 _LONGEST = 1 << 20
 
 
-class Visit:
+class StatusClient:
     """A conversation with the agent whose data lies in a folder.
 
     Raises:
@@ -76,8 +76,8 @@ class Visit:
 
 
 def ask_status(folder: Path) -> dict[str, Any]:
-    """Return what the agent in a folder is at; see :class:`Visit` for the errors."""
-    with Visit(folder) as visit:
+    """Return what the agent in a folder is at; see :class:`StatusClient` for the errors."""
+    with StatusClient(folder) as visit:
         return visit.ask("status")
 
 

@@ -23,7 +23,7 @@ _MAX_REASON_CHARS = 2000
 _MAX_PROMOTIONS = 1000
 
 
-class VersionBook:
+class VersionStore:
     """The versions as they are known. One thread at a time writes, any may look.
 
     Args:

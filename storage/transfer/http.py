@@ -76,7 +76,7 @@ def _patient(kind: type[urllib3.HTTPConnectionPool], silence_s: float) -> Any:
     urllib3 sends under the timeout of the connecting, which a body on a slow link outlasts.
     """
 
-    class Patient(kind.ConnectionCls):  # type: ignore[name-defined,misc]
+    class AgentTarget(kind.ConnectionCls):  # type: ignore[name-defined,misc]
         def connect(self) -> None:
             super().connect()
             self.sock.settimeout(silence_s)
@@ -89,7 +89,7 @@ def _patient(kind: type[urllib3.HTTPConnectionPool], silence_s: float) -> Any:
             for start in range(0, len(view), PIECE_BYTES):
                 super().send(view[start : start + PIECE_BYTES])
 
-    return type("PatientPool", (kind,), {"ConnectionCls": Patient})
+    return type("PatientPool", (kind,), {"ConnectionCls": AgentTarget})
 
 
 def place(url: str) -> str:

@@ -30,7 +30,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from broker.session.connection import Delivery, Endpoint, Publication
 from broker.session.session import MqttSession
-from broker.session.signer import Author
+from broker.session.signer import MessageSigner
 from broker.wire.messages import (
     KINDS,
     DeviceState,
@@ -435,9 +435,9 @@ class Ground:
         return Intruder(self.kind, self.device(name), **options)
 
     @property
-    def author(self) -> Author:
+    def author(self) -> MessageSigner:
         """The server's own hand, for what a test has it say."""
-        return Author("server", self.server.secret_key)
+        return MessageSigner("server", self.server.secret_key)
 
     @contextlib.contextmanager
     def untrusted_broker(self) -> Iterator[Inject]:

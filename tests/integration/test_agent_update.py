@@ -150,7 +150,8 @@ def test_an_update_is_taken_when_it_holds_and_taken_back_when_it_does_not(
     taken = device.running
     assert taken.startswith("rengo-env-")
     roles = Path(rengo.cli.main.__file__).with_name("roles.py").read_text("utf-8")
-    broken = roles.replace("def _desk() -> Desk:\n", "def _desk() -> Desk:\n    exit(5)\n")
+    head = "def _desk() -> StatusServer:\n"
+    broken = roles.replace(head, f"{head}    exit(5)\n")
     assert broken != roles
     done = device.update(make_wheel(tmp_path, "0.1.3", {"rengo/cli/site/roles.py": broken}))
     out, _ = done.communicate(timeout=3 * PATIENCE_S)

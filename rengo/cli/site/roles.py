@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Any
 from rengo.cli.common import Commands, add_command, configure_logs, serve
 from runtime.brokerurl import parse_url, url_of
 from runtime.config import load, read_toml
-from runtime.environments import Trial
+from runtime.environments import UpdateTrial
 from runtime.errors import AccessDenied, ConfigError, Unavailable
 from runtime.files import make_folder
 from runtime.identity import Identity, TlsTrust, read_identity
@@ -22,7 +22,7 @@ from runtime.notify import Notifier
 from runtime.retry import retrying
 
 if TYPE_CHECKING:
-    from fl_client.agent.status_server import Desk
+    from fl_client.agent.status_server import StatusServer
     from rengo.site.folder import SiteFolder
     from storage.store.s3 import S3Store
 
@@ -173,11 +173,11 @@ def run_iot(options: argparse.Namespace) -> int:
     return 0
 
 
-def _desk() -> Desk:
-    from fl_client.agent.status_server import Desk  # noqa: PLC0415
+def _desk() -> StatusServer:
+    from fl_client.agent.status_server import StatusServer  # noqa: PLC0415
 
     share_one_heap()
-    return Desk(Notifier.of_environment(), Trial.of_environment())
+    return StatusServer(Notifier.of_environment(), UpdateTrial.of_environment())
 
 
 def _given(options: argparse.Namespace, more: tuple[str, ...]) -> dict[str, Any]:
