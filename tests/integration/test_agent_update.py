@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-import rengo.cli.main
+import rengo.cli.site.roles
 from rengo.device.status import ask_status
 from rengo.device.update import LAUNCHER
 from runtime.environments import LINKS, Environments, launcher
@@ -149,7 +149,7 @@ def test_an_update_is_taken_when_it_holds_and_taken_back_when_it_does_not(
     assert "the new version has reached the broker and is kept" in out
     taken = device.running
     assert taken.startswith("rengo-env-")
-    roles = Path(rengo.cli.main.__file__).with_name("roles.py").read_text("utf-8")
+    roles = Path(rengo.cli.site.roles.__file__).read_text("utf-8")
     head = "def _desk() -> StatusServer:\n"
     broken = roles.replace(head, f"{head}    exit(5)\n")
     assert broken != roles
