@@ -56,6 +56,9 @@ from tests.chaos.arena import Arena, ChaosSite, wait_for
 from tests.support import hold_still
 
 HERE = Path(__file__).parent
+PRODUCT = [
+    *("algorithms", "broker", "storage", "fl_client", "fl_server", "iot", "rengo", "runtime"),
+]
 TASK = f"{HERE / 'counting.py'}:CountingDigits"
 TASK_NAME = "counting_digits"
 TRAINERS = ["t-1", "t-2", "t-3", "t-4"]
@@ -273,14 +276,21 @@ def pack(folder: Path, archive: Path) -> None:
                 tar.addfile(info)
 
 
+def commit() -> str:
+    """Return the last commit of the product, which must be what lies here."""
+    changed = _git("status", "--porcelain", "--", *PRODUCT)
+    if changed:
+        sys.exit(f"commit first:\n{changed}")
+    return _git("log", "-1", "--format=%h", "--abbrev=7", "--", *PRODUCT)
+
+
+def _git(*words: str) -> str:
+    argv = ["git", "-C", str(HERE.parents[1]), *words]
+    return subprocess.run(argv, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def main() -> int:
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short=7", "HEAD"],
-        cwd=HERE,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.strip()
+    name = commit()
     with tempfile.TemporaryDirectory(prefix="rengo-old-data-") as temporary:
         made = Path(temporary) / "made"
         with running(Path(temporary)) as recording:
@@ -296,13 +306,13 @@ def main() -> int:
         samples(made / "samples")
         (made / "final.safetensors").write_bytes(model)
         expected |= {
-            "commit": commit,
+            "commit": name,
             "recorded": time.strftime("%Y-%m-%d", time.gmtime()),
             # what the embedded store writes into its own database
             "root": str(Path(temporary) / SITE),
         }
         (made / "expected.json").write_text(json.dumps(expected, indent=1, sort_keys=True))
-        pack(made, HERE / f"{commit}.tar.xz")
+        pack(made, HERE / f"{name}.tar.xz")
     return 0
 
 
