@@ -154,6 +154,8 @@ class Recording:
         self.client.call(
             "runs_prepare", {"definition": {"task": TASK_NAME}, "size_bytes": PREPARED_BYTES}
         )
+        # with this answer the broker knows that the requests before it were taken
+        self.client.call("server_info")
         arena.signal("server", signal.SIGSTOP)
         self._result_without_receipt("t-2")
         self._checkpoint("t-3", run_id)
@@ -241,7 +243,7 @@ def samples(folder: Path) -> None:
     """Write a device's store of samples."""
     store = SampleStore(folder / "samples.sqlite", StoreSettings())
     made = [
-        Sample(bytes([number]) * 16, f"g{number % 2}", number % 3, array("f", [0.5, number]))
+        Sample(bytes([number]) * 16, f"g{number % 2}", float(number % 3), array("f", [0.5, number]))
         for number in range(6)
     ]
     assert store.add(made, 1_010.0, 1.0, {"no label": 2}) == len(made)
