@@ -14,10 +14,10 @@ import pytest
 
 import rengo
 from fl_client.datasets.store import store_path, stored_refusals, stored_samples
-from fl_server.events import UpdateAccepted
-from rengo.bundle_runs import bundles
-from rengo.canary import follow
-from storage.keys import RunKeys
+from fl_server.rounds.events import UpdateAccepted
+from rengo.operator.bundles import bundles
+from rengo.operator.canary import follow
+from storage.versions.keys import RunKeys
 from storage.weights import read_safetensors
 from tests.chaos.arena import Arena, Opened, honest_rounds, wait_for
 from tests.old_data.counting import ROUNDS
@@ -146,11 +146,12 @@ def test_what_a_device_had_done_counts_and_is_receipted(resumed: Resumed, middle
     for name in ("t-2", "t-4"):
         ((_, round_number, header_sha256),) = resumed.jobs[name]
         assert accepted[round_number, name].update.header_sha256 == header_sha256
-    root = resumed.arena.site.folder.root / "devices"
-    for name in DEVICES:
-        wait_for(
-            lambda name=name: not read(root / name / "jobs.sqlite", JOBS), f"{name}'s receipts"
-        )
+    arena = resumed.arena
+
+    def receipted() -> bool:
+        return not any(arena.kept_stages(name) for name in DEVICES)
+
+    wait_for(receipted, "all have their receipts", arena.story)
 
 
 def test_the_state_that_an_algorithm_keeps_on_a_device_goes_on(

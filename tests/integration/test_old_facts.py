@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from fl_server.canary import CanaryMachine
-from fl_server.canary_log import CanaryLog
-from fl_server.journal import Journal
-from fl_server.rounds import RoundMachine
+from fl_server.deployment.canary.machine import CanaryMachine
+from fl_server.deployment.canary_log import CanaryLog
+from fl_server.persistence.journal import Journal
+from fl_server.rounds.machine import RoundMachine
 from tests.old_data.restore import FACTS, holds, read
 
 

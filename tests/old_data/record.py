@@ -44,13 +44,13 @@ import psutil
 from fl_client.datasets.sample import Sample
 from fl_client.datasets.settings import StoreSettings
 from fl_client.datasets.store import SampleStore
-from fl_server.events import RoundCommitted
-from rengo.bundle_runs import push
-from rengo.canary import Trial, begin, follow
-from rengo.devices import DeviceSpec
-from rengo.models import load
-from rengo.runs import submit
-from storage.keys import RunKeys
+from fl_server.rounds.events import RoundCommitted
+from rengo.operator.bundles import push
+from rengo.operator.canary import Trial, begin, follow
+from rengo.operator.models import load
+from rengo.operator.runs import submit
+from rengo.site.device_process import DeviceSpec
+from storage.versions.keys import RunKeys
 from tests.bundles import bundle
 from tests.chaos.arena import Arena, ChaosSite, wait_for
 from tests.support import hold_still
