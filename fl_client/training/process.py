@@ -24,16 +24,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeAlias, get_args
 
 import algorithms
-from fl_client.engines.base import (
-    LocalRound,
-    LocalUpdate,
-    Precision,
-    Tally,
-    Tuning,
-    no_progress,
-)
-from fl_client.tasks import load_task
-from fl_client.tasks.base import Device
+from fl_client.datasets.device import Device
+from fl_client.engines.base import Precision, Tuning
+from fl_client.models.local_round import LocalRound, LocalUpdate, Tally, no_progress
+from fl_client.tasks.registry import load_task
 from fl_client.training.checkpoint import FileCheckpoint, Pace
 from fl_client.training.frames import (
     Done,
