@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from broker.brokers.listener import LOOPBACK, ListenerTls
-from broker.brokers.managed import FolderAccess, FolderBroker, RefusedConnection
+from broker.brokers.managed import ManagedBroker, ManagedUsers, RefusedConnection
 from broker.wire.access import BrokerUser, to_mosquitto
 from broker.wire.limits import MAX_PAYLOAD_BYTES
 from runtime.errors import ConfigError, TransportError
@@ -33,7 +33,7 @@ def mosquitto_binary() -> Path:
     return Path(found)
 
 
-class MosquittoAccess(FolderAccess):
+class MosquittoAccess(ManagedUsers):
     """The users of the mosquitto that runs on a folder, in ``passwords`` and ``acl`` (0600)."""
 
     def __init__(self, folder: Path) -> None:
@@ -80,7 +80,7 @@ class MosquittoAccess(FolderAccess):
         return taken
 
 
-class MosquittoBroker(FolderBroker):
+class MosquittoBroker(ManagedBroker):
     """One mosquitto with its folder: MQTT 3.1.1 and 5.
 
     It acknowledges a message and then writes all of its state anew. Measured with 2.0.11: what

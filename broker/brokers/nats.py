@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from broker.brokers.listener import LOOPBACK, ListenerTls
-from broker.brokers.managed import FolderAccess, FolderBroker, RefusedConnection
+from broker.brokers.managed import ManagedBroker, ManagedUsers, RefusedConnection
 from broker.wire.access import BrokerUser, nats_users, to_nats
 from broker.wire.limits import MAX_PAYLOAD_BYTES
 from broker.wire.topics import LEVEL
@@ -48,7 +48,7 @@ def nats_server_binary() -> Path:
     raise MissingExtra(_DISTRIBUTION, "server")
 
 
-class NatsAccess(FolderAccess):
+class NatsAccess(ManagedUsers):
     """The users of the nats-server that runs on a folder, in ``users.conf`` (0600)."""
 
     def __init__(self, folder: Path) -> None:
@@ -96,7 +96,7 @@ class NatsAccess(FolderAccess):
         return taken
 
 
-class EmbeddedBroker(FolderBroker):
+class EmbeddedBroker(ManagedBroker):
     """One nats-server with its folder: MQTT 3.1.1.
 
     Where the listener asks for certificates, NATS takes the user's name from the certificate's

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from broker.wire.limits import MAX_PAYLOAD_BYTES, MessageTooLarge
 from broker.wire.topics import Address
 from runtime.errors import ConfigError, PeerError
-from runtime.signing import SIGNATURE_BYTES, PublicKey, SecretKey
+from runtime.security.signing import SIGNATURE_BYTES, PublicKey, SecretKey
 
 SCHEMA_VERSION = 1
 MAX_MESSAGE_BYTES = MAX_PAYLOAD_BYTES

@@ -11,7 +11,7 @@ from fl_client.session.session import Presence
 BREATH_S = 1.0
 
 
-class CalmPresence:
+class PresenceDebouncer:
     """Decides what is said, by the monotonic clock that it is given."""
 
     def __init__(self) -> None:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from fl_client.tasks.base import Task
 from rengo.operator.layout_match import fit
-from rengo.operator.models import Held
+from rengo.operator.models import FetchedVersion
 from runtime.errors import ConfigError, MissingExtra
 from runtime.files import whole_file
 from storage.weights import TensorSpec, Weights, numpy_type
@@ -41,7 +41,9 @@ class OnnxCheck:
     inputs: tuple[str, ...]
 
 
-def export(held: Held, kind: str, path: Path, task: Task | None = None) -> OnnxCheck | None:
+def export(
+    held: FetchedVersion, kind: str, path: Path, task: Task | None = None
+) -> OnnxCheck | None:
     """Write a model in one of ``FORMATS``; return how ONNX was checked.
 
     Args:

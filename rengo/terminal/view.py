@@ -10,7 +10,7 @@ from typing import Self, TextIO
 
 from broker.wire.messages import RunDocument
 from rengo.operator.client import News
-from rengo.operator.progress import Crowd, Follower
+from rengo.operator.progress import DeviceTable, RunProgress
 from rengo.terminal import format as wording
 
 
@@ -22,7 +22,7 @@ class View(ABC):
     """
 
     def __init__(self) -> None:
-        self._story = Story()
+        self._story = EventLines()
         self._notes = _Notes(self)
 
     def __enter__(self) -> Self:
@@ -41,11 +41,11 @@ class View(ABC):
         """Say something that stays."""
 
     @abstractmethod
-    def devices(self, crowd: Crowd, expected: int) -> None:
+    def devices(self, crowd: DeviceTable, expected: int) -> None:
         """Show who of ``expected`` devices has come."""
 
     @abstractmethod
-    def update(self, follower: Follower) -> None:
+    def update(self, follower: RunProgress) -> None:
         """Show what is new in a run."""
 
 
@@ -57,7 +57,7 @@ class Line:
     urgent: bool = False
 
 
-class Story:
+class EventLines:
     """Tells each thing once, in lines: who came and went, rounds, refusals, waiting."""
 
     def __init__(self) -> None:
@@ -67,7 +67,7 @@ class Story:
         self._begun = False
         self._waiting = ""
 
-    def crowd(self, crowd: Crowd) -> list[Line]:
+    def crowd(self, crowd: DeviceTable) -> list[Line]:
         """Return who has come or gone since the last call."""
         lines = []
         for name in sorted(crowd.states):
@@ -83,7 +83,7 @@ class Story:
                 lines.append(Line(f"{name} is back", urgent=True))
         return lines
 
-    def run(self, follower: Follower) -> list[Line]:
+    def run(self, follower: RunProgress) -> list[Line]:
         """Return what happened in a run since the last call, but for its rounds."""
         document = follower.document
         lines = self.crowd(follower.crowd)
@@ -103,7 +103,7 @@ class Story:
         self._waiting = waiting
         return lines
 
-    def rounds(self, follower: Follower) -> list[Line]:
+    def rounds(self, follower: RunProgress) -> list[Line]:
         """Return the lines of rounds whose accuracy has settled since the last call, in order."""
         lines = []
         for number in follower.committed:
@@ -118,12 +118,12 @@ class Story:
         return lines
 
 
-class SiteStory:
+class SiteEventLines:
     """Tells what happens in a site, in lines: who comes and goes, runs that begin and end."""
 
     def __init__(self) -> None:
-        self._crowd = Crowd()
-        self._story = Story()
+        self._crowd = DeviceTable()
+        self._story = EventLines()
         self._runs: dict[str, str] = {}
 
     def take(self, news: News) -> list[str]:
@@ -165,12 +165,12 @@ class PlainView(View):
         """Print it."""
         print(text, file=self._out, flush=True)
 
-    def devices(self, crowd: Crowd, expected: int) -> None:
+    def devices(self, crowd: DeviceTable, expected: int) -> None:
         """Print who has come."""
         for line in self._story.crowd(crowd):
             self.note(line.text)
 
-    def update(self, follower: Follower) -> None:
+    def update(self, follower: RunProgress) -> None:
         """Print what is new."""
         for line in (*self._story.run(follower), *self._story.rounds(follower)):
             self.note(line.text)
