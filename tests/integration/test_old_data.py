@@ -20,19 +20,18 @@ from broker.session.outbox import Outbox
 from broker.wire.messages import Result, decode
 from broker.wire.topics import parse
 from fl_client.datasets.store import store_path, stored_refusals, stored_samples
-from fl_client.jobs.journal import Worklog
+from fl_client.jobs.journal import JobJournal
 from fl_server.rounds.events import UpdateAccepted
 from rengo.operator.bundles import bundles
 from rengo.operator.canary import follow
-from runtime.identity import read_identity
+from runtime.security.identity import read_identity
 from storage.versions.keys import RunKeys
 from storage.weights import read_safetensors
 from tests.chaos.arena import Arena, Opened, honest_rounds, wait_for
 from tests.old_data.counting import ROUNDS
-from tests.old_data.record import EVALUATORS, TASK, TASK_NAME, TRAINERS, spec_of
+from tests.old_data.fleet import DEVICES, TASK, TASK_NAME, TRAINERS, spec_of
 from tests.old_data.restore import ARCHIVES, Restored, read, restore
 
-DEVICES = [*TRAINERS, *EVALUATORS]
 FACTS = "SELECT run_id, number, body FROM rengo_facts ORDER BY run_id, number"
 AUDIT = "SELECT at, actor, act, subject FROM rengo_audit ORDER BY number"
 JOBS = "SELECT stage, round, json_extract(outcome, '$.header_sha256') FROM jobs"
@@ -133,7 +132,7 @@ def test_a_device_reads_the_result_that_waits_for_its_receipt(
     assert isinstance(result, Result)
     assert result.update is not None
     assert (result.run_id, result.round, result.attempt) == (middle, 2, 1)
-    with closing(Worklog(folder / "jobs.sqlite")) as kept:
+    with closing(JobJournal(folder / "jobs.sqlite")) as kept:
         (job,) = kept.jobs()
     assert job.stage == "reporting"
     assert job.outcome is not None
