@@ -91,7 +91,7 @@ from fl_server.runs.active import URL_LIFETIME_S, ActiveRun
 from fl_server.runs.documents import RunDocuments
 from fl_server.runs.timers import Timers
 from runtime.errors import PeerError, RengoError
-from runtime.identity import Identity
+from runtime.security.identity import Identity
 from storage.registry.registry import ModelRegistry
 from storage.store.objects import ObjectStore
 

@@ -42,7 +42,7 @@ from broker.wire.messages import (
     encode,
 )
 from broker.wire.topics import Address
-from runtime.signing import SIGNATURE_BYTES, SecretKey
+from runtime.security.signing import SIGNATURE_BYTES, SecretKey
 
 SHA = "ab" * 32
 KEY = SecretKey("5e" * 32)

@@ -22,7 +22,7 @@ from broker.wire.messages import (
     WireModel,
 )
 from broker.wire.topics import LEAVES, MAX_LEVELS, RETAINED, Area, Topics
-from runtime.signing import SIGNATURE_BYTES
+from runtime.security.signing import SIGNATURE_BYTES
 
 _WRITER = {
     ("server", "state"): "server",

@@ -9,7 +9,7 @@ from fl_client.agent.resource_policy import Need
 from fl_client.jobs.folder import DeviceFolder
 from fl_client.session.session import DeviceSession, Job, JobKey
 from fl_client.settings import AgentSettings
-from runtime.resident import rss_bytes
+from runtime.processes.rss import rss_bytes
 from storage.transfer.byte_ranges import length
 
 

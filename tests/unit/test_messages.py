@@ -25,7 +25,7 @@ from broker.wire.messages import (
 )
 from broker.wire.topics import Address
 from runtime.errors import PeerError, RengoError
-from runtime.signing import SecretKey
+from runtime.security.signing import SecretKey
 from tests.messages import KEY, SAMPLES, SHA, address_of, content, envelope, signed, wire
 
 DECLINE = SAMPLES["decline"]

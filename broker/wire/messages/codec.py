@@ -19,7 +19,7 @@ from broker.wire.messages.base import Id, Message, Seconds
 from broker.wire.messages.kinds import KINDS
 from broker.wire.topics import Address
 from runtime.errors import ConfigError, PeerError
-from runtime.signing import SIGNATURE_BYTES, PublicKey, SecretKey
+from runtime.security.signing import SIGNATURE_BYTES, PublicKey, SecretKey
 
 SCHEMA_VERSION = 1
 MAX_MESSAGE_BYTES = MAX_PAYLOAD_BYTES
