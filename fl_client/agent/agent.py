@@ -81,7 +81,7 @@ from fl_client.settings import AgentSettings
 from fl_client.tasks.listing import resolve
 from fl_client.training.child import ChildProgressed
 from runtime.errors import AuthenticationFailed, ConfigError, MissingExtra, PeerError
-from runtime.identity import Identity
+from runtime.security.identity import Identity
 from runtime.sqlite import opened_or_begun_anew
 from storage.transfer.files import Transfers
 

@@ -30,7 +30,7 @@ from fl_client.machine.hardware import describe
 from fl_client.session.events import Job, JobKey, SendDecline
 from fl_client.settings import AgentSettings
 from fl_client.training.frames import TrainingJob
-from runtime.identity import Identity
+from runtime.security.identity import Identity
 
 _RESULT = re.compile(r"result/([^/]+)/(train|evaluate)/(\d+)/(\d+)")
 

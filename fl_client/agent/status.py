@@ -10,7 +10,7 @@ from fl_client.jobs.folder import DeviceFolder
 from fl_client.session.events import Job, JobKey
 from fl_client.session.machine import DeviceSession
 from fl_client.settings import AgentSettings
-from runtime.resident import rss_bytes
+from runtime.processes.rss import rss_bytes
 from storage.transfer.byte_ranges import length
 
 

@@ -29,7 +29,7 @@ from fl_client.session.events import (
 from fl_client.settings import AgentSettings
 from fl_client.training import child as training
 from fl_client.training.frames import TrainingJob
-from runtime.memory import give_back
+from runtime.processes.memory import give_back
 
 _LOG = logging.getLogger(__name__)
 

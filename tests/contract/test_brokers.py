@@ -25,8 +25,8 @@ from broker.wire.access import BrokerUser, Grants, Role
 from broker.wire.limits import MAX_PAYLOAD_BYTES
 from rengo.site.certificates import Authority, Validity
 from runtime.errors import AuthenticationFailed, ConfigError, TransportError, UntrustedPeer
-from runtime.ports import free_port
-from runtime.tls import Tls
+from runtime.processes.ports import free_port
+from runtime.security.tls import Tls
 from tests.contract.broker_places import Kind, Place, cut, kind, place
 from tests.integration.broker_fixtures import (
     ANYONE,

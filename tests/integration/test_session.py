@@ -30,7 +30,7 @@ from runtime.errors import (
     InvalidTransition,
     TransportError,
 )
-from runtime.ports import free_port
+from runtime.processes.ports import free_port
 from tests.integration.broker_fixtures import (
     BASE,
     USERS,

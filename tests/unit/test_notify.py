@@ -11,9 +11,9 @@ import pytest
 
 from fl_client.agent.status_server import Question, StatusServer
 from fl_client.session.events import JobKey
-from runtime.environments import TRIAL_S, Environments, UpdateTrial
 from runtime.errors import TransportError
-from runtime.notify import Notifier
+from runtime.processes.environments import TRIAL_S, Environments, UpdateTrial
+from runtime.processes.notify import Notifier
 
 
 class Manager:

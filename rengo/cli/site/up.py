@@ -15,7 +15,7 @@ from rengo.site.folder import SiteFolder, default_home
 from rengo.site.preparation import Preparation, SiteOptions
 from rengo.site.site import Site
 from rengo.terminal.view import SiteEventLines
-from runtime.brokerurl import parse_url
+from runtime.broker_url import parse_url
 from runtime.errors import ConfigError, TransportError
 
 _LOOK_EVERY_S = 5.0
