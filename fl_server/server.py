@@ -91,7 +91,7 @@ from fl_server.runs.active import URL_LIFETIME_S, ActiveRun
 from fl_server.runs.documents import RunDocuments
 from fl_server.runs.timers import Timers
 from runtime.errors import PeerError, RengoError
-from runtime.identity import Identity
+from runtime.security.identity import Identity
 from storage.registry.registry import ModelRegistry
 from storage.store.objects import ObjectStore
 
@@ -484,7 +484,7 @@ class Server:
             return
         for run in self.runs.values():
             definition = run.record.definition
-            concerns = state.takes(definition.task, bundled=definition.bundled)
+            concerns = state.can_run(definition.task, bundled=definition.bundled)
             if not run.ended and (concerns or not isinstance(event, DeviceJoined)):
                 self.handle(run, event)
         self.canaries.heard_of(event, state)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from fl_client.models.settings import TrainingSettings
     from fl_client.tasks.base import Task
     from rengo.device.production import ProductionModel, production_model
+    from rengo.export.loading import load_model, load_state_dict
     from rengo.operator.runs import RunResult
     from rengo.site.site import Site
 
@@ -59,6 +60,8 @@ __all__ = [
     "TrainingSettings",
     "Transpose",
     "__version__",
+    "load_model",
+    "load_state_dict",
     "production_model",
 ]
 
@@ -88,6 +91,7 @@ _HOMES = {
     "Task": "fl_client.tasks.base",
     "TrainingSettings": "fl_client.models.settings",
     **dict.fromkeys(("ProductionModel", "production_model"), "rengo.device.production"),
+    **dict.fromkeys(("load_model", "load_state_dict"), "rengo.export.loading"),
     "RunResult": "rengo.operator.runs",
     "Site": "rengo.site.site",
 }

@@ -15,7 +15,7 @@ from fl_client.collectors.order import CollectorOrder
 from fl_client.collectors.places import unread_sensors
 from fl_client.datasets.settings import DataPlace, Gathered
 from fl_client.settings import AgentSettings
-from runtime.child import die_with_parent
+from runtime.processes.child import die_with_parent
 
 _LOG = logging.getLogger(__name__)
 _FIRST_PAUSE_S = 1.0

@@ -31,7 +31,7 @@ from fl_client.models.local_round import Evaluation, LocalRound, LocalUpdate
 from fl_client.models.settings import Objective
 from fl_client.tasks.base import Task
 from runtime.errors import ConfigError
-from runtime.resident import rss_bytes
+from runtime.processes.rss import rss_bytes
 from storage.weights import Weights
 
 if TYPE_CHECKING:

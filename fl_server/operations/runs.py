@@ -43,7 +43,7 @@ from fl_server.runs.active import URL_LIFETIME_S, ActiveRun
 from fl_server.runs.definition import RunDefinition, parse_definition
 from runtime.config import validate
 from runtime.errors import ConfigError, NotFound
-from runtime.jointoken import CLAIM_PREFIX
+from runtime.security.join_token import CLAIM_PREFIX
 from storage.versions.manifest import Parent
 
 if TYPE_CHECKING:

@@ -23,8 +23,8 @@ from fl_client.engines.torch import TorchEngine
 from fl_client.models import layers
 from fl_client.tasks.base import Split, Task
 from fl_client.torch_models.weights import state_dict
-from rengo.export.formats import OnnxCheck
 from rengo.export.input_shape import example_shape
+from rengo.export.onnx_check import OnnxCheck
 from runtime.errors import ConfigError, MissingExtra, RunNotCompleted
 from runtime.files import whole_file
 from storage.weights import Weights
