@@ -138,7 +138,7 @@ class Agent:
         self._seen_orders: dict[int, None] = {}
         self._calm = PresenceDebouncer()
         self._keyring = DeviceCredentials(settings.identity, identity)
-        transfers = Transfers(tls=identity.store_trust, meter=self._steward.spent)
+        transfers = Transfers(tls=identity.store_trust, meter=self._steward.count_bytes)
         self._bundles = DeviceBundles(
             settings.bundles,
             settings.data_dir / "bundles",
@@ -176,7 +176,7 @@ class Agent:
             self._offer,
             will=self._voice.will,
             outbox=self._outbox,
-            meter=self._steward.spent,
+            meter=self._steward.count_bytes,
         )
 
     # --- life ---------------------------------------------------------------------------------
@@ -235,7 +235,7 @@ class Agent:
         self._desk.turned(time.monotonic())
         self._say(self._calm.overdue(time.monotonic()))
         self._follower.look_at_clock(time.monotonic())
-        self._tell_health(self._steward.look(time.monotonic()))
+        self._tell_health(self._steward.poll(time.monotonic()))
         match item:
             case None:
                 pass

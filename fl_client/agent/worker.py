@@ -190,7 +190,7 @@ class TrainingWorker:
                 self._post,
                 log=self._folder.training_log,
                 environment={**self._steward.environment(), **environment(self._accelerators)},
-                started=self._steward.adopt,
+                started=self._steward.limit_process,
             )
         self._used_s = time.monotonic()
         return self._child
