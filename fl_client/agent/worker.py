@@ -163,7 +163,7 @@ class TrainingWorker:
         return None
 
     def _warm(self, order: Order) -> training.TrainingChild:
-        placed = self._tasks.placed(order)
+        placed = self._tasks.environment_of(order)
         if self._child is not None and self._task != placed.name:
             self.close("another task is next")
         if self._child is None:

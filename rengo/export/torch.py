@@ -55,7 +55,7 @@ def save_onnx(weights: Weights, task: Task, path: Path) -> OnnxCheck:
     for package in _NEEDED:
         _require(package)
     engine = TorchEngine(task)
-    model = engine.loaded(weights).float().eval()
+    model = engine.load_module(weights).float().eval()
     calls = _calls_by(engine, task, model)
     # in a folder beside its place, where the file has its own name: a large one names another
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
