@@ -8,7 +8,6 @@ belongs to paho, reads the socket and only enqueues.
 from __future__ import annotations
 
 import logging
-import secrets
 import threading
 import time
 from collections import deque
@@ -34,6 +33,7 @@ from runtime.errors import (
     TransportError,
     UntrustedPeer,
 )
+from runtime.retry import Backoff
 
 __all__ = [
     "MAX_MESSAGE_BYTES",
@@ -129,7 +129,7 @@ class MqttSession:
         )
         # the session's thread only
         self._generation = 0
-        self._attempts = 0
+        self._backoff = Backoff(_BACKOFF_FIRST_S, _BACKOFF_LONGEST_S)
         self._short_lives = 0
         self._reported: type[Exception] | None = None
 
@@ -382,7 +382,8 @@ class MqttSession:
             return
         self._inbox.put(Disconnected(link.reason))
         if lived_s >= _STABLE_S:
-            self._attempts = self._short_lives = 0
+            self._backoff.reset()
+            self._short_lives = 0
             self._reported = None
         elif lost:
             self._short_lives += 1
@@ -411,7 +412,7 @@ class MqttSession:
             self._changed.notify_all()
         if refused:
             self._report(error)
-        elif self._attempts == 0:
+        elif self._backoff.attempts == 0:
             _LOG.info("%s; trying again", error)
 
     def _report(self, error: Exception) -> None:
@@ -422,9 +423,7 @@ class MqttSession:
 
     def _pause_s(self) -> float:
         """Return how long to wait before the next attempt: exponential with full jitter."""
-        longest = min(_BACKOFF_LONGEST_S, _BACKOFF_FIRST_S * 2**self._attempts)
-        self._attempts = min(self._attempts + 1, 16)
-        pause_s = secrets.SystemRandom().uniform(0, longest)
+        pause_s = self._backoff.next_s()
         if self._doubted:
             pause_s += _RELOAD_S
         if self._reported is not None:
