@@ -31,8 +31,8 @@ def freeze_heap() -> None:
     """Free what a start no longer needs, and exempt the rest from garbage collection.
 
     The collector looks at old objects only when their number has grown by a quarter. Beside all the
-    objects that a start makes, weeks of rounds would pass before that, and reference cycles of these
-    rounds would stay in memory so long.
+    objects that a start makes, weeks of rounds would pass before that, and their reference cycles
+    would stay in memory so long.
     """
     give_back()
     gc.freeze()
