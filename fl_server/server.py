@@ -484,7 +484,7 @@ class Server:
             return
         for run in self.runs.values():
             definition = run.record.definition
-            concerns = state.takes(definition.task, bundled=definition.bundled)
+            concerns = state.can_run(definition.task, bundled=definition.bundled)
             if not run.ended and (concerns or not isinstance(event, DeviceJoined)):
                 self.handle(run, event)
         self.canaries.heard_of(event, state)

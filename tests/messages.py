@@ -163,7 +163,7 @@ SAMPLES: dict[str, Message] = {
 
 def address_of(message: Message, identity: str = "d-1") -> Address:
     """Return the address at which a message of this kind travels."""
-    area, leaf = message.place
+    area, leaf = message.channel
     return Address("home", area, "" if area == "server" else identity, leaf)  # type: ignore[arg-type]
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from fl_client.session.session import JobKey
+from fl_client.session.events import JobKey
 from runtime.errors import TransportError
 from runtime.processes.environments import TRIAL_S, UpdateTrial, this_environment
 from runtime.processes.memory import settle

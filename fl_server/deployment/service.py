@@ -106,7 +106,7 @@ class _Canary:
 
     def concerns(self, state: DeviceState) -> bool:
         """Whether a device could measure: it has the task, or takes its bundle."""
-        return state.takes(self.plan.task, bundled=self.plan.bundle is not None)
+        return state.can_run(self.plan.task, bundled=self.plan.bundle is not None)
 
 
 class Canaries:

@@ -81,7 +81,7 @@ class PresenceTable:
         return [
             device
             for _, device in sorted(self.devices.items())
-            if device.online and device.state.takes(task, bundled=bundled)
+            if device.online and device.state.can_run(task, bundled=bundled)
         ]
 
     def _keep(self, device_id: str, state: DeviceState) -> None:

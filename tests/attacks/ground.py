@@ -83,7 +83,7 @@ def sample(topic: str) -> Message:
     """Return a message that belongs on a topic."""
     address = parse(topic)
     place = (address.area, address.leaf)
-    return SAMPLES[next(kind for kind, each in KINDS.items() if each.place == place)]
+    return SAMPLES[next(kind for kind, each in KINDS.items() if each.channel == place)]
 
 
 def pause(seconds: float = QUIET_S) -> None:
