@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from broker.wire.limits import MAX_EXCHANGE_BYTES
+from broker.wire.limits import MAX_EXCHANGE_BYTES, MAX_MESSAGE_BYTES
 from broker.wire.messages.base import Action, KeyText, Message, Sha256, WireModel
 from broker.wire.messages.codec import (
-    MAX_MESSAGE_BYTES,
     MAX_NESTING,
     SCHEMA_VERSION,
     Envelope,

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import msgpack
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from broker.wire.limits import MAX_PAYLOAD_BYTES, MessageTooLarge
+from broker.wire.limits import MAX_MESSAGE_BYTES, MessageTooLarge
 from broker.wire.messages.base import Id, Message, Seconds
 from broker.wire.messages.kinds import KINDS
 from broker.wire.topics import Address
@@ -22,7 +22,6 @@ from runtime.errors import ConfigError, PeerError
 from runtime.security.signing import SIGNATURE_BYTES, PublicKey, SecretKey
 
 SCHEMA_VERSION = 1
-MAX_MESSAGE_BYTES = MAX_PAYLOAD_BYTES
 MAX_NESTING = 16
 
 
