@@ -373,7 +373,7 @@ class Agent:
             self._session.use(Endpoint.of(identity))
 
     def _receipted(self, receipt: Receipt) -> None:
-        key = JobKey(receipt.run_id, receipt.action, receipt.round, receipt.attempt)
+        key = JobKey.of(receipt)
         if key not in self._machine.reporting:
             # a power cut may leave a result in the outbox whose job is gone
             active = self._machine.active
@@ -407,10 +407,10 @@ class Agent:
         if order.task not in self._tasks and (reason := self._bundles.refusal(order)):
             installed = ", ".join(self._tasks)
             return f"task {order.task!r} is not installed here (installed: {installed}), {reason}"
-        key = JobKey(order.run_id, order.action, order.round, order.attempt)
+        key = JobKey.of(order)
         if self._desk.held and not is_known(self._machine, key):
             return self._desk.held
-        if (order.action == "train") != (order.upload is not None):
+        if order.action != "exchange" and (order.action == "train") != (order.upload is not None):
             return "an order to train needs an upload, an order to evaluate has none"
         if is_known(self._machine, key):
             return ""
@@ -456,7 +456,8 @@ class Agent:
             self._session.publish(self._voice.state(presence))
 
     def _fetch(self, job: Job) -> None:
-        self._desk.store_at(job.order.model.url)
+        if job.order.model is not None:
+            self._desk.store_at(job.order.model.url)
         self._follower.step_aside()
         self._carrier.fetch(job)
 
