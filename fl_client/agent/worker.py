@@ -14,7 +14,7 @@ from typing import Any
 from broker.wire.messages import Order
 from fl_client.agent.resource_policy import ResourcePolicy
 from fl_client.bundles.store import DeviceBundles
-from fl_client.collectors.owned import place_of
+from fl_client.collectors.places import data_place
 from fl_client.jobs.folder import DeviceFolder
 from fl_client.machine.accelerators import CPU, Accelerator, environment
 from fl_client.session.events import (
@@ -193,7 +193,7 @@ class TrainingWorker:
                     precision=settings.precision,
                     compile=settings.compile,
                     loader_threads=settings.loader_threads,
-                    data=place_of(settings, order.task),
+                    data=data_place(settings, order.task),
                 ),
                 self._post,
                 log=self._folder.training_log,
