@@ -434,9 +434,8 @@ class Server:
             case Request() if self.canaries.knows(message.run_id):
                 self.canaries.request(address.id, message)
             case Request():
-                run = self._run_of(message.run_id)
                 self.handle(
-                    run,
+                    self._run_of(message),
                     OrderRequested(address.id, message.action, message.round, message.attempt),
                 )
             case Progress():
@@ -487,14 +486,14 @@ class Server:
             self.canaries.declined(device_id, message)
             return
         place = (device_id, message.action, message.round, message.attempt)
-        self.handle(self._run_of(message.run_id), DeviceDeclined(*place, message.reason))
+        self.handle(self._run_of(message), DeviceDeclined(*place, message.reason))
 
     def _result(self, device_id: str, message: Result) -> None:
         if self.canaries.knows(message.run_id):
             self.canaries.result(device_id, message)
             return
         run = self.runs.get(message.run_id)
-        if run is None:
+        if run is None or message.action == "exchange":
             self._unknown_run(device_id, message)
             return
         place = (device_id, message.round, message.attempt)
@@ -515,14 +514,16 @@ class Server:
             run_id=message.run_id,
             round=message.round,
             attempt=message.attempt,
+            phase=message.phase,
+            seq=message.seq,
             status="unknown",
             reason="no such run here",
         )
         self._publish(self._topics.device(device_id, "receipt"), receipt)
 
-    def _run_of(self, run_id: str) -> ActiveRun:
-        run = self.runs.get(run_id)
-        if run is None:
+    def _run_of(self, message: Decline | Request) -> ActiveRun:
+        run = self.runs.get(message.run_id)
+        if run is None or message.action == "exchange":
             raise PeerError("a message about a run that is not here", "unknown_run")
         return run
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import secrets
 from enum import Enum, auto
 from typing import Final
 
 from broker.session.endpoint import ClientIdInUse
 from runtime.errors import AuthenticationFailed, UntrustedPeer
+from runtime.retry import Backoff
 
 _FIRST_DELAY_S: Final = 0.5
 _LONGEST_DELAY_S: Final = 30.0
-_MAX_DOUBLINGS: Final = 16
 # a broker that reloads its users has them after this
 _RELOAD_S: Final = 0.25
 # a connection that lived longer is no sign of a second process with the same client id
@@ -35,7 +34,7 @@ class ReconnectPolicy:
 
     def __init__(self, client_id: str) -> None:
         self._client_id = client_id
-        self._attempts = 0
+        self._backoff = Backoff(_FIRST_DELAY_S, _LONGEST_DELAY_S)
         self._short_lives = 0
         self._tried_other_password = False
         self._tried_again = False
@@ -44,7 +43,7 @@ class ReconnectPolicy:
     @property
     def first_attempt(self) -> bool:
         """Whether no attempt has failed since the last connection that lasted."""
-        return self._attempts == 0
+        return self._backoff.attempts == 0
 
     def connected(self) -> None:
         """Note that the broker accepted."""
@@ -64,7 +63,8 @@ class ReconnectPolicy:
             What to report, if anything.
         """
         if lived_s >= _STABLE_S:
-            self._attempts = self._short_lives = 0
+            self._backoff.reset()
+            self._short_lives = 0
             self._reported = None
         elif lost:
             self._short_lives += 1
@@ -98,9 +98,7 @@ class ReconnectPolicy:
 
     def next_delay_s(self) -> float:
         """Return how long to wait before the next attempt: exponential with full jitter."""
-        longest_s = min(_LONGEST_DELAY_S, _FIRST_DELAY_S * 2**self._attempts)
-        self._attempts = min(self._attempts + 1, _MAX_DOUBLINGS)
-        delay_s = secrets.SystemRandom().uniform(0, longest_s)
+        delay_s = self._backoff.next_s()
         if self._tried_again:
             delay_s += _RELOAD_S
         if self._reported is not None:

@@ -47,10 +47,9 @@ from fl_client.machine.accelerators import for_orders
 from fl_client.machine.hardware import available_engines
 from fl_client.production.folder import ProductionFolder
 from fl_client.production.follower import Followed, ProductionFollower
-from fl_client.session.session import (
+from fl_client.session.events import (
     CancelJob,
     Command,
-    DeviceSession,
     DoWork,
     Event,
     FetchModel,
@@ -72,6 +71,7 @@ from fl_client.session.session import (
     UpdateUploaded,
     UploadUpdate,
 )
+from fl_client.session.machine import DeviceSession
 from fl_client.settings import AgentSettings
 from fl_client.tasks.listing import resolve
 from fl_client.training.child import ChildProgressed
@@ -368,7 +368,7 @@ class Agent:
             self._session.set_endpoint(Endpoint.of(identity))
 
     def _receipted(self, receipt: Receipt) -> None:
-        key = JobKey(receipt.run_id, receipt.action, receipt.round, receipt.attempt)
+        key = JobKey.of(receipt)
         if key not in self._machine.reporting:
             # a power cut may leave a result in the outbox whose job is gone
             active = self._machine.active
@@ -402,10 +402,10 @@ class Agent:
         if order.task not in self._tasks and (reason := self._bundles.refusal(order)):
             installed = ", ".join(self._tasks)
             return f"task {order.task!r} is not installed here (installed: {installed}), {reason}"
-        key = JobKey(order.run_id, order.action, order.round, order.attempt)
+        key = JobKey.of(order)
         if self._desk.held and not is_known(self._machine, key):
             return self._desk.held
-        if (order.action == "train") != (order.upload is not None):
+        if order.action != "exchange" and (order.action == "train") != (order.upload is not None):
             return "an order to train needs an upload, an order to evaluate has none"
         if is_known(self._machine, key):
             return ""
@@ -451,7 +451,8 @@ class Agent:
             self._session.publish(self._voice.state(presence))
 
     def _fetch(self, job: Job) -> None:
-        self._desk.store_at(job.order.model.url)
+        if job.order.model is not None:
+            self._desk.store_at(job.order.model.url)
         self._follower.step_aside()
         self._carrier.fetch(job)
 

@@ -11,7 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from broker.wire.messages import Order
-from fl_client.session.session import Job, JobKey, Outcome, Stage
+from fl_client.session.events import (
+    Job,
+    JobKey,
+    Outcome,
+    Stage,
+)
 from runtime.errors import ConfigError, RengoError
 from runtime.sqlite import is_damage, is_disk_trouble, require_sound
 
@@ -122,8 +127,7 @@ class JobJournal:
                 stages.validate_python(stage),
                 TypeAdapter(Outcome).validate_json(outcome),
             )
-            said = job.order
-            if job.key != JobKey(said.run_id, said.action, said.round, said.attempt):
+            if job.key != JobKey.of(job.order):
                 raise ValueError("its order is another one's")
         except ValueError as error:
             what = f"{self.path}: the row of {run_id}, round {round_number} is damaged"

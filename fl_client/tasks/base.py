@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
 
 from runtime.errors import ConfigError
-from runtime.records import Bounds, FieldError, made, require_checked
+from runtime.records import Bounds, FieldError, build, require_checked
 
 if TYPE_CHECKING:
     import torch
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fl_client.datasets.settings import DataPlace
     from fl_client.engines.base import Evaluation, LocalUpdate
     from fl_client.models.layers import Layers
+    from fl_client.training.exchange import ExchangeContext
     from fl_client.training.participant import LocalContext
     from storage.weights import Vector, Weights
 
@@ -64,7 +65,7 @@ class TrainingSettings:
             ConfigError: an unknown key or a value that is not allowed, by name.
         """
         try:
-            return made(TrainingSettings, {**asdict(self), **overrides})
+            return build(TrainingSettings, {**asdict(self), **overrides})
         except FieldError as error:
             raise ConfigError(
                 f"training setting {error.field}: {error.reason} "
@@ -219,3 +220,18 @@ class Task:
         """Return the number of held-out examples and the metrics on them; override as above."""
         del weights
         return context.evaluate()
+
+    def exchange(self, context: ExchangeContext) -> bytes | tuple[bytes, dict[str, float]]:
+        """Return this device's answer to one message of a flow whose rounds have several.
+
+        Args:
+            context: the message (phase, number, payload), the order's model, the device's data,
+                and what the run keeps here.
+
+        Returns:
+            The answer, alone or with metrics; what it means is between the task and the flow.
+        """
+        raise ConfigError(
+            f"task {self.name} takes part in no exchange (phase {context.phase!r}): "
+            "it does not define exchange(context)"
+        )

@@ -9,7 +9,7 @@ from typing import get_args
 
 import pytest
 
-from fl_client.session.session import Stage
+from fl_client.session.events import Stage
 from fl_server.rounds.events import FACTS, Phase
 from fl_server.rounds.ledger import LEGAL
 from tests import protocol_page

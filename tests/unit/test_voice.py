@@ -10,7 +10,7 @@ from broker.wire.messages import DeviceInfo, DeviceState, decode
 from broker.wire.topics import parse
 from fl_client.agent.messages import DeviceMessages
 from fl_client.machine.accelerators import CPU, Accelerator
-from fl_client.session.session import JobKey
+from fl_client.session.events import JobKey
 from fl_client.settings import AgentSettings
 from fl_server.members.presence import PresenceTable
 from runtime.security.identity import new_identity

@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any
 
 from broker.wire.messages import DeviceState, ModelRef, Order, Receipt, UploadRef
-from fl_client.session.session import RunChanged
+from fl_client.session.events import RunChanged
 from fl_server.members.presence import PresenceTable
 from fl_server.rounds import events as e
 from fl_server.rounds.machine import RoundMachine, Step

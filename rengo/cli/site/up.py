@@ -14,7 +14,7 @@ from rengo.site.addresses import OwnCertificate
 from rengo.site.folder import SiteFolder, default_home
 from rengo.site.preparation import Preparation, SiteOptions
 from rengo.site.site import Site
-from rengo.terminal.view import SiteEventLines
+from rengo.terminal.event_lines import SiteEventLines
 from runtime.broker_url import parse_url
 from runtime.errors import ConfigError, TransportError
 
