@@ -13,16 +13,11 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+from broker.session.endpoint import Endpoint
+from broker.session.inbox import Connected, Disconnected, SessionEvent, SessionFault
 from broker.session.outbox import Outbox, OutboxDamaged
-from broker.session.session import (
-    Connected,
-    Delivery,
-    Disconnected,
-    Endpoint,
-    MqttSession,
-    SessionEvent,
-    SessionFault,
-)
+from broker.session.publication import Delivery
+from broker.session.session import MqttSession
 from broker.wire.messages import (
     Envelope,
     Message,
@@ -138,7 +133,7 @@ class Agent:
         self._seen_orders: dict[int, None] = {}
         self._calm = PresenceDebouncer()
         self._keyring = DeviceCredentials(settings.identity, identity)
-        transfers = Transfers(tls=identity.store_trust, meter=self._steward.spent)
+        transfers = Transfers(tls=identity.store_trust, count_bytes=self._steward.spent)
         self._bundles = DeviceBundles(
             settings.bundles,
             settings.data_dir / "bundles",
@@ -176,7 +171,7 @@ class Agent:
             self._offer,
             will=self._voice.will,
             outbox=self._outbox,
-            meter=self._steward.spent,
+            count_bytes=self._steward.spent,
         )
 
     # --- life ---------------------------------------------------------------------------------
@@ -370,7 +365,7 @@ class Agent:
 
     def _passwords_changed(self, identity: Identity | None) -> None:
         if identity is not None:
-            self._session.use(Endpoint.of(identity))
+            self._session.set_endpoint(Endpoint.of(identity))
 
     def _receipted(self, receipt: Receipt) -> None:
         key = JobKey.of(receipt)
