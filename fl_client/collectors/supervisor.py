@@ -16,6 +16,7 @@ from fl_client.collectors.places import unread_sensors
 from fl_client.datasets.settings import DataPlace, Gathered
 from fl_client.settings import AgentSettings
 from runtime.processes.child import die_with_parent
+from runtime.retry import Backoff
 
 _LOG = logging.getLogger(__name__)
 _FIRST_PAUSE_S = 1.0
@@ -103,7 +104,7 @@ class _SupervisedCollector:
         self._thread.join()
 
     def _supervise(self) -> None:
-        pause_s = _FIRST_PAUSE_S
+        backoff = Backoff(_FIRST_PAUSE_S, _LONGEST_PAUSE_S, least=1.0)
         while not self._stopping.is_set():
             began_s = time.monotonic()
             returncode = self._run_once()
@@ -113,9 +114,9 @@ class _SupervisedCollector:
                 "the collector of task %s ended with status %s; see %s",
                 *(self._order.place.task, returncode, self._log_path()),
             )
-            stable = time.monotonic() - began_s >= _STABLE_S
-            pause_s = _FIRST_PAUSE_S if stable else min(2 * pause_s, _LONGEST_PAUSE_S)
-            self._stopping.wait(pause_s)
+            if time.monotonic() - began_s >= _STABLE_S:
+                backoff.reset()
+            self._stopping.wait(backoff.next_s())
 
     def _run_once(self) -> int | None:
         """Run the process until it ends and return its status; None if it cannot be started."""

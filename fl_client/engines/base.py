@@ -25,7 +25,8 @@ from runtime.errors import ConfigError, MissingExtra, RengoError
 from storage.weights import Vector, Weights
 
 if TYPE_CHECKING:
-    from fl_client.tasks.base import Split, Task
+    from fl_client.tasks.base import Task
+    from fl_client.tasks.split import Split
 
 Dtype: TypeAlias = Literal["float32", "float64"]
 Precision: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]

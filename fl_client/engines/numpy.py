@@ -35,7 +35,7 @@ from runtime.processes.rss import rss_bytes
 from storage.weights import Weights
 
 if TYPE_CHECKING:
-    from fl_client.tasks.base import Split
+    from fl_client.tasks.split import Split
 
 _TORCH_ONLY = ("loss", "predict", "training_step", "optimizer")
 

@@ -42,7 +42,7 @@ from runtime.errors import ConfigError
 from storage.weights import Weights
 
 if TYPE_CHECKING:
-    from fl_client.tasks.base import Split
+    from fl_client.tasks.split import Split
 
 Batch: TypeAlias = Callable[[Indices], Any]
 _EVALUATION_BATCH = 256

@@ -19,13 +19,10 @@ from typing import Any
 import msgpack
 from pydantic import SecretStr, ValidationError
 
-from broker.session.session import (
-    Delivery,
-    Endpoint,
-    MqttSession,
-    SessionEvent,
-    SessionFault,
-)
+from broker.session.endpoint import Endpoint
+from broker.session.inbox import SessionEvent, SessionFault
+from broker.session.publication import Delivery
+from broker.session.session import MqttSession
 from broker.session.signer import MessageSigner
 from broker.wire.messages import Claim, ClaimAnswer, Envelope, decode
 from broker.wire.topics import Topics, parse, require_level
@@ -139,7 +136,7 @@ def _request(
         session.wait_connected(_CONNECT_S)
         deadline = time.monotonic() + _ANSWER_S
         while time.monotonic() < deadline:
-            session.publish(signer.write(topics.enroll(token.id), claim))
+            session.publish(signer.sign(topics.enroll(token.id), claim))
             answer = _await(answers, session, token, claim, _RESEND_S)
             if answer is not None:
                 return answer

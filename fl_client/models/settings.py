@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Annotated, Any, Literal, TypeAlias
 
 from runtime.errors import ConfigError
-from runtime.records import Bounds, FieldError, made, require_checked
+from runtime.records import Bounds, FieldError, build, require_checked
 
 Objective: TypeAlias = Literal["cross_entropy", "mean_squared_error"]
 
@@ -45,7 +45,7 @@ class TrainingSettings:
             ConfigError: an unknown key or a value that is not allowed, by name.
         """
         try:
-            return made(TrainingSettings, {**asdict(self), **overrides})
+            return build(TrainingSettings, {**asdict(self), **overrides})
         except FieldError as error:
             raise ConfigError(
                 f"training setting {error.field}: {error.reason} "

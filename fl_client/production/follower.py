@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import random
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING
 from broker.wire.messages import ModelOffer, ProductionDocument
 from fl_client.production.folder import HeldModel, ProductionFolder
 from runtime.errors import AccessDenied, Corrupt, PeerError, RengoError
+from runtime.retry import Backoff
 from runtime.security.signing import PublicKey
 from storage.transfer.files import Cancelled, Transfers
 
@@ -43,7 +43,10 @@ class PendingDownload:
     manifest: Manifest
     document: bytes
     url: str = ""
-    failures: int = 0
+    # random, so that a fleet whose store was down does not return at the same moment
+    backoff: Backoff = field(
+        default_factory=lambda: Backoff(_FIRST_PAUSE_S, _LONGEST_PAUSE_S, factor=3.0, least=0.5)
+    )
     due_s: float = 0.0
     cancelled: threading.Event = field(default_factory=threading.Event)
 
@@ -245,15 +248,12 @@ class ProductionFollower:
     def _retry(self, task: str, pending: PendingDownload, error: Exception | None) -> None:
         if error is None:
             self._start(task, pending)  # after the transfers for which it was interrupted
-        elif isinstance(error, AccessDenied) and not pending.failures:
-            pending.failures += 1
+        elif isinstance(error, AccessDenied) and not pending.backoff.attempts:
+            pending.backoff.next_s()  # counts: a second refusal waits
             self._request_url(task, pending)  # its URL has expired
         else:
-            pause_s = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 3**pending.failures)
-            pending.failures += 1
             pending.url = ""
-            # random, so that a fleet whose store was down does not return at the same moment
-            pending.due_s = time.monotonic() + pause_s * random.uniform(0.5, 1.0)  # noqa: S311
+            pending.due_s = time.monotonic() + pending.backoff.next_s()
 
     # --- called by the agent ------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ This module imports neither numpy nor torch.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from fl_client.models.settings import Objective, TrainingSettings
 from fl_client.tasks.listing import snake_case
@@ -20,10 +20,9 @@ if TYPE_CHECKING:
     from fl_client.models.layers import Layers
     from fl_client.models.local_round import Evaluation, LocalUpdate
     from fl_client.tasks.context import LocalContext
+    from fl_client.tasks.exchange import ExchangeContext
+    from fl_client.tasks.split import Split
     from storage.weights import Vector, Weights
-
-Split: TypeAlias = "tuple[NDArray[Any], NDArray[Any]] | torch.utils.data.Dataset[Any] | None"
-"""Inputs and targets as two arrays, or a torch Dataset (torch engine only), or nothing."""
 
 
 class Task:
@@ -125,3 +124,18 @@ class Task:
         """Return the number of held-out examples and the metrics on them; override as above."""
         del weights
         return context.evaluate()
+
+    def exchange(self, context: ExchangeContext) -> bytes | tuple[bytes, dict[str, float]]:
+        """Return this device's answer to one message of a flow whose rounds have several.
+
+        Args:
+            context: the message (phase, number, payload), the order's model, the device's data,
+                and what the run keeps here.
+
+        Returns:
+            The answer, alone or with metrics; what it means is between the task and the flow.
+        """
+        raise ConfigError(
+            f"task {self.name} takes part in no exchange (phase {context.phase!r}): "
+            "it does not define exchange(context)"
+        )

@@ -17,7 +17,8 @@ from fl_client.datasets.device import Device
 from fl_client.datasets.splits.partitions import dirichlet
 from fl_client.models.layers import Layers, Linear, ReLU
 from fl_client.models.settings import TrainingSettings
-from fl_client.tasks.base import Split, Task
+from fl_client.tasks.base import Task
+from fl_client.tasks.split import Split
 
 _Arrays = tuple[NDArray[Any], NDArray[Any]]
 

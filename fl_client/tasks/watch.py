@@ -17,7 +17,8 @@ from fl_client.datasets.device import Device
 from fl_client.models.layers import Conv1d, GlobalAvgPool, Layers, Linear, MaxPool1d, ReLU
 from fl_client.models.settings import TrainingSettings
 from fl_client.tasks._watch_data import PERSONS, Recording, recordings
-from fl_client.tasks.base import Split, Task
+from fl_client.tasks.base import Task
+from fl_client.tasks.split import Split
 
 # acceleration in g, turn rate in rad/s; not statistics, on which devices would have to agree
 _SCALE = np.array([1, 1, 1, 0.5, 0.5, 0.5], np.float32)

@@ -12,11 +12,20 @@ from fl_client.engines.base import Dtype, Engine, TrainingFailed, Tuning, load_e
 from fl_client.models.local_round import Evaluation, LocalRound, LocalUpdate
 from fl_client.tasks.base import Task
 from fl_client.tasks.context import LocalContext
+from fl_client.tasks.exchange import (
+    ExchangeAnswer,
+    ExchangeContext,
+    ExchangeStep,
+    checked_answer,
+)
 from runtime.errors import ConfigError
 
 if TYPE_CHECKING:
-    from fl_client.tasks.base import Split
+    from fl_client.tasks.split import Split
     from storage.weights import Vector, Weights
+
+# what a result's message holds
+_MAX_METRICS, _MAX_NAME_CHARS = 64, 64
 
 
 class Participant:
@@ -42,6 +51,7 @@ class Participant:
         self._dtype: Dtype = dtype
         self._owns_process = owns_process
         self._tuning = tuning
+        self._exchanged: tuple[str, int, int] | None = None
 
     @cached_property
     def engine(self) -> Engine:
@@ -107,6 +117,22 @@ class Participant:
         found = Evaluation(*self.task.evaluate(_read_only(weights.vector), context))
         return found._replace(metrics=_finite(found.metrics))
 
+    def exchange(self, step: ExchangeStep) -> ExchangeAnswer:
+        """Return the task's answer to one message of a flow.
+
+        Data that the device gathers itself are the same in all messages of an attempt of a round.
+
+        Raises:
+            ConfigError: the task takes part in no exchange, or gave something else than an answer.
+        """
+        series = (step.run_id, step.round, step.attempt)
+        if series != self._exchanged:
+            self.renew()
+            self._exchanged = series
+        context = ExchangeContext(self, step)
+        answer = checked_answer(self.task.name, self.task.exchange(context), context)
+        return answer._replace(metrics=_finite(answer.metrics))
+
     def train_on_engine(self, weights: Weights, plan: LocalRound) -> LocalUpdate:
         """Return the engine's update, on the device's training data."""
         return self.engine.train(weights, self.train_split, plan)
@@ -131,5 +157,15 @@ def _read_only(vector: Vector) -> Vector:
 
 
 def _finite(metrics: dict[str, float]) -> dict[str, float]:
-    """Return the metrics that are numbers: a loss of infinity has no place in a message."""
+    """Return the metrics that a message can hold, without those that are not finite.
+
+    Raises:
+        ConfigError: there are too many, or a name is too long.
+    """
+    if len(metrics) > _MAX_METRICS or any(len(name) > _MAX_NAME_CHARS for name in metrics):
+        raise ConfigError(
+            f"a task reports at most {_MAX_METRICS} metrics, with names of at most "
+            f"{_MAX_NAME_CHARS} characters; this one gave {len(metrics)}: "
+            f"{', '.join(metrics)[:200]}"
+        )
     return {name: float(value) for name, value in metrics.items() if np.isfinite(value)}

@@ -17,7 +17,8 @@ from fl_client.engines.base import Tuning, load_engine
 from fl_client.models import layers as ls
 from fl_client.models.local_round import LocalRound
 from fl_client.models.settings import TrainingSettings
-from fl_client.tasks.base import Split, Task
+from fl_client.tasks.base import Task
+from fl_client.tasks.split import Split
 from runtime.errors import ConfigError
 from tests.contract.test_engine_steps import Kept, PowerCutError
 
