@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from fl_client.tasks.base import Device, Split
-    from fl_client.training.participant import Participant
     from storage.weights import Weights
 
 
@@ -51,6 +50,20 @@ class ExchangeAnswer(NamedTuple):
     state: Mapping[str, NDArray[Any]]
 
 
+class DataOwner(Protocol):
+    """The device that answers, with its data."""
+
+    device: Device
+
+    @property
+    def train_split(self) -> Split:
+        """The data to learn from; ConfigError when the device has none."""
+
+    @property
+    def held_out_split(self) -> Split:
+        """The data to evaluate on; ConfigError when the device has none."""
+
+
 class ExchangeContext:
     """What ``Task.exchange`` knows: the message, the device and its data.
 
@@ -58,8 +71,8 @@ class ExchangeContext:
     of what is here: the message, the state, the data, and ``random``.
     """
 
-    def __init__(self, participant: Participant, step: ExchangeStep) -> None:
-        self._participant = participant
+    def __init__(self, owner: DataOwner, step: ExchangeStep) -> None:
+        self._owner = owner
         self.step = step
         self.next_state: Mapping[str, NDArray[Any]] = {}
 
@@ -91,17 +104,17 @@ class ExchangeContext:
     @property
     def device(self) -> Device:
         """The device that answers."""
-        return self._participant.device
+        return self._owner.device
 
     @property
     def train_split(self) -> Split:
         """The device's training data; ConfigError when it has none."""
-        return self._participant.train_split
+        return self._owner.train_split
 
     @property
     def held_out_split(self) -> Split:
         """The device's held-out data; ConfigError when it has none."""
-        return self._participant.held_out_split
+        return self._owner.held_out_split
 
     def random(self) -> np.random.Generator:
         """Return random numbers that are this message's on this device, the same every time.

@@ -199,6 +199,7 @@ def _finite(metrics: dict[str, float]) -> dict[str, float]:
     if len(metrics) > _MAX_METRICS or any(len(name) > _MAX_NAME_CHARS for name in metrics):
         raise ConfigError(
             f"a task reports at most {_MAX_METRICS} metrics, with names of at most "
-            f"{_MAX_NAME_CHARS} characters; this one gave {len(metrics)}: {', '.join(metrics)[:200]}"
+            f"{_MAX_NAME_CHARS} characters; this one gave {len(metrics)}: "
+            f"{', '.join(metrics)[:200]}"
         )
     return {name: float(value) for name, value in metrics.items() if np.isfinite(value)}

@@ -94,8 +94,8 @@ def _exchange(participant: Participant, job: TrainingJob) -> Done:
     elif len(payload) > MAX_EXCHANGE_BYTES:
         raise ConfigError(
             f"task {participant.task.name}: exchange gave a payload of {len(payload)} bytes in "
-            f"phase {job.phase!r}; a message holds at most {MAX_EXCHANGE_BYTES}, and larger answers "
-            "need an order with an upload"
+            f"phase {job.phase!r}; a message holds at most {MAX_EXCHANGE_BYTES}, "
+            "and larger answers need an order with an upload"
         )
     _write_state(job, answer.state)
     return Done(
