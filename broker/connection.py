@@ -58,7 +58,8 @@ class Endpoint:
         protocol: the MQTT version.
         tls: whom to trust and what to show; None connects without TLS.
         persistent: the broker keeps subscriptions and queued messages between connections; False
-            for a short-lived client, which then leaves nothing behind.
+            for a short-lived client, which leaves nothing behind, subscribes at QoS 0 and asks
+            again for what does not come.
 
     Raises:
         ConfigError: the client id, the protocol or the TLS material is not usable.
@@ -215,7 +216,7 @@ class Connection:
     Args:
         endpoint: where to connect.
         generation: grows with every connection of a session.
-        subscriptions: MQTT filters, subscribed at QoS 1 as soon as the broker accepts.
+        subscriptions: MQTT filters, subscribed as soon as the broker accepts.
         will: published by the broker when the connection is lost.
         hooks: the session.
     """
@@ -392,7 +393,9 @@ class Connection:
         # every time, session present or not: it brings retained documents afresh, and a broker
         # that lost its state learns the subscriptions again
         if self._subscriptions:
-            client.subscribe([(each, 1) for each in self._subscriptions])
+            # at QoS 1 the end of a clean session makes NATS lose acknowledged messages of others
+            qos = 1 if self.endpoint.persistent else 0
+            client.subscribe([(each, qos) for each in self._subscriptions])
         self.up_at_s = time.monotonic()
         self._hooks.up(self, flags.session_present)
         self.answered.set()

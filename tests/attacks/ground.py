@@ -494,6 +494,11 @@ class Ground:
     def refused(self) -> Counter[str]:
         return Counter(self.call("server_info")["refused_messages"])
 
+    @property
+    def epoch(self) -> int:
+        """Grows with each start of the server, whose counts begin anew with it."""
+        return int(self.call("server_info")["epoch"])
+
     @contextlib.contextmanager
     def counting(self, **expected: int) -> Iterator[None]:
         """See that the server refuses exactly so many messages more, by reason.
@@ -501,7 +506,7 @@ class Ground:
         Refused connections are told some seconds later, so that they are left out.
         """
         # what an attack before this one has left to refuse is not this one's
-        before, wanted = self.settle(), Counter(expected)
+        before, epoch, wanted = self.settle(), self.epoch, Counter(expected)
 
         def more() -> Counter[str]:
             found = self.refused - before
@@ -512,6 +517,7 @@ class Ground:
         with contextlib.suppress(AssertionError):
             eventually(lambda: more() == wanted, 15)
         found = more()
+        assert self.epoch == epoch, "the server was started again in between, and counts anew"
         assert found == wanted, f"refused {found} instead of {wanted}"
 
     def settle(self) -> Counter[str]:
