@@ -47,9 +47,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Show why each test that was tried once more had failed: it may be a fault of the product."""
-    for report in terminalreporter.stats.get("rerun", []):
+    first_failures = terminalreporter.stats.get("rerun", [])
+    for report in first_failures:
         terminalreporter.section(f"FAILED AT FIRST: {report.nodeid}")
         terminalreporter.line(report.longreprtext)
+    if first_failures:
+        allowed = terminalreporter.config.option.max_suite_reruns
+        terminalreporter.section(f"{len(first_failures)} failed at first, {allowed} may")
+        for report in first_failures:
+            terminalreporter.line(report.nodeid)
 
 
 @pytest.fixture(scope="session", autouse=True)

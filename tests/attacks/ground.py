@@ -195,8 +195,10 @@ class Intruder(Forger):
 
     def subscribe(self, *filters: str) -> None:
         """Subscribe to each by itself and wait for the answers, whatever they are."""
+        # a clean session of QoS 1 makes NATS lose messages of others when it ends
+        qos = 0 if self._clean else 1
         for each in filters:
-            mid = self.client.subscribe(each, 1)[1]
+            mid = self.client.subscribe(each, qos)[1]
             eventually(lambda mid=mid: mid in self._answered or not self.connected)
 
     def packet(self, topic: str, payload: bytes, number: int = 7) -> bytes:
