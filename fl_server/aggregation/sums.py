@@ -11,7 +11,14 @@ from contextlib import closing
 from pathlib import Path
 from typing import Protocol
 
-from fl_server.aggregation.exact import BLOCK, ExactSum, FixedPoint, Float64s, Int64s, MemorySums
+from fl_server.aggregation.arithmetic.exact import (
+    BLOCK,
+    ExactSum,
+    FixedPoint,
+    Float64s,
+    Int64s,
+    MemorySums,
+)
 from fl_server.aggregation.spool import FileSums, Spool
 
 MEMORY_SUMS_MAX = 1 << 24
