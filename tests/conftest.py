@@ -11,7 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 from hypothesis import settings
+from xdist.remote import Producer
 
+from tests.distribution import Scheduling, order_of
 from tests.support import (
     CI_FLAG,
     SESSION_MARK,
@@ -30,19 +32,23 @@ settings.load_profile(
 
 _GRACE_S = 5.0
 _HERE = Path(__file__).parent
-# where the tests of a module share servers, which are started once if one worker has them all
-_SHARING = (_HERE / "chaos", _HERE / "integration")
 # where processes of others wait for the machine too: docs/decisions/0022-one-more-try.md
-_REAL = (*_SHARING, _HERE / "attacks", _HERE / "contract")
+_REAL = tuple(_HERE / each for each in ("attacks", "chaos", "contract", "integration"))
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep each module that shares servers on one worker, and try real servers once more."""
+    """Let what may take long begin early, and try real servers once more."""
+    items.sort(key=lambda item: order_of(item.nodeid))
     for item in items:
-        if item.path.parent in _SHARING:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
         if item.path.parent in _REAL:
             item.add_marker(pytest.mark.flaky(reruns=1))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduling:
+    """Deal the tests out to the workers."""
+    return Scheduling(config, log)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
