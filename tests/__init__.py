@@ -7,4 +7,6 @@ share the machine, and threads of torch and of BLAS that wait for each other tak
 import os
 
 # before numpy and torch are imported, which read it once; children take it over
-os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
+os.environ.update(
+    dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+)

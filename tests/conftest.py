@@ -14,6 +14,7 @@ from hypothesis import settings
 from xdist.remote import Producer
 
 from tests.distribution import Scheduling, order_of
+from tests.integration.commands import prepared
 from tests.support import (
     CI_FLAG,
     SESSION_MARK,
@@ -97,3 +98,10 @@ def nothing_left_behind() -> Iterator[None]:
     ports = own_listening_ports() - ports_before
     assert not lines, "left running at the end of the tests:\n" + "\n".join(lines)
     assert not ports, f"still listening at the end of the tests: {sorted(ports)}"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def prepared_process(nothing_left_behind: None) -> Iterator[None]:
+    """End the process that commands are forked from."""
+    yield
+    prepared.stop()
