@@ -24,9 +24,9 @@ from broker.session.connection import (
     Publication,
 )
 from broker.session.inbox import Connected, Disconnected, Inbox, SessionEvent, SessionFault
-from broker.session.outbox import Outbox, Row, Until
-from broker.session.resend import Replay
-from broker.wire.limits import MAX_PAYLOAD_BYTES, MessageTooLarge, check_message
+from broker.session.outbox import Outbox, OutboxRow, Until
+from broker.session.resend import ResendQueue
+from broker.wire.limits import MAX_MESSAGE_BYTES, MessageTooLarge, check_message
 from runtime.errors import (
     AuthenticationFailed,
     InvalidTransition,
@@ -36,7 +36,7 @@ from runtime.errors import (
 )
 
 __all__ = [
-    "MAX_PAYLOAD_BYTES",
+    "MAX_MESSAGE_BYTES",
     "ClientIdInUse",
     "Connected",
     "Delivery",
@@ -109,7 +109,7 @@ class MqttSession:
         self._will = will
         self._meter = meter
         self._outbox = outbox
-        self._replay = None if outbox is None else Replay(outbox, resend_s)
+        self._replay = None if outbox is None else ResendQueue(outbox, resend_s)
         self._thread: threading.Thread | None = None
         self._stopping = threading.Event()
         self._wake = threading.Event()
@@ -357,7 +357,7 @@ class MqttSession:
         soonest = min((each for each in due if each is not None), default=None)
         return None if soonest is None else max(0.0, soonest - now_s) + 0.01
 
-    def _take_answers(self, replay: Replay, now_s: float) -> None:
+    def _take_answers(self, replay: ResendQueue, now_s: float) -> None:
         taken = []
         while self._answers:
             mid, failure = self._answers[0]
@@ -368,7 +368,7 @@ class MqttSession:
             self._answers.popleft()
         replay.acknowledged(taken, now_s)
 
-    def _send_row(self, link: Connection, row: Row) -> int | None:
+    def _send_row(self, link: Connection, row: OutboxRow) -> int | None:
         return self._publish(link, Publication(row.topic, row.payload, row.retain))
 
     def _down(self, link: Connection, lived_s: float, *, lost: bool) -> None:

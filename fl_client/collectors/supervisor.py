@@ -15,8 +15,8 @@ from fl_client.collectors.order import CollectorOrder
 from fl_client.collectors.owned import place_of
 from fl_client.datasets.settings import DataPlace, Gathered, SensorSource
 from fl_client.settings import AgentSettings
-from runtime.child import die_with_parent
 from runtime.errors import ConfigError
+from runtime.processes.child import die_with_parent
 
 _LOG = logging.getLogger(__name__)
 _FIRST_PAUSE_S = 1.0
@@ -74,7 +74,7 @@ class Collectors:
         for task in silent:
             _LOG.warning("the sensor of task %s is not read: the task is not installed here", task)
         self._keepers = [
-            _Keeper(
+            _SupervisedCollector(
                 CollectorOrder(
                     place=place,
                     spec=specs.get(place.task, ""),
@@ -104,7 +104,7 @@ class Collectors:
             keeper.stop()
 
 
-class _Keeper:
+class _SupervisedCollector:
     """One collector's process. The kernel ends it with the thread here, which waits for it."""
 
     def __init__(self, order: CollectorOrder) -> None:

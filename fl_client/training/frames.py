@@ -70,7 +70,7 @@ class Ready:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress:
+class StepProgress:
     """How far the job is; ``loss`` is the mean of the last whole epoch."""
 
     kind: Literal["progress"] = "progress"
@@ -110,13 +110,13 @@ class Failed:
     out_of_memory: bool = False
 
 
-Answer = Ready | Progress | Done | Failed
+Answer = Ready | StepProgress | Done | Failed
 Frame = TrainingJob | Answer
 """Everything that travels between the two; ``kind`` says which it is."""
 
-_ANSWERS: dict[str, type[Ready] | type[Progress] | type[Done] | type[Failed]] = {
+_ANSWERS: dict[str, type[Ready] | type[StepProgress] | type[Done] | type[Failed]] = {
     "ready": Ready,
-    "progress": Progress,
+    "progress": StepProgress,
     "done": Done,
     "failed": Failed,
 }

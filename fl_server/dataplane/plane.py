@@ -20,7 +20,7 @@ import tenacity
 
 from algorithms.registry import load as load_algorithm
 from broker.wire.messages import PartsRef
-from fl_server.aggregation.aggregator import Refused, RoundKey, RunAggregator, Submission
+from fl_server.aggregation.aggregator import Refused, RoundKey, RunAggregator, SubmittedUpdate
 from fl_server.aggregation.arithmetic.exact import FixedPoint
 from fl_server.aggregation.model_cache import ModelCache
 from fl_server.aggregation.spool import MemoryBudget
@@ -425,5 +425,5 @@ def _say_waiting(state: tenacity.RetryCallState) -> None:
     _LOG.warning("waiting for the store or the disk: %s", error)
 
 
-def _submission(command: VerifyUpdate | FoldUpdate) -> Submission:
-    return Submission(command.device_id, command.round, command.attempt, command.update)
+def _submission(command: VerifyUpdate | FoldUpdate) -> SubmittedUpdate:
+    return SubmittedUpdate(command.device_id, command.round, command.attempt, command.update)

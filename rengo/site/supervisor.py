@@ -22,7 +22,7 @@ _LONGEST_PAUSE_S = 5.0
 _STABLE_S = 10.0
 
 
-class Service(Protocol):
+class SupervisedService(Protocol):
     """A process that can be started, watched and stopped."""
 
     @property
@@ -38,7 +38,7 @@ class Service(Protocol):
 @dataclass
 class _Watched:
     name: str
-    service: Service
+    service: SupervisedService
     start: Callable[[], None]
     restarts: int = 0
     pause_s: float = _FIRST_PAUSE_S
@@ -68,7 +68,7 @@ class Supervisor:
         """Begin to watch."""
         self._thread.start()
 
-    def add(self, name: str, service: Service, start: Callable[[], None]) -> None:
+    def add(self, name: str, service: SupervisedService, start: Callable[[], None]) -> None:
         """Start a service and keep it alive from then on; raises what ``start`` raises."""
         self.call(lambda: self._begin(_Watched(name, service, start)))
 
