@@ -26,6 +26,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from tests.support import standing
+
 _REPOSITORY = Path(__file__).parents[1]
 _READY_S = 60.0
 
@@ -79,6 +81,7 @@ class Prepared:
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait(_READY_S)
+        standing.remove(self._process.pid)
         self._folder.cleanup()
         self._process = self._folder = None
 
@@ -91,6 +94,7 @@ class Prepared:
                 cwd=_REPOSITORY,
                 stdin=subprocess.PIPE,
             )
+            standing.add(self._process.pid)
         path = Path(self._folder.name) / "socket"
         deadline = time.monotonic() + _READY_S
         while not path.exists():
