@@ -8,8 +8,10 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import botocore.session
 import psutil
 import pytest
+from botocore.loaders import create_loader
 from hypothesis import settings
 from xdist.remote import Producer
 
@@ -98,6 +100,15 @@ def nothing_left_behind() -> Iterator[None]:
     ports = own_listening_ports() - ports_before
     assert not lines, "left running at the end of the tests:\n" + "\n".join(lines)
     assert not ports, f"still listening at the end of the tests: {sorted(ports)}"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_loader() -> Iterator[None]:
+    """Let botocore read what it knows of AWS once, not for each of hundreds of clients."""
+    loader = create_loader()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(botocore.session, "create_loader", lambda *_: loader)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)
