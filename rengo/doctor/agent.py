@@ -17,7 +17,8 @@ from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
-from broker.session.session import Endpoint, MqttSession
+from broker.session.endpoint import Endpoint
+from broker.session.session import MqttSession
 from fl_client.collectors.places import data_places, unread_sensors
 from fl_client.machine.hardware import available_engines
 from fl_client.tasks.listing import resolve

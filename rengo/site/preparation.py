@@ -184,7 +184,7 @@ class Preparation:
             client_ca=None if folder is None else folder / "ca.pem",
         )
         access = part.access()
-        if not access.known:
+        if not access.has_users:
             # the server adds all other users; those it added stay
             access.apply([_user(self._server, Role.SERVER), _user(self.operator, Role.OPERATOR)])
         return part
