@@ -18,18 +18,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from broker.brokers.access_control import AccessControl
-from broker.brokers.managed import RefusedConnection
-from broker.session.session import (
-    Connected,
-    Delivery,
-    Disconnected,
-    Endpoint,
-    MqttSession,
-    Publication,
-    SessionEvent,
-    SessionFault,
-)
+from broker.brokers.access_control import AccessControl, RefusedConnection
+from broker.session.endpoint import Endpoint
+from broker.session.inbox import Connected, Disconnected, SessionEvent, SessionFault
+from broker.session.publication import Delivery, Publication
+from broker.session.session import MqttSession
 from broker.session.signer import MessageSigner
 from broker.wire.messages import (
     Claim,
@@ -549,7 +542,7 @@ class Server:
 
     def _publish(self, topic: str, message: Message, *, retain: bool = False) -> None:
         """Send now or never: whoever misses it asks again or finds it in a retained document."""
-        self._session.publish(self._author.write(topic, message, retain=retain))
+        self._session.publish(self._author.sign(topic, message, retain=retain))
 
     def _publish_retained(self, topic: str, message: Message) -> None:
         self._publish(topic, message, retain=True)
@@ -566,7 +559,7 @@ class Server:
 
     def _presence_publication(self, status: str) -> Publication:
         state = ServerState.model_validate({"status": status, "epoch": self.epoch})
-        return self._author.write(self._topics.server_state, state, retain=True)
+        return self._author.sign(self._topics.server_state, state, retain=True)
 
 
 def _together(done: JobDone) -> tuple[str, int]:

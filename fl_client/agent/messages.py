@@ -7,7 +7,8 @@ from dataclasses import asdict
 from typing import cast
 
 from broker.session.outbox import Outbox
-from broker.session.session import MqttSession, Publication
+from broker.session.publication import Publication
+from broker.session.session import MqttSession
 from broker.session.signer import MessageSigner, new_boot_id
 from broker.wire.messages import (
     Action,
@@ -185,7 +186,9 @@ class DeviceMessages:
             payload=outcome.payload,
         )
         publication = self._own("result", result)
-        session.send(self.outbox_key(key), publication.topic, publication.payload, until="confirm")
+        session.publish_durably(
+            self.outbox_key(key), publication.topic, publication.payload, until="confirm"
+        )
 
     @staticmethod
     def outbox_key(key: JobKey) -> str:
@@ -201,9 +204,7 @@ class DeviceMessages:
         return {_key_of(*match.groups()) for match in found if match}
 
     def _own(self, leaf: str, message: Message, *, retain: bool = False) -> Publication:
-        return self._author.write(
-            self._topics.device(self._device_id, leaf), message, retain=retain
-        )
+        return self._author.sign(self._topics.device(self._device_id, leaf), message, retain=retain)
 
 
 def _compute(accelerators: tuple[Accelerator, ...], settings: AgentSettings) -> list[Compute]:

@@ -13,8 +13,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import tenacity
-
 from broker.wire.messages import UploadRef
 from fl_client.bundles.store import DeviceBundles
 from fl_client.session.events import (
@@ -25,13 +23,13 @@ from fl_client.session.events import (
     UpdateUploaded,
 )
 from runtime.errors import AccessDenied, RengoError, Unavailable
+from runtime.retry import retrying_until
 from storage.transfer.byte_ranges import Earlier
 from storage.transfer.files import Cancelled, Transfers
 from storage.transfer.multipart import PartsPlace
 
 _LOG = logging.getLogger(__name__)
 _RENEWAL_S = 20.0
-_LONGEST_PAUSE_S = 5.0
 
 
 class TransferContext:
@@ -165,14 +163,7 @@ class JobTransfers:
         return self._transfers.upload_in_parts(parts, path, renew=renew, cancel=lease.cancelled)
 
     def _patiently(self, lease: TransferContext, work: Callable[[], None]) -> JobFailed | None:
-        attempts = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type((Unavailable, AccessDenied)),
-            stop=tenacity.stop_when_event_set(lease.cancelled),
-            wait=tenacity.wait_random_exponential(multiplier=0.1, max=_LONGEST_PAUSE_S),
-            sleep=tenacity.sleep_using_event(lease.cancelled),
-            before_sleep=_say_waiting,
-            reraise=True,
-        )
+        attempts = retrying_until(lease.cancelled, (Unavailable, AccessDenied), _log_waiting)
         begun_s = time.monotonic()
         try:
             attempts(work)
@@ -191,6 +182,5 @@ def _parts(upload: UploadRef) -> PartsPlace | None:
     return PartsPlace(found.upload_id, found.part_bytes, found.urls, found.complete_url)
 
 
-def _say_waiting(state: tenacity.RetryCallState) -> None:
-    error = None if state.outcome is None else state.outcome.exception()
+def _log_waiting(error: BaseException) -> None:
     _LOG.warning("waiting for the store: %s", error)

@@ -13,7 +13,7 @@ import msgpack
 
 from broker.wire.limits import MAX_EXCHANGE_BYTES
 from runtime.errors import PeerError
-from runtime.records import Bounds, FieldError, made
+from runtime.records import Bounds, FieldError, build
 
 MAX_FRAME_BYTES = 1 << 20
 _LENGTH = struct.Struct(">I")
@@ -160,7 +160,7 @@ def read_answer(stream: BinaryIO) -> Answer | None:
 
 def _validated(model: type[FrameT], fields: dict[str, Any]) -> FrameT:
     try:
-        return made(model, fields)
+        return build(model, fields)
     except FieldError as error:
         raise PeerError(f"malformed {model.__name__}: {error}") from error
 

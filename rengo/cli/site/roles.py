@@ -144,8 +144,8 @@ def run_client(options: argparse.Namespace) -> int:
     """Run an agent until it is told to stop."""
     from fl_client.agent.agent import Agent  # noqa: PLC0415  (other commands need no agent)
     from fl_client.machine.accelerators import of_this_machine  # noqa: PLC0415
+    from iot.policy import machine_policy  # noqa: PLC0415
     from iot.settings import DeviceSettings  # noqa: PLC0415
-    from iot.steward import steward_of  # noqa: PLC0415
 
     configure_logs(debug=options.debug)
     given = _given(options, ("engine", "profile", "accelerators"))
@@ -154,7 +154,7 @@ def run_client(options: argparse.Namespace) -> int:
         if "profile" not in settings.model_fields_set and of_this_machine():
             settings = settings.model_copy(update={"profile": "gpu"})
         identity = found.read(settings.identity)
-        agent = Agent(settings, identity, _desk(), steward_of(settings, identity.id))
+        agent = Agent(settings, identity, _desk(), machine_policy(settings, identity.id))
         serve(agent.run_forever, agent.stop)
     return 0
 
@@ -230,7 +230,7 @@ def _ready(store: S3Store) -> S3Store:
 
 
 class _Identity:
-    """Which identity an agent takes: the file it was given, or one of the site on this machine.
+    """Which identity an agent uses: the file it was given, or one of the site on this machine.
 
     Without ``--id`` it takes the first device's identity that no running agent holds, so that
     ``rengo client`` in two terminals is two devices.
@@ -246,7 +246,7 @@ class _Identity:
         named = options.identity or options.config or "RENGO_AGENT_IDENTITY" in os.environ
         if named:
             return self
-        # an agent that was told its identity looks at no site's folder
+        # imported here: an agent with an identity of its own needs no site's folder
         from rengo.site.folder import SiteFolder, default_home  # noqa: PLC0415
 
         folder = SiteFolder(default_home())
@@ -277,7 +277,7 @@ class _Identity:
         path = folder.identity_path(self._options.id)
         if path.exists():
             return path
-        # an agent that is enrolled carries none of this
+        # imported here: an enrolled agent needs none of this
         from rengo.site.local_enrolment import join  # noqa: PLC0415
 
         joined = join(folder, self._options.id, self._options.server)

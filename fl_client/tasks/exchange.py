@@ -14,8 +14,25 @@ from runtime.errors import ConfigError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from fl_client.tasks.base import Device, Split
+    from fl_client.datasets.device import Device
+    from fl_client.tasks.split import Split
     from storage.weights import Weights
+
+
+class DataOwner(Protocol):
+    """A device with its data, as an exchange needs it."""
+
+    device: Device
+
+    @property
+    def train_split(self) -> Split:
+        """The data to learn from; ConfigError when the device has none."""
+        ...
+
+    @property
+    def held_out_split(self) -> Split:
+        """The data to evaluate on; ConfigError when the device has none."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -48,20 +65,6 @@ class ExchangeAnswer(NamedTuple):
     payload: bytes
     metrics: dict[str, float]
     state: Mapping[str, NDArray[Any]]
-
-
-class DataOwner(Protocol):
-    """The device that answers, with its data."""
-
-    device: Device
-
-    @property
-    def train_split(self) -> Split:
-        """The data to learn from; ConfigError when the device has none."""
-
-    @property
-    def held_out_split(self) -> Split:
-        """The data to evaluate on; ConfigError when the device has none."""
 
 
 class ExchangeContext:
