@@ -17,7 +17,7 @@ from fl_client.datasets.settings import DataPlace, Gathered, SensorSource
 from fl_client.settings import AgentSettings
 from runtime.errors import ConfigError
 from runtime.processes.child import die_with_parent
-from runtime.retry import Backoff
+from runtime.backoff import Backoff
 
 _LOG = logging.getLogger(__name__)
 _FIRST_PAUSE_S = 1.0

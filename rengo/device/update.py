@@ -54,7 +54,7 @@ class AgentUpdate:
 
         Raises:
             ConfigError: this installation cannot be updated so, or the new one cannot be installed.
-            RunFailed: the agent stayed at work, or the new one did not prove itself; the earlier
+            RunNotCompleted: the agent stayed at work, or the new one did not prove itself; the earlier
                 one runs on.
         """
         here = this_environment()

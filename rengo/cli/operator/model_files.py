@@ -1,4 +1,4 @@
-"""``rengo models get|export|import``: the verbs that bring a model here, turn it and take it in."""
+"""``rengo models get|export|import``: fetching a version's file, exporting and importing models."""
 
 from __future__ import annotations
 
