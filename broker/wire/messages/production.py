@@ -13,7 +13,7 @@ MAX_MANIFEST_BYTES = 192 << 10
 
 
 class ProductionDocument(Message):
-    """Which version of a task is in production, retained; ``manifest`` is empty where none is.
+    """Which version of a task is in production, retained; none is where nothing is retained.
 
     ``manifest`` is the version's signed file. ``promotion`` grows with every promotion and every
     rollback: a device that has seen a higher one refuses a lower one, which is a replay.
