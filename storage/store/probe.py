@@ -23,6 +23,7 @@ from runtime.errors import (
     StorageError,
 )
 from storage.store.lifecycle import rules
+from storage.store.objects import abort_uploads
 from storage.store.s3 import S3Store
 from storage.transfer import http
 
@@ -149,7 +150,7 @@ def _swept(store: S3Store, folder: str) -> Iterator[None]:
 
 
 def _sweep(store: S3Store, folder: str) -> None:
-    store.abort_uploads(f"{folder}/")
+    abort_uploads(store, f"{folder}/")
     store.delete([info.key for info in store.list(f"{folder}/")])
 
 
@@ -257,7 +258,7 @@ class _Trials:
     def multipart(self) -> bool:
         key = f"{self._folder}/parts/object"
         self._store.begin_upload(key)
-        return self._store.abort_uploads(key) == 1
+        return abort_uploads(self._store, key) == 1
 
     def presigned_parts(self) -> bool:
         key, pool = f"{self._folder}/parts/presigned", self._store.http

@@ -204,13 +204,6 @@ class S3Store:
                         key = found["Key"].removeprefix(self.settings.root)
                         yield UnfinishedUpload(key, found["UploadId"])
 
-    def abort_uploads(self, prefix: str) -> int:
-        """Abort the unfinished multipart uploads under the prefix."""
-        found = list(self.uploads(prefix))
-        for upload in found:
-            self.abort_upload(upload.key, upload.id)
-        return len(found)
-
     def presign_part(self, key: str, upload_id: str, number: int, expires_s: int) -> str:
         """Return a URL on the public endpoint that stores one part."""
         query: dict[str, str | int] = {"uploadId": upload_id, "partNumber": number}

@@ -16,7 +16,7 @@ import urllib3
 from runtime.errors import AccessDenied, NotFound, StorageError, Unavailable
 from runtime.retry import instant
 from storage.store.embedded import EmbeddedStore
-from storage.store.objects import ObjectStore
+from storage.store.objects import ObjectStore, abort_uploads
 from storage.store.s3 import S3Store
 from storage.transfer import http as http_to_store
 from storage.transfer.files import Cancelled, Transfers, TransferSettings
@@ -67,7 +67,7 @@ def way(embedded_store: EmbeddedStore, tmp_path: Path) -> Iterator[Way]:  # noqa
     with Proxy(store.settings.endpoint) as proxy, instant():
         yield Way(store, proxy, source)
     store.delete([info.key for info in store.list("")])
-    store.abort_uploads("")
+    abort_uploads(store, "")
 
 
 def transfers() -> Transfers:

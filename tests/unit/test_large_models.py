@@ -15,7 +15,8 @@ from fl_server.aggregation.spool import MemoryBudget
 from fl_server.dataplane.uploads import Uploads
 from fl_server.rounds.events import RoundStarted, SendOrder
 from runtime.errors import Unavailable
-from storage.store.objects import MemoryStore, Part
+from storage.store.memory import MemoryStore
+from storage.store.objects import Part
 from storage.transfer.multipart import ArrivedParts, PartSizes, PartsPlace
 from storage.versions.keys import RunKeys
 from tests.messages import wire
