@@ -26,12 +26,13 @@ from runtime.errors import (
 )
 from runtime.processes.ports import free_port
 from runtime.retry import instant
-from storage.store.embedded import EmbeddedStore, Kind, StoreTls
+from storage.store.embedded import EmbeddedStore, Kind
 from storage.store.memory import MemoryStore
 from storage.store.multipart_writer import PartWriter
 from storage.store.objects import ObjectStore, abort_uploads
 from storage.store.probe import probe
 from storage.store.s3 import S3Store
+from storage.store.servers.base import StoreTls
 from storage.store.settings import StoreSettings
 from storage.transfer import http
 from storage.transfer.multipart import LARGE_BYTES

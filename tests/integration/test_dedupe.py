@@ -18,7 +18,7 @@ from rengo.site.device_process import DeviceSpec
 from rengo.site.site import Site
 from storage.store.embedded import EmbeddedStore
 from storage.store.s3 import S3Store
-from storage.transfer.byte_ranges import Earlier, length
+from storage.transfer.byte_ranges import EarlierVersion, length
 from storage.transfer.files import Transfers, TransferSettings
 from storage.weights import stored_size, write_safetensors
 from tests.integration.moving_part import PART, MovingPart, part_of
@@ -178,7 +178,7 @@ def test_a_real_store_behind_a_line_that_breaks(
             path,
             sha256=SHA,
             size=SIZE,
-            earlier=Earlier(older, CHANGED),
+            earlier=EarlierVersion(older, CHANGED),
         )
         assert proxy.connections >= 3
     assert path.read_bytes() == NEW

@@ -24,10 +24,11 @@ from rengo.doctor.store import FEATURES, checks, speed_lines
 from rengo.site.certificates import Authority
 from runtime.errors import AccessDenied, ConfigError
 from runtime.processes.ports import free_port
-from storage.store.embedded import EmbeddedStore, StoreTls
+from storage.store.embedded import EmbeddedStore
 from storage.store.objects import abort_uploads
 from storage.store.probe import Capabilities, Findings, check_encryption, clock_offset_s, probe
 from storage.store.s3 import S3Store
+from storage.store.servers.base import StoreTls
 from storage.store.settings import StoreSettings
 from storage.store.speed import TransferSpeed
 from tests.certificates import LOOPBACK
