@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fl_client.tasks.base import Device, Task
-from fl_client.tasks.registry import load_task, names
+from fl_client.datasets.device import Device
+from fl_client.tasks.base import Task
+from fl_client.tasks.listing import names
+from fl_client.tasks.registry import load_task
 from rengo.operator.progress import DeviceTable
 from rengo.operator.runs import (
     RunResult,

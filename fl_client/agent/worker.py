@@ -14,7 +14,7 @@ from typing import Any
 from broker.wire.messages import Order
 from fl_client.agent.resource_policy import ResourcePolicy
 from fl_client.bundles.store import DeviceBundles
-from fl_client.collectors.owned import place_of
+from fl_client.collectors.places import data_place
 from fl_client.jobs.folder import DeviceFolder
 from fl_client.machine.accelerators import CPU, Accelerator, environment
 from fl_client.session.events import (
@@ -171,7 +171,7 @@ class TrainingWorker:
         return None
 
     def _warm(self, order: Order) -> training.TrainingChild:
-        placed = self._tasks.placed(order)
+        placed = self._tasks.environment_of(order)
         if self._child is not None and self._task != placed.name:
             self.close("another task is next")
         if self._child is None:
@@ -193,12 +193,12 @@ class TrainingWorker:
                     precision=settings.precision,
                     compile=settings.compile,
                     loader_threads=settings.loader_threads,
-                    data=place_of(settings, order.task),
+                    data=data_place(settings, order.task),
                 ),
                 self._post,
                 log=self._folder.training_log,
                 environment={**self._steward.environment(), **environment(self._accelerators)},
-                started=self._steward.adopt,
+                started=self._steward.limit_process,
             )
         self._used_s = time.monotonic()
         return self._child

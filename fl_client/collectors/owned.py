@@ -1,23 +1,27 @@
-"""The agent's hold on its own data; where it has none, nothing else of this room is loaded."""
+"""The agent's own data: its collectors and its reports.
+
+If its settings name no data, nothing else of this package is loaded.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from fl_client.collectors.places import data_places
+
 if TYPE_CHECKING:
     from broker.wire.messages import DataReport
     from fl_client.collectors.supervisor import Collectors
     from fl_client.datasets.reporting import DataReports
-    from fl_client.datasets.settings import DataPlace
     from fl_client.settings import AgentSettings
 
 
 class OwnData:
-    """What gathers an agent's data, and what may be told of them. Its owner thread calls it.
+    """Gathers and reports an agent's data. The agent's owner thread calls it.
 
     Args:
-        specs: what each installed task is loaded by.
+        specs: the argument for ``load_task`` of each installed task.
 
     Raises:
         ConfigError: a section is of no task that may run here.
@@ -28,38 +32,27 @@ class OwnData:
         self._reports: DataReports | None = None
         if not settings.data:
             return
-        from fl_client.collectors.supervisor import Collectors, places  # noqa: PLC0415  see above
+        from fl_client.collectors.supervisor import Collectors  # noqa: PLC0415  see above
         from fl_client.datasets.reporting import DataReports  # noqa: PLC0415
 
-        found = places(settings, sorted(specs))
+        found = data_places(settings, sorted(specs))
         self._collectors = Collectors(device_id, settings, found, specs)
         self._reports = DataReports(found)
 
     def start(self) -> None:
-        """Begin to gather."""
+        """Start the collectors."""
         if self._collectors is not None:
             self._collectors.start()
 
     def stop(self) -> None:
-        """End gathering; what is held is written."""
+        """Stop the collectors, after they have written their samples."""
         if self._collectors is not None:
             self._collectors.stop()
 
     def latest(self) -> DataReport | None:
-        """Return what a new connection publishes, if anything."""
+        """Return the report for a new connection, if there is one."""
         return None if self._reports is None else self._reports.latest()
 
-    def news(self) -> DataReport | None:
+    def changed(self) -> DataReport | None:
         """Return the report if it differs from the one returned last."""
-        return None if self._reports is None else self._reports.news()
-
-
-def place_of(agent: AgentSettings, task: str) -> DataPlace | None:
-    """Return where a task's data are, None where an agent's settings say nothing of them."""
-    settings = agent.data.get(task)
-    if settings is None:
-        return None
-    from fl_client.datasets.settings import DataPlace  # noqa: PLC0415  see above
-
-    folder = agent.data_dir.absolute() / "data" / task
-    return DataPlace(task=task, folder=folder, settings=settings)
+        return None if self._reports is None else self._reports.changed()

@@ -1,4 +1,4 @@
-"""The agent's side of its collectors: one process a source, started again when it ends."""
+"""Runs the agent's collectors: one process for each source, restarted when it ends."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fl_client.collectors.order import CollectorOrder
-from fl_client.collectors.owned import place_of
-from fl_client.datasets.settings import DataPlace, Gathered, SensorSource
+from fl_client.collectors.places import unread_sensors
+from fl_client.datasets.settings import DataPlace, Gathered
 from fl_client.settings import AgentSettings
 from runtime.backoff import Backoff
-from runtime.errors import ConfigError
 from runtime.processes.child import die_with_parent
 
 _LOG = logging.getLogger(__name__)
@@ -27,41 +26,11 @@ _GRACE_S = 5.0
 _LOG_MAX_BYTES = 1 << 20
 
 
-def places(settings: AgentSettings, tasks: Sequence[str]) -> list[DataPlace]:
-    """Return where the data of each task are.
-
-    Raises:
-        ConfigError: a section is of no task that may run here.
-    """
-    offered = settings.bundles.offered
-    for task in sorted(settings.data.keys() - {*tasks}):
-        if {task, "*"}.isdisjoint(offered):
-            bundles = f", bundles: {', '.join(offered)}" if offered else ""
-            raise ConfigError(
-                f"[data.{task}] is of no task of this device (tasks: {', '.join(tasks)}{bundles})"
-            )
-    found = (place_of(settings, task) for task in sorted(settings.data))
-    return [place for place in found if place is not None]
-
-
-def mute(settings: AgentSettings, tasks: Sequence[str]) -> list[str]:
-    """Return the tasks whose sensor nobody reads: they come as bundles.
-
-    A bundle runs for an order, by a policy that is looked at with each: what would run on without
-    one could neither expire nor be taken back.
-    """
-    return [
-        task
-        for task in sorted(settings.data)
-        if task not in tasks and isinstance(settings.data[task].source, SensorSource)
-    ]
-
-
 class Collectors:
     """Keeps the collectors running, from ``start`` to ``stop``.
 
     Args:
-        specs: what each installed task is loaded by.
+        specs: the argument for ``load_task`` of each installed task.
     """
 
     def __init__(
@@ -71,10 +40,10 @@ class Collectors:
         found: Sequence[DataPlace],
         specs: Mapping[str, str],
     ) -> None:
-        silent = mute(settings, [*specs])
-        for task in silent:
+        unread = unread_sensors(settings, [*specs])
+        for task in unread:
             _LOG.warning("the sensor of task %s is not read: the task is not installed here", task)
-        self._keepers = [
+        self._collectors = [
             _SupervisedCollector(
                 CollectorOrder(
                     place=place,
@@ -89,24 +58,24 @@ class Collectors:
                 )
             )
             for place in found
-            if isinstance(place.settings.source, Gathered) and place.task not in silent
+            if isinstance(place.settings.source, Gathered) and place.task not in unread
         ]
 
     def start(self) -> None:
-        """Start them, on threads of their own."""
-        for keeper in self._keepers:
-            keeper.start()
+        """Start them, each supervised by a thread."""
+        for each in self._collectors:
+            each.start()
 
     def stop(self) -> None:
-        """End them in order; what they hold is written."""
-        for keeper in self._keepers:
-            keeper.ask()
-        for keeper in self._keepers:
-            keeper.stop()
+        """Terminate all, and wait until they have written their samples."""
+        for each in self._collectors:
+            each.terminate()
+        for each in self._collectors:
+            each.stop()
 
 
 class _SupervisedCollector:
-    """One collector's process. The kernel ends it with the thread here, which waits for it."""
+    """One collector's process. The kernel kills it when the thread that waits for it ends."""
 
     def __init__(self, order: CollectorOrder) -> None:
         self._order = order
@@ -114,12 +83,12 @@ class _SupervisedCollector:
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
         name = f"collector-{order.place.task}"
-        self._thread = threading.Thread(target=self._keep, name=name, daemon=True)
+        self._thread = threading.Thread(target=self._supervise, name=name, daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
-    def ask(self) -> None:
+    def terminate(self) -> None:
         with self._lock:
             self._stopping.set()
             if self._process is not None:
@@ -134,11 +103,11 @@ class _SupervisedCollector:
                 self._process.kill()
         self._thread.join()
 
-    def _keep(self) -> None:
+    def _supervise(self) -> None:
         backoff = Backoff(_FIRST_PAUSE_S, _LONGEST_PAUSE_S, least=1.0)
         while not self._stopping.is_set():
             began_s = time.monotonic()
-            returncode = self._live()
+            returncode = self._run_once()
             if self._stopping.is_set():
                 return
             _LOG.error(
@@ -149,8 +118,8 @@ class _SupervisedCollector:
                 backoff.reset()
             self._stopping.wait(backoff.next_s())
 
-    def _live(self) -> int | None:
-        """Run the process until it ends; None when it could not be started."""
+    def _run_once(self) -> int | None:
+        """Run the process until it ends and return its status; None if it cannot be started."""
         try:
             process = self._popen()
         except OSError as error:
@@ -169,7 +138,7 @@ class _SupervisedCollector:
         too_long = path.exists() and path.stat().st_size > _LOG_MAX_BYTES
         flags = os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if too_long else os.O_APPEND)
         log = os.open(path, flags, 0o600)
-        # -P: modules are not looked for in the agent's working folder
+        # -P: no module is imported from the agent's working folder
         argv = [sys.executable, "-P", "-m", "fl_client.collectors.process"]
         try:
             with self._lock:

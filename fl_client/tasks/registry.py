@@ -1,41 +1,29 @@
-"""Tasks by name: those of this folder, those of installed packages, or a class in a file."""
+"""Loads a task: one of this folder, one of an installed package, or a class in a file."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
-import pkgutil
 import re
 import sys
 import traceback
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
 
+from fl_client.tasks.base import Task
+from fl_client.tasks.listing import built_in, installed, names
 from runtime.errors import ConfigError, MissingExtra
 
-if TYPE_CHECKING:
-    from importlib.metadata import EntryPoint
-
-    from fl_client.tasks.base import Task
-
-ENTRY_POINT_GROUP = "rengo.tasks"
-_NOT_TASKS = frozenset({"base", "listing", "registry"})
 _EXTRAS = {"torch": "torch"}
 _NAME = re.compile(r"[a-z0-9_-]{1,64}")
-
-
-def names() -> list[str]:
-    """Return the names of the built-in and the installed tasks, without importing any."""
-    return sorted({*_built_in(), *(point.name for point in _installed())})
 
 
 def load_task(spec: str) -> Task:
     """Return the task that ``spec`` names.
 
     Args:
-        spec: a name out of ``names()``, or ``path/to/file.py:Class``. A file runs as it would as a
-            script: modules beside it can be imported.
+        spec: a name that ``listing.names()`` has, or ``path/to/file.py:Class``. As with a script,
+            modules beside the file can be imported.
 
     Raises:
         ConfigError: there is no such task, or it cannot be loaded; the text lists the choices or
@@ -44,27 +32,15 @@ def load_task(spec: str) -> Task:
     path, separator, class_name = spec.rpartition(":")
     if separator and path.endswith(".py"):
         return _instance(spec, _from_file(spec, Path(path)), class_name)
-    if spec in _built_in():
+    if spec in built_in():
         return _only_task(spec, importlib.import_module(f"fl_client.tasks.{spec}"))
-    for point in _installed():
+    for point in installed():
         if point.name == spec:
             module = _imported(spec, point.module)
             return _instance(spec, module, point.attr)
     raise ConfigError(
         f"no task {spec!r}; there are: {', '.join(names())}, or your own class as FILE.py:CLASS"
     )
-
-
-def _built_in() -> list[str]:
-    found = (module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]))
-    return [name for name in found if name not in _NOT_TASKS and name[0] != "_"]
-
-
-def _installed() -> list[EntryPoint]:
-    # a process that trains what is built in needs none of it
-    from importlib.metadata import entry_points  # noqa: PLC0415
-
-    return sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda point: point.name)
 
 
 def _from_file(spec: str, path: Path) -> ModuleType:
@@ -78,7 +54,7 @@ def _from_file(spec: str, path: Path) -> ModuleType:
     folder = str(path.resolve().parent)
     if folder not in sys.path:
         sys.path.append(folder)
-    # dataclasses and pickling torch loaders look their module up here
+    # dataclasses and torch loaders that pickle look up their module here
     sys.modules[name] = module
     try:
         found.loader.exec_module(module)
@@ -97,19 +73,17 @@ def _imported(spec: str, module_name: str) -> ModuleType:
 def _load_error(spec: str, error: BaseException) -> ConfigError:
     if isinstance(error, ModuleNotFoundError) and error.name in _EXTRAS:
         return MissingExtra(error.name, _EXTRAS[error.name])
-    where = "" if isinstance(error, ImportError | SyntaxError) else _place(error)
+    where = "" if isinstance(error, ImportError | SyntaxError) else _location(error)
     return ConfigError(f"task {spec} cannot be loaded: {type(error).__name__}: {error}{where}")
 
 
-def _place(error: BaseException) -> str:
-    """Return where the error rose, in parentheses."""
+def _location(error: BaseException) -> str:
+    """Return where the error was raised, in parentheses."""
     frames = traceback.extract_tb(error.__traceback__)
     return f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
 
 
 def _only_task(spec: str, module: ModuleType) -> Task:
-    from fl_client.tasks.base import Task  # noqa: PLC0415  names() must stay light
-
     own = [
         name
         for name, value in vars(module).items()
@@ -123,8 +97,6 @@ def _only_task(spec: str, module: ModuleType) -> Task:
 
 
 def _instance(spec: str, module: ModuleType, class_name: str) -> Task:
-    from fl_client.tasks.base import Task  # noqa: PLC0415  names() must stay light
-
     found = getattr(module, class_name, None)
     if not (isinstance(found, type) and issubclass(found, Task)):
         choices = ", ".join(

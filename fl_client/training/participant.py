@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fl_client.engines.base import (
-    Dtype,
-    Engine,
-    Evaluation,
-    LocalRound,
-    LocalUpdate,
-    TrainingFailed,
-    Tuning,
-    load_engine,
-)
-from fl_client.tasks.base import Device, Task
-from fl_client.training.exchange import (
+from fl_client.datasets.device import Device
+from fl_client.engines.base import Dtype, Engine, TrainingFailed, Tuning, load_engine
+from fl_client.models.local_round import Evaluation, LocalRound, LocalUpdate
+from fl_client.tasks.base import Task
+from fl_client.tasks.context import LocalContext
+from fl_client.tasks.exchange import (
     ExchangeAnswer,
     ExchangeContext,
     ExchangeStep,
@@ -28,7 +21,7 @@ from fl_client.training.exchange import (
 from runtime.errors import ConfigError
 
 if TYPE_CHECKING:
-    from fl_client.tasks.base import Split
+    from fl_client.tasks.split import Split
     from storage.weights import Vector, Weights
 
 # what a result's message holds
@@ -140,6 +133,14 @@ class Participant:
         answer = checked_answer(self.task.name, self.task.exchange(context), context)
         return answer._replace(metrics=_finite(answer.metrics))
 
+    def train_on_engine(self, weights: Weights, plan: LocalRound) -> LocalUpdate:
+        """Return the engine's update, on the device's training data."""
+        return self.engine.train(weights, self.train_split, plan)
+
+    def evaluate_on_engine(self, weights: Weights) -> Evaluation:
+        """Return the engine's metrics of ``weights`` on the device's held-out data."""
+        return self.engine.evaluate(weights, self.held_out_split)
+
     def _present(self, split: Split, what: str) -> Split:
         if split is None:
             raise ConfigError(
@@ -147,41 +148,6 @@ class Participant:
                 f"{self.device.id}"
             )
         return split
-
-
-@dataclass(frozen=True)
-class LocalContext:
-    """What local training knows: the participant, the global model and the round."""
-
-    participant: Participant
-    weights: Weights
-    round: LocalRound
-
-    @property
-    def device(self) -> Device:
-        """The device that trains."""
-        return self.participant.device
-
-    def own_weights(self) -> Vector:
-        """Return the global weights to be overwritten: an update that takes no second vector.
-
-        They are the memory that ``local_update`` was given: what is overwritten is gone from there.
-        """
-        return self.weights.vector
-
-    def random(self) -> np.random.Generator:
-        """Return random numbers that are this device's in this round, the same every time."""
-        return np.random.default_rng(self.round.local_seed)
-
-    def train(self) -> LocalUpdate:
-        """Train with the engine on the device's training data."""
-        owner = self.participant
-        return owner.engine.train(self.weights, owner.train_split, self.round)
-
-    def evaluate(self) -> Evaluation:
-        """Evaluate with the engine on the device's held-out data."""
-        owner = self.participant
-        return owner.engine.evaluate(self.weights, owner.held_out_split)
 
 
 def _read_only(vector: Vector) -> Vector:
@@ -199,6 +165,7 @@ def _finite(metrics: dict[str, float]) -> dict[str, float]:
     if len(metrics) > _MAX_METRICS or any(len(name) > _MAX_NAME_CHARS for name in metrics):
         raise ConfigError(
             f"a task reports at most {_MAX_METRICS} metrics, with names of at most "
-            f"{_MAX_NAME_CHARS} characters; this one gave {len(metrics)}: {', '.join(metrics)[:200]}"
+            f"{_MAX_NAME_CHARS} characters; this one gave {len(metrics)}: "
+            f"{', '.join(metrics)[:200]}"
         )
     return {name: float(value) for name, value in metrics.items() if np.isfinite(value)}

@@ -19,12 +19,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, get_args
 
-from fl_client.engines.base import (
-    Precision,
-    Tuning,
-)
-from fl_client.tasks import load_task
-from fl_client.tasks.base import Device
+from fl_client.datasets.device import Device
+from fl_client.engines.base import Precision, Tuning
+from fl_client.tasks.registry import load_task
 from fl_client.training.frames import (
     Done,
     Failed,

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 import algorithms
 from broker.wire.limits import MAX_EXCHANGE_BYTES
-from fl_client.engines.base import LocalRound, LocalUpdate, Tally, no_progress
+from fl_client.models.local_round import LocalRound, LocalUpdate, Tally, no_progress
+from fl_client.tasks.exchange import ExchangeStep
 from fl_client.training.checkpoint import FileCheckpoint, Pace
-from fl_client.training.exchange import ExchangeStep
 from fl_client.training.frames import Done, TrainingJob
 from fl_client.training.out_of_memory import shrunk
 from fl_client.training.participant import Participant
@@ -94,8 +94,8 @@ def _exchange(participant: Participant, job: TrainingJob) -> Done:
     elif len(payload) > MAX_EXCHANGE_BYTES:
         raise ConfigError(
             f"task {participant.task.name}: exchange gave a payload of {len(payload)} bytes in "
-            f"phase {job.phase!r}; a message holds at most {MAX_EXCHANGE_BYTES}, and larger answers "
-            "need an order with an upload"
+            f"phase {job.phase!r}; a message holds at most {MAX_EXCHANGE_BYTES}, and larger "
+            "answers need an order with an upload"
         )
     _write_state(job, answer.state)
     return Done(

@@ -18,9 +18,12 @@ import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 
-from fl_client.engines.torch import TorchEngine, tensors
+from fl_client.datasets.device import Device, Role
+from fl_client.engines.torch import TorchEngine
 from fl_client.models import layers
-from fl_client.tasks.base import Device, Role, Split, Task
+from fl_client.tasks.base import Task
+from fl_client.tasks.split import Split
+from fl_client.torch_models.weights import state_dict
 from rengo.export.input_shape import example_shape
 from rengo.export.onnx_check import OnnxCheck
 from runtime.errors import ConfigError, MissingExtra, RunNotCompleted
@@ -39,7 +42,7 @@ Call = dict[str, Any]
 def save_state_dict(weights: Weights, path: Path) -> None:
     """Write what ``module.load_state_dict(torch.load(path), strict=True)`` takes, in own types."""
     with whole_file(path) as file:
-        torch.save(tensors(weights), file)
+        torch.save(state_dict(weights), file)
 
 
 def save_onnx(weights: Weights, task: Task, path: Path) -> OnnxCheck:
@@ -53,7 +56,7 @@ def save_onnx(weights: Weights, task: Task, path: Path) -> OnnxCheck:
     for package in _NEEDED:
         _require(package)
     engine = TorchEngine(task)
-    model = engine.loaded(weights).float().eval()
+    model = engine.load_module(weights).float().eval()
     calls = _calls_by(engine, task, model)
     # beside the target, under its own name: a large model refers to a second file by name
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:

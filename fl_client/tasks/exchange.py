@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -14,9 +14,25 @@ from runtime.errors import ConfigError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from fl_client.tasks.base import Device, Split
-    from fl_client.training.participant import Participant
+    from fl_client.datasets.device import Device
+    from fl_client.tasks.split import Split
     from storage.weights import Weights
+
+
+class DataOwner(Protocol):
+    """A device with its data, as an exchange needs it."""
+
+    device: Device
+
+    @property
+    def train_split(self) -> Split:
+        """The data to learn from; ConfigError when the device has none."""
+        ...
+
+    @property
+    def held_out_split(self) -> Split:
+        """The data to evaluate on; ConfigError when the device has none."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -58,7 +74,7 @@ class ExchangeContext:
     of what is here: the message, the state, the data, and ``random``.
     """
 
-    def __init__(self, participant: Participant, step: ExchangeStep) -> None:
+    def __init__(self, participant: DataOwner, step: ExchangeStep) -> None:
         self._participant = participant
         self.step = step
         self.next_state: Mapping[str, NDArray[Any]] = {}
