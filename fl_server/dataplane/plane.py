@@ -45,7 +45,7 @@ from runtime.retry import retrying_until
 from storage.registry.registry import ModelRegistry
 from storage.store.objects import ObjectStore
 from storage.versions.keys import RunKeys
-from storage.weights import read_layout
+from storage.weights import read_layout, stored_size
 
 _LOG = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -351,7 +351,7 @@ class DataPlane:
         try:
             with models.fetch(model).open("rb") as file:
                 layout, _ = read_layout(file)
-            if layout.stored_bytes != size:
+            if stored_size(layout) != size:
                 raise Corrupt(f"{model.key} has {size} bytes, its tensors end elsewhere")
             if layout.size == 0:
                 raise ConfigError("the model has no float parameters to train")

@@ -13,7 +13,7 @@ from broker.wire.messages import Message, ModelOffer, ModelRef, ModelRequest, Pr
 from broker.wire.topics import Topics
 from fl_server.runs.active import URL_LIFETIME_S
 from storage.registry.registry import ModelRegistry
-from storage.store.objects import ObjectStore
+from storage.store.objects import Presigner
 from storage.versions.index import Version
 
 _SHARE_URL_S = 60.0
@@ -24,7 +24,7 @@ _KEPT_URLS = 64
 class SharedUrls:
     """Presigned GETs that many devices share: signing one for each costs more than all else."""
 
-    store: ObjectStore
+    store: Presigner
     _signed: dict[str, tuple[str, float]] = field(default_factory=dict, repr=False)
 
     def of(self, key: str) -> str:

@@ -22,7 +22,7 @@ from fl_server.rounds.events import ArmTimer, Fact, Model, RoundCommitted, Round
 from fl_server.rounds.machine import RoundMachine
 from fl_server.runs.lineage import Lineage
 from fl_server.runs.patches import patches_to
-from storage.store.objects import ObjectStore
+from storage.store.objects import Presigner
 from storage.versions.keys import RunKeys
 
 URL_LIFETIME_S = 900
@@ -74,7 +74,7 @@ class ActiveRun:
     def order(
         self,
         command: SendOrder,
-        store: ObjectStore,
+        store: Presigner,
         epoch: int,
         parts: PartsRef | None = None,
     ) -> Order:
@@ -120,7 +120,7 @@ class ActiveRun:
             return settings
         return settings | work.overrides()
 
-    def _model_url(self, store: ObjectStore, key: str) -> str:
+    def _model_url(self, store: Presigner, key: str) -> str:
         """Return a URL that a whole cohort shares: signing one for each costs more than it."""
         now_s = time.monotonic()
         known, url, signed_s = self._signed

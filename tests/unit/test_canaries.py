@@ -35,7 +35,7 @@ from fl_server.rounds.events import DeviceJoined, DeviceLeft
 from fl_server.runs.definition import BundleSection
 from runtime.errors import ConfigError, NotFound, RengoError
 from storage.registry.registry import ModelRegistry
-from storage.store.objects import MemoryStore
+from storage.store.memory import MemoryStore
 from storage.versions.index import Version
 from storage.versions.manifest import Manifest
 from tests.versions import KEY, PROJECT, stored

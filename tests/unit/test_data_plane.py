@@ -17,7 +17,7 @@ from fl_server.rounds.events import Model, SweepRound, SweepRun
 from fl_server.runs.definition import parse_definition
 from runtime.security.signing import SecretKey
 from storage.registry.registry import ModelRegistry
-from storage.store.objects import MemoryStore
+from storage.store.memory import MemoryStore
 
 RUN = "r-1"
 

@@ -24,7 +24,7 @@ from fl_server.rounds.events import (
 from runtime.errors import AccessDenied, Unavailable
 from runtime.security.signing import SecretKey
 from storage.registry.registry import ModelRegistry
-from storage.store.objects import MemoryStore
+from storage.store.memory import MemoryStore
 from storage.transfer.multipart import PartSizes
 from tests.unit.test_run import UPDATE, run_of
 

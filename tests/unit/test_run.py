@@ -20,7 +20,7 @@ from fl_server.rounds.events import (
 from fl_server.rounds.workload import OrderWork
 from fl_server.runs.active import ActiveRun
 from fl_server.runs.definition import parse_definition
-from storage.store.objects import MemoryStore
+from storage.store.memory import MemoryStore
 from storage.versions.keys import RunKeys
 from tests.messages import wire
 
