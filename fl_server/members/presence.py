@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from broker.wire.messages import DeviceInfo, DeviceState, Message
-from fl_server.rounds.events import DeviceJoined, DeviceLeft
+from fl_server.flows.events import DeviceJoined, DeviceLeft
 
 
 @dataclass

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 from pydantic import Field
 
 from fl_server.dataplane.bundles import KeptBundle, Named
+from fl_server.dataplane.urls import URL_LIFETIME_S
 from fl_server.deployment.service import CanaryRequest
 from fl_server.members.rules import AuditEvent
 from fl_server.operations.arguments import PAGE_BYTES, Arguments, Deferred, Name, Result
-from fl_server.runs.active import URL_LIFETIME_S
 from fl_server.runs.definition import ModelsSection
 from runtime.errors import ConfigError
 from storage.store.objects import ObjectInfo, UnfinishedUpload

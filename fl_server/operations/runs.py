@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from broker.wire.messages import KeyText, Message, Sha256
+from fl_server.dataplane.urls import URL_LIFETIME_S
+from fl_server.flows.events import PauseRequested, ResumeRequested, StopRequested
+from fl_server.kinds.sync import SyncFlow
 from fl_server.members.presence import DevicePresence
 from fl_server.members.rules import MAX_USES, AuditEvent, DeviceRecord
 from fl_server.operations.arguments import (
@@ -29,18 +32,12 @@ from fl_server.operations.arguments import (
 )
 from fl_server.operations.bundles import BundleOperations
 from fl_server.operations.models import ModelOperations
-from fl_server.persistence.journal import AwaitedModel, PreparedRun, RunRecord
-from fl_server.rounds.events import (
-    Model,
-    PauseRequested,
-    ResumeRequested,
-    StopRequested,
-)
+from fl_server.rounds.events import Model
 from fl_server.rounds.ledger import Ledger
 from fl_server.rounds.workload import known_speeds
 from fl_server.runs import report
-from fl_server.runs.active import URL_LIFETIME_S, ActiveRun
 from fl_server.runs.definition import RunDefinition, parse_definition
+from fl_server.runs.record import AwaitedModel, PreparedRun, RunRecord
 from runtime.config import validate
 from runtime.errors import ConfigError, NotFound
 from runtime.jointoken import CLAIM_PREFIX
@@ -409,7 +406,7 @@ class Operations:
     def _note(self, act: str, subject: str) -> None:
         self._server.members.note(AuditEvent(self._caller, act, subject))
 
-    def _run(self, run_id: str) -> ActiveRun:
+    def _run(self, run_id: str) -> SyncFlow:
         run = self._server.runs.get(run_id)
         if run is None:
             raise NotFound(f"no run {run_id!r}; `rengo runs ls` lists them")

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fl_server.persistence.journal import FactRecord, RunRecord
 from fl_server.rounds.events import (
     EvaluationRecorded,
     OrderDeclined,
+    Plan,
     RoundAbandoned,
     RoundClosed,
     RoundCommitted,
@@ -21,6 +21,7 @@ from fl_server.rounds.events import (
 )
 from fl_server.rounds.ledger import Ledger
 from fl_server.rounds.workload import OrderWork, measured
+from fl_server.runs.record import FactRecord, RunRecord
 
 MAX_ROUNDS_SHOWN = 200
 _MAX_ROUND_TIMES = 1000
@@ -73,7 +74,7 @@ class _RoundReport:
         self.seconds = at - self.started_at
 
 
-def summary(record: RunRecord, ledger: Ledger) -> dict[str, Any]:
+def summary(record: RunRecord[Plan], ledger: Ledger) -> dict[str, Any]:
     """Return a run in one row."""
     version = _measured_version(ledger)
     return {
@@ -99,7 +100,7 @@ def summary(record: RunRecord, ledger: Ledger) -> dict[str, Any]:
     }
 
 
-def report(record: RunRecord, ledger: Ledger, facts: Iterable[FactRecord]) -> dict[str, Any]:
+def report(record: RunRecord[Plan], ledger: Ledger, facts: Iterable[FactRecord]) -> dict[str, Any]:
     """Return a run with its rounds, devices, refusals, bytes and metrics.
 
     It fits into one message: of long runs the latest rounds are shown, of many devices the first.

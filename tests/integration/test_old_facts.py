@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from fl_server.deployment.canary.machine import CanaryMachine
+from fl_server.canary.machine import CanaryMachine
 from fl_server.deployment.canary_log import CanaryLog
 from fl_server.persistence.journal import Journal
 from fl_server.rounds.machine import RoundMachine

@@ -17,14 +17,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fl_server.deployment.canary import events as c
-from fl_server.deployment.canary.machine import CanaryMachine
+from fl_server.canary import events as c
+from fl_server.canary.machine import CanaryMachine
 from fl_server.deployment.canary_log import CanaryLog
-from fl_server.persistence.journal import AwaitedModel, Journal, PreparedRun, RunRecord
+from fl_server.persistence.journal import Journal
 from fl_server.rounds import events as e
 from fl_server.rounds.machine import RoundMachine
 from fl_server.rounds.workload import OrderWork, Speed
 from fl_server.runs.definition import RunDefinition, parse_definition
+from fl_server.runs.record import AwaitedModel, PreparedRun, RunRecord
 from tests.old_data.record import HERE, commit
 
 SHA = "0123456789abcdef" * 4

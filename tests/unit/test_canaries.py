@@ -28,10 +28,10 @@ from fl_server.dataplane.plane import DataPlane
 from fl_server.deployment.canary_log import CanaryLog
 from fl_server.deployment.production import ProductionDocuments, SharedUrls
 from fl_server.deployment.service import Canaries, CanaryContext, CanaryRequest
+from fl_server.flows.events import DeviceJoined, DeviceLeft
 from fl_server.members.presence import PresenceTable
 from fl_server.members.rules import AuditEvent
 from fl_server.persistence.database import Database
-from fl_server.rounds.events import DeviceJoined, DeviceLeft
 from fl_server.runs.definition import BundleSection
 from runtime.errors import ConfigError, NotFound, RengoError
 from storage.registry.registry import ModelRegistry

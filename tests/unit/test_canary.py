@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fl_server.deployment.canary.events import (
+from fl_server.canary.events import (
     ATTEMPT_OF,
     ROUND,
     CanaryPlan,
@@ -22,12 +22,13 @@ from fl_server.deployment.canary.events import (
     SideMeasured,
     Verdict,
 )
-from fl_server.deployment.canary.machine import CanaryMachine, choose, quorum_of
-from fl_server.deployment.canary.messages import order_of, shown
-from fl_server.deployment.canary.state import CanaryState, judge, lower_is_better
+from fl_server.canary.machine import CanaryMachine, choose, quorum_of
+from fl_server.canary.messages import order_of, shown
+from fl_server.canary.state import CanaryState, judge, lower_is_better
 from fl_server.deployment.canary_log import CanaryLog
+from fl_server.flows.events import DeviceJoined
 from fl_server.persistence.database import Database, JournalUnusable, sa
-from fl_server.rounds.events import DeviceJoined, EvaluationReceived
+from fl_server.rounds.events import EvaluationReceived
 from rengo.cli.operator import canary as command
 from rengo.operator.canary import CanaryTrial
 from runtime.errors import ConfigError, InvalidTransition

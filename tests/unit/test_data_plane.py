@@ -12,9 +12,9 @@ import pytest
 
 from fl_server.dataplane import plane as data_module
 from fl_server.dataplane.plane import DataPlane, Done
-from fl_server.persistence.journal import RunRecord
 from fl_server.rounds.events import Model, SweepRound, SweepRun
 from fl_server.runs.definition import parse_definition
+from fl_server.runs.record import RunRecord
 from runtime.signing import SecretKey
 from storage.registry.registry import ModelRegistry
 from storage.store.objects import MemoryStore

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from fl_server.persistence.journal import RunRecord
 from fl_server.rounds.events import (
     Fact,
     Model,
@@ -19,6 +18,7 @@ from fl_server.rounds.events import (
 )
 from fl_server.runs.definition import parse_definition
 from fl_server.runs.lineage import Commit, Lineage, manifest_of
+from fl_server.runs.record import RunRecord
 from storage.versions.manifest import MAX_DOCUMENT_BYTES, Manifest, Parent
 
 INITIAL = Model(0, "k0", "0" * 64, 5)

@@ -12,13 +12,13 @@ from broker.wire.messages import Order
 from fl_server.dataplane.bundles import SiteBundles
 from fl_server.dataplane.orders import Ordering
 from fl_server.dataplane.plane import DataPlane, Done, TaskDone
+from fl_server.flows.events import StopRequested
 from fl_server.rounds.events import (
     Fact,
     RoundAbandoned,
     RoundClosed,
     RoundStarted,
     SendOrder,
-    StopRequested,
     UpdateAccepted,
 )
 from runtime.errors import AccessDenied, Unavailable

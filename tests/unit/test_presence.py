@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 from broker.wire.messages import DeviceInfo, DeviceState
+from fl_server.flows.events import DeviceJoined, DeviceLeft
 from fl_server.members.presence import PresenceTable
-from fl_server.rounds.events import DeviceJoined, DeviceLeft
 from tests.messages import SAMPLES
 
 Status = Literal["ready", "training", "draining", "offline", "lost"]

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 
 from broker.wire.messages import MAX_MESSAGE_BYTES, Order
-from fl_server.persistence.journal import FactRecord, RunRecord
+from fl_server.flows.commands import ArmTimer
 from fl_server.rounds.events import (
-    ArmTimer,
     Fact,
     Model,
     RoundClosed,
@@ -20,6 +19,7 @@ from fl_server.rounds.events import (
 from fl_server.rounds.workload import OrderWork
 from fl_server.runs.active import ActiveRun
 from fl_server.runs.definition import parse_definition
+from fl_server.runs.record import FactRecord, RunRecord
 from storage.store.objects import MemoryStore
 from storage.versions.keys import RunKeys
 from tests.messages import wire

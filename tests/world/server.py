@@ -15,9 +15,10 @@ from typing import Any
 
 from broker.wire.messages import DeviceState, ModelRef, Order, Receipt, UploadRef
 from fl_client.session.session import RunChanged
+from fl_server.flows.flow import Step
 from fl_server.members.presence import PresenceTable
 from fl_server.rounds import events as e
-from fl_server.rounds.machine import RoundMachine, Step
+from fl_server.rounds.machine import RoundMachine
 from tests.laws import RoundLaws, require
 from tests.world.broker import SERVER, Broker, Letter
 from tests.world.kernel import Kernel
