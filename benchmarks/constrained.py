@@ -35,8 +35,8 @@ from rengo.operator.runs import follow, submit, wait_for_devices
 from rengo.site.device_process import DeviceSpec
 from rengo.site.preparation import SiteOptions
 from rengo.site.site import Site
-from runtime.child import Child
 from runtime.errors import RengoError
+from runtime.processes.child import Child
 from tests.wheels import REPOSITORY, build_wheel
 
 _MIB = 2**20

@@ -28,7 +28,7 @@ from broker.wire.topics import Topics
 from rengo.operator.client import OperatorClient
 from rengo.site.preparation import SiteOptions
 from rengo.site.site import Site
-from runtime.identity import Identity, new_identity
+from runtime.security.identity import Identity, new_identity
 
 USUAL = (("mosquitto", 2000), ("nats", 500))
 _PATIENCE_S = 300.0

@@ -53,6 +53,7 @@ from fl_server.kinds.listing import FLOW_KINDS
 from fl_server.members.gate import MessageGate, VerifiedMessage
 from fl_server.members.membership import Membership, SiteInfo
 from fl_server.members.presence import PresenceTable
+from fl_server.members.rules import DeviceRecord
 from fl_server.members.store import MemberRegistry
 from fl_server.observers.base import Observer, ObserverList
 from fl_server.observers.log import LogObserver
@@ -61,11 +62,12 @@ from fl_server.operations.mqtt import OperatorEndpoint
 from fl_server.operations.runs import Operations
 from fl_server.persistence.journal import Journal
 from fl_server.persistence.manifest_cache import DocumentTable
+from fl_server.runs.record import RunRecord
 from fl_server.shell.connection import ServerConnection
 from fl_server.shell.devices import DeviceAdmission
 from fl_server.shell.runner import FlowRunner, RunnerParts
 from runtime.errors import PeerError, RengoError
-from runtime.identity import Identity
+from runtime.security.identity import Identity
 from storage.registry.registry import ModelRegistry
 from storage.store.objects import ObjectStore
 
@@ -143,7 +145,14 @@ class Server:
         self._admission = DeviceAdmission(
             self.members, self.gate, self.data, self.connection, self._forget
         )
-        self._production = ProductionDocuments(self.models, self.connection, self.epoch)
+        connection = self.connection
+        self._production = ProductionDocuments(
+            self.models,
+            connection.topics,
+            self.epoch,
+            connection.publish_retained,
+            connection.clear,
+        )
         self._urls = SharedUrls(store)
         self._operators = OperatorEndpoint(
             Operations(self), self.data, self.connection.publish_reply
@@ -299,7 +308,7 @@ class Server:
     def _device_state(self, device_id: str, state: DeviceState) -> None:
         if state.status == "ready":
             self.members.offer_password(device_id)
-        event = self.presence.store_state(device_id, state)
+        event = self.presence.apply_state(device_id, state)
         if event is not None:
             self.runner.handle_presence(event, state)
 
@@ -315,8 +324,13 @@ class Server:
 
     # --- for operations -----------------------------------------------------------------------
 
-    def start_run(self, run_id: str, definition: Any, initial: Any) -> None:
-        raise NotImplementedError
+    def start_run(self, record: RunRecord[Any]) -> None:
+        """Journal a new run and let it begin."""
+        self.runner.begin(record)
+
+    def forget_device(self, device: DeviceRecord) -> None:
+        """Remove a revoked device, which the broker has forgotten."""
+        self._admission.forget(device)
 
     # --- production ---------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from fl_client.agent.status_server import StatusServer
 from iot.settings import DeviceSettings
 from iot.steward import steward_of
 from runtime.errors import ConfigError
-from runtime.identity import Identity
+from runtime.security.identity import Identity
 
 ENGINE = "numpy"
 

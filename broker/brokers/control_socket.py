@@ -12,9 +12,9 @@ import socket
 from pathlib import Path
 from typing import Literal
 
-from runtime.child import Child
 from runtime.errors import ConfigError, TransportError
-from runtime.unixsocket import UnixSocketServer, short_address
+from runtime.processes.child import Child
+from runtime.processes.unix_socket import UnixSocketServer, short_address
 
 _LOG = logging.getLogger(__name__)
 SOCKET = "broker.sock"

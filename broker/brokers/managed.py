@@ -27,11 +27,11 @@ from typing import IO
 from broker.brokers.control_socket import ControlSocket, ask_keeper
 from broker.brokers.listener import ListenAddress, ListenerTls, reached_at, require_private
 from broker.wire.access import BrokerUser
-from runtime.child import Child
 from runtime.errors import ConfigError, TransportError
 from runtime.files import atomic_write, make_folder
-from runtime.locks import take_lock
-from runtime.ports import free_port, require_free
+from runtime.processes.child import Child
+from runtime.processes.locks import take_lock
+from runtime.processes.ports import free_port, require_free
 
 _START_TIMEOUT_S = 20.0
 _RELOAD_TIMEOUT_S = 10.0

@@ -26,7 +26,7 @@ from broker.session.connection import (
 from broker.session.inbox import Connected, Disconnected, Inbox, SessionEvent, SessionFault
 from broker.session.outbox import Outbox, OutboxRow, Until
 from broker.session.resend import ResendQueue
-from broker.wire.limits import MAX_PAYLOAD_BYTES, MessageTooLarge, check_message
+from broker.wire.limits import MAX_MESSAGE_BYTES, MessageTooLarge, check_message
 from runtime.errors import (
     AuthenticationFailed,
     InvalidTransition,
@@ -36,7 +36,7 @@ from runtime.errors import (
 )
 
 __all__ = [
-    "MAX_PAYLOAD_BYTES",
+    "MAX_MESSAGE_BYTES",
     "ClientIdInUse",
     "Connected",
     "Delivery",

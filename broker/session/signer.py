@@ -9,7 +9,7 @@ import time
 from broker.session.connection import Publication
 from broker.wire.messages import Message, encode
 from broker.wire.topics import parse
-from runtime.signing import SecretKey
+from runtime.security.signing import SecretKey
 
 
 class MessageSigner:

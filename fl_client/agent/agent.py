@@ -52,10 +52,9 @@ from fl_client.machine.accelerators import for_orders
 from fl_client.machine.hardware import available_engines
 from fl_client.production.folder import ProductionFolder
 from fl_client.production.follower import Followed, ProductionFollower
-from fl_client.session.session import (
+from fl_client.session.events import (
     CancelJob,
     Command,
-    DeviceSession,
     DoWork,
     Event,
     FetchModel,
@@ -77,11 +76,12 @@ from fl_client.session.session import (
     UpdateUploaded,
     UploadUpdate,
 )
+from fl_client.session.machine import DeviceSession
 from fl_client.settings import AgentSettings
 from fl_client.tasks.listing import resolve
 from fl_client.training.child import ChildProgressed
 from runtime.errors import AuthenticationFailed, ConfigError, MissingExtra, PeerError
-from runtime.identity import Identity
+from runtime.security.identity import Identity
 from runtime.sqlite import opened_or_begun_anew
 from storage.transfer.files import Transfers
 

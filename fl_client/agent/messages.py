@@ -27,10 +27,10 @@ from broker.wire.topics import Topics
 from fl_client.jobs.transfer import TransferContext
 from fl_client.machine.accelerators import CPU, Accelerator, precision
 from fl_client.machine.hardware import describe
-from fl_client.session.session import Job, JobKey, SendDecline
+from fl_client.session.events import Job, JobKey, SendDecline
 from fl_client.settings import AgentSettings
 from fl_client.training.frames import TrainingJob
-from runtime.identity import Identity
+from runtime.security.identity import Identity
 
 _RESULT = re.compile(r"result/([^/]+)/(train|evaluate)/(\d+)/(\d+)")
 

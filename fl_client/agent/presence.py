@@ -6,7 +6,7 @@ order again, since its result is still on the way: two messages and a transfer f
 
 from __future__ import annotations
 
-from fl_client.session.session import Presence
+from fl_client.session.events import Presence
 
 BREATH_S = 1.0
 

@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from fl_client.session.session import JobKey
-from runtime.environments import TRIAL_S, UpdateTrial, this_environment
+from fl_client.session.events import JobKey
 from runtime.errors import TransportError
-from runtime.memory import settle
-from runtime.notify import Notifier
-from runtime.resident import rss_bytes
-from runtime.unixsocket import UnixSocketServer
+from runtime.processes.environments import TRIAL_S, UpdateTrial, this_environment
+from runtime.processes.memory import settle
+from runtime.processes.notify import Notifier
+from runtime.processes.rss import rss_bytes
+from runtime.processes.unix_socket import UnixSocketServer
 
 _LOG = logging.getLogger(__name__)
 SOCKET = "agent.sock"

@@ -17,11 +17,19 @@ from fl_client.bundles.store import DeviceBundles
 from fl_client.collectors.owned import place_of
 from fl_client.jobs.folder import DeviceFolder
 from fl_client.machine.accelerators import CPU, Accelerator, environment
-from fl_client.session.session import Event, Job, JobFailed, JobKey, Memory, Outcome, WorkFinished
+from fl_client.session.events import (
+    Event,
+    Job,
+    JobFailed,
+    JobKey,
+    Memory,
+    Outcome,
+    WorkFinished,
+)
 from fl_client.settings import AgentSettings
 from fl_client.training import child as training
 from fl_client.training.frames import TrainingJob
-from runtime.memory import give_back
+from runtime.processes.memory import give_back
 
 _LOG = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from fl_client.collectors.order import CollectorOrder
 from fl_client.collectors.owned import place_of
 from fl_client.datasets.settings import DataPlace, Gathered, SensorSource
 from fl_client.settings import AgentSettings
-from runtime.child import die_with_parent
 from runtime.errors import ConfigError
+from runtime.processes.child import die_with_parent
 
 _LOG = logging.getLogger(__name__)
 _FIRST_PAUSE_S = 1.0

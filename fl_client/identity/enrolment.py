@@ -29,7 +29,7 @@ from broker.session.session import (
 from broker.session.signer import MessageSigner
 from broker.wire.messages import Claim, ClaimAnswer, Envelope, decode
 from broker.wire.topics import Topics, parse, require_level
-from runtime.brokerurl import BrokerPlace
+from runtime.broker_url import BrokerPlace
 from runtime.errors import (
     AuthenticationFailed,
     ConfigError,
@@ -38,10 +38,10 @@ from runtime.errors import (
     UntrustedPeer,
 )
 from runtime.files import atomic_write
-from runtime.identity import Identity, TlsTrust, read_identity, write_identity
-from runtime.jointoken import JoinToken
-from runtime.signing import SecretKey
-from runtime.tls import fetch_authority
+from runtime.security.identity import Identity, TlsTrust, read_identity, write_identity
+from runtime.security.join_token import JoinToken
+from runtime.security.signing import SecretKey
+from runtime.security.tls import fetch_authority
 
 _CONNECT_S = 20.0
 _ANSWER_S = 60.0

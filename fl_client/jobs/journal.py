@@ -11,7 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from broker.wire.messages import Order
-from fl_client.session.session import Job, JobKey, Outcome, Stage
+from fl_client.session.events import (
+    Job,
+    JobKey,
+    Outcome,
+    Stage,
+)
 from runtime.errors import ConfigError, RengoError
 from runtime.sqlite import is_damage, is_disk_trouble, require_sound
 

@@ -17,7 +17,13 @@ import tenacity
 
 from broker.wire.messages import UploadRef
 from fl_client.bundles.store import DeviceBundles
-from fl_client.session.session import Job, JobFailed, JobKey, ModelFetched, UpdateUploaded
+from fl_client.session.events import (
+    Job,
+    JobFailed,
+    JobKey,
+    ModelFetched,
+    UpdateUploaded,
+)
 from runtime.errors import AccessDenied, RengoError, Unavailable
 from storage.transfer.byte_ranges import Earlier
 from storage.transfer.files import Cancelled, Transfers

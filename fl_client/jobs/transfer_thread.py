@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fl_client.bundles.store import DeviceBundles
 from fl_client.jobs.folder import DeviceFolder
 from fl_client.jobs.transfer import JobTransfers, TransferContext
-from fl_client.session.session import Event, Job, JobKey
+from fl_client.session.events import Event, Job, JobKey
 from storage.transfer.files import Transfers
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from runtime.errors import ConfigError, Corrupt, NotFound
 from runtime.files import atomic_write, make_folder, sync_folder
-from runtime.signing import PublicKey
+from runtime.security.signing import PublicKey
 
 if TYPE_CHECKING:
     from storage.versions.manifest import Manifest

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from broker.wire.messages import ModelOffer, ProductionDocument
 from fl_client.production.folder import HeldModel, ProductionFolder
 from runtime.errors import AccessDenied, Corrupt, PeerError, RengoError
-from runtime.signing import PublicKey
+from runtime.security.signing import PublicKey
 from storage.transfer.files import Cancelled, Transfers
 
 if TYPE_CHECKING:

@@ -47,7 +47,6 @@ from fl_client.training.frames import (
 )
 from fl_client.training.out_of_memory import ran_short, shrunk
 from fl_client.training.participant import Participant
-from runtime.child import die_with_parent
 from runtime.errors import (
     ConfigError,
     Corrupt,
@@ -58,6 +57,7 @@ from runtime.errors import (
     Unavailable,
 )
 from runtime.files import sync_folder
+from runtime.processes.child import die_with_parent
 from storage.updates.info import UpdateInfo
 from storage.updates.stream import WrittenUpdate, write_update
 from storage.weights import Array, Weights, read_safetensors, write_safetensors

@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from fl_server.flows.commands import SendReceipt
-from fl_server.flows.events import DeviceDeclined, DeviceJoined, DeviceLeft, OrderRequested, ProductionMoved, TimerFired
+from fl_server.flows.events import (
+    DeviceDeclined,
+    DeviceJoined,
+    DeviceLeft,
+    OrderRequested,
+    ProductionMoved,
+    TimerFired,
+)
 from fl_server.rounds.events import EvaluationReceived
 
 Side: TypeAlias = Literal["production", "candidate"]

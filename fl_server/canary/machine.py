@@ -30,7 +30,6 @@ from fl_server.canary.events import (
     MarkingFailed,
     OrderSide,
     OrdersOpened,
-    ProductionMoved,
     Settle,
     Settled,
     Side,
@@ -41,7 +40,13 @@ from fl_server.canary.events import (
 )
 from fl_server.canary.state import CanaryState, judge, measured_pairs
 from fl_server.flows.commands import ReceiptStatus, SendReceipt
-from fl_server.flows.events import DeviceDeclined, DeviceJoined, DeviceLeft, OrderRequested
+from fl_server.flows.events import (
+    DeviceDeclined,
+    DeviceJoined,
+    DeviceLeft,
+    OrderRequested,
+    ProductionMoved,
+)
 from fl_server.flows.flow import Step
 from fl_server.rounds.events import EvaluationReceived
 from fl_server.selection import uniform

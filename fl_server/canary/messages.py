@@ -20,9 +20,7 @@ def order_of(plan: CanaryPlan, command: OrderSide) -> IssueOrder:
         "evaluate",
         ROUND,
         ATTEMPT_OF[command.side],
-        TaskSettings(
-            plan.task, plan.algorithm, plan.algorithm_settings, plan.training, plan.seed
-        ),
+        TaskSettings(plan.task, plan.algorithm, plan.algorithm_settings, plan.training, plan.seed),
         ModelFile(contender.key, contender.sha256, contender.size_bytes),
         bundle=None if bundle is None else BundleFile(bundle.sha256, bundle.size_bytes),
         timer=DEADLINE,

@@ -132,9 +132,7 @@ class DataPlane(Workers):
 
         self.in_order(work)
 
-    def sign_version(
-        self, record: RunRecord[Plan], commit: Commit, *, is_new: bool = True
-    ) -> None:
+    def sign_version(self, record: RunRecord[Plan], commit: Commit, *, is_new: bool = True) -> None:
         """Sign a committed version's manifest and store it. Blocks.
 
         Args:

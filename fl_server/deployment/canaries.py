@@ -8,7 +8,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from fl_server.canary.events import DEADLINE, CanaryPlan, Contender, TaskBundle
@@ -62,7 +62,12 @@ class Canaries:
         self._note = note
 
     def begin(
-        self, candidate: Version, wanted: CanaryRequest, caller: str, bundle: Named | None = None
+        self,
+        candidate: Version,
+        wanted: CanaryRequest,
+        caller: str,
+        bundle: Named | None = None,
+        canary_id: str = "",
     ) -> str:
         """Start a canary and return its id; the same request again gives that of the running one.
 
@@ -71,6 +76,7 @@ class Canaries:
             wanted: how.
             caller: the operator's id.
             bundle: the one of the site that devices without the task may take.
+            canary_id: of the new one; "" for one that is made here.
 
         Raises:
             ConfigError: there is nothing to compare with, nobody to measure, or one runs already.
@@ -81,6 +87,8 @@ class Canaries:
             if asked == (candidate.name, wanted.metric, wanted.max_drop, wanted.deadline_s):
                 return plan.canary_id  # the answer was lost, or somebody waits for it again
         plan = self._plan(candidate, self._baseline(candidate), wanted, bundle)
+        if canary_id:
+            plan = replace(plan, canary_id=canary_id)
         detail = {"canary": plan.canary_id, "against": plan.production.name}
         self._note(AuditEvent(caller, "canary begun", candidate.name, detail))
         self._begin(_record_of(plan))

@@ -60,7 +60,7 @@ class Flow(ABC):
 
     def concerns(self, state: DeviceState) -> bool:
         """Whether a device with this presence could take part."""
-        return state.takes(self.task, bundled=self.bundled)
+        return state.can_run(self.task, bundled=self.bundled)
 
     def awaits(self, order: IssueOrder) -> bool:
         """Whether an order that was issued a while ago is still to be sent."""

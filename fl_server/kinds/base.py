@@ -42,7 +42,7 @@ class FlowKind(ABC):
 
     Attributes:
         vocabulary: what the journal holds of its runs.
-        is_submitted: whether operators submit runs of this kind; the server lists such runs.
+        is_submitted: whether operators submit runs of this kind, and see them in their lists.
     """
 
     vocabulary: ClassVar[Vocabulary]
@@ -62,31 +62,3 @@ class FlowKind(ABC):
         self, record: RunRecord[Any], facts: Sequence[FactRecord], services: FlowServices
     ) -> Flow:
         """Return the flow of a run as its facts left it."""
-
-    def summary(self, record: RunRecord[Any], flow: Flow) -> dict[str, Any]:
-        """Return the run in one row, as operators list it."""
-        document = flow.document(epoch=0)
-        shown = {} if document is None else document.model_dump()
-        return {
-            "run_id": record.run_id,
-            "task": record.definition.task,
-            "algorithm": record.definition.algorithm.name,
-            "status": shown.get("status", "running"),
-            "reason": shown.get("reason", ""),
-            "phase": shown.get("phase", ""),
-            "round": shown.get("round", 0),
-            "attempt": shown.get("attempt", 0),
-            "rounds": record.definition.rounds,
-            "accuracy": shown.get("accuracy"),
-            "loss": shown.get("loss"),
-        }
-
-    def report(
-        self, record: RunRecord[Any], flow: Flow, facts: Sequence[FactRecord]
-    ) -> dict[str, Any]:
-        """Return what the run did, as operators are shown it."""
-        events = [flow.event_of(each.fact).model_dump() for each in facts[-_SHOWN_FACTS:]]
-        return {**self.summary(record, flow), "facts": events, "devices": []}
-
-
-_SHOWN_FACTS = 100

@@ -44,7 +44,6 @@ from fl_server.runs.definition import RunDefinition
 from fl_server.runs.lineage import Commit, Lineage
 from fl_server.runs.patches import patches_to
 from fl_server.runs.record import FactRecord, RunRecord, Vocabulary
-from fl_server.runs.report import report, summary
 
 _MAX_LISTED = 1500
 # once more when no upload URL of the run can be alive
@@ -265,18 +264,6 @@ class SyncKind(FlowKind):
     ) -> SyncFlow:
         """Return the run as its facts left it."""
         return SyncFlow(record, facts, services.data)
-
-    def summary(self, record: RunRecord[Plan], flow: Flow) -> dict[str, Any]:
-        """Return the run in one row."""
-        assert isinstance(flow, SyncFlow)
-        return summary(record, flow.machine.ledger)
-
-    def report(
-        self, record: RunRecord[Plan], flow: Flow, facts: Sequence[FactRecord]
-    ) -> dict[str, Any]:
-        """Return the run with its rounds, devices, refusals, bytes and metrics."""
-        assert isinstance(flow, SyncFlow)
-        return report(record, flow.machine.ledger, facts)
 
 
 def _has_same_steps(one: RunDefinition, other: RunDefinition) -> bool:

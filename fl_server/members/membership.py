@@ -38,9 +38,9 @@ from fl_server.members.rules import (
 )
 from fl_server.members.store import MemberRegistry
 from runtime.errors import ConfigError, NotFound, PeerError
-from runtime.identity import Identity, new_client_id, new_password
-from runtime.jointoken import JoinToken
-from runtime.signing import PublicKey
+from runtime.security.identity import Identity, new_client_id, new_password
+from runtime.security.join_token import JoinToken
+from runtime.security.signing import PublicKey
 
 _CLAIMS_PER_S, _CLAIMS_AT_ONCE = 20.0, 200
 _REFUSALS_PER_S, _REFUSALS_AT_ONCE = 0.1, 20

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from runtime.errors import ConfigError
-from runtime.jointoken import CLAIM_PREFIX
+from runtime.security.join_token import CLAIM_PREFIX
 
 # how long the server can still say why a token is refused: later the broker refuses its holder
 TOKEN_MEMORY_S = 7 * 24 * 3600.0

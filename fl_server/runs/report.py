@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from broker.wire.messages import RunDocument
 from fl_server.rounds.events import (
     EvaluationRecorded,
     OrderDeclined,
@@ -97,6 +98,20 @@ def summary(record: RunRecord[Plan], ledger: Ledger) -> dict[str, Any]:
         "accuracy": ledger.metric(version, "accuracy"),
         "loss": ledger.metric(version, "loss"),
         "submitted_at": record.at,
+    }
+
+
+def summary_of_document(record: RunRecord[Any], document: RunDocument | None) -> dict[str, Any]:
+    """Return a run of any kind in one row, as its document says."""
+    shown = {} if document is None else document.model_dump()
+    return {
+        "run_id": record.run_id,
+        "task": record.definition.task,
+        "algorithm": record.definition.algorithm.name,
+        "rounds": record.definition.rounds,
+        "submitted_at": record.at,
+        **{name: shown.get(name) for name in ("round", "attempt", "accuracy", "loss")},
+        **{name: shown.get(name, "") for name in ("status", "reason", "phase")},
     }
 
 

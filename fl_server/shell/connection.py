@@ -8,7 +8,7 @@ from broker.session.session import Delivery, Endpoint, MqttSession, Publication,
 from broker.session.signer import MessageSigner
 from broker.wire.messages import Message, OperatorReply, Order, Receipt, ServerState
 from broker.wire.topics import Topics
-from runtime.identity import Identity
+from runtime.security.identity import Identity
 
 _DEVICE_LEAVES = ("state", "info", "health", "data", "ack", "progress", "result", "request")
 

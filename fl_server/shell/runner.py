@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import itertools
 import logging
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from broker.wire.messages import DeviceState, Receipt
 from fl_server.dataplane.bundles import SiteBundles
@@ -26,13 +27,14 @@ from fl_server.flows.commands import (
     SendReceipt,
     StartTask,
 )
-from fl_server.flows.events import DeviceJoined, DeviceLeft, FailureReported, TimerFired
+from fl_server.flows.events import DeviceJoined, DeviceLeft, FailureReported
 from fl_server.flows.flow import Flow, Step
 from fl_server.kinds.base import FlowKind, FlowServices
 from fl_server.members.presence import PresenceTable
 from fl_server.members.rules import AuditEvent
 from fl_server.observers.base import ObservedFact, ObserverList
 from fl_server.persistence.journal import Journal
+from fl_server.rounds.events import Model
 from fl_server.runs.definition import RunDefinition
 from fl_server.runs.documents import RunDocuments
 from fl_server.runs.record import RunRecord
@@ -40,6 +42,7 @@ from fl_server.runs.timers import Timers
 from fl_server.shell.connection import ServerConnection
 from runtime.errors import ConfigError, PeerError
 
+FlowType = TypeVar("FlowType", bound=Flow)
 _LOG = logging.getLogger(__name__)
 
 
@@ -102,6 +105,23 @@ class FlowRunner:
             there = ", ".join(sorted(self._kinds))
             raise ConfigError(f"no flow {definition.flow!r}; there are: {there}")
         return found
+
+    def of(self, kind: type[FlowType]) -> dict[str, FlowType]:
+        """Return the flows of one class by their runs' ids, oldest first."""
+        return {run_id: flow for run_id, flow in self.flows.items() if isinstance(flow, kind)}
+
+    def submitted(self) -> list[str]:
+        """Return the ids of the runs that operators submitted, oldest first."""
+        return [
+            run_id
+            for run_id, record in self.records.items()
+            if self.kind_of(record.definition).is_submitted
+        ]
+
+    def new_record(self, run_id: str, definition: RunDefinition, initial: Model) -> RunRecord[Any]:
+        """Return the record of a run that may begin now."""
+        plan = self.kind_of(definition).plan(run_id, definition, self.services)
+        return RunRecord(run_id, definition, plan, initial, time.time())
 
     def restore(self) -> None:
         """Open the flow of every journalled run."""
@@ -219,27 +239,6 @@ class FlowRunner:
     def _time_left_s(self, run_id: str, order: IssueOrder) -> float:
         left_s = None if order.timer is None else self.timers.left_s(run_id, order.timer)
         return order.time_s if left_s is None else left_s
-
-    # --- for operators ------------------------------------------------------------------------
-
-    def summary(self, run_id: str) -> dict[str, Any]:
-        """Return a run in one row."""
-        record = self.records[run_id]
-        return self.kind_of(record.definition).summary(record, self.flows[run_id])
-
-    def report(self, run_id: str) -> dict[str, Any]:
-        """Return what a run did."""
-        record = self.records[run_id]
-        facts = self._parts.journal.facts(run_id, record.definition.flow)
-        return self.kind_of(record.definition).report(record, self.flows[run_id], facts)
-
-    def submitted(self) -> list[str]:
-        """Return the ids of the runs that operators submitted, oldest first."""
-        return [
-            run_id
-            for run_id, record in self.records.items()
-            if self.kind_of(record.definition).is_submitted
-        ]
 
 
 def _receipt(flow: Flow, command: SendReceipt) -> Receipt:

@@ -16,9 +16,9 @@ from typing import Any
 from rengo.device.config_file import SYSTEM_FILE
 from rengo.device.systemd import UNIT, ServiceUnit, device_groups, systemd_version, verify
 from rengo.site.folder import default_home
-from runtime.environments import LINKS, launcher, this_environment
 from runtime.errors import ConfigError
 from runtime.files import atomic_write, make_folder
+from runtime.processes.environments import LINKS, launcher, this_environment
 
 USER = "rengo"
 HOME = Path("/var/lib/rengo")

@@ -13,7 +13,7 @@ from fl_client.agent.status_server import SOCKET
 from rengo.terminal.format import duration, size
 from rengo.terminal.health import health_lines
 from runtime.errors import AccessDenied, TransportError
-from runtime.unixsocket import short_address
+from runtime.processes.unix_socket import short_address
 
 _ANSWER_S = 15.0
 _LONGEST = 1 << 20

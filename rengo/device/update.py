@@ -2,7 +2,7 @@
 
 Whatever ends this in between, a working environment stays: the links change by single renames, the
 launcher tries the new environment once, and the new agent commits itself when it has reached the
-broker (``runtime.environments``).
+broker (``runtime.processes.environments``).
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from rengo.device.status import StatusClient, ask_status
-from runtime.environments import LINKS, TRIAL_S, Environments, this_environment
 from runtime.errors import ConfigError, RunNotCompleted, TransportError
-from runtime.locks import take_lock
+from runtime.processes.environments import LINKS, TRIAL_S, Environments, this_environment
+from runtime.processes.locks import take_lock
 
 LAUNCHER = "rengo-agent"
 _PREFIX = "rengo-env-"

@@ -29,8 +29,8 @@ from rengo.doctor.checks import Check, diagnose_device
 from rengo.doctor.machine import MachineFacts
 from rengo.terminal.format import duration
 from runtime.errors import AccessDenied, ConfigError, RengoError, TransportError
-from runtime.identity import Identity, read_identity
-from runtime.tls import Tls, tls_error
+from runtime.security.identity import Identity, read_identity
+from runtime.security.tls import Tls, tls_error
 
 _REACH_S = 10.0
 _DAY_S = 24 * 3600.0

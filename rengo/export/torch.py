@@ -21,8 +21,8 @@ from torch.utils import _pytree as pytree
 from fl_client.engines.torch import TorchEngine, tensors
 from fl_client.models import layers
 from fl_client.tasks.base import Device, Role, Split, Task
-from rengo.export.formats import OnnxCheck
 from rengo.export.input_shape import example_shape
+from rengo.export.onnx_check import OnnxCheck
 from runtime.errors import ConfigError, MissingExtra, RunNotCompleted
 from runtime.files import whole_file
 from storage.weights import Weights

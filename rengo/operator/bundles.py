@@ -12,7 +12,7 @@ from typing import Any
 from rengo.operator.bundle_files import distrust, extract, read
 from rengo.operator.client import OperatorClient
 from runtime.errors import ConfigError
-from runtime.signing import PublicKey
+from runtime.security.signing import PublicKey
 from storage.bundles.bundle import FILES
 
 _KEEP_S = 120.0

@@ -21,8 +21,8 @@ from broker.session.signer import MessageSigner
 from broker.wire.messages import Message, OperatorReply, OperatorRequest, decode
 from broker.wire.topics import Address, Topics, parse
 from runtime.errors import ConfigError, PeerError, RunNotCompleted, TransportError
-from runtime.identity import Identity
-from runtime.signing import PublicKey
+from runtime.security.identity import Identity
+from runtime.security.signing import PublicKey
 from storage.transfer.files import Transfers, TransferSettings
 
 _INBOX_MAX = 10_000

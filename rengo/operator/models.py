@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from runtime.errors import ConfigError, Corrupt
 from runtime.files import atomic_write, file_sha256
-from runtime.signing import PublicKey
+from runtime.security.signing import PublicKey
 from storage.transfer.files import Transfers, TransferSettings, Watch
 from storage.versions.manifest import MAX_DOCUMENT_BYTES, Manifest
 from storage.weights import Weights, read_safetensors

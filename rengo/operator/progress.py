@@ -40,7 +40,7 @@ class DeviceTable:
     def with_task(self, task: str, *, bundled: bool) -> list[str]:
         """Return the devices that have the task, or take its bundle, there or not, by name."""
         return sorted(
-            name for name, state in self.states.items() if state.takes(task, bundled=bundled)
+            name for name, state in self.states.items() if state.can_run(task, bundled=bundled)
         )
 
     def trainers(self, task: str, *, bundled: bool) -> list[str]:

@@ -30,9 +30,9 @@ from rengo.site.device_process import DeviceSpec, device_process
 from rengo.site.folder import SiteFolder
 from rengo.site.preparation import Preparation, SiteOptions
 from rengo.site.supervisor import Supervisor
-from runtime.child import Child
 from runtime.errors import ConfigError, TransportError
-from runtime.identity import Identity
+from runtime.processes.child import Child
+from runtime.security.identity import Identity
 
 _SERVER_START_S = 30.0
 _LOOK_EVERY_S = 2.0

@@ -25,7 +25,8 @@ from rich.text import Text
 
 from rengo.operator.progress import DeviceTable, RunProgress
 from rengo.terminal import format as wording
-from rengo.terminal.view import Line, View
+from rengo.terminal.event_lines import Line
+from rengo.terminal.view import View
 from storage.transfer.files import Watch
 
 _REFRESH_PER_S = 5

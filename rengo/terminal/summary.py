@@ -38,9 +38,8 @@ def conclude(result: RunResult, tries: Sequence[tuple[str, str]]) -> str:
 def loading_lines(model: Path) -> list[str]:
     """Return the Python lines that load a model."""
     return [
-        "from pathlib import Path",
-        "from storage.weights import read_safetensors",
-        f"weights = read_safetensors(Path({str(model)!r})).arrays()",
+        "import rengo",
+        f"weights = rengo.load_model({str(model)!r})",
     ]
 
 

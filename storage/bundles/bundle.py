@@ -20,7 +20,7 @@ from typing import Annotated, BinaryIO, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from runtime.errors import ConfigError, Corrupt, PeerError
-from runtime.signing import PublicKey, SecretKey
+from runtime.security.signing import PublicKey, SecretKey
 from storage.bundles.archive import (
     Member,
     Source,

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 
 from runtime.errors import ConfigError, Corrupt, InvalidTransition, NotFound
-from runtime.signing import SecretKey
+from runtime.security.signing import SecretKey
 from storage.registry.scan import Document, DocumentCache
 from storage.registry.version_store import VersionStore
 from storage.store.objects import ObjectStore

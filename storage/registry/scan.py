@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from runtime.errors import Corrupt, NotFound
-from runtime.signing import PublicKey
+from runtime.security.signing import PublicKey
 from storage.store.objects import ObjectInfo, ObjectStore
 from storage.versions.index import Version, VersionKey
 from storage.versions.keys import RunKeys, runs_prefix

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from runtime.errors import Corrupt, InvalidTransition, NotFound
-from runtime.signing import SecretKey
+from runtime.security.signing import SecretKey
 from storage.registry.scan import DocumentCache, new_record, read_catalogue, read_record
 from storage.store.objects import ObjectStore
 from storage.versions.index import Version, VersionIndex, VersionKey

@@ -22,7 +22,7 @@ import tenacity
 
 from runtime.errors import AccessDenied, Corrupt, StorageError, Unavailable
 from runtime.retry import retrying
-from runtime.tls import Tls
+from runtime.security.tls import Tls
 from storage.transfer import http
 from storage.transfer.byte_ranges import Earlier, Source, opened
 from storage.transfer.multipart import PartsPlace

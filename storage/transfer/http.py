@@ -20,7 +20,7 @@ from runtime.errors import (
     StorageError,
     Unavailable,
 )
-from runtime.tls import Tls, tls_error
+from runtime.security.tls import Tls, tls_error
 from storage.transfer.multipart import complete_body
 
 # urllib3 is loaded with the first transfer: an agent that waits is a megabyte smaller

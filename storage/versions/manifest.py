@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from runtime.errors import Corrupt, PeerError
-from runtime.signing import PublicKey, SecretKey
+from runtime.security.signing import PublicKey, SecretKey
 from storage.updates.header import Finite, Name, Sha256
 
 MAX_DOCUMENT_BYTES = 192 << 10

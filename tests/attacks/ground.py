@@ -46,9 +46,9 @@ from broker.wire.topics import Topics, parse
 from rengo.operator.runs import submit
 from rengo.site.device_process import DeviceSpec, device_process
 from rengo.site.site import Site
-from runtime.child import Child
-from runtime.identity import Identity, read_identity
-from runtime.signing import SecretKey
+from runtime.processes.child import Child
+from runtime.security.identity import Identity, read_identity
+from runtime.security.signing import SecretKey
 from storage.store.s3 import S3Store
 from storage.updates.stream import WrittenUpdate
 from storage.weights import Vector, Weights, read_safetensors
@@ -83,7 +83,7 @@ def sample(topic: str) -> Message:
     """Return a message that belongs on a topic."""
     address = parse(topic)
     place = (address.area, address.leaf)
-    return SAMPLES[next(kind for kind, each in KINDS.items() if each.place == place)]
+    return SAMPLES[next(kind for kind, each in KINDS.items() if each.channel == place)]
 
 
 def pause(seconds: float = QUIET_S) -> None:

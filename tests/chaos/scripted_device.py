@@ -27,7 +27,7 @@ from broker.wire.messages import (
     decode,
 )
 from broker.wire.topics import Topics, parse
-from runtime.identity import Identity
+from runtime.security.identity import Identity
 from storage.updates.info import Block, UpdateInfo, encode_header
 from storage.updates.stream import WrittenUpdate, write_update
 from storage.weights import Vector, Weights, read_safetensors

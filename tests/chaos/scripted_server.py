@@ -25,7 +25,7 @@ from broker.wire.messages import (
     decode,
 )
 from broker.wire.topics import Topics, parse
-from runtime.signing import SecretKey
+from runtime.security.signing import SecretKey
 from storage.store.s3 import S3Store
 from storage.updates.header import read_header
 from storage.updates.stream import verified_blocks

@@ -35,7 +35,7 @@ from fl_client.jobs.journal import JobJournal
 from fl_client.tasks import load_task
 from fl_client.training.child import ChildEvent, ChildFinished, ChildSettings, TrainingChild
 from fl_client.training.frames import TrainingJob
-from runtime.identity import write_identity
+from runtime.security.identity import write_identity
 from storage.updates.header import read_header
 from storage.updates.stream import verified_blocks
 from storage.weights import Weights, write_safetensors

@@ -19,7 +19,7 @@ from broker.brokers.managed import ManagedUsers
 from broker.brokers.mosquitto import MosquittoBroker
 from broker.brokers.nats import EmbeddedBroker
 from broker.session.connection import Endpoint
-from runtime.tls import Tls
+from runtime.security.tls import Tls
 from tests.integration.broker_fixtures import Site, eventually
 from tests.support import require
 

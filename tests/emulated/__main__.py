@@ -24,8 +24,8 @@ from rengo.operator.progress import DeviceTable
 from rengo.operator.runs import RunResult, follow, submit, wait_for_devices
 from rengo.site.device_process import DeviceSpec
 from rengo.site.site import Site
-from runtime.child import Child
 from runtime.errors import TransportError
+from runtime.processes.child import Child
 from tests.emulated.rootfs import ARCHITECTURES, RootFs, missing
 
 _REGISTRY = Path("/proc/sys/fs/binfmt_misc")

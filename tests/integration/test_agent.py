@@ -16,9 +16,9 @@ from broker.wire.topics import Topics, parse
 from fl_client.agent.agent import Agent
 from fl_client.jobs.folder import DeviceFolder
 from fl_client.jobs.journal import JobJournal
-from fl_client.session.session import Job, JobKey, Outcome
+from fl_client.session.events import Job, JobKey, Outcome
 from fl_client.settings import AgentSettings
-from runtime.identity import Identity
+from runtime.security.identity import Identity
 from tests.integration.broker_fixtures import DOMAIN, Owner, Site, eventually, site
 from tests.messages import SAMPLES, content, signed
 

@@ -17,7 +17,7 @@ import pytest
 
 from fl_client.agent.status_server import SOCKET
 from rengo.device.status import StatusClient
-from runtime.identity import write_identity
+from runtime.security.identity import write_identity
 from tests.integration.broker_fixtures import DOMAIN, Owner, Site, site
 from tests.integration.commands import rengo, surroundings
 from tests.integration.test_agent import TOPICS, say

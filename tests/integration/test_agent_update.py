@@ -19,9 +19,9 @@ import pytest
 import rengo.cli.site.roles
 from rengo.device.status import ask_status
 from rengo.device.update import LAUNCHER
-from runtime.environments import LINKS, Environments, launcher
 from runtime.errors import TransportError
-from runtime.identity import write_identity
+from runtime.processes.environments import LINKS, Environments, launcher
+from runtime.security.identity import write_identity
 from tests.integration.broker_fixtures import Site, site
 from tests.integration.commands import surroundings
 

@@ -26,8 +26,8 @@ from broker.session.outbox import Outbox
 from broker.wire.access import BrokerUser, Role, grants
 from fl_client.jobs.journal import JobJournal
 from fl_server.persistence.journal import Journal
-from runtime.identity import Identity, new_identity, write_identity
-from runtime.ports import free_port
+from runtime.processes.ports import free_port
+from runtime.security.identity import Identity, new_identity, write_identity
 from storage.store.embedded import EmbeddedStore
 from tests.integration.commands import Told, rengo, surroundings, without
 

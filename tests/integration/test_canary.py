@@ -24,7 +24,7 @@ from rengo.operator.models import FetchedVersion, load
 from rengo.operator.runs import submit
 from rengo.site.device_process import DeviceSpec
 from runtime.errors import ConfigError, Corrupt, RengoError
-from runtime.identity import read_identity
+from runtime.security.identity import read_identity
 from tests.chaos import gated
 from tests.chaos.arena import Arena, Opened, wait_for
 from tests.support import scratch

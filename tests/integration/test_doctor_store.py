@@ -23,7 +23,7 @@ from pydantic import SecretStr
 from rengo.doctor.store import FEATURES, checks, speed_lines
 from rengo.site.certificates import Authority
 from runtime.errors import AccessDenied, ConfigError
-from runtime.ports import free_port
+from runtime.processes.ports import free_port
 from storage.store.embedded import EmbeddedStore, StoreTls
 from storage.store.probe import Capabilities, Findings, check_encryption, clock_offset_s, probe
 from storage.store.s3 import S3Store

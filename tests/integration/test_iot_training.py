@@ -14,7 +14,8 @@ from broker.wire.messages import ModelRef, Order, UploadRef
 from fl_client.agent.worker import TrainingWorker
 from fl_client.bundles.store import BundleSettings, DeviceBundles
 from fl_client.jobs.folder import DeviceFolder
-from fl_client.session import session as s
+from fl_client.session import events as s
+from fl_client.session.machine import DeviceSession
 from fl_client.tasks import load_task
 from fl_client.training.child import ChildProgressed
 from iot.settings import DeviceSettings
@@ -75,7 +76,7 @@ class Device:
         self.workshop = TrainingWorker(
             "d", settings, "numpy", bundles, self.folder, self.events.put, self.steward
         )
-        self.session = s.DeviceSession()
+        self.session = DeviceSession()
 
     def train(self, round_number: int) -> s.Command:
         """Carry out an order; return the command that ends its work."""

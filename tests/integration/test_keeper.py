@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from broker.brokers.control_socket import SOCKET, ControlSocket, ask_keeper
-from runtime.child import Child
 from runtime.errors import ConfigError, TransportError
-from runtime.unixsocket import short_address
+from runtime.processes.child import Child
+from runtime.processes.unix_socket import short_address
 from tests.integration.broker_fixtures import eventually
 
 # counts its signals in a file
@@ -34,7 +34,7 @@ while True:
 KEEPING = """
 import pathlib, sys, threading
 from broker.brokers.control_socket import KeeperDoor
-from runtime.child import Child
+from runtime.processes.child import Child
 child = Child("a child", [sys.executable, "-c", "input()"], pathlib.Path(sys.argv[1]) / "log")
 door = KeeperDoor(pathlib.Path(sys.argv[1]), child)
 print("kept", flush=True)

@@ -5,26 +5,33 @@ What is in them, and how they were recorded: ``tests/old_data/record.py``.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 import rengo
+from broker.session.outbox import Outbox
+from broker.wire.messages import Result, decode
+from broker.wire.topics import parse
 from fl_client.datasets.store import store_path, stored_refusals, stored_samples
+from fl_client.jobs.journal import JobJournal
 from fl_server.rounds.events import UpdateAccepted
 from rengo.operator.bundles import bundles
 from rengo.operator.canary import follow
+from runtime.security.identity import read_identity
 from storage.versions.keys import RunKeys
 from storage.weights import read_safetensors
 from tests.chaos.arena import Arena, Opened, honest_rounds, wait_for
 from tests.old_data.counting import ROUNDS
-from tests.old_data.record import EVALUATORS, TASK, TASK_NAME, TRAINERS, spec_of
+from tests.old_data.fleet import DEVICES, TASK, TASK_NAME, TRAINERS, spec_of
 from tests.old_data.restore import ARCHIVES, Restored, read, restore
 
-DEVICES = [*TRAINERS, *EVALUATORS]
 FACTS = "SELECT run_id, number, body FROM rengo_facts ORDER BY run_id, number"
 AUDIT = "SELECT at, actor, act, subject FROM rengo_audit ORDER BY number"
 JOBS = "SELECT stage, round, json_extract(outcome, '$.header_sha256') FROM jobs"
@@ -114,6 +121,25 @@ def test_a_device_reads_the_samples_that_it_gathered(old: Restored) -> None:
     assert stored_refusals(path) == 2
 
 
+def test_a_device_reads_the_result_that_waits_for_its_receipt(
+    old: Restored, middle: str, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(old.device("t-2"), tmp_path / "t-2")
+    with closing(Outbox(folder / "outbox.sqlite")) as outbox:
+        (row,) = outbox.pending()
+    own = read_identity(old.site / "identities" / "t-2.json")
+    _, result = decode(row.payload, parse(row.topic), own.secret_key.public)
+    assert isinstance(result, Result)
+    assert result.update is not None
+    assert (result.run_id, result.round, result.attempt) == (middle, 2, 1)
+    with closing(JobJournal(folder / "jobs.sqlite")) as kept:
+        (job,) = kept.jobs()
+    assert job.stage == "reporting"
+    assert job.outcome is not None
+    assert job.outcome.header_sha256 == result.update.header_sha256
+    assert job.outcome.metrics == result.metrics
+
+
 # --- the site and its devices go on ------------------------------------------------------------
 
 
@@ -152,6 +178,12 @@ def test_what_a_device_had_done_counts_and_is_receipted(resumed: Resumed, middle
         return not any(arena.kept_stages(name) for name in DEVICES)
 
     wait_for(receipted, "all have their receipts", arena.story)
+
+
+def test_every_old_file_is_read_and_none_set_aside(resumed: Resumed, old: Restored) -> None:
+    for name in ["server", *DEVICES]:
+        assert " ERROR " not in resumed.arena.log(name)
+    assert not list(old.site.rglob("*damaged*"))
 
 
 def test_the_state_that_an_algorithm_keeps_on_a_device_goes_on(

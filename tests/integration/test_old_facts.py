@@ -16,6 +16,7 @@ from fl_server.canary.machine import CanaryMachine
 from fl_server.deployment.canary_log import CanaryLog
 from fl_server.persistence.journal import Journal
 from fl_server.rounds.machine import RoundMachine
+from tests.old_data import every_fact
 from tests.old_data.restore import FACTS, holds, read
 
 
@@ -94,3 +95,9 @@ def test_the_facts_of_canaries(database: Path, journal: Journal) -> None:
         assert holds(plain(record.plan), json.loads(plan))
         require_same(list(record.facts), old[canary_id])
         assert CanaryMachine(record.plan, record.facts).state.phase == "ended"
+
+
+def test_what_is_journalled_today_can_be_recorded_too(tmp_path: Path) -> None:
+    path = tmp_path / "journal.sqlite"
+    every_fact.write(path)
+    assert set(written(path, "rengo_facts", "run_id")) == set(every_fact.RUNS)

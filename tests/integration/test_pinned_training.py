@@ -14,7 +14,7 @@ from fl_client.agent.worker import TrainingWorker
 from fl_client.bundles.store import BundleSettings, DeviceBundles
 from fl_client.jobs.folder import DeviceFolder
 from fl_client.machine.accelerators import Accelerator
-from fl_client.session import session as s
+from fl_client.session import events as s
 from fl_client.settings import AgentSettings
 from fl_client.tasks import load_task
 from fl_client.training.child import ChildProgressed

@@ -48,8 +48,8 @@ from fl_server.rounds.events import Fact, UpdateVerified
 from fl_server.server import Server, ServerSettings
 from rengo.operator.client import OperatorClient
 from runtime.errors import ConfigError, RunNotCompleted
-from runtime.identity import Identity, new_identity
-from runtime.signing import SIGNATURE_BYTES, SecretKey
+from runtime.security.identity import Identity, new_identity
+from runtime.security.signing import SIGNATURE_BYTES, SecretKey
 from storage.store.embedded import EmbeddedStore
 from storage.store.s3 import S3Store
 from storage.updates.stream import write_update

@@ -20,7 +20,7 @@ from rengo.device.systemd import ServiceUnit
 from rengo.operator.runs import wait_for_devices
 from rengo.site.device_process import DeviceSpec, device_process
 from rengo.site.site import Site
-from runtime.child import Child
+from runtime.processes.child import Child
 from tests.integration.commands import rengo
 from tests.seccomp import settings_of
 from tests.support import require

@@ -26,7 +26,8 @@ from fl_server.rounds.machine import RoundMachine
 from fl_server.rounds.workload import OrderWork, Speed
 from fl_server.runs.definition import RunDefinition, parse_definition
 from fl_server.runs.record import AwaitedModel, PreparedRun, RunRecord
-from tests.old_data.record import HERE, commit
+from tests.old_data.fleet import HERE
+from tests.old_data.record import commit
 
 SHA = "0123456789abcdef" * 4
 BUNDLE = {"sha256": SHA, "size_bytes": 4_000}
@@ -143,6 +144,10 @@ def canary_plan(canary_id: str) -> c.CanaryPlan:
 
 def write(path: Path) -> None:
     """Write all into a database, which the machines can take up again."""
+    written = {type(fact) for facts in RUNS.values() for fact in facts}
+    judged = {type(fact) for facts in CANARIES.values() for fact in facts}
+    missing = {*e.FACTS.values(), *c.FACTS.values()} - written - judged
+    assert not missing, f"no run and no canary has {missing}"
     definition = parse_definition(DEFINITION, "every fact")
     journal = Journal(f"sqlite:///{path}")
     awaited = AwaitedModel(model("prepared", 0).key, 9_968)
@@ -163,10 +168,6 @@ def write(path: Path) -> None:
 
 
 def main() -> int:
-    written = {type(fact).__name__ for facts in RUNS.values() for fact in facts}
-    told = {type(fact).__name__ for facts in CANARIES.values() for fact in facts}
-    assert written == set(e.FACTS), set(e.FACTS) - written
-    assert told == set(c.FACTS), set(c.FACTS) - told
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "journal.sqlite"
         write(path)

@@ -42,27 +42,20 @@ from typing import Any
 import psutil
 
 from fl_client.datasets.sample import Sample
-from fl_client.datasets.settings import StoreSettings
+from fl_client.datasets.settings import SampleStoreSettings
 from fl_client.datasets.store import SampleStore
 from fl_server.rounds.events import RoundCommitted
 from rengo.operator.bundles import push
-from rengo.operator.canary import Trial, begin, follow
+from rengo.operator.canary import CanaryTrial, begin, follow
 from rengo.operator.models import load
 from rengo.operator.runs import submit
-from rengo.site.device_process import DeviceSpec
 from storage.versions.keys import RunKeys
 from tests.bundles import bundle
 from tests.chaos.arena import Arena, ChaosSite, wait_for
+from tests.old_data.fleet import DEVICES, HERE, TASK, TASK_NAME, TRAINERS, spec_of
 from tests.support import hold_still
 
-HERE = Path(__file__).parent
-PRODUCT = [
-    *("algorithms", "broker", "storage", "fl_client", "fl_server", "iot", "rengo", "runtime"),
-]
-TASK = f"{HERE / 'counting.py'}:CountingDigits"
-TASK_NAME = "counting_digits"
-TRAINERS = ["t-1", "t-2", "t-3", "t-4"]
-EVALUATORS = ["e-1", "e-2"]
+PRODUCT = ("algorithms", "broker", "storage", "fl_client", "fl_server", "iot", "rengo", "runtime")
 SITE = "site"
 TRAINING = {"local_epochs": 40, "learning_rate": 0.05}
 MIDDLE = {
@@ -76,15 +69,6 @@ PREPARED_BYTES = 9_000
 MODEL_BYTES = 1 << 20
 # what is of no use to a later start, and only makes the archive larger
 LEFT_OUT = ("logs", "*.log", "*.sock", "*.lock", "*.pid", "cache", "*-shm")
-
-
-def spec_of(name: str) -> DeviceSpec:
-    """Return how a device is started: all on the numpy engine, one as a Pi."""
-    if name in EVALUATORS:
-        return DeviceSpec(name, engine="numpy", role="evaluator")
-    number = TRAINERS.index(name)
-    profile = "pi" if name == "t-4" else "cpu"
-    return DeviceSpec(name, profile, engine="numpy", index=number, count=len(TRAINERS))  # type: ignore[arg-type]
 
 
 class Recording:
@@ -105,9 +89,9 @@ class Recording:
         self.arena.finish(ended)
         self.client.call("models_promote", {"name": f"{ended}:2", "reason": "the first"})
         self.client.call("models_tag", {"name": f"{ended}:1", "label": "kept"})
-        for name in [*TRAINERS, *EVALUATORS]:
+        for name in DEVICES:
             self._wait_file(name, f"production/{TASK_NAME}/*/manifest.json")
-        trial = Trial(share=1.0, max_drop=0.01, deadline_s=300.0)
+        trial = CanaryTrial(share=1.0, max_drop=0.01, deadline_s=300.0)
         shown = follow(self.client, begin(self.client, f"{ended}:0", trial), lambda _: None)
         assert shown["verdict"] == "rolled_back", shown
         return ended
@@ -143,7 +127,7 @@ class Recording:
         self.client.call("runs_pause", {"run_id": run_id})
         arena.wait_fact(run_id, RoundCommitted, 1)
         wait_for(lambda: self._evaluated(run_id), "version 1 was measured", arena.story)
-        wait_for(lambda: not self._jobs(TRAINERS + EVALUATORS), "all have their receipts")
+        wait_for(lambda: not self._jobs(DEVICES), "all have their receipts")
         for name in [*TRAINERS[1:], "e-2"]:
             arena.signal(name, signal.SIGSTOP)
         canary_id = self._half_a_canary(f"{ended}:1")
@@ -163,7 +147,9 @@ class Recording:
         return run_id, canary_id
 
     def _half_a_canary(self, name: str) -> str:
-        canary_id = begin(self.client, name, Trial(share=1.0, max_drop=1.0, deadline_s=3600.0))
+        canary_id = begin(
+            self.client, name, CanaryTrial(share=1.0, max_drop=1.0, deadline_s=3600.0)
+        )
         wait_for(
             lambda: self.client.call("canary_show", {"canary_id": canary_id})["pairs"] == 1,
             "one of the two has measured both",
@@ -241,7 +227,7 @@ class Recording:
 
 def samples(folder: Path) -> None:
     """Write a device's store of samples."""
-    store = SampleStore(folder / "samples.sqlite", StoreSettings())
+    store = SampleStore(folder / "samples.sqlite", SampleStoreSettings())
     made = [
         Sample(bytes([number]) * 16, f"g{number % 2}", float(number % 3), array("f", [0.5, number]))
         for number in range(6)
@@ -257,7 +243,7 @@ def running(folder: Path) -> Iterator[Recording]:
     with ChaosSite(folder / SITE, mortal=False) as site, site.connect() as client:
         arena = Arena(site, client, TASK)
         try:
-            arena.start_own([spec_of(name) for name in [*TRAINERS, *EVALUATORS]])
+            arena.start_own([spec_of(name) for name in DEVICES])
             yield Recording(arena)
         finally:
             for child in arena.own.values():

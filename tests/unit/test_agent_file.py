@@ -19,8 +19,8 @@ from rengo.device.config_file import check
 from rengo.device.install import USER, Installation, InstallRequest, plan
 from rengo.device.systemd import UNIT, WATCHDOG_S, ServiceUnit, device_groups
 from runtime.errors import ConfigError
-from runtime.identity import new_identity, write_identity
-from runtime.signing import SecretKey
+from runtime.security.identity import new_identity, write_identity
+from runtime.security.signing import SecretKey
 
 PROGRAM = Path(shutil.which("true") or "/bin/true").resolve()
 

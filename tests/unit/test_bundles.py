@@ -18,7 +18,7 @@ from broker.wire.messages import BundleRef, ModelRef, Order
 from fl_client.bundles.policy import BundleSettings
 from fl_client.bundles.store import DeviceBundles
 from runtime.errors import ConfigError, Corrupt
-from runtime.signing import SecretKey
+from runtime.security.signing import SecretKey
 from storage.bundles.archive import MAX_MEMBERS, write_archive
 from storage.bundles.bundle import MANIFEST, read_bundle, sign, write_bundle
 from tests.bundles import KEY, SOURCE, bundle, manifest_of

@@ -126,7 +126,7 @@ class Ground:
             state = DeviceState.model_validate(
                 {"status": "ready", "boot_id": "b", "role": role, "tasks": ["digits"], **said}
             )
-            self.presence.take_state(name, state)
+            self.presence.apply_state(name, state)
             self.canaries.heard_of(DeviceJoined(name), state)
 
     def begin(self, bundle: BundleSection | None = None, **changes: Any) -> str:

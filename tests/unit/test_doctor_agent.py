@@ -11,9 +11,9 @@ from rengo.cli.main import main
 from rengo.device.config_file import Checked, Problem
 from rengo.doctor.agent import AgentTarget, _store_clock, diagnose_agent
 from rengo.doctor.checks import Check
-from runtime.identity import new_identity, write_identity
-from runtime.ports import free_port
-from runtime.signing import SecretKey
+from runtime.processes.ports import free_port
+from runtime.security.identity import new_identity, write_identity
+from runtime.security.signing import SecretKey
 from tests.unit.test_doctor import FakeMachine
 
 

@@ -27,8 +27,9 @@ from fl_client.models.layers import (
 from fl_client.tasks.base import Device, Split, Task
 from fl_client.tasks.registry import load_task
 from rengo.export import torch as torch_export
-from rengo.export.formats import OnnxCheck, export, save_safetensors
+from rengo.export.formats import export, save_safetensors
 from rengo.export.input_shape import example_shape
+from rengo.export.onnx_check import OnnxCheck
 from rengo.operator.models import FetchedVersion
 from runtime.errors import ConfigError, Mismatch, MissingExtra, RunNotCompleted
 from storage.weights import Weights

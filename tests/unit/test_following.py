@@ -30,8 +30,8 @@ from runtime.errors import (
     RengoError,
     Unavailable,
 )
-from runtime.identity import new_identity, write_identity
-from runtime.signing import SecretKey
+from runtime.security.identity import new_identity, write_identity
+from runtime.security.signing import SecretKey
 from storage.transfer.files import Cancelled, Transfers
 from storage.versions.manifest import Manifest
 from storage.weights import Weights, write_safetensors

@@ -8,8 +8,8 @@ import pytest
 
 from fl_client.identity.credentials import DeviceCredentials
 from runtime.errors import PeerError
-from runtime.identity import Identity, new_identity, read_identity
-from runtime.signing import SecretKey
+from runtime.security.identity import Identity, new_identity, read_identity
+from runtime.security.signing import SecretKey
 
 NEW = "a-password-of-the-server"
 

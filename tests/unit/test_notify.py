@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from fl_client.agent.status_server import Question, StatusServer
-from fl_client.session.session import JobKey
-from runtime.environments import TRIAL_S, Environments, UpdateTrial
+from fl_client.session.events import JobKey
 from runtime.errors import TransportError
-from runtime.notify import Notifier
+from runtime.processes.environments import TRIAL_S, Environments, UpdateTrial
+from runtime.processes.notify import Notifier
 
 
 class Manager:

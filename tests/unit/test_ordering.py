@@ -22,7 +22,7 @@ from fl_server.rounds.events import (
     UpdateAccepted,
 )
 from runtime.errors import AccessDenied, Unavailable
-from runtime.signing import SecretKey
+from runtime.security.signing import SecretKey
 from storage.registry.registry import ModelRegistry
 from storage.store.objects import MemoryStore
 from storage.transfer.multipart import PartSizes

@@ -12,7 +12,7 @@ import pytest
 
 from broker.session.outbox import Outbox, OutboxError, OutboxFull, OutboxRow
 from broker.session.resend import WINDOW, ResendQueue
-from broker.wire.limits import MAX_PAYLOAD_BYTES, MessageTooLarge
+from broker.wire.limits import MAX_MESSAGE_BYTES, MessageTooLarge
 from runtime.errors import ConfigError
 
 
@@ -86,7 +86,7 @@ def test_the_caps_are_named_and_store_nothing(outbox: Outbox) -> None:
 
 def test_what_no_broker_takes_is_refused(outbox: Outbox) -> None:
     with pytest.raises(MessageTooLarge):
-        outbox.put("k", "t", bytes(MAX_PAYLOAD_BYTES + 1), until="puback")
+        outbox.put("k", "t", bytes(MAX_MESSAGE_BYTES + 1), until="puback")
     with pytest.raises(ConfigError):
         outbox.put("k", "a/#", b"", until="puback")
     assert len(outbox) == 0

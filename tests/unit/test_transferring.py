@@ -12,7 +12,13 @@ import pytest
 from broker.wire.messages import ModelRef, Order, PartsRef, UploadRef
 from fl_client.jobs import transfer as transferring
 from fl_client.jobs.transfer import JobTransfers, TransferContext
-from fl_client.session.session import Job, JobFailed, JobKey, ModelFetched, UpdateUploaded
+from fl_client.session.events import (
+    Job,
+    JobFailed,
+    JobKey,
+    ModelFetched,
+    UpdateUploaded,
+)
 from runtime.errors import AccessDenied, ConfigError, Corrupt, StorageError, Unavailable
 from storage.transfer.byte_ranges import Earlier
 from storage.transfer.files import Cancelled, Transfers

@@ -13,7 +13,7 @@ import pytest
 
 import rengo.device.update
 from rengo.device.update import LAUNCHER, AgentUpdate
-from runtime.environments import LINKS, Environments
+from runtime.processes.environments import LINKS, Environments
 
 
 class Agent:

@@ -16,7 +16,9 @@ from rengo.operator.client import News
 from rengo.operator.progress import DeviceTable, RunProgress
 from rengo.terminal import format as wording
 from rengo.terminal import live
-from rengo.terminal.view import EventLines, PlainView, SiteEventLines, open_view
+from rengo.terminal.event_lines import EventLines, SiteEventLines
+from rengo.terminal.select import open_view
+from rengo.terminal.view import PlainView
 
 RUN = "digits-1"
 USAGE = {"bytes_up": 10_000, "bytes_down": 20_000}

@@ -15,7 +15,7 @@ import pytest
 
 from broker.wire.messages import Order
 from fl_client.jobs.journal import JobJournal, JobJournalDamaged, JobJournalError
-from fl_client.session.session import Job, JobKey, Outcome
+from fl_client.session.events import Job, JobKey, Outcome
 from runtime.errors import ConfigError
 from tests.messages import SAMPLES
 

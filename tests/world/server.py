@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any
 
 from broker.wire.messages import DeviceState, ModelRef, Order, Receipt, UploadRef
-from fl_client.session.session import RunChanged
+from fl_client.session.events import RunChanged
 from fl_server.flows.flow import Step
 from fl_server.members.presence import PresenceTable
 from fl_server.rounds import events as e
@@ -152,7 +152,7 @@ class Server:
         match leaf:
             case "state":
                 assert isinstance(body, DeviceState)
-                return self.presence.take_state(sender, body)
+                return self.presence.apply_state(sender, body)
             case "result":
                 return self._result(sender, *body)
             case "ack":

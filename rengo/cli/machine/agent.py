@@ -184,7 +184,7 @@ def _wanted(options: argparse.Namespace) -> tuple[Any, Path | None]:
 
 
 def _share(options: argparse.Namespace, identity: Path | None) -> dict[str, int | None]:
-    from runtime.identity import read_identity  # noqa: PLC0415
+    from runtime.security.identity import read_identity  # noqa: PLC0415
 
     if options.index is not None or options.count is not None or identity is None:
         return {"index": options.index, "count": options.count}

@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from rengo.cli.common import Commands, add_command, configure_logs, serve
-from runtime.brokerurl import parse_url, url_of
+from runtime.broker_url import parse_url, url_of
 from runtime.config import load, read_toml
-from runtime.environments import UpdateTrial
 from runtime.errors import AccessDenied, ConfigError, Unavailable
 from runtime.files import make_folder
-from runtime.identity import Identity, TlsTrust, read_identity
-from runtime.locks import take_lock
-from runtime.memory import share_one_heap
-from runtime.notify import Notifier
+from runtime.processes.environments import UpdateTrial
+from runtime.processes.locks import take_lock
+from runtime.processes.memory import share_one_heap
+from runtime.processes.notify import Notifier
 from runtime.retry import retrying
+from runtime.security.identity import Identity, TlsTrust, read_identity
 
 if TYPE_CHECKING:
     from fl_client.agent.status_server import StatusServer

@@ -14,8 +14,8 @@ from rengo.site.addresses import OwnCertificate
 from rengo.site.folder import SiteFolder, default_home
 from rengo.site.preparation import Preparation, SiteOptions
 from rengo.site.site import Site
-from rengo.terminal.view import SiteEventLines
-from runtime.brokerurl import parse_url
+from rengo.terminal.event_lines import SiteEventLines
+from runtime.broker_url import parse_url
 from runtime.errors import ConfigError, TransportError
 
 _LOOK_EVERY_S = 5.0
