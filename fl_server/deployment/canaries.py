@@ -91,7 +91,7 @@ class Canaries:
             plan = replace(plan, canary_id=canary_id)
         detail = {"canary": plan.canary_id, "against": plan.production.name}
         self._note(AuditEvent(caller, "canary begun", candidate.name, detail))
-        self._begin(_record_of(plan))
+        self._begin(record_of(plan))
         return plan.canary_id
 
     def _baseline(self, candidate: Version) -> Version:
@@ -178,7 +178,8 @@ class Canaries:
         ]
 
 
-def _record_of(plan: CanaryPlan) -> RunRecord[CanaryPlan]:
+def record_of(plan: CanaryPlan) -> RunRecord[CanaryPlan]:
+    """Return what is journalled of a new canary."""
     candidate, bundle = plan.candidate, plan.bundle
     definition = RunDefinition(
         flow="canary",

@@ -89,11 +89,12 @@ class Database:
             _shared.create_all(self._engine)
             tables.create_all(self._engine)
             with self._engine.begin() as connection:
-                found = read_meta(connection, subject, 0) or version
+                stored = read_meta(connection, subject, 0)
+                found = stored or version
                 while migrate := (migrations or {}).get(found):
                     migrate(connection)
                     found += 1
-                if found == version:
+                if stored != found == version:
                     write_meta(connection, subject, version)
         except DBAPIError as error:
             self.close()

@@ -180,7 +180,9 @@ class Journal:
     def _fact(self, row: Any, vocabulary: Vocabulary) -> Any:
         kind = vocabulary.facts.get(row.kind)
         if kind is None:
-            raise JournalUnusable(f"journal {self._name} holds an unknown fact {row.kind!r}")
+            raise JournalUnusable(
+                f"journal {self._name} holds an unknown fact {row.kind!r} of run {row.run_id}"
+            )
         try:
             return self._adapter(kind).validate_json(row.body)
         except ValidationError as error:

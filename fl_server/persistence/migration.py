@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from fl_server.persistence.database import Migration, sa
+from fl_server.persistence.database import JournalUnusable, Migration, sa
 
+_MODEL = ("version", "key", "sha256", "size_bytes")
 _metadata = sa.MetaData()
 _old_canaries = sa.Table(
     "rengo_canaries",
@@ -50,18 +51,20 @@ def move_canaries(runs: sa.Table, facts: sa.Table) -> Migration:
 
 def _run_row(row: Any) -> dict[str, Any]:
     """Return a canary's row among the runs; its plan stays as it is."""
-    plan = json.loads(row.plan)
-    candidate = plan["candidate"]
-    model = {name: candidate[name] for name in ("version", "key", "sha256", "size_bytes")}
-    definition = {
-        "flow": "canary",
-        "task": plan["task"],
-        "rounds": 1,
-        "seed": plan["seed"],
-        "algorithm": {**plan["algorithm_settings"], "name": plan["algorithm"]},
-        "training": plan["training"],
-        "bundle": plan.get("bundle"),
-    }
+    try:
+        plan = json.loads(row.plan)
+        model = {name: plan["candidate"][name] for name in _MODEL}
+        definition = {
+            "flow": "canary",
+            "task": plan["task"],
+            "rounds": 1,
+            "seed": plan["seed"],
+            "algorithm": {**plan["algorithm_settings"], "name": plan["algorithm"]},
+            "training": plan["training"],
+            "bundle": plan.get("bundle"),
+        }
+    except (ValueError, KeyError, TypeError) as error:
+        raise JournalUnusable(f"the journal holds a damaged canary {row.canary_id}") from error
     return {
         "run_id": row.canary_id,
         "definition": json.dumps(definition),

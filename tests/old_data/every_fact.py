@@ -2,7 +2,7 @@
 
     python -m tests.old_data.every_fact         from the repository's root; at once
 
-It writes ``COMMIT.sql``, one line a row, by the journal and the canary log themselves. Later
+It writes ``COMMIT.sql``, one line a row, by the journal itself. Later
 commits must still read it (``tests/integration/test_old_facts.py``): the name of a fact and its
 fields are data on disk. Each run and each canary is a story that the machines accept.
 """
@@ -19,7 +19,7 @@ from typing import Any
 
 from fl_server.canary import events as c
 from fl_server.canary.machine import CanaryMachine
-from fl_server.deployment.canary_log import CanaryLog
+from fl_server.deployment.canaries import record_of
 from fl_server.persistence.journal import Journal
 from fl_server.rounds import events as e
 from fl_server.rounds.machine import RoundMachine
@@ -159,11 +159,10 @@ def write(path: Path) -> None:
         RoundMachine(record.plan, record.initial, facts)
         journal.add_run(record)
         journal.append(run_id, facts)
-    log = CanaryLog(journal.database)
     for canary_id, told in CANARIES.items():
         CanaryMachine(canary_plan(canary_id), told)
-        log.begin(canary_plan(canary_id))
-        log.append(canary_id, told)
+        journal.add_run(record_of(canary_plan(canary_id)))
+        journal.append(canary_id, told)
     journal.close()
 
 

@@ -52,7 +52,7 @@ def accepted(name: str, examples: int, *, at: tuple[int, int] = (1, 1)) -> Updat
 
 def commits(facts: list[Fact]) -> list[Commit]:
     lineage = Lineage(record())
-    return [commit for fact in facts if (commit := lineage.take(fact)) is not None]
+    return [commit for fact in facts if (commit := lineage.apply(fact)) is not None]
 
 
 HISTORY: list[Fact] = [
@@ -88,9 +88,9 @@ def test_the_latest_is_version_0_until_a_round_was_committed() -> None:
     lineage = Lineage(record(parent=parent))
     assert lineage.latest.parent == Parent(**parent)  # type: ignore[arg-type]
     for fact in HISTORY[:10]:
-        lineage.take(fact)
+        lineage.apply(fact)
     assert lineage.latest.model == INITIAL
-    lineage.take(HISTORY[10])
+    lineage.apply(HISTORY[10])
     assert lineage.latest.model == FIRST
 
 
