@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from broker.brokers.access_control import AccessControl
-from broker.session.session import Connected, Delivery, Disconnected, SessionEvent, SessionFault
+from broker.session.inbox import Connected, Disconnected, SessionEvent, SessionFault
+from broker.session.publication import Delivery
 from broker.wire.messages import (
     Claim,
     DataReport,
@@ -290,10 +291,12 @@ class Server:
                 self._result(sender, message)
             case Decline():
                 place = (sender, message.action, message.round, message.attempt)
-                self.runner.handle(message.run_id, DeviceDeclined(*place, message.reason))
+                name = (message.phase, message.seq)
+                self.runner.handle(message.run_id, DeviceDeclined(*place, message.reason, *name))
             case Request():
                 place = (sender, message.action, message.round, message.attempt)
-                self.runner.handle(message.run_id, OrderRequested(*place))
+                name = (message.phase, message.seq)
+                self.runner.handle(message.run_id, OrderRequested(*place, *name))
             case PasswordKept():
                 self._admission.password_kept(sender, message)
             case ModelRequest():
@@ -365,6 +368,9 @@ def _answer(device_id: str, message: Result) -> DeviceAnswered:
         None
         if update is None
         else ReportedUpdate(update.key, update.size_bytes, update.header_sha256),
+        message.payload,
+        message.phase,
+        message.seq,
     )
 
 
@@ -374,6 +380,8 @@ def _unknown(message: Result) -> Receipt:
         run_id=message.run_id,
         round=message.round,
         attempt=message.attempt,
+        phase=message.phase,
+        seq=message.seq,
         status="unknown",
         reason="no such run here",
     )

@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 from fl_client.session.events import JobKey
 from runtime.errors import TransportError
 from runtime.processes.environments import TRIAL_S, UpdateTrial, this_environment
-from runtime.processes.memory import settle
+from runtime.processes.memory import freeze_heap
 from runtime.processes.notify import Notifier
 from runtime.processes.rss import rss_bytes
 from runtime.processes.unix_socket import UnixSocketServer
@@ -154,7 +154,7 @@ class StatusServer:
     def _say_ready(self, status: str) -> None:
         self._ready = True
         self._notifier.ready(status)
-        settle()
+        freeze_heap()
 
     # --- what the agent tells -------------------------------------------------------------------
 

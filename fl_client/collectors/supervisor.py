@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fl_client.collectors.order import CollectorOrder
-from fl_client.collectors.owned import place_of
-from fl_client.datasets.settings import DataPlace, Gathered, SensorSource
+from fl_client.collectors.places import unread_sensors
+from fl_client.datasets.settings import DataPlace, Gathered
 from fl_client.settings import AgentSettings
-from runtime.errors import ConfigError
 from runtime.processes.child import die_with_parent
+from runtime.retry import Backoff
 
 _LOG = logging.getLogger(__name__)
 _FIRST_PAUSE_S = 1.0
@@ -24,36 +24,6 @@ _LONGEST_PAUSE_S = 300.0
 _STABLE_S = 60.0
 _GRACE_S = 5.0
 _LOG_MAX_BYTES = 1 << 20
-
-
-def places(settings: AgentSettings, tasks: Sequence[str]) -> list[DataPlace]:
-    """Return where the data of each task are.
-
-    Raises:
-        ConfigError: a section is of no task that may run here.
-    """
-    offered = settings.bundles.offered
-    for task in sorted(settings.data.keys() - {*tasks}):
-        if {task, "*"}.isdisjoint(offered):
-            bundles = f", bundles: {', '.join(offered)}" if offered else ""
-            raise ConfigError(
-                f"[data.{task}] is of no task of this device (tasks: {', '.join(tasks)}{bundles})"
-            )
-    found = (place_of(settings, task) for task in sorted(settings.data))
-    return [place for place in found if place is not None]
-
-
-def mute(settings: AgentSettings, tasks: Sequence[str]) -> list[str]:
-    """Return the tasks whose sensor nobody reads: they come as bundles.
-
-    A bundle runs for an order, by a policy that is looked at with each: what would run on without
-    one could neither expire nor be taken back.
-    """
-    return [
-        task
-        for task in sorted(settings.data)
-        if task not in tasks and isinstance(settings.data[task].source, SensorSource)
-    ]
 
 
 class Collectors:
@@ -70,7 +40,7 @@ class Collectors:
         found: Sequence[DataPlace],
         specs: Mapping[str, str],
     ) -> None:
-        silent = mute(settings, [*specs])
+        silent = unread_sensors(settings, [*specs])
         for task in silent:
             _LOG.warning("the sensor of task %s is not read: the task is not installed here", task)
         self._keepers = [
@@ -134,7 +104,7 @@ class _SupervisedCollector:
         self._thread.join()
 
     def _keep(self) -> None:
-        pause_s = _FIRST_PAUSE_S
+        backoff = Backoff(_FIRST_PAUSE_S, _LONGEST_PAUSE_S, least=1.0)
         while not self._stopping.is_set():
             began_s = time.monotonic()
             returncode = self._live()
@@ -144,9 +114,9 @@ class _SupervisedCollector:
                 "the collector of task %s ended with status %s; see %s",
                 *(self._order.place.task, returncode, self._log_path()),
             )
-            lived = time.monotonic() - began_s >= _STABLE_S
-            pause_s = _FIRST_PAUSE_S if lived else min(2 * pause_s, _LONGEST_PAUSE_S)
-            self._stopping.wait(pause_s)
+            if time.monotonic() - began_s >= _STABLE_S:
+                backoff.reset()
+            self._stopping.wait(backoff.next_s())
 
     def _live(self) -> int | None:
         """Run the process until it ends; None when it could not be started."""

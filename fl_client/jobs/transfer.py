@@ -13,8 +13,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import tenacity
-
 from broker.wire.messages import UploadRef
 from fl_client.bundles.store import DeviceBundles
 from fl_client.session.events import (
@@ -25,13 +23,13 @@ from fl_client.session.events import (
     UpdateUploaded,
 )
 from runtime.errors import AccessDenied, RengoError, Unavailable
+from runtime.retry import retrying_until
 from storage.transfer.byte_ranges import Earlier
 from storage.transfer.files import Cancelled, Transfers
 from storage.transfer.multipart import PartsPlace
 
 _LOG = logging.getLogger(__name__)
 _RENEWAL_S = 20.0
-_LONGEST_PAUSE_S = 5.0
 
 
 class TransferContext:
@@ -103,15 +101,15 @@ class JobTransfers:
         Args:
             earlier: a version of the model that is here, which most of it may be taken from.
         """
-        reference = lease.job.order.model
+        reference = lease.job.model
 
         def work() -> None:
             lease.bytes_down += self._transfers.download(
-                lease.job.order.model.url,
+                lease.job.model.url,
                 path,
                 sha256=reference.sha256,
                 size=reference.size_bytes,
-                renew=lambda: lease.fresh(self._ask).order.model.url,
+                renew=lambda: lease.fresh(self._ask).model.url,
                 cancel=lease.cancelled,
                 earlier=earlier,
             )
@@ -137,7 +135,7 @@ class JobTransfers:
         """Bring the update at ``path`` to the store; None when the job was cancelled."""
 
         def work() -> None:
-            parts = _parts(_upload(lease.job))
+            parts = _parts(lease.job.upload)
             if parts is not None and parts.takes(path.stat().st_size):
                 lease.bytes_up += self._send_parts(lease, path, parts)
             else:
@@ -148,16 +146,16 @@ class JobTransfers:
 
     def _send(self, lease: TransferContext, path: Path) -> int:
         return self._transfers.upload(
-            _upload(lease.job).url,
+            lease.job.upload.url,
             path,
-            headers=_upload(lease.job).headers,
-            renew=lambda: _upload(lease.fresh(self._ask)).url,
+            headers=lease.job.upload.headers,
+            renew=lambda: lease.fresh(self._ask).upload.url,
             cancel=lease.cancelled,
         )
 
     def _send_parts(self, lease: TransferContext, path: Path, parts: PartsPlace) -> int:
         def renew() -> PartsPlace:
-            fresh = _parts(_upload(lease.fresh(self._ask)))
+            fresh = _parts(lease.fresh(self._ask).upload)
             if fresh is None:
                 raise AccessDenied(f"no fresh URLs for the parts of {lease.key}")
             return fresh
@@ -165,14 +163,7 @@ class JobTransfers:
         return self._transfers.upload_in_parts(parts, path, renew=renew, cancel=lease.cancelled)
 
     def _patiently(self, lease: TransferContext, work: Callable[[], None]) -> JobFailed | None:
-        attempts = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type((Unavailable, AccessDenied)),
-            stop=tenacity.stop_when_event_set(lease.cancelled),
-            wait=tenacity.wait_random_exponential(multiplier=0.1, max=_LONGEST_PAUSE_S),
-            sleep=tenacity.sleep_using_event(lease.cancelled),
-            before_sleep=_say_waiting,
-            reraise=True,
-        )
+        attempts = retrying_until(lease.cancelled, (Unavailable, AccessDenied), _log_waiting)
         begun_s = time.monotonic()
         try:
             attempts(work)
@@ -184,12 +175,6 @@ class JobTransfers:
         return None
 
 
-def _upload(job: Job) -> UploadRef:
-    if job.order.upload is None:
-        raise RengoError(f"the order of {job.key} names no place for an update")
-    return job.order.upload
-
-
 def _parts(upload: UploadRef) -> PartsPlace | None:
     found = upload.parts
     if found is None:
@@ -197,6 +182,5 @@ def _parts(upload: UploadRef) -> PartsPlace | None:
     return PartsPlace(found.upload_id, found.part_bytes, found.urls, found.complete_url)
 
 
-def _say_waiting(state: tenacity.RetryCallState) -> None:
-    error = None if state.outcome is None else state.outcome.exception()
+def _log_waiting(error: BaseException) -> None:
     _LOG.warning("waiting for the store: %s", error)

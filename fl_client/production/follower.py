@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import math
-import random
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING
 from broker.wire.messages import ModelOffer, ProductionDocument
 from fl_client.production.folder import HeldModel, ProductionFolder
 from runtime.errors import AccessDenied, Corrupt, PeerError, RengoError
+from runtime.retry import Backoff
 from runtime.security.signing import PublicKey
 from storage.transfer.files import Cancelled, Transfers
 
@@ -39,7 +39,10 @@ class PendingDownload:
     manifest: Manifest
     document: bytes
     url: str = ""
-    failures: int = 0
+    # a fleet that lost its store must not come back at one moment
+    backoff: Backoff = field(
+        default_factory=lambda: Backoff(_FIRST_PAUSE_S, _LONGEST_PAUSE_S, factor=3.0, least=0.5)
+    )
     due_s: float = 0.0
     cancelled: threading.Event = field(default_factory=threading.Event)
 
@@ -235,15 +238,12 @@ class ProductionFollower:
     def _go_on(self, task: str, wish: PendingDownload, trouble: Exception | None) -> None:
         if trouble is None:
             self._fetch(task, wish)  # behind the transfers that it stepped aside for
-        elif isinstance(trouble, AccessDenied) and not wish.failures:
-            wish.failures += 1
+        elif isinstance(trouble, AccessDenied) and not wish.backoff.attempts:
+            wish.backoff.next_s()  # counts: a second refusal waits
             self._ask_for(task, wish)  # its URL has expired
         else:
-            pause_s = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 3**wish.failures)
-            wish.failures += 1
             wish.url = ""
-            # a fleet that lost its store must not come back at one moment
-            wish.due_s = time.monotonic() + pause_s * random.uniform(0.5, 1.0)  # noqa: S311
+            wish.due_s = time.monotonic() + wish.backoff.next_s()
 
     # --- the agent's turns --------------------------------------------------------------------
 

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import Corrupt
-from runtime.records import Bounds, made
+from runtime.records import Bounds, build
 
 _LOG = logging.getLogger(__name__)
 _MAGIC = b"rengo-checkpoint-1\n"
@@ -201,7 +201,7 @@ def _read(
     if length > _MAX_HEADER_BYTES:
         raise Corrupt("it is damaged")
     try:
-        header = made(_CheckpointHeader, _table(take(length)))
+        header = build(_CheckpointHeader, _table(take(length)))
     except (ValueError, RecursionError) as error:
         raise Corrupt("its header is damaged") from error
     if header.binding != binding:

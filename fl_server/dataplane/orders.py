@@ -8,7 +8,7 @@ from broker.wire.messages import BundleRef, ModelRef, Order, PartsRef, UploadRef
 from fl_server.dataplane.bundles import SiteBundles
 from fl_server.dataplane.plane import DataPlane
 from fl_server.dataplane.urls import URL_LIFETIME_S, SharedUrls
-from fl_server.flows.commands import IssueOrder
+from fl_server.flows.commands import IssueOrder, ModelFile
 from fl_server.flows.flow import Flow
 
 # beside the values: the header, which names every chunk
@@ -40,7 +40,7 @@ class OrderSender:
 
     def send(self, flow: Flow, order: IssueOrder) -> None:
         """Send an order, now or once there is an upload for the parts of its update."""
-        key, size = order.upload_key, order.model.size_bytes
+        key, size = order.upload_key, 0 if order.model is None else order.model.size_bytes
         if not key or not self._data.uploads.is_large(size):
             self._send(flow, order, None)
             return
@@ -54,7 +54,7 @@ class OrderSender:
         self._data.begin_upload(key, size + _HEADER_ALLOWANCE, begun)
 
     def _send(self, flow: Flow, order: IssueOrder, parts: PartsRef | None) -> None:
-        settings, model = order.settings, order.model
+        settings = order.settings
         message = Order(
             epoch=self._epoch,
             action=order.action,
@@ -66,18 +66,26 @@ class OrderSender:
             algorithm_settings=dict(settings.algorithm_settings),
             training=dict(settings.training),
             seed=settings.seed,
-            model=ModelRef(
-                url=self._urls.of(model.key),
-                key=model.key,
-                sha256=model.sha256,
-                size_bytes=model.size_bytes,
-                patches=list(model.patches),
-            ),
+            phase=order.phase,
+            seq=order.seq,
+            payload=order.payload,
+            model=self._model(order.model),
             upload=self._upload(order.upload_key, parts),
             bundle=self._bundle(order),
             time_left_s=self._time_left_s(flow.run_id, order),
         )
         self._publish(order.device_id, message)
+
+    def _model(self, model: ModelFile | None) -> ModelRef | None:
+        if model is None:
+            return None
+        return ModelRef(
+            url=self._urls.of(model.key),
+            key=model.key,
+            sha256=model.sha256,
+            size_bytes=model.size_bytes,
+            patches=list(model.patches),
+        )
 
     def _upload(self, key: str, parts: PartsRef | None) -> UploadRef | None:
         if not key:

@@ -14,16 +14,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
-import tenacity
-
 from fl_server.flows.commands import StartTask
 from runtime.errors import RengoError, Unavailable
+from runtime.retry import retrying_until
 
 _LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _POOL_THREADS = 4
-_LONGEST_PAUSE_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -65,15 +63,7 @@ class Workers:
     def __init__(self, post: Callable[[Done], None]) -> None:
         self._post = post
         self._stopping = threading.Event()
-        # one for all threads: what it stores of a call is each thread's own
-        self._attempts = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type((Unavailable, OSError)),
-            stop=tenacity.stop_when_event_set(self._stopping),
-            wait=tenacity.wait_random_exponential(multiplier=0.1, max=_LONGEST_PAUSE_S),
-            sleep=tenacity.sleep_using_event(self._stopping),
-            before_sleep=_log_waiting,
-            reraise=True,
-        )
+        self._attempts = retrying_until(self._stopping, (Unavailable, OSError), _log_waiting)
         self._pool = ThreadPoolExecutor(_POOL_THREADS, "verify")
         self._ordered = ThreadPoolExecutor(1, "aggregate")
         # one thread, so that an order that is asked for twice has one upload
@@ -163,6 +153,5 @@ def _nothing(_: None) -> None:
     """Nobody waits for it."""
 
 
-def _log_waiting(state: tenacity.RetryCallState) -> None:
-    error = None if state.outcome is None else state.outcome.exception()
+def _log_waiting(error: BaseException) -> None:
     _LOG.warning("waiting for the store or the disk: %s", error)

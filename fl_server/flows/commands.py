@@ -49,12 +49,13 @@ class TaskSettings:
 class IssueOrder:
     """Send a device an order. The shell adds the server's epoch, presigned URLs and the time left.
 
-    The same (action, round, attempt) again renews the URLs.
+    The same (action, round, attempt, phase, seq) again renews the URLs. An exchange needs no model.
 
     Attributes:
         upload_key: the object that the device's update becomes, "" where it uploads none.
         timer: the armed timer that the device's time ends with.
         time_s: the device's time where that timer is not armed, or there is none.
+        payload: what an exchange says, for the task on the device.
     """
 
     device_id: str
@@ -62,11 +63,14 @@ class IssueOrder:
     round: int
     attempt: int
     settings: TaskSettings
-    model: ModelFile
+    model: ModelFile | None = None
     upload_key: str = ""
     bundle: BundleFile | None = None
     timer: TimerFired | None = None
     time_s: float = 0.0
+    payload: bytes = b""
+    phase: str = ""
+    seq: int = 0
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,8 @@ class SendReceipt:
     attempt: int
     status: ReceiptStatus
     reason: str = ""
+    phase: str = ""
+    seq: int = 0
 
 
 @dataclass(frozen=True)

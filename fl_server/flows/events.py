@@ -1,5 +1,8 @@
 """What the server's shell tells a flow: events that any kind of flow may get. Past tense.
 
+An order is named by (action, round, attempt, phase, seq). ``phase`` and ``seq`` tell apart the
+orders of a round with several messages; they keep their defaults where a round has one order.
+
 A flow's own background tasks bring further events, which only that kind knows.
 """
 
@@ -10,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 Role: TypeAlias = Literal["trainer", "evaluator"]
-Action: TypeAlias = Literal["train", "evaluate"]
+Action: TypeAlias = Literal["train", "evaluate", "exchange"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ class DeviceDeclined:
     round: int
     attempt: int
     reason: str
+    phase: str = ""
+    seq: int = 0
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,8 @@ class OrderRequested:
     action: Action
     round: int
     attempt: int
+    phase: str = ""
+    seq: int = 0
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,7 @@ class DeviceAnswered:
     Attributes:
         usage: what the order cost the device (see ``broker.wire.messages.Usage``).
         update: None where the result names no uploaded object.
+        payload: what an exchange answers.
     """
 
     device_id: str
@@ -76,6 +84,9 @@ class DeviceAnswered:
     metrics: Mapping[str, float] = field(default_factory=dict)
     usage: Mapping[str, float] = field(default_factory=dict)
     update: ReportedUpdate | None = None
+    payload: bytes = b""
+    phase: str = ""
+    seq: int = 0
 
 
 @dataclass(frozen=True)

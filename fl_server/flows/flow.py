@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Generic, TypeVar
 
 from broker.wire.messages import DeviceState, RunDocument, RunEvent
-from fl_server.flows.commands import Command, IssueOrder
+from fl_server.flows.commands import Command, IssueOrder, ReceiptStatus, SendReceipt
+from fl_server.flows.events import DeviceAnswered
 
 F = TypeVar("F")
 C = TypeVar("C")
@@ -76,6 +77,12 @@ class Flow(ABC):
             attempt=detail.pop("attempt", 0),
             detail=detail,
         )
+
+
+def receipt_of(answer: DeviceAnswered, status: ReceiptStatus, reason: str = "") -> SendReceipt:
+    """Return the receipt of a result."""
+    place = (answer.device_id, answer.action, answer.round, answer.attempt)
+    return SendReceipt(*place, status, reason, answer.phase, answer.seq)
 
 
 def _bounded(value: Any) -> Any:

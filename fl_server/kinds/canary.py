@@ -37,11 +37,10 @@ from fl_server.flows.commands import (
     Command,
     NoteAudit,
     PublishDocument,
-    SendReceipt,
     StartTask,
 )
 from fl_server.flows.events import DeviceAnswered, FailureReported
-from fl_server.flows.flow import Flow, Step
+from fl_server.flows.flow import Flow, Step, receipt_of
 from fl_server.kinds.base import FlowKind, FlowServices
 from fl_server.rounds.events import EvaluationReceived
 from fl_server.runs.definition import RunDefinition
@@ -76,7 +75,7 @@ class CanaryFlow(Flow):
                 measured = (event.num_examples, dict(event.metrics))
                 return self._handle(EvaluationReceived(*place, *measured))
             case DeviceAnswered():
-                return Step([], [_refusal_of(event)])
+                return Step([], [receipt_of(event, "refused", "a canary takes no updates")])
             case FailureReported():
                 return self._failed(event.reason)
             case _ if event == DEADLINE:
@@ -157,11 +156,6 @@ class CanaryFlow(Flow):
             return VerdictSettled(problem)
 
         return StartTask(work, in_order=True, failed=lambda error: VerdictSettled(str(error)))
-
-
-def _refusal_of(answer: DeviceAnswered) -> SendReceipt:
-    place = (answer.device_id, answer.action, answer.round, answer.attempt)
-    return SendReceipt(*place, "refused", "a canary takes no updates")
 
 
 def _carry_out_verdict(registry: ModelRegistry, plan: CanaryPlan, command: Settle) -> str:

@@ -21,8 +21,8 @@ from fl_server.flows.commands import (
     StartTask,
     TaskSettings,
 )
-from fl_server.flows.events import DeviceAnswered, TimerFired
-from fl_server.flows.flow import Flow, Step
+from fl_server.flows.events import DeviceAnswered, DeviceDeclined, OrderRequested, TimerFired
+from fl_server.flows.flow import Flow, Step, receipt_of
 from fl_server.kinds.base import FlowKind, FlowServices
 from fl_server.rounds.events import (
     FACTS,
@@ -76,6 +76,10 @@ class SyncFlow(Flow):
     def handle(self, event: object) -> Step[Fact, Command]:
         """Handle one event of the shell or of the data plane."""
         match event:
+            case DeviceAnswered(action="exchange"):
+                return Step([], [receipt_of(event, "refused", "a run in rounds has no exchanges")])
+            case DeviceDeclined(action="exchange") | OrderRequested(action="exchange"):
+                return Step()
             case DeviceAnswered():
                 return self._translated(self.machine.handle(self._result(event)))
             case TimerFired(timer="sweep"):

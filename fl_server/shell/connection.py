@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from broker.session.session import Delivery, Endpoint, MqttSession, Publication, SessionEvent
+from broker.session.endpoint import Endpoint
+from broker.session.inbox import SessionEvent
+from broker.session.publication import Delivery, Publication
+from broker.session.session import MqttSession
 from broker.session.signer import MessageSigner
 from broker.wire.messages import Message, OperatorReply, Order, Receipt, ServerState
 from broker.wire.topics import Topics
@@ -60,7 +63,7 @@ class ServerConnection:
 
     def publish(self, topic: str, message: Message, *, retain: bool = False) -> None:
         """Send now or never: a receiver that misses it asks again or reads a retained document."""
-        self._session.publish(self._signer.write(topic, message, retain=retain))
+        self._session.publish(self._signer.sign(topic, message, retain=retain))
 
     def publish_retained(self, topic: str, message: Message) -> None:
         """Publish a retained document."""
@@ -88,4 +91,4 @@ class ServerConnection:
 
     def _presence(self, status: str) -> Publication:
         state = ServerState.model_validate({"status": status, "epoch": self._epoch})
-        return self._signer.write(self.topics.server_state, state, retain=True)
+        return self._signer.sign(self.topics.server_state, state, retain=True)

@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
-from broker.brokers.managed import RefusedConnection
+from broker.brokers.access_control import RefusedConnection
 from broker.wire.messages import Claim, PasswordKept
 from fl_server.dataplane.workers import Workers
 from fl_server.members.gate import MessageGate

@@ -247,6 +247,8 @@ def _receipt(flow: Flow, command: SendReceipt) -> Receipt:
         run_id=flow.run_id,
         round=command.round,
         attempt=command.attempt,
+        phase=command.phase,
+        seq=command.seq,
         status=command.status,
         reason=command.reason[:2000],
     )

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from runtime.errors import InvalidTransition, RengoError
+from runtime.retry import Backoff
 
 _LOG = logging.getLogger(__name__)
 _LOOK_EVERY_S = 0.1
@@ -40,8 +41,8 @@ class _Watched:
     name: str
     service: SupervisedService
     start: Callable[[], None]
+    backoff: Backoff
     restarts: int = 0
-    pause_s: float = _FIRST_PAUSE_S
     started_s: float = 0.0
     due_s: float | None = None
 
@@ -70,14 +71,15 @@ class Supervisor:
 
     def add(self, name: str, service: SupervisedService, start: Callable[[], None]) -> None:
         """Start a service and keep it alive from then on; raises what ``start`` raises."""
-        self.call(lambda: self._begin(_Watched(name, service, start)))
+        backoff = Backoff(_FIRST_PAUSE_S, self._longest_pause_s, least=1.0)
+        self.call(lambda: self._begin(_Watched(name, service, start, backoff)))
 
     def remove(self, name: str) -> None:
         """Stop a service and watch it no more."""
         self.call(lambda: self._end(name))
 
     def call(self, action: Callable[[], None]) -> None:
-        """Do something on the supervisor's thread, between two looks; raises what it raises."""
+        """Run ``action`` on the supervisor's thread and raise what it raises."""
         request = _Request(action)
         with self._changed:
             if self._stopping or not self._thread.is_alive():
@@ -105,7 +107,7 @@ class Supervisor:
     def _run(self) -> None:
         while True:
             with self._changed:
-                # a child's death is no event that a thread can wait for beside another
+                # a thread cannot wait for a child's end and a condition at once
                 self._changed.wait_for(lambda: self._requests or self._stopping, _LOOK_EVERY_S)
                 requests, self._requests = self._requests, []
                 stopping = self._stopping
@@ -132,12 +134,11 @@ class Supervisor:
         now = time.monotonic()
         if watched.service.running:
             if now - watched.started_s > _STABLE_S:
-                watched.pause_s = _FIRST_PAUSE_S
+                watched.backoff.reset()
             return
         if watched.due_s is None:
             _LOG.warning("%s has ended; starting it again", watched.name)
-            watched.due_s = now + watched.pause_s
-            watched.pause_s = min(self._longest_pause_s, 2 * watched.pause_s)
+            watched.due_s = now + watched.backoff.next_s()
         if now < watched.due_s:
             return
         watched.due_s = None
