@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from broker.wire.messages import Order, Patch
+from broker.wire.messages import Order, Patch, UploadRef
 from fl_client.jobs.folder import DeviceFolder
-from fl_client.session.events import Job, JobKey
-from storage.transfer.byte_ranges import Earlier
-from storage.transfer.multipart_upload import arrived_path
-from tests.messages import SAMPLES
+from fl_client.session.events import Job, JobKey, Outcome
+from storage.transfer.byte_ranges import EarlierVersion
+from storage.transfer.multipart import uploaded_parts_path
+from tests.messages import EXCHANGE, SAMPLES
 
 NEAR, FAR, OTHER = "1" * 64, "2" * 64, "3" * 64
 
@@ -37,7 +39,7 @@ def hold(folder: DeviceFolder, *hashes: str, run_id: str = "r") -> None:
 def test_the_model_that_needs_the_fewest_bytes_is_taken(tmp_path: Path, job: Job) -> None:
     folder = DeviceFolder(tmp_path)
     hold(folder, FAR, NEAR)
-    assert folder.earlier_model(job) == Earlier(
+    assert folder.earlier_model(job) == EarlierVersion(
         tmp_path / "models" / f"r.{NEAR}.safetensors", [(0, 10)]
     )
 
@@ -71,12 +73,12 @@ def leave(path: Path, text: str = "x") -> Path:
 def test_what_nobody_knows_is_swept(tmp_path: Path) -> None:
     folder = DeviceFolder(tmp_path)
     known = folder.update(KEY)
-    kept = [leave(known), leave(arrived_path(known))]
+    kept = [leave(known), leave(uploaded_parts_path(known))]
     state = [leave(folder.state(KEY)), leave(folder.next_state(KEY))]
     leave(folder.next_state(JobKey("r", "train", 1, 1)))
     leave(tmp_path / "state" / "r.1-1.next.part")
     unknown = folder.update(JobKey("r", "train", 1, 1))
-    for path in (unknown, arrived_path(unknown), unknown.with_name(f"{unknown.name}.part")):
+    for path in (unknown, uploaded_parts_path(unknown), unknown.with_name(f"{unknown.name}.part")):
         leave(path)
     folder.sweep([KEY, JobKey("r", "evaluate", 1, 1)])
     assert sorted((tmp_path / "updates").iterdir()) == sorted(kept)
@@ -163,3 +165,31 @@ def test_the_state_of_a_run_goes_with_it(tmp_path: Path) -> None:
     folder.forget_state("r")
     assert not state.exists()
     assert others.exists()
+
+
+def test_the_files_of_an_exchange_are_its_own_and_go_with_its_receipt(tmp_path: Path) -> None:
+    folder = DeviceFolder(tmp_path)
+    order = EXCHANGE.model_copy(update={"upload": UploadRef(url="u", key="k")})
+    key = JobKey.of(order)
+    others = (
+        replace(key, seq=0),
+        replace(key, phase="reveal"),
+        replace(key, phase="", seq=0),
+        JobKey(key.run_id, "train", key.round, key.attempt),
+    )
+    assert len({folder.update(each) for each in (key, *others)}) == 1 + len(others)
+    assert len({folder.next_state(each) for each in (key, *others)}) == 1 + len(others)
+    # what a device of before there were exchanges has on its disk
+    assert folder.update(others[-1]).name == "sum-1-2-1.upd"
+    assert folder.next_state(others[-1]).name == "sum-1.2-1.next"
+    folder.update(key).write_bytes(b"answer")
+    folder.next_state(key).write_bytes(b"after")
+    sha256 = hashlib.sha256(b"answer").hexdigest()
+    job = Job(key, order, "uploading", Outcome(0, {}, header_sha256=sha256, size_bytes=6))
+    assert folder.is_whole(job)
+    folder.sweep([key])
+    folder.settle(key, accepted=True, active=job)
+    assert folder.state(key).read_bytes() == b"after"
+    assert not folder.update(key).exists()
+    folder.update(key).write_bytes(b"another")
+    assert not folder.is_whole(job)
