@@ -49,7 +49,8 @@ WAITING = (
     "rengo.cli.site.roles",
     "iot.runner",
     "iot.settings",
-    "fl_client.agent.status_server",
+    "fl_client.agent.build",
+    "fl_client.agent.status.server",
 )
 NOT_YET = {
     *("numpy", "urllib3", "venv", "packaging", "xml.sax.saxutils", "pydantic.type_adapter"),
