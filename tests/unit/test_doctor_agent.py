@@ -18,10 +18,8 @@ from tests.unit.test_doctor import FakeMachine
 
 
 def found(tmp_path: Path, values: dict[str, Any], *problems: Problem) -> dict[str, Check]:
-    patient = AgentTarget(
-        Checked("agent.toml", dict(values), {}, list(problems)), tmp_path / "data"
-    )
-    return {check.name: check for check in diagnose_agent(patient, FakeMachine())}
+    target = AgentTarget(Checked("agent.toml", dict(values), {}, list(problems)), tmp_path / "data")
+    return {check.name: check for check in diagnose_agent(target, FakeMachine())}
 
 
 def identity(tmp_path: Path, role: str = "device") -> Path:
