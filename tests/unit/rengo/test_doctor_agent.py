@@ -14,7 +14,7 @@ from rengo.doctor.checks import Check
 from runtime.processes.ports import free_port
 from runtime.security.identity import new_identity, write_identity
 from runtime.security.signing import SecretKey
-from tests.unit.test_doctor import FakeMachine
+from tests.unit.rengo.test_doctor import FakeMachine
 
 
 def found(tmp_path: Path, values: dict[str, Any], *problems: Problem) -> dict[str, Check]:
