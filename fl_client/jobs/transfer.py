@@ -25,9 +25,9 @@ from fl_client.session.events import (
 )
 from runtime.errors import AccessDenied, RengoError, Unavailable
 from runtime.retry import retrying_until
-from storage.transfer.byte_ranges import Earlier
+from storage.transfer.byte_ranges import EarlierVersion
 from storage.transfer.files import Cancelled, Transfers
-from storage.transfer.multipart import PartsPlace
+from storage.transfer.multipart import MultipartTarget
 
 _LOG = logging.getLogger(__name__)
 _RENEWAL_S = 20.0
@@ -109,7 +109,7 @@ class JobTransfers:
         self._request = request
 
     def fetch(
-        self, context: TransferContext, path: Path, earlier: Earlier | None = None
+        self, context: TransferContext, path: Path, earlier: EarlierVersion | None = None
     ) -> ModelFetched | JobFailed | None:
         """Bring the order's model to ``path``; None when the job was cancelled.
 
@@ -151,7 +151,7 @@ class JobTransfers:
 
         def work() -> None:
             parts = _parts(context.job.upload)
-            if parts is not None and parts.takes(path.stat().st_size):
+            if parts is not None and parts.fits(path.stat().st_size):
                 context.bytes_up += self._send_parts(context, path, parts)
             else:
                 context.bytes_up += self._send(context, path)
@@ -168,8 +168,8 @@ class JobTransfers:
             cancel=context.cancelled,
         )
 
-    def _send_parts(self, context: TransferContext, path: Path, parts: PartsPlace) -> int:
-        def renew() -> PartsPlace:
+    def _send_parts(self, context: TransferContext, path: Path, parts: MultipartTarget) -> int:
+        def renew() -> MultipartTarget:
             fresh = _parts(context.request_fresh_urls(self._request).upload)
             if fresh is None:
                 raise AccessDenied(f"no fresh URLs for the parts of {context.key}")
@@ -190,11 +190,11 @@ class JobTransfers:
         return None
 
 
-def _parts(upload: UploadRef) -> PartsPlace | None:
+def _parts(upload: UploadRef) -> MultipartTarget | None:
     found = upload.parts
     if found is None:
         return None
-    return PartsPlace(found.upload_id, found.part_bytes, found.urls, found.complete_url)
+    return MultipartTarget(found.upload_id, found.part_bytes, found.urls, found.complete_url)
 
 
 def _log_waiting(error: BaseException) -> None:

@@ -42,10 +42,10 @@ def test_each_connection_has_a_boot_id_that_its_will_and_its_states_share(tmp_pa
 def test_the_will_of_an_older_connection_does_not_make_a_device_lost(tmp_path: Path) -> None:
     messages, presence = messages_of(tmp_path), PresenceTable()
     late = state_of(messages.will())
-    presence.take_state("d-1", state_of(messages.state("ready")))
+    presence.apply_state("d-1", state_of(messages.state("ready")))
     messages.will()
-    presence.take_state("d-1", state_of(messages.state("ready")))
-    assert presence.take_state("d-1", late) is None
+    presence.apply_state("d-1", state_of(messages.state("ready")))
+    assert presence.apply_state("d-1", late) is None
     assert presence.devices["d-1"].online
 
 
