@@ -55,8 +55,9 @@ from fl_server.members.membership import Membership, SiteInfo
 from fl_server.members.presence import PresenceTable
 from fl_server.members.rules import DeviceRecord
 from fl_server.members.store import MemberRegistry
+from fl_server.operations.context import OperationsContext
 from fl_server.operations.mqtt import OperatorEndpoint
-from fl_server.operations.runs import Operations
+from fl_server.operations.submission import Operations
 from fl_server.persistence.journal import Journal, RunRecord
 from fl_server.persistence.manifest_cache import DocumentTable
 from fl_server.rounds.events import (
@@ -166,7 +167,8 @@ class Server:
             self.members.note,
         )
         self.canaries = Canaries(house, CanaryLog(journal.database))
-        self._desk = OperatorEndpoint(Operations(self), self.data, self._reply)
+        self._operations = Operations(self._operations_context(identity))
+        self._operators = OperatorEndpoint(self._operations, self._reply)
         self.reception = MessageGate(self.domain, self.members, self._clear)
         self._documents = RunDocuments(
             self.runs, self._topics, self.epoch, self._publish_retained, self._clear
@@ -175,6 +177,28 @@ class Server:
         self._look_due_s = time.monotonic() + _LOOK_AT_BROKER_EVERY_S
         self._session = MqttSession(
             endpoint, self._subscriptions(), self._offer, will=self._presence_publication("offline")
+        )
+
+    def _operations_context(self, identity: Identity) -> OperationsContext:
+        return OperationsContext(
+            domain=self.domain,
+            epoch=self.epoch,
+            secret=identity.secret_key,
+            journal=self.journal,
+            store=self.store,
+            data=self.data,
+            models=self.models,
+            bundles=self.bundles,
+            members=self.members,
+            audit=self.registry,
+            presence=self.presence,
+            canaries=self.canaries,
+            runs=self.runs,
+            refused_messages=lambda: self.reception.refused,
+            start_run=self.start_run,
+            steer=self.handle,
+            production_changed=self.production_changed,
+            forget_device=self.forget,
         )
 
     def _subscriptions(self) -> list[str]:
@@ -214,6 +238,7 @@ class Server:
         self.data.start_task(
             _do_nothing, lambda _: self._say_production(), _not_settled, in_order=True
         )
+        self._operations.resume()
         for device in self.members.half_revoked():
             self._forget_later(device)
         try:
@@ -441,7 +466,7 @@ class Server:
             case Progress():
                 _LOG.debug("progress of %s: %s", address.id, message)
             case OperatorRequest():
-                self._desk.take(address.id, message)
+                self._operators.handle(address.id, message)
 
     # --- members ------------------------------------------------------------------------------
 

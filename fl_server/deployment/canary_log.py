@@ -65,7 +65,7 @@ class CanaryLog:
         """Write a new canary; return when, by the wall clock."""
         now = time.time()
         row = {"canary_id": plan.canary_id, "plan": json.dumps(asdict(plan)), "at": now}
-        with self._database.begin() as connection:
+        with self._database.change() as connection:
             connection.execute(sa.insert(_canaries), row)
         return now
 

@@ -10,7 +10,7 @@ import math
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from broker.wire.messages import Decline, DeviceState, Message, Order, Request, Result
@@ -129,12 +129,18 @@ class Canaries:
     # --- what the operator does ---------------------------------------------------------------
 
     def begin(
-        self, candidate: Version, wish: CanaryRequest, caller: str, bundle: Named | None = None
+        self,
+        candidate: Version,
+        wish: CanaryRequest,
+        caller: str,
+        bundle: Named | None = None,
+        canary_id: str = "",
     ) -> str:
         """Start a canary and return its id; the same wish again gives the id of the one that runs.
 
         Args:
             bundle: the one of the site that devices which have not the task may take.
+            canary_id: the new one's; "" for one that is made here.
 
         Raises:
             ConfigError: there is nothing to compare with, nobody to measure, or one runs already.
@@ -145,6 +151,8 @@ class Canaries:
             if asked == (candidate.name, wish.metric, wish.max_drop, wish.deadline_s):
                 return plan.canary_id  # the answer was lost, or somebody waits for it again
         plan = self._plan(candidate, self._baseline(candidate), wish, bundle)
+        if canary_id:
+            plan = replace(plan, canary_id=canary_id)
         self._log.begin(plan)
         detail = {"canary": plan.canary_id, "against": plan.production.name}
         self._house.note(AuditEvent(caller, "canary begun", candidate.name, detail))
