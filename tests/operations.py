@@ -18,27 +18,34 @@ from unittest import mock
 
 from broker.brokers.access_control import ManualAccess
 from broker.session.endpoint import Endpoint
-from fl_server.dataplane.bundles import Named, SiteBundles
+from broker.wire.messages import DeviceState
+from fl_server.dataplane.bundles import SiteBundles
 from fl_server.dataplane.plane import DataPlane
 from fl_server.dataplane.uploads import Uploads
-from fl_server.deployment.service import CanaryRequest
+from fl_server.deployment.canaries import Canaries
+from fl_server.flows.commands import StartTask
+from fl_server.kinds.listing import FLOW_KINDS
 from fl_server.members.membership import Membership, SiteInfo
 from fl_server.members.presence import PresenceTable
-from fl_server.members.rules import AuditEvent, DeviceRecord
+from fl_server.members.rules import DeviceRecord
 from fl_server.members.store import MemberRegistry
+from fl_server.observers.base import ObserverList
 from fl_server.operations.call import Answer, Caller, Outcome
-from fl_server.operations.context import OperationsContext, Steering
+from fl_server.operations.context import OperationsContext
 from fl_server.operations.submission import Operations
 from fl_server.persistence.database import Transaction
-from fl_server.persistence.journal import Journal, RunRecord
-from fl_server.runs.active import ActiveRun
-from runtime.errors import ConfigError, RengoError
+from fl_server.persistence.journal import Journal
+from fl_server.rounds.events import Model
+from fl_server.runs.record import RunRecord
+from fl_server.shell.connection import ServerConnection
+from fl_server.shell.runner import FlowRunner, RunnerParts
+from runtime.errors import RengoError
 from runtime.security.identity import new_identity
 from storage.registry.registry import ModelRegistry
 from storage.store.memory import MemoryStore
 from storage.store.objects import ObjectInfo
-from storage.versions.index import Version
 from storage.versions.keys import RunKeys
+from tests.flows import Sent
 from tests.versions import KEY, PROJECT
 
 OPERATOR = Caller("operator", "operator")
@@ -104,19 +111,28 @@ class QuietMembership(Membership):
 
 
 class Plane:
-    """A data plane whose tasks are done one after the other, when :meth:`run` is called."""
+    """A data plane whose tasks are done one after the other, when :meth:`run` is called.
+
+    The jobs of flows are not done: what an operation leaves is looked at before they end.
+    """
 
     def __init__(self, store: MortalStore, registry: ModelRegistry) -> None:
+        self.store = store
         self.uploads = Uploads(store)
         self.registry = registry
-        self.checks: list[str] = []
         self._tasks: list[Callable[[], None]] = []
 
     def keys(self, run_id: str) -> RunKeys:
         return RunKeys(PROJECT, run_id)
 
-    def check_initial(self, run_id: str, _: object) -> None:
-        self.checks.append(run_id)
+    def check_initial(self, run_id: str, model: Model) -> None:
+        """Find every version 0 good."""
+
+    def open_run(self, record: RunRecord[Any]) -> None:
+        """Hold nothing for a run."""
+
+    def start_job(self, run_id: str, task: StartTask) -> None:
+        """Leave the job undone."""
 
     def discard_prepared(self, _: object) -> None:
         raise AssertionError("nothing here is old")
@@ -142,54 +158,6 @@ class Plane:
     def run(self) -> None:
         while self._tasks:
             self._tasks.pop(0)()
-
-
-class Canaries:
-    """Canaries that are lines of the audit log."""
-
-    def __init__(self, audit: MemberRegistry, registry: ModelRegistry) -> None:
-        self._audit = audit
-        self._registry = registry
-
-    def _begun(self) -> dict[str, str]:
-        acts = [each for each in self._audit.audit() if each.act == "canary begun"]
-        return {str(each.detail["canary"]): each.subject for each in acts}
-
-    def begin(
-        self,
-        candidate: Version,
-        _: CanaryRequest,
-        caller: str,
-        bundle: Named | None = None,
-        canary_id: str = "",
-    ) -> str:
-        for known, name in self._begun().items():
-            if name == candidate.name:
-                return known
-            raise ConfigError("one runs already")
-        act = AuditEvent(caller, "canary begun", candidate.name, {"canary": canary_id})
-        self._audit.write([act])
-        return canary_id
-
-    def show(self, canary_id: str) -> Mapping[str, Any]:
-        return {
-            **dict.fromkeys(("task", "candidate", "production", "metric"), "x"),
-            **dict.fromkeys(("max_drop", "deadline_s", "time_left_s"), 1.0),
-            **dict.fromkeys(("cohort_size", "quorum", "pairs"), 1),
-            **dict.fromkeys(("state", "verdict", "reason", "problem"), ""),
-            **dict.fromkeys(("candidate_mean", "production_mean"), None),
-            "canary_id": canary_id,
-            "lower_is_better": False,
-            "measured_by": "devices",
-            "cohort": ["d-1"],
-        }
-
-    def require_free(self, version: Version) -> None:
-        if version.name in self._begun().values():
-            raise ConfigError("it is in a canary")
-
-    def needs(self, _: str) -> str:
-        return ""
 
 
 class Disk:
@@ -228,8 +196,11 @@ class Life:
         self.plane = Plane(disk.store, self.registry)
         self.audit = MemberRegistry(self.journal.database)
         self.presence = PresenceTable()
+        state = DeviceState(
+            status="ready", boot_id="b", role="evaluator", tasks=["digits", "faces"]
+        )
+        self.presence.apply_state("e-1", state)
         self.moved: list[str] = []
-        self.runs = {record.run_id: self._run_of(record) for record in self.journal.runs()}
         self.members = QuietMembership(
             self.audit,
             disk.identity,
@@ -239,10 +210,14 @@ class Life:
             Endpoint.of(disk.identity),
             lambda *_: None,
         )
+        self.runner = self._runner()
+        self.canaries = Canaries(self.runner.services, self.runner.begin, self.runner.timers.left_s)
         self.operations = Operations(self._context())
         self.mortal = Mortal() if mortal is None else mortal
         with self.alive():
             self.plane.start_task(self.registry.rebuild, lambda _: None, _raise, in_order=True)
+            self.runner.restore()
+            self.runner.resume()
             self.operations.resume()
             if settled:
                 self.plane.run()
@@ -260,25 +235,25 @@ class Life:
             members=self.members,
             audit=self.audit,
             presence=self.presence,
-            canaries=Canaries(self.audit, self.registry),
-            runs=self.runs,
+            canaries=self.canaries,
+            runs=self.runner,
             refused_messages=Counter[str],
-            start_run=self._start_run,
-            steer=self._steer,
             production_changed=self.moved.append,
             forget_device=self.members.is_cut_off,
         )
 
-    def _run_of(self, record: RunRecord) -> ActiveRun:
-        facts = self.journal.facts(record.run_id)
-        return ActiveRun.from_journal(record, facts, RunKeys(PROJECT, record.run_id))
-
-    def _start_run(self, record: RunRecord) -> None:
-        self.journal.add_run(record)
-        self.runs[record.run_id] = self._run_of(record)
-
-    def _steer(self, run: ActiveRun, event: Steering) -> None:
-        self.journal.append(run.record.run_id, run.machine.handle(event).facts)
+    def _runner(self) -> FlowRunner:
+        parts = RunnerParts(
+            self.journal,
+            cast(DataPlane, self.plane),
+            SiteBundles(self.disk.store, PROJECT, self.disk.folder / "bundles"),
+            self.presence,
+            cast(ServerConnection, Sent()),
+            ObserverList(()),
+            self.moved.append,
+            self.members.note,
+        )
+        return FlowRunner(FLOW_KINDS, parts, 1)
 
     @contextmanager
     def alive(self) -> Iterator[None]:

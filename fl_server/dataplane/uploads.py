@@ -10,7 +10,7 @@ import threading
 from dataclasses import dataclass
 
 from broker.wire.messages import MAX_PARTS, PartsRef
-from fl_server.runs.active import URL_LIFETIME_S
+from fl_server.dataplane.urls import URL_LIFETIME_S
 from storage.store.objects import ObjectStore, abort_uploads
 from storage.versions.keys import RunKeys
 

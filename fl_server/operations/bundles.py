@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fl_server.dataplane.bundles import KeptBundle
+from fl_server.dataplane.urls import URL_LIFETIME_S
 from fl_server.members.rules import AuditEvent
 from fl_server.operations import catalogue
 from fl_server.operations.arguments import NewBundle, NoArguments, OneBundle
@@ -13,7 +14,6 @@ from fl_server.operations.call import Binding, Call, Deferred
 from fl_server.operations.context import OperationsContext
 from fl_server.operations.results import BundleList, BundleRow, BundleUpload, BundleUrl
 from fl_server.operations.runs import RunOperations
-from fl_server.runs.active import URL_LIFETIME_S
 from runtime.errors import ConfigError, NotFound
 
 

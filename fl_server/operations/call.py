@@ -163,17 +163,17 @@ class Call:
         return kind.model_validate_json(self.record.planned) if self.record.planned else None
 
     def together(
-        self, result: Callable[[], Result], acts: Sequence[AuditEvent] = ()
+        self, result: Callable[[], Result], acts: Callable[[], Sequence[AuditEvent]] = tuple
     ) -> AbstractContextManager[None]:
         """Write the answer and ``acts`` with the first change of the block, in one transaction.
 
         Args:
             result: called just before that transaction is committed.
-            acts: for the audit log.
+            acts: likewise, for the audit log.
         """
 
         def write(connection: sa.Connection) -> None:
-            append_audit(connection, acts)
+            append_audit(connection, acts())
             self._finish(connection, Outcome(_certain(result)))
 
         return self.log.database.together(write)

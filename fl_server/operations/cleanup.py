@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fl_server.kinds.sync import SyncFlow
 from fl_server.members.rules import AuditEvent
 from fl_server.operations import catalogue
 from fl_server.operations.arguments import Cleaning
@@ -97,7 +98,7 @@ class CleanupOperations:
     def _stray_of_run(self, keys: RunKeys, listed: list[ObjectInfo]) -> list[ObjectInfo]:
         there = {info.key for info in listed}
         known = {version.manifest.version for version in self._registry.versions(keys.run_id)}
-        run = self._context.runs.get(keys.run_id)
+        run = self._context.runs.of(SyncFlow).get(keys.run_id)
         policy = ModelsSection() if run is None else run.record.definition.models
         latest = max(known, default=-1) if run is None else run.machine.ledger.model.version
         retained = self._registry.retained(keys.run_id, latest, policy.keep, policy.keep_every)

@@ -61,7 +61,7 @@ class DeviceOperations:
         return ServerInfo(
             domain=self._context.domain,
             epoch=self._context.epoch,
-            runs=len(self._context.runs),
+            runs=len(self._context.runs.submitted()),
             devices_online=sum(each.online for each in self._presence.devices.values()),
             refused_messages=dict(self._context.refused_messages()),
         )

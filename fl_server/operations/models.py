@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from fl_server.dataplane.bundles import KeptBundle, Named
-from fl_server.deployment.service import CanaryRequest
+from fl_server.dataplane.urls import URL_LIFETIME_S
+from fl_server.deployment.canaries import CanaryRequest, new_canary_id
+from fl_server.kinds.sync import SyncFlow
 from fl_server.members.rules import AuditEvent
 from fl_server.operations import catalogue
 from fl_server.operations.arguments import (
@@ -30,7 +31,6 @@ from fl_server.operations.results import (
     ModelUrl,
 )
 from fl_server.operations.run_report import finite
-from fl_server.runs.active import URL_LIFETIME_S
 from runtime.errors import ConfigError, NotFound
 from storage.versions.index import Version
 from storage.versions.keys import RunKeys
@@ -82,7 +82,7 @@ class ModelOperations:
 
     def models_url(self, wanted: OneVersion, _: Call) -> ModelUrl | Deferred[ModelUrl]:
         """Return a presigned GET of a version, and its signed manifest to check it by."""
-        run = self._context.runs.get(wanted.name)
+        run = self._sync_runs().get(wanted.name)
         latest = 0 if run is None else run.machine.ledger.model.version
         if run is not None and not self._registry.has(wanted.name, latest):
             # committed a moment ago: its manifest is being written
@@ -106,7 +106,7 @@ class ModelOperations:
 
     def _row(self, version: Version) -> dict[str, Any]:
         manifest, record = version.manifest, version.record
-        run = self._context.runs.get(manifest.run_id)
+        run = self._sync_runs().get(manifest.run_id)
         measured = {} if run is None else run.machine.ledger.metrics(manifest.version)
         metrics = dict(record.metrics) or measured
         production = self._registry.production(manifest.task)
@@ -125,6 +125,9 @@ class ModelOperations:
             "created_ms": manifest.created_ms,
             "reason": record.reason[:200],
         }
+
+    def _sync_runs(self) -> dict[str, SyncFlow]:
+        return self._context.runs.of(SyncFlow)
 
     def _in_production(self, task: str) -> Version:
         now = self._registry.production(task)
@@ -208,7 +211,7 @@ class ModelOperations:
                 raise
             return self._removal(call, planned, lambda: self._remove_rest(planned))
         self._canaries.require_free(version)
-        run = self._context.runs.get(version.manifest.run_id)
+        run = self._sync_runs().get(version.manifest.run_id)
         if run is not None and not run.ended:
             raise ConfigError(
                 f"{version.name}: its run goes on; wait for its end or `rengo runs stop` it"
@@ -258,7 +261,7 @@ class ModelOperations:
 
         def find() -> CanaryBegun | Deferred[CanaryBegun]:
             candidate = self._registry.find(wanted.name)
-            run = self._context.runs.get(candidate.manifest.run_id)
+            run = self._sync_runs().get(candidate.manifest.run_id)
             section = None if run is None else run.record.definition.bundle
             if section is None:
                 return self._begin(candidate, wanted, call, None)
@@ -275,8 +278,16 @@ class ModelOperations:
         self, candidate: Version, wanted: CanaryArguments, call: Call, bundle: Named | None
     ) -> CanaryBegun:
         request = CanaryRequest(**wanted.model_dump(exclude={"name"}))
+        production = self._registry.production(candidate.manifest.task)
         # the new one's id, and behind it that of the one that goes on in the same way, if any
-        ids = [f"canary-{secrets.token_hex(8)}"]
-        with call.together(lambda: CanaryBegun(canary_id=ids[-1])):
-            ids.append(self._canaries.begin(candidate, request, call.caller, bundle, ids[0]))
+        ids = [new_canary_id()]
+
+        def acts() -> list[AuditEvent]:
+            if ids[-1] != ids[0] or production is None:
+                return []
+            detail = {"canary": ids[0], "against": production.name}
+            return [AuditEvent(call.caller, "canary begun", candidate.name, detail)]
+
+        with call.together(lambda: CanaryBegun(canary_id=ids[-1]), acts):
+            ids.append(self._canaries.begin(candidate, request, ids[0], bundle))
         return CanaryBegun(canary_id=ids[-1])

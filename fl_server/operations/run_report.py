@@ -8,12 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from broker.wire.messages import DeviceInfo
+from broker.wire.messages import DeviceInfo, RunDocument
 from fl_server.operations.results import RoundRow, RunDevice, RunReport, RunSummary
-from fl_server.persistence.journal import FactRecord, RunRecord
 from fl_server.rounds.events import (
     EvaluationRecorded,
     OrderDeclined,
+    Plan,
     RoundAbandoned,
     RoundClosed,
     RoundCommitted,
@@ -24,6 +24,7 @@ from fl_server.rounds.events import (
 )
 from fl_server.rounds.ledger import Ledger
 from fl_server.rounds.workload import OrderWork, measured
+from fl_server.runs.record import FactRecord, RunRecord
 
 _REASON_CHARS = 2000
 
@@ -70,12 +71,12 @@ class _RoundReport:
         self.seconds = at - self.started_at
 
 
-def summary(record: RunRecord, ledger: Ledger) -> RunSummary:
+def summary(record: RunRecord[Plan], ledger: Ledger) -> RunSummary:
     """Return a run in one row."""
     return RunSummary(**_summary(record, ledger))
 
 
-def _summary(record: RunRecord, ledger: Ledger) -> dict[str, Any]:
+def _summary(record: RunRecord[Plan], ledger: Ledger) -> dict[str, Any]:
     version = _measured_version(ledger)
     return {
         "run_id": record.run_id,
@@ -100,8 +101,58 @@ def _summary(record: RunRecord, ledger: Ledger) -> dict[str, Any]:
     }
 
 
+def summary_of_document(record: RunRecord[Any], document: RunDocument | None) -> RunSummary:
+    """Return a run of any kind in one row, as its document says; None where it has none yet."""
+    return RunSummary(**_summary_of_document(record, document))
+
+
+def _summary_of_document(record: RunRecord[Any], document: RunDocument | None) -> dict[str, Any]:
+    definition = record.definition
+    known = {} if document is None else document.model_dump()
+    status = known.get("status", "waiting")
+    return {
+        "run_id": record.run_id,
+        "task": definition.task,
+        "algorithm": definition.algorithm.name,
+        "status": status,
+        "reason": known.get("reason", ""),
+        "phase": known.get("phase", "gathering"),
+        "round": known.get("round", 0),
+        "attempt": known.get("attempt", 0),
+        "rounds": definition.rounds,
+        "cohort_size": len(known.get("cohort", ())),
+        "quorum": 0,
+        "fit": definition.cohort.fit,
+        "bundled": definition.bundled,
+        "evaluate_on": "none",
+        "evaluate_every": definition.evaluation.every,
+        "rounds_completed": definition.rounds if status == "completed" else 0,
+        "accuracy": finite(known.get("accuracy")),
+        "loss": finite(known.get("loss")),
+        "submitted_at": record.at,
+    }
+
+
+def report_of_document(
+    record: RunRecord[Any], document: RunDocument | None, facts: Sequence[FactRecord]
+) -> RunReport:
+    """Return a run of any kind, as far as its document says."""
+    return RunReport(
+        **_summary_of_document(record, document),
+        seed=record.definition.seed,
+        model_key=record.initial.key,
+        model_sha256=record.initial.sha256,
+        wall_s=facts[-1].at - record.at if facts else 0.0,
+        round_s=[],
+        bytes_up=0,
+        bytes_down=0,
+        history=[],
+        devices=[],
+    )
+
+
 def report(
-    record: RunRecord,
+    record: RunRecord[Plan],
     ledger: Ledger,
     facts: Iterable[FactRecord],
     infos: Mapping[str, DeviceInfo] | None = None,

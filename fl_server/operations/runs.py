@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
+from fl_server.dataplane.urls import URL_LIFETIME_S
+from fl_server.flows.events import PauseRequested, ResumeRequested, StopRequested
+from fl_server.flows.flow import Flow
+from fl_server.kinds.sync import SyncFlow
 from fl_server.members.rules import AuditEvent
 from fl_server.operations import catalogue, run_report
 from fl_server.operations.arguments import Definition, NoArguments, OneRun, RunSubmission
 from fl_server.operations.call import Binding, Call, Deferred
-from fl_server.operations.context import OperationsContext, Steering
+from fl_server.operations.context import OperationsContext
 from fl_server.operations.results import RunList, RunReport, RunStarted, RunSummary, RunUpload
-from fl_server.persistence.journal import AwaitedModel, PreparedRun, RunRecord
-from fl_server.rounds.events import Model, PauseRequested, ResumeRequested, StopRequested
-from fl_server.rounds.ledger import Ledger
-from fl_server.rounds.workload import known_speeds
-from fl_server.runs.active import URL_LIFETIME_S, ActiveRun
+from fl_server.rounds.events import Model
 from fl_server.runs.definition import RunDefinition, parse_definition
+from fl_server.runs.record import AwaitedModel, PreparedRun
 from runtime.errors import ConfigError, NotFound
 from storage.versions.manifest import Parent
 
 _DEFINITION_BYTES = 32 << 10
-_STEERED = {PauseRequested: "paused", ResumeRequested: "resumed", StopRequested: "stopped"}
+_Steering: TypeAlias = PauseRequested | ResumeRequested | StopRequested
+_STEERED: dict[type[_Steering], str] = {
+    PauseRequested: "paused",
+    ResumeRequested: "resumed",
+    StopRequested: "stopped",
+}
 
 
 class RunOperations:
@@ -52,31 +58,36 @@ class RunOperations:
 
     def definitions(self) -> dict[str, RunDefinition]:
         """Return the definitions of the runs that go on or are being prepared."""
+        runs = self._context.runs
         going = {
-            run_id: run.record.definition
-            for run_id, run in self._context.runs.items()
-            if not run.ended
+            run_id: runs.records[run_id].definition
+            for run_id, flow in runs.flows.items()
+            if not flow.ended
         }
         prepared = {run_id: run.definition for run_id, (run, _) in self._prepared.items()}
         return going | prepared
 
     def is_needed(self, run_id: str) -> bool:
         """Whether a run goes on or is being prepared."""
-        run = self._context.runs.get(run_id)
-        return run_id in self._prepared or (run is not None and not run.ended)
+        flow = self._context.runs.flows.get(run_id)
+        return run_id in self._prepared or (flow is not None and not flow.ended)
 
     def runs_ls(self, _: NoArguments, __: Call) -> RunList:
         """Return every run in one row, the latest first."""
-        runs = reversed(list(self._context.runs.values()))
-        return RunList(runs=[_summary(run) for run in runs])
+        submitted = self._context.runs.submitted()
+        return RunList(runs=[self._summary(run_id) for run_id in reversed(submitted)])
 
     def runs_show(self, wanted: OneRun, _: Call) -> RunReport:
         """Return one run with its rounds, refusals, devices and metrics."""
-        run = self._run(wanted.run_id)
-        facts = self._context.journal.facts(wanted.run_id)
+        flow = self._flow(wanted.run_id)
+        record = self._context.runs.records[wanted.run_id]
+        facts = self._context.journal.facts(wanted.run_id, record.definition.flow)
+        if not isinstance(flow, SyncFlow):
+            document = flow.document(self._context.epoch)
+            return run_report.report_of_document(record, document, facts)
         present = self._context.presence.devices
         infos = {name: each.info for name, each in present.items() if each.info is not None}
-        return run_report.report(run.record, run.machine.ledger, facts, infos)
+        return run_report.report(flow.record, flow.machine.ledger, facts, infos)
 
     # --- submitting ---------------------------------------------------------------------------
 
@@ -126,7 +137,7 @@ class RunOperations:
 
         The answer is written with the run. A run that goes on already is not started again.
         """
-        if wanted.run_id in self._context.runs:
+        if wanted.run_id in self._context.runs.flows:
             return RunStarted(run_id=wanted.run_id)
         prepared = self._prepared_run(wanted.run_id)
         data, model = self._context.data, prepared.awaited.model(wanted.sha256)
@@ -136,22 +147,20 @@ class RunOperations:
         )
 
     def _start(self, prepared: PreparedRun, initial: Model, call: Call) -> RunStarted:
-        run_id, wanted = prepared.run_id, prepared.definition
+        run_id = prepared.run_id
         started = RunStarted(run_id=run_id)
         if self._prepared.pop(run_id, None) is None:
             return started
-        online = self._context.presence.online(wanted.task, bundled=wanted.bundled)
-        evaluators = any(device.state.role == "evaluator" for device in online)
-        plan = wanted.plan(
-            run_id, evaluators_online=evaluators, speeds=known_speeds(self._runs_like(wanted))
-        )
-        with call.together(lambda: started, [AuditEvent(call.caller, "run submitted", run_id)]):
-            self._context.start_run(RunRecord(run_id, wanted, plan, initial, time.time()))
+        record = self._context.runs.new_record(run_id, prepared.definition, initial)
+        act = AuditEvent(call.caller, "run submitted", run_id)
+        with call.together(lambda: started, lambda: [act]):
+            self._context.runs.begin(record)
         return started
 
     def _complete(self, wanted: Definition) -> RunDefinition:
         """Return the definition with the version that it begins with, if it is one of ours."""
         definition = parse_definition(wanted.definition, "run definition")
+        self._context.runs.check(definition)
         size = len(definition.model_dump_json())
         if size > _DEFINITION_BYTES:
             raise ConfigError(f"a run definition of {size} bytes, at most {_DEFINITION_BYTES}")
@@ -173,15 +182,6 @@ class RunOperations:
             raise ConfigError(f"bundle {bundle.name} is not of task {definition.task!r}")
         if bundle.size_bytes != section.size_bytes:
             raise ConfigError(f"bundle {bundle.name} has {bundle.size_bytes} bytes")
-
-    def _runs_like(self, wanted: RunDefinition) -> list[Ledger]:
-        """Return the runs, oldest first, whose steps are like those of this one."""
-        return [
-            run.machine.ledger
-            for run in self._context.runs.values()
-            if (run.record.definition.task, run.record.definition.training)
-            == (wanted.task, wanted.training)
-        ]
 
     def _discard_old(self) -> None:
         """Remove what was prepared so long ago that its upload URLs have expired."""
@@ -206,25 +206,25 @@ class RunOperations:
         """End a run with the versions committed so far."""
         return self._steer(wanted.run_id, StopRequested(), call)
 
-    def _steer(self, run_id: str, event: Steering, call: Call) -> RunSummary:
-        """Give the run's machine the event; the answer is written with the facts that follow."""
-        run = self._run(run_id)
-        if run.ended:
-            raise ConfigError(f"run {run_id} has ended: {run.machine.ledger.status}")
+    def _steer(self, run_id: str, event: _Steering, call: Call) -> RunSummary:
+        """Give the run's flow the event; the answer is written with the facts that follow."""
+        if self._flow(run_id).ended:
+            raise ConfigError(f"run {run_id} has ended: {self._summary(run_id).status}")
         act = AuditEvent(call.caller, f"run {_STEERED[type(event)]}", run_id)
-        with call.together(lambda: _summary(run), [act]):
-            self._context.steer(run, event)
-        return _summary(run)
+        with call.together(lambda: self._summary(run_id), lambda: [act]):
+            self._context.runs.handle(run_id, event)
+        return self._summary(run_id)
 
-    def _run(self, run_id: str) -> ActiveRun:
-        run = self._context.runs.get(run_id)
-        if run is None:
+    def _flow(self, run_id: str) -> Flow:
+        if run_id not in self._context.runs.submitted():
             raise NotFound(f"no run {run_id!r}; `rengo runs ls` lists them")
-        return run
+        return self._context.runs.flows[run_id]
 
-
-def _summary(run: ActiveRun) -> RunSummary:
-    return run_report.summary(run.record, run.machine.ledger)
+    def _summary(self, run_id: str) -> RunSummary:
+        flow, record = self._context.runs.flows[run_id], self._context.runs.records[run_id]
+        if isinstance(flow, SyncFlow):
+            return run_report.summary(flow.record, flow.machine.ledger)
+        return run_report.summary_of_document(record, flow.document(self._context.epoch))
 
 
 def _run_id(task: str, digits: str) -> str:

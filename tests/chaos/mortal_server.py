@@ -28,7 +28,7 @@ from fl_server.persistence.database import Transaction
 from fl_server.persistence.journal import Journal
 from fl_server.rounds.events import EvaluationRecorded, RoundClosed, RoundCommitted, RoundStarted
 from fl_server.rounds.events import UpdateAccepted as Accepted
-from fl_server.server import Server
+from fl_server.shell.connection import ServerConnection
 from rengo.cli.main import main
 from tests.chaos.moments import read_plan, write_plan
 
@@ -153,7 +153,7 @@ def bind(fate: Fate) -> None:
     _around(Transaction, "__exit__", lambda *_: passing("", "transaction-ended"))
     _around(OperatorEndpoint, "_send", lambda *_: passing("before-reply", "replied"))
     _around(Journal, "append", appending)
-    _around(Server, "_publish", publishing)
+    _around(ServerConnection, "publish", publishing)
     _around(RunAggregator, "verify", verifying)
     _around(RunAggregator, "fold", folding)
     _around(RunAggregator, "aggregate", aggregating)

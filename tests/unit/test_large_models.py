@@ -13,14 +13,14 @@ from fl_server.aggregation import sums
 from fl_server.aggregation.aggregator import SubmittedUpdate
 from fl_server.aggregation.spool import MemoryBudget
 from fl_server.dataplane.uploads import Uploads
-from fl_server.rounds.events import RoundStarted, SendOrder
+from fl_server.rounds.events import RoundStarted
 from runtime.errors import Unavailable
 from storage.store.memory import MemoryStore
 from storage.store.objects import Part
 from storage.transfer.multipart import MultipartTarget, PartSizes, UploadedParts
 from storage.versions.keys import RunKeys
 from tests.messages import wire
-from tests.unit.test_run import run_of
+from tests.unit.test_run import order_of, run_of
 from tests.unit.test_streaming import Bench
 
 DEVICES = "abcdefghi"
@@ -150,7 +150,9 @@ def test_an_order_with_long_urls_fits_into_a_message() -> None:
     run = run_of(RoundStarted(1, 1, ("d-1",), 1))
     store = LongUrls(sizes=PartSizes())
     parts = Uploads(store).place(key_of(1), 10**10)
-    order = run.order(SendOrder("d-1", "train", 1, 1), store, 1, parts)
+    order = order_of(run)
+    assert order.upload is not None
+    order = order.model_copy(update={"upload": order.upload.model_copy(update={"parts": parts})})
     assert len(wire(order)) < MAX_MESSAGE_BYTES
     assert order.upload is not None
     assert order.upload.parts == parts

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from fl_server.kinds.canary import CanaryFlow
 from fl_server.operations.call import Caller, Outcome
 from fl_server.operations.catalogue import OPERATIONS, Effect
 from fl_server.operations.requests import KEPT_PER_CALLER, RequestKey, RequestLog, RequestRecord
@@ -24,8 +25,9 @@ from tests.versions import PROJECT, stored
 
 VIEWER = Caller("guest", "viewer")
 BUNDLE, OTHER_BUNDLE = bundles.bundle(), bundles.bundle(version="2")
-DEFINITION = {"definition": {"task": "digits", "rounds": 2, "cohort": {"size": 1}}}
+DEFINITION = {"definition": {"task": "digits", "rounds": 2, "cohort": {"size": 2}}}
 SHA = "0a" * 32
+TRIAL = {"share": 1.0, "metric": "loss", "max_drop": 0, "deadline_s": 9}
 REQUEST = "request-1"
 
 
@@ -51,7 +53,7 @@ class World:
     prepared: str
     running: str
     paused: str
-    token: str
+    canary: str
 
     @classmethod
     def make(cls, folder: Path) -> World:
@@ -60,9 +62,10 @@ class World:
         names = (_prepared(life), _started(life), _started(life))
         life.do("runs_pause", run_id=names[2])
         life.do("devices_admit", devices=[device("d-1")])
-        token = str(life.do("devices_invite")["token_id"])
+        life.do("devices_invite")
         for version in range(3):
             life.registry.commit(stored(disk.store, "old", version))
+            life.registry.commit(stored(disk.store, "faces", version, task="faces"))
         life.do("models_promote", name="old:0")
         life.do("models_promote", name="old:1")
         life.do("models_tag", name="old:1", label="kept")
@@ -72,8 +75,10 @@ class World:
         size = len(OTHER_BUNDLE)
         life.do("bundles_keep", sha256=sha256_of(OTHER_BUNDLE), size_bytes=size)
         disk.store.put("projects/p/runs/gone/global/000000.safetensors", b"stray")
+        life.do("models_promote", name="faces:0")
+        canary_id = life.do("canary_begin", name="faces:1", **TRIAL)["canary_id"]
         life.end()
-        return cls(disk, *names, token)
+        return cls(disk, *names, canary_id)
 
     def copy(self, folder: Path) -> World:
         return replace(self, disk=self.disk.copy(folder))
@@ -94,20 +99,15 @@ class World:
             "runs_resume": {"run_id": self.paused},
             "runs_stop": {"run_id": self.running},
             "models_show": {"name": "old:1"},
+            "models_production": {"task": "digits"},
             "models_url": {"name": "old:1"},
             "models_promote": {"name": "old:2"},
             "models_rollback": {"name": "old:1"},
             "models_tag": {"name": "old:2", "label": "kept"},
             "models_untag": {"name": "old:1", "label": "kept"},
             "models_rm": {"name": "old:2"},
-            "canary_begin": {
-                "name": "old:2",
-                "share": 1.0,
-                "metric": "loss",
-                "max_drop": 0,
-                "deadline_s": 9,
-            },
-            "canary_show": {"canary_id": "canary-1"},
+            "canary_begin": {"name": "old:2", **TRIAL},
+            "canary_show": {"canary_id": self.canary},
             "bundles_prepare": bundle,
             "bundles_keep": bundle,
             "bundles_find": {"name": "tiny"},
@@ -221,10 +221,8 @@ def state(life: Life) -> str:
         [each["act"], each["subject"], each["detail"]] for each in life.do("audit_ls")["entries"]
     ]
     rows = [{**row, "submitted_at": 0} for row in life.do("runs_ls")["runs"]]
-    devices = [
-        {**row, "admitted_at": 0, "rotation": life.members.devices[row["id"]].rotation}
-        for row in life.do("devices_ls")["devices"]
-    ]
+    devices = [{**row, "admitted_at": 0} for row in life.do("devices_ls")["devices"]]
+    rotations = [each.rotation for each in life.members.devices.values()]
     tokens = [each.uses for each in life.members.tokens.values()]
     models = [
         {**row, "promotions": life.registry.find(row["name"]).record.promotions}
@@ -233,7 +231,10 @@ def state(life: Life) -> str:
     keys = sorted(info.key for info in life.disk.store.list(""))
     prepared = len(life.journal.prepared())
     kept = life.do("bundles_ls")
-    return plain([acts, rows, devices, sorted(tokens), models, keys, prepared, kept])
+    canaries = [each.plan.candidate.name for each in life.runner.of(CanaryFlow).values()]
+    return plain(
+        [acts, rows, devices, sorted(tokens), models, keys, prepared, kept, canaries, rotations]
+    )
 
 
 @dataclass

@@ -5,21 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from broker.wire.messages import MAX_MESSAGE_BYTES, OperatorReply, OperatorRequest
+from fl_server.dataplane.plane import DataPlane
+from fl_server.kinds.sync import SyncFlow
 from fl_server.operations.mqtt import PAGE_BYTES, OperatorEndpoint
-from fl_server.persistence.journal import RunRecord
 from fl_server.rounds.events import Model, Plan
-from fl_server.runs.active import ActiveRun
 from fl_server.runs.definition import parse_definition
+from fl_server.runs.record import RunRecord
 from runtime.errors import Corrupt
-from storage.versions.keys import RunKeys
 from tests.messages import wire
 from tests.operations import Disk, Life
-from tests.versions import PROJECT
 
 RUNS = 1000
 DEFINITION = parse_definition({"task": "digits", "rounds": 2}, "test")
@@ -65,7 +64,8 @@ def client(tmp_path: Path) -> Iterator[Client]:
 def add_run(life: Life, run_id: str) -> None:
     plan = Plan(run_id, rounds=2, cohort_size=2, quorum=1, seed=7)
     record = RunRecord(run_id, DEFINITION, plan, Model(0, "k/0", "0" * 64, 1), 100.0)
-    life.runs[run_id] = ActiveRun.from_journal(record, (), RunKeys(PROJECT, run_id))
+    life.runner.records[run_id] = record
+    life.runner.flows[run_id] = SyncFlow(record, (), cast(DataPlane, life.plane))
 
 
 def pages(client: Client, operation: str) -> Iterator[list[dict[str, Any]]]:
@@ -114,7 +114,7 @@ def test_a_restart_between_two_pages_repeats_no_row(client: Client) -> None:
     ]
     gone = first["runs"][-1]["run_id"]
     client.restart()
-    del client.life.runs[gone]
+    del client.life.runner.records[gone]
     third = client.ask("runs_ls", after=first["next"]).result
     assert third["runs"][0]["run_id"] in {row["run_id"] for row in second["runs"][:2]}
 

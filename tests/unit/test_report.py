@@ -6,7 +6,6 @@ from broker.wire.messages import MAX_MESSAGE_BYTES, OperatorReply
 from fl_server.operations.mqtt import RESULT_BYTES
 from fl_server.operations.results import RunReport
 from fl_server.operations.run_report import report, summary
-from fl_server.persistence.journal import FactRecord, RunRecord
 from fl_server.rounds.events import (
     EvaluationRecorded,
     Fact,
@@ -26,13 +25,14 @@ from fl_server.rounds.events import (
 )
 from fl_server.rounds.ledger import Ledger
 from fl_server.runs.definition import parse_definition
+from fl_server.runs.record import FactRecord, RunRecord
 from tests.messages import wire
 
 ROUNDS = 200
 INITIAL = Model(0, "k/0", "0" * 64, 1)
 
 
-def record(rounds: int = 2, cohort: int = 2) -> RunRecord:
+def record(rounds: int = 2, cohort: int = 2) -> RunRecord[Plan]:
     definition = parse_definition({"task": "digits", "rounds": rounds}, "test")
     plan = Plan("r", rounds=rounds, cohort_size=cohort, quorum=1, seed=7)
     return RunRecord("r", definition, plan, INITIAL, 100.0)
@@ -48,7 +48,7 @@ def model(version: int) -> Model:
     return Model(version, f"k/{version}", f"{version:064d}", 1)
 
 
-def told(record_: RunRecord, facts: list[Fact]) -> RunReport:
+def told(record_: RunRecord[Plan], facts: list[Fact]) -> RunReport:
     ledger = Ledger(record_.plan.rounds, record_.initial)
     for fact in facts:
         ledger.apply(fact)
