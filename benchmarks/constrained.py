@@ -269,7 +269,7 @@ def _run(
     def look(_: object) -> None:
         site.check_processes()
         if not agent.running:
-            raise RengoError(f"the agent ended with {agent.returncode}: {agent.last_line()}")
+            raise RengoError(f"the agent ended with {agent.returncode}: {agent.explanation()}")
         if time.monotonic() > deadline:
             raise RengoError(f"not within {patience_s:.0f} s")
 

@@ -46,7 +46,7 @@ class DeviceFolder:
         ]
         return min(here, key=lambda earlier: length(earlier.changed), default=None)
 
-    def drop_partial_model(self, job: Job) -> None:
+    def remove_partial_model(self, job: Job) -> None:
         """Remove what a download that nobody needs any more has left."""
         if job.order.model is None:
             return
@@ -84,13 +84,13 @@ class DeviceFolder:
         """What a training goes on from after a power cut."""
         return self.root / "checkpoints" / f"{key.run_id}.{key.round}-{key.attempt}.ckpt"
 
-    def drop_checkpoints(self, *, but: Path | None = None) -> None:
+    def remove_checkpoints(self, *, but: Path | None = None) -> None:
         """Remove the checkpoints, whole or in part, except one: a device trains one thing."""
         for path in (self.root / "checkpoints").iterdir():
             if path != but:
                 path.unlink(missing_ok=True)
 
-    def is_whole(self, job: Job) -> bool:
+    def has_whole_update(self, job: Job) -> bool:
         """Whether the job's update is what training wrote, also after a power cut."""
         if job.outcome is None:
             return False
@@ -105,7 +105,7 @@ class DeviceFolder:
             return False
         return True
 
-    def sweep(self, wanted: Iterable[JobKey]) -> None:
+    def remove_all_but(self, wanted: Iterable[JobKey]) -> None:
         """Remove what all other jobs left to be sent: a power cut leaves what nobody knows."""
         kept = set()
         for key in wanted:
@@ -120,20 +120,20 @@ class DeviceFolder:
             if path not in kept:
                 path.unlink(missing_ok=True)
 
-    def settle_orphan(self, key: JobKey, *, accepted: bool) -> None:
+    def remove_lost_job(self, key: JobKey, *, accepted: bool) -> None:
         """Settle a job that a power cut took out of the journal, if its files lie here."""
         files = (self.update(key), self.next_state(key))
         if key.action != "evaluate" and any(path.exists() for path in files):
-            self.settle(key, accepted=accepted)
+            self.remove_job(key, accepted=accepted)
 
-    def use_model(self, job: Job) -> None:
+    def mark_latest_model(self, job: Job) -> None:
         """Take a job's model for the latest, also when the clock has jumped back."""
         path = self.model(job)
         others = [each.stat().st_mtime for each in path.parent.iterdir() if each != path]
         if path.exists() and others and path.stat().st_mtime <= max(others):
             os.utime(path, (max(others) + 1, max(others) + 1))
 
-    def settle(self, key: JobKey, *, accepted: bool, active: Job | None = None) -> None:
+    def remove_job(self, key: JobKey, *, accepted: bool, active: Job | None = None) -> None:
         """Remove a job's files; the state that its training wrote stays only if it counted.
 
         Args:
@@ -156,13 +156,13 @@ class DeviceFolder:
         in_use = None if active is None or active.order.model is None else self.model(active)
         self._keep_latest("models/*.safetensors", _KEPT_MODELS, but=in_use)
 
-    def forget_models(self, run_id: str) -> None:
+    def remove_models(self, run_id: str) -> None:
         """Remove the models of a run that has ended, whole or in part, and its checkpoint."""
         for name in ("models", "checkpoints"):
             for path in (self.root / name).glob(f"{run_id}.*"):
                 path.unlink(missing_ok=True)
 
-    def forget_state(self, run_id: str) -> None:
+    def remove_state(self, run_id: str) -> None:
         """Remove the algorithm's state of a run that has ended: no other run reads it."""
         (self.root / "state" / f"{run_id}.safetensors").unlink(missing_ok=True)
 

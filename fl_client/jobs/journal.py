@@ -120,7 +120,7 @@ class JobJournal:
         """Release the file."""
         self._db.close()
 
-    def keep(self, job: Job) -> None:
+    def store(self, job: Job) -> None:
         """Write a job's stage and outcome; an order's payload, which was used up, is left out."""
         outcome = {} if job.outcome is None else asdict(job.outcome)
         payload = outcome.pop("payload", b"")
@@ -128,7 +128,7 @@ class JobJournal:
         row = (*astuple(job.key), job.stage, order, json.dumps(outcome), payload)
         self._execute("INSERT OR REPLACE INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
 
-    def forget(self, key: JobKey) -> None:
+    def remove(self, key: JobKey) -> None:
         """Remove a job; nothing happens when it is not there."""
         self._execute(
             "DELETE FROM jobs WHERE (run_id, action, round, attempt, phase, seq)"

@@ -113,6 +113,15 @@ class DeviceSession:
         """What the presence topic should say now."""
         return "training" if self.active is not None else "ready"
 
+    @property
+    def unfinished(self) -> list[Job]:
+        """The jobs whose work is not done: the active one, then those that wait."""
+        return [*([self.active] if self.active else []), *self.waiting]
+
+    def knows(self, key: JobKey) -> bool:
+        """Return whether this very job is under way, waits, or is reported."""
+        return key in self.reporting or any(job.key == key for job in self.unfinished)
+
     # --- orders -------------------------------------------------------------------------------
 
     def _ordered(self, event: OrderArrived, commands: list[Command]) -> None:

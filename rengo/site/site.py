@@ -123,7 +123,7 @@ class Site:
         """Raise what the server's process said, when it has ended."""
         if self._supervisor.restarts()["server"] == 0:
             return
-        said = self.children["server"].last_line().removeprefix("rengo: ")
+        said = self.children["server"].explanation().removeprefix("rengo: ")
         raise ConfigError(f"the server does not start: {said}")
 
     def connect(self) -> OperatorClient:
@@ -175,7 +175,7 @@ class Site:
         for name, restarts in self._supervisor.restarts().items():
             child = self.children.get(name)
             if child is not None and restarts >= _STARTS_TRIED:
-                raise TransportError(f"{child.name} does not stay up: {child.last_line()}")
+                raise TransportError(f"{child.name} does not stay up: {child.explanation()}")
 
     def stop_device(self, name: str) -> None:
         """Stop a device's process."""

@@ -119,7 +119,7 @@ def _run(
     def look(_: object) -> None:
         site.check_processes()
         if not agent.running:
-            raise TransportError(f"the emulated agent has ended: {agent.last_line()}")
+            raise TransportError(f"the emulated agent has ended: {agent.explanation()}")
         if time.monotonic() > deadline:
             raise TransportError(f"the run did not end within {_START_S + _RUN_S:.0f} s")
 

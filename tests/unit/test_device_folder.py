@@ -80,7 +80,7 @@ def test_what_nobody_knows_is_swept(tmp_path: Path) -> None:
     unknown = folder.update(JobKey("r", "train", 1, 1))
     for path in (unknown, uploaded_parts_path(unknown), unknown.with_name(f"{unknown.name}.part")):
         leave(path)
-    folder.sweep([KEY, JobKey("r", "evaluate", 1, 1)])
+    folder.remove_all_but([KEY, JobKey("r", "evaluate", 1, 1)])
     assert sorted((tmp_path / "updates").iterdir()) == sorted(kept)
     assert sorted((tmp_path / "state").iterdir()) == sorted(state)
 
@@ -93,11 +93,11 @@ def test_a_job_out_of_the_journal_is_settled_by_its_files(
     folder = DeviceFolder(tmp_path)
     kept = leave(folder.state(KEY), "old")
     pending = leave(folder.next_state(KEY), "new")
-    folder.settle_orphan(JobKey("r", "train", 1, 1), accepted=accepted)
+    folder.remove_lost_job(JobKey("r", "train", 1, 1), accepted=accepted)
     assert pending.exists()
     if with_update:
         leave(folder.update(KEY))
-    folder.settle_orphan(KEY, accepted=accepted)
+    folder.remove_lost_job(KEY, accepted=accepted)
     assert kept.read_text() == state
     assert not pending.exists()
     assert not folder.update(KEY).exists()
@@ -112,18 +112,18 @@ def test_of_checkpoints_a_device_keeps_one(tmp_path: Path) -> None:
     assert list((tmp_path / "checkpoints").iterdir()) == [new]
     leave(new.with_name(f"{new.name}.part"))
     leave(old)
-    folder.drop_checkpoints(but=new)
+    folder.remove_checkpoints(but=new)
     assert list((tmp_path / "checkpoints").iterdir()) == [new]
-    folder.forget_models("another")
+    folder.remove_models("another")
     assert new.exists()
-    folder.forget_models("r")
+    folder.remove_models("r")
     assert not new.exists()
 
 
 def test_a_job_that_is_settled_leaves_no_checkpoint(tmp_path: Path) -> None:
     folder = DeviceFolder(tmp_path)
     leave(folder.checkpoint(KEY))
-    folder.settle(KEY, accepted=False)
+    folder.remove_job(KEY, accepted=False)
     assert not folder.checkpoint(KEY).exists()
 
 
@@ -147,12 +147,12 @@ def test_a_clock_that_jumps_back_takes_no_model_from_a_job(tmp_path: Path, job: 
     model = folder.model(job)
     model.touch()
     os.utime(model, (10.0, 10.0))
-    folder.settle(JobKey("r", "evaluate", 1, 1), accepted=True, active=job)
+    folder.remove_job(JobKey("r", "evaluate", 1, 1), accepted=True, active=job)
     assert model.exists()
-    folder.use_model(job)
+    folder.mark_latest_model(job)
     hold(folder, OTHER)
     os.utime(tmp_path / "models" / f"r.{OTHER}.safetensors", (20.0, 20.0))
-    folder.settle(JobKey("r", "evaluate", 2, 1), accepted=True)
+    folder.remove_job(JobKey("r", "evaluate", 2, 1), accepted=True)
     assert model.exists(), "the next order is patched from what was used last"
     assert not (tmp_path / "models" / f"r.{OTHER}.safetensors").exists()
 
@@ -162,7 +162,7 @@ def test_the_state_of_a_run_goes_with_it(tmp_path: Path) -> None:
     state, others = folder.state(KEY), folder.state(JobKey("another", "train", 1, 1))
     leave(state)
     leave(others)
-    folder.forget_state("r")
+    folder.remove_state("r")
     assert not state.exists()
     assert others.exists()
 
@@ -186,10 +186,10 @@ def test_the_files_of_an_exchange_are_its_own_and_go_with_its_receipt(tmp_path: 
     folder.next_state(key).write_bytes(b"after")
     sha256 = hashlib.sha256(b"answer").hexdigest()
     job = Job(key, order, "uploading", Outcome(0, {}, header_sha256=sha256, size_bytes=6))
-    assert folder.is_whole(job)
-    folder.sweep([key])
-    folder.settle(key, accepted=True, active=job)
+    assert folder.has_whole_update(job)
+    folder.remove_all_but([key])
+    folder.remove_job(key, accepted=True, active=job)
     assert folder.state(key).read_bytes() == b"after"
     assert not folder.update(key).exists()
     folder.update(key).write_bytes(b"another")
-    assert not folder.is_whole(job)
+    assert not folder.has_whole_update(job)

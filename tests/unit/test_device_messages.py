@@ -19,7 +19,7 @@ from tests.messages import EXCHANGE
 IDENTITY = new_identity("device", "home", "d-1", "127.0.0.1", 1)
 
 
-def voice(folder: Path, *accelerators: Accelerator) -> DeviceMessages:
+def messages_of(folder: Path, *accelerators: Accelerator) -> DeviceMessages:
     settings = AgentSettings(identity=folder / "d.json", data_dir=folder)
     return DeviceMessages(IDENTITY, settings, "numpy", ["digits"], accelerators or (CPU,))
 
@@ -31,20 +31,20 @@ def state_of(publication: Publication) -> DeviceState:
 
 
 def test_each_connection_has_a_boot_id_that_its_will_and_its_states_share(tmp_path: Path) -> None:
-    speaker = voice(tmp_path)
-    first = state_of(speaker.will())
-    assert state_of(speaker.state("ready")).boot_id == first.boot_id
-    second = state_of(speaker.will())
+    messages = messages_of(tmp_path)
+    first = state_of(messages.will())
+    assert state_of(messages.state("ready")).boot_id == first.boot_id
+    second = state_of(messages.will())
     assert second.boot_id != first.boot_id
-    assert state_of(speaker.state("ready")).boot_id == second.boot_id
+    assert state_of(messages.state("ready")).boot_id == second.boot_id
 
 
 def test_the_will_of_an_older_connection_does_not_make_a_device_lost(tmp_path: Path) -> None:
-    speaker, presence = voice(tmp_path), PresenceTable()
-    late = state_of(speaker.will())
-    presence.apply_state("d-1", state_of(speaker.state("ready")))
-    speaker.will()
-    presence.apply_state("d-1", state_of(speaker.state("ready")))
+    messages, presence = messages_of(tmp_path), PresenceTable()
+    late = state_of(messages.will())
+    presence.apply_state("d-1", state_of(messages.state("ready")))
+    messages.will()
+    presence.apply_state("d-1", state_of(messages.state("ready")))
     assert presence.apply_state("d-1", late) is None
     assert presence.devices["d-1"].online
 
@@ -64,7 +64,7 @@ def test_it_names_every_accelerator_that_an_order_runs_on(tmp_path: Path) -> Non
         Accelerator("cuda:0", "NVIDIA H100", 80 << 30, "9.0"),
         Accelerator("cuda:1", "Tesla T4", 16 << 30, "7.5"),
     )
-    publication = voice(tmp_path, new, old).info()
+    publication = messages_of(tmp_path, new, old).info()
     public = IDENTITY.secret_key.public
     _, message = decode(publication.payload, parse(publication.topic), public)
     assert isinstance(message, DeviceInfo)
@@ -75,37 +75,24 @@ def test_it_names_every_accelerator_that_an_order_runs_on(tmp_path: Path) -> Non
     ]
 
 
-class SentBox:
-    """Stands where the session is; keeps what is to be sent until its receipt."""
-
-    def __init__(self) -> None:
-        self.sent: list[tuple[str, str, bytes]] = []
-
-    def send(self, key: str, topic: str, payload: bytes, *, until: str) -> None:
-        assert until == "confirm"
-        self.sent.append((key, topic, payload))
-
-
 def test_the_result_of_an_exchange_carries_its_answer_and_is_found_in_the_outbox(
     tmp_path: Path,
 ) -> None:
     key = JobKey.of(EXCHANGE)
     outcome = Outcome(0, {"norm": 1.0}, payload=b"\xff\x00")
-    box = SentBox()
-    voice(tmp_path).send_result(box, Job(key, EXCHANGE, "reporting", outcome), None)  # type: ignore[arg-type]
-    ((name, topic, payload),) = box.sent
-    _, message = decode(payload, parse(topic), IDENTITY.secret_key.public)
+    sent = messages_of(tmp_path).result(Job(key, EXCHANGE, "reporting", outcome), None)
+    _, message = decode(sent.payload, parse(sent.topic), IDENTITY.secret_key.public)
     assert isinstance(message, Result)
     assert (message.phase, message.seq, message.payload) == (key.phase, key.seq, b"\xff\x00")
     assert message.update is None
     outbox = Outbox(tmp_path / "outbox.sqlite")
-    outbox.put(name, topic, payload, until="confirm")
+    outbox.put(DeviceMessages.outbox_key(key), sent.topic, sent.payload, until="confirm")
     assert DeviceMessages.keys_in(outbox) == {key}
     outbox.close()
 
 
 def test_what_a_device_says_of_an_exchange_names_its_phase(tmp_path: Path) -> None:
-    key, messages = JobKey.of(EXCHANGE), voice(tmp_path)
+    key, messages = JobKey.of(EXCHANGE), messages_of(tmp_path)
     for publication in (messages.request(key), messages.decline(SendDecline(key, "no"))):
         _, message = decode(
             publication.payload, parse(publication.topic), IDENTITY.secret_key.public

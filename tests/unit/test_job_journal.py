@@ -47,7 +47,7 @@ def journal(path: Path) -> Iterator[JobJournal]:
 def test_what_is_kept_comes_back_whole(journal: JobJournal, path: Path) -> None:
     jobs = [job(1), job(2, stage="reporting"), job(2, "evaluate", "reporting")]
     for each in jobs:
-        journal.keep(each)
+        journal.store(each)
     journal.close()
     again = JobJournal(path)
     assert sorted(again.jobs(), key=lambda each: each.key) == sorted(
@@ -67,8 +67,8 @@ def test_the_exchanges_of_a_round_are_told_apart_and_their_answers_come_back(
 ) -> None:
     jobs = [exchange(), exchange(seq=1), exchange("reveal"), job()]
     for each in jobs:
-        journal.keep(each)
-    journal.forget(jobs[1].key)
+        journal.store(each)
+    journal.remove(jobs[1].key)
     journal.close()
     again = JobJournal(path)
     found = {each.key: each for each in again.jobs()}
@@ -110,8 +110,8 @@ def test_a_file_of_version_1_goes_on(path: Path) -> None:
     jobs = [job(1), job(2, stage="reporting"), job(2, "evaluate", "reporting")]
     of_version_1(path, *jobs)
     journal = JobJournal(path)
-    journal.keep(exchange())
-    journal.forget(job(1).key)
+    journal.store(exchange())
+    journal.remove(job(1).key)
     journal.close()
     again = JobJournal(path)
     assert {each.key for each in again.jobs()} == {each.key for each in [*jobs[1:], exchange()]}
@@ -151,16 +151,16 @@ def test_a_kill_within_the_move_to_version_2_leaves_version_1(statement: int, pa
 
 
 def test_a_later_stage_replaces(journal: JobJournal) -> None:
-    journal.keep(job())
-    journal.keep(replace(job(), stage="reporting"))
+    journal.store(job())
+    journal.store(replace(job(), stage="reporting"))
     assert [each.stage for each in journal.jobs()] == ["reporting"]
 
 
 def test_a_job_that_is_forgotten_is_gone(journal: JobJournal) -> None:
-    journal.keep(job(1))
-    journal.keep(job(2))
-    journal.forget(job(1).key)
-    journal.forget(job(1).key)
+    journal.store(job(1))
+    journal.store(job(2))
+    journal.remove(job(1).key)
+    journal.remove(job(1).key)
     assert [each.key.round for each in journal.jobs()] == [2]
 
 
@@ -170,8 +170,8 @@ def test_a_keep_survives_a_kill(path: Path) -> None:
         "from fl_client.jobs.journal import JobJournal\n"
         "from tests.unit.test_job_journal import job\n"
         "log = JobJournal(Path(sys.argv[1]))\n"
-        "for number in range(1, 6): log.keep(job(number))\n"
-        "log.forget(job(3).key); os.kill(os.getpid(), signal.SIGKILL)"
+        "for number in range(1, 6): log.store(job(number))\n"
+        "log.remove(job(3).key); os.kill(os.getpid(), signal.SIGKILL)"
     )
     subprocess.run([sys.executable, "-c", code, str(path)], check=False)
     journal = JobJournal(path)
@@ -185,7 +185,7 @@ def test_it_outlives_its_process_spares_the_card_and_is_private(
     (mode,) = journal._db.execute("PRAGMA journal_mode").fetchone()
     (level,) = journal._db.execute("PRAGMA synchronous").fetchone()
     assert (mode, level) == ("wal", 1)
-    journal.keep(job())
+    journal.store(job())
     for each in path.parent.iterdir():
         assert stat.S_IMODE(each.stat().st_mode) & 0o077 == 0, each
 
@@ -230,8 +230,8 @@ def test_a_file_that_is_no_journal_is_named(path: Path) -> None:
 def test_a_damaged_row_is_named_and_removed_and_the_others_stay(
     column: str, value: str, journal: JobJournal, caplog: pytest.LogCaptureFixture
 ) -> None:
-    journal.keep(job(7))
-    journal.keep(job(8))
+    journal.store(job(7))
+    journal.store(job(8))
     journal._db.execute(f"UPDATE jobs SET {column} = ? WHERE round = 7", (value,))
     assert [each.key.round for each in journal.jobs()] == [8]
     assert "jobs.sqlite: the row of digits-1" in caplog.text
@@ -247,14 +247,14 @@ def test_a_table_of_other_columns_is_named(path: Path) -> None:
     db.close()
     journal = JobJournal(path)
     with pytest.raises(JobJournalError, match=r"jobs\.sqlite"):
-        journal.keep(job())
+        journal.store(job())
     journal.close()
 
 
 def test_a_closed_journal_is_a_named_error(journal: JobJournal) -> None:
     journal.close()
     with pytest.raises(JobJournalError, match="closed"):
-        journal.keep(job())
+        journal.store(job())
 
 
 def test_a_place_that_cannot_be_written_is_named(path: Path) -> None:

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from fl_client.agent.status_server import Question, StatusServer
+from fl_client.agent.status.history import History
+from fl_client.agent.status.question_socket import Question
+from fl_client.agent.status.server import StatusServer
 from fl_client.session.events import JobKey
 from runtime.errors import TransportError
 from runtime.processes.environments import TRIAL_S, Environments, UpdateTrial
@@ -43,27 +45,27 @@ def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Manager
     manager.close()
 
 
-def test_a_desk_tells_the_service_manager(manager: Manager) -> None:
-    desk = StatusServer(Notifier(str(manager.path), watchdog_s=60.0))
-    desk.turned(0.0)
+def test_the_status_server_tells_the_service_manager(manager: Manager) -> None:
+    status = StatusServer(Notifier(str(manager.path), watchdog_s=60.0))
+    status.watchdog.poll(0.0)
     assert manager.heard() == ["WATCHDOG=1"]
-    assert desk.left_s(0.0) is not None
-    desk.turned(29.0)
+    assert status.watchdog.left_s(0.0) is not None
+    status.watchdog.poll(29.0)
     assert manager.heard() == [], "fed within the half of its time already"
-    desk.connected("broker:1")
+    status.connected("broker:1")
     assert manager.heard() == ["READY=1", "STATUS=connected to broker:1"]
-    desk.disconnected("no route")
-    desk.connected("broker:1")
+    status.disconnected("no route")
+    status.connected("broker:1")
     assert manager.heard() == ["STATUS=not connected: no route", "STATUS=connected to broker:1"]
-    desk.close()
+    status.close()
     assert manager.heard() == ["STOPPING=1"]
 
 
 def test_a_device_without_a_network_is_ready_all_the_same(manager: Manager) -> None:
-    desk = StatusServer(Notifier(str(manager.path)))
-    left_s = desk.left_s(desk._diary.begun_s)
+    status = StatusServer(Notifier(str(manager.path)))
+    left_s = status.watchdog.left_s(status._history.started_s)
     assert left_s is not None
-    desk.turned(desk._diary.begun_s + left_s)
+    status.watchdog.poll(status._history.started_s + left_s)
     assert "READY=1" in manager.heard()
 
 
@@ -71,34 +73,34 @@ def test_a_trial_is_ready_with_the_broker_alone(manager: Manager, tmp_path: Path
     links = Environments(tmp_path / "links")
     links.propose(tmp_path / "new")
     (links.links / "next").rename(links.links / "trying")  # what the launcher does
-    desk = StatusServer(Notifier(str(manager.path)), UpdateTrial(links))
-    desk.turned(desk._diary.begun_s + TRIAL_S - 1)
+    status = StatusServer(Notifier(str(manager.path)), UpdateTrial(links))
+    status.watchdog.poll(status._history.started_s + TRIAL_S - 1)
     assert manager.heard() == []
     assert links.current is None
     with pytest.raises(TransportError, match="the earlier one comes back"):
-        desk.turned(desk._diary.begun_s + TRIAL_S)
-    desk.connected("broker:1")
+        status.watchdog.poll(status._history.started_s + TRIAL_S)
+    status.connected("broker:1")
     assert links.current == tmp_path / "new"
     assert "READY=1" in manager.heard()
 
 
 def test_an_agent_about_to_be_updated_takes_nothing_and_does_not_end_in_a_round() -> None:
-    desk, answers = StatusServer(), []
+    status, answers = StatusServer(), []
     asked = {name: Question(name, 7, answers.append) for name in ("hold", "restart", "release")}  # type: ignore[arg-type]
-    assert not desk.answer(asked["hold"], {"busy": "it is at work"})
-    assert desk.held
-    assert not desk.answer(asked["restart"], {"busy": "it is at work"})
-    assert desk.answer(asked["restart"], {"busy": ""})
+    assert not status.answer(asked["hold"], {"busy": "it is at work"})
+    assert status.held
+    assert not status.answer(asked["restart"], {"busy": "it is at work"})
+    assert status.answer(asked["restart"], {"busy": ""})
     assert [each["restarting"] for each in answers] == [False, False, True]
-    desk.answer(asked["release"], {"busy": ""})
-    assert not desk.held
+    status.answer(asked["release"], {"busy": ""})
+    assert not status.held
 
 
-def test_the_diary_keeps_the_last_ten_and_tells_their_age() -> None:
-    desk = StatusServer()
+def test_the_history_keeps_the_last_ten_and_tells_their_age() -> None:
+    history = History()
     for number in range(12):
-        desk.declined(JobKey("r", "train", number, 1), "too hot")
-    told = desk._diary.as_dict()["declines"]
+        history.record_decline(JobKey("r", "train", number, 1), "too hot")
+    told = history.document()["declines"]
     assert [each["round"] for each in told] == list(range(11, 1, -1))
     assert all(each["ago_s"] >= 0 and each["reason"] == "too hot" for each in told)
 

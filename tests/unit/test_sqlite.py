@@ -41,10 +41,10 @@ def fill_outbox(path: Path) -> None:
 def fill_journal(path: Path) -> None:
     journal = JobJournal(path)
     for number in range(1, 12):
-        journal.keep(job(number))
+        journal.store(job(number))
     journal.close()
     journal = JobJournal(path)
-    journal.forget(job(3).key)
+    journal.remove(job(3).key)
     keep_beside(path)
     journal.close()
 
@@ -64,7 +64,7 @@ def use_outbox(path: Path) -> None:
 
 def use_journal(path: Path) -> None:
     journal = open_journal(path)
-    journal.keep(job(50))
+    journal.store(job(50))
     assert journal.jobs()[-1].key.round == 50
     journal.close()
 

@@ -279,7 +279,7 @@ def agent_folders(options: argparse.Namespace) -> list[Path]:
 
 
 def _running(devices: Path) -> Iterator[Path]:
-    from fl_client.agent.status_server import SOCKET  # noqa: PLC0415
+    from fl_client.agent.status.question_socket import SOCKET  # noqa: PLC0415
 
     if devices.is_dir():
         yield from (path.parent for path in sorted(devices.glob(f"*/{SOCKET}")))
