@@ -14,7 +14,7 @@ import pytest
 from broker.wire.messages import Decline, Order, Result
 from fl_client.session.events import JobKey
 from tests.messages import EXCHANGE
-from tests.unit.test_agent_parts import Bench, receipt_of
+from tests.unit.fl_client.test_agent_parts import Bench, receipt_of
 
 ADDS = """
     import time
