@@ -31,7 +31,14 @@ from fl_client.agent.parts import AgentParts, Inbox
 from fl_client.agent.resource_policy import Unbounded
 from fl_client.agent.status.server import StatusServer
 from fl_client.jobs.transfer import TransferCost
-from fl_client.session.events import Job, JobFailed, JobKey, ModelFetched, Outcome, UpdateUploaded
+from fl_client.session.events import (
+    Job,
+    JobFailed,
+    JobKey,
+    JobOutcome,
+    ModelFetched,
+    UpdateUploaded,
+)
 from fl_client.session.events import WorkFinished as Finished
 from fl_client.settings import AgentSettings
 from fl_client.training.child import ChildProgressed
@@ -132,7 +139,9 @@ class MemoryWorker:
         self._inbox = inbox
         self.jobs: list[Job] = []
         self.ended: list[str] = []
-        self.gives: Outcome | str = Outcome(10, {"loss": 0.5}, header_sha256="a" * 64, size_bytes=7)
+        self.gives: JobOutcome | str = JobOutcome(
+            10, {"loss": 0.5}, header_sha256="a" * 64, size_bytes=7
+        )
 
     def submit(self, job: Job) -> None:
         self.jobs.append(job)
@@ -247,7 +256,7 @@ def test_a_training_goes_from_its_order_to_its_receipt(bench: Bench) -> None:
 
 
 def test_an_exchange_is_answered_with_its_phase_and_no_transfer(bench: Bench) -> None:
-    bench.worker.gives = Outcome(0, {}, payload=b"answer", keeps_state=True)
+    bench.worker.gives = JobOutcome(0, {}, payload=b"answer", keeps_state=True)
     bench.run(EXCHANGE, EXCHANGE.model_copy(update={"seq": 1}))
     (job,) = bench.worker.jobs
     assert (job.key.phase, job.key.seq, job.order.payload) == (
@@ -314,7 +323,7 @@ def test_the_end_of_a_run_takes_its_files_and_its_process(bench: Bench) -> None:
 def test_a_killed_agent_sends_what_it_had_done(tmp_path: Path) -> None:
     """The next process has the files alone."""
     killed = Bench(tmp_path)
-    killed.worker.gives = Outcome(0, {}, payload=b"answer")
+    killed.worker.gives = JobOutcome(0, {}, payload=b"answer")
     killed.run(EXCHANGE)
     killed.parts.outbox.close()
     killed.parts.journal.close()
