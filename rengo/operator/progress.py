@@ -134,8 +134,8 @@ class RunProgress:
         events; they are waited for a few seconds.
         """
         last = self.events[-1].name if self.events else ""
-        patient_s = self.clock() - self._ended_s
-        return self.ended and (last in _LAST_EVENTS or patient_s > _EVENTS_GRACE_S)
+        since_end_s = self.clock() - self._ended_s
+        return self.ended and (last in _LAST_EVENTS or since_end_s > _EVENTS_GRACE_S)
 
     @property
     def ended(self) -> bool:
