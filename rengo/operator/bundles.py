@@ -15,7 +15,7 @@ from fl_server.operations.catalogue import (
     BUNDLES_LS,
     BUNDLES_PREPARE,
 )
-from fl_server.operations.results import BundleRow
+from fl_server.operations.results.bundles import BundleRow
 from rengo.operator.bundle_files import distrust, extract, read
 from rengo.operator.client import OperatorClient
 from runtime.errors import ConfigError

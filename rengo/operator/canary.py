@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 from broker.wire.messages import RunDocument
 from fl_server.operations.catalogue import CANARY_BEGIN, CANARY_SHOW
-from fl_server.operations.results import CanaryReport
+from fl_server.operations.results.models import CanaryReport
 from rengo.operator.client import OperatorClient
 
 _LOOK_EVERY_S = 1.0

@@ -20,7 +20,7 @@ from broker.wire.messages import Message, OperatorReply, OperatorRequest, decode
 from broker.wire.topics import Address, Topics, parse
 from fl_server.operations.catalogue import DEVICES_LS, Operation, R
 from fl_server.operations.paging import AFTER, NEXT
-from fl_server.operations.results import DeviceRow
+from fl_server.operations.results.members import DeviceRow
 from runtime.config import validate
 from runtime.errors import ConfigError, PeerError, RunNotCompleted, TransportError
 from runtime.security.identity import Identity

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from broker.wire.messages import DeviceInfo, DeviceState, RunDocument, RunEvent
-from fl_server.operations.results import RunSummary
+from fl_server.operations.results.runs import RunSummary
 from rengo.operator.client import News
 
 _ENDED = frozenset({"completed", "stopped", "failed"})

@@ -22,7 +22,8 @@ from fl_server.operations.catalogue import (
     RUNS_SHOW,
     RUNS_SUBMIT,
 )
-from fl_server.operations.results import DeviceRow, RoundRow, RunReport, RunUpload
+from fl_server.operations.results.members import DeviceRow
+from fl_server.operations.results.runs import RoundRow, RunReport, RunUpload
 from fl_server.runs.definition import parse_definition
 from rengo.operator.client import OperatorClient
 from rengo.operator.layout_match import fit

@@ -20,7 +20,7 @@ from fl_server.operations.catalogue import (
     MODELS_UNTAG,
     Operation,
 )
-from fl_server.operations.results import ModelDetail, ModelRow
+from fl_server.operations.results.models import ModelDetail, ModelRow
 from rengo.cli.codes import DONE
 from rengo.cli.common import Commands, add_command, add_site, connect, print_json
 from rengo.cli.operator import canary

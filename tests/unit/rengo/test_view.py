@@ -12,7 +12,7 @@ from rich.spinner import Spinner
 
 from broker.wire.messages import DeviceInfo, DeviceState, Message, RunDocument, RunEvent
 from broker.wire.topics import Address
-from fl_server.operations.results import RunSummary
+from fl_server.operations.results.runs import RunSummary
 from rengo.operator.client import News
 from rengo.operator.progress import DeviceTable, RunProgress
 from rengo.terminal import format as wording
