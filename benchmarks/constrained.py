@@ -280,7 +280,7 @@ def _run(
             wait_for_devices(client, names, _START_S, look, DeviceTable())
             deadline = time.monotonic() + patience_s
             result = follow(client, submit(client, task, definition), look)
-            report, accuracy = result.report, result.accuracy
+            report, accuracy = result.report.document(), result.accuracy
     except RengoError as error:
         tail = agent.log.read_text("utf-8", "replace").splitlines()[-12:]
         print(*tail, sep="\n", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The agent's side of its training child: started when needed, kept warm, its end is an event.
+"""The agent's side of its training child: it is started when needed, and its end is an event.
 
 Light: importing this loads neither numpy nor torch.
 """
@@ -156,7 +156,7 @@ class TrainingChild:
         events: called on a reader thread; it must only enqueue.
         log: where the child's standard error goes (created 0600, appended).
         environment: laid over ours.
-        started: is told the process's id at once, before it has done anything.
+        started: called with the process's id before the process has done anything.
     """
 
     def __init__(
@@ -173,14 +173,14 @@ class TrainingChild:
         self._log = log
         self._environment = {**_ENVIRONMENT, **(environment or {})}
         self._started = started
-        self._life: _ChildProcess | None = None
+        self._process: _ChildProcess | None = None
 
     @property
     def pid(self) -> int | None:
         """The running process's id, None when there is none."""
-        if self._life is None or not self._life.process.running:
+        if self._process is None or not self._process.process.running:
             return None
-        return self._life.process.pid
+        return self._process.process.pid
 
     @property
     def running(self) -> bool:
@@ -189,23 +189,23 @@ class TrainingChild:
 
     @property
     def busy(self) -> bool:
-        """Whether a job is under way: its end has not been told yet."""
-        return self._life is not None and self._life.job is not None
+        """Whether a job is under way: no event of its end was given yet."""
+        return self._process is not None and self._process.job is not None
 
     def start(self) -> None:
         """Start the process, unless it runs; ``submit`` does so by itself."""
-        if self._life is None or self._life.ended:
-            own = os.environ if self._settings.python is None else _for_a_stranger()
+        if self._process is None or self._process.ended:
+            own = os.environ if self._settings.python is None else _environment_for_bundles()
             environment = {**own, **self._environment}
             argv = self._settings.argv()
             process = Child("training", argv, self._log, environment=environment, pipes=True)
             process.start()
             if self._started is not None:
                 self._started(process.pid)
-            self._life = _ChildProcess(process, self._events)
+            self._process = _ChildProcess(process, self._events)
 
     def submit(self, job: TrainingJob) -> None:
-        """Hand over a job and return; how it goes arrives as events.
+        """Give the process a job and return; progress and end arrive as events.
 
         Raises:
             InvalidTransition: a job is still under way.
@@ -213,25 +213,25 @@ class TrainingChild:
         if self.busy:
             raise InvalidTransition("the training child already has a job")
         self.start()
-        assert self._life is not None
-        if not self._life.submit(job):
+        assert self._process is not None
+        if not self._process.submit(job):
             # it ended between the two lines: a new one takes the job
             self.start()
-            self._life.submit(job)
+            self._process.submit(job)
 
     def stop(self, grace_s: float = 2.0) -> None:
         """End the process, and with it a job; returns when it has gone."""
-        if self._life is not None:
-            self._life.stop(grace_s)
+        if self._process is not None:
+            self._process.stop(grace_s)
 
     def kill(self) -> None:
         """End the process by SIGKILL; returns when it has gone."""
-        if self._life is not None:
-            self._life.stop(0.0)
+        if self._process is not None:
+            self._process.stop(0.0)
 
 
 class _ChildProcess:
-    """One process from its start to its end, so that a late event never meets the next one."""
+    """One process from its start to its end: its late events never count for the next process."""
 
     def __init__(self, process: Child, events: Callable[[ChildEvent], None]) -> None:
         self.process = process
@@ -245,12 +245,12 @@ class _ChildProcess:
         self._reader.start()
 
     def submit(self, job: TrainingJob) -> bool:
-        """Take the job, or return False when the end has already been told."""
+        """Send the job; False when the process has ended, which an event has said."""
         with self._lock:
             if self.ended:
                 return False
             self.job = job
-            # of a process that has gone the reader thread tells, with the job
+            # if the process has gone, the reader thread reports it, with the job
             with contextlib.suppress(BrokenPipeError):
                 write_frame(self.process.stdin, job)
             return True
@@ -309,7 +309,7 @@ class _ChildProcess:
         return f"training exited with status {returncode}" + (f": {last}" if last else "")
 
 
-def _for_a_stranger() -> dict[str, str]:
-    """Return our environment without what is the agent's own: its secrets and its modules."""
+def _environment_for_bundles() -> dict[str, str]:
+    """Return our environment without secrets and without the paths of the agent's modules."""
     own = ("RENGO_AGENT", "RENGO_SERVER", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
     return {name: value for name, value in os.environ.items() if not name.startswith(own)}

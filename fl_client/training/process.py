@@ -89,7 +89,7 @@ class Channel:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve jobs until standard input ends; returns 2 when the task cannot be loaded."""
+    """Do jobs until standard input ends; returns 2 when the task cannot be loaded."""
     channel = Channel()
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING)
     options = _parser().parse_args(argv)

@@ -14,6 +14,7 @@ from typing import IO, Any, Self
 
 from fl_client.tasks.base import Task
 from fl_client.tasks.registry import load_task
+from fl_server.operations.catalogue import DEVICES_ADMIT, SERVER_INFO
 from rengo.operator.client import OperatorClient
 from rengo.operator.models import load
 from rengo.operator.progress import DeviceTable, RunProgress
@@ -110,7 +111,7 @@ class Site:
         with self.connect() as client:
             while True:
                 try:
-                    client.call("server_info", timeout_s=_LOOK_EVERY_S)
+                    client.request(SERVER_INFO, timeout_s=_LOOK_EVERY_S)
                 except TransportError:
                     if time.monotonic() > deadline:
                         raise
@@ -163,7 +164,7 @@ class Site:
         with self.connect() as client:
             for start in range(0, len(devices), _ADMITTED_AT_ONCE):
                 page = devices[start : start + _ADMITTED_AT_ONCE]
-                client.call("devices_admit", {"devices": page})
+                client.request(DEVICES_ADMIT, {"devices": page})
 
     def check_processes(self) -> None:
         """Raise where the server or a device keeps ending.

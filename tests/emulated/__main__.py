@@ -180,7 +180,7 @@ def _definition(wanted: InstallRequest) -> dict[str, Any]:
 def _row(
     wanted: InstallRequest, name: str, crowd: DeviceTable, result: RunResult
 ) -> tuple[str, ...]:
-    info, report = crowd.infos[name], result.report
+    info, report = crowd.infos[name], result.report.document()
     rounds = {row["id"]: row["rounds"] for row in report["devices"]}
     assert rounds[name] == wanted.rounds, f"{name} was in {rounds[name]} of {wanted.rounds} rounds"
     versions = {**info.versions}
