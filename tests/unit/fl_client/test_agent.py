@@ -16,6 +16,7 @@ from broker.wire.messages import (
     Result,
     RunDocument,
 )
+from fl_client.agent.status.question_socket import Question
 from fl_client.session.events import JobKey, Outcome
 from tests.agent_bench import Bench, order, receipt_of
 from tests.messages import EXCHANGE, SAMPLES
@@ -137,3 +138,26 @@ def test_a_killed_agent_sends_what_it_had_done(tmp_path: Path) -> None:
     again.run(receipt_of(result))
     assert again.parts.journal.jobs() == []
     again.agent.close()
+
+
+def test_the_status_names_the_phase_of_an_exchange(bench: Bench) -> None:
+    bench.worker.gives = Outcome(0, {"norm": 1.0}, payload=b"answer")
+    bench.run(EXCHANGE)
+    answers: list[dict[str, Any]] = []
+    bench.parts.inbox.put(Question("status", 1, answers.append))
+    bench.run(receipt_of(*bench.session.waiting()))
+    bench.parts.inbox.put(Question("restart", 1, answers.append))
+    bench.run()
+    busy, idle = answers
+    assert busy["busy"] == (
+        "the server has not yet confirmed phase 'share-keys' of round 2 of sum-1"
+    )
+    assert busy["reporting"][0]["seq"] == EXCHANGE.seq
+    assert (idle["busy"], idle["restarting"]) == ("", True)
+    (ended,) = idle["rounds"]
+    assert (ended["action"], ended["phase"], ended["status"]) == (
+        "exchange",
+        "share-keys",
+        "accepted",
+    )
+    assert ended["size_bytes"] == len(b"answer")
