@@ -167,7 +167,7 @@ class TrainingWorker:
                 if job is not None:
                     memory = "enough"
                     if event.returncode == -signal.SIGKILL:
-                        memory = "short" if self._policy.ran_short() else "suspected"
+                        memory = "short" if self._policy.killed_for_memory() else "suspected"
                     return JobFailed(_key(job), failure or reason, not failure, memory)
             case training.ChildReady(pid=pid):
                 _LOG.info("training process %d is ready", pid)

@@ -37,6 +37,7 @@ MANIFEST = "bundle.json"
 FILES = "task/"
 MAX_MANIFEST_BYTES = 192 << 10
 MAX_FILES = 511
+MAX_BUNDLE_BYTES = 256 << 20
 _PURPOSE = b"rengo-bundle-1\0"
 _VERSION = r"[0-9]+(?:\.[0-9]+){0,3}"
 # a name with extras and versions: no URL, no path, no option

@@ -238,7 +238,7 @@ def checked_settings(path: Path | None) -> Checked:
     return check(path or usual_file(), DeviceSettings)
 
 
-def patient(options: argparse.Namespace) -> AgentTarget:
+def agent_target(options: argparse.Namespace) -> AgentTarget:
     """Return the agent to diagnose, with the settings that it runs with or would start with."""
     from rengo.device.config_file import Checked, usual_file  # noqa: PLC0415
     from rengo.doctor.agent import AgentTarget  # noqa: PLC0415

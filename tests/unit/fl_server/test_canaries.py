@@ -10,7 +10,7 @@ import pytest
 
 from broker.wire.messages import ModelRequest, Order, ProductionDocument, Receipt, RunDocument
 from fl_server.dataplane.urls import SharedUrls
-from fl_server.deployment.canaries import Canaries, CanaryRequest
+from fl_server.deployment.canaries import Canaries, CanaryRequest, new_canary_id
 from fl_server.deployment.production import ProductionDocuments
 from fl_server.flows.events import (
     DeviceAnswered,
@@ -40,9 +40,7 @@ class Ground(FlowServer):
     def begin_life(self) -> None:
         super().begin_life()
         runner = self.runner
-        self.canaries = Canaries(
-            runner.services, runner.begin, runner.timers.left_s, self.acts.append
-        )
+        self.canaries = Canaries(runner.services, runner.begin, runner.timers.left_s)
 
     def commit(self, number: int) -> Version:
         manifest: Manifest = stored(self.store, f"r-{number}", 1)
@@ -56,7 +54,7 @@ class Ground(FlowServer):
         if self.registry.production("digits") is None:
             self.registry.promote(self.old, "first")
         wanted = CanaryRequest(**{**vars(WANTED), **changes})
-        return self.canaries.begin(self.new, wanted, "operator", bundle)
+        return self.canaries.begin(self.new, wanted, new_canary_id(), bundle)
 
     def answer(self, canary_id: str, name: str, candidate: float, production: float) -> None:
         for attempt, value in ((1, production), (2, candidate)):
@@ -109,7 +107,7 @@ def test_a_good_candidate_is_promoted(ground: Ground) -> None:
     shown = ground.canaries.show(canary_id)
     assert (shown["state"], shown["verdict"], shown["problem"]) == ("ended", "promoted", "")
     assert ground.now(ground.new).record.reason == shown["reason"]
-    assert [act.act for act in ground.acts] == ["canary begun", "canary promoted"]
+    assert [act.act for act in ground.acts] == ["canary promoted"]
     closings = ground.said(RunDocument)
     assert {(each.run_id, each.status) for each in closings} == {(canary_id, "completed")}
 
@@ -316,10 +314,10 @@ def test_answers_to_orders(ground: Ground) -> None:
 
 def test_what_cannot_begin(ground: Ground) -> None:
     with pytest.raises(ConfigError, match="promote a first one without --canary"):
-        ground.canaries.begin(ground.new, WANTED, "operator")
+        ground.canaries.begin(ground.new, WANTED, new_canary_id())
     ground.registry.promote(ground.old, "first")
     with pytest.raises(ConfigError, match="in production already"):
-        ground.canaries.begin(ground.old, WANTED, "operator")
+        ground.canaries.begin(ground.old, WANTED, new_canary_id())
     with pytest.raises(ConfigError, match="no device with the task 'digits' is there"):
         ground.begin()
     ground.online("e1")
@@ -328,7 +326,7 @@ def test_what_cannot_begin(ground: Ground) -> None:
     with pytest.raises(ConfigError, match="runs already"):
         ground.begin(max_drop=0.5)
     with pytest.raises(ConfigError, match="runs already"):
-        ground.canaries.begin(ground.commit(3), WANTED, "operator")
+        ground.canaries.begin(ground.commit(3), WANTED, new_canary_id())
     with pytest.raises(ConfigError, match="is in a canary"):
         ground.canaries.require_free(ground.new)
     ground.canaries.require_free(ground.old)

@@ -161,14 +161,19 @@ class MemoryWorker:
 class Bench:
     """An agent on this thread, which runs until it has nothing left to do."""
 
-    def __init__(self, folder: Path) -> None:
-        settings = AgentSettings(identity=folder / "id", data_dir=folder / "data", engine="numpy")
+    def __init__(self, folder: Path, task: str = "digits", *, real_worker: bool = False) -> None:
+        settings = AgentSettings(
+            identity=folder / "id", data_dir=folder / "data", engine="numpy", tasks=[task]
+        )
         real = build_parts(settings, IDENTITY, StatusServer(), Unbounded())
         self.session = MemorySession(real.outbox)
         self.worker = MemoryWorker(real.inbox)
         self.transfers = MemoryTransfers(real.inbox)
         self.parts: AgentParts = replace(
-            real, session=self.session, worker=self.worker, transfers=self.transfers
+            real,
+            session=self.session,
+            worker=real.worker if real_worker else self.worker,
+            transfers=self.transfers,
         )
         self.agent = Agent(self.parts)
         self._seq = 0

@@ -28,7 +28,7 @@ from runtime.security.signing import SecretKey
 from storage.registry.registry import ModelRegistry
 from storage.store.memory import MemoryStore
 from storage.transfer.multipart import PartSizes
-from tests.unit.test_run import UPDATE, run_of
+from tests.unit.fl_server.test_run import UPDATE, run_of
 
 TRAIN = SendOrder("d-1", "train", 1, 1)
 KEY = "projects/default/runs/r/updates/000001/001/d-1.upd"

@@ -14,14 +14,12 @@ from rengo.doctor.checks import Check
 from runtime.processes.ports import free_port
 from runtime.security.identity import new_identity, write_identity
 from runtime.security.signing import SecretKey
-from tests.unit.test_doctor import FakeMachine
+from tests.unit.rengo.test_doctor import FakeMachine
 
 
 def found(tmp_path: Path, values: dict[str, Any], *problems: Problem) -> dict[str, Check]:
-    patient = AgentTarget(
-        Checked("agent.toml", dict(values), {}, list(problems)), tmp_path / "data"
-    )
-    return {check.name: check for check in diagnose_agent(patient, FakeMachine())}
+    target = AgentTarget(Checked("agent.toml", dict(values), {}, list(problems)), tmp_path / "data")
+    return {check.name: check for check in diagnose_agent(target, FakeMachine())}
 
 
 def identity(tmp_path: Path, role: str = "device") -> Path:

@@ -14,7 +14,7 @@ from broker.session.outbox import Outbox, OutboxDamaged
 from fl_client.jobs.journal import JobJournal, JobJournalDamaged
 from runtime.errors import ConfigError
 from runtime.sqlite import opened_or_begun_anew
-from tests.unit.test_job_journal import job
+from tests.unit.fl_client.test_job_journal import job
 
 SEED, CASES = 11, 60
 

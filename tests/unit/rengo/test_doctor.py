@@ -237,7 +237,7 @@ def test_this_machine_answers(tmp_path: Path) -> None:
     assert checks["python"].ok
     assert checks["data folder"].ok
     assert not (tmp_path / "deep").exists()
-    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())
     for line in project["project"]["dependencies"]:
         assert checks[doctor.parse_requirement(line).name].ok, line
 

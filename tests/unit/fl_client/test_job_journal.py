@@ -168,7 +168,7 @@ def test_a_keep_survives_a_kill(path: Path) -> None:
     code = (
         "import os, signal, sys; from pathlib import Path\n"
         "from fl_client.jobs.journal import JobJournal\n"
-        "from tests.unit.test_job_journal import job\n"
+        "from tests.unit.fl_client.test_job_journal import job\n"
         "log = JobJournal(Path(sys.argv[1]))\n"
         "for number in range(1, 6): log.store(job(number))\n"
         "log.remove(job(3).key); os.kill(os.getpid(), signal.SIGKILL)"

@@ -12,6 +12,7 @@ from rich.spinner import Spinner
 
 from broker.wire.messages import DeviceInfo, DeviceState, Message, RunDocument, RunEvent
 from broker.wire.topics import Address
+from fl_server.operations.results import RunSummary
 from rengo.operator.client import News
 from rengo.operator.progress import DeviceTable, RunProgress
 from rengo.terminal import format as wording
@@ -44,7 +45,7 @@ class Play:
     def know(self, **report: Any) -> None:
         """Have the follower know what the run's report says."""
         usual = {"cohort_size": 2, "evaluate_on": "evaluators", "evaluate_every": 1}
-        self.follower.know({**usual, "bundled": False, **report})
+        self.follower.know(RunSummary.model_construct(**{**usual, "bundled": False, **report}))
 
     def document(self, phase: str = "collecting", status: str = "running", **more: Any) -> None:
         self.hear("run", RUN, "state", document(phase, status, rounds=self.rounds, **more))

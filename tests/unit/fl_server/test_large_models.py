@@ -20,8 +20,8 @@ from storage.store.objects import Part
 from storage.transfer.multipart import MultipartTarget, PartSizes, UploadedParts
 from storage.versions.keys import RunKeys
 from tests.messages import wire
-from tests.unit.test_run import order_of, run_of
-from tests.unit.test_streaming import Bench
+from tests.unit.fl_server.test_run import order_of, run_of
+from tests.unit.fl_server.test_streaming import Bench
 
 DEVICES = "abcdefghi"
 SMALL_PARTS = PartSizes(large_bytes=1, part_bytes=100_000, written_bytes=60_000)

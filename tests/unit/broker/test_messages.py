@@ -45,7 +45,7 @@ DECLINE = SAMPLES["decline"]
 AT = address_of(DECLINE)
 # every kind and all that nests in one, full and sparse, as 4bf2752 encoded them for KEY's holder
 RECORDED = json.loads(
-    (Path(__file__).parents[1] / "old_data" / "messages_4bf2752.json").read_text()
+    (Path(__file__).parents[2] / "old_data" / "messages_4bf2752.json").read_text()
 )
 
 

@@ -10,8 +10,8 @@ from fl_server.aggregation.arithmetic.exact import BLOCK
 from fl_server.rounds.events import Model, RoundClosed, RoundCommitted, RoundStarted, UpdateAccepted
 from fl_server.rounds.ledger import Ledger
 from storage.weights import encode_header
-from tests.unit.test_run import UPDATE
-from tests.unit.test_streaming import SIZE, Bench, bench, vector, weights
+from tests.unit.fl_server.test_run import UPDATE
+from tests.unit.fl_server.test_streaming import SIZE, Bench, bench, vector, weights
 
 __all__ = ["bench"]
 HEADER = len(encode_header(weights().layout))
