@@ -138,6 +138,8 @@ class FlowRunner:
         """Let every flow go on from where it was."""
         for flow in list(self.flows.values()):
             self._carry_out(flow, [flow.resume()])
+            if flow.ended:
+                self._parts.data.forget_copies(flow.run_id)
 
     def begin(self, record: RunRecord[Any]) -> None:
         """Journal a new run and tell its flow which devices are online."""
@@ -226,6 +228,8 @@ class FlowRunner:
                 self._do(flow, command)
         if facts:
             self.documents.changed(flow)
+            if flow.ended:
+                self._parts.data.forget_copies(flow.run_id)
 
     def _do(self, flow: Flow, command: Command) -> None:
         parts = self._parts
