@@ -24,7 +24,14 @@ from fl_client.agent.parts import AgentParts, Inbox
 from fl_client.agent.resource_policy import Unbounded
 from fl_client.agent.status.server import StatusServer
 from fl_client.jobs.transfer import TransferCost
-from fl_client.session.events import Job, JobFailed, JobKey, ModelFetched, Outcome, UpdateUploaded
+from fl_client.session.events import (
+    Job,
+    JobFailed,
+    JobKey,
+    JobOutcome,
+    ModelFetched,
+    UpdateUploaded,
+)
 from fl_client.session.events import WorkFinished as Finished
 from fl_client.settings import AgentSettings
 from fl_client.training.child import ChildProgressed
@@ -125,7 +132,9 @@ class MemoryWorker:
         self._inbox = inbox
         self.jobs: list[Job] = []
         self.ended: list[str] = []
-        self.gives: Outcome | str = Outcome(10, {"loss": 0.5}, header_sha256="a" * 64, size_bytes=7)
+        self.gives: JobOutcome | str = JobOutcome(
+            10, {"loss": 0.5}, header_sha256="a" * 64, size_bytes=7
+        )
 
     def submit(self, job: Job) -> None:
         self.jobs.append(job)

@@ -21,8 +21,8 @@ from fl_client.session.events import (
     Job,
     JobFailed,
     JobKey,
+    JobOutcome,
     Memory,
-    Outcome,
     WorkFinished,
 )
 from fl_client.settings import AgentSettings
@@ -216,9 +216,9 @@ def _key(job: TrainingJob) -> JobKey:
     return JobKey(job.run_id, job.action, job.round, job.attempt, job.phase, job.seq)
 
 
-def _outcome(event: training.ChildFinished) -> Outcome:
+def _outcome(event: training.ChildFinished) -> JobOutcome:
     result = event.result
-    return Outcome(
+    return JobOutcome(
         result.num_examples,
         result.metrics,
         result.train_s,

@@ -37,7 +37,7 @@ _STYLES = {"training": "cyan", "evaluating": "cyan", "answered": "green", "refus
 
 
 @dataclass(frozen=True)
-class DeviceRow:
+class DeviceLine:
     """One device of the picture."""
 
     name: str
@@ -58,7 +58,7 @@ class Picture:
 
     busy: str = ""
     title: str = ""
-    rows: tuple[DeviceRow, ...] = ()
+    rows: tuple[DeviceLine, ...] = ()
     hidden: int = 0
     round: int = 0
     rounds: int = 0
@@ -255,7 +255,7 @@ def _table(crowd: DeviceTable, names: list[str], follower: RunProgress | None) -
         profile, engine = ("", "") if info is None else (info.profile, info.engine)
         if crowd.states[name].role == "evaluator":
             profile = "evaluator"
-        rows.append(DeviceRow(name, profile, engine, _doing(crowd, name, follower)))
+        rows.append(DeviceLine(name, profile, engine, _doing(crowd, name, follower)))
     return {"rows": tuple(rows), "hidden": max(0, len(names) - _MAX_ROWS)}
 
 

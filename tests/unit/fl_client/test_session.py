@@ -15,8 +15,8 @@ from fl_client.session.machine import (
     DeviceSession,
 )
 
-OUTCOME = s.Outcome(10, {}, header_sha256="a" * 64, size_bytes=100)
-METRICS = s.Outcome(10, {"accuracy": 0.5})
+OUTCOME = s.JobOutcome(10, {}, header_sha256="a" * 64, size_bytes=100)
+METRICS = s.JobOutcome(10, {"accuracy": 0.5})
 
 
 def order(
@@ -445,8 +445,8 @@ def exchange(
     return plain.model_copy(update=changes if upload else {**changes, "upload": None})
 
 
-def answer(*, keeps_state: bool = False) -> s.Outcome:
-    return s.Outcome(0, {}, payload=b"answer", keeps_state=keeps_state)
+def answer(*, keeps_state: bool = False) -> s.JobOutcome:
+    return s.JobOutcome(0, {}, payload=b"answer", keeps_state=keeps_state)
 
 
 def done_in_order(session: DeviceSession) -> list[tuple[int, int, str, int]]:
