@@ -20,7 +20,6 @@ import tenacity
 
 from algorithms.registry import load as load_algorithm
 from broker.messages import PartsRef
-from fl_server.aggregation.exact import FixedPoint
 from fl_server.aggregation.spool import MemoryBudget
 from fl_server.aggregation.streaming import Refused, RoundKey, RunAggregator, Submission
 from fl_server.events import (
@@ -158,7 +157,6 @@ class DataPlane:
         self._runs[record.run_id] = RunAggregator(
             self.keys(record.run_id),
             load_algorithm(definition.algorithm.name, definition.algorithm.settings),
-            FixedPoint(definition.aggregation.scale_bits, definition.aggregation.weight_bits),
             record.plan.cohort_size,
             retention,
             self.store,
