@@ -30,11 +30,11 @@ import psutil
 from benchmarks.cage import Cage, Limits, missing
 from benchmarks.processes import peak_rss_bytes
 from fl_client.tasks._watch_data import VARIABLE, published, write
-from rengo.devices import DeviceSpec
-from rengo.preparation import SiteOptions
-from rengo.progress import Crowd
-from rengo.runs import follow, submit, wait_for_devices
-from rengo.site import Site
+from rengo.operator.progress import Crowd
+from rengo.operator.runs import follow, submit, wait_for_devices
+from rengo.site.device_process import DeviceSpec
+from rengo.site.preparation import SiteOptions
+from rengo.site.site import Site
 from runtime.child import Child
 from runtime.errors import RengoError
 from tests.wheels import REPOSITORY, build_wheel

@@ -18,11 +18,11 @@ from pathlib import Path
 
 from benchmarks.processes import cost
 from fl_client.tasks import load_task
-from rengo.devices import DeviceSpec
-from rengo.runs import follow, submit, wait_for_devices
-from rengo.site import Site
-from storage.update_info import UpdateInfo
-from storage.updates import write_update
+from rengo.operator.runs import follow, submit, wait_for_devices
+from rengo.site.device_process import DeviceSpec
+from rengo.site.site import Site
+from storage.updates.info import UpdateInfo
+from storage.updates.stream import write_update
 
 _TASKS = Path(__file__).with_name("finetune.py")
 _CASES = ("head", "whole")

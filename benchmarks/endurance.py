@@ -19,10 +19,10 @@ from pathlib import Path
 
 import psutil
 
-from rengo.devices import DeviceSpec
-from rengo.operator import OperatorClient
-from rengo.runs import submit, wait_for_devices
-from rengo.site import Site
+from rengo.operator.client import OperatorClient
+from rengo.operator.runs import submit, wait_for_devices
+from rengo.site.device_process import DeviceSpec
+from rengo.site.site import Site
 
 _TASK = f"{Path(__file__).with_name('perturb.py')}:PerturbSmall"
 _DEVICE = "device-1"

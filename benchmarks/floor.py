@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import urllib3
 
-from storage.s3 import S3Store
+from storage.store.s3 import S3Store
 
 _BLOCK = 1 << 20
 _URL_S = 900

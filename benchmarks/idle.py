@@ -24,10 +24,10 @@ from pathlib import Path
 import psutil
 
 from benchmarks.processes import cost
-from rengo.agent_status import ask_status
-from rengo.runs import follow, submit, wait_for_devices
-from rengo.service import Service
-from rengo.site import Site
+from rengo.device.status import ask_status
+from rengo.device.systemd import Service
+from rengo.operator.runs import follow, submit, wait_for_devices
+from rengo.site.site import Site
 
 _TASK = f"{Path(__file__).with_name('perturb.py')}:Noop"
 _NAME = "device-1"

@@ -19,12 +19,12 @@ from typing import Any
 
 from benchmarks import floor
 from benchmarks.processes import cost, peak_rss_bytes
-from broker.messages import DeviceState
-from rengo.devices import DeviceSpec
-from rengo.runs import follow, submit, wait_for_devices
-from rengo.site import Site
-from storage.keys import RunKeys
-from storage.s3 import S3Store
+from broker.wire.messages import DeviceState
+from rengo.operator.runs import follow, submit, wait_for_devices
+from rengo.site.device_process import DeviceSpec
+from rengo.site.site import Site
+from storage.store.s3 import S3Store
+from storage.versions.keys import RunKeys
 
 _TASKS = Path(__file__).with_name("perturb.py")
 _WARM_ROUNDS = 2

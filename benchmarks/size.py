@@ -33,14 +33,14 @@ import urllib3
 
 from benchmarks import large
 from benchmarks.processes import cost, peak_rss_bytes
-from rengo.devices import DeviceSpec
-from rengo.runs import follow, submit, wait_for_devices
-from rengo.site import Site
+from rengo.operator.runs import follow, submit, wait_for_devices
+from rengo.site.device_process import DeviceSpec
+from rengo.site.site import Site
 from runtime.files import file_sha256
-from storage.parts import PartsPlace
-from storage.partwriter import PartWriter
-from storage.s3 import S3Store
-from storage.transfers import Transfers
+from storage.store.multipart_writer import PartWriter
+from storage.store.s3 import S3Store
+from storage.transfer.files import Transfers
+from storage.transfer.multipart import PartsPlace
 from tests.proxy import Fault, Proxy
 
 _TASK = f"{Path(large.__file__)}:Large"

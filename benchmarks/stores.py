@@ -19,8 +19,8 @@ from pathlib import Path
 import psutil
 import urllib3
 
-from storage.embedded import EmbeddedStore, Kind
-from storage.s3 import S3Store
+from storage.store.embedded import EmbeddedStore, Kind
+from storage.store.s3 import S3Store
 
 _KINDS: tuple[Kind, ...] = ("juicefs", "seaweedfs")
 _CLIENTS = (1, 8)

@@ -22,12 +22,12 @@ from typing import Any
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
 
-from broker.author import Author
-from broker.messages import DeviceState
-from broker.topics import Topics
-from rengo.operator import OperatorClient
-from rengo.preparation import SiteOptions
-from rengo.site import Site
+from broker.session.signer import Author
+from broker.wire.messages import DeviceState
+from broker.wire.topics import Topics
+from rengo.operator.client import OperatorClient
+from rengo.site.preparation import SiteOptions
+from rengo.site.site import Site
 from runtime.identity import Identity, new_identity
 
 USUAL = (("mosquitto", 2000), ("nats", 500))

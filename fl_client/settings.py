@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from fl_client.accelerators import ALL, AUTO
-from fl_client.bundle_policy import BundleSettings
+from fl_client.bundles.policy import BundleSettings
+from fl_client.machine.accelerators import ALL, AUTO
 
 if TYPE_CHECKING:
     from fl_client.datasets.settings import DataSettings

@@ -18,9 +18,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from broker.author import Author
-from broker.folders import RefusedConnection
-from broker.messages import (
+from broker.brokers.access_control import AccessControl
+from broker.brokers.managed import RefusedConnection
+from broker.session.session import (
+    Connected,
+    Delivery,
+    Disconnected,
+    Endpoint,
+    MqttSession,
+    Publication,
+    SessionEvent,
+    SessionFault,
+)
+from broker.session.signer import Author
+from broker.wire.messages import (
     Claim,
     DataReport,
     Decline,
@@ -39,26 +50,23 @@ from broker.messages import (
     Result,
     ServerState,
 )
-from broker.session import (
-    Connected,
-    Delivery,
-    Disconnected,
-    Endpoint,
-    MqttSession,
-    Publication,
-    SessionEvent,
-    SessionFault,
-)
-from broker.steering import AccessControl
-from broker.topics import Topics
-from fl_server.bundles import Bundles
-from fl_server.canaries import Canaries, House
-from fl_server.canary_log import CanaryLog
-from fl_server.data import DataPlane, Done, JobCrashed, JobDone, TaskDone
-from fl_server.desk import OperatorDesk
-from fl_server.documents import DocumentTable
-from fl_server.enrolment import DeviceRecord
-from fl_server.events import (
+from broker.wire.topics import Topics
+from fl_server.dataplane.bundles import Bundles
+from fl_server.dataplane.orders import Ordering
+from fl_server.dataplane.plane import DataPlane, Done, JobCrashed, JobDone, TaskDone
+from fl_server.deployment.canary_log import CanaryLog
+from fl_server.deployment.production import ProductionDocuments, SharedUrls
+from fl_server.deployment.service import Canaries, House
+from fl_server.members.gate import Heard, Reception
+from fl_server.members.membership import Membership, SiteInfo
+from fl_server.members.presence import Presence
+from fl_server.members.rules import DeviceRecord
+from fl_server.members.store import Registry
+from fl_server.operations.mqtt import OperatorDesk
+from fl_server.operations.runs import Operations
+from fl_server.persistence.journal import Journal, RunRecord
+from fl_server.persistence.manifest_cache import DocumentTable
+from fl_server.rounds.events import (
     ArmTimer,
     Command,
     DeviceDeclined,
@@ -78,22 +86,14 @@ from fl_server.events import (
     UpdateRejected,
     UpdateVerified,
 )
-from fl_server.journal import Journal, RunRecord
-from fl_server.membership import Membership, SiteInfo
-from fl_server.operations import Operations
-from fl_server.ordering import Ordering
-from fl_server.presence import Presence
-from fl_server.production import ProductionDocuments, SharedUrls
-from fl_server.reception import Heard, Reception
-from fl_server.registry import Registry
-from fl_server.rounds import Step
-from fl_server.run import URL_LIFETIME_S, ActiveRun
-from fl_server.run_documents import RunDocuments
-from fl_server.timers import Timers
+from fl_server.rounds.machine import Step
+from fl_server.runs.active import URL_LIFETIME_S, ActiveRun
+from fl_server.runs.documents import RunDocuments
+from fl_server.runs.timers import Timers
 from runtime.errors import PeerError, RengoError
 from runtime.identity import Identity
-from storage.objects import ObjectStore
-from storage.registry import ModelRegistry
+from storage.registry.registry import ModelRegistry
+from storage.store.objects import ObjectStore
 
 _LOG = logging.getLogger(__name__)
 _INBOX_MAX = 10_000

@@ -7,9 +7,15 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
-from broker.steering import AccessControl, EmqxAccess, ManualAccess, MosquittoAccess, NatsAccess
-from storage.endpoint import StoreSettings
-from storage.parts import LEAST_PART_BYTES, PartSizes
+from broker.brokers.access_control import (
+    AccessControl,
+    EmqxAccess,
+    ManualAccess,
+    MosquittoAccess,
+    NatsAccess,
+)
+from storage.store.settings import StoreSettings
+from storage.transfer.multipart import LEAST_PART_BYTES, PartSizes
 
 T = TypeVar("T")
 

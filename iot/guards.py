@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from broker.messages import DeviceHealth
+from broker.wire.messages import DeviceHealth
 from iot.profile import Budget
 
 _BATTERY_MARGIN = 10

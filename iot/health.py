@@ -12,7 +12,7 @@ import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from broker.messages import DeviceHealth
+from broker.wire.messages import DeviceHealth
 
 # https://www.raspberrypi.com/documentation/computers/os.html#get_throttled
 _NOW = {1: "arm-capped", 2: "throttled", 3: "soft-temperature-limit"}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from fl_client.agent import Agent
-from fl_client.desk import Desk
+from fl_client.agent.agent import Agent
+from fl_client.agent.status_server import Desk
 from iot.settings import DeviceSettings
 from iot.steward import steward_of
 from runtime.errors import ConfigError

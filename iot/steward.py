@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from broker.messages import DeviceHealth, Order
-from fl_client.steward import Need
+from broker.wire.messages import DeviceHealth, Order
+from fl_client.agent.resource_policy import Need
 from iot.budgets import Clocks, DataBudget
 from iot.guards import Guards, is_news
 from iot.health import Sensors
@@ -50,7 +50,7 @@ def steward_of(
 
 
 class MachineSteward:
-    """See ``fl_client.steward.Steward``, whose shape this has."""
+    """See ``fl_client.agent.resource_policy.Steward``, whose shape this has."""
 
     def __init__(
         self,

@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fl_client.layers import (
+    from fl_client.models.layers import (
         GRU,
         AvgPool1d,
         AvgPool2d,
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
         Transpose,
     )
     from fl_client.tasks.base import Device, Task, TrainingSettings
-    from rengo.production import ProductionModel, production_model
-    from rengo.runs import RunResult
-    from rengo.site import Site
+    from rengo.device.production import ProductionModel, production_model
+    from rengo.operator.runs import RunResult
+    from rengo.site.site import Site
 
 __all__ = [
     "AvgPool1d",
@@ -81,11 +81,11 @@ _LAYERS = (
     "Transpose",
 )
 _HOMES = {
-    **dict.fromkeys(_LAYERS, "fl_client.layers"),
+    **dict.fromkeys(_LAYERS, "fl_client.models.layers"),
     **dict.fromkeys(("Device", "Task", "TrainingSettings"), "fl_client.tasks.base"),
-    **dict.fromkeys(("ProductionModel", "production_model"), "rengo.production"),
-    "RunResult": "rengo.runs",
-    "Site": "rengo.site",
+    **dict.fromkeys(("ProductionModel", "production_model"), "rengo.device.production"),
+    "RunResult": "rengo.operator.runs",
+    "Site": "rengo.site.site",
 }
 
 

@@ -8,11 +8,18 @@ from typing import Any
 
 from fl_client.tasks.base import Device, Task
 from fl_client.tasks.registry import load_task, names
-from rengo.devices import DeviceSpec
-from rengo.progress import Crowd
-from rengo.runs import RunResult, check_definition, fetch_model, follow, submit, wait_for_devices
-from rengo.site import Site
-from rengo.view import View
+from rengo.operator.progress import Crowd
+from rengo.operator.runs import (
+    RunResult,
+    check_definition,
+    fetch_model,
+    follow,
+    submit,
+    wait_for_devices,
+)
+from rengo.site.device_process import DeviceSpec
+from rengo.site.site import Site
+from rengo.terminal.view import View
 from runtime.config import merge
 
 _DEVICES_START_S = 90.0

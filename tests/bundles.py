@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from runtime.signing import SecretKey
-from storage.bundle import BundleManifest, PackedFile, sign, unsigned, write_bundle
+from storage.bundles.bundle import BundleManifest, PackedFile, sign, unsigned, write_bundle
 
 KEY = SecretKey("a1" * 32)
 SOURCE = b"""\

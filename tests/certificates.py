@@ -6,7 +6,7 @@ import ssl
 from datetime import UTC, datetime
 from pathlib import Path
 
-from rengo.authority import Authority, Validity
+from rengo.site.certificates import Authority, Validity
 from runtime.tls import Tls
 
 PAST = Validity(datetime(1980, 1, 1, tzinfo=UTC), datetime(1981, 1, 1, tzinfo=UTC))

@@ -11,11 +11,11 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from fl_client import session as device
-from fl_server import events as e
-from fl_server.rounds import RoundMachine, Step
+from fl_client.session import session as device
+from fl_server.rounds import events as e
+from fl_server.rounds.ledger import Ledger
+from fl_server.rounds.machine import RoundMachine, Step
 from fl_server.selection import uniform
-from fl_server.state import Ledger
 
 Pair = tuple[int, int]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgpack
 
-from broker.messages import (
+from broker.wire.messages import (
     Bar,
     Claim,
     ClaimAnswer,
@@ -41,7 +41,7 @@ from broker.messages import (
     Usage,
     encode,
 )
-from broker.topics import Address
+from broker.wire.topics import Address
 from runtime.signing import SIGNATURE_BYTES, SecretKey
 
 SHA = "ab" * 32

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from fl_client import session as real_session
-from fl_client.session import DeviceSession
-from fl_server import rounds as real_rounds
-from fl_server import state as real_state
-from fl_server.rounds import RoundMachine
+from fl_client.session import session as real_session
+from fl_client.session.session import DeviceSession
+from fl_server.rounds import ledger as real_state
+from fl_server.rounds import machine as real_rounds
+from fl_server.rounds.machine import RoundMachine
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-from storage.keys import RunKeys
-from storage.objects import ObjectStore
+from storage.store.objects import ObjectStore
+from storage.versions.keys import RunKeys
 
 
 def beside(keys: RunKeys, versions: Collection[int], there: Iterable[str]) -> str:

@@ -6,8 +6,8 @@ import inspect
 from collections.abc import Iterator
 from typing import Any
 
-from broker.access import RULES, Role, grants
-from broker.messages import (
+from broker.wire.access import RULES, Role, grants
+from broker.wire.messages import (
     KINDS,
     MAX_MESSAGE_BYTES,
     MAX_NESTING,
@@ -20,7 +20,7 @@ from broker.messages import (
     UploadRef,
     Usage,
 )
-from broker.topics import LEAVES, MAX_LEVELS, RETAINED, Area, Topics
+from broker.wire.topics import LEAVES, MAX_LEVELS, RETAINED, Area, Topics
 from runtime.signing import SIGNATURE_BYTES
 
 _WRITER = {

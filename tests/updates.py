@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from broker.messages import Order
-from storage.update_info import UpdateInfo
+from broker.wire.messages import Order
+from storage.updates.info import UpdateInfo
 from storage.weights import Layout
 
 

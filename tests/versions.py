@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from runtime.signing import SecretKey
-from storage.keys import RunKeys
-from storage.manifest import Manifest
-from storage.objects import ObjectStore
-from storage.registry import Document
+from storage.registry.registry import Document
+from storage.store.objects import ObjectStore
+from storage.versions.keys import RunKeys
+from storage.versions.manifest import Manifest
 
 PROJECT = "p"
 KEY = SecretKey("5a" * 32)
@@ -59,7 +59,7 @@ class DictCache:
         self.found = 0
 
     def get(self, wanted: Mapping[str, str]) -> dict[str, bytes]:
-        """See :class:`storage.catalogue.DocumentCache`."""
+        """See :class:`storage.registry.scan.DocumentCache`."""
         found = {
             key: self.held[key].data
             for key, etag in wanted.items()
@@ -69,10 +69,10 @@ class DictCache:
         return found
 
     def put(self, documents: Iterable[Document]) -> None:
-        """See :class:`storage.catalogue.DocumentCache`."""
+        """See :class:`storage.registry.scan.DocumentCache`."""
         self.held |= {document.key: document for document in documents}
 
     def forget(self, keys: Iterable[str]) -> None:
-        """See :class:`storage.catalogue.DocumentCache`."""
+        """See :class:`storage.registry.scan.DocumentCache`."""
         for key in keys:
             self.held.pop(key, None)

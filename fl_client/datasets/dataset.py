@@ -19,7 +19,7 @@ from fl_client.datasets.settings import (
     SensorSource,
     SqliteSource,
 )
-from fl_client.datasets.split import is_held_out
+from fl_client.datasets.splits.held_out import is_held_out
 from fl_client.datasets.store import store_path, stored_refusals, stored_samples
 
 Arrays: TypeAlias = tuple[NDArray[Any], NDArray[Any]]

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from broker.messages import Bar, Quantity, TaskData
+from broker.wire.messages import Bar, Quantity, TaskData
 from fl_client.datasets import drift
 from fl_client.datasets.reporting import report_path
 from fl_client.datasets.sample import Sample

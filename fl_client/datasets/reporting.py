@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from broker.messages import DataReport, TaskData
+from broker.wire.messages import DataReport, TaskData
 from fl_client.datasets.settings import DataPlace
 
 _LOG = logging.getLogger(__name__)

@@ -10,7 +10,6 @@ import math
 
 import numpy as np
 
-from fl_client import layers
 from fl_client.engines._numpy_call import Array, Backward, Call
 from fl_client.engines._numpy_recurrent import gru, sigmoid
 from fl_client.engines._numpy_windows import (
@@ -19,6 +18,7 @@ from fl_client.engines._numpy_windows import (
     global_average,
     max_pool,
 )
+from fl_client.models import layers
 from runtime.errors import ConfigError
 
 

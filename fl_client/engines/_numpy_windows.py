@@ -13,8 +13,8 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from fl_client import layers, memory
 from fl_client.engines._numpy_call import Array, Backward, Call
+from fl_client.models import layers, memory
 
 
 def convolution(

@@ -7,8 +7,8 @@ from typing import cast
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fl_client import layers
 from fl_client.engines._masks import Masks
+from fl_client.models import layers
 from runtime.errors import ConfigError
 
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from fl_client import layers, memory
 from fl_client.engines._descent import Descent
 from fl_client.engines._masks import Masks
 from fl_client.engines._numpy_call import Array, Call
@@ -30,6 +29,7 @@ from fl_client.engines.base import (
     pieces,
     run_epochs,
 )
+from fl_client.models import layers, memory
 from fl_client.tasks.base import Objective, Task
 from runtime.errors import ConfigError
 from runtime.resident import rss_bytes

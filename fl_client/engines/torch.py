@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fl_client import layers
 from fl_client.engines import _torch_layers as torch_layers
 from fl_client.engines._masks import Masks
 from fl_client.engines._torch_arrays import to_numpy, to_tensor
@@ -39,6 +38,7 @@ from fl_client.engines.base import (
     flat_update,
     run_epochs,
 )
+from fl_client.models import layers
 from fl_client.tasks.base import Task
 from runtime.errors import ConfigError
 from storage.weights import Weights

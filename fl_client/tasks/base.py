@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from fl_client.datasets.dataset import Dataset
     from fl_client.datasets.settings import DataPlace
     from fl_client.engines.base import Evaluation, LocalUpdate
-    from fl_client.layers import Layers
-    from fl_client.local import LocalContext
+    from fl_client.models.layers import Layers
+    from fl_client.training.participant import LocalContext
     from storage.weights import Vector, Weights
 
 Role: TypeAlias = Literal["trainer", "evaluator"]
@@ -158,7 +158,7 @@ class Task:
 
     def initial_weights(self, seed: int) -> Weights:
         """Return version 0 of the global model, the same for the same ``seed``."""
-        from fl_client import layers  # noqa: PLC0415  needs numpy, see the module
+        from fl_client.models import layers  # noqa: PLC0415  needs numpy, see the module
 
         model = self.model()
         if layers.is_declarative(model):

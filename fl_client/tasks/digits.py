@@ -13,8 +13,8 @@ from typing import Any, ClassVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_client.layers import Layers, Linear, ReLU
-from fl_client.partitions import dirichlet
+from fl_client.datasets.splits.partitions import dirichlet
+from fl_client.models.layers import Layers, Linear, ReLU
 from fl_client.tasks.base import Device, Split, Task, TrainingSettings
 
 _Arrays = tuple[NDArray[Any], NDArray[Any]]

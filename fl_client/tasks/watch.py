@@ -13,7 +13,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from fl_client.layers import Conv1d, GlobalAvgPool, Layers, Linear, MaxPool1d, ReLU
+from fl_client.models.layers import Conv1d, GlobalAvgPool, Layers, Linear, MaxPool1d, ReLU
 from fl_client.tasks._watch_data import PERSONS, Recording, recordings
 from fl_client.tasks.base import Device, Split, Task, TrainingSettings
 

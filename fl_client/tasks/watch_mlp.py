@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fl_client.layers import AvgPool1d, Flatten, Layers, Linear, ReLU
+from fl_client.models.layers import AvgPool1d, Flatten, Layers, Linear, ReLU
 from fl_client.tasks.base import TrainingSettings
 from fl_client.tasks.watch import Watch
 

@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from fl_server.aggregation.exact import BLOCK, BlockSum, Float32s, Int64s
+from fl_server.aggregation.arithmetic.exact import BLOCK, BlockSum, Float32s, Int64s
 from runtime.errors import Corrupt
 
 

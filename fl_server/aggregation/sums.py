@@ -11,7 +11,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Protocol
 
-from fl_server.aggregation.exact import BLOCK, BlockSum, Float64s, Workspace
+from fl_server.aggregation.arithmetic.exact import BLOCK, BlockSum, Float64s, Workspace
 from fl_server.aggregation.spool import BlockSums, Spool
 
 MEMORY_SUMS_MAX = 1 << 24

@@ -18,7 +18,7 @@ from runtime.errors import ConfigError
 from runtime.identity import Identity
 
 if TYPE_CHECKING:
-    from rengo.operator import OperatorClient
+    from rengo.operator.client import OperatorClient
 
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -46,7 +46,7 @@ def add_command(
 def add_site(parser: argparse.ArgumentParser) -> None:
     """Add the options that say which site is meant."""
     # an agent, whose commands come by here too, has a folder of its own
-    from rengo.folder import default_home  # noqa: PLC0415
+    from rengo.site.folder import default_home  # noqa: PLC0415
 
     parser.add_argument(
         "--data-dir",
@@ -116,7 +116,7 @@ def connect(options: argparse.Namespace) -> OperatorClient:
             "--data-dir or RENGO_HOME"
         )
     # an agent, whose commands come by here too, steers nothing
-    from rengo.operator import OperatorClient  # noqa: PLC0415
+    from rengo.operator.client import OperatorClient  # noqa: PLC0415
 
     return OperatorClient(operator)
 
@@ -125,7 +125,7 @@ def operator_of(data_dir: Path) -> Identity | None:
     """Return the identity of the operator of the site in a folder; None where there is no site."""
     if not data_dir.is_dir():
         return None
-    from rengo.folder import SiteFolder  # noqa: PLC0415  see ``add_site``
+    from rengo.site.folder import SiteFolder  # noqa: PLC0415  see ``add_site``
 
     identities = SiteFolder(data_dir).all_identities()
     return next((each for each in identities if each.role == "operator"), None)

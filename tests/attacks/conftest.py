@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from rengo.preparation import SiteOptions
-from rengo.site import Site
+from rengo.site.preparation import SiteOptions
+from rengo.site.site import Site
 from runtime.identity import Identity
 from tests.attacks.ground import KINDS_OF_SITE, Ground, Intruder, Kind
 from tests.chaos import gated

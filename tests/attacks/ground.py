@@ -28,9 +28,10 @@ import paho.mqtt.client as mqtt
 import urllib3
 from paho.mqtt.enums import CallbackAPIVersion
 
-from broker.author import Author
-from broker.connection import Delivery, Endpoint, Publication
-from broker.messages import (
+from broker.session.connection import Delivery, Endpoint, Publication
+from broker.session.session import MqttSession
+from broker.session.signer import Author
+from broker.wire.messages import (
     KINDS,
     DeviceState,
     Message,
@@ -41,16 +42,15 @@ from broker.messages import (
     decode,
     encode,
 )
-from broker.session import MqttSession
-from broker.topics import Topics, parse
-from rengo.devices import DeviceSpec, device_process
-from rengo.runs import submit
-from rengo.site import Site
+from broker.wire.topics import Topics, parse
+from rengo.operator.runs import submit
+from rengo.site.device_process import DeviceSpec, device_process
+from rengo.site.site import Site
 from runtime.child import Child
 from runtime.identity import Identity, read_identity
 from runtime.signing import SecretKey
-from storage.s3 import S3Store
-from storage.updates import WrittenUpdate
+from storage.store.s3 import S3Store
+from storage.updates.stream import WrittenUpdate
 from storage.weights import Vector, Weights, read_safetensors
 from tests.chaos.gated import reached
 from tests.chaos.scripted_device import honest_bytes

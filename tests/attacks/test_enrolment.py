@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from broker.connection import Endpoint
-from broker.messages import Claim, ClaimAnswer, DeviceState, decode
-from broker.session import MqttSession
-from broker.topics import parse
-from fl_client.enrolment import enroll
+from broker.session.connection import Endpoint
+from broker.session.session import MqttSession
+from broker.wire.messages import Claim, ClaimAnswer, DeviceState, decode
+from broker.wire.topics import parse
+from fl_client.identity.enrolment import enroll
 from runtime.brokerurl import parse_url
 from runtime.errors import AuthenticationFailed, ConfigError, PeerError
 from runtime.identity import Identity, new_identity, read_identity

@@ -9,8 +9,8 @@ from contextlib import ExitStack
 import msgpack
 import numpy as np
 
-from broker.limits import MAX_PAYLOAD_BYTES
-from broker.messages import Order, Receipt, Result
+from broker.wire.limits import MAX_PAYLOAD_BYTES
+from broker.wire.messages import Order, Receipt, Result
 from tests.attacks.ground import Ground, Intruder, Trainer, pause
 from tests.chaos.test_scripted_peers import expected
 from tests.integration.broker_fixtures import eventually

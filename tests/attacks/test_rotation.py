@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
-from broker.connection import Endpoint
-from broker.messages import NewPassword
-from broker.session import MqttSession
+from broker.session.connection import Endpoint
+from broker.session.session import MqttSession
+from broker.wire.messages import NewPassword
 from runtime.errors import AuthenticationFailed
 from runtime.identity import Identity, read_identity
 from tests.attacks.ground import GATED_TASK, Ground, secrets_of

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 
 import numpy as np
 
-from broker.messages import Order, Receipt
+from broker.wire.messages import Order, Receipt
 from tests.attacks.ground import Ground, Trainer
 from tests.chaos.test_scripted_peers import expected
 from tests.integration.broker_fixtures import eventually

@@ -10,10 +10,10 @@ from typing import Any
 import psutil
 import pytest
 
-from broker.connection import Endpoint
-from broker.messages import DeviceState, Result
-from broker.outbox import Outbox
-from broker.session import MqttSession
+from broker.session.connection import Endpoint
+from broker.session.outbox import Outbox
+from broker.session.session import MqttSession
+from broker.wire.messages import DeviceState, Result
 from runtime.identity import Identity
 from tests.attacks.ground import LEAVES, Ground, Intruder, pause, sample
 from tests.integration.broker_fixtures import Owner, eventually

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from broker.messages import (
+from broker.wire.messages import (
     Decline,
     DeviceState,
     Order,
@@ -17,7 +17,7 @@ from broker.messages import (
     ServerState,
     decode,
 )
-from broker.topics import parse
+from broker.wire.topics import parse
 from runtime.errors import TransportError
 from tests.attacks.ground import GATED_TASK, Agent, Forger, Ground, Inject, Intruder, pause
 from tests.integration.broker_fixtures import eventually

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import psutil
 from pydantic import TypeAdapter
 
-from fl_server.events import (
+from fl_server.rounds.events import (
     FACTS,
     Fact,
     RoundClosed,
@@ -31,15 +31,15 @@ from fl_server.events import (
     UpdateAccepted,
 )
 from rengo.demo import fleet
-from rengo.devices import DeviceSpec, device_process
-from rengo.operator import OperatorClient
-from rengo.runs import submit, wait_for_devices
-from rengo.site import Site
-from rengo.supervisor import Supervisor
+from rengo.operator.client import OperatorClient
+from rengo.operator.runs import submit, wait_for_devices
+from rengo.site.device_process import DeviceSpec, device_process
+from rengo.site.site import Site
+from rengo.site.supervisor import Supervisor
 from runtime.child import Child
 from runtime.identity import Identity
-from storage.keys import RunKeys
-from storage.s3 import S3Store
+from storage.store.s3 import S3Store
+from storage.versions.keys import RunKeys
 from tests.chaos.gated import reached
 from tests.chaos.moments import Moment, read_plan, write_plan
 from tests.objects import beside_in

@@ -14,9 +14,9 @@ import sys
 import threading
 from typing import Any
 
-from broker.outbox import Outbox
-from fl_client.session import DeviceSession, OrderArrived
-from fl_client.worklog import Worklog
+from broker.session.outbox import Outbox
+from fl_client.jobs.journal import Worklog
+from fl_client.session.session import DeviceSession, OrderArrived
 from rengo.cli.main import main
 
 _METHODS = ((Outbox, ("put", "_delete")), (Worklog, ("keep", "forget")))

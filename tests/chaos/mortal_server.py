@@ -19,12 +19,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from broker.messages import Order, Receipt
-from broker.topics import parse
-from fl_server.aggregation.streaming import RunAggregator
-from fl_server.events import EvaluationRecorded, RoundClosed, RoundCommitted, RoundStarted
-from fl_server.events import UpdateAccepted as Accepted
-from fl_server.journal import Journal
+from broker.wire.messages import Order, Receipt
+from broker.wire.topics import parse
+from fl_server.aggregation.aggregator import RunAggregator
+from fl_server.persistence.journal import Journal
+from fl_server.rounds.events import EvaluationRecorded, RoundClosed, RoundCommitted, RoundStarted
+from fl_server.rounds.events import UpdateAccepted as Accepted
 from fl_server.server import Server
 from rengo.cli.main import main
 from tests.chaos.moments import read_plan, write_plan

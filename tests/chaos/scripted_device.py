@@ -14,8 +14,9 @@ from typing import TypeVar
 import numpy as np
 import urllib3
 
-from broker.author import Author
-from broker.messages import (
+from broker.session.session import Delivery, Endpoint, MqttSession
+from broker.session.signer import Author
+from broker.wire.messages import (
     DeviceState,
     Message,
     Order,
@@ -25,11 +26,10 @@ from broker.messages import (
     Usage,
     decode,
 )
-from broker.session import Delivery, Endpoint, MqttSession
-from broker.topics import Topics, parse
+from broker.wire.topics import Topics, parse
 from runtime.identity import Identity
-from storage.update_info import Block, UpdateInfo, encode_header
-from storage.updates import WrittenUpdate, write_update
+from storage.updates.info import Block, UpdateInfo, encode_header
+from storage.updates.stream import WrittenUpdate, write_update
 from storage.weights import Vector, Weights, read_safetensors
 from tests.updates import info_of
 

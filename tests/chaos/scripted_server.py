@@ -8,9 +8,10 @@ import queue
 from dataclasses import dataclass, field
 from typing import Any
 
-from broker.author import Author
-from broker.connection import Publication
-from broker.messages import (
+from broker.session.connection import Publication
+from broker.session.session import Delivery, Endpoint, MqttSession
+from broker.session.signer import Author
+from broker.wire.messages import (
     Decline,
     DeviceState,
     Message,
@@ -23,12 +24,11 @@ from broker.messages import (
     UploadRef,
     decode,
 )
-from broker.session import Delivery, Endpoint, MqttSession
-from broker.topics import Topics, parse
+from broker.wire.topics import Topics, parse
 from runtime.signing import SecretKey
-from storage.headers import read_header
-from storage.s3 import S3Store
-from storage.updates import verified_blocks
+from storage.store.s3 import S3Store
+from storage.updates.header import read_header
+from storage.updates.stream import verified_blocks
 from storage.weights import Weights, write_safetensors
 
 _EXPIRES_S = 600

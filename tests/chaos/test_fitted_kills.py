@@ -20,16 +20,16 @@ import numpy as np
 import pytest
 
 import algorithms
-from broker.messages import Order
-from fl_client.child import ChildEvent, ChildSettings, JobDone, TrainingChild
-from fl_client.jobs import TrainingJob
+from broker.wire.messages import Order
 from fl_client.tasks import load_task
-from fl_server.aggregation.exact import ExactSum, FixedPoint, MemorySums
-from fl_server.events import RoundClosed, RoundCommitted, RoundStarted, UpdateAccepted
-from fl_server.fitting import PROBE_STEPS, FitRule, OrderWork, Speed, fit, measured
-from rengo.devices import DeviceSpec
-from storage.headers import read_header
-from storage.updates import verified_blocks
+from fl_client.training.child import ChildEvent, ChildSettings, JobDone, TrainingChild
+from fl_client.training.frames import TrainingJob
+from fl_server.aggregation.arithmetic.exact import ExactSum, FixedPoint, MemorySums
+from fl_server.rounds.events import RoundClosed, RoundCommitted, RoundStarted, UpdateAccepted
+from fl_server.rounds.workload import PROBE_STEPS, FitRule, OrderWork, Speed, fit, measured
+from rengo.site.device_process import DeviceSpec
+from storage.updates.header import read_header
+from storage.updates.stream import verified_blocks
 from storage.weights import Weights, write_safetensors
 from tests.chaos.arena import PATIENCE_S, REPOSITORY, Arena, Opened, honest_rounds
 from tests.chaos.moments import Moment, draw

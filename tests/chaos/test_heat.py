@@ -11,9 +11,9 @@ from typing import Any
 import psutil
 import pytest
 
-from fl_server.events import OrderDeclined, UpdateAccepted
+from fl_server.rounds.events import OrderDeclined, UpdateAccepted
 from rengo.demo import DemoSettings, definition
-from rengo.devices import DeviceSpec
+from rengo.site.device_process import DeviceSpec
 from tests.chaos.arena import GATED_TASK, REPOSITORY, Arena, Gates, Opened, wait_for
 from tests.chaos.fake_board import Board
 from tests.integration.commands import rengo

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from fl_server.events import RoundStarted, UpdateAccepted
-from rengo.devices import DeviceSpec
+from fl_server.rounds.events import RoundStarted, UpdateAccepted
+from rengo.site.device_process import DeviceSpec
 from tests.chaos.arena import Arena, Opened, wait_for
 
 PART = 5 << 20

@@ -30,14 +30,14 @@ from typing import Any
 import psutil
 import pytest
 
-from broker.outbox import Outbox
-from fl_client.child import ChildEvent, ChildSettings, JobDone, TrainingChild
-from fl_client.jobs import TrainingJob
+from broker.session.outbox import Outbox
+from fl_client.jobs.journal import Worklog
 from fl_client.tasks import load_task
-from fl_client.worklog import Worklog
+from fl_client.training.child import ChildEvent, ChildSettings, JobDone, TrainingChild
+from fl_client.training.frames import TrainingJob
 from runtime.identity import write_identity
-from storage.headers import read_header
-from storage.updates import verified_blocks
+from storage.updates.header import read_header
+from storage.updates.stream import verified_blocks
 from storage.weights import Weights, write_safetensors
 from tests.chaos.powercut import cut, hit_all, remember
 from tests.chaos.scripted_server import ScriptedServer

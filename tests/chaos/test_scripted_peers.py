@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from broker.messages import Order
-from fl_server.aggregation.exact import FixedPoint
-from fl_server.events import RoundAbandoned, RoundCommitted, RoundStarted, UpdateWithdrawn
+from broker.wire.messages import Order
+from fl_server.aggregation.arithmetic.exact import FixedPoint
+from fl_server.rounds.events import RoundAbandoned, RoundCommitted, RoundStarted, UpdateWithdrawn
 from rengo.cli.main import main
-from storage.updates import WrittenUpdate
+from storage.updates.stream import WrittenUpdate
 from storage.weights import Vector, Weights, read_safetensors
 from tests.chaos.arena import Arena, Opened
 from tests.chaos.scripted_device import ScriptedDevice, crafted_bytes, honest_bytes

@@ -13,12 +13,12 @@ import paho.mqtt.client as mqtt
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
-from broker.connection import Endpoint
-from broker.folders import FolderAccess
-from broker.listener import ListenerTls
-from broker.mosquitto import MosquittoBroker
-from broker.nats import EmbeddedBroker
-from broker.steering import MosquittoAccess, NatsAccess
+from broker.brokers.access_control import MosquittoAccess, NatsAccess
+from broker.brokers.listener import ListenerTls
+from broker.brokers.managed import FolderAccess
+from broker.brokers.mosquitto import MosquittoBroker
+from broker.brokers.nats import EmbeddedBroker
+from broker.session.connection import Endpoint
 from runtime.tls import Tls
 from tests.integration.broker_fixtures import Site, eventually
 from tests.support import require

@@ -12,9 +12,9 @@ import torch
 import algorithms
 from algorithms.base import Algorithm
 from fl_client.engines.base import LocalRound, LocalUpdate
-from fl_client.layers import Layers, Linear, ReLU
-from fl_client.local import Participant
+from fl_client.models.layers import Layers, Linear, ReLU
 from fl_client.tasks.base import Device, Split, Task, TrainingSettings
+from fl_client.training.participant import Participant
 from storage.weights import Weights
 
 Array = np.ndarray[Any, Any]

@@ -18,12 +18,12 @@ import paho.mqtt.client as mqtt
 import psutil
 import pytest
 
-from broker.access import BrokerUser, Grants, Role
-from broker.connection import Endpoint, Publication
-from broker.limits import MAX_PAYLOAD_BYTES
-from broker.listener import ListenerTls
-from broker.session import MqttSession
-from rengo.authority import Authority, Validity
+from broker.brokers.listener import ListenerTls
+from broker.session.connection import Endpoint, Publication
+from broker.session.session import MqttSession
+from broker.wire.access import BrokerUser, Grants, Role
+from broker.wire.limits import MAX_PAYLOAD_BYTES
+from rengo.site.certificates import Authority, Validity
 from runtime.errors import AuthenticationFailed, ConfigError, TransportError, UntrustedPeer
 from runtime.ports import free_port
 from runtime.tls import Tls
@@ -580,8 +580,8 @@ def test_a_start_waits_for_who_changes_the_users(place: Place) -> None:
 APPLYING = """
 import sys
 from pathlib import Path
-from broker.access import Role
-from broker.steering import MosquittoAccess, NatsAccess
+from broker.wire.access import Role
+from broker.brokers.access_control import MosquittoAccess, NatsAccess
 from tests.integration.broker_fixtures import USERS, user
 kind = {"nats": NatsAccess, "mosquitto": MosquittoAccess}[sys.argv[1]]
 kind(Path(sys.argv[2])).apply([*USERS, user("dev-c", Role.DEVICE)])
@@ -660,8 +660,8 @@ def test_a_port_and_a_folder_in_use_are_named(place: Place, tmp_path: Path) -> N
 PARENT = """
 import sys, threading
 from pathlib import Path
-from broker.nats import EmbeddedBroker
-from broker.mosquitto import MosquittoBroker
+from broker.brokers.nats import EmbeddedBroker
+from broker.brokers.mosquitto import MosquittoBroker
 from tests.integration.broker_fixtures import USERS
 kind = {"nats": EmbeddedBroker, "mosquitto": MosquittoBroker}[sys.argv[1]]
 broker = kind(Path(sys.argv[2]), int(sys.argv[3]))

@@ -18,7 +18,7 @@ from fl_client.engines.base import (
     load_engine,
     run_epochs,
 )
-from fl_client.layers import (
+from fl_client.models.layers import (
     Conv2d,
     Flatten,
     Layers,

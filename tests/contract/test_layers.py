@@ -11,11 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fl_client import layers as kinds
-from fl_client import memory
 from fl_client.engines import base
 from fl_client.engines.base import load_engine
-from fl_client.layers import (
+from fl_client.models import layers as kinds
+from fl_client.models import memory
+from fl_client.models.layers import (
     GRU,
     AvgPool1d,
     AvgPool2d,

@@ -10,9 +10,9 @@ from typing import BinaryIO
 import pytest
 
 from runtime.errors import Corrupt, NotFound
-from storage.keys import RunKeys
-from storage.objects import MemoryStore, ObjectInfo, ObjectStore, ObjectStream
-from storage.registry import ModelRegistry
+from storage.registry.registry import ModelRegistry
+from storage.store.objects import MemoryStore, ObjectInfo, ObjectStore, ObjectStream
+from storage.versions.keys import RunKeys
 from tests.integration.store_fixtures import KINDS, bucket_of, running_store
 from tests.versions import KEY, PROJECT, DictCache, manifest_of, stored
 

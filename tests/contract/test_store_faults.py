@@ -24,16 +24,16 @@ from typing import Any
 
 import pytest
 
-from fl_server.events import Model
-from fl_server.models import ModelCache
+from fl_server.aggregation.model_cache import ModelCache
+from fl_server.rounds.events import Model
 from runtime.errors import AccessDenied, Corrupt, NotFound, RengoError, StorageError, Unavailable
 from runtime.retry import instant
-from storage import http
-from storage.embedded import EmbeddedStore, Kind
-from storage.objects import MemoryStore, ObjectStore
-from storage.parts import PartSizes
-from storage.s3 import S3Store
-from storage.transfers import Transfers, TransferSettings
+from storage.store.embedded import EmbeddedStore, Kind
+from storage.store.objects import MemoryStore, ObjectStore
+from storage.store.s3 import S3Store
+from storage.transfer import http
+from storage.transfer.files import Transfers, TransferSettings
+from storage.transfer.multipart import PartSizes
 from tests.integration.store_fixtures import KINDS, bucket_of, embedded_store, running_store  # noqa: F401
 from tests.proxy import Fault, Proxy
 

@@ -15,13 +15,13 @@ from pydantic import SecretStr
 from fl_server.settings import ServerConfig
 from runtime.config import load
 from runtime.errors import AccessDenied, ConfigError, StorageError
-from storage.embedded import EmbeddedStore, Kind
-from storage.endpoint import StoreSettings
-from storage.lifecycle import ensure_rule, remove_rule, rule_is_set, rules
-from storage.parts import LARGE_BYTES
-from storage.probe import probe
-from storage.s3 import S3Store
-from storage.transfers import Transfers
+from storage.store.embedded import EmbeddedStore, Kind
+from storage.store.lifecycle import ensure_rule, remove_rule, rule_is_set, rules
+from storage.store.probe import probe
+from storage.store.s3 import S3Store
+from storage.store.settings import StoreSettings
+from storage.transfer.files import Transfers
+from storage.transfer.multipart import LARGE_BYTES
 from tests.integration.store_fixtures import (  # noqa: F401
     KINDS,
     bucket_of,
@@ -226,7 +226,7 @@ def test_a_bucket_is_made_in_the_region(bare: S3Store, region: str) -> None:
 
 
 def test_a_bucket_elsewhere_is_a_matter_of_the_settings(bare: S3Store) -> None:
-    from storage.s3 import _error_of  # noqa: PLC0415  (no store here has several regions)
+    from storage.store.s3 import _error_of  # noqa: PLC0415  (no store here has several regions)
 
     for code in ("301", "PermanentRedirect", "AuthorizationHeaderMalformed"):
         error = _error_of(code, "HEAD BUCKET b")

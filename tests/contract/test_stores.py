@@ -26,14 +26,14 @@ from runtime.errors import (
 )
 from runtime.ports import free_port
 from runtime.retry import instant
-from storage import http
-from storage.embedded import EmbeddedStore, Kind, StoreTls
-from storage.endpoint import StoreSettings
-from storage.objects import MemoryStore, ObjectStore
-from storage.parts import LARGE_BYTES
-from storage.partwriter import PartWriter
-from storage.probe import probe
-from storage.s3 import S3Store
+from storage.store.embedded import EmbeddedStore, Kind, StoreTls
+from storage.store.multipart_writer import PartWriter
+from storage.store.objects import MemoryStore, ObjectStore
+from storage.store.probe import probe
+from storage.store.s3 import S3Store
+from storage.store.settings import StoreSettings
+from storage.transfer import http
+from storage.transfer.multipart import LARGE_BYTES
 from tests.integration.store_fixtures import KINDS, bucket_of, running_store
 
 KEY = "projects/p/runs/r/global/0.safetensors"

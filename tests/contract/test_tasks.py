@@ -11,9 +11,9 @@ import pytest
 
 import algorithms
 from fl_client.engines.base import LocalRound
-from fl_client.local import Participant
 from fl_client.tasks import load_task, names
 from fl_client.tasks.base import Device, Task, TrainingSettings
+from fl_client.training.participant import Participant
 from runtime.errors import ConfigError, MissingExtra
 
 BUILT_IN = names()
@@ -119,7 +119,7 @@ def test_digits_holds_a_fifth_back_and_gives_nobody_too_little() -> None:
 # --- loading -------------------------------------------------------------------------------------
 
 SOURCE = """
-from fl_client.layers import Linear
+from fl_client.models.layers import Linear
 from fl_client.tasks.base import Task
 import beside
 
@@ -235,11 +235,11 @@ def test_without_torch_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> No
 def test_what_a_waiting_agent_imports_is_light() -> None:
     code = """
 import sys
-import fl_client.child, fl_client.hardware, fl_client.tasks, fl_client.tasks.base
+import fl_client.training.child, fl_client.machine.hardware, fl_client.tasks, fl_client.tasks.base
 fl_client.tasks.names()
-fl_client.hardware.describe()
+fl_client.machine.hardware.describe()
 assert not {"numpy", "torch"} & set(sys.modules)
-import fl_client.layers
+import fl_client.models.layers
 assert "torch" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rengo.devices import DeviceSpec
-from rengo.progress import Crowd
-from rengo.runs import RunResult, follow, submit, wait_for_devices
-from rengo.site import Site
+from rengo.operator.progress import Crowd
+from rengo.operator.runs import RunResult, follow, submit, wait_for_devices
+from rengo.site.device_process import DeviceSpec
+from rengo.site.site import Site
 from runtime.child import Child
 from runtime.errors import TransportError
 from tests.emulated.rootfs import ARCHITECTURES, RootFs, missing

@@ -6,8 +6,8 @@ import numpy as np
 
 from algorithms.base import Algorithm
 from fl_client.engines.base import LocalRound
-from fl_client.local import Participant
 from fl_client.tasks.base import Device, Task
+from fl_client.training.participant import Participant
 from storage.weights import Weights
 
 

@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from broker.access import BrokerUser, Grants, Role, grants
-from broker.connection import Delivery, Endpoint, Publication
-from broker.inbox import Connected, Disconnected, SessionEvent, SessionFault
-from broker.nats import EmbeddedBroker
-from broker.outbox import Outbox
-from broker.session import MqttSession
+from broker.brokers.nats import EmbeddedBroker
+from broker.session.connection import Delivery, Endpoint, Publication
+from broker.session.inbox import Connected, Disconnected, SessionEvent, SessionFault
+from broker.session.outbox import Outbox
+from broker.session.session import MqttSession
+from broker.wire.access import BrokerUser, Grants, Role, grants
 from runtime.identity import Identity
 from tests.messages import KEY
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from fl_server.events import RunPaused, RunResumed
-from fl_server.journal import Journal
+from fl_server.persistence.journal import Journal
+from fl_server.rounds.events import RunPaused, RunResumed
 
 
 def main() -> None:

@@ -8,9 +8,9 @@ import threading
 import time
 from pathlib import Path
 
-from broker.connection import Endpoint, Publication
-from broker.outbox import Outbox
-from broker.session import MqttSession
+from broker.session.connection import Endpoint, Publication
+from broker.session.outbox import Outbox
+from broker.session.session import MqttSession
 
 
 def main() -> None:

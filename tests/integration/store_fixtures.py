@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from storage.embedded import EmbeddedStore, Kind
-from storage.s3 import S3Store
+from storage.store.embedded import EmbeddedStore, Kind
+from storage.store.s3 import S3Store
 
 KINDS: tuple[Kind, ...] = ("juicefs", "seaweedfs")
 

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from broker.connection import Publication
-from broker.messages import Message, Order, Receipt, Result, RunDocument
-from broker.outbox import Outbox
-from broker.topics import Topics, parse
-from fl_client.agent import Agent
-from fl_client.folder import DeviceFolder
-from fl_client.session import Job, JobKey, Outcome
+from broker.session.connection import Publication
+from broker.session.outbox import Outbox
+from broker.wire.messages import Message, Order, Receipt, Result, RunDocument
+from broker.wire.topics import Topics, parse
+from fl_client.agent.agent import Agent
+from fl_client.jobs.folder import DeviceFolder
+from fl_client.jobs.journal import Worklog
+from fl_client.session.session import Job, JobKey, Outcome
 from fl_client.settings import AgentSettings
-from fl_client.worklog import Worklog
 from runtime.identity import Identity
 from tests.integration.broker_fixtures import DOMAIN, Owner, Site, eventually, site
 from tests.messages import SAMPLES, content, signed

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from fl_client.desk import SOCKET
-from rengo.agent_status import Visit
+from fl_client.agent.status_server import SOCKET
+from rengo.device.status import Visit
 from runtime.identity import write_identity
 from tests.integration.broker_fixtures import DOMAIN, Owner, Site, site
 from tests.integration.commands import rengo, surroundings

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 import rengo.cli.main
-from rengo.agent_status import ask_status
-from rengo.updating import LAUNCHER
+from rengo.device.status import ask_status
+from rengo.device.update import LAUNCHER
 from runtime.environments import LINKS, Environments, launcher
 from runtime.errors import TransportError
 from runtime.identity import write_identity
@@ -152,7 +152,7 @@ def test_an_update_is_taken_when_it_holds_and_taken_back_when_it_does_not(
     roles = Path(rengo.cli.main.__file__).with_name("roles.py").read_text("utf-8")
     broken = roles.replace("def _desk() -> Desk:\n", "def _desk() -> Desk:\n    exit(5)\n")
     assert broken != roles
-    done = device.update(make_wheel(tmp_path, "0.1.3", {"rengo/cli/roles.py": broken}))
+    done = device.update(make_wheel(tmp_path, "0.1.3", {"rengo/cli/site/roles.py": broken}))
     out, _ = done.communicate(timeout=3 * PATIENCE_S)
     assert done.returncode == 3, out
     assert "the earlier one runs again" in out

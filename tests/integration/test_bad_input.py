@@ -21,14 +21,14 @@ from typing import Any
 
 import pytest
 
-from broker.access import BrokerUser, Role, grants
-from broker.nats import EmbeddedBroker
-from broker.outbox import Outbox
-from fl_client.worklog import Worklog
-from fl_server.journal import Journal
+from broker.brokers.nats import EmbeddedBroker
+from broker.session.outbox import Outbox
+from broker.wire.access import BrokerUser, Role, grants
+from fl_client.jobs.journal import Worklog
+from fl_server.persistence.journal import Journal
 from runtime.identity import Identity, new_identity, write_identity
 from runtime.ports import free_port
-from storage.embedded import EmbeddedStore
+from storage.store.embedded import EmbeddedStore
 from tests.integration.commands import Told, rengo, surroundings, without
 
 USAGE, FAILED, UNREACHABLE = 2, 3, 4
@@ -481,7 +481,7 @@ def test_a_disk_that_is_full(tmp_path: Path, home: Path) -> None:
 
 # --- bugs of our own --------------------------------------------------------------------------
 
-BUG = "import rengo.doctor\nrengo.doctor.diagnose = lambda *_: 1 / 0\n"
+BUG = "import rengo.doctor.checks\nrengo.doctor.diagnose = lambda *_: 1 / 0\n"
 
 
 def test_a_bug_is_one_line_too_and_a_traceback_only_with_debug(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import tomli_w
 
-from broker.connection import Publication
-from rengo.site import Site
+from broker.session.connection import Publication
+from rengo.site.site import Site
 from tests.integration.broker_fixtures import eventually
 from tests.integration.commands import rengo
 from tests.integration.test_device_data import (

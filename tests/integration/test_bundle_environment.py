@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from fl_client.bundle_environment import environment
-from fl_client.bundle_policy import BundleSettings
+from fl_client.bundles.environment import environment
+from fl_client.bundles.policy import BundleSettings
 from runtime.errors import ConfigError
-from storage.bundle import Dependency
-from storage.transfers import Cancelled
+from storage.bundles.bundle import Dependency
+from storage.transfer.files import Cancelled
 
 
 def write_wheel(folder: Path, name: str, number: str, source: str, *needs: str) -> Path:
@@ -68,7 +68,7 @@ def made(wheel: Path, requirement: str, *hashes: str, install: str = "offline") 
 def test_a_package_comes_from_the_folder_and_the_agent_s_are_seen(wheel: Path) -> None:
     right = sha256_of(wheel)
     python = made(wheel, "rengotoy==1.0", right)
-    code = "import rengotoy, numpy, fl_client.training; print(rengotoy.answer)"
+    code = "import rengotoy, numpy, fl_client.training.process; print(rengotoy.answer)"
     assert run(python, code) == "42\n"
     # what is there is not installed again: nothing could be, without the folder
     wheel.unlink()

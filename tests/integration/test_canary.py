@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 
 import rengo
-from broker.author import Author
-from broker.messages import ProductionDocument
-from broker.session import Endpoint, MqttSession
-from broker.topics import Topics
-from rengo.canary import Trial, begin, follow
-from rengo.devices import DeviceSpec
-from rengo.models import Held, load
-from rengo.runs import submit
+from broker.session.session import Endpoint, MqttSession
+from broker.session.signer import Author
+from broker.wire.messages import ProductionDocument
+from broker.wire.topics import Topics
+from rengo.operator.canary import Trial, begin, follow
+from rengo.operator.models import Held, load
+from rengo.operator.runs import submit
+from rengo.site.device_process import DeviceSpec
 from runtime.errors import ConfigError, Corrupt, RengoError
 from runtime.identity import read_identity
 from tests.chaos import gated

@@ -20,10 +20,10 @@ from fl_client.engines.torch import TorchEngine
 from fl_client.tasks.base import Device
 from fl_client.tasks.registry import load_task
 from rengo.cli.common import operator_of
-from rengo.devices import DeviceSpec
-from rengo.models import manifest_path, verify_file
-from rengo.runs import wait_for_devices
-from rengo.site import Site
+from rengo.operator.models import manifest_path, verify_file
+from rengo.operator.runs import wait_for_devices
+from rengo.site.device_process import DeviceSpec
+from rengo.site.site import Site
 from runtime.errors import Corrupt, Mismatch
 from storage.weights import Weights, read_safetensors, write_safetensors
 from tests.integration.commands import Told, rengo, surroundings, without
@@ -126,7 +126,7 @@ def test_a_version_that_is_not_there(home: Path, finished: dict[str, Any], tmp_p
 # a signal at a certain byte: the transfer of a test's model is over in no time
 SIGNALLED = """
 import os, signal, sys
-from storage.transfers import _Target
+from storage.transfer.files import _Target
 from rengo.cli.main import main
 
 add = _Target.add

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from rengo.devices import DeviceSpec
-from rengo.runs import wait_for_devices
-from rengo.site import Site
+from rengo.operator.runs import wait_for_devices
+from rengo.site.device_process import DeviceSpec
+from rengo.site.site import Site
 from tests.integration.commands import Told, rengo, surroundings
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "my_task.py"

@@ -12,9 +12,9 @@ from algorithms.fedavg import FedAvg
 from fl_client.engines.base import LocalRound, load_engine
 from fl_client.tasks import load_task
 from fl_client.tasks.base import Device
-from rengo.devices import DeviceSpec
-from rengo.runs import wait_for_devices
-from rengo.site import Site
+from rengo.operator.runs import wait_for_devices
+from rengo.site.device_process import DeviceSpec
+from rengo.site.site import Site
 from storage.weights import read_safetensors
 from tests.integration.commands import rengo
 
@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fl_client.layers import Conv2d, Dropout, Flatten, Linear, ReLU, Reshape
+from fl_client.models.layers import Conv2d, Dropout, Flatten, Linear, ReLU, Reshape
 from fl_client.tasks.base import Task, TrainingSettings
 
 LOG = Path(__file__).with_name("threads.log")

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 
 from fl_server.selection import uniform
-from rengo.devices import DeviceSpec
-from rengo.operator import OperatorClient
-from rengo.runs import follow, submit, wait_for_devices
-from rengo.site import Site
-from storage.embedded import EmbeddedStore
-from storage.patches import Earlier, length
-from storage.s3 import S3Store
-from storage.transfers import Transfers, TransferSettings
+from rengo.operator.client import OperatorClient
+from rengo.operator.runs import follow, submit, wait_for_devices
+from rengo.site.device_process import DeviceSpec
+from rengo.site.site import Site
+from storage.store.embedded import EmbeddedStore
+from storage.store.s3 import S3Store
+from storage.transfer.byte_ranges import Earlier, length
+from storage.transfer.files import Transfers, TransferSettings
 from storage.weights import write_safetensors
 from tests.integration.moving_part import PART, MovingPart, part_of
 from tests.integration.store_fixtures import bucket_of, embedded_store  # noqa: F401

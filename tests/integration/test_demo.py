@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from rengo.cli.demo import _tries
+from rengo.cli.site.demo import _tries
 from storage.weights import read_safetensors
 from tests.integration.commands import Told, rengo, surroundings
 from tests.support import SESSION_MARK, describe, wait_for_none_left

@@ -15,16 +15,16 @@ from typing import Any
 
 import tomli_w
 
-from broker.access import BrokerUser, Grants
-from broker.connection import Endpoint, Publication
-from broker.nats import EmbeddedBroker
-from broker.session import MqttSession
-from fl_client.datasets.order import CollectorOrder
-from fl_client.datasets.owned import OwnData
+from broker.brokers.nats import EmbeddedBroker
+from broker.session.connection import Endpoint, Publication
+from broker.session.session import MqttSession
+from broker.wire.access import BrokerUser, Grants
+from fl_client.collectors.order import CollectorOrder
+from fl_client.collectors.owned import OwnData
 from fl_client.datasets.settings import DataPlace, DataSettings
 from fl_client.datasets.store import store_path, stored_refusals, stored_samples
 from fl_client.settings import AgentSettings
-from rengo.site import Site
+from rengo.site.site import Site
 from tests.examples import pages
 from tests.integration.broker_fixtures import Owner, eventually
 from tests.integration.commands import rengo, surroundings
@@ -202,7 +202,7 @@ def test_a_tasks_own_sensor_is_read_until_it_fails(tmp_path: Path) -> None:
     order = CollectorOrder(
         place=place, spec=f"{tmp_path}/thermometer.py:Thermometer", device_id="d-1"
     )
-    argv = ["fl_client.datasets.collecting", order.model_dump_json()]
+    argv = ["fl_client.collectors.process", order.model_dump_json()]
     with process(argv, None, tmp_path / "log") as collector:
         assert collector.wait(PATIENCE_S) != 0
     assert "the wire is loose" in (tmp_path / "log").read_text()

@@ -20,15 +20,15 @@ import pytest
 import tomli_w
 from pydantic import SecretStr
 
-from rengo.authority import Authority
-from rengo.doctor_store import FEATURES, checks, speed_lines
+from rengo.doctor.store import FEATURES, checks, speed_lines
+from rengo.site.certificates import Authority
 from runtime.errors import AccessDenied, ConfigError
 from runtime.ports import free_port
-from storage.embedded import EmbeddedStore, StoreTls
-from storage.endpoint import StoreSettings
-from storage.probe import Capabilities, Findings, check_encryption, clock_offset_s, probe
-from storage.s3 import S3Store
-from storage.speed import Speed
+from storage.store.embedded import EmbeddedStore, StoreTls
+from storage.store.probe import Capabilities, Findings, check_encryption, clock_offset_s, probe
+from storage.store.s3 import S3Store
+from storage.store.settings import StoreSettings
+from storage.store.speed import Speed
 from tests.certificates import LOOPBACK
 from tests.integration.commands import rengo, surroundings
 from tests.integration.store_fixtures import bucket_of, embedded_store  # noqa: F401

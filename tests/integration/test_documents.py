@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from fl_server.database import Database, JournalUnusable, sa, write_meta
-from fl_server.documents import DocumentTable
-from storage.objects import MemoryStore, ObjectStream
-from storage.registry import Document, ModelRegistry
+from fl_server.persistence.database import Database, JournalUnusable, sa, write_meta
+from fl_server.persistence.manifest_cache import DocumentTable
+from storage.registry.registry import Document, ModelRegistry
+from storage.store.objects import MemoryStore, ObjectStream
 from tests.integration.postgres import Cluster, running_cluster
 from tests.versions import KEY, PROJECT, stored
 

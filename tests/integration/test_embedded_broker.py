@@ -18,12 +18,12 @@ import psutil
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
-from broker.access import BrokerUser
-from broker.connection import Endpoint, Publication
-from broker.folders import RefusedConnection
-from broker.limits import MAX_PAYLOAD_BYTES
-from broker.nats import EmbeddedBroker, nats_server_binary
-from broker.session import MqttSession
+from broker.brokers.managed import RefusedConnection
+from broker.brokers.nats import EmbeddedBroker, nats_server_binary
+from broker.session.connection import Endpoint, Publication
+from broker.session.session import MqttSession
+from broker.wire.access import BrokerUser
+from broker.wire.limits import MAX_PAYLOAD_BYTES
 from runtime.errors import AuthenticationFailed, ConfigError, TransportError
 from tests.integration.broker_fixtures import (
     BASE,
@@ -282,7 +282,7 @@ def test_a_stopped_broker_leaves_no_process(tmp_path: Path) -> None:
 PARENT = """
 import sys, threading
 from pathlib import Path
-from broker.nats import EmbeddedBroker
+from broker.brokers.nats import EmbeddedBroker
 from tests.integration.broker_fixtures import USERS
 broker = EmbeddedBroker(Path(sys.argv[1]))
 broker.start(USERS)

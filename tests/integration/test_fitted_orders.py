@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from rengo.devices import DeviceSpec
-from rengo.runs import wait_for_devices
-from rengo.site import Site
+from rengo.operator.runs import wait_for_devices
+from rengo.site.device_process import DeviceSpec
+from rengo.site.site import Site
 from tests.integration.commands import rengo
 
 FAST, SLOW, STEPS = "fast", "slow", 60
@@ -17,7 +17,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from fl_client.layers import Linear
+from fl_client.models.layers import Linear
 from fl_client.tasks.base import Task, TrainingSettings
 
 

@@ -17,21 +17,21 @@ from algorithms.base import Algorithm, Arrays
 from algorithms.fedavg import FedAvg
 from algorithms.fedprox import FedProx
 from fl_client.engines.base import LocalRound
-from fl_client.layers import Layers, Linear, ReLU
-from fl_client.local import Participant
+from fl_client.models.layers import Layers, Linear, ReLU
 from fl_client.tasks.base import Device, Task, TrainingSettings
-from fl_server.aggregation.exact import FixedPoint
+from fl_client.training.participant import Participant
+from fl_server.aggregation.aggregator import RunAggregator, Submission
+from fl_server.aggregation.arithmetic.exact import FixedPoint
+from fl_server.aggregation.model_cache import ModelCache
 from fl_server.aggregation.spool import MemoryBudget
-from fl_server.aggregation.streaming import RunAggregator, Submission
-from fl_server.events import Model, Update
-from fl_server.models import ModelCache
-from fl_server.patches import patches_to
-from storage.headers import UpdateHeader, read_header
-from storage.keys import RunKeys
-from storage.objects import MemoryStore
-from storage.patches import length
-from storage.update_info import UpdateInfo
-from storage.updates import write_update
+from fl_server.rounds.events import Model, Update
+from fl_server.runs.patches import patches_to
+from storage.store.objects import MemoryStore
+from storage.transfer.byte_ranges import length
+from storage.updates.header import UpdateHeader, read_header
+from storage.updates.info import UpdateInfo
+from storage.updates.stream import write_update
+from storage.versions.keys import RunKeys
 from storage.weights import Weights, encode_header, read_safetensors, write_safetensors
 
 INPUTS, WIDTH, CLASSES = 600, 700, 10

@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from broker.messages import ModelRef, Order, UploadRef
-from fl_client import session as s
-from fl_client.bundles import Bundles, BundleSettings
-from fl_client.child import JobProgressed
-from fl_client.folder import DeviceFolder
+from broker.wire.messages import ModelRef, Order, UploadRef
+from fl_client.agent.worker import Workshop
+from fl_client.bundles.store import Bundles, BundleSettings
+from fl_client.jobs.folder import DeviceFolder
+from fl_client.session import session as s
 from fl_client.tasks import load_task
-from fl_client.workshop import Workshop
+from fl_client.training.child import JobProgressed
 from iot.settings import DeviceSettings
 from iot.steward import steward_of
-from storage.transfers import Transfers
+from storage.transfer.files import Transfers
 from storage.weights import write_safetensors
 
 # what it holds grows with the examples in memory, as a real training's does

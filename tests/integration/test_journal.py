@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from fl_server.database import JournalError
-from fl_server.definition import parse_definition
-from fl_server.events import (
+from fl_server.persistence.database import JournalError
+from fl_server.persistence.journal import AwaitedModel, Journal, PreparedRun, RunRecord
+from fl_server.rounds.events import (
     FACTS,
     EvaluationRecorded,
     Fact,
@@ -37,7 +37,7 @@ from fl_server.events import (
     UpdateRefused,
     UpdateWithdrawn,
 )
-from fl_server.journal import AwaitedModel, Journal, PreparedRun, RunRecord
+from fl_server.runs.definition import parse_definition
 from runtime.errors import ConfigError
 from runtime.ports import free_port
 from tests.integration.postgres import PASSWORD, Cluster, running_cluster

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.keeper import SOCKET, KeeperDoor, ask_keeper
+from broker.brokers.control_socket import SOCKET, KeeperDoor, ask_keeper
 from runtime.child import Child
 from runtime.errors import ConfigError, TransportError
 from runtime.unixsocket import short_address
@@ -33,7 +33,7 @@ while True:
 """
 KEEPING = """
 import pathlib, sys, threading
-from broker.keeper import KeeperDoor
+from broker.brokers.control_socket import KeeperDoor
 from runtime.child import Child
 child = Child("a child", [sys.executable, "-c", "input()"], pathlib.Path(sys.argv[1]) / "log")
 door = KeeperDoor(pathlib.Path(sys.argv[1]), child)
@@ -95,7 +95,7 @@ def test_a_killed_keeper_is_none_and_in_nobody_s_way(tmp_path: Path) -> None:
 def test_a_keeper_that_hangs_is_told_from_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("broker.keeper._ANSWER_S", 0.2)
+    monkeypatch.setattr("broker.brokers.control_socket._ANSWER_S", 0.2)
     with socket.socket(socket.AF_UNIX) as hanging, short_address(tmp_path / SOCKET) as address:
         hanging.bind(address)
         hanging.listen()
@@ -106,7 +106,7 @@ def test_a_keeper_that_hangs_is_told_from_none(
 def test_who_asks_nothing_keeps_nobody_else_waiting_for_long(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("broker.keeper._PATIENCE_S", 0.2)
+    monkeypatch.setattr("broker.brokers.control_socket._PATIENCE_S", 0.2)
     with kept(tmp_path) as (child, told), socket.socket(socket.AF_UNIX) as silent:
         with short_address(tmp_path / SOCKET) as address:
             silent.connect(address)

@@ -15,12 +15,12 @@ import urllib3
 
 from runtime.errors import AccessDenied, NotFound, StorageError, Unavailable
 from runtime.retry import instant
-from storage import http as http_to_store
-from storage.embedded import EmbeddedStore
-from storage.objects import ObjectStore
-from storage.parts import ArrivedParts, PartsPlace, arrived_path
-from storage.s3 import S3Store
-from storage.transfers import Cancelled, Transfers, TransferSettings
+from storage.store.embedded import EmbeddedStore
+from storage.store.objects import ObjectStore
+from storage.store.s3 import S3Store
+from storage.transfer import http as http_to_store
+from storage.transfer.files import Cancelled, Transfers, TransferSettings
+from storage.transfer.multipart import ArrivedParts, PartsPlace, arrived_path
 from tests.integration.store_fixtures import bucket_of, embedded_store  # noqa: F401
 from tests.proxy import Fault, Proxy
 

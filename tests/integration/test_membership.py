@@ -8,8 +8,8 @@ import pytest
 import sqlalchemy as sa
 
 import fl_server.server
-from broker.folders import RefusedConnection
-from broker.steering import ManualAccess
+from broker.brokers.access_control import ManualAccess
+from broker.brokers.managed import RefusedConnection
 from runtime.errors import ConfigError, RunFailed, TransportError
 from tests.integration.broker_fixtures import eventually
 from tests.integration.test_server import Site, key_of, place, site

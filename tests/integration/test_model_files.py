@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rengo.models import (
+from rengo.operator.models import (
     Client,
     ask,
     bring,
@@ -31,8 +31,8 @@ from rengo.models import (
 from runtime.errors import AccessDenied, ConfigError, Corrupt
 from runtime.retry import instant
 from runtime.signing import SecretKey
-from storage.manifest import Manifest
-from storage.transfers import Transfers, TransferSettings
+from storage.transfer.files import Transfers, TransferSettings
+from storage.versions.manifest import Manifest
 from storage.weights import Weights, write_safetensors
 from tests.integration.store_fixtures import Answer, RoughStore, rough_store  # noqa: F401
 
@@ -156,7 +156,7 @@ def test_an_interrupt_keeps_what_has_come_and_the_next_call_goes_on(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from rengo.models import ask, bring
+from rengo.operator.models import ask, bring
 from tests.integration.test_model_files import Server, manifest
 
 def kill(done):

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from rengo.devices import DeviceSpec
-from rengo.runs import wait_for_devices
-from rengo.site import Site
-from storage.keys import RunKeys
-from storage.s3 import S3Store
+from rengo.operator.runs import wait_for_devices
+from rengo.site.device_process import DeviceSpec
+from rengo.site.site import Site
+from storage.store.s3 import S3Store
+from storage.versions.keys import RunKeys
 from tests.integration.broker_fixtures import eventually
 from tests.integration.commands import Told, rengo
 from tests.integration.test_cli_runs import submitted

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import psutil
 
-from rengo.folder import SiteFolder
+from rengo.site.folder import SiteFolder
 from runtime.child import Child
-from storage.embedded import Keys
+from storage.store.embedded import Keys
 from tests.integration.broker_fixtures import eventually
 from tests.integration.commands import rengo, surroundings
 from tests.integration.test_enrolment import devices, enroll, invite, terminal

@@ -15,9 +15,9 @@ import pytest
 
 from runtime.errors import Corrupt, Unavailable
 from runtime.retry import instant
-from storage.embedded import EmbeddedStore
-from storage.patches import Earlier, Range, length
-from storage.transfers import Cancelled, Transfers, TransferSettings
+from storage.store.embedded import EmbeddedStore
+from storage.transfer.byte_ranges import Earlier, Range, length
+from storage.transfer.files import Cancelled, Transfers, TransferSettings
 from tests.integration.store_fixtures import (  # noqa: F401
     Answer,
     RoughStore,
@@ -168,8 +168,8 @@ def test_a_process_that_was_killed_leaves_what_another_goes_on_from(
     rough.answers = [Answer(), Answer(block_bytes=5000, pause_s=0.05)]
     code = f"""
 from pathlib import Path
-from storage.patches import Earlier
-from storage.transfers import Transfers
+from storage.transfer.byte_ranges import Earlier
+from storage.transfer.files import Transfers
 Transfers().download(
     {rough.url!r}, Path({str(path)!r}), sha256={SHA!r}, size={SIZE},
     earlier=Earlier(Path({str(older)!r}), {CHANGED}),

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from broker.messages import ModelRef, Order, UploadRef
-from fl_client import session as s
-from fl_client.accelerators import Accelerator
-from fl_client.bundles import Bundles, BundleSettings
-from fl_client.child import JobProgressed
-from fl_client.folder import DeviceFolder
+from broker.wire.messages import ModelRef, Order, UploadRef
+from fl_client.agent.resource_policy import Unbounded
+from fl_client.agent.worker import Workshop
+from fl_client.bundles.store import Bundles, BundleSettings
+from fl_client.jobs.folder import DeviceFolder
+from fl_client.machine.accelerators import Accelerator
+from fl_client.session import session as s
 from fl_client.settings import AgentSettings
-from fl_client.steward import Unbounded
 from fl_client.tasks import load_task
-from fl_client.workshop import Workshop
-from storage.transfers import Transfers
+from fl_client.training.child import JobProgressed
+from storage.transfer.files import Transfers
 from storage.weights import write_safetensors
 
 TASK = """

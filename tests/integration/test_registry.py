@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from fl_server.database import Database, sa
-from fl_server.enrolment import Act, DeviceRecord, TokenRecord
-from fl_server.registry import AuditAltered, Registry
+from fl_server.members.rules import Act, DeviceRecord, TokenRecord
+from fl_server.members.store import AuditAltered, Registry
+from fl_server.persistence.database import Database, sa
 from tests.integration.postgres import Cluster, running_cluster
 
 DEVICE = DeviceRecord("d-1", "0a" * 32, "d-1-x", "password", group="lab", admitted_at=1.5)

@@ -18,9 +18,12 @@ import sqlalchemy as sa
 import urllib3
 from pydantic import SecretStr
 
-from broker.access import BrokerUser, Grants, Role, grants
-from broker.connection import Delivery, Endpoint, Publication
-from broker.messages import (
+from broker.brokers.access_control import AccessControl, ManualAccess
+from broker.brokers.nats import EmbeddedBroker
+from broker.session.connection import Delivery, Endpoint, Publication
+from broker.session.session import MqttSession
+from broker.wire.access import BrokerUser, Grants, Role, grants
+from broker.wire.messages import (
     MAX_MESSAGE_BYTES,
     Decline,
     DeviceInfo,
@@ -36,24 +39,21 @@ from broker.messages import (
     Usage,
     decode,
 )
-from broker.nats import EmbeddedBroker
-from broker.session import MqttSession
-from broker.steering import AccessControl, ManualAccess
-from broker.topics import Topics, parse
-from fl_server.data import Done, JobDone, TaskDone
-from fl_server.database import JournalError
-from fl_server.events import Fact, UpdateVerified
-from fl_server.journal import Journal
-from fl_server.membership import SiteInfo
+from broker.wire.topics import Topics, parse
+from fl_server.dataplane.plane import Done, JobDone, TaskDone
+from fl_server.members.membership import SiteInfo
+from fl_server.persistence.database import JournalError
+from fl_server.persistence.journal import Journal
+from fl_server.rounds.events import Fact, UpdateVerified
 from fl_server.server import Server, ServerSettings
-from rengo.operator import OperatorClient
+from rengo.operator.client import OperatorClient
 from runtime.errors import ConfigError, RunFailed
 from runtime.identity import Identity, new_identity
 from runtime.signing import SIGNATURE_BYTES, SecretKey
-from storage.embedded import EmbeddedStore
-from storage.keys import RunKeys
-from storage.s3 import S3Store
-from storage.updates import write_update
+from storage.store.embedded import EmbeddedStore
+from storage.store.s3 import S3Store
+from storage.updates.stream import write_update
+from storage.versions.keys import RunKeys
 from storage.weights import Weights, write_safetensors
 from tests.integration.broker_fixtures import Owner, eventually
 from tests.messages import SAMPLES, content, envelope, signed

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from rengo.devices import DeviceSpec, device_process
-from rengo.runs import wait_for_devices
-from rengo.service import Service
-from rengo.site import Site
+from rengo.device.systemd import Service
+from rengo.operator.runs import wait_for_devices
+from rengo.site.device_process import DeviceSpec, device_process
+from rengo.site.site import Site
 from runtime.child import Child
 from tests.integration.commands import rengo
 from tests.seccomp import settings_of

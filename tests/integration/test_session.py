@@ -18,12 +18,12 @@ from pathlib import Path
 
 import pytest
 
-import broker.session
-from broker.connection import Endpoint, Publication
-from broker.inbox import Connected, SessionEvent
-from broker.limits import MAX_PAYLOAD_BYTES, MessageTooLarge
-from broker.outbox import Outbox
-from broker.session import ClientIdInUse, MqttSession
+import broker.session.session
+from broker.session.connection import Endpoint, Publication
+from broker.session.inbox import Connected, SessionEvent
+from broker.session.outbox import Outbox
+from broker.session.session import ClientIdInUse, MqttSession
+from broker.wire.limits import MAX_PAYLOAD_BYTES, MessageTooLarge
 from runtime.errors import (
     AuthenticationFailed,
     ConfigError,
@@ -457,7 +457,7 @@ def test_an_unreachable_broker_is_told_with_its_address() -> None:
 
 
 def test_a_server_that_accepts_and_says_nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(broker.session, "_CONNACK_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(broker.session.session, "_CONNACK_TIMEOUT_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         session = MqttSession(
             Endpoint("127.0.0.1", silent.getsockname()[1], "dev-a", "secret", "dev-a-1"),
@@ -529,7 +529,7 @@ def test_connections_that_ended_leave_no_descriptor(site: Site) -> None:
 
 def test_importing_the_session_brings_paho_and_nothing_else() -> None:
     code = (
-        "import sys; import broker.session; "
+        "import sys; import broker.session.session; "
         "print(sorted({m.partition('.')[0] for m in sys.modules} - sys.stdlib_module_names))"
     )
     shown = subprocess.run(

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from rengo.devices import DeviceSpec
-from rengo.runs import wait_for_devices
-from rengo.site import Site
+from rengo.operator.runs import wait_for_devices
+from rengo.site.device_process import DeviceSpec
+from rengo.site.site import Site
 from runtime.errors import TransportError
 from storage.weights import read_safetensors
 from tests.examples import pages

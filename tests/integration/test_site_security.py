@@ -12,16 +12,16 @@ from typing import Any
 import psutil
 import pytest
 
-from broker.access import BrokerUser, Role, grants
-from broker.connection import Endpoint
-from broker.listener import ListenerTls
-from broker.mosquitto import MosquittoBroker
-from broker.session import MqttSession
-from rengo.authority import Authority
-from rengo.devices import DeviceSpec
-from rengo.listening import OwnCertificate
-from rengo.preparation import SiteOptions
-from rengo.site import Site
+from broker.brokers.listener import ListenerTls
+from broker.brokers.mosquitto import MosquittoBroker
+from broker.session.connection import Endpoint
+from broker.session.session import MqttSession
+from broker.wire.access import BrokerUser, Role, grants
+from rengo.site.addresses import OwnCertificate
+from rengo.site.certificates import Authority
+from rengo.site.device_process import DeviceSpec
+from rengo.site.preparation import SiteOptions
+from rengo.site.site import Site
 from runtime.errors import AuthenticationFailed, ConfigError, StorageError, TransportError
 from runtime.identity import read_identity
 from tests.integration.commands import rengo

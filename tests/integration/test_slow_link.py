@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from runtime.errors import Unavailable
-from storage.transfers import Transfers, TransferSettings
+from storage.transfer.files import Transfers, TransferSettings
 
 SIZE = 9 << 20  # more than a socket's buffers hold
 # each pause of the server is beyond the first, and none comes near the second

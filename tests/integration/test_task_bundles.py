@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from rengo.devices import DeviceSpec, device_process
-from rengo.runs import wait_for_devices
-from rengo.site import Site
+from rengo.operator.runs import wait_for_devices
+from rengo.site.device_process import DeviceSpec, device_process
+from rengo.site.site import Site
 from runtime.child import Child
 from runtime.signing import SecretKey
 from tests.integration.commands import rengo

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from broker.connection import Endpoint
-from broker.session import MqttSession
-from rengo.authority import Authority
+from broker.session.connection import Endpoint
+from broker.session.session import MqttSession
+from rengo.site.certificates import Authority
 from runtime.errors import (
     AuthenticationFailed,
     ConfigError,

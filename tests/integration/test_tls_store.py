@@ -11,14 +11,14 @@ import psutil
 import pytest
 import urllib3
 
-from rengo.authority import Authority
+from rengo.site.certificates import Authority
 from runtime.errors import ConfigError, StorageError, Unavailable
 from runtime.retry import instant
 from runtime.tls import Tls
-from storage.embedded import EmbeddedStore, Kind, StoreTls
-from storage.probe import probe
-from storage.s3 import S3Store
-from storage.transfers import Transfers, TransferSettings
+from storage.store.embedded import EmbeddedStore, Kind, StoreTls
+from storage.store.probe import probe
+from storage.store.s3 import S3Store
+from storage.transfer.files import Transfers, TransferSettings
 from tests.certificates import LOOPBACK, PAST, issued_then, trust
 from tests.integration.broker_fixtures import eventually
 from tests.integration.store_fixtures import KINDS, bucket_of

@@ -19,7 +19,8 @@ import numpy as np
 import psutil
 import pytest
 
-from fl_client.child import (
+from fl_client.tasks import load_task
+from fl_client.training.child import (
     ChildDied,
     ChildEvent,
     ChildReady,
@@ -29,11 +30,10 @@ from fl_client.child import (
     JobProgressed,
     TrainingChild,
 )
-from fl_client.jobs import Failed, TrainingJob, read_answer, write_frame
-from fl_client.tasks import load_task
+from fl_client.training.frames import Failed, TrainingJob, read_answer, write_frame
 from runtime.errors import InvalidTransition
-from storage.headers import read_header
-from storage.updates import verified_blocks
+from storage.updates.header import read_header
+from storage.updates.stream import verified_blocks
 from storage.weights import Weights, read_safetensors, write_safetensors
 
 DIGITS = ChildSettings("digits", "numpy", "edge-1", 1, 6)
@@ -385,7 +385,7 @@ def test_a_frame_that_is_none_ends_it_with_an_answer(site: Site, junk: bytes) ->
 def test_it_dies_with_its_agent(site: Site) -> None:
     code = """
 import sys, time
-from fl_client.child import ChildReady, ChildSettings, TrainingChild
+from fl_client.training.child import ChildReady, ChildSettings, TrainingChild
 def told(event):
     print(event.pid, flush=True)
 child = TrainingChild(ChildSettings("digits", "numpy", "edge-1"), told)

@@ -16,9 +16,9 @@ import pytest
 from runtime.errors import AccessDenied, Corrupt, NotFound, StorageError, Unavailable
 from runtime.ports import free_port
 from runtime.retry import instant
-from storage.embedded import EmbeddedStore
-from storage.s3 import S3Store
-from storage.transfers import Cancelled, Transfers, TransferSettings
+from storage.store.embedded import EmbeddedStore
+from storage.store.s3 import S3Store
+from storage.transfer.files import Cancelled, Transfers, TransferSettings
 from tests.integration.store_fixtures import (  # noqa: F401
     Answer,
     RoughStore,
@@ -331,6 +331,8 @@ def test_an_upload_of_nothing_and_a_cancelled_one(rough: RoughStore, path: Path)
 
 def test_the_device_side_needs_no_boto3() -> None:
 
-    code = "import sys, storage.transfers, storage.updates; print('boto3' in sys.modules)"
+    code = (
+        "import sys, storage.transfer.files, storage.updates.stream; print('boto3' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
     assert done.stdout.strip() == "False"

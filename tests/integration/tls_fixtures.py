@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from broker.nats import nats_server_binary
+from broker.brokers.nats import nats_server_binary
 from runtime.child import Child
 from runtime.ports import free_port
 from tests.support import require

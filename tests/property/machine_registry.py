@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from runtime.errors import ConfigError, NotFound, Unavailable
-from storage.keys import RunKeys
-from storage.manifest import Manifest
-from storage.objects import MemoryStore, ObjectInfo, ObjectStream
-from storage.registry import ModelRegistry
+from storage.registry.registry import ModelRegistry
+from storage.store.objects import MemoryStore, ObjectInfo, ObjectStream
+from storage.versions.keys import RunKeys
+from storage.versions.manifest import Manifest
 from tests.laws import require
 from tests.versions import KEY, PROJECT, DictCache, manifest_of
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from fl_server import events as e
-from fl_server.rounds import RoundMachine, Step
+from fl_server.rounds import events as e
+from fl_server.rounds.machine import RoundMachine, Step
 from tests.laws import RoundLaws, require
 
 TRAINERS = ("d1", "d2", "d3", "d4", "d5")

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.errors import Corrupt
-from storage.archive import blocks, first_member, is_name, read_archive, write_archive
+from storage.bundles.archive import blocks, first_member, is_name, read_archive, write_archive
 
 PARTS = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,8}", fullmatch=True)
 NAMES = st.lists(PARTS, min_size=1, max_size=4).map("/".join)

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from fl_server import canary, canary_state
+from fl_server.deployment.canary import machine as canary
+from fl_server.deployment.canary import state as canary_state
 from runtime.errors import InvalidTransition
 from tests.laws import Violation
 from tests.mutants import Mutant, load_patched

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fl_client.datasets import drift
 from fl_client.datasets.sample import Sample, digest
-from fl_client.datasets.split import is_held_out
+from fl_client.datasets.splits.held_out import is_held_out
 
 LEAST = st.integers(5, 40)
 COUNTS = st.lists(st.integers(0, 200), min_size=1, max_size=12)

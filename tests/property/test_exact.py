@@ -8,7 +8,13 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fl_server.aggregation.exact import ExactSum, FixedPoint, Float32s, Int64s, MemorySums
+from fl_server.aggregation.arithmetic.exact import (
+    ExactSum,
+    FixedPoint,
+    Float32s,
+    Int64s,
+    MemorySums,
+)
 
 FIXED = FixedPoint()
 SIZE = 4

@@ -13,9 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rengo.exporting import save_safetensors
-from rengo.matching import fit
-from rengo.torch_export import save_state_dict
+from rengo.export.formats import save_safetensors
+from rengo.export.torch import save_state_dict
+from rengo.operator.layout_match import fit
 from storage.weights import Weights, read_safetensors, write_safetensors
 
 TYPES = {

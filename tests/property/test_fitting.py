@@ -7,7 +7,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl_server.fitting import PROBE_STEPS, FitRule, OrderWork, Speed, fit
+from fl_server.rounds.workload import PROBE_STEPS, FitRule, OrderWork, Speed, fit
 
 SPEEDS = st.builds(
     Speed,

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from broker.messages import MAX_NESTING, RunEvent, decode
-from broker.topics import Address
+from broker.wire.messages import MAX_NESTING, RunEvent, decode
+from broker.wire.topics import Address
 from runtime.errors import PeerError
 from runtime.signing import SIGNATURE_BYTES
 from tests.messages import KEY, SAMPLES, address_of, content, envelope, wire

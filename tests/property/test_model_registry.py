@@ -10,7 +10,10 @@ from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from runtime.errors import RengoError
-from storage import book, catalogue, registry, retention
+from storage.registry import registry
+from storage.registry import scan as catalogue
+from storage.registry import version_store as book
+from storage.versions import retention
 from tests.laws import Violation
 from tests.mutants import Mutant, load_patched
 from tests.property.machine_registry import Registry

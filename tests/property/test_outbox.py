@@ -9,8 +9,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from broker.outbox import Outbox, Row, Until
-from broker.replay import Replay
+from broker.session.outbox import Outbox, Row, Until
+from broker.session.resend import Replay
 
 RESEND_S = 10.0
 KEYS = st.sampled_from("abcdef")

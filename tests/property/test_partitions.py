@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl_client import partitions
+from fl_client.datasets.splits import partitions
 
 labels = st.lists(st.integers(0, 5), min_size=40, max_size=120).map(np.array)
 parts = st.integers(1, 8)

@@ -10,10 +10,18 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fl_server.aggregation.changes import Changes
-from fl_server.events import Model
-from fl_server.patches import patches_to
-from storage.patches import MAX_SHARE, Earlier, Range, are_sound, coalesced, length, opened
+from fl_server.aggregation.arithmetic.changes import Changes
+from fl_server.rounds.events import Model
+from fl_server.runs.patches import patches_to
+from storage.transfer.byte_ranges import (
+    MAX_SHARE,
+    Earlier,
+    Range,
+    are_sound,
+    coalesced,
+    length,
+    opened,
+)
 
 SIZE = 400
 spans = st.lists(

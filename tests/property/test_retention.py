@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage.manifest import Record, Stage
-from storage.retention import Policy, by_number, is_held, retained
+from storage.versions.manifest import Record, Stage
+from storage.versions.retention import Policy, by_number, is_held, retained
 
 STAGES: tuple[Stage, ...] = ("none", "candidate", "production", "archived")
 policies = st.builds(Policy, st.integers(1, 8), st.integers(0, 5))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.access import Role, grants
-from broker.topics import LEAVES, Address, Topics, parse
+from broker.wire.access import Role, grants
+from broker.wire.topics import LEAVES, Address, Topics, parse
 from runtime.errors import ConfigError, PeerError
 
 levels = st.text("abcdefghijklmnopqrstuvwxyz0123456789_-", min_size=1, max_size=64)

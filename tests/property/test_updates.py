@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from runtime.errors import Corrupt
-from storage.headers import Chunk, read_header
-from storage.update_info import UpdateInfo
-from storage.updates import verified_blocks, write_update
-from storage.zeros import zero_runs
+from storage.updates.header import Chunk, read_header
+from storage.updates.info import UpdateInfo
+from storage.updates.stream import verified_blocks, write_update
+from storage.updates.zero_runs import zero_runs
 
 CAP = 1 << 24
 vectors = arrays(

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fl_client import accelerators
-from fl_client.accelerators import (
+from fl_client.machine import accelerators
+from fl_client.machine.accelerators import (
     CPU,
     Accelerator,
     Machine,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from broker.access import (
+from broker.wire.access import (
     RULES,
     BrokerUser,
     Grants,
@@ -18,8 +18,8 @@ from broker.access import (
     to_mosquitto,
     to_nats,
 )
-from broker.limits import MAX_PAYLOAD_BYTES
-from broker.messages import MAX_MESSAGE_BYTES
+from broker.wire.limits import MAX_PAYLOAD_BYTES
+from broker.wire.messages import MAX_MESSAGE_BYTES
 from runtime.errors import ConfigError
 
 BASE = "rengo/v1/home"

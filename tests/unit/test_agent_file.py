@@ -13,11 +13,11 @@ from unittest.mock import Mock
 import pytest
 
 from iot.settings import DeviceSettings
-from rengo import agent_file
-from rengo.agent_file import check
 from rengo.cli.main import main
-from rengo.installing import USER, Installation, Wanted, plan
-from rengo.service import UNIT, WATCHDOG_S, Service, device_groups
+from rengo.device import config_file as agent_file
+from rengo.device.config_file import check
+from rengo.device.install import USER, Installation, Wanted, plan
+from rengo.device.systemd import UNIT, WATCHDOG_S, Service, device_groups
 from runtime.errors import ConfigError
 from runtime.identity import new_identity, write_identity
 from runtime.signing import SecretKey
@@ -171,7 +171,7 @@ def test_an_identity_goes_when_the_agent_s_file_names_its_new_place(
     server = SecretKey.generate().public
     write_identity(identity, new_identity("device", "d", "pi-0", "h", 1, server_key=server))
     wanted = Wanted("iot", None, {}, root=tmp_path / "image")
-    monkeypatch.setattr("rengo.installing._HOMES", ())
+    monkeypatch.setattr("rengo.device.install._HOMES", ())
     installation = plan(wanted, identity)
     full = OSError(errno.ENOSPC, "No space left on device")
     with monkeypatch.context() as disk:
@@ -186,7 +186,7 @@ def test_an_identity_goes_when_the_agent_s_file_names_its_new_place(
 
 
 def test_a_service_s_own_user_cannot_look_into_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rengo.installing.this_environment", lambda: Path("/home/pi/venv"))
+    monkeypatch.setattr("rengo.device.install.this_environment", lambda: Path("/home/pi/venv"))
     with pytest.raises(ConfigError, match="/opt/rengo"):
         plan(Wanted("iot", None, {}), None)
     assert USER == "rengo"

@@ -12,7 +12,7 @@ import pytest
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
-from rengo.authority import Authority, check_certificate
+from rengo.site.certificates import Authority, check_certificate
 from runtime.errors import ConfigError
 from tests.certificates import FUTURE, LOOPBACK, PAST, issued_then, own_pair
 from tests.support import require

@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 
-from broker.messages import BundleRef, ModelRef, Order
-from fl_client.bundle_policy import BundleSettings
-from fl_client.bundles import Bundles
+from broker.wire.messages import BundleRef, ModelRef, Order
+from fl_client.bundles.policy import BundleSettings
+from fl_client.bundles.store import Bundles
 from runtime.errors import ConfigError, Corrupt
 from runtime.signing import SecretKey
-from storage.archive import MAX_MEMBERS, write_archive
-from storage.bundle import MANIFEST, read_bundle, sign, write_bundle
+from storage.bundles.archive import MAX_MEMBERS, write_archive
+from storage.bundles.bundle import MANIFEST, read_bundle, sign, write_bundle
 from tests.bundles import KEY, SOURCE, bundle, manifest_of
 
 NOW_MS = 1_800_000_000_000

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fl_client.calm import BREATH_S, CalmPresence
+from fl_client.agent.presence import BREATH_S, CalmPresence
 
 
 def test_training_is_said_at_once_and_ready_after_a_breath() -> None:

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from broker.messages import (
+from broker.wire.messages import (
     Decline,
     DeviceState,
     Message,
@@ -22,22 +22,22 @@ from broker.messages import (
     RunDocument,
     Usage,
 )
-from broker.topics import Topics
-from fl_server.bundles import Bundles
-from fl_server.canaries import Canaries, CanaryWish, House
-from fl_server.canary_log import CanaryLog
-from fl_server.data import DataPlane
-from fl_server.database import Database
-from fl_server.definition import BundleSection
-from fl_server.enrolment import Act
-from fl_server.events import DeviceJoined, DeviceLeft
-from fl_server.presence import Presence
-from fl_server.production import ProductionDocuments, SharedUrls
+from broker.wire.topics import Topics
+from fl_server.dataplane.bundles import Bundles
+from fl_server.dataplane.plane import DataPlane
+from fl_server.deployment.canary_log import CanaryLog
+from fl_server.deployment.production import ProductionDocuments, SharedUrls
+from fl_server.deployment.service import Canaries, CanaryWish, House
+from fl_server.members.presence import Presence
+from fl_server.members.rules import Act
+from fl_server.persistence.database import Database
+from fl_server.rounds.events import DeviceJoined, DeviceLeft
+from fl_server.runs.definition import BundleSection
 from runtime.errors import ConfigError, NotFound, RengoError
-from storage.manifest import Manifest
-from storage.objects import MemoryStore
-from storage.registry import ModelRegistry
-from storage.versions import Version
+from storage.registry.registry import ModelRegistry
+from storage.store.objects import MemoryStore
+from storage.versions.index import Version
+from storage.versions.manifest import Manifest
 from tests.versions import KEY, PROJECT, stored
 
 TOPICS = Topics("home")

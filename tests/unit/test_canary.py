@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fl_server.canary import CanaryMachine, choose, quorum_of
-from fl_server.canary_events import (
+from fl_server.deployment.canary.events import (
     ATTEMPT_OF,
     ROUND,
     CanaryPlan,
@@ -23,13 +22,14 @@ from fl_server.canary_events import (
     SideMeasured,
     Verdict,
 )
-from fl_server.canary_log import CanaryLog
-from fl_server.canary_messages import order_of, shown
-from fl_server.canary_state import CanaryState, judge, lower_is_better
-from fl_server.database import Database, JournalUnusable, sa
-from fl_server.events import DeviceJoined, EvaluationReceived
-from rengo.canary import Trial
-from rengo.cli import canary as command
+from fl_server.deployment.canary.machine import CanaryMachine, choose, quorum_of
+from fl_server.deployment.canary.messages import order_of, shown
+from fl_server.deployment.canary.state import CanaryState, judge, lower_is_better
+from fl_server.deployment.canary_log import CanaryLog
+from fl_server.persistence.database import Database, JournalUnusable, sa
+from fl_server.rounds.events import DeviceJoined, EvaluationReceived
+from rengo.cli.operator import canary as command
+from rengo.operator.canary import Trial
 from runtime.errors import ConfigError, InvalidTransition
 from tests.property.machine_canary import plan_of
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from fl_server.aggregation.exact import BLOCK
-from fl_server.events import Model, RoundClosed, RoundCommitted, RoundStarted, UpdateAccepted
-from fl_server.state import Ledger
+from fl_server.aggregation.arithmetic.exact import BLOCK
+from fl_server.rounds.events import Model, RoundClosed, RoundCommitted, RoundStarted, UpdateAccepted
+from fl_server.rounds.ledger import Ledger
 from storage.weights import encode_header
 from tests.unit.test_run import UPDATE
 from tests.unit.test_streaming import SIZE, Bench, bench, vector, weights

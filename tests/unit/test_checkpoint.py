@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fl_client.checkpoint import FileCheckpoint, Pace
+from fl_client.training.checkpoint import FileCheckpoint, Pace
 
 ORDER = {"run": "r", "round": 3, "training": {"learning_rate": 0.1}}
 Arrays = dict[str, NDArray[Any]]

@@ -10,14 +10,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from fl_server import data as data_module
-from fl_server.data import DataPlane, Done
-from fl_server.definition import parse_definition
-from fl_server.events import Model, SweepRound, SweepRun
-from fl_server.journal import RunRecord
+from fl_server.dataplane import plane as data_module
+from fl_server.dataplane.plane import DataPlane, Done
+from fl_server.persistence.journal import RunRecord
+from fl_server.rounds.events import Model, SweepRound, SweepRun
+from fl_server.runs.definition import parse_definition
 from runtime.signing import SecretKey
-from storage.objects import MemoryStore
-from storage.registry import ModelRegistry
+from storage.registry.registry import ModelRegistry
+from storage.store.objects import MemoryStore
 
 RUN = "r-1"
 

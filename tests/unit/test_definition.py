@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from fl_server.definition import RunDefinition, parse_definition
+from fl_server.runs.definition import RunDefinition, parse_definition
 from runtime.errors import ConfigError
 
 

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from rengo.cli.main import build_parser
-from rengo.folder import SiteFolder
-from rengo.preparation import Preparation, SiteOptions
+from rengo.site.folder import SiteFolder
+from rengo.site.preparation import Preparation, SiteOptions
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 SERVICES: dict[str, dict[str, Any]] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())[

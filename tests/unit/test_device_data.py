@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter
 
-from broker.messages import TaskData
+from broker.wire.messages import TaskData
+from fl_client.collectors.mqtt import Allowance, decode
+from fl_client.collectors.owned import OwnData
 from fl_client.datasets.dataset import Dataset
-from fl_client.datasets.mqtt import Allowance, decode
-from fl_client.datasets.owned import OwnData
 from fl_client.datasets.reporting import DataReports, report_path
 from fl_client.datasets.sample import BadSample, NoData, Sample, SampleReader, digest
 from fl_client.datasets.settings import (
@@ -35,7 +35,7 @@ from fl_client.datasets.settings import (
 from fl_client.datasets.store import open_store, store_path, stored_refusals, stored_samples
 from fl_client.settings import AgentSettings
 from fl_client.tasks.base import Device
-from rengo.drift import drift_lines
+from rengo.terminal.drift import drift_lines
 from runtime.errors import ConfigError
 from tests.examples import pages
 
@@ -379,8 +379,9 @@ def test_what_was_written_outlives_a_kill(tmp_path: Path) -> None:
             if said > 150:
                 break
         process.send_signal(signal.SIGKILL)
-        process.stdout.close()
         process.wait()
+        said = [said, *map(int, process.stdout)][-1]  # it went on until the signal
+        process.stdout.close()
         assert said in kept(tmp_path)
         store = open_store(tmp_path, StoreSettings(max_examples=200))
         assert not store_path(tmp_path).with_name("samples.sqlite.damaged").exists()

@@ -8,9 +8,9 @@ from typing import get_args
 
 import pytest
 
-from fl_client.session import Stage
-from fl_server.events import FACTS, Phase
-from fl_server.state import LEGAL
+from fl_client.session.session import Stage
+from fl_server.rounds.events import FACTS, Phase
+from fl_server.rounds.ledger import LEGAL
 from tests import protocol_page
 
 ROOT = Path(__file__).parents[2]

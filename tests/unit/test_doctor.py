@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from rengo import doctor
-from rengo.doctor import Check
-from rengo.machine import ThisMachine, TorchBuild
+from rengo.doctor import checks as doctor
+from rengo.doctor.checks import Check
+from rengo.doctor.machine import ThisMachine, TorchBuild
 
 FOLDER = Path("site")
 GIB = 1 << 30

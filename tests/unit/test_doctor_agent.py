@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from rengo.agent_file import Checked, Problem
 from rengo.cli.main import main
-from rengo.doctor import Check
-from rengo.doctor_agent import Patient, _store_clock, diagnose_agent
+from rengo.device.config_file import Checked, Problem
+from rengo.doctor.agent import Patient, _store_clock, diagnose_agent
+from rengo.doctor.checks import Check
 from runtime.identity import new_identity, write_identity
 from runtime.ports import free_port
 from runtime.signing import SecretKey
@@ -52,7 +52,7 @@ def test_what_is_missing_is_told_and_what_cannot_be_known_is_not_guessed(tmp_pat
 def test_a_broker_that_is_away_is_told_with_its_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rengo.doctor_agent._REACH_S", 0.5)
+    monkeypatch.setattr("rengo.doctor.agent._REACH_S", 0.5)
     path = identity(tmp_path)
     check = found(tmp_path, {"identity": str(path)})["broker"]
     assert not check.ok
@@ -68,7 +68,7 @@ def test_another_role_s_identity_is_no_device_s(tmp_path: Path) -> None:
 def test_a_mistake_in_the_file_and_an_engine_that_is_not_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rengo.doctor_agent.available_engines", lambda: ["numpy"])
+    monkeypatch.setattr("rengo.doctor.agent.available_engines", lambda: ["numpy"])
     problem = Problem("engin", "line 3", "unknown key", "did you mean engine?")
     checks = found(tmp_path, {"engine": "torch"}, problem)
     assert checks["settings"].detail == "agent.toml: line 3, engin: unknown key"

@@ -16,9 +16,9 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
-import broker.emqx
-from broker.access import BrokerUser, Grants, Role, grants
-from broker.emqx import EmqxAccess
+import broker.brokers.emqx
+from broker.brokers.emqx import EmqxAccess
+from broker.wire.access import BrokerUser, Grants, Role, grants
 from runtime.errors import AuthenticationFailed, ConfigError, TransportError
 
 USERS = "authentication/password_based:built_in_database/users"
@@ -263,7 +263,7 @@ def test_lists_longer_than_a_page_are_read_to_their_end(
     emqx: tuple[Emqx, EmqxAccess], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state, access = emqx
-    monkeypatch.setattr(broker.emqx, "_PAGE", 3)
+    monkeypatch.setattr(broker.brokers.emqx, "_PAGE", 3)
     access.apply([device(f"d{number}") for number in range(10)])
     access.apply([device("d9")])
     assert set(state.users) == {"d9"}

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from fl_server.enrolment import (
+from fl_server.members.rules import (
     TOKEN_MEMORY_S,
     Claimant,
     DeviceRecord,

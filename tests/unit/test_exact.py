@@ -9,7 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fl_server.aggregation.exact import BLOCK, ExactSum, FixedPoint, Float32s, MemorySums, SumStore
+from fl_server.aggregation.arithmetic.exact import (
+    BLOCK,
+    ExactSum,
+    FixedPoint,
+    Float32s,
+    MemorySums,
+    SumStore,
+)
 from fl_server.aggregation.spool import FileSums
 
 FIXED = FixedPoint()

@@ -13,7 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from fl_client.layers import (
+from fl_client.models.layers import (
     Conv2d,
     Flatten,
     Layers,
@@ -26,10 +26,10 @@ from fl_client.layers import (
 )
 from fl_client.tasks.base import Device, Split, Task
 from fl_client.tasks.registry import load_task
-from rengo import torch_export
-from rengo.example import example_shape
-from rengo.exporting import OnnxCheck, export, save_safetensors
-from rengo.models import Held
+from rengo.export import torch as torch_export
+from rengo.export.formats import OnnxCheck, export, save_safetensors
+from rengo.export.input_shape import example_shape
+from rengo.operator.models import Held
 from runtime.errors import ConfigError, Mismatch, MissingExtra, RunFailed
 from storage.weights import Weights
 

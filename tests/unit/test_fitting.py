@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from fl_server import events as e
-from fl_server.definition import CohortSection, RunDefinition
-from fl_server.fitting import FitRule, OrderWork, Speed, known_speeds, measured
-from fl_server.rounds import RoundMachine
-from fl_server.state import Ledger
+from fl_server.rounds import events as e
+from fl_server.rounds.ledger import Ledger
+from fl_server.rounds.machine import RoundMachine
+from fl_server.rounds.workload import FitRule, OrderWork, Speed, known_speeds, measured
+from fl_server.runs.definition import CohortSection, RunDefinition
 
 MODEL = e.Model(0, "m/0", "0" * 64, 100)
 PI, GPU = "pi", "gpu"

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from broker.messages import Order, Patch
-from fl_client.folder import DeviceFolder
-from fl_client.session import Job, JobKey
-from storage.patches import Earlier
-from storage.sending import arrived_path
+from broker.wire.messages import Order, Patch
+from fl_client.jobs.folder import DeviceFolder
+from fl_client.session.session import Job, JobKey
+from storage.transfer.byte_ranges import Earlier
+from storage.transfer.multipart_upload import arrived_path
 from tests.messages import SAMPLES
 
 NEAR, FAR, OTHER = "1" * 64, "2" * 64, "3" * 64

@@ -17,10 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import rengo
-from broker.messages import ModelOffer, ModelRef, ProductionDocument
-from fl_client import production
-from fl_client.following import Followed, Follower
-from fl_client.production import MODEL, ProductionFolder, load
+from broker.wire.messages import ModelOffer, ModelRef, ProductionDocument
+from fl_client.production import folder as production
+from fl_client.production.folder import MODEL, ProductionFolder, load
+from fl_client.production.follower import Followed, Follower
 from runtime.errors import (
     AccessDenied,
     ConfigError,
@@ -32,8 +32,8 @@ from runtime.errors import (
 )
 from runtime.identity import new_identity, write_identity
 from runtime.signing import SecretKey
-from storage.manifest import Manifest
-from storage.transfers import Cancelled, Transfers
+from storage.transfer.files import Cancelled, Transfers
+from storage.versions.manifest import Manifest
 from storage.weights import Weights, write_safetensors
 
 KEY, FORGER = SecretKey("5e" * 32), SecretKey("6f" * 32)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from runtime.memory import give_back
-from storage.http import place
+from storage.transfer.http import place
 
 
 class Circle:

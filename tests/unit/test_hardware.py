@@ -8,7 +8,7 @@ import msgpack
 import numpy as np
 import pytest
 
-from fl_client import hardware
+from fl_client.machine import hardware
 
 
 def test_it_describes_this_machine_in_plain_data() -> None:

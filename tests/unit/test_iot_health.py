@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.messages import DeviceHealth
+from broker.wire.messages import DeviceHealth
 from iot.guards import Guard, Guards, is_news
 from iot.health import Sensors, run_command
 from iot.profile import Budget, budget_of

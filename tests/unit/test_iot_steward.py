@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from broker.messages import DeviceHealth, ModelRef, Order, UploadRef
-from fl_client.steward import Need
+from broker.wire.messages import DeviceHealth, ModelRef, Order, UploadRef
+from fl_client.agent.resource_policy import Need
 from iot.budgets import Clocks
 from iot.health import Sensors
 from iot.limits import Limiter

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fl_client.keyring import Keyring
+from fl_client.identity.credentials import Keyring
 from runtime.errors import PeerError
 from runtime.identity import Identity, new_identity, read_identity
 from runtime.signing import SecretKey

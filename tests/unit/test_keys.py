@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage.keys import RunKeys
-from storage.objects import check_key
+from storage.store.objects import check_key
+from storage.versions.keys import RunKeys
 
 KEYS = RunKeys("default", "digits-1")
 

@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
-from broker.messages import MAX_MESSAGE_BYTES, MAX_PARTS
+from broker.wire.messages import MAX_MESSAGE_BYTES, MAX_PARTS
 from fl_server.aggregation import sums
+from fl_server.aggregation.aggregator import Submission
 from fl_server.aggregation.spool import MemoryBudget
-from fl_server.aggregation.streaming import Submission
-from fl_server.events import RoundStarted, SendOrder
-from fl_server.uploads import Uploads
+from fl_server.dataplane.uploads import Uploads
+from fl_server.rounds.events import RoundStarted, SendOrder
 from runtime.errors import Unavailable
-from storage.keys import RunKeys
-from storage.objects import MemoryStore, Part
-from storage.parts import ArrivedParts, PartSizes, PartsPlace
+from storage.store.objects import MemoryStore, Part
+from storage.transfer.multipart import ArrivedParts, PartSizes, PartsPlace
+from storage.versions.keys import RunKeys
 from tests.messages import wire
 from tests.unit.test_run import run_of
 from tests.unit.test_streaming import Bench

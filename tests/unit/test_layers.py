@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fl_client.layers import Conv2d, Flatten, Linear, ReLU, initial_weights, is_declarative
+from fl_client.models.layers import Conv2d, Flatten, Linear, ReLU, initial_weights, is_declarative
 from runtime.errors import ConfigError
 
 CNN = [Conv2d(1, 4, 3), ReLU(), Flatten(), Linear(144, 10, bias=False)]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from fl_server.definition import parse_definition
-from fl_server.events import (
+from fl_server.persistence.journal import RunRecord
+from fl_server.rounds.events import (
     Fact,
     Model,
     RoundAbandoned,
@@ -17,9 +17,9 @@ from fl_server.events import (
     UpdateAccepted,
     UpdateWithdrawn,
 )
-from fl_server.journal import RunRecord
-from fl_server.lineage import Commit, Lineage, manifest_of
-from storage.manifest import MAX_DOCUMENT_BYTES, Manifest, Parent
+from fl_server.runs.definition import parse_definition
+from fl_server.runs.lineage import Commit, Lineage, manifest_of
+from storage.versions.manifest import MAX_DOCUMENT_BYTES, Manifest, Parent
 
 INITIAL = Model(0, "k0", "0" * 64, 5)
 FIRST = Model(1, "k1", "1" * 64, 6)

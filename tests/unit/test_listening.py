@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from rengo.authority import Authority
-from rengo.listening import Listening, OwnCertificate, listening
+from rengo.site.addresses import Listening, OwnCertificate, listening
+from rengo.site.certificates import Authority
 from runtime.errors import ConfigError
 
 

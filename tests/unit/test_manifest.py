@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from runtime.errors import Corrupt
-from storage.manifest import MAX_COHORT, MAX_DOCUMENT_BYTES, Manifest, Parent, Record
+from storage.versions.manifest import MAX_COHORT, MAX_DOCUMENT_BYTES, Manifest, Parent, Record
 from tests.versions import KEY, OTHER_KEY, manifest_of
 
 PUBLIC = KEY.public

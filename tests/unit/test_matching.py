@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rengo.cli.main import exit_code, one_line
-from rengo.matching import fit
+from rengo.operator.layout_match import fit
 from runtime.errors import Mismatch
 from storage.weights import Layout, TensorSpec, Weights
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fl_client.layers import (
+from fl_client.models.layers import (
     Conv1d,
     Conv2d,
     Flatten,
@@ -20,7 +20,7 @@ from fl_client.layers import (
     Reshape,
     Transpose,
 )
-from fl_client.memory import evaluation_batch, fits, layer_costs, memory_needed
+from fl_client.models.memory import evaluation_batch, fits, layer_costs, memory_needed
 from fl_client.tasks.base import TrainingSettings
 from runtime.errors import ConfigError
 
@@ -29,7 +29,7 @@ import json, sys
 from pathlib import Path
 import numpy as np
 import algorithms
-from fl_client import layers, memory
+from fl_client.models import layers, memory
 from fl_client.engines.base import LocalRound, load_engine
 from fl_client.tasks.base import Task, TrainingSettings
 

@@ -8,7 +8,7 @@ from typing import Any
 import msgpack
 import pytest
 
-from broker.messages import (
+from broker.wire.messages import (
     KINDS,
     MAX_MESSAGE_BYTES,
     MAX_NESTING,
@@ -20,7 +20,7 @@ from broker.messages import (
     RunEvent,
     decode,
 )
-from broker.topics import Address
+from broker.wire.topics import Address
 from runtime.errors import PeerError, RengoError
 from runtime.signing import SecretKey
 from tests.messages import KEY, SAMPLES, SHA, address_of, content, envelope, signed, wire
@@ -104,7 +104,7 @@ def test_another_schema_version_is_named() -> None:
     [
         ({"kind": "nonsense"}, "unknown_kind"),
         ({"kind": "model_ref"}, "unknown_kind"),
-        ({"kind": "broker.messages.Decline"}, "unknown_kind"),
+        ({"kind": "broker.wire.messages.Decline"}, "unknown_kind"),
         ({"kind": "x" * 65}, "envelope"),
         ({"v": True}, "envelope"),
         ({"v": "1"}, "envelope"),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 
-from rengo.live import open_bar
-from rengo.meter import Lines, open_meter
+from rengo.terminal.live import open_bar
+from rengo.terminal.transfer_bar import Lines, open_meter
 
 
 class Terminal(io.StringIO):

@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.errors import ConfigError, Corrupt, InvalidTransition, NotFound, Unavailable
-from storage.keys import RunKeys
-from storage.manifest import MAX_DOCUMENT_BYTES, Record
-from storage.objects import MemoryStore, ObjectInfo
-from storage.registry import Document, ModelRegistry, Version
+from storage.registry.registry import Document, ModelRegistry, Version
+from storage.store.objects import MemoryStore, ObjectInfo
+from storage.versions.keys import RunKeys
+from storage.versions.manifest import MAX_DOCUMENT_BYTES, Record
 from tests.versions import KEY, OTHER_KEY, PROJECT, DictCache, manifest_of, stored
 
 RUN = RunKeys(PROJECT, "r")

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from fl_server.events import Model
-from fl_server.models import ModelCache
+from fl_server.aggregation.model_cache import ModelCache
+from fl_server.rounds.events import Model
 from runtime.errors import Corrupt, NotFound
 from runtime.files import file_sha256
-from storage.objects import MemoryStore, ObjectInfo
+from storage.store.objects import MemoryStore, ObjectInfo
 
 
 class CountingStore(MemoryStore):

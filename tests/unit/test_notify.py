@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from fl_client.desk import Desk, Question
-from fl_client.session import JobKey
+from fl_client.agent.status_server import Desk, Question
+from fl_client.session.session import JobKey
 from runtime.environments import TRIAL_S, Environments, Trial
 from runtime.errors import TransportError
 from runtime.notify import Notifier

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from broker.messages import Order
-from fl_server.bundles import Bundles
-from fl_server.data import DataPlane, Done, TaskDone
-from fl_server.events import (
+from broker.wire.messages import Order
+from fl_server.dataplane.bundles import Bundles
+from fl_server.dataplane.orders import Ordering
+from fl_server.dataplane.plane import DataPlane, Done, TaskDone
+from fl_server.rounds.events import (
     Fact,
     RoundAbandoned,
     RoundClosed,
@@ -20,12 +21,11 @@ from fl_server.events import (
     StopRequested,
     UpdateAccepted,
 )
-from fl_server.ordering import Ordering
 from runtime.errors import AccessDenied, Unavailable
 from runtime.signing import SecretKey
-from storage.objects import MemoryStore
-from storage.parts import PartSizes
-from storage.registry import ModelRegistry
+from storage.registry.registry import ModelRegistry
+from storage.store.objects import MemoryStore
+from storage.transfer.multipart import PartSizes
 from tests.unit.test_run import UPDATE, run_of
 
 TRAIN = SendOrder("d-1", "train", 1, 1)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from broker.limits import MAX_PAYLOAD_BYTES, MessageTooLarge
-from broker.outbox import Outbox, OutboxError, OutboxFull, Row
-from broker.replay import WINDOW, Replay
+from broker.session.outbox import Outbox, OutboxError, OutboxFull, Row
+from broker.session.resend import WINDOW, Replay
+from broker.wire.limits import MAX_PAYLOAD_BYTES, MessageTooLarge
 from runtime.errors import ConfigError
 
 
@@ -26,7 +26,8 @@ def outbox(tmp_path: Path) -> Iterator[Outbox]:
 def test_a_put_is_there_after_the_process_is_killed(tmp_path: Path) -> None:
     path = tmp_path / "outbox.db"
     code = (
-        "import os, signal, sys; from pathlib import Path; from broker.outbox import Outbox\n"
+        "import os, signal, sys; from pathlib import Path\n"
+        "from broker.session.outbox import Outbox\n"
         "o = Outbox(Path(sys.argv[1])); o.put('k', 'a/b', b'payload', retain=True, until='confirm')"
         "\nos.kill(os.getpid(), signal.SIGKILL)"
     )
@@ -93,7 +94,7 @@ def test_what_no_broker_takes_is_refused(outbox: Outbox) -> None:
 
 def test_two_processes_cannot_share_a_file(outbox: Outbox) -> None:
     code = (
-        "import sys; from pathlib import Path; from broker.outbox import Outbox\n"
+        "import sys; from pathlib import Path; from broker.session.outbox import Outbox\n"
         "from runtime.errors import ConfigError\n"
         "try: Outbox(Path(sys.argv[1]))\n"
         "except ConfigError as error: print(error)"

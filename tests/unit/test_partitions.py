@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fl_client import partitions
+from fl_client.datasets.splits import partitions
 from runtime.errors import ConfigError
 
 LABELS = np.random.default_rng(0).integers(0, 10, 1000)

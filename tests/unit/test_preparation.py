@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import tomli_w
 
-from broker.mosquitto import MosquittoAccess
+from broker.brokers.mosquitto import MosquittoAccess
 from rengo.cli.main import main
-from rengo.folder import SiteFolder
-from rengo.parts import BrokerPart, StorePart
-from rengo.preparation import Preparation, SiteOptions
+from rengo.site.components import BrokerPart, StorePart
+from rengo.site.folder import SiteFolder
+from rengo.site.preparation import Preparation, SiteOptions
 from runtime.config import load
 from runtime.errors import ConfigError
 from runtime.identity import read_identity

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from broker.messages import DeviceInfo, DeviceState
-from fl_server.events import DeviceJoined, DeviceLeft
-from fl_server.presence import Presence
+from broker.wire.messages import DeviceInfo, DeviceState
+from fl_server.members.presence import Presence
+from fl_server.rounds.events import DeviceJoined, DeviceLeft
 from tests.messages import SAMPLES
 
 Status = Literal["ready", "training", "draining", "offline", "lost"]

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 import rengo
-from fl_client import layers
+from fl_client.models import layers
 
 
 def test_import_loads_nothing() -> None:
@@ -27,7 +27,9 @@ def test_every_public_name_resolves(name: str) -> None:
     assert name in dir(rengo)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("rengo.site") is None, reason="no rengo.site")
+@pytest.mark.skipif(
+    importlib.util.find_spec("rengo.site.site") is None, reason="no rengo.site.site"
+)
 def test_the_site_resolves() -> None:
     assert rengo.Site.__name__ == "Site"
     assert rengo.RunResult.__name__ == "RunResult"

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from broker.messages import MAX_MESSAGE_BYTES, OperatorReply
-from fl_server import report as reports
-from fl_server.definition import parse_definition
-from fl_server.events import (
+from broker.wire.messages import MAX_MESSAGE_BYTES, OperatorReply
+from fl_server.persistence.journal import FactRecord, RunRecord
+from fl_server.rounds.events import (
     EvaluationRecorded,
     Fact,
     Model,
@@ -22,9 +21,10 @@ from fl_server.events import (
     UpdateRefused,
     UpdateWithdrawn,
 )
-from fl_server.journal import FactRecord, RunRecord
-from fl_server.report import report, summary
-from fl_server.state import Ledger
+from fl_server.rounds.ledger import Ledger
+from fl_server.runs import report as reports
+from fl_server.runs.definition import parse_definition
+from fl_server.runs.report import report, summary
 from tests.messages import wire
 
 INITIAL = Model(0, "k/0", "0" * 64, 1)

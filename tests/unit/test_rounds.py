@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from fl_server import events as e
-from fl_server.rounds import RoundMachine, Step
-from fl_server.state import LEGAL, Ledger
+from fl_server.rounds import events as e
+from fl_server.rounds.ledger import LEGAL, Ledger
+from fl_server.rounds.machine import RoundMachine, Step
 from runtime.errors import InvalidTransition
 
 INITIAL = e.Model(0, "g/0", "0" * 64, 100)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from broker.messages import MAX_MESSAGE_BYTES, Order
-from fl_server.definition import parse_definition
-from fl_server.events import (
+from broker.wire.messages import MAX_MESSAGE_BYTES, Order
+from fl_server.persistence.journal import FactRecord, RunRecord
+from fl_server.rounds.events import (
     ArmTimer,
     Fact,
     Model,
@@ -17,11 +17,11 @@ from fl_server.events import (
     Update,
     UpdateAccepted,
 )
-from fl_server.fitting import OrderWork
-from fl_server.journal import FactRecord, RunRecord
-from fl_server.run import ActiveRun
-from storage.keys import RunKeys
-from storage.objects import MemoryStore
+from fl_server.rounds.workload import OrderWork
+from fl_server.runs.active import ActiveRun
+from fl_server.runs.definition import parse_definition
+from storage.store.objects import MemoryStore
+from storage.versions.keys import RunKeys
 from tests.messages import wire
 
 DEVICES = tuple(f"{'d' * 58}-{number:05d}" for number in range(4000))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from broker.steering import EmqxAccess, ManualAccess, MosquittoAccess, NatsAccess
+from broker.brokers.access_control import EmqxAccess, ManualAccess, MosquittoAccess, NatsAccess
 from fl_server.settings import BrokerSettings, ServerConfig
 from runtime.config import validate
 from runtime.errors import ConfigError

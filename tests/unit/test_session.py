@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from broker.messages import Action, ModelRef, Order, Receipt, UploadRef
-from fl_client import session as s
+from broker.wire.messages import Action, ModelRef, Order, Receipt, UploadRef
+from fl_client.session import session as s
 
 OUTCOME = s.Outcome(10, {}, header_sha256="a" * 64, size_bytes=100)
 METRICS = s.Outcome(10, {"accuracy": 0.5})

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from fl_client.engines.base import TrainingFailed
-from fl_client.shortage import ran_short, shrunk
 from fl_client.tasks.base import TrainingSettings
+from fl_client.training.out_of_memory import ran_short, shrunk
 
 
 def test_a_micro_batch_is_quartered_until_it_is_one_example() -> None:

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage.endpoint import StoreSettings, client_of
-from storage.signing import UrlSigner
+from storage.store.presign import UrlSigner
+from storage.store.settings import StoreSettings, client_of
 
 KMS = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": "key-1"}
 KMS_HEADERS = {

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fl_server.aggregation.exact import BLOCK, Float32s
+from fl_server.aggregation.arithmetic.exact import BLOCK, Float32s
 from fl_server.aggregation.spool import FileSums, MemoryBudget, Spool
 from runtime.errors import Corrupt
 

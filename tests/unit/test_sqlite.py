@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from broker.outbox import Outbox, OutboxDamaged
-from fl_client.worklog import Worklog, WorklogDamaged
+from broker.session.outbox import Outbox, OutboxDamaged
+from fl_client.jobs.journal import Worklog, WorklogDamaged
 from runtime.errors import ConfigError
 from runtime.sqlite import opened_or_begun_anew
 from tests.unit.test_worklog import job

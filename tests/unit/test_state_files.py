@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from fl_client.engines.base import LocalUpdate
-from fl_client.jobs import TrainingJob
-from fl_client.training import _write_state
+from fl_client.training.frames import TrainingJob
+from fl_client.training.process import _write_state
 
 
 def test_a_state_is_on_the_disk_with_its_name(

@@ -16,16 +16,16 @@ import pytest
 from algorithms.base import Algorithm, Flat
 from algorithms.fedavg import FedAvg
 from fl_server.aggregation import sums
-from fl_server.aggregation.exact import BLOCK, FixedPoint, Float32s
+from fl_server.aggregation.aggregator import Refused, RunAggregator, Submission
+from fl_server.aggregation.arithmetic.exact import BLOCK, FixedPoint, Float32s
+from fl_server.aggregation.model_cache import ModelCache
 from fl_server.aggregation.spool import MemoryBudget
-from fl_server.aggregation.streaming import Refused, RunAggregator, Submission
-from fl_server.events import Model, Update
-from fl_server.models import ModelCache
+from fl_server.rounds.events import Model, Update
 from runtime.errors import Corrupt, NotFound, Unavailable
-from storage.keys import RunKeys
-from storage.objects import MemoryStore
-from storage.update_info import UpdateInfo
-from storage.updates import write_update
+from storage.store.objects import MemoryStore
+from storage.updates.info import UpdateInfo
+from storage.updates.stream import write_update
+from storage.versions.keys import RunKeys
 from storage.weights import Weights, read_safetensors, write_safetensors
 
 KEYS = RunKeys("default", "run-1")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl_server.throttle import Throttle
+from fl_server.members.rate_limit import Throttle
 
 
 def test_a_burst_passes_then_the_rate_holds() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rengo.authority import Authority, Validity
+from rengo.site.certificates import Authority, Validity
 from runtime.errors import AuthenticationFailed, ConfigError, TransportError, UntrustedPeer
 from runtime.tls import Tls, fetch_authority, tls_error, tls_problem
 from tests.certificates import (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from broker.topics import LEAVES, RETAINED, Address, Topics, parse, require_level
+from broker.wire.topics import LEAVES, RETAINED, Address, Topics, parse, require_level
 from runtime.errors import ConfigError, PeerError
 
 TOPICS = Topics("home")

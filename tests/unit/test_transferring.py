@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from broker.messages import ModelRef, Order, PartsRef, UploadRef
-from fl_client import transferring
-from fl_client.session import Job, JobFailed, JobKey, ModelFetched, UpdateUploaded
-from fl_client.transferring import JobTransfers, Lease
+from broker.wire.messages import ModelRef, Order, PartsRef, UploadRef
+from fl_client.jobs import transfer as transferring
+from fl_client.jobs.transfer import JobTransfers, Lease
+from fl_client.session.session import Job, JobFailed, JobKey, ModelFetched, UpdateUploaded
 from runtime.errors import AccessDenied, ConfigError, Corrupt, StorageError, Unavailable
-from storage.parts import PartsPlace
-from storage.patches import Earlier
-from storage.sending import RenewPlace
-from storage.transfers import Cancelled, Transfers
+from storage.transfer.byte_ranges import Earlier
+from storage.transfer.files import Cancelled, Transfers
+from storage.transfer.multipart import PartsPlace
+from storage.transfer.multipart_upload import RenewPlace
 from tests.messages import SAMPLES, SHA
 
 ORDER = SAMPLES["order"]

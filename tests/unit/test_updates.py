@@ -12,9 +12,9 @@ import pytest
 
 from runtime.errors import ConfigError, Corrupt
 from runtime.records import FieldError
-from storage.headers import UpdateHeader, read_header, require_origin
-from storage.update_info import MAX_HEADER_BYTES, Origin, UpdateInfo
-from storage.updates import verified_blocks, write_update
+from storage.updates.header import UpdateHeader, read_header, require_origin
+from storage.updates.info import MAX_HEADER_BYTES, Origin, UpdateInfo
+from storage.updates.stream import verified_blocks, write_update
 
 ORIGIN = {
     "run_id": "run-1",

@@ -11,8 +11,8 @@ from unittest.mock import Mock
 
 import pytest
 
-import rengo.updating
-from rengo.updating import LAUNCHER, Update
+import rengo.device.update
+from rengo.device.update import LAUNCHER, Update
 from runtime.environments import LINKS, Environments
 
 
@@ -37,7 +37,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     root = tmp_path / "opt"
     root.mkdir()
     (root / LAUNCHER).touch()
-    monkeypatch.setattr(rengo.updating, "this_environment", lambda: root / "venv")
+    monkeypatch.setattr(rengo.device.update, "this_environment", lambda: root / "venv")
     monkeypatch.setattr(Update, "_install", lambda _self, fresh, _say: fresh.mkdir())
     monkeypatch.setattr(Update, "_require_sound", lambda _self, _fresh: None)
     return root

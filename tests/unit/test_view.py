@@ -10,12 +10,13 @@ import pytest
 from rich.console import Console
 from rich.spinner import Spinner
 
-from broker.messages import DeviceInfo, DeviceState, Message, RunDocument, RunEvent
-from broker.topics import Address
-from rengo import live, wording
-from rengo.operator import News
-from rengo.progress import Crowd, Follower
-from rengo.view import PlainView, SiteStory, Story, open_view
+from broker.wire.messages import DeviceInfo, DeviceState, Message, RunDocument, RunEvent
+from broker.wire.topics import Address
+from rengo.operator.client import News
+from rengo.operator.progress import Crowd, Follower
+from rengo.terminal import format as wording
+from rengo.terminal import live
+from rengo.terminal.view import PlainView, SiteStory, Story, open_view
 
 RUN = "digits-1"
 USAGE = {"bytes_up": 10_000, "bytes_down": 20_000}
@@ -373,7 +374,7 @@ def test_where_output_is_no_terminal_it_is_lines(play: Play) -> None:
 
 def test_warnings_of_the_libraries_appear_in_the_open_view_alone() -> None:
     out = io.StringIO()
-    log = logging.getLogger("rengo.supervisor")
+    log = logging.getLogger("rengo.site.supervisor")
     with PlainView(out):
         log.warning("%s has ended; starting it again", "server")
         log.info("not for a person")

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from broker.messages import DeviceInfo, DeviceState, decode
-from broker.outbox import Outbox
-from broker.session import Publication
-from broker.topics import parse
-from fl_client.accelerators import CPU, Accelerator
-from fl_client.session import JobKey
+from broker.session.outbox import Outbox
+from broker.session.session import Publication
+from broker.wire.messages import DeviceInfo, DeviceState, decode
+from broker.wire.topics import parse
+from fl_client.agent.messages import Voice
+from fl_client.machine.accelerators import CPU, Accelerator
+from fl_client.session.session import JobKey
 from fl_client.settings import AgentSettings
-from fl_client.voice import Voice
-from fl_server.presence import Presence
+from fl_server.members.presence import Presence
 from runtime.identity import new_identity
 
 IDENTITY = new_identity("device", "home", "d-1", "127.0.0.1", 1)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.errors import Unavailable
-from storage.window import MOST_AT_RISK_BYTES, Window
+from storage.transfer.in_flight import MOST_AT_RISK_BYTES, Window
 
 BLOCK = memoryview(bytes(1))
 SOON_S = 5.0

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from broker.messages import Order
-from fl_client.session import Job, JobKey, Outcome
-from fl_client.worklog import Worklog, WorklogDamaged, WorklogError
+from broker.wire.messages import Order
+from fl_client.jobs.journal import Worklog, WorklogDamaged, WorklogError
+from fl_client.session.session import Job, JobKey, Outcome
 from runtime.errors import ConfigError
 from tests.messages import SAMPLES
 
@@ -71,7 +71,7 @@ def test_a_job_that_is_forgotten_is_gone(worklog: Worklog) -> None:
 def test_a_keep_survives_a_kill(path: Path) -> None:
     code = (
         "import os, signal, sys; from pathlib import Path\n"
-        "from fl_client.worklog import Worklog; from tests.unit.test_worklog import job\n"
+        "from fl_client.jobs.journal import Worklog; from tests.unit.test_worklog import job\n"
         "log = Worklog(Path(sys.argv[1]))\n"
         "for number in range(1, 6): log.keep(job(number))\n"
         "log.forget(job(3).key); os.kill(os.getpid(), signal.SIGKILL)"

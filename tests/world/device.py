@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from broker.messages import DeviceState, Order, Receipt
-from fl_client import session as s
+from broker.wire.messages import DeviceState, Order, Receipt
+from fl_client.session import session as s
 from tests.laws import DeviceLaws, require
 from tests.world.broker import Broker, Letter
 from tests.world.kernel import Kernel

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 
-from fl_client.session import DeviceSession, JobKey, Outcome
-from fl_server import events as e
-from fl_server.rounds import RoundMachine
+from fl_client.session.session import DeviceSession, JobKey, Outcome
+from fl_server.rounds import events as e
+from fl_server.rounds.machine import RoundMachine
 from tests.laws import require
 from tests.world.broker import SERVER, Broker
 from tests.world.device import Device

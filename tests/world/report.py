@@ -6,7 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable
 
-from fl_server import events as e
+from fl_server.rounds import events as e
 from tests.world.history import Outcomes, live
 
 TAIL = 120

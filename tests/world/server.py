@@ -13,11 +13,11 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
-from broker.messages import DeviceState, ModelRef, Order, Receipt, UploadRef
-from fl_client.session import RunChanged
-from fl_server import events as e
-from fl_server.presence import Presence
-from fl_server.rounds import RoundMachine, Step
+from broker.wire.messages import DeviceState, ModelRef, Order, Receipt, UploadRef
+from fl_client.session.session import RunChanged
+from fl_server.members.presence import Presence
+from fl_server.rounds import events as e
+from fl_server.rounds.machine import RoundMachine, Step
 from tests.laws import RoundLaws, require
 from tests.world.broker import SERVER, Broker, Letter
 from tests.world.kernel import Kernel

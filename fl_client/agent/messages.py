@@ -1,0 +1,230 @@
+"""What a device says: its messages, made and published under its own topics."""
+
+from __future__ import annotations
+
+import re
+from typing import cast
+
+from broker.session.outbox import Outbox
+from broker.session.session import MqttSession, Publication
+from broker.session.signer import Author, new_boot_id
+from broker.wire.messages import (
+    Action,
+    Compute,
+    Decline,
+    DeviceInfo,
+    DeviceState,
+    Message,
+    ModelRequest,
+    PasswordKept,
+    Progress,
+    Request,
+    Result,
+    UpdateRef,
+    Usage,
+)
+from broker.wire.topics import Topics
+from fl_client.jobs.transfer import Lease
+from fl_client.machine.accelerators import CPU, Accelerator, precision
+from fl_client.machine.hardware import describe
+from fl_client.session.session import Job, JobKey, SendDecline
+from fl_client.settings import AgentSettings
+from fl_client.training.frames import TrainingJob
+from runtime.identity import Identity
+
+_RESULT = re.compile(r"result/([^/]+)/(train|evaluate)/(\d+)/(\d+)")
+
+
+class Voice:
+    """Makes the device's messages; ``boot_id`` tells one connection of the device from others.
+
+    A broker may publish the will of a connection after the next one stands; the server knows by
+    the boot id that it speaks of the past.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        settings: AgentSettings,
+        engine: str,
+        tasks: list[str],
+        accelerators: tuple[Accelerator, ...] = (CPU,),
+    ) -> None:
+        self._author = Author(identity.id, identity.secret_key)
+        self._device_id = identity.id
+        self._topics = Topics(identity.domain)
+        self._domain = identity.domain
+        self.place = f"{identity.host}:{identity.port}"
+        self._settings = settings
+        self._engine = engine
+        self._tasks = tasks
+        self._accelerators = accelerators
+
+    @property
+    def boot_id(self) -> str:
+        """Which connection speaks."""
+        return self._author.boot_id
+
+    def about(self) -> dict[str, str]:
+        """Return who speaks, and where to."""
+        return {"device": self._device_id, "domain": self._domain, "broker": self.place}
+
+    def subscriptions(self) -> list[str]:
+        """Return what the device listens to."""
+        return [
+            self._topics.device(self._device_id, "task"),
+            self._topics.device(self._device_id, "receipt"),
+            self._topics.server_state,
+            self._topics.run("+", "state"),
+            *(self._topics.model(task) for task in self._tasks),
+        ]
+
+    def will(self) -> Publication:
+        """Return the will of a new connection, whose boot id every state has from here on."""
+        self._author.boot_id = new_boot_id()
+        return self.state("lost")
+
+    def state(self, status: str) -> Publication:
+        """Return the retained presence."""
+        state = DeviceState.model_validate(
+            {
+                "status": status,
+                "boot_id": self.boot_id,
+                "role": self._settings.role,
+                "tasks": self._tasks,
+                "bundles": self._settings.bundles.offered,
+            }
+        )
+        return self._own("state", state, retain=True)
+
+    def info(self) -> Publication:
+        """Return the retained description of the device."""
+        hardware = describe()
+        info = DeviceInfo(
+            role=self._settings.role,
+            profile=self._settings.profile,
+            engine=self._engine,
+            cpus=hardware.cpus,
+            ram_bytes=hardware.ram_bytes,
+            accelerators=hardware.accelerators,
+            compute=_compute(self._accelerators, self._settings),
+            versions=hardware.versions,
+            tasks=self._tasks,
+            labels=self._settings.labels,
+        )
+        return self._own("info", info, retain=True)
+
+    def health(self, health: Message) -> Publication:
+        """Return the retained report of how the machine is."""
+        return self._own("health", health, retain=True)
+
+    def data(self, report: Message) -> Publication:
+        """Return the retained report of how the device's own data are."""
+        return self._own("data", report, retain=True)
+
+    def request(self, key: JobKey) -> Publication:
+        """Return the request for the order again, with fresh URLs."""
+        return self._own(
+            "request",
+            Request(action=key.action, run_id=key.run_id, round=key.round, attempt=key.attempt),
+        )
+
+    def model_request(self, task: str, sha256: str) -> Publication:
+        """Return the request for a URL of a production model."""
+        return self._own("request", ModelRequest(task=task, sha256=sha256))
+
+    def decline(self, command: SendDecline) -> Publication:
+        """Return the answer to an order that is not taken."""
+        key = command.key
+        decline = Decline(
+            action=key.action,
+            run_id=key.run_id,
+            round=key.round,
+            attempt=key.attempt,
+            reason=command.reason[:2000],
+        )
+        return self._own("ack", decline)
+
+    def password_kept(self, rotation: int) -> Publication:
+        """Return the word that a new password is on disk."""
+        return self._own("ack", PasswordKept(rotation=rotation))
+
+    def progress(self, job: TrainingJob, fraction: float, loss: float | None) -> Publication:
+        """Return how far a job is."""
+        progress = Progress(
+            run_id=job.run_id,
+            round=job.round,
+            attempt=job.attempt,
+            fraction=min(1.0, max(0.0, fraction)),
+            loss=loss,
+        )
+        return self._own("progress", progress)
+
+    def send_result(self, session: MqttSession, job: Job, lease: Lease | None) -> None:
+        """Report a job durably, until its receipt."""
+        outcome, key = job.outcome, job.key
+        assert outcome is not None
+        update = None
+        if job.order.upload is not None:
+            update = UpdateRef(
+                key=job.order.upload.key,
+                size_bytes=outcome.size_bytes,
+                header_sha256=outcome.header_sha256,
+            )
+        result = Result(
+            action=key.action,
+            run_id=key.run_id,
+            round=key.round,
+            attempt=key.attempt,
+            num_examples=outcome.num_examples,
+            metrics=outcome.metrics,
+            update=update,
+            usage=Usage(
+                train_s=outcome.train_s,
+                bytes_down=0 if lease is None else lease.bytes_down,
+                bytes_up=0 if lease is None else lease.bytes_up,
+                peak_rss_bytes=outcome.peak_rss_bytes,
+                transfer_s=0.0 if lease is None else lease.transfer_s,
+                steps=outcome.steps,
+                steps_s=outcome.steps_s,
+                full_steps=outcome.full_steps,
+                micro_batch=outcome.micro_batch,
+            ),
+        )
+        publication = self._own("result", result)
+        session.send(self.outbox_key(key), publication.topic, publication.payload, until="confirm")
+
+    @staticmethod
+    def outbox_key(key: JobKey) -> str:
+        """Return what a job's result is called in the outbox."""
+        return f"result/{key.run_id}/{key.action}/{key.round}/{key.attempt}"
+
+    @staticmethod
+    def keys_in(outbox: Outbox) -> set[JobKey]:
+        """Return the jobs whose results wait in the outbox."""
+        found = (_RESULT.fullmatch(row.key) for row in outbox.pending())
+        return {
+            JobKey(run_id, cast("Action", action), int(number), int(attempt))
+            for run_id, action, number, attempt in (match.groups() for match in found if match)
+        }
+
+    def _own(self, leaf: str, message: Message, *, retain: bool = False) -> Publication:
+        return self._author.write(
+            self._topics.device(self._device_id, leaf), message, retain=retain
+        )
+
+
+def _compute(accelerators: tuple[Accelerator, ...], settings: AgentSettings) -> list[Compute]:
+    wanted: str = settings.precision
+    if wanted == "auto" and accelerators[0].name:
+        wanted = precision(accelerators)
+    return [
+        Compute(
+            name=each.name or "auto",
+            model=each.model,
+            memory_bytes=each.memory_bytes,
+            capability=each.capability,
+            precision=wanted,
+        )
+        for each in accelerators
+    ]

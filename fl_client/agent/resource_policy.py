@@ -1,0 +1,126 @@
+"""What keeps an agent within its machine's means: budgets, limits and guards, as it sees them.
+
+The agent asks before it takes an order and tells what it spends. It knows no sensor and no limit:
+``iot`` has the steward that does, and :class:`Unbounded` is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from broker.wire.messages import Message, Order
+
+
+@dataclass(frozen=True)
+class Need:
+    """What an order would cost this device, as far as the order tells.
+
+    Attributes:
+        download_bytes: of the model, beside what is here already.
+        upload_bytes: of the update, at most; 0 for an evaluation.
+        disk_bytes: what the files of the job take.
+        promised_bytes: of orders that were taken before and are not done.
+    """
+
+    download_bytes: int = 0
+    upload_bytes: int = 0
+    disk_bytes: int = 0
+    promised_bytes: int = 0
+
+
+class Steward(Protocol):
+    """The agent's owner thread calls it, ``spent`` apart, which any thread may call."""
+
+    def refusal(self, order: Order, need: Need) -> str:
+        """Return why this order must be declined now, "" when it fits."""
+
+    def memory_bytes(self) -> int:
+        """Return what a training process may hold, 0 where nothing limits it."""
+
+    def download_refusal(self, size_bytes: int) -> str:
+        """Return why a model for use must not be fetched now, "" when it may."""
+
+    def environment(self) -> Mapping[str, str]:
+        """Return what a training process is started with, over the agent's own environment."""
+
+    def adopt(self, pid: int) -> None:
+        """Keep a training process within its limits, from its start to its end."""
+
+    def ran_short(self) -> bool:
+        """Return whether the adopted process was ended because of its memory, asked once."""
+
+    def spent(self, count: int) -> None:
+        """Take that so many bytes went over the network."""
+
+    def look(self, now_s: float) -> Message | None:
+        """Look at the machine where that is due; return what to publish, retained.
+
+        Pauses and resumes the adopted process by itself. ``now_s`` is monotonic.
+        """
+
+    def left_s(self, now_s: float) -> float | None:
+        """Return how long until ``look`` is due, None when it never is."""
+
+    def health(self) -> Message | None:
+        """Return what a new connection publishes, retained; None when nothing is known."""
+
+    def status(self) -> dict[str, Any]:
+        """Return budgets, health and the latest refusals as plain data, for a person."""
+
+    def close(self) -> None:
+        """Write down what must outlive the agent."""
+
+
+class Unbounded:
+    """No limit, no guard, nothing to publish."""
+
+    def refusal(self, order: Order, need: Need) -> str:
+        """Refuse nothing."""
+        del order, need
+        return ""
+
+    def memory_bytes(self) -> int:
+        """Limit nothing."""
+        return 0
+
+    def download_refusal(self, size_bytes: int) -> str:
+        """Refuse nothing."""
+        del size_bytes
+        return ""
+
+    def environment(self) -> Mapping[str, str]:
+        """Add nothing."""
+        return {}
+
+    def adopt(self, pid: int) -> None:
+        """Leave it alone."""
+
+    def ran_short(self) -> bool:
+        """Know nothing of it."""
+        return False
+
+    def spent(self, count: int) -> None:
+        """Count nothing."""
+
+    def look(self, now_s: float) -> Message | None:
+        """See nothing."""
+        del now_s
+        return None
+
+    def left_s(self, now_s: float) -> float | None:
+        """Never wake the agent."""
+        del now_s
+        return None
+
+    def health(self) -> Message | None:
+        """Know nothing."""
+        return None
+
+    def status(self) -> dict[str, Any]:
+        """Return nothing."""
+        return {}
+
+    def close(self) -> None:
+        """Write nothing."""

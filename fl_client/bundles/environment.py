@@ -1,0 +1,162 @@
+"""A bundle's own environment: a fresh venv that sees the agent's packages behind its own.
+
+What a bundle needs and the agent has is taken from the agent; anything else is installed into the
+venv, where the device's settings allow it, never into the agent's environment.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import venv
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import fl_client
+from fl_client.bundles.policy import BundleSettings
+from runtime.errors import ConfigError
+from runtime.files import atomic_write
+from storage.bundles.bundle import Dependency
+from storage.transfer.files import Cancelled
+
+_INSTALL_S = 900.0
+_LOOK_S = 0.2
+_MARK = "rengo-environment.json"
+
+
+def environment(
+    folder: Path,
+    dependencies: Sequence[Dependency],
+    settings: BundleSettings,
+    cancel: threading.Event,
+) -> Path:
+    """Return the interpreter of a venv that has the dependencies; made where it is not there.
+
+    Args:
+        folder: the venv's own; what is left of a half-made one goes.
+
+    Raises:
+        ConfigError: a package is missing and may not or cannot be installed; says which and why.
+        Cancelled: ``cancel`` was set.
+    """
+    python = folder / "bin" / "python"
+    mark = json.dumps({"sees": _agents_folders(), "python": sys.version, "prefix": sys.prefix})
+    if _read(folder / _MARK) == mark and python.exists():
+        return python
+    missing = [each for each in dependencies if not is_met(each)]
+    if missing and settings.install == "never":
+        raise ConfigError(f"it needs {_lacking(missing)}; this device installs nothing for bundles")
+    if folder.exists():
+        shutil.rmtree(folder)
+    venv.EnvBuilder(with_pip=False, symlinks=True).create(folder)
+    _see_the_agents_packages(folder)
+    if missing:
+        _install(folder, missing, settings, cancel)
+    # the mark must not reach the disk before what it vouches for
+    os.sync()
+    atomic_write(folder / _MARK, mark.encode())
+    return python
+
+
+def is_met(dependency: Dependency) -> bool:
+    """Whether the agent's own environment has it.
+
+    Raises:
+        ConfigError: it is not a requirement.
+    """
+    # a device that takes no bundles need not carry it
+    from packaging.requirements import InvalidRequirement, Requirement  # noqa: PLC0415
+
+    try:
+        wanted = Requirement(dependency.requirement)
+    except InvalidRequirement as error:
+        raise ConfigError(f"{dependency.requirement!r} is not a requirement: {error}") from error
+    if dependency.hashes or wanted.extras:
+        return False  # what is here may be of other bytes, or lack the extra
+    try:
+        return wanted.specifier.contains(version(wanted.name), prereleases=True)
+    except PackageNotFoundError:
+        return False
+
+
+def _lacking(missing: Sequence[Dependency]) -> str:
+    return ", ".join(each.requirement for each in missing)
+
+
+def _agents_folders() -> list[str]:
+    """Return where the agent's packages lie, the folder of Rengo itself first."""
+    home = Path(fl_client.__file__).resolve().parent.parent
+    named = [path for path in sys.path if Path(path).name in {"site-packages", "dist-packages"}]
+    return list(dict.fromkeys([str(home), *named]))
+
+
+def _see_the_agents_packages(folder: Path) -> None:
+    (packages,) = folder.glob("lib/python*/site-packages")
+    # addsitedir reads the .pth files there too, of editable installs; what is behind comes later
+    lines = [f"import site; site.addsitedir({path!r})" for path in _agents_folders()]
+    (packages / "rengo-agent.pth").write_text("\n".join(lines) + "\n", "utf-8")
+
+
+def _install(
+    folder: Path,
+    missing: Sequence[Dependency],
+    settings: BundleSettings,
+    cancel: threading.Event,
+) -> None:
+    lines = [
+        " ".join([each.requirement, *(f"--hash=sha256:{sha256}" for sha256 in each.hashes)])
+        for each in missing
+    ]
+    wanted, log = folder / "requirements.txt", folder / "pip.log"
+    wanted.write_text("\n".join(lines) + "\n", "utf-8")
+    where: list[str] = []
+    if settings.install == "offline":
+        if settings.wheels is None:
+            raise ConfigError(f"it needs {_lacking(missing)}; [bundles] wheels names no folder")
+        where = ["--no-index", "--find-links", str(settings.wheels.resolve())]
+    argv = [
+        *(sys.executable, "-m", "pip", "--python", str(folder / "bin" / "python"), "install"),
+        *("--only-binary", ":all:", "--no-input", "--disable-pip-version-check", "--no-cache-dir"),
+        *("--require-hashes",) * any(each.hashes for each in missing),
+        *("--requirement", str(wanted), *where),
+    ]
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=_without_secrets()
+        )
+        try:
+            _await(process, cancel)
+        finally:
+            process.kill()
+            process.wait()
+    if process.returncode != 0:
+        said = [line for line in log.read_text("utf-8", "replace").splitlines() if line.strip()]
+        errors = [line for line in said if line.startswith("ERROR")]
+        reason = [f"pip ended with {process.returncode}", *said[-1:], *errors[-1:]][-1]
+        raise ConfigError(f"it needs {_lacking(missing)}, which cannot be installed: {reason:.300}")
+
+
+def _await(process: subprocess.Popen[bytes], cancel: threading.Event) -> None:
+    deadline = time.monotonic() + _INSTALL_S
+    while process.poll() is None:
+        if cancel.wait(_LOOK_S):
+            raise Cancelled("the installation of a bundle's packages was cancelled")
+        if time.monotonic() > deadline:
+            raise ConfigError(f"its packages were not installed within {_INSTALL_S:.0f} s")
+
+
+def _without_secrets() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("RENGO_")}
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""

@@ -1,0 +1,135 @@
+"""Samples out of topics of the site's own sensors: a connection that has nothing of Rengo's."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgpack
+
+from broker.session.connection import Delivery, Endpoint
+from broker.session.inbox import SessionEvent, SessionFault
+from broker.session.session import MqttSession
+from fl_client.datasets.sample import BadSample
+from fl_client.datasets.settings import MqttSource
+from runtime.errors import ConfigError
+from runtime.tls import Tls
+
+_LOG = logging.getLogger(__name__)
+_KEEPALIVE_S = 60
+
+
+class Intake(Protocol):
+    """What takes records."""
+
+    def offer(self, record: dict[str, Any]) -> bool:
+        """Take a record; False when there are too many already."""
+
+    def refuse(self, reason: str) -> None:
+        """Count a record that is no sample."""
+
+
+class MqttFeed:
+    """One session with the site's broker; what comes is data, never an order."""
+
+    def __init__(self, source: MqttSource, intake: Intake) -> None:
+        self._source = source
+        self._intake = intake
+        self._allowance = Allowance(source.max_per_s)
+        self._session = MqttSession(
+            Endpoint(
+                host=source.host,
+                port=source.port,
+                username=source.username,
+                password=_password(source.password_file),
+                client_id=source.client_id,
+                keepalive_s=_KEEPALIVE_S,
+                tls=None if source.ca is None else Tls.trusting(source.ca),
+            ),
+            source.topics,
+            self._take,
+        )
+
+    def start(self) -> None:
+        """Connect, for as long as it takes."""
+        self._session.start()
+
+    def stop(self) -> None:
+        """Disconnect; the broker keeps the subscription."""
+        self._session.stop()
+
+    def _take(self, event: SessionEvent) -> bool:
+        match event:
+            case Delivery():
+                taken = self._deliver(event)
+                if taken:
+                    self._session.ack(event)
+                return taken
+            case SessionFault():
+                _LOG.error("the site's broker: %s", event.error)
+        return True
+
+    def _deliver(self, delivery: Delivery) -> bool:
+        """Return False for a message that the broker shall bring again."""
+        if delivery.retain:
+            return True  # an old value, which was taken when it was new
+        if not self._allowance.take(time.monotonic()):
+            self._intake.refuse("flood")
+            return True
+        try:
+            record = decode(delivery.payload, self._source)
+        except BadSample as error:
+            self._intake.refuse(error.reason)
+            return True
+        return self._intake.offer(record)
+
+
+class Allowance:
+    """So many messages a second, and as many at once as ten seconds allow. Any thread."""
+
+    def __init__(self, per_s: float) -> None:
+        self._per_s = per_s
+        self._most = max(1.0, 10 * per_s)
+        self._left = self._most
+        self._at_s: float | None = None
+        self._lock = threading.Lock()
+
+    def take(self, now_s: float) -> bool:
+        """Return whether one more is allowed."""
+        with self._lock:
+            passed_s = 0.0 if self._at_s is None else max(0.0, now_s - self._at_s)
+            self._at_s = now_s
+            self._left = min(self._most, self._left + passed_s * self._per_s)
+            if self._left < 1:
+                return False
+            self._left -= 1
+            return True
+
+
+def decode(payload: bytes, source: MqttSource) -> dict[str, Any]:
+    """Return the record of a payload; BadSample when it is too large or none."""
+    if len(payload) > source.max_payload_bytes:
+        raise BadSample("a payload beyond its bound", "oversize")
+    try:
+        if source.payload == "json":
+            record = json.loads(payload)
+        else:
+            record = msgpack.unpackb(payload, strict_map_key=True, max_ext_len=0)
+    except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
+        raise BadSample("a payload that cannot be read", "payload") from error
+    if not isinstance(record, dict):
+        raise BadSample("a payload that is no map", "payload")
+    return record
+
+
+def _password(path: Path) -> str:
+    try:
+        if path.stat().st_mode & 0o077:
+            raise ConfigError(f"{path} is readable by others; run: chmod 600 {path}")
+        return path.read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error

@@ -1,0 +1,65 @@
+"""The agent's hold on its own data; where it has none, nothing else of this room is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from broker.wire.messages import DataReport
+    from fl_client.collectors.supervisor import Collectors
+    from fl_client.datasets.reporting import DataReports
+    from fl_client.datasets.settings import DataPlace
+    from fl_client.settings import AgentSettings
+
+
+class OwnData:
+    """What gathers an agent's data, and what may be told of them. Its owner thread calls it.
+
+    Args:
+        specs: what each installed task is loaded by.
+
+    Raises:
+        ConfigError: a section is of no task that may run here.
+    """
+
+    def __init__(self, device_id: str, settings: AgentSettings, specs: Mapping[str, str]) -> None:
+        self._collectors: Collectors | None = None
+        self._reports: DataReports | None = None
+        if not settings.data:
+            return
+        from fl_client.collectors.supervisor import Collectors, places  # noqa: PLC0415  see above
+        from fl_client.datasets.reporting import DataReports  # noqa: PLC0415
+
+        found = places(settings, sorted(specs))
+        self._collectors = Collectors(device_id, settings, found, specs)
+        self._reports = DataReports(found)
+
+    def start(self) -> None:
+        """Begin to gather."""
+        if self._collectors is not None:
+            self._collectors.start()
+
+    def stop(self) -> None:
+        """End gathering; what is held is written."""
+        if self._collectors is not None:
+            self._collectors.stop()
+
+    def latest(self) -> DataReport | None:
+        """Return what a new connection publishes, if anything."""
+        return None if self._reports is None else self._reports.latest()
+
+    def news(self) -> DataReport | None:
+        """Return the report if it differs from the one returned last."""
+        return None if self._reports is None else self._reports.news()
+
+
+def place_of(agent: AgentSettings, task: str) -> DataPlace | None:
+    """Return where a task's data are, None where an agent's settings say nothing of them."""
+    settings = agent.data.get(task)
+    if settings is None:
+        return None
+    from fl_client.datasets.settings import DataPlace  # noqa: PLC0415  see above
+
+    folder = agent.data_dir.absolute() / "data" / task
+    return DataPlace(task=task, folder=folder, settings=settings)

@@ -1,0 +1,191 @@
+"""The agent's side of its collectors: one process a source, started again when it ends."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from fl_client.collectors.order import CollectorOrder
+from fl_client.collectors.owned import place_of
+from fl_client.datasets.settings import DataPlace, Gathered, SensorSource
+from fl_client.settings import AgentSettings
+from runtime.child import die_with_parent
+from runtime.errors import ConfigError
+
+_LOG = logging.getLogger(__name__)
+_FIRST_PAUSE_S = 1.0
+_LONGEST_PAUSE_S = 300.0
+_STABLE_S = 60.0
+_GRACE_S = 5.0
+_LOG_MAX_BYTES = 1 << 20
+
+
+def places(settings: AgentSettings, tasks: Sequence[str]) -> list[DataPlace]:
+    """Return where the data of each task are.
+
+    Raises:
+        ConfigError: a section is of no task that may run here.
+    """
+    offered = settings.bundles.offered
+    for task in sorted(settings.data.keys() - {*tasks}):
+        if {task, "*"}.isdisjoint(offered):
+            bundles = f", bundles: {', '.join(offered)}" if offered else ""
+            raise ConfigError(
+                f"[data.{task}] is of no task of this device (tasks: {', '.join(tasks)}{bundles})"
+            )
+    found = (place_of(settings, task) for task in sorted(settings.data))
+    return [place for place in found if place is not None]
+
+
+def mute(settings: AgentSettings, tasks: Sequence[str]) -> list[str]:
+    """Return the tasks whose sensor nobody reads: they come as bundles.
+
+    A bundle runs for an order, by a policy that is looked at with each: what would run on without
+    one could neither expire nor be taken back.
+    """
+    return [
+        task
+        for task in sorted(settings.data)
+        if task not in tasks and isinstance(settings.data[task].source, SensorSource)
+    ]
+
+
+class Collectors:
+    """Keeps the collectors running, from ``start`` to ``stop``.
+
+    Args:
+        specs: what each installed task is loaded by.
+    """
+
+    def __init__(
+        self,
+        device_id: str,
+        settings: AgentSettings,
+        found: Sequence[DataPlace],
+        specs: Mapping[str, str],
+    ) -> None:
+        silent = mute(settings, [*specs])
+        for task in silent:
+            _LOG.warning("the sensor of task %s is not read: the task is not installed here", task)
+        self._keepers = [
+            _Keeper(
+                CollectorOrder(
+                    place=place,
+                    spec=specs.get(place.task, ""),
+                    device_id=device_id,
+                    index=settings.index,
+                    count=settings.count,
+                    role=settings.role,
+                    seed=settings.data_seed,
+                    profile=settings.profile,
+                    folder=settings.folder,
+                )
+            )
+            for place in found
+            if isinstance(place.settings.source, Gathered) and place.task not in silent
+        ]
+
+    def start(self) -> None:
+        """Start them, on threads of their own."""
+        for keeper in self._keepers:
+            keeper.start()
+
+    def stop(self) -> None:
+        """End them in order; what they hold is written."""
+        for keeper in self._keepers:
+            keeper.ask()
+        for keeper in self._keepers:
+            keeper.stop()
+
+
+class _Keeper:
+    """One collector's process. The kernel ends it with the thread here, which waits for it."""
+
+    def __init__(self, order: CollectorOrder) -> None:
+        self._order = order
+        self._stopping = threading.Event()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
+        name = f"collector-{order.place.task}"
+        self._thread = threading.Thread(target=self._keep, name=name, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def ask(self) -> None:
+        with self._lock:
+            self._stopping.set()
+            if self._process is not None:
+                self._process.terminate()
+
+    def stop(self) -> None:
+        if not self._thread.is_alive():
+            return
+        self._thread.join(_GRACE_S)
+        with self._lock:
+            if self._process is not None:
+                self._process.kill()
+        self._thread.join()
+
+    def _keep(self) -> None:
+        pause_s = _FIRST_PAUSE_S
+        while not self._stopping.is_set():
+            began_s = time.monotonic()
+            returncode = self._live()
+            if self._stopping.is_set():
+                return
+            _LOG.error(
+                "the collector of task %s ended with status %s; see %s",
+                *(self._order.place.task, returncode, self._log_path()),
+            )
+            lived = time.monotonic() - began_s >= _STABLE_S
+            pause_s = _FIRST_PAUSE_S if lived else min(2 * pause_s, _LONGEST_PAUSE_S)
+            self._stopping.wait(pause_s)
+
+    def _live(self) -> int | None:
+        """Run the process until it ends; None when it could not be started."""
+        try:
+            process = self._popen()
+        except OSError as error:
+            _LOG.error("the collector cannot be started: %s", error)
+            return None
+        if process is None:
+            return None
+        returncode = process.wait()
+        with self._lock:
+            self._process = None
+        return returncode
+
+    def _popen(self) -> subprocess.Popen[bytes] | None:
+        path = self._log_path()
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        too_long = path.exists() and path.stat().st_size > _LOG_MAX_BYTES
+        flags = os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if too_long else os.O_APPEND)
+        log = os.open(path, flags, 0o600)
+        # -P: modules are not looked for in the agent's working folder
+        argv = [sys.executable, "-P", "-m", "fl_client.collectors.process"]
+        try:
+            with self._lock:
+                if self._stopping.is_set():
+                    return None
+                self._process = subprocess.Popen(
+                    [*argv, self._order.model_dump_json()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    # one prctl call, no allocation and no lock: safe between fork and exec
+                    preexec_fn=die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509
+                    process_group=0,
+                )
+                return self._process
+        finally:
+            os.close(log)
+
+    def _log_path(self) -> Path:
+        return self._order.place.folder / "collector.log"

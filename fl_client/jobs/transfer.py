@@ -1,0 +1,196 @@
+"""A job's transfers: patient with the store, obedient to cancellation, with URLs that renew.
+
+Each runs on the agent's one transfer thread and ends as an event. A store that cannot be reached
+costs time only: the transfer tries again until the job is cancelled, which happens when the run
+goes on without it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import tenacity
+
+from broker.wire.messages import UploadRef
+from fl_client.bundles.store import Bundles
+from fl_client.session.session import Job, JobFailed, JobKey, ModelFetched, UpdateUploaded
+from runtime.errors import AccessDenied, RengoError, Unavailable
+from storage.transfer.byte_ranges import Earlier
+from storage.transfer.files import Cancelled, Transfers
+from storage.transfer.multipart import PartsPlace
+
+_LOG = logging.getLogger(__name__)
+_RENEWAL_S = 20.0
+_LONGEST_PAUSE_S = 5.0
+
+
+class Lease:
+    """One job's URLs and whether it still matters. Thread-safe."""
+
+    def __init__(self, job: Job) -> None:
+        self.key: JobKey = job.key
+        self.cancelled = threading.Event()
+        self.bytes_down = 0
+        self.bytes_up = 0
+        self.transfer_s = 0.0
+        self._job = job
+        self._changed = threading.Condition()
+        self._version = 0
+
+    def renew(self, job: Job) -> None:
+        """Take the URLs of an order that came again (owner's thread)."""
+        with self._changed:
+            self._job = job
+            self._version += 1
+            self._changed.notify_all()
+
+    def cancel(self) -> None:
+        """Stop the transfer at its next block (owner's thread)."""
+        self.cancelled.set()
+        with self._changed:
+            self._changed.notify_all()
+
+    @property
+    def job(self) -> Job:
+        """The job with its latest URLs."""
+        with self._changed:
+            return self._job
+
+    def fresh(self, ask: Callable[[JobKey], None]) -> Job:
+        """Ask for fresh URLs and wait for them.
+
+        Raises:
+            AccessDenied: none came in time.
+        """
+        with self._changed:
+            before = self._version
+        ask(self.key)
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._version > before or self.cancelled.is_set(), _RENEWAL_S
+            )
+            if self._version == before:
+                raise AccessDenied(f"no fresh URL for {self.key} within {_RENEWAL_S:.0f} s")
+            return self._job
+
+
+class JobTransfers:
+    """The two transfers of a job.
+
+    Args:
+        ask: publishes a request for fresh URLs; called on the transfer thread.
+    """
+
+    def __init__(self, transfers: Transfers, ask: Callable[[JobKey], None]) -> None:
+        self._transfers = transfers
+        self._ask = ask
+
+    def fetch(
+        self, lease: Lease, path: Path, earlier: Earlier | None = None
+    ) -> ModelFetched | JobFailed | None:
+        """Bring the order's model to ``path``; None when the job was cancelled.
+
+        Args:
+            earlier: a version of the model that is here, which most of it may be taken from.
+        """
+        reference = lease.job.order.model
+
+        def work() -> None:
+            lease.bytes_down += self._transfers.download(
+                lease.job.order.model.url,
+                path,
+                sha256=reference.sha256,
+                size=reference.size_bytes,
+                renew=lambda: lease.fresh(self._ask).order.model.url,
+                cancel=lease.cancelled,
+                earlier=earlier,
+            )
+
+        failure = self._patiently(lease, work)
+        return failure or (None if lease.cancelled.is_set() else ModelFetched(lease.key))
+
+    def prepare(self, lease: Lease, bundles: Bundles) -> JobFailed | None:
+        """Make the order's bundle ready to run; None when it is, or the job was cancelled."""
+
+        def renewed() -> str:
+            fresh = lease.fresh(self._ask).order.bundle
+            if fresh is None:
+                raise AccessDenied(f"no fresh URL for the bundle of {lease.key}")
+            return fresh.url
+
+        def work() -> None:
+            lease.bytes_down += bundles.prepare(lease.job.order, renewed, lease.cancelled)
+
+        return self._patiently(lease, work)
+
+    def upload(self, lease: Lease, path: Path) -> UpdateUploaded | JobFailed | None:
+        """Bring the update at ``path`` to the store; None when the job was cancelled."""
+
+        def work() -> None:
+            parts = _parts(_upload(lease.job))
+            if parts is not None and parts.takes(path.stat().st_size):
+                lease.bytes_up += self._send_parts(lease, path, parts)
+            else:
+                lease.bytes_up += self._send(lease, path)
+
+        failure = self._patiently(lease, work)
+        return failure or (None if lease.cancelled.is_set() else UpdateUploaded(lease.key))
+
+    def _send(self, lease: Lease, path: Path) -> int:
+        return self._transfers.upload(
+            _upload(lease.job).url,
+            path,
+            headers=_upload(lease.job).headers,
+            renew=lambda: _upload(lease.fresh(self._ask)).url,
+            cancel=lease.cancelled,
+        )
+
+    def _send_parts(self, lease: Lease, path: Path, parts: PartsPlace) -> int:
+        def renew() -> PartsPlace:
+            fresh = _parts(_upload(lease.fresh(self._ask)))
+            if fresh is None:
+                raise AccessDenied(f"no fresh URLs for the parts of {lease.key}")
+            return fresh
+
+        return self._transfers.upload_in_parts(parts, path, renew=renew, cancel=lease.cancelled)
+
+    def _patiently(self, lease: Lease, work: Callable[[], None]) -> JobFailed | None:
+        attempts = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type((Unavailable, AccessDenied)),
+            stop=tenacity.stop_when_event_set(lease.cancelled),
+            wait=tenacity.wait_random_exponential(multiplier=0.1, max=_LONGEST_PAUSE_S),
+            sleep=tenacity.sleep_using_event(lease.cancelled),
+            before_sleep=_say_waiting,
+            reraise=True,
+        )
+        begun_s = time.monotonic()
+        try:
+            attempts(work)
+        except Cancelled:
+            return None
+        except (RengoError, OSError) as error:
+            return None if lease.cancelled.is_set() else JobFailed(lease.key, str(error)[:2000])
+        lease.transfer_s += time.monotonic() - begun_s
+        return None
+
+
+def _upload(job: Job) -> UploadRef:
+    if job.order.upload is None:
+        raise RengoError(f"the order of {job.key} names no place for an update")
+    return job.order.upload
+
+
+def _parts(upload: UploadRef) -> PartsPlace | None:
+    found = upload.parts
+    if found is None:
+        return None
+    return PartsPlace(found.upload_id, found.part_bytes, found.urls, found.complete_url)
+
+
+def _say_waiting(state: tenacity.RetryCallState) -> None:
+    error = None if state.outcome is None else state.outcome.exception()
+    _LOG.warning("waiting for the store: %s", error)

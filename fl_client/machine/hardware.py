@@ -1,0 +1,106 @@
+"""What this machine is and can do, found without importing torch or numpy."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fl_client.machine import accelerators
+
+_PACKAGES = ("rengo", "numpy", "torch", "paho-mqtt")
+_CGROUP_LIMITS = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """A machine's abilities.
+
+    Attributes:
+        model: the board's or the system's name, for people.
+        cpus: those that this process may use.
+        ram_bytes: the machine's memory, or less where a control group limits this process; 0 when
+            it cannot be told.
+        accelerators: for example ``cuda:0 NVIDIA H100``; found by their drivers, so that it takes
+            no memory to look.
+        engines: the engines whose library is installed.
+    """
+
+    model: str
+    machine: str
+    system: str
+    cpus: int
+    ram_bytes: int
+    accelerators: list[str]
+    engines: list[str]
+    versions: dict[str, str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain data."""
+        return asdict(self)
+
+
+def describe() -> Hardware:
+    """Return what this machine is and can do."""
+    return Hardware(
+        model=_model(),
+        machine=platform.machine(),
+        system=f"{platform.system()} {platform.release()}",
+        cpus=_cpus(),
+        ram_bytes=_ram_bytes(),
+        accelerators=[str(each) for each in accelerators.of_this_machine()],
+        engines=available_engines(),
+        versions={"python": platform.python_version(), **_versions()},
+    )
+
+
+def available_engines() -> list[str]:
+    """Return the engines that can run here, the best first."""
+    return [name for name in ("torch", "numpy") if _is_installed(name)]
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ImportError:
+        return False
+
+
+def _model() -> str:
+    board = Path("/proc/device-tree/model")
+    if board.exists():
+        return board.read_text(errors="replace").strip("\0 \n")
+    return platform.processor() or platform.machine()
+
+
+def _cpus() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _ram_bytes() -> int:
+    names = os.sysconf_names
+    if not {"SC_PAGE_SIZE", "SC_PHYS_PAGES"} <= names.keys():
+        return 0
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for path in _CGROUP_LIMITS:
+        if path.exists() and (text := path.read_text().strip()).isdecimal():
+            limits.append(int(text))
+    return min(limits)
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        # absent is an answer, not an error
+        if any(importlib.metadata.distributions(name=package)):
+            found[package] = importlib.metadata.version(package)
+    return found

@@ -1,0 +1,227 @@
+"""What training takes on the numpy engine, known from the list of layers before it begins.
+
+A ceiling, not an estimate: it counts what the engine keeps for the backward pass, what a layer
+needs beside that, the gradients, the optimiser and the copies of the model. What the process
+holds before it trains (the interpreter, the data, the global model) comes on top.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from fl_client.models import layers
+from fl_client.models.layers import Layers, Shape
+from fl_client.tasks.base import TrainingSettings
+from runtime.errors import ConfigError
+
+PATCH_BYTES = 256 * 1024
+"""A convolution copies patches up to this size at a time, or one example's if that is larger."""
+
+EVALUATION_BYTES = 1 << 20
+"""An evaluation takes as many examples at a time as this has room for, and one at least."""
+
+_RUNTIME_BYTES = 3 << 20
+"""Packing buffers of the matrix products, and what the allocator holds between two uses."""
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """A layer's part in a pass, in bytes.
+
+    Attributes:
+        output: the shape of one example behind it.
+        kept: by one example, from its forward to its backward pass.
+        beside: by one example, during the layer's own forward or backward pass.
+        once: at one time, whatever the batch.
+    """
+
+    output: Shape
+    kept: int = 0
+    beside: int = 0
+    once: int = 0
+
+
+def memory_needed(
+    model: Layers, batch: int, shape: Shape, settings: TrainingSettings, itemsize: int = 4
+) -> int:
+    """Return the most bytes that a round of training adds to a process.
+
+    Args:
+        batch: the examples in memory at once, the micro batch where there is one.
+        shape: of one example's input.
+
+    Raises:
+        ConfigError: a layer does not take what the one before it gives.
+    """
+    costs = layer_costs(model, shape, itemsize)
+    kept = math.prod(shape) * itemsize
+    example = 0
+    for cost in costs:
+        # on the way back, what the layers behind kept has gone
+        kept += cost.kept
+        example = max(example, kept + cost.beside)
+    # the loss needs a few arrays of the outputs' size, the targets among them
+    outputs = math.prod(costs[-1].output if costs else shape)
+    example = max(example, kept + 5 * outputs * max(itemsize, 8))
+    once = max([0, *(cost.once for cost in costs)])
+    training = _model_bytes(model, settings, itemsize, accumulates=batch < settings.batch_size)
+    evaluation = max(EVALUATION_BYTES, _evaluated_bytes(costs, shape, itemsize))
+    return batch * example + once + training + evaluation + _RUNTIME_BYTES
+
+
+def fits(
+    limit_bytes: int, model: Layers, shape: Shape, settings: TrainingSettings, itemsize: int = 4
+) -> int | None:
+    """Return the largest micro batch that training takes ``limit_bytes`` with, at most the batch.
+
+    None when a single example is too much.
+    """
+    largest = min(settings.batch_size, settings.micro_batch or settings.batch_size)
+    if memory_needed(model, largest, shape, settings, itemsize) <= limit_bytes:
+        return largest
+    low, high = 0, largest
+    while high - low > 1:
+        middle = (low + high) // 2
+        if memory_needed(model, middle, shape, settings, itemsize) <= limit_bytes:
+            low = middle
+        else:
+            high = middle
+    return low or None
+
+
+def evaluation_batch(model: Layers, shape: Shape, itemsize: int = 4) -> int:
+    """Return how many examples an evaluation takes at a time; of the model alone."""
+    costs = layer_costs(model, shape, itemsize)
+    return min(256, max(1, EVALUATION_BYTES // _evaluated_bytes(costs, shape, itemsize)))
+
+
+def _evaluated_bytes(costs: Sequence[LayerCost], shape: Shape, itemsize: int) -> int:
+    """Return what the evaluation of one example takes."""
+    # what a layer kept goes when the next has run
+    pairs = zip([LayerCost(shape), *costs], costs, strict=False)
+    most = max((before.kept + cost.kept + cost.beside for before, cost in pairs), default=0)
+    return most + math.prod(shape) * itemsize
+
+
+def layer_costs(model: Layers, shape: Shape, itemsize: int = 4) -> list[LayerCost]:
+    """Return every layer's cost for examples of ``shape``."""
+    costs = []
+    for index, layer in enumerate(model):
+        try:
+            cost = _cost(layer, shape, itemsize)
+            if index and overwrites(layer, model[index - 1]):
+                cost = replace(cost, kept=0)
+        except (ValueError, IndexError, ZeroDivisionError) as error:
+            raise ConfigError(f"layer {index}, {layer}: takes no input of shape {shape}") from error
+        if any(side < 1 for side in cost.output):
+            raise ConfigError(f"layer {index}, {layer}: nothing is left of an input of {shape}")
+        costs.append(cost)
+        shape = cost.output
+    return costs
+
+
+def overwrites(layer: layers.Layer, before: layers.Layer) -> bool:
+    """Return whether ``layer`` writes its output over its input.
+
+    The one before it must have made that input, and must not need it for its backward pass.
+    """
+    makers = (
+        layers.Linear
+        | layers.Conv1d
+        | layers.Conv2d
+        | layers.BatchNorm
+        | layers.LayerNorm
+        | layers.MaxPool1d
+        | layers.MaxPool2d
+        | layers.AvgPool1d
+        | layers.AvgPool2d
+    )
+    return isinstance(layer, layers.ReLU | layers.Tanh) and isinstance(before, makers)
+
+
+def _model_bytes(
+    model: Layers, settings: TrainingSettings, itemsize: int, *, accumulates: bool
+) -> int:
+    sizes = [math.prod(tensor.shape) for tensor in layers.tensors(model).values()]
+    copies = 3  # the weights, their gradients, and what the algorithm makes of these
+    copies += {"sgd": int(settings.momentum > 0), "adam": 2}[settings.optimizer]
+    copies += accumulates
+    # a step's direction and its terms, of one tensor at a time
+    return (copies * sum(sizes) + 4 * max(sizes, default=0)) * itemsize
+
+
+def _cost(layer: layers.Layer, shape: Shape, itemsize: int) -> LayerCost:
+    size = math.prod(shape) * itemsize
+    match layer:
+        case layers.Linear():
+            output = (*shape[:-1], layer.outputs)
+            result = math.prod(output) * itemsize
+            return LayerCost(output, result, size + result)
+        case layers.Conv1d() | layers.Conv2d():
+            return _convolution(layer, shape, itemsize)
+        case layers.BatchNorm() | layers.LayerNorm():
+            return LayerCost(shape, 2 * size, 3 * size)
+        case layers.GRU():
+            return _gru(layer, shape, itemsize)
+        case layers.Dropout():
+            return LayerCost(shape, size + size // itemsize, 2 * size + math.prod(shape) * 4)
+        case layers.ReLU() | layers.Tanh() | layers.Sigmoid():
+            beside = {"ReLU": 2, "Tanh": 4, "Sigmoid": 5}[type(layer).__name__]
+            return LayerCost(shape, size, beside * size)
+    return _moved(layer, shape, itemsize)
+
+
+def _moved(layer: layers.Layer, shape: Shape, itemsize: int) -> LayerCost:
+    """Return the cost of a layer without weights that gives another shape."""
+    size = math.prod(shape) * itemsize
+    match layer:
+        case layers.Flatten():
+            return LayerCost((math.prod(shape),), 0, 2 * size)
+        case layers.Reshape():
+            if math.prod(layer.shape) != math.prod(shape):
+                raise ValueError
+            return LayerCost(layer.shape, 0, 2 * size)
+        case layers.Transpose():
+            first, second = shape
+            return LayerCost((second, first), 0, 2 * size)
+        case layers.GlobalAvgPool():
+            return LayerCost(shape[:1], shape[0] * itemsize, 2 * size)
+        case layers.MaxPool1d() | layers.MaxPool2d() | layers.AvgPool1d() | layers.AvgPool2d():
+            output = (shape[0], *(side // layer.size for side in shape[1:]))
+            result = math.prod(output) * itemsize
+            return LayerCost(output, 2 * result, size + 3 * result)
+    raise ConfigError(f"nothing is known of the memory that {layer!r} takes")
+
+
+def _convolution(layer: layers.Conv1d | layers.Conv2d, shape: Shape, itemsize: int) -> LayerCost:
+    padded = [side + 2 * layer.padding for side in shape[1:]]
+    spatial = [(side - layer.kernel) // layer.stride + 1 for side in padded]
+    output = (layer.outputs, *spatial)
+    result = math.prod(output) * itemsize
+    wide = layer.inputs * math.prod(padded) * itemsize
+    weight = (layer.outputs, layer.inputs, *(layer.kernel for _ in spatial))
+    patches = max(PATCH_BYTES, patch_bytes(weight, math.prod(spatial), itemsize))
+    # the products of two passes over one part, and the weight's gradient while it adds up
+    once = 2 * patches + 2 * math.prod(weight) * itemsize
+    return LayerCost(output, result + (wide if layer.padding else 0), wide + 2 * result, once)
+
+
+def patch_bytes(weight: Shape, length: int, itemsize: int) -> int:
+    """Return what one example's part in a convolution's products takes.
+
+    Args:
+        weight: the shape of the convolution's weight.
+        length: the number of positions that its kernel takes.
+    """
+    return math.prod(weight[1:]) * max(length, weight[0]) * itemsize
+
+
+def _gru(layer: layers.GRU, shape: Shape, itemsize: int) -> LayerCost:
+    time, features = shape
+    output = (time, layer.hidden) if layer.sequence else (layer.hidden,)
+    # gates, states, and what the reset gate is applied to; then the input in time's order
+    kept = ((3 + 1 + 1) * time + 1) * layer.hidden * itemsize
+    at_once = 2 * time * features + 2 * time * layer.hidden + 20 * layer.hidden
+    return LayerCost(output, kept, at_once * itemsize)

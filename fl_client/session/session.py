@@ -1,0 +1,481 @@
+"""The device's session: what a device does with orders and receipts, sans-IO.
+
+``handle(event)`` returns commands for the shell. A job lives from its order to its receipt:
+
+    fetching -> working -> uploading -> reporting -> (receipt) gone
+
+A job is kept on disk from ``uploading`` on (``KeepJob``), so that a killed device sends what it
+had trained. What may already lie in the store is always reported, so that the server can delete it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Literal, TypeAlias
+
+from broker.wire.messages import Action, Order, Receipt
+
+Stage: TypeAlias = Literal["fetching", "working", "uploading", "reporting"]
+Presence: TypeAlias = Literal["ready", "training", "draining", "offline"]
+Memory: TypeAlias = Literal["enough", "suspected", "short"]
+MAX_WORK_ATTEMPTS = 2
+# a quarter each time: 4096 examples are then one
+MAX_SHRINKS = 6
+MAX_WAITING_EVALUATIONS = 4
+
+
+@dataclass(frozen=True, order=True)
+class JobKey:
+    """What an order is about; the server and the device call one job by the same key."""
+
+    run_id: str
+    action: Action
+    round: int
+    attempt: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What training or evaluation gave; sizes and hashes are of the update's file.
+
+    ``keeps_state``: the algorithm left a state, which is the next one once the update counts.
+    """
+
+    num_examples: int
+    metrics: dict[str, float]
+    train_s: float = 0.0
+    peak_rss_bytes: int = 0
+    header_sha256: str = ""
+    size_bytes: int = 0
+    steps: int = 0
+    steps_s: float = 0.0
+    full_steps: int = 0
+    micro_batch: int = 0
+    keeps_state: bool = False
+
+
+@dataclass(frozen=True)
+class Job:
+    """One order and how far it is; ``shrink`` is how often its micro batch was quartered."""
+
+    key: JobKey
+    order: Order
+    stage: Stage = "fetching"
+    outcome: Outcome | None = None
+    work_attempts: int = 1
+    shrink: int = 0
+
+
+# --- events ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class OrderArrived:
+    """An order came; ``refusal`` is why this device will not do it, or empty."""
+
+    order: Order
+    refusal: str = ""
+
+
+@dataclass(frozen=True)
+class ReceiptArrived:
+    """The server's last word on a result."""
+
+    receipt: Receipt
+
+
+@dataclass(frozen=True)
+class RunChanged:
+    """A run's retained document: what the server is at now.
+
+    ``closed`` says that this (round, attempt) takes no more updates. A document may come after
+    the order that it precedes (another topic), so "not yet collecting" must not read as closed.
+    """
+
+    run_id: str
+    epoch: int
+    ended: bool
+    round: int
+    attempt: int
+    closed: bool
+
+
+@dataclass(frozen=True)
+class ServerChanged:
+    """The server's retained presence."""
+
+    epoch: int
+
+
+@dataclass(frozen=True)
+class ModelFetched:
+    """The order's model lies on disk, verified."""
+
+    key: JobKey
+
+
+@dataclass(frozen=True)
+class WorkFinished:
+    """Training or evaluation ended; an update's file lies on disk."""
+
+    key: JobKey
+    outcome: Outcome
+
+
+@dataclass(frozen=True)
+class UpdateUploaded:
+    """The update's object is in the store."""
+
+    key: JobKey
+
+
+@dataclass(frozen=True)
+class JobFailed:
+    """A step of the job failed for good, or ``retryable`` by doing the work again.
+
+    ``memory`` says that it ran short of memory, or may have: the process was killed.
+    """
+
+    key: JobKey
+    reason: str
+    retryable: bool = False
+    memory: Memory = "enough"
+
+
+Event: TypeAlias = (
+    OrderArrived
+    | ReceiptArrived
+    | RunChanged
+    | ServerChanged
+    | ModelFetched
+    | WorkFinished
+    | UpdateUploaded
+    | JobFailed
+)
+
+# --- commands -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FetchModel:
+    """Bring the order's model; ends in ``ModelFetched`` or ``JobFailed``."""
+
+    job: Job
+
+
+@dataclass(frozen=True)
+class DoWork:
+    """Train or evaluate; ends in ``WorkFinished`` or ``JobFailed``."""
+
+    job: Job
+
+
+@dataclass(frozen=True)
+class UploadUpdate:
+    """Bring the update to the store; ends in ``UpdateUploaded`` or ``JobFailed``."""
+
+    job: Job
+
+
+@dataclass(frozen=True)
+class SendResult:
+    """Report durably, again and again until the receipt."""
+
+    job: Job
+
+
+@dataclass(frozen=True)
+class SendDecline:
+    """Say that an order is not taken, and why; its result answers one that is."""
+
+    key: JobKey
+    reason: str
+
+
+@dataclass(frozen=True)
+class RenewUrls:
+    """The same order came again with fresh URLs."""
+
+    job: Job
+
+
+@dataclass(frozen=True)
+class CancelJob:
+    """Stop its transfer or its work; no event is awaited of it any more."""
+
+    key: JobKey
+
+
+@dataclass(frozen=True)
+class KeepJob:
+    """Write the job to disk before going on."""
+
+    job: Job
+
+
+@dataclass(frozen=True)
+class ForgetJob:
+    """Remove the job's files and its journal row; the algorithm's new state stays if accepted."""
+
+    key: JobKey
+    accepted: bool
+
+
+@dataclass(frozen=True)
+class PublishState:
+    """Say on the presence topic what the device is at."""
+
+    presence: Presence
+
+
+Command: TypeAlias = (
+    FetchModel
+    | DoWork
+    | UploadUpdate
+    | SendResult
+    | SendDecline
+    | RenewUrls
+    | CancelJob
+    | KeepJob
+    | ForgetJob
+    | PublishState
+)
+
+
+@dataclass
+class DeviceSession:
+    """One device's jobs. Not thread-safe: one owner calls it.
+
+    At most one job is active (fetching, working or uploading); further orders wait, a training
+    order before an evaluation; of a run at most one training order and a few evaluations.
+    """
+
+    epoch: int = 0
+    active: Job | None = None
+    waiting: list[Job] = field(default_factory=list)
+    reporting: dict[JobKey, Job] = field(default_factory=dict)
+    unanswered: set[JobKey] = field(default_factory=set)
+    _runs: dict[str, RunChanged] = field(default_factory=dict)
+    _said: Presence = "ready"
+    # by run, so that the next round does not run short again
+    _shrinks: dict[str, int] = field(default_factory=dict)
+
+    def restore(self, jobs: Iterable[Job], unanswered: Iterable[JobKey] = ()) -> list[Command]:
+        """Take the jobs that a former process kept on disk and go on with them.
+
+        Args:
+            jobs: those that are whole.
+            unanswered: those whose result, with a state, waits for its receipt without a job.
+        """
+        commands: list[Command] = []
+        self.unanswered.update(unanswered)
+        for job in jobs:
+            self.epoch = max(self.epoch, job.order.epoch)
+            if job.stage == "reporting":
+                self._await_receipt(job)
+                commands.append(SendResult(job))
+            elif self.active is None:
+                self.active = replace(job, stage="uploading")
+                commands.append(UploadUpdate(self.active))
+            else:
+                self._report(job, commands)
+        self._settle(commands)
+        return commands
+
+    def handle(self, event: Event) -> list[Command]:
+        """Take one event; one that no longer matters gives no command."""
+        commands: list[Command] = []
+        match event:
+            case OrderArrived():
+                self._ordered(event, commands)
+            case ReceiptArrived():
+                self._receipt(event.receipt, commands)
+            case RunChanged():
+                self._run_changed(event, commands)
+            case ServerChanged():
+                self.epoch = max(self.epoch, event.epoch)
+            case ModelFetched() | WorkFinished() | UpdateUploaded() | JobFailed():
+                if self.active is not None and self.active.key == event.key:
+                    self._advance(self.active, event, commands)
+        self._settle(commands)
+        return commands
+
+    @property
+    def presence(self) -> Presence:
+        """What the presence topic should say now."""
+        return "training" if self.active is not None else "ready"
+
+    # --- orders -------------------------------------------------------------------------------
+
+    def _ordered(self, event: OrderArrived, commands: list[Command]) -> None:
+        order = event.order
+        key = JobKey(order.run_id, order.action, order.round, order.attempt)
+        if order.epoch < self.epoch or self._is_over(key):
+            return
+        self.epoch = order.epoch
+        if event.refusal:
+            commands.append(SendDecline(key, reason=event.refusal))
+        elif self.active is not None and self.active.key == key:
+            self.active = replace(self.active, order=order)
+            commands.append(RenewUrls(self.active))
+        elif key in self.reporting:
+            commands.append(SendResult(self.reporting[key]))
+        else:
+            shrink = self._shrinks.get(key.run_id, 0) if key.action == "train" else 0
+            self._accept(Job(key, order, shrink=shrink), commands)
+
+    def _accept(self, job: Job, commands: list[Command]) -> None:
+        place = (job.key.run_id, job.key.action)
+        rivals = [
+            other
+            for other in [*self.waiting, *([self.active] if self.active else [])]
+            if (other.key.run_id, other.key.action) == place
+        ]
+        if job.key.action == "train":
+            newest = max((_pair(other.key) for other in rivals), default=(0, 0))
+            if newest > _pair(job.key):
+                return
+            for other in rivals:
+                self._drop(other, commands)
+        else:
+            # versions are evaluated in order; when too many wait, the oldest goes unmeasured
+            waiting = [other for other in rivals if other in self.waiting]
+            again = [other for other in waiting if other.key == job.key]
+            oldest = waiting[: max(0, len(waiting) + 1 - MAX_WAITING_EVALUATIONS)]
+            for other in again or oldest:
+                self.waiting.remove(other)
+        self.waiting.append(job)
+        self.waiting.sort(key=lambda waiting: (waiting.key.action != "train", _pair(waiting.key)))
+
+    def _settle(self, commands: list[Command]) -> None:
+        """Start the next waiting job when none is active, and say what the device is at."""
+        ready = next((job for job in self.waiting if not self._lacks_state(job)), None)
+        if self.active is None and ready is not None:
+            self.waiting.remove(ready)
+            self.active = ready
+            commands.append(FetchModel(self.active))
+        if self.presence != self._said:
+            self._said = self.presence
+            commands.append(PublishState(self.presence))
+
+    def _lacks_state(self, job: Job) -> bool:
+        """Whether it is open which state a training begins with: an earlier one may yet count."""
+        runs = {key.run_id for key in self.unanswered}
+        return job.key.action == "train" and job.key.run_id in runs
+
+    # --- the job's steps ----------------------------------------------------------------------
+
+    def _advance(
+        self,
+        job: Job,
+        event: ModelFetched | WorkFinished | UpdateUploaded | JobFailed,
+        commands: list[Command],
+    ) -> None:
+        match event, job.stage:
+            case ModelFetched(), "fetching":
+                self.active = replace(job, stage="working")
+                commands.append(DoWork(self.active))
+            case WorkFinished(outcome=outcome), "working":
+                self._worked(replace(job, outcome=outcome), commands)
+            case UpdateUploaded() | JobFailed(), "uploading":  # a failed upload may have arrived
+                self.active = None
+                self._report(job, commands)
+            case JobFailed(), "working" if _wants_less(job, event):
+                self._shrinks[job.key.run_id] = job.shrink + 1
+                self.active = replace(job, shrink=job.shrink + 1)
+                commands.append(DoWork(self.active))
+            case JobFailed(retryable=True), "working" if job.work_attempts < MAX_WORK_ATTEMPTS:
+                self.active = replace(job, work_attempts=job.work_attempts + 1)
+                commands.append(DoWork(self.active))
+            case JobFailed(reason=reason), _:
+                self.active = None
+                commands.append(SendDecline(job.key, reason=reason))
+                commands.append(ForgetJob(job.key, accepted=False))
+
+    def _worked(self, job: Job, commands: list[Command]) -> None:
+        if job.key.action == "evaluate":
+            self.active = None
+            self._report(job, commands)
+            return
+        self.active = replace(job, stage="uploading")
+        commands.append(KeepJob(self.active))
+        commands.append(UploadUpdate(self.active))
+
+    def _report(self, job: Job, commands: list[Command]) -> None:
+        reported = replace(job, stage="reporting")
+        self._await_receipt(reported)
+        commands.append(KeepJob(reported))
+        commands.append(SendResult(reported))
+
+    def _await_receipt(self, job: Job) -> None:
+        self.reporting[job.key] = job
+        if job.outcome is not None and job.outcome.keeps_state:
+            self.unanswered.add(job.key)
+
+    # --- receipts and runs --------------------------------------------------------------------
+
+    def _receipt(self, receipt: Receipt, commands: list[Command]) -> None:
+        key = JobKey(receipt.run_id, receipt.action, receipt.round, receipt.attempt)
+        if key in self.unanswered:
+            self.unanswered.discard(key)
+            # its order may have come again while the result of a lost job waited
+            self.waiting = [job for job in self.waiting if job.key != key]
+        if self.reporting.pop(key, None) is not None:
+            commands.append(ForgetJob(key, accepted=self.counts(receipt)))
+
+    def counts(self, receipt: Receipt) -> bool:
+        """Whether the result was accepted by a run that goes on, which alone needs its state."""
+        view = self._runs.get(receipt.run_id)
+        return receipt.status == "accepted" and (view is None or not view.ended)
+
+    def _run_changed(self, event: RunChanged, commands: list[Command]) -> None:
+        known = self._runs.get(event.run_id)
+        if known is not None and event.epoch < known.epoch:
+            return
+        self._runs[event.run_id] = event
+        if event.ended:
+            self.unanswered = {key for key in self.unanswered if key.run_id != event.run_id}
+        if event.ended:
+            self._shrinks.pop(event.run_id, None)
+        for job in [*self.waiting, *([self.active] if self.active else [])]:
+            if job.key.run_id == event.run_id and self._is_over(job.key):
+                self._drop(job, commands)
+
+    def _is_over(self, key: JobKey) -> bool:
+        """Whether the run's document says that nobody waits for this job any more."""
+        view = self._runs.get(key.run_id)
+        if view is None:
+            return False
+        if view.ended or key.action == "evaluate":
+            return view.ended
+        current = (view.round, view.attempt)
+        pair = (key.round, key.attempt)
+        return pair < current or (pair == current and view.closed)
+
+    def _drop(self, job: Job, commands: list[Command]) -> None:
+        if job in self.waiting:
+            self.waiting.remove(job)
+            return
+        self.active = None
+        commands.append(CancelJob(job.key))
+        if job.stage == "uploading":
+            self._report(job, commands)
+        else:
+            commands.append(ForgetJob(job.key, accepted=False))
+
+
+def _wants_less(job: Job, failure: JobFailed) -> bool:
+    """Whether the work is done again with less at a time.
+
+    Somebody may have killed the process: the first time it is done again as it was.
+    """
+    if job.key.action != "train" or job.shrink >= MAX_SHRINKS:
+        return False
+    return failure.memory == "short" or (
+        failure.memory == "suspected" and job.work_attempts >= MAX_WORK_ATTEMPTS
+    )
+
+
+def _pair(key: JobKey) -> tuple[int, int]:
+    return (key.round, key.attempt)

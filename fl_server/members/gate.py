@@ -1,0 +1,110 @@
+"""Who is listened to: each message is checked before anything acts on it, and refusals are counted.
+
+What a sender can make this cost is bounded for each of them: time by the throttle, disk and log by
+noting only the first of many refusals.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from broker.session.session import Delivery
+from broker.wire.messages import Envelope, Message, Result, decode
+from broker.wire.topics import Address, parse
+from fl_server.members.membership import Membership
+from fl_server.members.rate_limit import Throttle
+from fl_server.members.rules import Act
+from runtime.errors import PeerError
+
+_LOG = logging.getLogger(__name__)
+# a device says a few things a round; one that says more than this is not listened to. Each KiB
+# counts as one message more, since the largest that msgpack can be made take 0.4 s to refuse
+_MESSAGES_PER_S, _MESSAGES_AT_ONCE = 100.0, 1000
+_WEIGHED_BYTES = 1024
+_NOTED_PER_S, _NOTED_AT_ONCE = 0.1, 10
+_REMEMBERED_RESULTS = 10_000
+_NOBODYS = frozenset({"unknown_dev", "revoked_device", "signature"})
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A message that its sender may say here."""
+
+    address: Address
+    envelope: Envelope
+    message: Message
+
+
+class Reception:
+    """The server's ear. One thread uses it.
+
+    Args:
+        domain: the only one that is listened to.
+        members: whose keys are known, and the audit log.
+        clear: removes the retained document of a topic.
+
+    Attributes:
+        refused: how many messages were refused, by reason; also results that came again
+            ("repeated") and connections that the broker refused ("connection").
+    """
+
+    def __init__(self, domain: str, members: Membership, clear: Callable[[str], None]) -> None:
+        self.refused: Counter[str] = Counter()
+        self._domain = domain
+        self._members = members
+        self._clear = clear
+        self._throttle = Throttle(_MESSAGES_PER_S, _MESSAGES_AT_ONCE)
+        self._noted = Throttle(_NOTED_PER_S, _NOTED_AT_ONCE)
+        self._results: dict[tuple[str, str, int], None] = {}
+
+    def hear(self, delivery: Delivery) -> Heard | None:
+        """Return what was said, None for the clearing of a document.
+
+        Raises:
+            PeerError: it is to be refused.
+        """
+        address = parse(delivery.topic)
+        if address.domain != self._domain:
+            raise PeerError("a message of another domain", "foreign_domain")
+        if not delivery.payload:
+            return None
+        weight = 1.0 if address.area == "op" else 1.0 + len(delivery.payload) / _WEIGHED_BYTES
+        if not self._throttle.admits(f"{address.area}/{address.id}", time.monotonic(), weight):
+            raise PeerError(f"too many messages of {address.id}", "rate_limited")
+        key = self._members.key_of(address)
+        envelope, message = decode(delivery.payload, address, key)
+        if isinstance(message, Result):
+            self._note_repetition(address.id, envelope)
+        return Heard(address, envelope, message)
+
+    def refuse(self, delivery: Delivery, error: PeerError) -> None:
+        """Count a refusal, note it unless there were many alike, and leave nothing of it behind."""
+        self.refused[error.reason] += 1
+        _LOG.debug("refused a message on %s: %s", delivery.topic, error)
+        try:
+            address = parse(delivery.topic)
+        except PeerError:
+            return
+        # of those whom nobody knows there may be any number
+        who = "somebody" if error.reason.startswith("unknown_") else address.id
+        if self._noted.admits(f"{address.area}/{who}/{error.reason}", time.monotonic()):
+            _LOG.warning("refused a message on %s: %s", address, error)
+            act = Act(address.id, "message refused", address.topic, {"reason": error.reason})
+            self._members.note(act)
+        if address.retained and error.reason in _NOBODYS:
+            # what nobody may have said must not stay for those who come later
+            self._clear(address.topic)
+
+    def _note_repetition(self, device_id: str, envelope: Envelope) -> None:
+        """Count a result that came before: said again until its receipt, or replayed."""
+        said = (device_id, envelope.boot_id, envelope.seq)
+        if said in self._results:
+            self.refused["repeated"] += 1
+            return
+        self._results[said] = None
+        if len(self._results) > _REMEMBERED_RESULTS:
+            del self._results[next(iter(self._results))]

@@ -1,0 +1,419 @@
+"""Who takes part: the server's side of enrolment, rotation and revocation.
+
+Called on the owner's thread, but for what a ``Deferred`` of the operations does in between.
+A change is in the registry before the broker learns it, and whoever asked is told when the broker
+has it.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import msgpack
+
+from broker.brokers.access_control import AccessControl
+from broker.brokers.managed import RefusedConnection
+from broker.session.connection import Endpoint
+from broker.session.end_session import end_session
+from broker.wire.access import BrokerUser, Role, grants
+from broker.wire.messages import Claim, ClaimAnswer, Message, NewPassword, PasswordKept
+from broker.wire.topics import Address, Topics
+from fl_server.members.rate_limit import Throttle
+from fl_server.members.rules import (
+    Act,
+    Claimant,
+    DeviceRecord,
+    Fresh,
+    TokenRecord,
+    forgettable,
+    judge,
+    newcomers,
+    password_kept,
+    with_next_password,
+)
+from fl_server.members.store import Registry
+from runtime.errors import ConfigError, NotFound, PeerError
+from runtime.identity import Identity, new_client_id, new_password
+from runtime.jointoken import JoinToken
+from runtime.signing import PublicKey
+
+_CLAIMS_PER_S, _CLAIMS_AT_ONCE = 20.0, 200
+_REFUSALS_PER_S, _REFUSALS_AT_ONCE = 0.1, 20
+_REFUSED_NOTED = 20
+_NOTED_SKEW_S = 24 * 3600.0
+
+
+@dataclass(frozen=True)
+class SiteInfo:
+    """What a device must be told of the site, beside its own credentials.
+
+    Attributes:
+        url: where devices reach the broker, ``mqtt://host:port`` or ``mqtts://host:port``.
+        ca_fingerprint: sha256 of the site's own authority in hex, "" where there is none.
+        store_ca: what signs the store's certificate, in PEM, where the system does not know it.
+    """
+
+    url: str
+    ca_fingerprint: str = ""
+    store_ca: str = ""
+
+
+class Membership:
+    """The devices and tokens of one domain.
+
+    Args:
+        registry: where they are kept.
+        server: the server's own identity.
+        operators: the identities that may steer.
+        site: what devices are told.
+        access: the broker's users.
+        endpoint: the server's own way to the broker.
+        publish: sends a message to a topic.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        server: Identity,
+        operators: Sequence[Identity],
+        site: SiteInfo,
+        access: AccessControl,
+        endpoint: Endpoint,
+        publish: Callable[[str, Message], None],
+    ) -> None:
+        self.site = site
+        self.devices = {device.id: device for device in registry.devices()}
+        self.tokens = {token.id: token for token in registry.tokens()}
+        self._registry = registry
+        self._server = server
+        self._staff = {each.id: each for each in (server, *operators)}
+        self._operator_keys = {each.id: each.secret_key.public for each in operators}
+        self._topics = Topics(server.domain)
+        self._endpoint = endpoint
+        self._publish = publish
+        self._door = _Door(access, self._users())
+        self._claims = Throttle(_CLAIMS_PER_S, _CLAIMS_AT_ONCE)
+        self._noted = Throttle(_REFUSALS_PER_S, _REFUSALS_AT_ONCE)
+        self._keys: dict[str, PublicKey] = {}
+
+    # --- who may speak ------------------------------------------------------------------------
+
+    def key_of(self, address: Address) -> PublicKey:
+        """Return the key of whoever may write at an address.
+
+        Raises:
+            PeerError: nobody known, or no longer.
+        """
+        known: PublicKey | None = None
+        match address.area:
+            case "dev":
+                device = self.devices.get(address.id)
+                if device is not None and device.status != "active":
+                    raise PeerError(f"device {address.id} was revoked", "revoked_device")
+                known = None if device is None else self._key(device.public_key)
+            case "op":
+                known = self._operator_keys.get(address.id)
+            case "enroll":
+                token = self.tokens.get(address.id)
+                known = None if token is None else self._key(token.public_key)
+        if known is None:
+            raise PeerError(f"nobody is known as {address}", f"unknown_{address.area}")
+        return known
+
+    def _key(self, text: str) -> PublicKey:
+        if text not in self._keys:
+            self._keys[text] = PublicKey(text)
+        return self._keys[text]
+
+    # --- enrolment ----------------------------------------------------------------------------
+
+    def invite(
+        self, operator: str, *, group: str, project: str, uses: int, lifetime_s: float
+    ) -> JoinToken:
+        """Return a new join token; the broker knows its holder after :meth:`settle`.
+
+        Raises:
+            ConfigError: the broker's users are made by somebody else.
+        """
+        self._door.require_ours("no join token can be made")
+        now = time.time()
+        token = JoinToken.generate(
+            self._server.domain, self._server.secret_key.public, self.site.ca_fingerprint
+        )
+        record = TokenRecord(
+            id=token.id,
+            public_key=token.key.public.text,
+            broker_password=token.broker_password,
+            group=group,
+            project=project,
+            uses=uses,
+            used=0,
+            expires_at=now + lifetime_s,
+            made_by=operator,
+            made_at=now,
+        )
+        gone = forgettable(self.tokens.values(), now)
+        detail = {"group": group, "project": project, "uses": uses, "lifetime_s": lifetime_s}
+        self._registry.write(
+            [Act(operator, "token made", token.id, detail)], tokens=[record], forget=gone
+        )
+        for each in gone:
+            del self.tokens[each]
+        self.tokens[token.id] = record
+        self._door.want(self._users())
+        return token
+
+    def claim(self, token_id: str, claim: Claim, clock_off_s: float) -> ClaimAnswer:
+        """Return the answer to a claim, to be sent after :meth:`settle`.
+
+        Args:
+            token_id: by which topic it came; its signature is checked.
+            claim: what is claimed.
+            clock_off_s: how far the device's clock is from this one.
+
+        Raises:
+            PeerError: too many claims with this token, or a key for which nothing can be sealed.
+        """
+        now = time.time()
+        if not self._claims.admits(token_id, time.monotonic()):
+            raise PeerError("too many claims with one token", "rate_limited")
+        name = self._fresh_name()
+        fresh = Fresh(name, new_client_id(claim.name or name), new_password())
+        verdict = judge(
+            Claimant(claim.public_key, claim.name),
+            self.tokens[token_id],
+            self.devices,
+            self._staff,
+            fresh,
+            now,
+        )
+        acts = list(verdict.acts)
+        if verdict.changed and abs(clock_off_s) > _NOTED_SKEW_S:
+            detail = {"off_s": round(clock_off_s)}
+            acts.append(Act(token_id, "clock of a device is off", claim.name, detail))
+        if verdict.device is None:
+            if self._noted.admits(f"{token_id}/{verdict.refusal}", time.monotonic()):
+                self._registry.write(acts)
+            return ClaimAnswer(public_key=claim.public_key, admitted=False, reason=verdict.refusal)
+        # sealed first: a key for which nothing can be sealed must not become a device
+        sealed = PublicKey(claim.public_key).seal(self._credentials(verdict.device))
+        if verdict.token is not None:
+            self._registry.write(acts, devices=[verdict.device], tokens=[verdict.token])
+            self.devices[verdict.device.id] = verdict.device
+            self.tokens[token_id] = verdict.token
+            self._door.want(self._users())
+        return ClaimAnswer(public_key=claim.public_key, admitted=True, sealed=sealed)
+
+    def _fresh_name(self) -> str:
+        """Return a name that no device has."""
+        while (name := f"device-{secrets.token_hex(4)}") in self.devices:
+            pass
+        return name
+
+    def _credentials(self, device: DeviceRecord) -> bytes:
+        packed: bytes = msgpack.packb(
+            {
+                "domain": self._server.domain,
+                "id": device.id,
+                "client_id": device.client_id,
+                "password": device.password,
+                "store_ca": self.site.store_ca,
+                "index": device.index,
+                "count": device.count,
+            }
+        )
+        return packed
+
+    def admit(self, operator: str, wanted: Sequence[DeviceRecord]) -> None:
+        """Admit devices whose identities the operator made; those known already stay as they are.
+
+        Raises:
+            ConfigError: a name or key is taken, reserved or not usable; nobody is admitted.
+        """
+        new = newcomers(wanted, self.devices, self._staff)
+        for device in new:
+            try:
+                self._key(device.public_key).seal(b"")
+            except PeerError as error:
+                raise ConfigError(f"the key of {device.id} is not usable: {error}") from error
+        now = time.time()
+        admitted = [replace(device, admitted_by=operator, admitted_at=now) for device in new]
+        acts = [Act(operator, "device admitted", device.id) for device in admitted]
+        self._registry.write(acts, devices=admitted)
+        self.devices |= {device.id: device for device in admitted}
+        if admitted:
+            self._door.want(self._users())
+
+    # --- rotation -----------------------------------------------------------------------------
+
+    def rotate(self, operator: str, device_id: str) -> None:
+        """Give a device another password; the broker takes it once the device has kept it.
+
+        Raises:
+            NotFound: no such device, or it was revoked.
+            ConfigError: the broker's users are made by somebody else.
+        """
+        self._door.require_ours("no password can be changed")
+        device = self._active(device_id)
+        changed = with_next_password(device, new_password())
+        self._registry.write([Act(operator, "rotation begun", device_id)], devices=[changed])
+        self.devices[device_id] = changed
+        self.offer_password(device_id)
+
+    def offer_password(self, device_id: str) -> None:
+        """Send a device the password that it has not kept yet, if there is one."""
+        device = self.devices[device_id]
+        if not device.next_password:
+            return
+        sealed = self._key(device.public_key).seal(device.next_password.encode())
+        message = NewPassword(rotation=device.rotation, sealed=sealed)
+        self._publish(self._topics.device(device_id, "task"), message)
+
+    def password_kept(self, device_id: str, message: PasswordKept) -> bool:
+        """Put a kept password in force; whether the broker is to learn one by :meth:`settle`."""
+        changed = password_kept(self.devices[device_id], message.rotation)
+        if changed is None:
+            return False
+        self._registry.write([Act(device_id, "password rotated", device_id)], devices=[changed])
+        self.devices[device_id] = changed
+        self._door.want(self._users())
+        return True
+
+    # --- revocation ---------------------------------------------------------------------------
+
+    def revoke(self, operator: str, device_id: str) -> DeviceRecord:
+        """Take a device out; it is cut off by :meth:`cut_off`.
+
+        Raises:
+            NotFound: no such device.
+        """
+        device = self.devices.get(device_id)
+        if device is None:
+            raise NotFound(f"no device {device_id!r}; `rengo devices ls` lists them")
+        revoking = replace(device, status="revoking", next_password="")
+        if device.status == "active":
+            self._registry.write([Act(operator, "device revoked", device_id)], devices=[revoking])
+        self.devices[device_id] = revoking
+        self._door.want(self._users())
+        return revoking
+
+    def withdraw(self, operator: str, token_id: str) -> None:
+        """Let a join token end now.
+
+        Raises:
+            NotFound: no such token.
+        """
+        token = self.tokens.get(token_id)
+        if token is None:
+            raise NotFound(f"no join token {token_id!r}; `rengo audit` shows which were made")
+        ended = replace(token, uses=0, expires_at=min(token.expires_at, time.time()))
+        self._registry.write([Act(operator, "token withdrawn", token_id)], tokens=[ended])
+        self.tokens[token_id] = ended
+
+    def cut_off(self, device: DeviceRecord) -> None:
+        """Make the broker forget a device: its user, its session and its queue. On any thread.
+
+        Raises:
+            TransportError: the broker did not do it.
+        """
+        self.settle()
+        end_session(self._endpoint, device.client_id)
+
+    def is_cut_off(self, device: DeviceRecord) -> None:
+        """Keep that the broker has forgotten a device."""
+        revoked = replace(device, status="revoked")
+        self._registry.write([Act("server", "device cut off", device.id)], devices=[revoked])
+        self.devices[device.id] = revoked
+
+    def half_revoked(self) -> list[DeviceRecord]:
+        """Return the devices that the broker may still know although they are revoked."""
+        return [device for device in self.devices.values() if device.status == "revoking"]
+
+    def _active(self, device_id: str) -> DeviceRecord:
+        device = self.devices.get(device_id)
+        if device is None or device.status != "active":
+            raise NotFound(f"no active device {device_id!r}; `rengo devices ls` lists them")
+        return device
+
+    # --- the broker ---------------------------------------------------------------------------
+
+    def settle(self) -> None:
+        """Return when the broker has the latest users; any thread.
+
+        Raises:
+            TransportError: the broker refused them.
+        """
+        self._door.settle()
+
+    def _users(self) -> Callable[[], list[BrokerUser]]:
+        """Return what makes the broker's users of today's members, on any thread."""
+        domain, staff = self._server.domain, list(self._staff.values())
+        devices = [each for each in self.devices.values() if each.status == "active"]
+        tokens = list(self.tokens.values())
+
+        def make() -> list[BrokerUser]:
+            made = [(each.id, each.password.get_secret_value(), Role(each.role)) for each in staff]
+            made += [(each.id, each.password, Role.DEVICE) for each in devices]
+            made += [(each.id, each.broker_password, Role.CLAIMANT) for each in tokens]
+            return [
+                BrokerUser(name, password, grants(role, domain, name))
+                for name, password, role in made
+            ]
+
+        return make
+
+    def refused_connections(self) -> Counter[RefusedConnection]:
+        """Return whom the broker did not let in since the last look; one thread at a time."""
+        return Counter(self._door.access.refused())
+
+    def note_refused(self, refused: Counter[RefusedConnection]) -> None:
+        """Write to the audit log whom the broker did not let in."""
+        self.note(
+            *(
+                Act(who.user, "connection refused", who.address, {"times": times})
+                for who, times in refused.most_common(_REFUSED_NOTED)
+            )
+        )
+
+    # --- the log ------------------------------------------------------------------------------
+
+    def note(self, *acts: Act) -> None:
+        """Write to the audit log."""
+        self._registry.write(acts)
+
+
+@dataclass
+class _Door:
+    """The broker's users, the latest winning: many changes at once cost one reload."""
+
+    access: AccessControl
+    users: Callable[[], list[BrokerUser]]
+    _wanted: int = 1
+    _done: int = 0
+    _busy: threading.Lock = field(default_factory=threading.Lock)
+
+    def require_ours(self, what: str) -> None:
+        """Raise ConfigError where the server cannot change the broker's users."""
+        if not self.access.ours:
+            raise ConfigError(f"{what}: the users of this broker are made by the broker's operator")
+
+    def want(self, users: Callable[[], list[BrokerUser]]) -> None:
+        """Set the users; one thread calls it."""
+        self.users = users
+        self._wanted += 1
+
+    def settle(self) -> None:
+        """Apply the latest users unless somebody has; any thread."""
+        asked = self._wanted
+        with self._busy:
+            if self._done >= asked:
+                return
+            # users is set before the number grows, so that it is at least as new as the number
+            number = self._wanted
+            self.access.apply(self.users())
+            self._done = number

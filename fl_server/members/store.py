@@ -1,0 +1,201 @@
+"""The registry: who may take part, which join tokens are out, and who did what when.
+
+Every change is written together with its entry in the audit log, or not at all. The log only grows;
+each entry holds the hash of the one before, so that a change to the past shows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from fl_server.members.rules import Act, DeviceRecord, TokenRecord
+from fl_server.persistence.database import Database, sa
+from runtime.errors import RengoError
+
+SCHEMA_VERSION = 1
+_FIRST_DIGEST = "0" * 64
+_metadata = sa.MetaData()
+_devices = sa.Table(
+    "rengo_devices",
+    _metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("public_key", sa.String(64), nullable=False, unique=True),
+    sa.Column("client_id", sa.String(128), nullable=False),
+    sa.Column("password", sa.String(256), nullable=False),
+    sa.Column("next_password", sa.String(256), nullable=False),
+    sa.Column("rotation", sa.Integer, nullable=False),
+    sa.Column("group", sa.String(64), nullable=False),
+    sa.Column("project", sa.String(64), nullable=False),
+    sa.Column("index", sa.Integer, nullable=False),
+    sa.Column("count", sa.Integer, nullable=False),
+    sa.Column("status", sa.String(16), nullable=False),
+    sa.Column("token_id", sa.String(64), nullable=False),
+    sa.Column("admitted_by", sa.String(64), nullable=False),
+    sa.Column("admitted_at", sa.Float, nullable=False),
+)
+_tokens = sa.Table(
+    "rengo_tokens",
+    _metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("public_key", sa.String(64), nullable=False),
+    sa.Column("broker_password", sa.String(256), nullable=False),
+    sa.Column("group", sa.String(64), nullable=False),
+    sa.Column("project", sa.String(64), nullable=False),
+    sa.Column("uses", sa.Integer, nullable=False),
+    sa.Column("used", sa.Integer, nullable=False),
+    sa.Column("expires_at", sa.Float, nullable=False),
+    sa.Column("made_by", sa.String(64), nullable=False),
+    sa.Column("made_at", sa.Float, nullable=False),
+)
+_audit = sa.Table(
+    "rengo_audit",
+    _metadata,
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("at", sa.Float, nullable=False),
+    sa.Column("actor", sa.String(64), nullable=False),
+    sa.Column("act", sa.String(64), nullable=False),
+    sa.Column("subject", sa.String(128), nullable=False),
+    sa.Column("detail", sa.Text, nullable=False),
+    sa.Column("digest", sa.String(64), nullable=False),
+)
+
+
+@dataclass(frozen=True)
+class AuditEntry:
+    """One line of the audit log; ``digest`` is sha256 over the entry and the digest before."""
+
+    number: int
+    at: float
+    actor: str
+    act: str
+    subject: str
+    detail: dict[str, Any]
+    digest: str
+
+
+class AuditAltered(RengoError):
+    """The audit log is not as it was written: somebody changed the database."""
+
+
+class Registry:
+    """Devices, tokens and the audit log in the server's database. One thread calls it.
+
+    Raises:
+        JournalUnusable: another version of Rengo wrote it.
+        JournalError: as every method.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        database.prepare(_metadata, "registry_version", SCHEMA_VERSION)
+
+    def devices(self) -> list[DeviceRecord]:
+        """Return every device that was ever admitted, by id."""
+        return self._rows(_devices, DeviceRecord)
+
+    def tokens(self) -> list[TokenRecord]:
+        """Return the tokens that are not forgotten, by id."""
+        return self._rows(_tokens, TokenRecord)
+
+    def write(
+        self,
+        acts: Sequence[Act],
+        *,
+        devices: Iterable[DeviceRecord] = (),
+        tokens: Iterable[TokenRecord] = (),
+        forget: Iterable[str] = (),
+    ) -> None:
+        """Write the changed records and what was done, all or nothing.
+
+        Args:
+            acts: for the audit log, in order.
+            devices: new or changed.
+            tokens: new or changed.
+            forget: ids of tokens that go.
+        """
+        with self._database.begin() as connection:
+            for table, records in ((_devices, devices), (_tokens, tokens)):
+                for record in records:
+                    connection.execute(sa.delete(table).where(table.c.id == record.id))
+                    connection.execute(sa.insert(table), asdict(record))
+            for token_id in forget:
+                connection.execute(sa.delete(_tokens).where(_tokens.c.id == token_id))
+            _append(connection, acts)
+
+    def audit(self, *, before: int | None = None, limit: int = 100) -> list[AuditEntry]:
+        """Return the latest entries, the latest first, those before number ``before`` if given."""
+        query = sa.select(_audit).order_by(_audit.c.number.desc()).limit(limit)
+        if before is not None:
+            query = query.where(_audit.c.number < before)
+        with self._database.begin() as connection:
+            return [_entry(row) for row in connection.execute(query).all()]
+
+    def verify_audit(self) -> int:
+        """Return how many entries the log has.
+
+        Raises:
+            AuditAltered: one was changed, removed or added behind this registry's back.
+        """
+        digest, number = _FIRST_DIGEST, 0
+        with self._database.begin() as connection:
+            for row in connection.execute(sa.select(_audit).order_by(_audit.c.number)):
+                number += 1
+                digest = _digest(digest, row)
+                if row.number != number or row.digest != digest:
+                    raise AuditAltered(
+                        f"the audit log in {self._database.name} was altered at entry {number}"
+                    )
+        return number
+
+    def _rows(self, table: sa.Table, record: Any) -> list[Any]:
+        names = [each.name for each in fields(record)]
+        with self._database.begin() as connection:
+            rows = connection.execute(sa.select(table).order_by(table.c.id)).mappings().all()
+        return [record(**{name: row[name] for name in names}) for row in rows]
+
+
+def _append(connection: sa.Connection, acts: Sequence[Act]) -> None:
+    if not acts:
+        return
+    last = connection.execute(
+        sa.select(_audit.c.number, _audit.c.digest).order_by(_audit.c.number.desc()).limit(1)
+    ).first()
+    number, digest = (0, _FIRST_DIGEST) if last is None else last
+    for act in acts:
+        number += 1
+        row = _Row(
+            number,
+            time.time(),
+            act.actor[:64],
+            act.act[:64],
+            act.subject[:128],
+            json.dumps(act.detail, sort_keys=True),
+        )
+        digest = _digest(digest, row)
+        connection.execute(sa.insert(_audit), {**asdict(row), "digest": digest})
+
+
+@dataclass(frozen=True)
+class _Row:
+    number: int
+    at: float
+    actor: str
+    act: str
+    subject: str
+    detail: str
+
+
+def _digest(before: str, row: Any) -> str:
+    said = [before, row.number, row.at, row.actor, row.act, row.subject, row.detail]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+
+
+def _entry(row: Any) -> AuditEntry:
+    return AuditEntry(
+        row.number, row.at, row.actor, row.act, row.subject, json.loads(row.detail), row.digest
+    )

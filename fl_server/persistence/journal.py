@@ -1,0 +1,237 @@
+"""The journal: every run and every fact, on disk before it takes effect.
+
+A run's state is the fold of its
+facts, in order; nothing here is ever updated in place but the server's epoch.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from fl_server.persistence.database import Database, JournalUnusable, read_meta, sa, write_meta
+from fl_server.rounds.events import FACTS, Fact, Model, Plan
+from fl_server.runs.definition import RunDefinition
+
+SCHEMA_VERSION = 1
+_metadata = sa.MetaData()
+_runs = sa.Table(
+    "rengo_runs",
+    _metadata,
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("run_id", sa.String(64), unique=True, nullable=False),
+    sa.Column("definition", sa.Text, nullable=False),
+    sa.Column("plan", sa.Text, nullable=False),
+    sa.Column("initial", sa.Text, nullable=False),
+    sa.Column("at", sa.Float, nullable=False),
+)
+_facts = sa.Table(
+    "rengo_facts",
+    _metadata,
+    sa.Column("run_id", sa.String(64), primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("kind", sa.String(64), nullable=False),
+    sa.Column("body", sa.Text, nullable=False),
+    sa.Column("at", sa.Float, nullable=False),
+)
+# made once: what SQLAlchemy finds out about a statement stays with it
+_INSERT_FACTS = sa.insert(_facts)
+
+_prepared = sa.Table(
+    "rengo_prepared",
+    _metadata,
+    sa.Column("run_id", sa.String(64), primary_key=True),
+    sa.Column("definition", sa.Text, nullable=False),
+    sa.Column("initial", sa.Text, nullable=False),
+)
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A journalled run. ``at`` is the wall clock's Unix time, for people only."""
+
+    run_id: str
+    definition: RunDefinition
+    plan: Plan
+    initial: Model
+    at: float
+
+
+@dataclass(frozen=True)
+class AwaitedModel:
+    """Where a version 0 goes, and how large it is; its sha256 comes when it is there."""
+
+    key: str
+    size_bytes: int
+
+    def model(self, sha256: str) -> Model:
+        """Return it as it was promised."""
+        return Model(0, self.key, sha256, self.size_bytes)
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """A run whose version 0 is awaited."""
+
+    run_id: str
+    definition: RunDefinition
+    awaited: AwaitedModel
+
+
+@dataclass(frozen=True)
+class FactRecord:
+    """A journalled fact with the wall clock's Unix time, for people only."""
+
+    fact: Fact
+    at: float
+
+
+class Journal:
+    """The journal behind one database URL. One thread calls it.
+
+    Raises:
+        ConfigError: the URL is not usable.
+        JournalUnusable: another version of Rengo wrote the data, or they cannot be opened.
+        JournalUnreachable: the database's server cannot be reached.
+        JournalError: the disk is full.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.database = Database(url)
+        self._begin = self.database.begin
+        self._name = self.database.name
+        self._numbers: dict[str, int] = {}
+        self.database.prepare(_metadata, "schema_version", SCHEMA_VERSION)
+
+    def close(self) -> None:
+        """Release the database."""
+        self.database.close()
+
+    def next_epoch(self) -> int:
+        """Return the server's epoch: one more than at the last start."""
+        with self._begin() as connection:
+            epoch = read_meta(connection, "epoch", 0) + 1
+            write_meta(connection, "epoch", epoch)
+        return epoch
+
+    def prepare(self, run: PreparedRun) -> None:
+        """Write a run whose version 0 is awaited."""
+        row = {
+            "run_id": run.run_id,
+            "definition": run.definition.model_dump_json(),
+            "initial": json.dumps(asdict(run.awaited)),
+        }
+        with self._begin() as connection:
+            connection.execute(sa.insert(_prepared), row)
+
+    def prepared(self) -> list[PreparedRun]:
+        """Return the runs whose version 0 is awaited."""
+        with self._begin() as connection:
+            rows = connection.execute(sa.select(_prepared)).all()
+        return [_prepared_run(row, self._name) for row in rows]
+
+    def forget_prepared(self, run_id: str) -> None:
+        """Remove a run that nobody submitted in time."""
+        with self._begin() as connection:
+            connection.execute(sa.delete(_prepared).where(_prepared.c.run_id == run_id))
+
+    def add_run(self, record: RunRecord) -> None:
+        """Write a new run, which is prepared no longer; JournalError when its id is taken."""
+        row = {
+            "run_id": record.run_id,
+            "definition": record.definition.model_dump_json(),
+            "plan": json.dumps(asdict(record.plan)),
+            "initial": json.dumps(asdict(record.initial)),
+            "at": record.at,
+        }
+        with self._begin() as connection:
+            connection.execute(sa.insert(_runs), row)
+            connection.execute(sa.delete(_prepared).where(_prepared.c.run_id == record.run_id))
+
+    def append(self, run_id: str, facts: Sequence[Fact]) -> None:
+        """Write facts in order, all or none; they are on disk when this returns."""
+        if not facts:
+            return
+        number = self._next_number(run_id)
+        now = time.time()
+        rows = [
+            {
+                "run_id": run_id,
+                "number": number + offset,
+                "kind": type(fact).__name__,
+                "body": json.dumps(asdict(fact)),
+                "at": now,
+            }
+            for offset, fact in enumerate(facts)
+        ]
+        with self._begin() as connection:
+            connection.execute(_INSERT_FACTS, rows)
+        self._numbers[run_id] = number + len(rows)
+
+    def runs(self) -> list[RunRecord]:
+        """Return every run, oldest first."""
+        with self._begin() as connection:
+            rows = connection.execute(sa.select(_runs).order_by(_runs.c.number)).all()
+        return [_run_record(row, self._name) for row in rows]
+
+    def facts(self, run_id: str) -> list[FactRecord]:
+        """Return a run's facts in order."""
+        query = sa.select(_facts).where(_facts.c.run_id == run_id).order_by(_facts.c.number)
+        with self._begin() as connection:
+            rows = connection.execute(query).all()
+        return [FactRecord(_fact(row, self._name), row.at) for row in rows]
+
+    def _next_number(self, run_id: str) -> int:
+        if run_id not in self._numbers:
+            query = sa.select(sa.func.max(_facts.c.number)).where(_facts.c.run_id == run_id)
+            with self._begin() as connection:
+                last = connection.execute(query).scalar()
+            self._numbers[run_id] = 0 if last is None else last + 1
+        return self._numbers[run_id]
+
+
+_ADAPTERS: dict[Any, TypeAdapter[Any]] = {
+    kind: TypeAdapter(kind) for kind in (*FACTS.values(), Plan, Model, AwaitedModel)
+}
+
+
+def _fact(row: Any, journal: str) -> Fact:
+    fact_type = FACTS.get(row.kind)
+    if fact_type is None:
+        raise JournalUnusable(f"journal {journal} holds an unknown fact {row.kind!r}")
+    try:
+        fact: Fact = _ADAPTERS[fact_type].validate_json(row.body)
+    except ValidationError as error:
+        where = f"{row.run_id}, number {row.number}"
+        raise JournalUnusable(f"journal {journal} holds a damaged {row.kind}: {where}") from error
+    return fact
+
+
+def _prepared_run(row: Any, journal: str) -> PreparedRun:
+    try:
+        return PreparedRun(
+            row.run_id,
+            RunDefinition.model_validate_json(row.definition),
+            _ADAPTERS[AwaitedModel].validate_json(row.initial),
+        )
+    except ValidationError as error:
+        raise JournalUnusable(f"journal {journal} holds a damaged run {row.run_id}") from error
+
+
+def _run_record(row: Any, journal: str) -> RunRecord:
+    try:
+        return RunRecord(
+            row.run_id,
+            RunDefinition.model_validate_json(row.definition),
+            _ADAPTERS[Plan].validate_json(row.plan),
+            _ADAPTERS[Model].validate_json(row.initial),
+            row.at,
+        )
+    except ValidationError as error:
+        raise JournalUnusable(f"journal {journal} holds a damaged run {row.run_id}") from error

@@ -1,0 +1,188 @@
+"""A run's ledger: the fold of its journalled facts, and which fact may follow in which phase."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fl_server.rounds.events import (
+    EvaluationRecorded,
+    Fact,
+    Model,
+    OrderDeclined,
+    Phase,
+    RoundAbandoned,
+    RoundClosed,
+    RoundCommitted,
+    RoundStarted,
+    RunCompleted,
+    RunFailed,
+    RunPaused,
+    RunResumed,
+    RunStopped,
+    Status,
+    Update,
+    UpdateAccepted,
+    UpdateRefused,
+    UpdateWithdrawn,
+)
+from fl_server.rounds.workload import OrderWork, Speed, measured
+from runtime.errors import InvalidTransition
+
+_KEPT_EARLIER = 4
+_ALWAYS: frozenset[type[Fact]] = frozenset(
+    {EvaluationRecorded, RunPaused, RunResumed, RunStopped, RunFailed}
+)
+LEGAL: dict[Phase, frozenset[type[Fact]]] = {
+    "gathering": _ALWAYS | {RoundStarted},
+    "collecting": _ALWAYS
+    | {
+        UpdateAccepted,
+        UpdateRefused,
+        UpdateWithdrawn,
+        OrderDeclined,
+        RoundClosed,
+        RoundAbandoned,
+    },
+    "aggregating": _ALWAYS | {RoundCommitted, RoundAbandoned},
+    "evaluating": _ALWAYS | {RunCompleted},
+    "ended": frozenset(),
+}
+
+
+@dataclass
+class Ledger:
+    """What the facts so far add up to.
+
+    Attributes:
+        rounds: how many rounds the run has.
+        model: the latest committed version.
+        earlier: the few before it, nearest last.
+        round: the round in progress, from 1; it and ``attempt`` stay after the last commit, so that
+            the pair never goes back.
+        accepted: this attempt's counted updates by device.
+        refused: this attempt's refusals and declines by device, with their reasons.
+        evaluations: version -> device -> (num_examples, metrics).
+        work: what this attempt's devices are asked for, where orders are fitted.
+        speeds: what devices were measured at in this run, smoothed.
+    """
+
+    rounds: int
+    model: Model
+    status: Status = "running"
+    phase: Phase = "gathering"
+    reason: str = ""
+    earlier: tuple[Model, ...] = ()
+    round: int = 1
+    attempt: int = 1
+    cohort: tuple[str, ...] = ()
+    target: int = 0
+    included: tuple[str, ...] = ()
+    work: dict[str, OrderWork] = field(default_factory=dict)
+    speeds: dict[str, Speed] = field(default_factory=dict)
+    accepted: dict[str, Update] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+    evaluations: dict[int, dict[str, tuple[int, dict[str, float]]]] = field(default_factory=dict)
+    _counted: dict[tuple[int, int, str], str] = field(default_factory=dict)
+
+    @property
+    def answered(self) -> set[str]:
+        """The devices of the cohort from which nothing more is awaited."""
+        return set(self.accepted) | set(self.refused)
+
+    def counted(self, round_number: int, attempt: int, device_id: str) -> str | None:
+        """Return the header sha256 of the device's update that was accepted then, or None."""
+        return self._counted.get((round_number, attempt, device_id))
+
+    def metric(self, version: int, name: str) -> float | None:
+        """Return the mean of a metric over the devices that evaluated ``version``, by examples."""
+        rows = [
+            (examples, metrics[name])
+            for _, (examples, metrics) in sorted(self.evaluations.get(version, {}).items())
+            if name in metrics
+        ]
+        total = sum(examples for examples, _ in rows)
+        return sum(examples * value for examples, value in rows) / total if total else None
+
+    def metrics(self, version: int) -> dict[str, float]:
+        """Return the mean of each metric over the devices that evaluated ``version``."""
+        rows = self.evaluations.get(version, {}).values()
+        names = sorted({name for _, metrics in rows for name in metrics})
+        means = {name: self.metric(version, name) for name in names}
+        return {name: mean for name, mean in means.items() if mean is not None}
+
+    def apply(self, fact: Fact) -> None:
+        """Take one fact.
+
+        Raises:
+            InvalidTransition: the fact cannot follow here; nothing was changed.
+        """
+        self._require_legal(fact)
+        match fact:
+            case RoundStarted():
+                self.phase, self.cohort, self.target = "collecting", fact.cohort, fact.target
+                self.work = fact.work
+            case UpdateAccepted():
+                self.accepted[fact.device_id] = fact.update
+                self._measure(fact)
+                key = (fact.round, fact.attempt, fact.device_id)
+                self._counted[key] = fact.update.header_sha256
+            case UpdateRefused() | OrderDeclined():
+                self.refused[fact.device_id] = fact.reason
+            case UpdateWithdrawn():
+                del self.accepted[fact.device_id]
+                del self._counted[(fact.round, fact.attempt, fact.device_id)]
+            case RoundClosed():
+                self.phase, self.included = "aggregating", fact.included
+            case RoundAbandoned():
+                self._next(self.round, self.attempt + 1)
+            case RoundCommitted():
+                self.earlier = (*self.earlier, self.model)[-_KEPT_EARLIER:]
+                self.model = fact.model
+                if fact.round == self.rounds:
+                    self._next(self.round, self.attempt)
+                    self.phase = "evaluating"
+                else:
+                    self._next(fact.round + 1, 1)
+            case EvaluationRecorded():
+                of_version = self.evaluations.setdefault(fact.round, {})
+                of_version[fact.device_id] = (fact.num_examples, fact.metrics)
+            case RunPaused():
+                self.status = "paused"
+            case RunResumed():
+                self.status = "running"
+            case RunCompleted():
+                self.status, self.phase = "completed", "ended"
+            case RunStopped():
+                self.status, self.phase, self.reason = "stopped", "ended", fact.reason
+            case RunFailed():
+                self.status, self.phase, self.reason = "failed", "ended", fact.reason
+
+    def _measure(self, fact: UpdateAccepted) -> None:
+        speed, before = measured(fact.update.usage), self.speeds.get(fact.device_id)
+        if speed is not None:
+            self.speeds[fact.device_id] = before.followed_by(speed) if before else speed
+
+    def _next(self, round_number: int, attempt: int) -> None:
+        self.phase, self.round, self.attempt = "gathering", round_number, attempt
+        self.cohort, self.target, self.included, self.work = (), 0, (), {}
+        self.accepted, self.refused = {}, {}
+
+    def _require_legal(self, fact: Fact) -> None:
+        where = f"{self.phase}, round {self.round}, attempt {self.attempt}"
+        if type(fact) not in LEGAL[self.phase]:
+            raise InvalidTransition(f"{type(fact).__name__} cannot follow in {where}")
+        pair = (getattr(fact, "round", self.round), getattr(fact, "attempt", self.attempt))
+        if hasattr(fact, "attempt") and pair != (self.round, self.attempt):
+            raise InvalidTransition(f"{fact} does not belong to {where}")
+        if isinstance(fact, RoundStarted) and not fact.cohort:
+            raise InvalidTransition(f"a round without a cohort in {where}")
+        if isinstance(fact, RoundClosed) and fact.included != tuple(sorted(self.accepted)):
+            raise InvalidTransition(f"{fact} includes others than the accepted in {where}")
+        if isinstance(fact, RoundCommitted) and fact.model.version != self.round:
+            raise InvalidTransition(f"version {fact.model.version} cannot be committed in {where}")
+        if isinstance(fact, UpdateWithdrawn) and fact.device_id not in self.accepted:
+            raise InvalidTransition(f"{fact.device_id} has no accepted update in {where}")
+        if isinstance(fact, UpdateAccepted | UpdateRefused | OrderDeclined) and (
+            fact.device_id not in self.cohort or fact.device_id in self.answered
+        ):
+            raise InvalidTransition(f"{fact.device_id} owes no update in {where}")

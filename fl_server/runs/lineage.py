@@ -1,0 +1,92 @@
+"""What each committed version was made from: the fold of a run's facts that its manifest needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fl_server.persistence.journal import RunRecord
+from fl_server.rounds.events import (
+    Fact,
+    Model,
+    RoundAbandoned,
+    RoundCommitted,
+    UpdateAccepted,
+    UpdateWithdrawn,
+)
+from storage.versions.manifest import MAX_COHORT, Manifest, Parent
+
+
+@dataclass(frozen=True)
+class Commit:
+    """A committed version and its making.
+
+    Attributes:
+        attempt: the round's attempt that was committed; 0 for version 0.
+        examples: the included devices with their numbers of examples.
+    """
+
+    model: Model
+    attempt: int
+    parent: Parent | None
+    examples: dict[str, int]
+
+
+class Lineage:
+    """A run's latest commit.
+
+    Attributes:
+        latest: version 0 until a round was committed.
+    """
+
+    def __init__(self, record: RunRecord) -> None:
+        self.latest = Commit(record.initial, 0, record.definition.models.parent, {})
+        self._run_id = record.run_id
+        self._accepted: dict[str, int] = {}
+
+    def take(self, fact: Fact) -> Commit | None:
+        """Take the next fact; return the commit that it made, if it made one."""
+        match fact:
+            case UpdateAccepted():
+                self._accepted[fact.device_id] = fact.update.num_examples
+            case UpdateWithdrawn():
+                del self._accepted[fact.device_id]
+            case RoundAbandoned():
+                self._accepted = {}
+            case RoundCommitted():
+                before = self.latest.model
+                parent = Parent(run_id=self._run_id, version=before.version, sha256=before.sha256)
+                self.latest = Commit(fact.model, fact.attempt, parent, self._accepted)
+                self._accepted = {}
+                return self.latest
+        return None
+
+
+def manifest_of(
+    record: RunRecord, commit: Commit, *, project: str, layout_hash: str, created_ms: int
+) -> Manifest:
+    """Return what is signed of a version."""
+    definition, model = record.definition, commit.model
+    cohort = sorted(commit.examples)
+    return Manifest(
+        project=project,
+        run_id=record.run_id,
+        version=model.version,
+        attempt=commit.attempt,
+        task=definition.task,
+        algorithm=definition.algorithm.name,
+        algorithm_settings=definition.algorithm.settings,
+        training=definition.training,
+        seed=definition.seed,
+        parent=commit.parent,
+        cohort=cohort[:MAX_COHORT],
+        cohort_size=len(cohort),
+        num_examples=sum(commit.examples.values()),
+        key=model.key,
+        sha256=model.sha256,
+        size_bytes=model.size_bytes,
+        layout_hash=layout_hash,
+        state_key=model.state_key,
+        state_sha256=model.state_sha256,
+        changed=None if model.changed is None else list(model.changed),
+        created_ms=created_ms,
+    )

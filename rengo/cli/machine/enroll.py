@@ -1,0 +1,120 @@
+"""``rengo enroll URL``: make this machine a device of a site, once, and start its agent."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import os
+import sys
+from pathlib import Path
+
+from fl_client.identity.enrolment import enroll
+from rengo.cli.codes import DONE
+from rengo.cli.common import Commands, add_command
+from rengo.cli.site.roles import add_agent_options, add_engine_options, run_client, run_iot
+from rengo.site.folder import default_home
+from runtime.brokerurl import BrokerPlace, parse_url
+from runtime.errors import ConfigError
+from runtime.files import make_folder
+from runtime.identity import read_identity
+from runtime.jointoken import JoinToken
+
+_LONGEST_TOKEN_FILE = 4096
+_VARIABLE = "RENGO_JOIN_TOKEN"
+_DAY_S = 24 * 3600.0
+_WORTH_TELLING_S = _DAY_S
+
+
+def add(commands: Commands) -> None:
+    """Add the command."""
+    parser = add_command(
+        commands, "enroll", run, "make this machine a device of a site, once, and start its agent"
+    )
+    parser.add_argument("url", metavar="URL", help="the site's broker: mqtt(s)://HOST:PORT")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--token", help="the join token, as `rengo devices invite` printed it")
+    source.add_argument(
+        "--token-file", type=Path, metavar="FILE", help="a file with the token, instead"
+    )
+    parser.add_argument("--name", default="", help="the device's id (default: the server's choice)")
+    parser.add_argument(
+        "--pi", action="store_true", help="start the Raspberry Pi's agent, as `rengo iot` does"
+    )
+    parser.add_argument(
+        "--only", action="store_true", help="write the identity file and start nothing"
+    )
+    parser.add_argument(
+        "--once",
+        action="store_true",
+        help="where this machine is a device of that broker already, start its agent: for a "
+        "container that is started again with the same words",
+    )
+    add_agent_options(parser)
+    add_engine_options(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Enrol this machine, then serve as its agent."""
+    place = parse_url(options.url)
+    home = default_home()
+    known = _known(home, place) if options.once else None
+    if known is not None:
+        return _start(options, known)
+    token = JoinToken.parse(_token(options))
+    enrolled = enroll(place, token, make_folder(home / "identities"), options.name)
+    path = enrolled.path
+    start = "iot" if options.pi else "client"
+    print(f"Enrolled as {path.stem}. Its identity lies in {path}; keep it to this machine.")
+    if abs(enrolled.clock_off_s) > _WORTH_TELLING_S:
+        days = enrolled.clock_off_s / _DAY_S
+        where = "ahead of" if days > 0 else "behind"
+        print(f"This machine's clock is {abs(days):.1f} days {where} the server's. Training does")
+        print("not mind, but certificates of others may look expired, or not valid yet.")
+    print(f"From now on `rengo {start}` starts the agent.", flush=True)
+    return _start(options, path)
+
+
+def _start(options: argparse.Namespace, path: Path) -> int:
+    if options.only:
+        return DONE
+    options.identity = path
+    options.data_dir = options.data_dir or default_home() / "devices" / path.stem
+    options.server = None
+    return run_iot(options) if options.pi else run_client(options)
+
+
+def _known(home: Path, place: BrokerPlace) -> Path | None:
+    """Return the identity by which this machine is a device of that broker already."""
+    for path in sorted((home / "identities").glob("*.json")):
+        identity = read_identity(path)
+        if identity.role == "device" and (identity.host, identity.port) == (place.host, place.port):
+            return path
+    return None
+
+
+def _token(options: argparse.Namespace) -> str:
+    """Return the token from the flag, the file, the environment or the standard input.
+
+    Raises:
+        ConfigError: there is none, or the file cannot be read.
+    """
+    if options.token is not None:
+        return str(options.token)
+    if options.token_file is not None:
+        try:
+            with options.token_file.open("r", encoding="ascii") as file:
+                return str(file.read(_LONGEST_TOKEN_FILE))
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                f"--token-file {options.token_file} cannot be read: {error}"
+            ) from error
+    if os.environ.get(_VARIABLE):
+        return os.environ[_VARIABLE]
+    if sys.stdin.isatty():
+        return getpass.getpass("Join token: ")
+    text = sys.stdin.readline(_LONGEST_TOKEN_FILE).strip()
+    if not text:
+        raise ConfigError(
+            "no join token: give it by --token, --token-file, RENGO_JOIN_TOKEN or standard input"
+        )
+    return text

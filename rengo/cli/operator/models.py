@@ -1,0 +1,263 @@
+"""``rengo models ls|show|promote|rollback|tag|untag|verify|rm|gc``, and the verbs with files."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rengo.cli.codes import DONE
+from rengo.cli.common import Commands, add_command, add_site, connect, print_json
+from rengo.cli.operator import canary
+from rengo.cli.operator.model_files import add_file_verbs
+from rengo.operator.client import OperatorClient
+from rengo.operator.models import ask, bring, manifest_path, verify_file
+from rengo.terminal.format import count, figure, size
+from rengo.terminal.tables import print_table, when
+
+_NAME = "RUN:VERSION, RUN (its latest), TASK@production, a tag, or the start of the sha256"
+
+
+def add(commands: Commands) -> None:
+    """Add the commands."""
+    group = commands.add_parser(
+        "models", help="list, fetch, promote and clean up versions of models"
+    )
+    verbs = group.add_subparsers(dest="verb", metavar="VERB", required=True)
+    _add_list(_verb(verbs, "ls", list_models, "list the versions, the latest first"))
+    _add_name(_verb(verbs, "show", show_model, "show one version: lineage, metrics, stage"))
+    _add_promotion(_verb(verbs, "promote", promote, "put a version into production"))
+    _add_rollback(_verb(verbs, "rollback", rollback, "put the version before back into production"))
+    for name, summary in (
+        ("tag", "give a version a tag, which keeps it"),
+        ("untag", "take a tag away"),
+    ):
+        parser = _verb(verbs, name, tag, summary)
+        _add_name(parser)
+        parser.add_argument("label", help="a-z, 0-9 and ._-, up to 64 characters")
+    parser = _verb(
+        verbs, "verify", verify, "check a version's or a fetched file's signature and bytes"
+    )
+    parser.add_argument("name", help=f"a file that `rengo models get` brought, or {_NAME}")
+    _add_name(_verb(verbs, "rm", remove, "remove a version for good"))
+    parser = _verb(verbs, "gc", clean, "remove what no run and no policy needs")
+    parser.add_argument("--dry-run", action="store_true", help="say only what would be removed")
+    add_file_verbs(verbs)
+
+
+def _verb(
+    verbs: Commands, name: str, action: Callable[[argparse.Namespace], int], summary: str
+) -> argparse.ArgumentParser:
+    parser = add_command(verbs, name, action, summary)
+    add_site(parser)
+    parser.add_argument("--json", metavar="FILE", help="write one JSON document, - for stdout")
+    return parser
+
+
+def _add_name(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", help=_NAME)
+
+
+def _add_list(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--run", default="", metavar="RUN", help="only the versions of a run")
+    parser.add_argument("--task", default="", metavar="TASK", help="only the versions of a task")
+
+
+def _add_promotion(parser: argparse.ArgumentParser) -> None:
+    _add_name(parser)
+    parser.add_argument("--reason", default="", metavar="TEXT", help="why, for `rengo models show`")
+    canary.add_options(parser)
+
+
+def _add_rollback(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "task", nargs="?", default="", help="whose production; needed where several tasks have one"
+    )
+    parser.add_argument("--reason", default="", metavar="TEXT", help="why, for `rengo models show`")
+
+
+def list_models(options: argparse.Namespace) -> int:
+    """Print the versions."""
+    with connect(options) as client:
+        models = _all(client, options.run, options.task)
+    if options.json:
+        print_json({"models": models}, options.json)
+        return DONE
+    rows = [
+        [
+            row["name"],
+            _stage(row),
+            figure(row["metrics"].get("accuracy")),
+            size(row["size_bytes"]),
+            row["task"],
+            row["sha256"][:12],
+            ", ".join(row["tags"]),
+        ]
+        for row in models
+    ]
+    head = ["version", "stage", "accuracy", "size", "task", "sha256", "tags"]
+    print_table(head, rows, "no versions yet; `rengo run TASK` makes some")
+    return DONE
+
+
+def _all(client: OperatorClient, run_id: str, task: str) -> list[dict[str, Any]]:
+    """Return the versions, the latest first, page by page."""
+    models: list[dict[str, Any]] = []
+    more = True
+    while more:
+        page = client.call("models_ls", {"run_id": run_id, "task": task, "skip": len(models)})
+        models += page["models"]
+        more = page["more"]
+    return models
+
+
+def _stage(row: dict[str, Any]) -> str:
+    return "-" if row["stage"] == "none" else str(row["stage"])
+
+
+def show_model(options: argparse.Namespace) -> int:
+    """Print one version."""
+    with connect(options) as client:
+        row = client.call("models_show", {"name": options.name})
+    if options.json:
+        print_json(row, options.json)
+    else:
+        print("\n".join(_lines(row)))
+    return DONE
+
+
+def _lines(row: dict[str, Any]) -> list[str]:
+    manifest = row["manifest"]
+    reason = f": {row['record']['reason']}" if row["record"]["reason"] else ""
+    settings = ", ".join(f"{key} {value}" for key, value in manifest["algorithm_settings"].items())
+    training = ", ".join(f"{key} {value}" for key, value in manifest["training"].items())
+    metrics = ", ".join(f"{name} {figure(value)}" for name, value in sorted(row["metrics"].items()))
+    return [
+        f"version   {row['name']}",
+        f"stage     {_stage(row)}{reason}",
+        f"tags      {', '.join(row['tags']) or '-'}",
+        f"task      {row['task']}, seed {manifest['seed']}",
+        f"algorithm {row['algorithm']}{f' ({settings})' if settings else ''}",
+        f"training  {training or 'as the task has it'}",
+        f"made      {when(row['created_ms'] / 1000)}, {_making(manifest)}",
+        f"parent    {_parent(manifest['parent'])}",
+        f"metrics   {metrics or '-'}",
+        f"size      {size(row['size_bytes'])}",
+        f"sha256    {row['sha256']}",
+        f"key       {manifest['key']}",
+    ]
+
+
+def _making(manifest: dict[str, Any]) -> str:
+    if manifest["version"] == 0:
+        return "what the run began with"
+    names = ", ".join(manifest["cohort"][:12])
+    more = ", …" if manifest["cohort_size"] > 12 else ""
+    return (
+        f"round {manifest['version']}, attempt {manifest['attempt']}: "
+        f"{count(manifest['cohort_size'], 'update')} of {manifest['num_examples']} examples "
+        f"({names}{more})"
+    )
+
+
+def _parent(parent: dict[str, Any] | None) -> str:
+    if parent is None:
+        return "-"
+    return f"{parent['run_id']}:{parent['version']} (sha256 {parent['sha256'][:12]})"
+
+
+def promote(options: argparse.Namespace) -> int:
+    """Put a version into production, at once or when a canary has shown that it is no worse."""
+    trial = canary.trial_of(options)
+    if trial is not None:
+        return canary.try_out(options, trial)
+    return _changed(
+        options, "models_promote", {"name": options.name, "reason": options.reason}, _in_production
+    )
+
+
+def rollback(options: argparse.Namespace) -> int:
+    """Put the version before back into production."""
+    with connect(options) as client:
+        now = client.call("models_production", {"task": options.task})
+    arguments = {"name": now["name"], "reason": options.reason}
+    return _changed(options, "models_rollback", arguments, _in_production)
+
+
+def tag(options: argparse.Namespace) -> int:
+    """Give or take a tag."""
+    arguments = {"name": options.name, "label": options.label}
+    return _changed(options, f"models_{options.verb}", arguments, _tagged)
+
+
+def remove(options: argparse.Namespace) -> int:
+    """Remove a version."""
+    return _changed(
+        options, "models_rm", {"name": options.name}, lambda row: f"{row['name']} was removed."
+    )
+
+
+def _changed(
+    options: argparse.Namespace,
+    operation: str,
+    arguments: dict[str, Any],
+    say: Callable[[dict[str, Any]], str],
+) -> int:
+    with connect(options) as client:
+        row = client.call(operation, arguments)
+    if options.json:
+        print_json(row, options.json)
+    else:
+        print(say(row))
+    return DONE
+
+
+def _in_production(row: dict[str, Any]) -> str:
+    return f"{row['name']} is in production for task {row['task']}."
+
+
+def _tagged(row: dict[str, Any]) -> str:
+    return f"{row['name']} has {', '.join(row['tags']) or 'no tags'}."
+
+
+def verify(options: argparse.Namespace) -> int:
+    """Check a version's signature and bytes, or a file's that was fetched."""
+    path = Path(options.name)
+    with connect(options) as client:
+        if path.is_file():
+            manifest = verify_file(path, manifest_path(path), client.server_key)
+        else:
+            offer = ask(client, options.name)
+            manifest = offer.manifest
+            with tempfile.TemporaryDirectory(prefix="rengo-verify-") as folder:
+                bring(client, offer, Path(folder) / "model.safetensors")
+    document = {"name": manifest.name, "sha256": manifest.sha256, "verified": True}
+    if options.json:
+        print_json(document, options.json)
+    else:
+        print(
+            f"{manifest.name} is what this site's server signed: "
+            f"{size(manifest.size_bytes)}, sha256 {manifest.sha256}"
+        )
+    return DONE
+
+
+def clean(options: argparse.Namespace) -> int:
+    """Remove what nobody needs."""
+    with connect(options) as client:
+        answer = client.call("models_gc", {"dry_run": options.dry_run}, timeout_s=600.0)
+    if options.json:
+        print_json(answer, options.json)
+        return DONE
+    for key in answer["keys"]:
+        print(key)
+    if answer["objects"] > len(answer["keys"]):
+        print(f"… and {answer['objects'] - len(answer['keys'])} more")
+    done = "Would remove" if answer["dry_run"] else "Removed"
+    print(
+        f"{done} {count(answer['objects'], 'object')} of {size(answer['bytes'])} and "
+        f"{count(answer['uploads'], 'unfinished upload')}."
+    )
+    return DONE

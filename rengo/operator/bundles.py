@@ -1,0 +1,89 @@
+"""Bundles and the site: pushing one, and a run whose devices may take one."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rengo.operator.bundle_files import distrust, extract, read
+from rengo.operator.client import OperatorClient
+from runtime.errors import ConfigError
+from runtime.signing import PublicKey
+from storage.bundles.bundle import FILES
+
+_KEEP_S = 120.0
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What a run trains: the task to build version 0 from, and the definition's bundle."""
+
+    task: str
+    definition: dict[str, Any]
+
+
+def push(client: OperatorClient, path: Path) -> dict[str, Any]:
+    """Upload a signed bundle to the site, and return what the site says of it.
+
+    Raises:
+        ConfigError: it is not whole, or nobody has signed it.
+    """
+    signed, sha256 = read(path)
+    if signed.signer is None:
+        raise ConfigError(f"{path}: nobody has signed it; `rengo task sign` does")
+    wanted = {"sha256": sha256, "size_bytes": path.stat().st_size}
+    place = client.call("bundles_prepare", wanted)
+    client.transfers().upload(place["url"], path, headers=place["headers"])
+    return client.call("bundles_keep", wanted, timeout_s=_KEEP_S)
+
+
+def bundles(client: OperatorClient) -> list[dict[str, Any]]:
+    """Return every bundle of the site, the latest made first, page by page."""
+    found: list[dict[str, Any]] = []
+    more = True
+    while more:
+        page = client.call("bundles_ls", {"skip": len(found)})
+        found += page["bundles"]
+        more = page["more"]
+    return found
+
+
+@contextmanager
+def chosen(
+    client: OperatorClient, task: str | None, bundle: str, trusted: Sequence[PublicKey]
+) -> Iterator[Chosen]:
+    """Give what a run of a bundle trains, while the bundle's files are unpacked here.
+
+    Args:
+        task: what version 0 is built from; None for the bundle's own code, which then runs in this
+            process.
+        bundle: NAME[@SHA] of a bundle of the site.
+        trusted: whose code may run here.
+
+    Raises:
+        ConfigError: there is no such bundle, or its code may not run here.
+    """
+    found = client.call("bundles_find", {"name": bundle})
+    definition = {key: found[key] for key in ("sha256", "size_bytes")}
+    if task is not None:
+        yield Chosen(task, definition)
+        return
+    with tempfile.TemporaryDirectory(prefix="rengo-bundle-") as folder:
+        path = Path(folder) / "bundle.rtask"
+        client.transfers().download(
+            found["url"], path, sha256=found["sha256"], size=found["size_bytes"]
+        )
+        signed = extract(path, Path(folder) / "files")
+        reason = distrust(signed, trusted)
+        if reason:
+            raise ConfigError(
+                f"{found['name']} would build version 0 here, and {reason}; name the task as "
+                "FILE.py:CLASS, or trust the key by --trust"
+            )
+        manifest = signed.manifest
+        entry = Path(folder) / "files" / FILES / manifest.entry
+        yield Chosen(f"{entry}:{manifest.class_name}", definition)

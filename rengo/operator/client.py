@@ -1,0 +1,198 @@
+"""An operator's side of the server: one operation at a time over MQTT, and a run's live stream."""
+
+from __future__ import annotations
+
+import queue
+import secrets
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+from broker.session.session import (
+    Connected,
+    Delivery,
+    Endpoint,
+    MqttSession,
+    SessionEvent,
+    SessionFault,
+)
+from broker.session.signer import Author
+from broker.wire.messages import Message, OperatorReply, OperatorRequest, decode
+from broker.wire.topics import Address, Topics, parse
+from runtime.errors import ConfigError, PeerError, RunFailed, TransportError
+from runtime.identity import Identity
+from runtime.signing import PublicKey
+from storage.transfer.files import Transfers, TransferSettings
+
+_INBOX_MAX = 10_000
+_ASK_AGAIN_S = 2.0
+
+
+@dataclass(frozen=True)
+class News:
+    """A message from the domain: a device's presence, a run's document or event."""
+
+    address: Address
+    message: Message
+
+
+class OperatorClient:
+    """A short-lived connection as the operator; use as a context manager. One thread uses it.
+
+    Raises:
+        ConfigError: the identity is not an operator's.
+        TransportError: the broker cannot be reached within ``timeout_s``.
+    """
+
+    def __init__(self, identity: Identity, timeout_s: float = 10.0) -> None:
+        if identity.role != "operator":
+            raise ConfigError(f"identity {identity.id} is a {identity.role}'s, not an operator's")
+        self._identity = identity
+        self._timeout_s = timeout_s
+        self._topics = Topics(identity.domain)
+        self._inbox: queue.SimpleQueue[SessionEvent] = queue.SimpleQueue()
+        self._news: list[News] = []
+        self._author = Author(identity.id, identity.secret_key)
+        # several command lines of one operator may be at work at a time
+        client_id = f"{identity.client_id[:80]}-{secrets.token_hex(4)}"
+        endpoint = replace(Endpoint.of(identity), client_id=client_id, persistent=False)
+        self._session = MqttSession(
+            endpoint,
+            [
+                self._topics.operator(identity.id, "reply"),
+                self._topics.server_state,
+                self._topics.device("+", "state"),
+                self._topics.device("+", "info"),
+                self._topics.run("+", "state"),
+                self._topics.run("+", "events"),
+            ],
+            self._offer,
+        )
+
+    def __enter__(self) -> Self:
+        self._session.start()
+        try:
+            self._session.wait_connected(self._timeout_s)
+        except BaseException:
+            self._session.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._session.stop()
+
+    @property
+    def server_key(self) -> PublicKey:
+        """The key of the site's server, which signs its models."""
+        return self._identity.believed
+
+    def transfers(self, settings: TransferSettings | None = None) -> Transfers:
+        """Return the way to the site's object store."""
+        return Transfers(settings, tls=self._identity.store_trust)
+
+    def call(
+        self, operation: str, arguments: dict[str, Any] | None = None, *, timeout_s: float = 30.0
+    ) -> dict[str, Any]:
+        """Ask the server for one operation, again and again until it answers.
+
+        Raises:
+            ConfigError: the server says that the request is wrong.
+            RunFailed: the server could not do it.
+            TransportError: no answer in time.
+        """
+        request = OperatorRequest(
+            request_id=secrets.token_hex(8), operation=operation, arguments=arguments or {}
+        )
+        deadline = time.monotonic() + timeout_s
+        while (left := deadline - time.monotonic()) > 0:
+            topic = self._topics.operator(self._identity.id, "request")
+            self._session.publish(self._author.write(topic, request))
+            reply = self._await_reply(request.request_id, min(_ASK_AGAIN_S, left))
+            if reply is not None:
+                return _result(reply)
+        raise TransportError(
+            f"the server did not answer {operation!r} within {timeout_s:.0f} s; is it running?"
+        )
+
+    def devices(self, *, timeout_s: float = 30.0) -> list[dict[str, Any]]:
+        """Return every device that the server ever heard of, by id, page by page.
+
+        Raises:
+            TransportError: a page did not come within ``timeout_s``.
+        """
+        devices: list[dict[str, Any]] = []
+        more = True
+        while more:
+            after = {"after": devices[-1]["id"] if devices else ""}
+            page = self.call("devices_ls", after, timeout_s=timeout_s)
+            devices += page["devices"]
+            more = page["more"]
+        return devices
+
+    def news(self, timeout_s: float) -> Iterator[News]:
+        """Yield what came meanwhile, then what comes within ``timeout_s``."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            while self._news:
+                yield self._news.pop(0)
+            left = deadline - time.monotonic()
+            if left <= 0 or not self._receive(left):
+                return
+
+    def _await_reply(self, request_id: str, timeout_s: float) -> OperatorReply | None:
+        deadline = time.monotonic() + timeout_s
+        while (left := deadline - time.monotonic()) > 0:
+            seen = len(self._news)
+            if not self._receive(left):
+                return None
+            for news in self._news[seen:]:
+                message = news.message
+                if isinstance(message, OperatorReply):
+                    self._news.remove(news)
+                    if message.request_id == request_id:
+                        return message
+        return None
+
+    def _receive(self, timeout_s: float) -> bool:
+        """Take one event into the news; False when none came."""
+        try:
+            event = self._inbox.get(timeout=timeout_s)
+        except queue.Empty:
+            return False
+        match event:
+            case Delivery():
+                self._session.ack(event)
+                if event.payload:
+                    self._take(event)
+            case SessionFault():
+                raise TransportError(str(event.error))
+            case Connected():
+                pass
+        return True
+
+    def _take(self, delivery: Delivery) -> None:
+        address = parse(delivery.topic)
+        # devices' keys are the server's to know: here their words are only shown
+        key = None if address.area == "dev" else self._identity.believed
+        try:
+            _, message = decode(delivery.payload, address, key)
+        except PeerError as error:
+            if address.area == "dev":
+                return  # one device's bad document must not take the command line away
+            raise TransportError(
+                f"what came on {delivery.topic} is not this site's server's: {error}"
+            ) from error
+        self._news.append(News(address, message))
+
+    def _offer(self, event: SessionEvent) -> bool:
+        if self._inbox.qsize() >= _INBOX_MAX:
+            return False
+        self._inbox.put(event)
+        return True
+
+
+def _result(reply: OperatorReply) -> dict[str, Any]:
+    if not reply.error:
+        return dict(reply.result)
+    raise (ConfigError if reply.exit_code == 2 else RunFailed)(reply.error)

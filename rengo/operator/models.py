@@ -1,0 +1,211 @@
+"""A version's file on this machine: brought with its signed manifest, and held against it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from runtime.errors import ConfigError, Corrupt
+from runtime.files import atomic_write, file_sha256
+from runtime.signing import PublicKey
+from storage.transfer.files import Transfers, TransferSettings, Watch
+from storage.versions.manifest import MAX_DOCUMENT_BYTES, Manifest
+from storage.weights import Weights, read_safetensors
+
+_ENDINGS = (".safetensors", ".pt", ".onnx", ".bin")
+# a person sees how far it is and interrupts it when it takes too long
+_PATIENT = TransferSettings(attempts=8, total_s=7 * 24 * 3600.0)
+
+
+class Client(Protocol):
+    """What is needed of a connection to the site."""
+
+    @property
+    def server_key(self) -> PublicKey:
+        """The key of the site's server."""
+        ...
+
+    def call(self, operation: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Ask the server for one operation."""
+        ...
+
+    def transfers(self, settings: TransferSettings) -> Transfers:
+        """Return the way to the site's object store."""
+        ...
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A version that the server has.
+
+    Attributes:
+        signed: the manifest as the server signed it.
+        url: a presigned GET of its file.
+    """
+
+    manifest: Manifest
+    signed: bytes
+    url: str
+
+
+@dataclass(frozen=True)
+class Held:
+    """Weights and where they come from.
+
+    Attributes:
+        name: a file's path or a version's name.
+        manifest: what the site's server signed of them; None for weights of other origin.
+    """
+
+    name: str
+    weights: Weights
+    manifest: Manifest | None = None
+
+
+def manifest_path(path: Path) -> Path:
+    """Return where the signed manifest of a model's file lies."""
+    return path.with_name(f"{path.name}.manifest.json")
+
+
+def part_path(path: Path) -> Path:
+    """Return where the file grows while it is being brought."""
+    return path.with_name(f"{path.name}.part")
+
+
+def verify_file(path: Path, manifest_path: Path, key: PublicKey) -> Manifest:
+    """Return the manifest when it is signed by ``key`` and the file is what it says. Needs no site.
+
+    Raises:
+        ConfigError: one of the files is not there.
+        Corrupt: the manifest or the file was altered, or they do not belong together.
+    """
+    if not path.is_file():
+        raise ConfigError(f"there is no file {path}")
+    if not manifest_path.is_file():
+        raise ConfigError(
+            f"there is no {manifest_path}: `rengo models get` writes it beside the model"
+        )
+    with manifest_path.open("rb") as file:
+        manifest = Manifest.decode(file.read(MAX_DOCUMENT_BYTES + 1), key, str(manifest_path))
+    if path.stat().st_size != manifest.size_bytes:
+        raise Corrupt(
+            f"{path} has {path.stat().st_size} bytes, {manifest.name} has {manifest.size_bytes}"
+        )
+    sha256 = file_sha256(path)
+    if sha256 != manifest.sha256:
+        raise Corrupt(f"{path} is not {manifest.name}: its sha256 is {sha256}")
+    return manifest
+
+
+def ask(client: Client, name: str) -> Offer:
+    """Return the version that ``name`` means, once the server's signature was verified.
+
+    Raises:
+        NotFound: there is none.
+        ConfigError: the name means several.
+        Corrupt: the manifest is not the server's, or not of what it offers.
+    """
+    answer = client.call("models_url", {"name": name})
+    signed = answer["manifest"].encode()
+    manifest = Manifest.decode(signed, client.server_key, f"manifest of {name}")
+    if manifest.sha256 != answer["sha256"] or manifest.name != answer["name"]:
+        raise Corrupt(f"manifest of {name}: the server offers {answer['name']} with another's")
+    return Offer(manifest, signed, answer["url"])
+
+
+def bring(client: Client, offer: Offer, path: Path, watch: Watch | None = None) -> int:
+    """Bring a version to ``path``, its manifest beside it, and return the bytes that were moved.
+
+    What an interrupted call left in ``<name>.part`` is not moved again. The manifest comes last:
+    a file that has one beside it is whole.
+
+    Args:
+        client: the connection by which the offer came.
+        offer: what to bring.
+        path: where to; whatever is there is replaced. Its folder is made.
+        watch: told how many bytes of the file are there.
+
+    Raises:
+        Corrupt: the object is not what the manifest says; nothing is left of it.
+        StorageError: as :meth:`storage.transfer.files.Transfers.download` says.
+    """
+    manifest = offer.manifest
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{path.parent} cannot be made: {error.strerror}") from error
+    if not _is_beside(path, offer):
+        manifest_path(path).unlink(missing_ok=True)
+    try:
+        moved = client.transfers(_PATIENT).download(
+            offer.url,
+            path,
+            sha256=manifest.sha256,
+            size=manifest.size_bytes,
+            renew=lambda: ask(client, manifest.name).url,
+            watch=watch,
+        )
+    except Corrupt as error:
+        part_path(path).unlink(missing_ok=True)
+        raise Corrupt(f"{manifest.name} was altered in the store: {error}") from error
+    atomic_write(manifest_path(path), offer.signed)
+    return moved
+
+
+def fetch(client: Client, name: str, path: Path) -> Manifest:
+    """Bring the version that ``name`` means to ``path``, verified; return its manifest."""
+    offer = ask(client, name)
+    bring(client, offer, path)
+    return offer.manifest
+
+
+def load(
+    source: Path | str,
+    key: PublicKey | None,
+    connect: Callable[[], AbstractContextManager[Client]],
+) -> Held:
+    """Return the weights of a safetensors file or of a version of the site.
+
+    Args:
+        source: a file's path, or (as text) a version's name.
+        key: the site's server's; a file with a manifest beside it is held against it.
+        connect: called for a version.
+
+    Raises:
+        ConfigError: no such file, or it is not safetensors.
+        NotFound: no such version.
+        Corrupt: the file is not what the manifest beside it says.
+    """
+    path = Path(source)
+    if path.is_file():
+        manifest = None
+        beside = manifest_path(path)
+        if key is not None and beside.is_file():
+            try:
+                manifest = verify_file(path, beside, key)
+            except Corrupt as error:
+                raise Corrupt(f"{error} (without {beside} it is taken unverified)") from error
+        return Held(str(path), _read(path), manifest)
+    if isinstance(source, Path) or path.suffix in _ENDINGS or len(path.parts) > 1:
+        raise ConfigError(f"there is no file {path}")
+    with tempfile.TemporaryDirectory(prefix="rengo-model-") as folder:
+        path = Path(folder) / "model.safetensors"
+        with connect() as client:
+            manifest = fetch(client, source, path)
+        return Held(manifest.name, _read(path), manifest)
+
+
+def _read(path: Path) -> Weights:
+    try:
+        return read_safetensors(path)
+    except Corrupt as error:
+        raise ConfigError(f"not a safetensors file that can be taken: {error}") from error
+
+
+def _is_beside(path: Path, offer: Offer) -> bool:
+    beside = manifest_path(path)
+    return beside.is_file() and beside.read_bytes() == offer.signed

@@ -1,0 +1,238 @@
+"""What is known of a domain's devices and of a run while it goes on; views draw it."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from broker.wire.messages import DeviceInfo, DeviceState, RunDocument, RunEvent
+from rengo.operator.client import News
+
+_ENDED = frozenset({"completed", "stopped", "failed"})
+_LAST_EVENTS = frozenset({"RunCompleted", "RunStopped", "RunFailed"})
+_EVENTS_GRACE_S = 3.0
+_PATIENCE_S = 20.0
+_ONLINE = frozenset({"ready", "training", "draining"})
+
+
+@dataclass
+class Crowd:
+    """The domain's devices, as their retained presence tells."""
+
+    states: dict[str, DeviceState] = field(default_factory=dict)
+    infos: dict[str, DeviceInfo] = field(default_factory=dict)
+
+    def take(self, news: News) -> None:
+        """Take a message in; one that is not about a device changes nothing."""
+        match news.message:
+            case DeviceState():
+                self.states[news.address.id] = news.message
+            case DeviceInfo():
+                self.infos[news.address.id] = news.message
+
+    def online(self, device_id: str) -> bool:
+        """Whether the device is there now."""
+        return device_id in self.states and self.states[device_id].status in _ONLINE
+
+    def with_task(self, task: str, *, bundled: bool) -> list[str]:
+        """Return the devices that have the task, or take its bundle, there or not, by name."""
+        return sorted(
+            name for name, state in self.states.items() if state.takes(task, bundled=bundled)
+        )
+
+    def trainers(self, task: str, *, bundled: bool) -> list[str]:
+        """Return the devices that could train the task now, by name."""
+        return self._here(task, "trainer", bundled=bundled)
+
+    def evaluators(self, task: str, *, bundled: bool) -> list[str]:
+        """Return the evaluators that could measure the task now, by name."""
+        return self._here(task, "evaluator", bundled=bundled)
+
+    def _here(self, task: str, role: str, *, bundled: bool) -> list[str]:
+        return [
+            name
+            for name in self.with_task(task, bundled=bundled)
+            if self.online(name) and self.states[name].role == role
+        ]
+
+
+@dataclass
+class RoundProgress:
+    """One round as it was seen from here, its latest attempt.
+
+    Attributes:
+        started_s: when its start was heard of, on the follower's clock; None if that was missed.
+        committed_s: when its commit was heard of, None before.
+        refused: why a device's answer did not count, by device.
+    """
+
+    number: int
+    attempt: int
+    started_s: float | None = None
+    invited: int = 0
+    updates: int = 0
+    bytes_up: int = 0
+    bytes_down: int = 0
+    refused: dict[str, str] = field(default_factory=dict)
+    committed_s: float | None = None
+
+    @property
+    def seconds(self) -> float | None:
+        """From its start to its commit; None when one of them is not known."""
+        if self.committed_s is None or self.started_s is None:
+            return None
+        return self.committed_s - self.started_s
+
+
+@dataclass
+class Follower:
+    """What is known of a run while it goes on.
+
+    Attributes:
+        cohort_size: how many updates a round aims at; 0 while that is not known.
+        bundled: whether devices that have not the task may take it as a bundle.
+        clock: gives seconds that never go back.
+    """
+
+    run_id: str
+    crowd: Crowd = field(default_factory=Crowd)
+    cohort_size: int = 0
+    bundled: bool = False
+    clock: Callable[[], float] = time.monotonic
+    document: RunDocument | None = None
+    events: list[RunEvent] = field(default_factory=list)
+    rounds: dict[int, RoundProgress] = field(default_factory=dict)
+    bytes_up: int = 0
+    bytes_down: int = 0
+    _evaluate_on: str = "evaluators"
+    _evaluate_every: int = 1
+    _ended_s: float = 0.0
+    _measured: dict[int, dict[str, tuple[int, float]]] = field(default_factory=dict)
+
+    def take(self, news: News) -> None:
+        """Take a message in."""
+        match news.message:
+            case RunDocument() if news.message.run_id == self.run_id:
+                if not self.ended:
+                    self._ended_s = self.clock()
+                self.document = news.message
+            case RunEvent() if news.message.run_id == self.run_id:
+                self._event(news.message)
+            case _:
+                self.crowd.take(news)
+
+    @property
+    def told(self) -> bool:
+        """Whether all that will be heard of the ended run was heard.
+
+        Its document and its events travel apart, so the document may come before the last events.
+        """
+        last = self.events[-1].name if self.events else ""
+        patient_s = self.clock() - self._ended_s
+        return self.ended and (last in _LAST_EVENTS or patient_s > _EVENTS_GRACE_S)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run's document says that it has ended."""
+        return self.document is not None and self.document.status in _ENDED
+
+    @property
+    def committed(self) -> list[int]:
+        """The rounds whose commit was heard of, in order."""
+        return sorted(
+            number for number, each in self.rounds.items() if each.committed_s is not None
+        )
+
+    def know(self, report: Mapping[str, Any]) -> None:
+        """Take in what only the run's definition says."""
+        self.cohort_size, self.bundled = report["cohort_size"], report["bundled"]
+        self._evaluate_on = report["evaluate_on"]
+        self._evaluate_every = report["evaluate_every"]
+
+    @property
+    def accuracies(self) -> dict[int, float]:
+        """The accuracy of each measured version: the mean over who measured it, by examples."""
+        means = {}
+        for version, rows in sorted(self._measured.items()):
+            total = sum(examples for examples, _ in rows.values())
+            means[version] = sum(examples * value for examples, value in rows.values()) / total
+        return means
+
+    def settled(self, number: int) -> bool:
+        """Whether a committed round's accuracy is known, or need not be waited for any more."""
+        document, committed_s = self.document, self.rounds[number].committed_s
+        if self.told or document is None or committed_s is None:
+            return self.told
+        due = number % self._evaluate_every == 0 or number == document.rounds
+        if not due or self._evaluate_on == "none":
+            return True
+        measuring = self._evaluate_on == "evaluators"
+        crowd = self.crowd.evaluators if measuring else self.crowd.trainers
+        answers = len(self._measured.get(number, {}))
+        if answers >= max(1, len(crowd(document.task, bundled=self.bundled))):
+            return True
+        # of many devices some will not answer, or late
+        overtaken = answers > 0 and any(each > number for each in self.committed)
+        return overtaken or self.clock() - committed_s > _PATIENCE_S
+
+    @property
+    def short_of_devices(self) -> bool:
+        """Whether the run waits for devices that are not there (not merely between two rounds)."""
+        document = self.document
+        if document is None or document.status != "waiting":
+            return False
+        here = self.crowd.trainers(document.task, bundled=self.bundled)
+        return len(here) < max(1, self.cohort_size)
+
+    @property
+    def deadline_left_s(self) -> float | None:
+        """How long the open round still collects; None when none does or its start was missed."""
+        document = self.document
+        if document is None or document.phase != "collecting":
+            return None
+        current = self.rounds.get(document.round)
+        if current is None or current.started_s is None or current.attempt != document.attempt:
+            return None
+        return max(0.0, current.started_s + document.deadline_s - self.clock())
+
+    def _event(self, event: RunEvent) -> None:
+        self.events.append(event)
+        detail = event.detail
+        match event.name:
+            case "RoundStarted":
+                self.rounds[event.round] = RoundProgress(
+                    event.round, event.attempt, self.clock(), len(detail["cohort"])
+                )
+            case "UpdateAccepted":
+                current = self._round(event)
+                current.updates += 1
+                moved = self._moved(detail["update"]["usage"])
+                current.bytes_up += moved["bytes_up"]
+                current.bytes_down += moved["bytes_down"]
+            case "UpdateWithdrawn":
+                self._round(event).updates -= 1
+            case "UpdateRefused" | "OrderDeclined":
+                self._round(event).refused[detail["device_id"]] = detail["reason"]
+            case "RoundCommitted":
+                self._round(event).committed_s = self.clock()
+            case "EvaluationRecorded":
+                self._moved(detail["usage"])
+                if "accuracy" in detail["metrics"]:
+                    row = (int(detail["num_examples"]), float(detail["metrics"]["accuracy"]))
+                    self._measured.setdefault(event.round, {})[detail["device_id"]] = row
+
+    def _round(self, event: RunEvent) -> RoundProgress:
+        """Return the event's round; one whose start was missed begins without its time."""
+        known = self.rounds.get(event.round)
+        if known is None or known.attempt != event.attempt:
+            known = self.rounds[event.round] = RoundProgress(event.round, event.attempt)
+        return known
+
+    def _moved(self, usage: dict[str, float]) -> Counter[str]:
+        moved = Counter({key: int(usage.get(key, 0)) for key in ("bytes_up", "bytes_down")})
+        self.bytes_up += moved["bytes_up"]
+        self.bytes_down += moved["bytes_down"]
+        return moved

@@ -1,0 +1,277 @@
+"""Submitting a run, following it, and fetching its model, over an operator's connection."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from broker.wire.messages import DeviceState
+from fl_client.tasks.base import Task
+from fl_client.tasks.registry import load_task
+from fl_server.runs.definition import parse_definition
+from rengo.operator.client import OperatorClient
+from rengo.operator.layout_match import fit
+from rengo.operator.models import Held
+from rengo.operator.progress import Crowd, Follower
+from runtime.errors import ConfigError, RunFailed, TransportError
+from runtime.files import file_sha256
+from storage.transfer.multipart import PartsPlace
+from storage.weights import Weights, write_safetensors
+
+_LOG = logging.getLogger(__name__)
+_LOOK_EVERY_S = 0.5
+_ASK_EVERY_S = 5.0
+_SUBMIT_S = 30.0
+_READ_BYTES_S = 10e6
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What came of a run.
+
+    Attributes:
+        accuracy: of the last measured version; None where nobody measured.
+        history: a row for each round's attempt: outcome, seconds, included, refused, accuracy.
+        model_path: the final model, once it was fetched.
+    """
+
+    run_id: str
+    status: str
+    accuracy: float | None
+    history: list[dict[str, Any]]
+    report: dict[str, Any]
+    model_path: Path | None = None
+
+    def document(self) -> dict[str, Any]:
+        """Return the JSON document of ``--json``."""
+        report = self.report
+        keys = ("run_id", "task", "rounds_completed", "accuracy", "loss")
+        device_keys = ("id", "profile", "engine", "rounds", "peak_rss_bytes")
+        return {
+            **{key: report[key] for key in keys},
+            "model_path": None if self.model_path is None else str(self.model_path),
+            "model_sha256": report["model_sha256"],
+            "wall_s": report["wall_s"],
+            "round_s": report["round_s"],
+            "bytes_up": report["bytes_up"],
+            "bytes_down": report["bytes_down"],
+            "devices": [{key: row[key] for key in device_keys} for row in report["devices"]],
+        }
+
+
+def submit(
+    client: OperatorClient, task: str, definition: Mapping[str, Any], initial: Held | None = None
+) -> str:
+    """Build version 0 from the task here, upload it and start the run; return its id.
+
+    Args:
+        task: a name or ``FILE.py:CLASS``; its code runs in this process.
+        definition: the run definition's keys; ``task`` is filled in, and the cohort's size.
+        initial: what version 0 is, instead of what the task's model begins with.
+
+    Raises:
+        Mismatch: ``initial`` does not fit the task's model; says what does not.
+    """
+    loaded = load_task(task)
+    check_definition(loaded, definition)
+    values = with_cohort_size(client, loaded.name, {"task": loaded.name, **definition})
+    weights = version_0(loaded, int(values.get("seed", 0)), initial)
+    with tempfile.TemporaryDirectory(prefix="rengo-submit-") as folder:
+        path = Path(folder) / "initial.safetensors"
+        with path.open("wb") as file:
+            write_safetensors(weights, file)
+        arguments: dict[str, Any] = {
+            "definition": values,
+            "size_bytes": path.stat().st_size,
+            **parent_of(client, initial),
+        }
+        prepared = client.call("runs_prepare", arguments)
+        with ThreadPoolExecutor(1, "hash") as beside:
+            sha256 = beside.submit(file_sha256, path)
+            _upload(client, prepared, path)
+    # the server reads it once, and hashes it
+    patience_s = _SUBMIT_S + arguments["size_bytes"] / _READ_BYTES_S
+    run_id: str = prepared["run_id"]
+    submission = {"run_id": run_id, "sha256": sha256.result()}
+    client.call("runs_submit", submission, timeout_s=patience_s)
+    return run_id
+
+
+def _upload(client: OperatorClient, prepared: Mapping[str, Any], path: Path) -> None:
+    def place(answer: Mapping[str, Any]) -> PartsPlace:
+        parts = answer["parts"]
+        return PartsPlace(
+            parts["upload_id"], parts["part_bytes"], parts["urls"], parts["complete_url"]
+        )
+
+    if "parts" not in prepared:
+        client.transfers().upload(prepared["url"], path, headers=prepared["headers"])
+        return
+    client.transfers().upload_in_parts(
+        place(prepared),
+        path,
+        renew=lambda: place(client.call("runs_renew", {"run_id": prepared["run_id"]})),
+    )
+
+
+def version_0(task: Task, seed: int, initial: Held | None) -> Weights:
+    """Return what a run of the task begins with; Mismatch when ``initial`` does not fit it."""
+    fresh = task.initial_weights(seed)
+    if initial is None:
+        return fresh
+    return fit(initial.weights, fresh.layout, initial.name, f"the model of task {task.name}")
+
+
+def parent_of(client: OperatorClient, initial: Held | None) -> dict[str, str]:
+    """Return the argument that names the version of this site that a run begins with, if any."""
+    if initial is None or initial.manifest is None:
+        return {}
+    sha256 = initial.manifest.sha256
+    try:
+        client.call("models_show", {"name": sha256})
+    except ConfigError:
+        return {}  # a file may outlive its version
+    return {"parent": sha256}
+
+
+def check_definition(task: Task, values: Mapping[str, Any]) -> None:
+    """Return when the run definition is right for the task.
+
+    Raises:
+        ConfigError: a key or value is wrong, the task's training settings among them.
+    """
+    definition = parse_definition({**values, "task": task.name}, "run definition")
+    task.training.overridden(definition.training)
+
+
+def with_cohort_size(
+    client: OperatorClient, task_name: str, definition: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the definition with a cohort's size: the online trainers of the task, at least 1.
+
+    A size that the definition gives stays.
+    """
+    cohort = definition.get("cohort", {})
+    if not isinstance(cohort, Mapping) or "size" in cohort:
+        return dict(definition)
+    trainers = [
+        device
+        for device in client.devices()
+        if device["role"] == "trainer"
+        and device["status"] in {"ready", "training"}
+        and _takes(device, task_name, bundled="bundle" in definition)
+    ]
+    return {**definition, "cohort": {**cohort, "size": max(1, len(trainers))}}
+
+
+def _takes(device: Mapping[str, Any], task_name: str, *, bundled: bool) -> bool:
+    """Whether a device has a task, or takes it as a bundle where the run has one."""
+    taken = {task_name, "*"}.intersection(device.get("bundles", ()))
+    return task_name in device["tasks"] or (bundled and bool(taken))
+
+
+def wait_for_devices(
+    client: OperatorClient,
+    names: Iterable[str],
+    timeout_s: float,
+    watch: Callable[[Crowd], None] | None = None,
+    crowd: Crowd | None = None,
+) -> None:
+    """Return when every named device is ready.
+
+    What a device said while the broker made this client's subscriptions may be lost to it; the
+    server has heard it, and is asked now and then.
+
+    Args:
+        watch: called with every piece of news, and every half second without any; what it raises
+            ends the waiting.
+        crowd: takes in what is heard of devices.
+
+    Raises:
+        TransportError: the time is over; names the devices that are not there.
+    """
+    crowd = Crowd() if crowd is None else crowd
+    waiting = set(names)
+    deadline = time.monotonic() + timeout_s
+    asked_s = time.monotonic()
+    while waiting:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            missing = ", ".join(sorted(waiting))
+            raise TransportError(f"not there within {timeout_s:.0f} s: {missing}")
+        if time.monotonic() - asked_s >= _ASK_EVERY_S:
+            waiting -= _ready(client, min(left, _ASK_EVERY_S))
+            asked_s = time.monotonic()
+        for news in client.news(min(left, _LOOK_EVERY_S)):
+            crowd.take(news)
+            message = news.message
+            if isinstance(message, DeviceState) and message.status == "ready":
+                waiting.discard(news.address.id)
+            if watch is not None:
+                watch(crowd)
+            if not waiting:
+                break
+        if watch is not None:
+            watch(crowd)
+
+
+def _ready(client: OperatorClient, timeout_s: float) -> set[str]:
+    """Return the devices that the server knows to be ready; none while it does not answer."""
+    try:
+        devices = client.devices(timeout_s=timeout_s)
+    except TransportError as error:
+        _LOG.debug("who is ready is not known: %s", error)
+        return set()
+    return {device["id"] for device in devices if device["status"] == "ready"}
+
+
+def follow(
+    client: OperatorClient,
+    run_id: str,
+    watch: Callable[[Follower], None] | None = None,
+    crowd: Crowd | None = None,
+) -> RunResult:
+    """Return when the run has ended.
+
+    Args:
+        watch: called with every piece of news, and every half second without any.
+        crowd: what was heard of devices on this connection before.
+
+    Raises:
+        RunFailed: it ended without its model, and why.
+    """
+    follower = Follower(run_id, Crowd() if crowd is None else crowd)
+    follower.know(client.call("runs_show", {"run_id": run_id}))
+    while not follower.told:
+        for news in client.news(_LOOK_EVERY_S):
+            follower.take(news)
+            if watch is not None:
+                watch(follower)
+            if follower.told:
+                break
+        if watch is not None:
+            watch(follower)
+    report = client.call("runs_show", {"run_id": run_id})
+    if report["status"] == "failed":
+        raise RunFailed(f"run {run_id} failed: {report['reason']}")
+    return RunResult(run_id, report["status"], report["accuracy"], report["history"], report)
+
+
+def fetch_model(client: OperatorClient, result: RunResult, output: Path) -> RunResult:
+    """Bring the run's model to ``output/{run_id}/model.safetensors``."""
+    reference = client.call("models_url", {"name": result.run_id})
+    path = output / result.run_id / "model.safetensors"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{path.parent} cannot be made: {error.strerror}") from error
+    client.transfers().download(
+        reference["url"], path, sha256=reference["sha256"], size=reference["size_bytes"]
+    )
+    return replace(result, model_path=path)

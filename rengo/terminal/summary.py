@@ -1,0 +1,77 @@
+"""What came of a run, as its last words to a person: figures, files, and what to try next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rengo.operator.runs import RunResult
+from rengo.terminal import format as wording
+from rengo.terminal.plot import draw_accuracy
+from runtime.errors import MissingExtra, RunFailed
+from storage.weights import read_safetensors
+
+_NAMES_SHOWN = 6
+
+
+def conclude(result: RunResult, tries: Sequence[tuple[str, str]]) -> str:
+    """Draw the plot beside the model and return the last words.
+
+    Args:
+        result: of a run whose model was fetched.
+        tries: commands that could be next, each with what it does.
+    """
+    if result.model_path is None:
+        raise RunFailed(f"the model of run {result.run_id} was not fetched")
+    lines = ["", _verdict(result), ""]
+    lines += [f"  model  {result.model_path}", f"  plot   {_plot(result, result.model_path)}"]
+    lines += ["", "Load the model in Python:", ""]
+    lines += [f"  {line}" for line in loading_lines(result.model_path)]
+    lines += [f"  # {_names(result.model_path)}"]
+    if tries:
+        width = max(len(command) for command, _ in tries)
+        lines += ["", "Try next:", ""]
+        lines += [f"  {command:{width}}   {meaning}" for command, meaning in tries]
+    return "\n".join(lines)
+
+
+def loading_lines(model: Path) -> list[str]:
+    """Return the Python lines that load a model."""
+    return [
+        "from pathlib import Path",
+        "from storage.weights import read_safetensors",
+        f"weights = read_safetensors(Path({str(model)!r})).arrays()",
+    ]
+
+
+def _verdict(result: RunResult) -> str:
+    report = result.report
+    rounds = wording.count(report["rounds_completed"], "round")
+    took = wording.duration(report["wall_s"])
+    ended = "Done" if result.status == "completed" else result.status.capitalize()
+    if result.accuracy is None:
+        return f"{ended}: {rounds} in {took}; the accuracy was not measured."
+    return f"{ended}: accuracy {result.accuracy:.4f} after {rounds} in {took}."
+
+
+def _plot(result: RunResult, model: Path) -> str:
+    """Return where the plot lies, or why there is none: a run never fails for its plot."""
+    accuracies = {
+        row["round"]: row["accuracy"] for row in result.history if row["accuracy"] is not None
+    }
+    if not accuracies:
+        return "none: the accuracy was not measured"
+    path = model.with_name("accuracy.png")
+    title = f"{result.report['task']} by {result.report['algorithm']}, {result.run_id}"
+    try:
+        draw_accuracy(accuracies, title, path)
+    except (MissingExtra, OSError) as error:
+        return f"none: {error}"
+    return str(path)
+
+
+def _names(model: Path) -> str:
+    arrays = read_safetensors(model).arrays()
+    shown = [f"{name} {array.shape}" for name, array in list(arrays.items())[:_NAMES_SHOWN]]
+    more = len(arrays) - len(shown)
+    return ", ".join(shown) + (f", and {more} more" if more else "")

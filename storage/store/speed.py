@@ -1,0 +1,73 @@
+"""How fast a store takes and gives, by presigned URLs as devices use them."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from runtime.errors import Corrupt
+from storage.store.s3 import S3Store
+from storage.transfer import http
+
+SIZES_MB = (1, 8, 64)
+_REPETITIONS = 5
+_URL_S = 3600
+_PATIENCE_S = 60.0
+
+
+@dataclass(frozen=True)
+class Speed:
+    """The medians at one size, in MB/s (a million bytes each second)."""
+
+    size_mb: int
+    put_mb_s: float
+    get_mb_s: float
+
+
+def speeds(store: S3Store, say: Callable[[str], None] = lambda _: None) -> Iterator[Speed]:
+    """Yield a size after the other and leave nothing behind; sizes that would take long are not
+    tried.
+
+    Raises:
+        Unavailable, AccessDenied, StorageError: what went wrong on the way.
+    """
+    key = f"probe/{secrets.token_hex(8)}/speed"
+    last_s = 0.0
+    try:
+        for before, size_mb in zip((1, *SIZES_MB), SIZES_MB, strict=False):
+            if last_s * size_mb / before > _PATIENCE_S:
+                return
+            say(f"speed at {size_mb} MB")
+            rounds = _rounds(store, key, os.urandom(size_mb * 1_000_000))
+            last_s = max(rounds[-1])
+            puts, gets = zip(*rounds, strict=True)
+            yield Speed(
+                size_mb, size_mb / statistics.median(puts), size_mb / statistics.median(gets)
+            )
+    finally:
+        store.delete([key])
+
+
+def _rounds(store: S3Store, key: str, data: bytes) -> list[tuple[float, float]]:
+    put, get = store.presign_put(key, _URL_S, len(data)), store.presign_get(key, _URL_S)
+    took: list[tuple[float, float]] = []
+    while len(took) < _REPETITIONS and sum(map(sum, took)) < _PATIENCE_S / 4:
+        started = time.perf_counter()
+        http.send(store.http, put, data, len(data), store.upload_headers)
+        sent = time.perf_counter()
+        _read(store, get, len(data))
+        took.append((sent - started, time.perf_counter() - sent))
+    return took
+
+
+def _read(store: S3Store, url: str, size: int) -> None:
+    with http.fetch(store.http, url) as answer:
+        seen = 0
+        while block := answer.read(http.BLOCK_BYTES):
+            seen += len(block)
+    if seen != size:
+        raise Corrupt(f"GET {http.place(url)}: {seen} of {size} bytes came")

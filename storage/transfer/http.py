@@ -1,0 +1,301 @@
+"""Plain HTTP to a store, with the store's answers and every failure as named errors.
+
+Raised texts give method, host and path, never the query: a presigned URL's query is a credential.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from urllib.parse import urlsplit, urlunsplit
+
+from runtime.errors import (
+    AccessDenied,
+    AuthenticationFailed,
+    Corrupt,
+    NotFound,
+    PreconditionFailed,
+    StorageError,
+    Unavailable,
+)
+from runtime.tls import Tls, tls_error
+from storage.transfer.multipart import complete_body
+
+# urllib3 is loaded with the first transfer: an agent that waits is a megabyte smaller
+if TYPE_CHECKING:
+    import urllib3
+
+BLOCK_BYTES = 1 << 20
+# the socket's patience is for all of what it is given at once, so a slow link gets it in pieces
+PIECE_BYTES = 1 << 18
+# a store may put the parts of a large object together while the answer is awaited
+_COMPLETE_CONNECT_S, _COMPLETE_READ_S = 5.0, 120.0
+_CODE = re.compile(rb"<Code>([A-Za-z]{1,64})</Code>")
+_COMPLETED = b"CompleteMultipartUploadResult"
+_MISSING_PARTS = {"InvalidPart", "InvalidPartOrder"}
+Body = bytes | BinaryIO | Iterable[bytes] | Iterable[memoryview]
+
+
+def pool(
+    *, tls: Tls | None = None, connect_s: float = 3.0, read_s: float = 30.0, size: int = 16
+) -> urllib3.PoolManager:
+    """Return a pool of connections that follows no redirect and retries nothing by itself.
+
+    Args:
+        tls: for https; None trusts the system's authorities, and loads them only when asked to.
+
+        connect_s: the longest wait for a connection.
+        read_s: the longest silence of the store, and of the link while a body is sent.
+
+    Raises:
+        ConfigError: the TLS material is not usable.
+    """
+    import urllib3  # noqa: PLC0415
+
+    manager = urllib3.PoolManager(
+        maxsize=size,
+        retries=False,
+        timeout=urllib3.Timeout(connect=connect_s, read=read_s),
+        # what one send takes from a body: http.client's 16 KiB costs a third of the rate
+        blocksize=BLOCK_BYTES,
+        ssl_context=None if tls is None else tls.context(),
+        cert_reqs="CERT_REQUIRED",
+    )
+    manager.pool_classes_by_scheme = {
+        "http": _patient(urllib3.HTTPConnectionPool, read_s),
+        "https": _patient(urllib3.HTTPSConnectionPool, read_s),
+    }
+    return manager
+
+
+def _patient(kind: type[urllib3.HTTPConnectionPool], silence_s: float) -> Any:
+    """Return the pool's class with connections that send for as long as bytes go.
+
+    urllib3 sends under the timeout of the connecting, which a body on a slow link outlasts.
+    """
+
+    class Patient(kind.ConnectionCls):  # type: ignore[name-defined,misc]
+        def connect(self) -> None:
+            super().connect()
+            self.sock.settimeout(silence_s)
+
+        def send(self, data: Any) -> None:
+            if not isinstance(data, bytes) or len(data) <= PIECE_BYTES:
+                super().send(data)
+                return
+            view = memoryview(data)
+            for start in range(0, len(view), PIECE_BYTES):
+                super().send(view[start : start + PIECE_BYTES])
+
+    return type("PatientPool", (kind,), {"ConnectionCls": Patient})
+
+
+def place(url: str) -> str:
+    """Return the URL without its query and user, fit for a message."""
+    # urlsplit keeps the last hundred that it has seen
+    parts = urlsplit(url.partition("?")[0])
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit((parts.scheme, host, parts.path, "", ""))
+
+
+@contextmanager
+def named_errors(what: str) -> Iterator[None]:
+    """Within the block, urllib3's and the socket's errors become Unavailable.
+
+    Raises:
+        Unavailable: with ``what`` and the failure's name.
+        StorageError: a certificate was refused, the store's or ours; says what a person must do.
+    """
+    from urllib3.exceptions import HTTPError  # noqa: PLC0415
+
+    try:
+        yield
+    except (HTTPError, OSError) as error:
+        found = tls_failure(error, what)
+        if found is not None:
+            raise found from error
+        reason = getattr(error, "reason", None) or error.__cause__ or error
+        detail = getattr(reason, "strerror", None) or type(reason).__name__
+        raise Unavailable(f"{what}: {type(error).__name__} ({detail})") from error
+
+
+def tls_failure(error: BaseException, what: str) -> StorageError | None:
+    """Return the error to raise when TLS is what failed, else None.
+
+    Unavailable may pass, as a certificate that is out of its time does when the clock is set.
+    """
+    from urllib3.exceptions import SSLError  # noqa: PLC0415
+
+    inner = error
+    while isinstance(inner, SSLError) and inner.args and isinstance(inner.args[0], BaseException):
+        inner = inner.args[0]
+    found = tls_error(inner, "the store")
+    if found is None:
+        return None
+    kind = StorageError if isinstance(found, AuthenticationFailed) else Unavailable
+    return kind(f"{what}: {found}")
+
+
+def raise_for_status(status: int, what: str) -> None:
+    """Return on 2xx, else raise the error that says what the caller should do."""
+    if 200 <= status < 300:
+        return
+    text = f"{what}: the store answered {status}"
+    if status in {401, 403}:
+        raise AccessDenied(text)
+    if status in {404, 410}:
+        raise NotFound(text)
+    if status in {409, 412}:
+        raise PreconditionFailed(text)
+    if status == 416:
+        raise Corrupt(f"{text}: the object is shorter than was asked for")
+    # 501: what was asked for is not there, and will not be there later
+    if status in {408, 429} or (status >= 500 and status != 501):
+        raise Unavailable(text)
+    raise StorageError(text)
+
+
+def send(
+    http: urllib3.PoolManager, url: str, body: Body, size: int, headers: Mapping[str, str]
+) -> str:
+    """PUT a body of known size and return the ETag; errors name the place.
+
+    Raises:
+        Unavailable, AccessDenied, NotFound, PreconditionFailed, StorageError.
+    """
+    what = f"PUT {place(url)}"
+    with named_errors(what):
+        # urllib3's types know of no memoryview, which its connections send as it is
+        response = http.request(
+            "PUT", url, body=cast("Any", body), headers={**headers, "Content-Length": str(size)}
+        )
+    raise_for_status(response.status, what)
+    return response.headers.get("ETag", "").strip('"')
+
+
+def remove(http: urllib3.PoolManager, url: str) -> None:
+    """DELETE an object by its presigned URL, whether it is there or not.
+
+    Raises:
+        NotFound: there is no such bucket.
+        Unavailable, AccessDenied, StorageError.
+    """
+    what = f"DELETE {place(url)}"
+    with named_errors(what):
+        response = http.request("DELETE", url)
+    raise_for_status(response.status, what)
+
+
+def complete_upload(http: urllib3.PoolManager, url: str, etags: Sequence[str]) -> None:
+    """End an upload in parts by its presigned POST; the ETags name the parts in order.
+
+    Raises:
+        NotFound: no such upload: it was aborted, or completed before, if an answer was lost.
+        Corrupt: the store does not have those parts.
+        Unavailable, AccessDenied, StorageError.
+    """
+    what = f"POST {place(url)}"
+    import urllib3  # noqa: PLC0415
+
+    patience = urllib3.Timeout(connect=_COMPLETE_CONNECT_S, read=_COMPLETE_READ_S)
+    headers = {"Content-Type": "application/xml"}
+    with named_errors(what):
+        response = http.request(
+            "POST", url, body=complete_body(etags), headers=headers, timeout=patience
+        )
+    # a store that has said 200 may still fail at the work, and says so in the body
+    code = _CODE.search(response.data)
+    name = "" if code is None else code[1].decode()
+    if name in _MISSING_PARTS:
+        raise Corrupt(f"{what}: the store answered {name}")
+    if name == "NoSuchUpload":
+        raise NotFound(f"{what}: the store answered {name}")
+    raise_for_status(response.status, what)
+    if _COMPLETED not in response.data:
+        raise Unavailable(f"{what}: the store answered {name or 'neither success nor an error'}")
+
+
+class Download:
+    """A response that is read forward, and what it says of the object.
+
+    Attributes:
+        start: the first byte that comes; 0 when the store ignored the range.
+        length: the bytes that come.
+    """
+
+    def __init__(self, response: urllib3.BaseHTTPResponse, what: str) -> None:
+        self._response = response
+        self._what = what
+        self.etag = response.headers.get("ETag", "").strip('"')
+        self.start = _first_byte(response, what)
+        self.length = _content_length(response, what)
+
+    def read(self, size: int, /) -> bytes:
+        """Return up to ``size`` bytes, none at the end; Unavailable when the connection breaks."""
+        with named_errors(self._what):
+            return self._response.read(size)
+
+    def read_some(self, size: int) -> bytes:
+        """Return what has come, at least a byte before the end, so that no cut loses any."""
+        with named_errors(self._what):
+            return self._response.read1(size)
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        """Fill the start of ``buffer`` and return how much; 0 at the end."""
+        with named_errors(self._what):
+            return self._response.readinto(buffer)
+
+    def close(self) -> None:
+        """Give the connection back when all was read, else close it."""
+        if self._response.length_remaining == 0:
+            self._response.release_conn()
+        else:
+            self._response.close()
+
+    def __enter__(self) -> Download:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def fetch(
+    http: urllib3.PoolManager, url: str, *, start: int = 0, end: int | None = None
+) -> Download:
+    """GET the bytes from ``start`` up to but without ``end``.
+
+    Raises:
+        Corrupt: the object has no byte ``start``.
+        Unavailable, AccessDenied, NotFound, StorageError.
+    """
+    what = f"GET {place(url)}"
+    headers = {"Accept-Encoding": "identity"}
+    if start or end is not None:
+        headers["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
+    with named_errors(what):
+        response = http.request("GET", url, headers=headers, preload_content=False)
+    try:
+        raise_for_status(response.status, what)
+        return Download(response, what)
+    except StorageError:
+        response.close()
+        raise
+
+
+def _first_byte(response: urllib3.BaseHTTPResponse, what: str) -> int:
+    if response.status != 206:
+        return 0
+    unit, _, rest = response.headers.get("Content-Range", "").partition(" ")
+    first = rest.partition("-")[0]
+    if unit != "bytes" or not first.isdecimal():
+        raise StorageError(f"{what}: a partial answer without a readable Content-Range")
+    return int(first)
+
+
+def _content_length(response: urllib3.BaseHTTPResponse, what: str) -> int:
+    length = response.headers.get("Content-Length", "")
+    if not length.isdecimal():
+        raise StorageError(f"{what}: an answer without Content-Length")
+    return int(length)

@@ -1,0 +1,200 @@
+"""An update's header: the hash of every chunk, and what the update answers. No numpy here.
+
+The file is ``RGU1``, the header's length (u32, big-endian), the header in msgpack, and the chunks
+end to end. The result message carries the sha256 of all that stands before the chunks, and the
+header that of each chunk, so a reader uses no byte that it has not verified. In a delta, a chunk of
+no bytes stands for as many zeros as its count says.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+import msgpack
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from runtime.errors import Corrupt
+from storage.updates.info import (
+    MAGIC,
+    MAX_CHUNK_PARAMS,
+    MAX_CHUNKS,
+    MAX_EXAMPLES,
+    MAX_HEADER_BYTES,
+    MAX_METRICS,
+    NOTHING_SHA256,
+    PREFIX,
+    SCHEMA_VERSION,
+    Origin,
+)
+
+if TYPE_CHECKING:
+    from storage.weights import Reader
+
+MAX_CHUNK_BYTES = 4 * MAX_CHUNK_PARAMS
+_READ_BYTES = 1 << 20
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+# built when first used, here and where devices read documents: most of them need few
+_STRICT = ConfigDict(
+    strict=True, frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True
+)
+
+
+class Chunk(BaseModel):
+    """One block of the vector: its bytes, its parameters and the hash of its bytes."""
+
+    model_config = _STRICT
+    size: int = Field(ge=0, le=MAX_CHUNK_BYTES)
+    count: int = Field(ge=1, le=MAX_CHUNK_PARAMS)
+    sha256: Sha256
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether it stands for zeros."""
+        return self.size == 0
+
+
+class UpdateHeader(BaseModel):
+    """The header as it stands in the file."""
+
+    model_config = _STRICT
+    run_id: Name
+    round: int = Field(ge=0, le=1 << 32)
+    attempt: int = Field(ge=0, le=1 << 32)
+    device_id: Name
+    base_sha256: Sha256
+    layout_hash: Sha256
+    kind: Literal["delta", "weights"]
+    num_examples: int = Field(ge=1, le=MAX_EXAMPLES)
+    metrics: dict[Annotated[str, Field(min_length=1, max_length=64)], Finite] = Field(
+        default_factory=dict, max_length=MAX_METRICS
+    )
+    # not Literal[1], which takes 1.0 and True
+    schema_version: int = Field(default=SCHEMA_VERSION, ge=SCHEMA_VERSION, le=SCHEMA_VERSION)
+    codec: Name
+    # a list where it is decoded, so the tuple is taken leniently; each chunk stays strict
+    chunks: tuple[Chunk, ...] = Field(max_length=MAX_CHUNKS, strict=False)
+
+    @model_validator(mode="after")
+    def _zeros_are_of_a_delta(self) -> Self:
+        zeros = [chunk for chunk in self.chunks if chunk.is_zero]
+        if zeros and self.kind != "delta":
+            raise ValueError("only a delta may have chunks of no bytes")
+        if any(chunk.sha256 != NOTHING_SHA256 for chunk in zeros):
+            raise ValueError("a chunk of no bytes has the sha256 of something")
+        return self
+
+    @property
+    def parameters(self) -> int:
+        """The number of parameters in all chunks."""
+        return sum(chunk.count for chunk in self.chunks)
+
+    @property
+    def chunk_bytes(self) -> int:
+        """The size of all chunks."""
+        return sum(chunk.size for chunk in self.chunks)
+
+
+def read_header(
+    stream: Reader, *, header_sha256: str, max_bytes: int, key: str = "update"
+) -> UpdateHeader:
+    """Read the header and leave the stream at the first chunk.
+
+    Args:
+        stream: from the first byte of the file.
+        header_sha256: as the result message gave it.
+        max_bytes: the most that the whole update may take.
+        key: the object's key, for messages.
+
+    Raises:
+        Corrupt: not that header, or a header that breaks a bound.
+    """
+    prefix = _read(stream, PREFIX.size, f"{key}: the header's length")
+    magic, length = PREFIX.unpack(prefix)
+    if magic != MAGIC:
+        raise Corrupt(f"{key}: does not begin as an update")
+    if length > MAX_HEADER_BYTES:
+        raise Corrupt(f"{key}: a header of {length} bytes, at most {MAX_HEADER_BYTES}")
+    text = _read(stream, length, f"{key}: the header")
+    digest = hashlib.sha256(prefix + text).hexdigest()
+    if digest != header_sha256:
+        raise Corrupt(f"{key}: the header has sha256 {digest}, the result named {header_sha256}")
+    header = _decode_header(text, key)
+    if len(prefix) + length + header.chunk_bytes > max_bytes:
+        raise Corrupt(f"{key}: {header.chunk_bytes} bytes of chunks, at most {max_bytes} in all")
+    return header
+
+
+def require_origin(header: UpdateHeader, expected: Origin, key: str = "update") -> None:
+    """Raise Corrupt, naming the field, when the update does not answer the expected order."""
+    for field in fields(Origin):
+        found, wanted = getattr(header, field.name), getattr(expected, field.name)
+        if found != wanted:
+            raise Corrupt(f"{key}: its {field.name} is {found!r}, expected {wanted!r}")
+
+
+def verify_file(path: Path, *, header_sha256: str) -> None:
+    """Return when a written update's file is whole: the header, every chunk, and no byte more.
+
+    Raises:
+        Corrupt: it is not what was written (a power cut, a damaged disk); OSError: not readable.
+    """
+    with path.open("rb") as file:
+        size = path.stat().st_size
+        header = read_header(file, header_sha256=header_sha256, max_bytes=size, key=str(path))
+        for index, chunk in enumerate(header.chunks):
+            digest, left = hashlib.sha256(), chunk.size
+            while left:
+                part = file.read(min(left, _READ_BYTES))
+                if not part:
+                    raise Corrupt(f"{path}: cut off within chunk {index}")
+                digest.update(part)
+                left -= len(part)
+            if digest.hexdigest() != chunk.sha256:
+                raise Corrupt(f"{path}: chunk {index} is damaged")
+        if file.read(1):
+            raise Corrupt(f"{path}: bytes follow the last chunk")
+
+
+def _unique(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key stands twice")
+    return found
+
+
+def _decode_header(text: bytes, key: str) -> UpdateHeader:
+    try:
+        # the bounds matter before the model sees anything: msgpack allocates what a length claims
+        fields = msgpack.unpackb(
+            text,
+            raw=False,
+            object_pairs_hook=_unique,
+            max_array_len=MAX_CHUNKS,
+            max_map_len=128,
+            max_str_len=4096,
+            max_bin_len=0,
+            max_ext_len=0,
+        )
+        return UpdateHeader.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part)[:64] for part in first["loc"]) or "the whole"
+        raise Corrupt(f"{key}: header field {where}: {first['msg']}") from error
+    except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
+        raise Corrupt(f"{key}: the header is not msgpack of the right form") from error
+
+
+def _read(stream: Reader, size: int, what: str) -> bytes:
+    data = bytearray()
+    while len(data) < size:
+        part = stream.read(min(size - len(data), _READ_BYTES))
+        if not part:
+            raise Corrupt(f"{what} is cut off after {len(data)} of {size} bytes")
+        data += part
+    return bytes(data)

@@ -1,0 +1,82 @@
+"""What an update says of itself, and how that is written: ``storage.updates.header`` reads it.
+
+Light: neither numpy nor pydantic, which the process that trains has no room for. Whoever reads an
+update believes nothing of it and checks all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any, Literal
+
+import msgpack
+
+from runtime.errors import ConfigError
+from runtime.records import Bounds, require_checked
+
+MAGIC = b"RGU1"
+PREFIX = struct.Struct(">4sI")
+MAX_HEADER_BYTES = 1 << 20
+MAX_CHUNKS = 8192
+MAX_CHUNK_PARAMS = 1 << 22
+MAX_METRICS = 64
+MAX_EXAMPLES = 1 << 48
+SCHEMA_VERSION = 1
+NOTHING_SHA256 = hashlib.sha256().hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """What an update answers: which order of which round, on which model, by whom."""
+
+    run_id: str
+    round: int
+    attempt: int
+    device_id: str
+    base_sha256: str
+    layout_hash: str
+    kind: Literal["delta", "weights"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateInfo(Origin):
+    """What a device says about its update.
+
+    Raises:
+        FieldError: a field is not what it may be.
+    """
+
+    num_examples: Annotated[int, Bounds(least=1, most=MAX_EXAMPLES)]
+    metrics: Annotated[
+        dict[Annotated[str, Bounds(length=64)], Annotated[float, Bounds()]],
+        Bounds(length=MAX_METRICS),
+    ] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        require_checked(self)
+
+
+@dataclass(frozen=True)
+class Block:
+    """One chunk's bytes, its parameters and the hash of its bytes."""
+
+    size: int
+    count: int
+    sha256: str
+
+
+def encode_header(info: UpdateInfo, codec: str, chunks: Sequence[Block]) -> bytes:
+    """Return all that stands before the chunks; ConfigError when it is too long."""
+    fields: dict[str, Any] = {
+        **asdict(info),
+        "schema_version": SCHEMA_VERSION,
+        "codec": codec,
+        "chunks": [asdict(chunk) for chunk in chunks],
+    }
+    text: bytes = msgpack.packb(fields, use_bin_type=True)
+    if len(text) > MAX_HEADER_BYTES:
+        raise ConfigError(f"an update's header of {len(text)} bytes, at most {MAX_HEADER_BYTES}")
+    return PREFIX.pack(MAGIC, len(text)) + text
