@@ -1,4 +1,4 @@
-"""The exact sum: every finite float32 times its weight is added as a whole number, without rounding.
+"""The exact sum: each finite float32 times its weight is added as a whole number, unrounded.
 
 A float32 is a whole number times a power of two, so a weighted sum of them is one too. It is kept
 as such, in as many 64-bit integers a value as the data need: usually one. Nothing is lost and
@@ -66,6 +66,7 @@ class BlockSum:
     Attributes:
         unit: the power of two that the lowest limb counts.
         limbs: signed integers; none yet where all values were zeros.
+        bounds: what each limb's absolute values are at most.
     """
 
     def __init__(self, count: int, updates: int = 1, spare: Iterable[Int64s] = ()) -> None:
@@ -78,14 +79,14 @@ class BlockSum:
         self.count = count
         self.unit = 0
         self.limbs: list[Int64s] = []
-        self._bounds: list[int] = []
+        self.bounds: list[int] = []
         self._spare = list(spare)
         self._room_bits = updates.bit_length() + _SLACK_BITS
 
     def with_limbs(self, limbs: list[Int64s]) -> BlockSum:
-        """Return the sum with its limbs elsewhere: the same numbers, or none while they are away."""
+        """Return the sum with other arrays as its limbs: none while they lie in a file."""
         other = copy(self)
-        other.limbs, other._bounds = list(limbs), list(self._bounds)
+        other.limbs, other.bounds = list(limbs), list(self.bounds)
         return other
 
     def add(self, values: Float32s, weight: int, work: Workspace) -> None:
@@ -152,7 +153,7 @@ class BlockSum:
         if self.unit not in _SCALABLE:
             return False
         scale = 2.0**-self.unit
-        bound = self._bounds[0] + math.ceil(reach * scale) * weight
+        bound = self.bounds[0] + math.ceil(reach * scale) * weight
         if bound > _FULL:
             return False
         scaled, whole = work.scaled[: self.count], work.whole[: self.count]
@@ -164,7 +165,7 @@ class BlockSum:
         np.copyto(integers, scaled, casting="unsafe")
         np.multiply(integers, np.int64(weight), out=integers)
         np.add(self.limbs[0], integers, out=self.limbs[0])
-        self._bounds[0] = bound
+        self.bounds[0] = bound
         return True
 
     def _add_to_limbs(self, values: Float32s, weight: int, work: Workspace) -> None:
@@ -184,7 +185,7 @@ class BlockSum:
         while rest.any():
             self._insert(0)
             self.unit -= LIMB_BITS
-            self._bounds[0] = _LIMB
+            self.bounds[0] = _LIMB
             self._take(0, rest, work)
 
     def _take(self, place: int, rest: Float64s, work: Workspace) -> None:
@@ -207,15 +208,15 @@ class BlockSum:
     def _insert(self, place: int) -> None:
         zeros = self._spare.pop(0) if self._spare else np.zeros(self.count, np.int64)
         self.limbs.insert(place, zeros)
-        self._bounds.insert(place, 0)
+        self.bounds.insert(place, 0)
 
     def _make_room(self, reach: float) -> None:
         """Make sure that adding values up to ``reach`` takes no limb beyond its bound."""
-        if max(self._bounds[:-1], default=0) > _FULL - _LIMB:
+        if max(self.bounds[:-1], default=0) > _FULL - _LIMB:
             self._carry()
-        while (bound := self._bounds[-1] + self._count_of(reach)) > _FULL:
+        while (bound := self.bounds[-1] + self._count_of(reach)) > _FULL:
             self._append()
-        self._bounds = [*(below + _LIMB for below in self._bounds[:-1]), bound]
+        self.bounds = [*(below + _LIMB for below in self.bounds[:-1]), bound]
 
     def _count_of(self, reach: float) -> int:
         """Return how many units of the highest limb a value has at most."""
@@ -235,8 +236,8 @@ class BlockSum:
         limb = self.limbs[place]
         self.limbs[place + 1] += limb >> LIMB_BITS
         limb &= _LIMB - 1
-        self._bounds[place + 1] += (self._bounds[place] >> LIMB_BITS) + 1
-        self._bounds[place] = _LIMB
+        self.bounds[place + 1] += (self.bounds[place] >> LIMB_BITS) + 1
+        self.bounds[place] = _LIMB
 
 
 def _reach(values: Float32s | Float64s) -> float:
