@@ -494,7 +494,9 @@ class Server:
             self.canaries.declined(device_id, message)
             return
         place = (device_id, message.action, message.round, message.attempt)
-        self.handle(self._run_of(message.run_id), DeviceDeclined(*place, message.reason))
+        self.handle(
+            self._run_of(message.run_id), DeviceDeclined(*place, message.reason, message.unusable)
+        )
 
     def _result(self, device_id: str, message: Result) -> None:
         if self.canaries.knows(message.run_id):

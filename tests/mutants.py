@@ -211,8 +211,8 @@ ROUND_MUTANTS = [
         "one attempt too many",
         real_rounds,
         {
-            "if ledger.attempt >= self.plan.max_attempts:": (
-                "if ledger.attempt > self.plan.max_attempts:"
+            "or ledger.attempt >= self.plan.max_attempts:": (
+                "or ledger.attempt > self.plan.max_attempts:"
             )
         },
         in_world=False,

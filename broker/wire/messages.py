@@ -286,7 +286,11 @@ class Order(Message):
 
 
 class Decline(Message):
-    """A device does not take an order, and why; one that it takes is answered by its result."""
+    """A device does not take an order, and why; one that it takes is answered by its result.
+
+    ``unusable``: it took the order, and what came of it could never count. Else it may be able to
+    take a later one.
+    """
 
     kind = "decline"
     place = ("dev", "ack")
@@ -295,6 +299,7 @@ class Decline(Message):
     round: Round
     attempt: Attempt
     reason: Text
+    unusable: bool = False
 
 
 class Progress(Message):

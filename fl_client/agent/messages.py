@@ -142,6 +142,7 @@ class Voice:
             round=key.round,
             attempt=key.attempt,
             reason=command.reason[:2000],
+            unusable=command.unusable,
         )
         return self._own("ack", decline)
 

@@ -134,13 +134,15 @@ class UpdateUploaded:
 class JobFailed:
     """A step of the job failed for good, or ``retryable`` by doing the work again.
 
-    ``memory`` says that it ran short of memory, or may have: the process was killed.
+    ``memory`` says that it ran short of memory, or may have: the process was killed. ``unusable``:
+    the work was done, and its update could never count.
     """
 
     key: JobKey
     reason: str
     retryable: bool = False
     memory: Memory = "enough"
+    unusable: bool = False
 
 
 Event: TypeAlias = (
@@ -191,6 +193,7 @@ class SendDecline:
 
     key: JobKey
     reason: str
+    unusable: bool = False
 
 
 @dataclass(frozen=True)
@@ -388,9 +391,9 @@ class DeviceSession:
             case JobFailed(retryable=True), "working" if job.work_attempts < MAX_WORK_ATTEMPTS:
                 self.active = replace(job, work_attempts=job.work_attempts + 1)
                 commands.append(DoWork(self.active))
-            case JobFailed(reason=reason), _:
+            case JobFailed(reason=reason, unusable=unusable), _:
                 self.active = None
-                commands.append(SendDecline(job.key, reason=reason))
+                commands.append(SendDecline(job.key, reason=reason, unusable=unusable))
                 commands.append(ForgetJob(job.key, accepted=False))
 
     def _worked(self, job: Job, commands: list[Command]) -> None:

@@ -127,6 +127,7 @@ class JobFailed:
     reason: str
     retryable: bool
     out_of_memory: bool = False
+    unusable: bool = False
 
 
 @dataclass(frozen=True)
@@ -298,7 +299,9 @@ class _Life:
                 return ChildReady(self.process.pid)
             case Failed():
                 job, self.job = self.job, None
-                return JobFailed(job, answer.reason, answer.retryable, answer.out_of_memory)
+                return JobFailed(
+                    job, answer.reason, answer.retryable, answer.out_of_memory, answer.unusable
+                )
             case Progress() | Done() if self.job is None:
                 raise PeerError(f"the training child sent {answer.kind} without a job")
             case Progress(fraction=fraction, loss=loss):

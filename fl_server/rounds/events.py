@@ -147,13 +147,17 @@ class UpdateVanished:
 
 @dataclass(frozen=True)
 class DeviceDeclined:
-    """A device answered an order with a reason instead of a result."""
+    """A device answered an order with a reason instead of a result.
+
+    ``unusable``: it carried the order out, and what came of it could never count.
+    """
 
     device_id: str
     action: Action
     round: int
     attempt: int
     reason: str
+    unusable: bool = False
 
 
 @dataclass(frozen=True)
@@ -298,12 +302,13 @@ class UpdateWithdrawn:
 
 @dataclass(frozen=True)
 class OrderDeclined:
-    """The device will not do this round's order."""
+    """The device will not do this round's order; ``unusable``: it did, and to no use."""
 
     round: int
     attempt: int
     device_id: str
     reason: str
+    unusable: bool = False
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 from fl_server.rounds.events import (
@@ -29,6 +30,7 @@ from fl_server.rounds.workload import OrderWork, Speed, measured
 from runtime.errors import InvalidTransition
 
 _KEPT_EARLIER = 4
+_WITH_DIGIT = re.compile(r"\S*\d\S*")
 _ALWAYS: frozenset[type[Fact]] = frozenset(
     {EvaluationRecorded, RunPaused, RunResumed, RunStopped, RunFailed}
 )
@@ -61,6 +63,8 @@ class Ledger:
             the pair never goes back.
         accepted: this attempt's counted updates by device.
         refused: this attempt's refusals and declines by device, with their reasons.
+        unusable: the devices among them whose update was refused, or could never count.
+        causes: why every update of the attempt before was refused; empty if some were not.
         evaluations: version -> device -> (num_examples, metrics).
         work: what this attempt's devices are asked for, where orders are fitted.
         speeds: what devices were measured at in this run, smoothed.
@@ -81,6 +85,8 @@ class Ledger:
     speeds: dict[str, Speed] = field(default_factory=dict)
     accepted: dict[str, Update] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    unusable: set[str] = field(default_factory=set)
+    causes: frozenset[str] = frozenset()
     evaluations: dict[int, dict[str, tuple[int, dict[str, float]]]] = field(default_factory=dict)
     _counted: dict[tuple[int, int, str], str] = field(default_factory=dict)
 
@@ -88,6 +94,16 @@ class Ledger:
     def answered(self) -> set[str]:
         """The devices of the cohort from which nothing more is awaited."""
         return set(self.accepted) | set(self.refused)
+
+    @property
+    def all_unusable(self) -> bool:
+        """Whether the update of every member of the cohort was refused."""
+        return bool(self.cohort) and self.unusable == set(self.cohort)
+
+    @property
+    def repeats_itself(self) -> bool:
+        """Whether every update was refused as every one of the attempt before was."""
+        return self.all_unusable and self._causes() == self.causes
 
     def counted(self, round_number: int, attempt: int, device_id: str) -> str | None:
         """Return the header sha256 of the device's update that was accepted then, or None."""
@@ -127,17 +143,18 @@ class Ledger:
                 key = (fact.round, fact.attempt, fact.device_id)
                 self._counted[key] = fact.update.header_sha256
             case UpdateRefused() | OrderDeclined():
-                self.refused[fact.device_id] = fact.reason
+                self._refuse(fact)
             case UpdateWithdrawn():
                 del self.accepted[fact.device_id]
                 del self._counted[(fact.round, fact.attempt, fact.device_id)]
             case RoundClosed():
                 self.phase, self.included = "aggregating", fact.included
             case RoundAbandoned():
+                self.causes = self._causes() if self.all_unusable else frozenset()
                 self._next(self.round, self.attempt + 1)
             case RoundCommitted():
                 self.earlier = (*self.earlier, self.model)[-_KEPT_EARLIER:]
-                self.model = fact.model
+                self.model, self.causes = fact.model, frozenset()
                 if fact.round == self.rounds:
                     self._next(self.round, self.attempt)
                     self.phase = "evaluating"
@@ -157,6 +174,15 @@ class Ledger:
             case RunFailed():
                 self.status, self.phase, self.reason = "failed", "ended", fact.reason
 
+    def _refuse(self, fact: UpdateRefused | OrderDeclined) -> None:
+        self.refused[fact.device_id] = fact.reason
+        if isinstance(fact, UpdateRefused) or fact.unusable:
+            self.unusable.add(fact.device_id)
+
+    def _causes(self) -> frozenset[str]:
+        """Return the reasons without what differs by device, attempt or parameter."""
+        return frozenset(_WITH_DIGIT.sub("", reason) for reason in self.refused.values())
+
     def _measure(self, fact: UpdateAccepted) -> None:
         speed, before = measured(fact.update.usage), self.speeds.get(fact.device_id)
         if speed is not None:
@@ -166,6 +192,7 @@ class Ledger:
         self.phase, self.round, self.attempt = "gathering", round_number, attempt
         self.cohort, self.target, self.included, self.work = (), 0, (), {}
         self.accepted, self.refused = {}, {}
+        self.unusable = set()
 
     def _require_legal(self, fact: Fact) -> None:
         where = f"{self.phase}, round {self.round}, attempt {self.attempt}"
