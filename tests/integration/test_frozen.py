@@ -21,7 +21,6 @@ from fl_client.models.layers import Layers, Linear, ReLU
 from fl_client.tasks.base import Device, Task, TrainingSettings
 from fl_client.training.participant import Participant
 from fl_server.aggregation.aggregator import RunAggregator, Submission
-from fl_server.aggregation.arithmetic.exact import FixedPoint
 from fl_server.aggregation.model_cache import ModelCache
 from fl_server.aggregation.spool import MemoryBudget
 from fl_server.rounds.events import Model, Update
@@ -108,7 +107,6 @@ class Run:
         self.aggregator = RunAggregator(
             KEYS,
             algorithm,
-            FixedPoint(),
             2,
             KeepAll(),
             self.store,
