@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runtime.errors import ConfigError
-from runtime.records import FieldError, made
+from runtime.records import FieldError, build
 
 if TYPE_CHECKING:
     from algorithms.base import Algorithm
@@ -65,7 +65,7 @@ def algorithm_class(name: str) -> type[Algorithm]:
 
 def _validated(algorithm: type[Algorithm], name: str, given: dict[str, Any]) -> Algorithm:
     try:
-        return made(algorithm, given)
+        return build(algorithm, given)
     except FieldError as error:
         got = given.get(error.field)
         raise ConfigError(

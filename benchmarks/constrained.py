@@ -30,13 +30,13 @@ import psutil
 from benchmarks.cage import Cage, Limits, missing
 from benchmarks.processes import peak_rss_bytes
 from fl_client.tasks._watch_data import VARIABLE, published, write
-from rengo.operator.progress import Crowd
+from rengo.operator.progress import DeviceTable
 from rengo.operator.runs import follow, submit, wait_for_devices
 from rengo.site.device_process import DeviceSpec
 from rengo.site.preparation import SiteOptions
 from rengo.site.site import Site
-from runtime.child import Child
 from runtime.errors import RengoError
+from runtime.processes.child import Child
 from tests.wheels import REPOSITORY, build_wheel
 
 _MIB = 2**20
@@ -277,7 +277,7 @@ def _run(
     try:
         with site.connect() as client:
             names = [_NAME, *(f"edge-{index}" for index in range(1, _NATIVE + 1))]
-            wait_for_devices(client, names, _START_S, look, Crowd())
+            wait_for_devices(client, names, _START_S, look, DeviceTable())
             deadline = time.monotonic() + patience_s
             result = follow(client, submit(client, task, definition), look)
             report, accuracy = result.report, result.accuracy

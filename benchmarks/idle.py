@@ -25,7 +25,7 @@ import psutil
 
 from benchmarks.processes import cost
 from rengo.device.status import ask_status
-from rengo.device.systemd import Service
+from rengo.device.systemd import ServiceUnit
 from rengo.operator.runs import follow, submit, wait_for_devices
 from rengo.site.site import Site
 
@@ -111,7 +111,7 @@ def _start(site: Site, address: str) -> subprocess.Popen[bytes]:
 
 def _of_the_unit() -> dict[str, str]:
     """Return what systemd sets for an agent."""
-    unit = Service("iot", Path(sys.executable), Path("agent.toml"), Path("data")).text()
+    unit = ServiceUnit("iot", Path(sys.executable), Path("agent.toml"), Path("data")).text()
     lines = [line.partition("=") for line in unit.splitlines()]
     words = [word for key, _, value in lines if key == "Environment" for word in value.split()]
     return dict(word.split("=", 1) for word in words)

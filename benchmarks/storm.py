@@ -22,13 +22,13 @@ from typing import Any
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
 
-from broker.session.signer import Author
+from broker.session.signer import MessageSigner
 from broker.wire.messages import DeviceState
 from broker.wire.topics import Topics
 from rengo.operator.client import OperatorClient
 from rengo.site.preparation import SiteOptions
 from rengo.site.site import Site
-from runtime.identity import Identity, new_identity
+from runtime.security.identity import Identity, new_identity
 
 USUAL = (("mosquitto", 2000), ("nats", 500))
 _PATIENCE_S = 300.0
@@ -58,7 +58,7 @@ class _Device:
         self._retries = retries
         self._topics, self._author = (
             Topics(identity.domain),
-            Author(identity.id, identity.secret_key),
+            MessageSigner(identity.id, identity.secret_key),
         )
         self._waits: set[int] = set()
         client = mqtt.Client(

@@ -30,7 +30,7 @@ from broker.session.session import (
     SessionEvent,
     SessionFault,
 )
-from broker.session.signer import Author
+from broker.session.signer import MessageSigner
 from broker.wire.messages import (
     Claim,
     DataReport,
@@ -51,18 +51,18 @@ from broker.wire.messages import (
     ServerState,
 )
 from broker.wire.topics import Topics
-from fl_server.dataplane.bundles import Bundles
+from fl_server.dataplane.bundles import SiteBundles
 from fl_server.dataplane.orders import Ordering
 from fl_server.dataplane.plane import DataPlane, Done, JobCrashed, JobDone, TaskDone
 from fl_server.deployment.canary_log import CanaryLog
 from fl_server.deployment.production import ProductionDocuments, SharedUrls
-from fl_server.deployment.service import Canaries, House
-from fl_server.members.gate import Heard, Reception
+from fl_server.deployment.service import Canaries, CanaryContext
+from fl_server.members.gate import MessageGate, VerifiedMessage
 from fl_server.members.membership import Membership, SiteInfo
-from fl_server.members.presence import Presence
+from fl_server.members.presence import PresenceTable
 from fl_server.members.rules import DeviceRecord
-from fl_server.members.store import Registry
-from fl_server.operations.mqtt import OperatorDesk
+from fl_server.members.store import MemberRegistry
+from fl_server.operations.mqtt import OperatorEndpoint
 from fl_server.operations.runs import Operations
 from fl_server.persistence.journal import Journal, RunRecord
 from fl_server.persistence.manifest_cache import DocumentTable
@@ -91,7 +91,7 @@ from fl_server.runs.active import URL_LIFETIME_S, ActiveRun
 from fl_server.runs.documents import RunDocuments
 from fl_server.runs.timers import Timers
 from runtime.errors import PeerError, RengoError
-from runtime.identity import Identity
+from runtime.security.identity import Identity
 from storage.registry.registry import ModelRegistry
 from storage.store.objects import ObjectStore
 
@@ -133,7 +133,7 @@ class Server:
         self.store = store
         self.journal = journal
         self.epoch = journal.next_epoch()
-        self.presence = Presence()
+        self.presence = PresenceTable()
         self.runs: dict[str, ActiveRun] = {}
         self._topics = Topics(identity.domain)
         # a SimpleQueue's put is reentrant, so that a signal handler may call stop()
@@ -150,11 +150,11 @@ class Server:
             self._post,
             settings.spool_memory_bytes,
         )
-        self._author = Author(identity.id, identity.secret_key)
-        self.bundles = Bundles(store, settings.project, settings.data_dir / "work" / "bundles")
+        self._author = MessageSigner(identity.id, identity.secret_key)
+        self.bundles = SiteBundles(store, settings.project, settings.data_dir / "work" / "bundles")
         self._ordering = Ordering(self.data, self.bundles, self._publish_order, self.epoch)
         endpoint = Endpoint.of(identity)
-        self.registry = Registry(journal.database)
+        self.registry = MemberRegistry(journal.database)
         self.members = Membership(
             self.registry, identity, operators, settings.site, access, endpoint, self._publish
         )
@@ -162,7 +162,7 @@ class Server:
         self._production = ProductionDocuments(
             self.models, self._topics, self.epoch, self._publish_retained, self._clear
         )
-        house = House(
+        house = CanaryContext(
             self._topics,
             self.epoch,
             self.data,
@@ -173,8 +173,8 @@ class Server:
             self.members.note,
         )
         self.canaries = Canaries(house, CanaryLog(journal.database))
-        self._desk = OperatorDesk(Operations(self), self.data, self._reply)
-        self.reception = Reception(self.domain, self.members, self._clear)
+        self._desk = OperatorEndpoint(Operations(self), self.data, self._reply)
+        self.reception = MessageGate(self.domain, self.members, self._clear)
         self._documents = RunDocuments(
             self.runs, self._topics, self.epoch, self._publish_retained, self._clear
         )
@@ -416,7 +416,7 @@ class Server:
             # and a message that fells it must not come back at every start
             self._session.ack(delivery)
 
-    def _take(self, heard: Heard) -> None:
+    def _take(self, heard: VerifiedMessage) -> None:
         address, message = heard.address, heard.message
         match message:
             case Claim():
@@ -484,7 +484,7 @@ class Server:
             return
         for run in self.runs.values():
             definition = run.record.definition
-            concerns = state.takes(definition.task, bundled=definition.bundled)
+            concerns = state.can_run(definition.task, bundled=definition.bundled)
             if not run.ended and (concerns or not isinstance(event, DeviceJoined)):
                 self.handle(run, event)
         self.canaries.heard_of(event, state)

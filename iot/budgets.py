@@ -32,7 +32,7 @@ _AHEAD_BYTES = 64 << 10
 _Count = Annotated[int, Field(ge=0)]
 
 
-class _Kept(BaseModel):
+class _KeptBudget(BaseModel):
     """The file. ``boot_id`` and ``boot_s`` tell the time that has passed within one boot."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, defer_build=True)
@@ -152,7 +152,7 @@ class DataBudget:
 
     def _load(self) -> None:
         try:
-            kept = _Kept.model_validate_json(self._path.read_bytes())
+            kept = _KeptBudget.model_validate_json(self._path.read_bytes())
         except FileNotFoundError:
             return
         except (OSError, ValidationError) as error:
@@ -166,7 +166,7 @@ class DataBudget:
 
     def _write(self, covered: int) -> None:
         mine = [covered, *self._now.slots[1:]]
-        kept = _Kept(
+        kept = _KeptBudget(
             slots=[one + other for one, other in zip(mine, self._before.slots, strict=True)],
             # the younger of the two, so that nothing is forgotten too early
             into_slot_s=min(self._now.into_slot_s, self._before.into_slot_s),

@@ -11,7 +11,7 @@ _BATTERY_MARGIN = 10
 
 
 @dataclass
-class Guard:
+class Hysteresis:
     """Closes at ``shut`` and opens again at ``open``; an unknown figure leaves it as it is.
 
     ``shut`` above ``open`` guards against high figures, below it against low ones.
@@ -36,14 +36,14 @@ class Guards:
     """All that makes training rest, and what forbids a new order."""
 
     budget: Budget
-    heat: Guard = field(init=False)
-    battery: Guard = field(init=False)
+    heat: Hysteresis = field(init=False)
+    battery: Hysteresis = field(init=False)
     resting: str = ""
 
     def __post_init__(self) -> None:
-        self.heat = Guard(self.budget.pause_at_c, self.budget.resume_at_c)
+        self.heat = Hysteresis(self.budget.pause_at_c, self.budget.resume_at_c)
         low = self.budget.battery_percent
-        self.battery = Guard(low - 1, min(100, low + _BATTERY_MARGIN))
+        self.battery = Hysteresis(low - 1, min(100, low + _BATTERY_MARGIN))
 
     def see(self, health: DeviceHealth) -> str:
         """Return why training must rest now, "" when it may go on."""

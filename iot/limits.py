@@ -18,7 +18,7 @@ from pathlib import Path
 
 from iot.cgroups import ControlGroup
 from iot.profile import Budget
-from runtime.resident import rss_bytes
+from runtime.processes.rss import rss_bytes
 
 _LOG = logging.getLogger(__name__)
 _LOOK_S = 0.5

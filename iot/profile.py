@@ -20,7 +20,7 @@ def _window(text: str) -> str:
     return text
 
 
-Window = Annotated[str, AfterValidator(_window)]
+InFlightLimit = Annotated[str, AfterValidator(_window)]
 Bytes = Annotated[ByteSize, Field(ge=0)]
 Celsius = Annotated[float, Field(ge=20, le=130)]
 Percent = Annotated[int, Field(ge=0, le=100)]
@@ -57,7 +57,7 @@ class Budget(BaseModel):
     pause_at_c: Celsius = 100.0
     resume_at_c: Celsius = 90.0
     battery_percent: Percent = 20
-    hours: list[Window] = []
+    hours: list[InFlightLimit] = []
     metered: Literal["use", "decline"] = "use"
     metered_links: list[str] = ["wwan*", "ppp*"]
 

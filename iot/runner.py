@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from fl_client.agent.agent import Agent
-from fl_client.agent.status_server import Desk
+from fl_client.agent.status_server import StatusServer
 from iot.settings import DeviceSettings
 from iot.steward import steward_of
 from runtime.errors import ConfigError
-from runtime.identity import Identity
+from runtime.security.identity import Identity
 
 ENGINE = "numpy"
 
 
-def make_agent(settings: DeviceSettings, identity: Identity, desk: Desk | None = None) -> Agent:
+def make_agent(
+    settings: DeviceSettings, identity: Identity, desk: StatusServer | None = None
+) -> Agent:
     """Return the agent of a constrained device.
 
     Raises:

@@ -29,7 +29,7 @@ _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLI
 
 def steward_of(
     settings: DeviceSettings, device_id: str, *, root: Path = Path("/")
-) -> MachineSteward:
+) -> MachinePolicy:
     """Return the steward of this machine.
 
     Raises:
@@ -39,7 +39,7 @@ def steward_of(
     sensors = Sensors(settings.data_dir, root=root, metered_links=budget.metered_links)
     # beside systemd's service, whoever else keeps the clock tells the kernel
     clocks = Clocks(synced=lambda: sensors.clock_synced() is True or synced_ms() is not None)
-    return MachineSteward(
+    return MachinePolicy(
         budget,
         settings.health,
         settings.data_dir,
@@ -49,8 +49,8 @@ def steward_of(
     )
 
 
-class MachineSteward:
-    """See ``fl_client.agent.resource_policy.Steward``, whose shape this has."""
+class MachinePolicy:
+    """See ``fl_client.agent.resource_policy.ResourcePolicy``, whose shape this has."""
 
     def __init__(
         self,

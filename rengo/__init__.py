@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     )
     from fl_client.tasks.base import Device, Task, TrainingSettings
     from rengo.device.production import ProductionModel, production_model
+    from rengo.export.loading import load_model, load_state_dict
     from rengo.operator.runs import RunResult
     from rengo.site.site import Site
 
@@ -57,6 +58,8 @@ __all__ = [
     "TrainingSettings",
     "Transpose",
     "__version__",
+    "load_model",
+    "load_state_dict",
     "production_model",
 ]
 
@@ -84,6 +87,7 @@ _HOMES = {
     **dict.fromkeys(_LAYERS, "fl_client.models.layers"),
     **dict.fromkeys(("Device", "Task", "TrainingSettings"), "fl_client.tasks.base"),
     **dict.fromkeys(("ProductionModel", "production_model"), "rengo.device.production"),
+    **dict.fromkeys(("load_model", "load_state_dict"), "rengo.export.loading"),
     "RunResult": "rengo.operator.runs",
     "Site": "rengo.site.site",
 }

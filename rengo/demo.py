@@ -8,7 +8,7 @@ from typing import Any
 
 from fl_client.tasks.base import Device, Task
 from fl_client.tasks.registry import load_task, names
-from rengo.operator.progress import Crowd
+from rengo.operator.progress import DeviceTable
 from rengo.operator.runs import (
     RunResult,
     check_definition,
@@ -98,9 +98,9 @@ def run_demo(settings: DemoSettings, view: View, more: dict[str, Any] | None = N
         view.phase(f"Starting {len(devices)} devices")
         site.start_devices(devices, settings.task)
         with site.connect() as client:
-            crowd = Crowd()
+            crowd = DeviceTable()
 
-            def look(crowd: Crowd) -> None:
+            def look(crowd: DeviceTable) -> None:
                 view.devices(crowd, len(devices))
                 site.check_processes()
 

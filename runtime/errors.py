@@ -42,7 +42,7 @@ class Mismatch(ConfigError):
         self.lines = tuple(lines)
 
 
-class RunFailed(RengoError):
+class RunNotCompleted(RengoError):
     """The run ended without the asked-for model (exit code 3)."""
 
 

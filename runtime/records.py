@@ -68,7 +68,7 @@ class Bounds:
         )
 
 
-def made(kind: type[T], given: Mapping[str, Any]) -> T:
+def build(kind: type[T], given: Mapping[str, Any]) -> T:
     """Return a dataclass of the given fields, each checked, with its defaults for the others.
 
     Raises:

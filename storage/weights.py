@@ -322,7 +322,7 @@ class _Entry:
 
 
 @dataclass(frozen=True)
-class _Header:
+class _SafetensorsHeader:
     layout: Layout
     entries: Mapping[str, _Entry]
     data_offset: int
@@ -378,7 +378,7 @@ def _parse_json(text: bytes) -> dict[str, Any]:
     return found
 
 
-def _read_header(stream: Reader) -> _Header:
+def _read_header(stream: Reader) -> _SafetensorsHeader:
     (length,) = struct.unpack("<Q", _read_exactly(stream, 8, "the header's length"))
     if not 2 <= length <= MAX_HEADER_BYTES:
         raise Corrupt(f"weights: a header of {length} bytes, at most {MAX_HEADER_BYTES}")
@@ -394,7 +394,7 @@ def _read_header(stream: Reader) -> _Header:
             raise Corrupt(f"weights: {name!r} is stored as {entry.dtype} but called {dtype[:16]!r}")
         specs.append(TensorSpec(name, entry.shape, dtype))
     layout = Layout(tuple(specs))
-    return _Header(layout, entries, 8 + length, _check_extent(entries))
+    return _SafetensorsHeader(layout, entries, 8 + length, _check_extent(entries))
 
 
 def _own_dtypes(metadata: Any) -> dict[str, str]:
@@ -436,7 +436,7 @@ def _check_extent(entries: Mapping[str, _Entry]) -> int:
     return end
 
 
-def _in_file_order(header: _Header) -> Iterator[tuple[TensorSpec, _Entry]]:
+def _in_file_order(header: _SafetensorsHeader) -> Iterator[tuple[TensorSpec, _Entry]]:
     specs = {spec.name: spec for spec in header.layout.tensors}
     ordered = sorted(header.entries.items(), key=lambda item: (item[1].start, item[1].end))
     return ((specs[name], entry) for name, entry in ordered)
@@ -448,7 +448,7 @@ def _read_into(file: BinaryIO, array: Array, name: str) -> None:
         raise Corrupt(f"weights: the file ends within tensor {name!r}")
 
 
-def _read_data(file: BinaryIO, header: _Header) -> Weights:
+def _read_data(file: BinaryIO, header: _SafetensorsHeader) -> Weights:
     layout = header.layout
     vector = np.empty(layout.size, np.float32)
     others: dict[str, Array] = {}

@@ -7,7 +7,7 @@ import io
 from collections.abc import Mapping
 from typing import Any
 
-from runtime.signing import SecretKey
+from runtime.security.signing import SecretKey
 from storage.bundles.bundle import BundleManifest, PackedFile, sign, unsigned, write_bundle
 
 KEY = SecretKey("a1" * 32)

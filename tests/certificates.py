@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from rengo.site.certificates import Authority, Validity
-from runtime.tls import Tls
+from runtime.security.tls import Tls
 
 PAST = Validity(datetime(1980, 1, 1, tzinfo=UTC), datetime(1981, 1, 1, tzinfo=UTC))
 FUTURE = Validity(datetime(9990, 1, 1, tzinfo=UTC), datetime(9991, 1, 1, tzinfo=UTC))

@@ -11,7 +11,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from fl_client.session import session as device
+from fl_client.session import events as device
+from fl_client.session.machine import DeviceSession
 from fl_server.rounds import events as e
 from fl_server.rounds.ledger import Ledger
 from fl_server.rounds.machine import RoundMachine, Step
@@ -516,7 +517,7 @@ class DeviceLaws:
 
     def observe(
         self,
-        session: device.DeviceSession,
+        session: DeviceSession,
         event: device.Event | None,
         commands: list[device.Command],
     ) -> None:

@@ -42,7 +42,7 @@ from broker.wire.messages import (
     encode,
 )
 from broker.wire.topics import Address
-from runtime.signing import SIGNATURE_BYTES, SecretKey
+from runtime.security.signing import SIGNATURE_BYTES, SecretKey
 
 SHA = "ab" * 32
 KEY = SecretKey("5e" * 32)
@@ -163,7 +163,7 @@ SAMPLES: dict[str, Message] = {
 
 def address_of(message: Message, identity: str = "d-1") -> Address:
     """Return the address at which a message of this kind travels."""
-    area, leaf = message.place
+    area, leaf = message.channel
     return Address("home", area, "" if area == "server" else identity, leaf)  # type: ignore[arg-type]
 
 

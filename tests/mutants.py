@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from fl_client.session import session as real_session
-from fl_client.session.session import DeviceSession
+from fl_client.session import machine as real_session
+from fl_client.session.machine import DeviceSession
 from fl_server.rounds import ledger as real_state
 from fl_server.rounds import machine as real_rounds
 from fl_server.rounds.machine import RoundMachine

@@ -19,9 +19,10 @@ from broker.wire.messages import (
     UpdateRef,
     UploadRef,
     Usage,
+    WireModel,
 )
 from broker.wire.topics import LEAVES, MAX_LEVELS, RETAINED, Area, Topics
-from runtime.signing import SIGNATURE_BYTES
+from runtime.security.signing import SIGNATURE_BYTES
 
 _WRITER = {
     ("server", "state"): "server",
@@ -35,7 +36,7 @@ _WRITER = {
     ("enroll", ""): "claimant",
     ("enroll", "result"): "server",
 }
-_PARTS: tuple[type[Message], ...] = (ModelRef, UploadRef, PartsRef, UpdateRef, Usage)
+_PARTS: tuple[type[WireModel], ...] = (ModelRef, UploadRef, PartsRef, UpdateRef, Usage)
 _NAMED = {r"^[a-z0-9_-]{1,64}$": "id", r"^[0-9a-f]{64}$": "64 hex digits"}
 _INTRO = f"""\
 # Protocol
@@ -97,7 +98,7 @@ def _topics() -> Iterator[str]:
     lines = ["| topic | retained | written by | messages |", "| --- | --- | --- | --- |"]
     kinds: dict[tuple[str, str], list[str]] = {}
     for kind, message in KINDS.items():
-        kinds.setdefault(message.place, []).append(f"`{kind}`")
+        kinds.setdefault(message.channel, []).append(f"`{kind}`")
     for area, leaves in LEAVES.items():
         for leaf in sorted(leaves):
             retained = "yes" if (area, leaf) in RETAINED else ""
@@ -108,7 +109,7 @@ def _topics() -> Iterator[str]:
 
 
 def _message(message: type[Message]) -> Iterator[str]:
-    area, leaf = message.place
+    area, leaf = message.channel
     yield f"### `{message.kind}`\n"
     yield f"On `{topic_of(area, leaf)}`.\n"  # type: ignore[arg-type]
     yield _doc(message)

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from runtime.signing import SecretKey
+from runtime.security.signing import SecretKey
 from storage.registry.registry import Document
 from storage.store.objects import ObjectStore
 from storage.versions.keys import RunKeys

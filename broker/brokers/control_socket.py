@@ -12,9 +12,9 @@ import socket
 from pathlib import Path
 from typing import Literal
 
-from runtime.child import Child
 from runtime.errors import ConfigError, TransportError
-from runtime.unixsocket import Door, short_address
+from runtime.processes.child import Child
+from runtime.processes.unix_socket import UnixSocketServer, short_address
 
 _LOG = logging.getLogger(__name__)
 SOCKET = "broker.sock"
@@ -23,10 +23,10 @@ _PATIENCE_S = 2.0
 _WORD_BYTES = 16
 _LOST = "changes of the MQTT broker's users are not heard any more"
 
-Wish = Literal["pid", "reload"]
+PendingDownload = Literal["pid", "reload"]
 
 
-def ask_keeper(folder: Path, wish: Wish) -> int | None:
+def ask_keeper(folder: Path, wish: PendingDownload) -> int | None:
     """Return the pid, as its keeper counts, of the broker on a folder; None when none runs.
 
     Any thread of any process that shares the folder and the user.
@@ -56,7 +56,7 @@ def ask_keeper(folder: Path, wish: Wish) -> int | None:
     return int(answer) if answer.strip() else None
 
 
-class KeeperDoor:
+class ControlSocket:
     """Answers for one broker, from its making until ``close``, on a thread of its own.
 
     Args:
@@ -71,7 +71,7 @@ class KeeperDoor:
         self._broker = broker
         path = folder / SOCKET
         try:
-            self._door = Door(path, "keeper", self._visit, _LOST)
+            self._door = UnixSocketServer(path, "keeper", self._visit, _LOST)
         except OSError as error:
             raise ConfigError(f"there can be no socket {path}: {error}") from error
 

@@ -14,7 +14,7 @@ from broker.brokers.managed import RefusedConnection
 from broker.wire.access import BrokerUser, require_users
 from broker.wire.topics import PREFIX
 from runtime.errors import AuthenticationFailed, ConfigError, TransportError
-from runtime.tls import Tls
+from runtime.security.tls import Tls
 
 _PAGE: Final = 1000
 _TIMEOUT: Final = urllib3.Timeout(connect=3.0, read=10.0)

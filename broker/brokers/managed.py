@@ -1,6 +1,6 @@
 """What the brokers that Rengo runs have in common: a child process with its state in one folder.
 
-:class:`FolderBroker` is the side of the broker's keeper, its parent process. :class:`FolderAccess`
+:class:`ManagedBroker` is the side of the broker's keeper, its parent process. :class:`ManagedUsers`
 is that of any process which changes the users, in the keeper's container or in another one with the
 same folder. Both work on these files, under the same names for every kind of broker:
 
@@ -24,14 +24,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from broker.brokers.control_socket import KeeperDoor, ask_keeper
+from broker.brokers.control_socket import ControlSocket, ask_keeper
 from broker.brokers.listener import ListenAddress, ListenerTls, reached_at, require_private
 from broker.wire.access import BrokerUser
-from runtime.child import Child
 from runtime.errors import ConfigError, TransportError
 from runtime.files import atomic_write, make_folder
-from runtime.locks import take_lock
-from runtime.ports import free_port, require_free
+from runtime.processes.child import Child
+from runtime.processes.locks import take_lock
+from runtime.processes.ports import free_port, require_free
 
 _START_TIMEOUT_S = 20.0
 _RELOAD_TIMEOUT_S = 10.0
@@ -49,7 +49,7 @@ class RefusedConnection:
     address: str
 
 
-class FolderAccess(ABC):
+class ManagedUsers(ABC):
     """Changes the users of the broker that is kept on a folder, whoever keeps it.
 
     Any thread of any process; one changes at a time, the others wait.
@@ -156,7 +156,7 @@ class FolderAccess(ABC):
         return self.log.stat().st_size if self.log.exists() else 0
 
 
-class FolderBroker(ABC):
+class ManagedBroker(ABC):
     """One broker with its folder, as a child of this process.
 
     Args:
@@ -172,7 +172,7 @@ class FolderBroker(ABC):
 
     def __init__(
         self,
-        access: FolderAccess,
+        access: ManagedUsers,
         argv: Sequence[str],
         port: int | None,
         host: str,
@@ -185,7 +185,7 @@ class FolderBroker(ABC):
         self._port = port
         self._lock: IO[bytes] | None = None
         self._child = Child("the MQTT broker", argv, access.log)
-        self._door: KeeperDoor | None = None
+        self._door: ControlSocket | None = None
 
     @property
     def endpoint(self) -> ListenAddress:
@@ -240,7 +240,7 @@ class FolderBroker(ABC):
         else:
             raise ConfigError(f"the MQTT broker in {self.data_dir} knows no users yet; name some")
         self._shorten_log()
-        self._door = KeeperDoor(self.data_dir, self._child)
+        self._door = ControlSocket(self.data_dir, self._child)
         self._child.start()
         self._child.wait_ready(self._accepts, _START_TIMEOUT_S)
 

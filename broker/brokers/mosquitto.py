@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from broker.brokers.listener import LOOPBACK, ListenerTls
-from broker.brokers.managed import FolderAccess, FolderBroker, RefusedConnection
-from broker.wire.access import BrokerUser, to_mosquitto
-from broker.wire.limits import MAX_PAYLOAD_BYTES
+from broker.brokers.managed import ManagedBroker, ManagedUsers, RefusedConnection
+from broker.wire.access import BrokerUser, require_users
+from broker.wire.limits import MAX_MESSAGE_BYTES
 from runtime.errors import ConfigError, TransportError
 from runtime.files import atomic_write
 
 # where packages put it although no ordinary user's PATH has it
 _FOLDERS = ("/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin")
+_ITERATIONS = 101
+_SALT_BYTES = 12
 
 
 def mosquitto_binary() -> Path:
@@ -33,7 +38,7 @@ def mosquitto_binary() -> Path:
     return Path(found)
 
 
-class MosquittoAccess(FolderAccess):
+class MosquittoAccess(ManagedUsers):
     """The users of the mosquitto that runs on a folder, in ``passwords`` and ``acl`` (0600)."""
 
     def __init__(self, folder: Path) -> None:
@@ -80,7 +85,7 @@ class MosquittoAccess(FolderAccess):
         return taken
 
 
-class MosquittoBroker(FolderBroker):
+class MosquittoBroker(ManagedBroker):
     """One mosquitto with its folder: MQTT 3.1.1 and 5.
 
     It acknowledges a message and then writes all of its state anew. Measured with 2.0.11: what
@@ -137,7 +142,7 @@ class MosquittoBroker(FolderBroker):
             "autosave_interval 1",
             # no persistent_client_expiration: 2.0.11 then keeps a freed session in its list when a
             # change of users cuts its client off, and crashes on it later (use after free)
-            f"max_packet_size {MAX_PAYLOAD_BYTES + 4096}",
+            f"max_packet_size {MAX_MESSAGE_BYTES + 4096}",
             # not 0 for no limit: 2.0.11 then cuts off whoever publishes what is not permitted
             "max_queued_messages 1000000",
             "max_inflight_messages 4096",
@@ -166,3 +171,35 @@ class MosquittoBroker(FolderBroker):
     def _shorten_log(self) -> None:
         super()._shorten_log()
         self._files.echo.unlink(missing_ok=True)
+
+
+def to_mosquitto(users: Sequence[BrokerUser]) -> tuple[str, str]:
+    """Return the texts of mosquitto's password file and of its ACL file.
+
+    Passwords are hashed as ``mosquitto_passwd`` does, PBKDF2-HMAC-SHA512 with its default of 101
+    iterations. So few are enough for the random passwords of 192 bits that Rengo makes, and the
+    broker's only thread repeats them for every connected client at each change of users.
+
+    Raises:
+        ConfigError: no users, or a name twice.
+    """
+    require_users(users)
+    passwords = "".join(f"{user.name}:{_pbkdf2(user.password)}\n" for user in users)
+    return passwords, "\n".join(_acl(user) for user in users)
+
+
+def _pbkdf2(password: str) -> str:
+    salt = secrets.token_bytes(_SALT_BYTES)
+    digest = hashlib.pbkdf2_hmac("sha512", password.encode(), salt, _ITERATIONS)
+    encoded = [base64.b64encode(each).decode() for each in (salt, digest)]
+    return f"$7${_ITERATIONS}${encoded[0]}${encoded[1]}"
+
+
+def _acl(user: BrokerUser) -> str:
+    writes, reads = set(user.grants.publish), set(user.grants.subscribe)
+    lines = [f"user {user.name}\n"]
+    for topic_filter in dict.fromkeys(user.grants.publish + user.grants.subscribe):
+        may = "write" if topic_filter in writes else "read"
+        both = topic_filter in writes and topic_filter in reads
+        lines.append(f"topic {'readwrite' if both else may} {topic_filter}\n")
+    return "".join(lines)

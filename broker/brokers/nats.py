@@ -16,9 +16,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from broker.brokers.listener import LOOPBACK, ListenerTls
-from broker.brokers.managed import FolderAccess, FolderBroker, RefusedConnection
-from broker.wire.access import BrokerUser, nats_users, to_nats
-from broker.wire.limits import MAX_PAYLOAD_BYTES
+from broker.brokers.managed import ManagedBroker, ManagedUsers, RefusedConnection
+from broker.wire.access import BrokerUser, require_users
+from broker.wire.limits import MAX_MESSAGE_BYTES
 from broker.wire.topics import LEVEL
 from runtime.errors import MissingExtra, TransportError
 from runtime.files import atomic_write
@@ -30,6 +30,10 @@ _REFUSED = re.compile(
     rb'\[ERR\] \[?([0-9a-fA-F.:]+)\]?:\d+ - mid:\d+ - .*authentication error - User "(.*)"$'
 )
 _MAPPED = "verify_and_map: true"
+# to NATS an empty allow list means everything: whoever may do nothing gets a subject of nobody's
+_NOWHERE = "rengo-nowhere"
+_BLOCK = "authorization: "
+_COMMON_NAME = "CN="
 
 
 def nats_server_binary() -> Path:
@@ -48,7 +52,7 @@ def nats_server_binary() -> Path:
     raise MissingExtra(_DISTRIBUTION, "server")
 
 
-class NatsAccess(FolderAccess):
+class NatsAccess(ManagedUsers):
     """The users of the nats-server that runs on a folder, in ``users.conf`` (0600)."""
 
     def __init__(self, folder: Path) -> None:
@@ -96,7 +100,7 @@ class NatsAccess(FolderAccess):
         return taken
 
 
-class EmbeddedBroker(FolderBroker):
+class EmbeddedBroker(ManagedBroker):
     """One nats-server with its folder: MQTT 3.1.1.
 
     Where the listener asks for certificates, NATS takes the user's name from the certificate's
@@ -134,7 +138,7 @@ class EmbeddedBroker(FolderBroker):
 server_name: rengo
 listen: "{LOOPBACK}:-1"
 pid_file: {_text(self.access.pid_file)}
-max_payload: {MAX_PAYLOAD_BYTES + 4096}
+max_payload: {MAX_MESSAGE_BYTES + 4096}
 jetstream {{
   store_dir: {_text(self.data_dir / "jetstream")}
   max_memory_store: 64MB
@@ -165,3 +169,62 @@ include "users.conf"
 
 def _text(path: Path) -> str:
     return json.dumps(str(path))
+
+
+def nats_subjects(topic_filter: str) -> list[str]:
+    """Return the NATS subjects that together match what an MQTT filter matches.
+
+    >>> nats_subjects("rengo/v1/+/state"), nats_subjects("a/#")
+    (['rengo.v1.*.state'], ['a', 'a.>'])
+    """
+    levels = topic_filter.split("/")
+    subject = ".".join({"+": "*", "#": ">"}.get(level, level) for level in levels)
+    if levels[-1] == "#" and len(levels) > 1:
+        return [subject.removesuffix(".>"), subject]
+    return [subject]
+
+
+def to_nats(users: Sequence[BrokerUser], *, by_certificate: bool = False) -> str:
+    """Return the ``authorization`` block of a nats-server configuration; it holds the passwords.
+
+    Every user is confined to MQTT, so that the server's own client port admits nobody.
+
+    Args:
+        users: everybody who may connect.
+        by_certificate: the listener takes the user from the client's certificate, by the common
+            name.
+
+    Raises:
+        ConfigError: no users (NATS would admit everybody), or a name twice.
+    """
+    require_users(users)
+    rendered = [
+        {
+            "user": _subject(user.name) if by_certificate else user.name,
+            "password": user.password,
+            "allowed_connection_types": ["MQTT"],
+            "permissions": {
+                "publish": {"allow": _allowed(user.grants.publish)},
+                "subscribe": {"allow": _allowed(user.grants.subscribe)},
+            },
+        }
+        for user in users
+    ]
+    return _BLOCK + json.dumps({"users": rendered}, indent=1) + "\n"
+
+
+def nats_users(block: str, *, by_certificate: bool) -> str:
+    """Return a block of :func:`to_nats` with the users named as the listener now asks for them."""
+    content = json.loads(block.removeprefix(_BLOCK))
+    for user in content["users"]:
+        name = user["user"].removeprefix(_COMMON_NAME)
+        user["user"] = _subject(name) if by_certificate else name
+    return _BLOCK + json.dumps(content, indent=1) + "\n"
+
+
+def _subject(name: str) -> str:
+    return _COMMON_NAME + name
+
+
+def _allowed(filters: Sequence[str]) -> list[str]:
+    return [subject for each in filters for subject in nats_subjects(each)] or [_NOWHERE]

@@ -23,10 +23,10 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from runtime.errors import AuthenticationFailed, ConfigError, TransportError
-from runtime.tls import Tls, tls_error
+from runtime.security.tls import Tls, tls_error
 
 if TYPE_CHECKING:
-    from runtime.identity import Identity
+    from runtime.security.identity import Identity
 
 CONNECT_TIMEOUT_S = 5.0
 _SESSION_EXPIRY_S = 30 * 24 * 3600

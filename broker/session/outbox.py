@@ -47,7 +47,7 @@ class OutboxFull(OutboxError):
 
 
 @dataclass(frozen=True)
-class Row:
+class OutboxRow:
     """One stored message. ``seq`` grows with every put and is never used again."""
 
     seq: int
@@ -202,11 +202,11 @@ class Outbox:
         """Remove exactly these puts (one replaced meanwhile stays); return how many there were."""
         return self._delete("seq", seqs)
 
-    def pending(self, *, after: int = 0, limit: int = -1) -> list[Row]:
+    def pending(self, *, after: int = 0, limit: int = -1) -> list[OutboxRow]:
         """Return the messages put after ``after``, oldest first, at most ``limit`` of them."""
         return self._select("WHERE seq > ? ORDER BY seq LIMIT ?", (after, limit))
 
-    def get(self, seq: int) -> Row | None:
+    def get(self, seq: int) -> OutboxRow | None:
         """Return that put, or None when it was answered or replaced."""
         rows = self._select("WHERE seq = ?", (seq,))
         return rows[0] if rows else None
@@ -216,14 +216,14 @@ class Outbox:
         with self._lock, self._guarded():
             self._db.close()
 
-    def _select(self, where: str, values: tuple[int, ...]) -> list[Row]:
+    def _select(self, where: str, values: tuple[int, ...]) -> list[OutboxRow]:
         with self._lock, self._guarded():
             found = self._db.execute(
                 f"SELECT {_COLUMNS} FROM outbox {where}",  # noqa: S608 (constant text)
                 values,
             ).fetchall()
         return [
-            Row(seq, key, topic, payload, bool(retain), until)
+            OutboxRow(seq, key, topic, payload, bool(retain), until)
             for seq, key, topic, payload, retain, until in found
         ]
 

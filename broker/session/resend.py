@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from broker.session.outbox import Outbox, Row, Until
+from broker.session.outbox import Outbox, OutboxRow, Until
 
 WINDOW = 32
 _STALLED_AFTER = 3
@@ -21,7 +21,7 @@ class _Flight:
     mid: int | None  # None once the broker acknowledged
 
 
-class Replay:
+class ResendQueue:
     """The sending side of one outbox.
 
     Args:
@@ -83,7 +83,7 @@ class Replay:
         if seq is not None:
             self._flights[seq] = _Flight("confirm", now_s, None)
 
-    def pump(self, publish: Callable[[Row], int | None], now_s: float) -> None:
+    def pump(self, publish: Callable[[OutboxRow], int | None], now_s: float) -> None:
         """Send what is due within the window.
 
         Args:
@@ -110,7 +110,9 @@ class Replay:
         if len(rows) < room:  # what lay between was answered already
             self._cursor = max(self._cursor, newest)
 
-    def _send(self, row: Row, publish: Callable[[Row], int | None], now_s: float) -> bool:
+    def _send(
+        self, row: OutboxRow, publish: Callable[[OutboxRow], int | None], now_s: float
+    ) -> bool:
         mid = publish(row)
         if mid is None:
             return False

@@ -8,7 +8,6 @@ belongs to paho, reads the socket and only enqueues.
 from __future__ import annotations
 
 import logging
-import secrets
 import threading
 import time
 from collections import deque
@@ -24,9 +23,9 @@ from broker.session.connection import (
     Publication,
 )
 from broker.session.inbox import Connected, Disconnected, Inbox, SessionEvent, SessionFault
-from broker.session.outbox import Outbox, Row, Until
-from broker.session.resend import Replay
-from broker.wire.limits import MAX_PAYLOAD_BYTES, MessageTooLarge, check_message
+from broker.session.outbox import Outbox, OutboxRow, Until
+from broker.session.resend import ResendQueue
+from broker.wire.limits import MAX_MESSAGE_BYTES, MessageTooLarge, check_message
 from runtime.errors import (
     AuthenticationFailed,
     InvalidTransition,
@@ -34,9 +33,10 @@ from runtime.errors import (
     TransportError,
     UntrustedPeer,
 )
+from runtime.retry import Backoff
 
 __all__ = [
-    "MAX_PAYLOAD_BYTES",
+    "MAX_MESSAGE_BYTES",
     "ClientIdInUse",
     "Connected",
     "Delivery",
@@ -109,7 +109,7 @@ class MqttSession:
         self._will = will
         self._meter = meter
         self._outbox = outbox
-        self._replay = None if outbox is None else Replay(outbox, resend_s)
+        self._replay = None if outbox is None else ResendQueue(outbox, resend_s)
         self._thread: threading.Thread | None = None
         self._stopping = threading.Event()
         self._wake = threading.Event()
@@ -129,7 +129,7 @@ class MqttSession:
         )
         # the session's thread only
         self._generation = 0
-        self._attempts = 0
+        self._backoff = Backoff(_BACKOFF_FIRST_S, _BACKOFF_LONGEST_S)
         self._short_lives = 0
         self._reported: type[Exception] | None = None
 
@@ -357,7 +357,7 @@ class MqttSession:
         soonest = min((each for each in due if each is not None), default=None)
         return None if soonest is None else max(0.0, soonest - now_s) + 0.01
 
-    def _take_answers(self, replay: Replay, now_s: float) -> None:
+    def _take_answers(self, replay: ResendQueue, now_s: float) -> None:
         taken = []
         while self._answers:
             mid, failure = self._answers[0]
@@ -368,7 +368,7 @@ class MqttSession:
             self._answers.popleft()
         replay.acknowledged(taken, now_s)
 
-    def _send_row(self, link: Connection, row: Row) -> int | None:
+    def _send_row(self, link: Connection, row: OutboxRow) -> int | None:
         return self._publish(link, Publication(row.topic, row.payload, row.retain))
 
     def _down(self, link: Connection, lived_s: float, *, lost: bool) -> None:
@@ -382,7 +382,8 @@ class MqttSession:
             return
         self._inbox.put(Disconnected(link.reason))
         if lived_s >= _STABLE_S:
-            self._attempts = self._short_lives = 0
+            self._backoff.reset()
+            self._short_lives = 0
             self._reported = None
         elif lost:
             self._short_lives += 1
@@ -411,7 +412,7 @@ class MqttSession:
             self._changed.notify_all()
         if refused:
             self._report(error)
-        elif self._attempts == 0:
+        elif self._backoff.attempts == 0:
             _LOG.info("%s; trying again", error)
 
     def _report(self, error: Exception) -> None:
@@ -422,9 +423,7 @@ class MqttSession:
 
     def _pause_s(self) -> float:
         """Return how long to wait before the next attempt: exponential with full jitter."""
-        longest = min(_BACKOFF_LONGEST_S, _BACKOFF_FIRST_S * 2**self._attempts)
-        self._attempts = min(self._attempts + 1, 16)
-        pause_s = secrets.SystemRandom().uniform(0, longest)
+        pause_s = self._backoff.next_s()
         if self._doubted:
             pause_s += _RELOAD_S
         if self._reported is not None:

@@ -9,10 +9,10 @@ import time
 from broker.session.connection import Publication
 from broker.wire.messages import Message, encode
 from broker.wire.topics import parse
-from runtime.signing import SecretKey
+from runtime.security.signing import SecretKey
 
 
-class Author:
+class MessageSigner:
     """Makes one identity's messages; any thread may write.
 
     Attributes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from broker.wire.topics import LEVEL, MAX_LEVELS
 from runtime.errors import ConfigError, RengoError
 
-MAX_PAYLOAD_BYTES = 256 * 1024
+MAX_MESSAGE_BYTES = 256 * 1024
 
 
 class MessageTooLarge(RengoError):
@@ -18,13 +18,13 @@ def check_message(topic: str, payload: bytes) -> None:
     Raises:
         ConfigError: the topic holds an empty level, a wildcard, a space or another character that
             some brokers refuse.
-        MessageTooLarge: the payload exceeds MAX_PAYLOAD_BYTES.
+        MessageTooLarge: the payload exceeds MAX_MESSAGE_BYTES.
     """
     levels = topic.split("/")
     if len(levels) > MAX_LEVELS or not all(LEVEL.fullmatch(level) for level in levels):
         raise ConfigError(f"not a topic to publish to: {topic[:200]!r}")
-    if len(payload) > MAX_PAYLOAD_BYTES:
+    if len(payload) > MAX_MESSAGE_BYTES:
         raise MessageTooLarge(
-            f"a message of {len(payload)} bytes on {topic} exceeds {MAX_PAYLOAD_BYTES}; "
+            f"a message of {len(payload)} bytes on {topic} exceeds {MAX_MESSAGE_BYTES}; "
             "weights and files travel by the object store"
         )

@@ -36,26 +36,25 @@ from broker.wire.messages import (
     decode,
 )
 from broker.wire.topics import parse
-from fl_client.agent.messages import Voice
-from fl_client.agent.presence import CalmPresence
-from fl_client.agent.resource_policy import Steward, Unbounded
+from fl_client.agent.messages import DeviceMessages
+from fl_client.agent.presence import PresenceDebouncer
+from fl_client.agent.resource_policy import ResourcePolicy, Unbounded
 from fl_client.agent.status import about, gains, is_known, needed, standing
-from fl_client.agent.status_server import Desk, Question
-from fl_client.agent.worker import Workshop
-from fl_client.bundles.store import Bundles
+from fl_client.agent.status_server import Question, StatusServer
+from fl_client.agent.worker import TrainingWorker
+from fl_client.bundles.store import DeviceBundles
 from fl_client.collectors.owned import OwnData
-from fl_client.identity.credentials import Keyring
+from fl_client.identity.credentials import DeviceCredentials
 from fl_client.jobs.folder import DeviceFolder
-from fl_client.jobs.journal import Worklog, WorklogDamaged
-from fl_client.jobs.transfer_thread import Carrier, TransferCrashed, UrlsAsked
+from fl_client.jobs.journal import JobJournal, JobJournalDamaged
+from fl_client.jobs.transfer_thread import TransferCrashed, TransferThread, UrlsAsked
 from fl_client.machine.accelerators import for_orders
 from fl_client.machine.hardware import available_engines
 from fl_client.production.folder import ProductionFolder
-from fl_client.production.follower import Followed, Follower
-from fl_client.session.session import (
+from fl_client.production.follower import Followed, ProductionFollower
+from fl_client.session.events import (
     CancelJob,
     Command,
-    DeviceSession,
     DoWork,
     Event,
     FetchModel,
@@ -77,11 +76,12 @@ from fl_client.session.session import (
     UpdateUploaded,
     UploadUpdate,
 )
+from fl_client.session.machine import DeviceSession
 from fl_client.settings import AgentSettings
 from fl_client.tasks.listing import resolve
-from fl_client.training.child import JobProgressed
+from fl_client.training.child import ChildProgressed
 from runtime.errors import AuthenticationFailed, ConfigError, MissingExtra, PeerError
-from runtime.identity import Identity
+from runtime.security.identity import Identity
 from runtime.sqlite import opened_or_begun_anew
 from storage.transfer.files import Transfers
 
@@ -105,8 +105,8 @@ class Agent:
         self,
         settings: AgentSettings,
         identity: Identity,
-        desk: Desk | None = None,
-        steward: Steward | None = None,
+        desk: StatusServer | None = None,
+        steward: ResourcePolicy | None = None,
     ) -> None:
         if identity.role != "device":
             raise ConfigError(
@@ -129,27 +129,27 @@ class Agent:
             Outbox, settings.data_dir / "outbox.sqlite", OutboxDamaged, _LOST_OUTBOX
         )
         self._worklog = opened_or_begun_anew(
-            Worklog, settings.data_dir / "jobs.sqlite", WorklogDamaged, _LOST_JOBS
+            JobJournal, settings.data_dir / "jobs.sqlite", JobJournalDamaged, _LOST_JOBS
         )
         self._machine = DeviceSession()
         self._was_connected = False
-        self._desk = desk or Desk()
-        self._steward: Steward = steward or Unbounded()
+        self._desk = desk or StatusServer()
+        self._steward: ResourcePolicy = steward or Unbounded()
         self._seen_orders: dict[int, None] = {}
-        self._calm = CalmPresence()
-        self._keyring = Keyring(settings.identity, identity)
+        self._calm = PresenceDebouncer()
+        self._keyring = DeviceCredentials(settings.identity, identity)
         transfers = Transfers(tls=identity.store_trust, meter=self._steward.spent)
-        self._bundles = Bundles(
+        self._bundles = DeviceBundles(
             settings.bundles,
             settings.data_dir / "bundles",
             transfers,
             specs,
             self._steward.memory_bytes(),
         )
-        self._carrier = Carrier(
+        self._carrier = TransferThread(
             transfers, self._folder, self._bundles, frozenset(self._tasks), self._inbox.put
         )
-        self._workshop = Workshop(
+        self._workshop = TrainingWorker(
             identity.id,
             settings,
             engine,
@@ -159,9 +159,9 @@ class Agent:
             self._steward,
             accelerators,
         )
-        self._voice = Voice(identity, settings, engine, self._tasks, accelerators)
+        self._voice = DeviceMessages(identity, settings, engine, self._tasks, accelerators)
         self._about = {**self._voice.about(), **about(settings, engine, self._tasks)}
-        self._follower = Follower(
+        self._follower = ProductionFollower(
             ProductionFolder(settings.data_dir, self._keyring.server),
             self._keyring.server,
             self._tasks,
@@ -311,7 +311,7 @@ class Agent:
 
     def _worked(self, item: object) -> None:
         event = self._workshop.translate(item)
-        if isinstance(event, JobProgressed):
+        if isinstance(event, ChildProgressed):
             self._session.publish(self._voice.progress(event.job, event.fraction, event.loss))
         elif event is not None:
             self.handle(event)

@@ -7,7 +7,7 @@ from typing import cast
 
 from broker.session.outbox import Outbox
 from broker.session.session import MqttSession, Publication
-from broker.session.signer import Author, new_boot_id
+from broker.session.signer import MessageSigner, new_boot_id
 from broker.wire.messages import (
     Action,
     Compute,
@@ -24,18 +24,18 @@ from broker.wire.messages import (
     Usage,
 )
 from broker.wire.topics import Topics
-from fl_client.jobs.transfer import Lease
+from fl_client.jobs.transfer import TransferContext
 from fl_client.machine.accelerators import CPU, Accelerator, precision
 from fl_client.machine.hardware import describe
-from fl_client.session.session import Job, JobKey, SendDecline
+from fl_client.session.events import Job, JobKey, SendDecline
 from fl_client.settings import AgentSettings
 from fl_client.training.frames import TrainingJob
-from runtime.identity import Identity
+from runtime.security.identity import Identity
 
 _RESULT = re.compile(r"result/([^/]+)/(train|evaluate)/(\d+)/(\d+)")
 
 
-class Voice:
+class DeviceMessages:
     """Makes the device's messages; ``boot_id`` tells one connection of the device from others.
 
     A broker may publish the will of a connection after the next one stands; the server knows by
@@ -50,7 +50,7 @@ class Voice:
         tasks: list[str],
         accelerators: tuple[Accelerator, ...] = (CPU,),
     ) -> None:
-        self._author = Author(identity.id, identity.secret_key)
+        self._author = MessageSigner(identity.id, identity.secret_key)
         self._device_id = identity.id
         self._topics = Topics(identity.domain)
         self._domain = identity.domain
@@ -161,7 +161,7 @@ class Voice:
         )
         return self._own("progress", progress)
 
-    def send_result(self, session: MqttSession, job: Job, lease: Lease | None) -> None:
+    def send_result(self, session: MqttSession, job: Job, lease: TransferContext | None) -> None:
         """Report a job durably, until its receipt."""
         outcome, key = job.outcome, job.key
         assert outcome is not None

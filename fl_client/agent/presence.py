@@ -6,12 +6,12 @@ order again, since its result is still on the way: two messages and a transfer f
 
 from __future__ import annotations
 
-from fl_client.session.session import Presence
+from fl_client.session.events import Presence
 
 BREATH_S = 1.0
 
 
-class CalmPresence:
+class PresenceDebouncer:
     """Decides what is said, by the monotonic clock that it is given."""
 
     def __init__(self) -> None:

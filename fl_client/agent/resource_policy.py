@@ -30,7 +30,7 @@ class Need:
     promised_bytes: int = 0
 
 
-class Steward(Protocol):
+class ResourcePolicy(Protocol):
     """The agent's owner thread calls it, ``spent`` apart, which any thread may call."""
 
     def refusal(self, order: Order, need: Need) -> str:

@@ -7,9 +7,10 @@ from typing import Any
 from broker.wire.messages import Order
 from fl_client.agent.resource_policy import Need
 from fl_client.jobs.folder import DeviceFolder
-from fl_client.session.session import DeviceSession, Job, JobKey
+from fl_client.session.events import Job, JobKey
+from fl_client.session.machine import DeviceSession
 from fl_client.settings import AgentSettings
-from runtime.resident import rss_bytes
+from runtime.processes.rss import rss_bytes
 from storage.transfer.byte_ranges import length
 
 

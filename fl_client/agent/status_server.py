@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from fl_client.session.session import JobKey
-from runtime.environments import TRIAL_S, Trial, this_environment
+from fl_client.session.events import JobKey
 from runtime.errors import TransportError
-from runtime.memory import settle
-from runtime.notify import Notifier
-from runtime.resident import rss_bytes
-from runtime.unixsocket import Door
+from runtime.processes.environments import TRIAL_S, UpdateTrial, this_environment
+from runtime.processes.memory import freeze_heap
+from runtime.processes.notify import Notifier
+from runtime.processes.rss import rss_bytes
+from runtime.processes.unix_socket import UnixSocketServer
 
 _LOG = logging.getLogger(__name__)
 SOCKET = "agent.sock"
@@ -39,14 +39,14 @@ _QUESTION_BYTES = 64
 _VISITORS = 4
 _KEPT = 10
 
-Wish = Literal["status", "hold", "release", "restart"]
+PendingDownload = Literal["status", "hold", "release", "restart"]
 
 
 @dataclass(frozen=True)
 class Question:
     """Somebody at this machine asks; ``answer`` takes the document, on any thread."""
 
-    what: Wish
+    what: PendingDownload
     visitor: int
     answer: Callable[[dict[str, Any]], None]
 
@@ -58,7 +58,7 @@ class _Noted:
 
 
 @dataclass
-class _Diary:
+class _ConnectionHistory:
     """What happened lately, in memory alone; times are monotonic and told as ages."""
 
     rounds: deque[_Noted] = field(default_factory=lambda: deque(maxlen=_KEPT))
@@ -86,7 +86,7 @@ class _Diary:
         }
 
 
-class Desk:
+class StatusServer:
     """Everything but ``open`` belongs to the agent's owner thread.
 
     Args:
@@ -94,10 +94,10 @@ class Desk:
         trial: this installation is tried; it is taken for good once the broker was reached.
     """
 
-    def __init__(self, notifier: Notifier | None = None, trial: Trial | None = None) -> None:
+    def __init__(self, notifier: Notifier | None = None, trial: UpdateTrial | None = None) -> None:
         self._notifier = Notifier() if notifier is None else notifier
         self._trial = trial
-        self._diary = _Diary()
+        self._diary = _ConnectionHistory()
         self._ready = False
         self._beat_s = 0.0
         self._holders: set[int] = set()
@@ -154,7 +154,7 @@ class Desk:
     def _say_ready(self, status: str) -> None:
         self._ready = True
         self._notifier.ready(status)
-        settle()
+        freeze_heap()
 
     # --- what the agent tells -------------------------------------------------------------------
 
@@ -248,7 +248,7 @@ class _Counter:
         self._post = post
         self._seats = threading.Semaphore(_VISITORS)
         self._numbers = itertools.count(1)
-        self._door = Door(folder / SOCKET, "desk", self._seat, _LOST)
+        self._door = UnixSocketServer(folder / SOCKET, "desk", self._seat, _LOST)
 
     def close(self) -> None:
         """Take the socket away; visitors who are there see its end."""

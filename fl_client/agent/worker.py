@@ -12,21 +12,29 @@ from collections.abc import Callable
 from typing import Any
 
 from broker.wire.messages import Order
-from fl_client.agent.resource_policy import Steward
-from fl_client.bundles.store import Bundles
+from fl_client.agent.resource_policy import ResourcePolicy
+from fl_client.bundles.store import DeviceBundles
 from fl_client.collectors.owned import place_of
 from fl_client.jobs.folder import DeviceFolder
 from fl_client.machine.accelerators import CPU, Accelerator, environment
-from fl_client.session.session import Event, Job, JobFailed, JobKey, Memory, Outcome, WorkFinished
+from fl_client.session.events import (
+    Event,
+    Job,
+    JobFailed,
+    JobKey,
+    Memory,
+    Outcome,
+    WorkFinished,
+)
 from fl_client.settings import AgentSettings
 from fl_client.training import child as training
 from fl_client.training.frames import TrainingJob
-from runtime.memory import give_back
+from runtime.processes.memory import give_back
 
 _LOG = logging.getLogger(__name__)
 
 
-class Workshop:
+class TrainingWorker:
     """Runs jobs one at a time in a child process.
 
     Args:
@@ -39,10 +47,10 @@ class Workshop:
         device_id: str,
         settings: AgentSettings,
         engine: str,
-        tasks: Bundles,
+        tasks: DeviceBundles,
         folder: DeviceFolder,
         post: Callable[[object], None],
-        steward: Steward,
+        steward: ResourcePolicy,
         accelerators: tuple[Accelerator, ...] = (CPU,),
     ) -> None:
         self._device_id = device_id
@@ -129,17 +137,17 @@ class Workshop:
             return None
         return max(0.0, self._used_s + self._settings.keep_warm_s - time.monotonic())
 
-    def translate(self, event: object) -> Event | training.JobProgressed | None:
+    def translate(self, event: object) -> Event | training.ChildProgressed | None:
         """Return what a child's event means to the session, None when nothing."""
         self._used_s = time.monotonic()
         match event:
-            case training.JobProgressed():
+            case training.ChildProgressed():
                 return event
-            case training.JobDone(job=job):
+            case training.ChildFinished(job=job):
                 return WorkFinished(_key(job), _outcome(event))
-            case training.JobFailed(job=None, reason=reason):
+            case training.ChildFailed(job=None, reason=reason):
                 self._load_failure = reason  # the process ends next, and takes its job along
-            case training.JobFailed(job=TrainingJob() as job):
+            case training.ChildFailed(job=TrainingJob() as job):
                 memory: Memory = "short" if event.out_of_memory else "enough"
                 return JobFailed(
                     _key(job), event.reason, event.retryable, memory, unusable=event.unusable
@@ -194,7 +202,7 @@ def _key(job: TrainingJob) -> JobKey:
     return JobKey(job.run_id, job.action, job.round, job.attempt)
 
 
-def _outcome(event: training.JobDone) -> Outcome:
+def _outcome(event: training.ChildFinished) -> Outcome:
     result = event.result
     return Outcome(
         result.num_examples,

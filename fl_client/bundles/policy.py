@@ -47,7 +47,7 @@ class BundleSettings(BaseModel):
 
 
 @dataclass(frozen=True)
-class Machine:
+class BundleHost:
     """What a bundle is held against beside the settings.
 
     Attributes:
@@ -79,7 +79,7 @@ def refusal_of_order(order: Order, settings: BundleSettings) -> str:
 
 
 def refusal_of_bundle(
-    signed: SignedManifest, settings: BundleSettings, machine: Machine, server_ms: int
+    signed: SignedManifest, settings: BundleSettings, machine: BundleHost, server_ms: int
 ) -> str:
     """Return why a bundle must not run here now, "" where it may.
 

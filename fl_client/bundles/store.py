@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING
 
 from broker.wire.messages import BundleRef, Order
 from fl_client.bundles.policy import (
+    BundleHost,
     BundleSettings,
-    Machine,
     refusal_of_bundle,
     refusal_of_order,
 )
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Placed:
+class TaskEnvironment:
     """A task that may run: what the training child loads, by which interpreter.
 
     Attributes:
@@ -49,7 +49,7 @@ class Placed:
     python: Path | None = None
 
 
-class Bundles:
+class DeviceBundles:
     """The bundles of one agent.
 
     ``refusal`` and ``placed`` belong to the owner's thread, ``prepare`` to the transfer thread.
@@ -75,7 +75,7 @@ class Bundles:
         self._installed = installed
         self._memory_bytes = memory_bytes
         self._clock = clock
-        self._placed: dict[str, Placed] = {}
+        self._placed: dict[str, TaskEnvironment] = {}
         self._server_ms = 0
 
     def heard(self, sent_ms: int) -> None:
@@ -86,13 +86,13 @@ class Bundles:
         """Return why an order for a task that is not installed cannot be done, "" if it may be."""
         return refusal_of_order(order, self._settings)
 
-    def placed(self, order: Order) -> Placed:
+    def placed(self, order: Order) -> TaskEnvironment:
         """Return what an order's task is run by; a bundle was prepared before.
 
         What is installed comes first: a device's own tasks are not replaced over the network.
         """
         if order.task in self._installed:
-            return Placed(order.task, self._installed[order.task])
+            return TaskEnvironment(order.task, self._installed[order.task])
         assert order.bundle is not None
         return self._placed[order.bundle.sha256]
 
@@ -152,12 +152,12 @@ class Bundles:
         manifest = signed.manifest
         python = environment(place / "venv", manifest.dependencies, self._settings, cancel)
         spec = f"{place / FILES / manifest.entry}:{manifest.class_name}"
-        self._placed[place.name] = Placed(place.name, spec, python)
+        self._placed[place.name] = TaskEnvironment(place.name, spec, python)
 
     def _require_right(self, order: Order, signed: SignedManifest) -> None:
         if signed.manifest.name != order.task:
             raise ConfigError(f"it is of task {signed.manifest.name!r}")
-        machine = Machine(version("rengo"), self._memory_bytes, self._clock)
+        machine = BundleHost(version("rengo"), self._memory_bytes, self._clock)
         reason = refusal_of_bundle(signed, self._settings, machine, self._server_ms)
         if reason:
             raise ConfigError(reason)

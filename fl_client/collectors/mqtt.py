@@ -17,7 +17,7 @@ from broker.session.session import MqttSession
 from fl_client.datasets.sample import BadSample
 from fl_client.datasets.settings import MqttSource
 from runtime.errors import ConfigError
-from runtime.tls import Tls
+from runtime.security.tls import Tls
 
 _LOG = logging.getLogger(__name__)
 _KEEPALIVE_S = 60

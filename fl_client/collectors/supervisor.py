@@ -15,8 +15,9 @@ from fl_client.collectors.order import CollectorOrder
 from fl_client.collectors.owned import place_of
 from fl_client.datasets.settings import DataPlace, Gathered, SensorSource
 from fl_client.settings import AgentSettings
-from runtime.child import die_with_parent
 from runtime.errors import ConfigError
+from runtime.processes.child import die_with_parent
+from runtime.retry import Backoff
 
 _LOG = logging.getLogger(__name__)
 _FIRST_PAUSE_S = 1.0
@@ -74,7 +75,7 @@ class Collectors:
         for task in silent:
             _LOG.warning("the sensor of task %s is not read: the task is not installed here", task)
         self._keepers = [
-            _Keeper(
+            _SupervisedCollector(
                 CollectorOrder(
                     place=place,
                     spec=specs.get(place.task, ""),
@@ -104,7 +105,7 @@ class Collectors:
             keeper.stop()
 
 
-class _Keeper:
+class _SupervisedCollector:
     """One collector's process. The kernel ends it with the thread here, which waits for it."""
 
     def __init__(self, order: CollectorOrder) -> None:
@@ -134,7 +135,7 @@ class _Keeper:
         self._thread.join()
 
     def _keep(self) -> None:
-        pause_s = _FIRST_PAUSE_S
+        backoff = Backoff(_FIRST_PAUSE_S, _LONGEST_PAUSE_S, least=1.0)
         while not self._stopping.is_set():
             began_s = time.monotonic()
             returncode = self._live()
@@ -144,9 +145,9 @@ class _Keeper:
                 "the collector of task %s ended with status %s; see %s",
                 *(self._order.place.task, returncode, self._log_path()),
             )
-            lived = time.monotonic() - began_s >= _STABLE_S
-            pause_s = _FIRST_PAUSE_S if lived else min(2 * pause_s, _LONGEST_PAUSE_S)
-            self._stopping.wait(pause_s)
+            if time.monotonic() - began_s >= _STABLE_S:
+                backoff.reset()
+            self._stopping.wait(backoff.next_s())
 
     def _live(self) -> int | None:
         """Run the process until it ends; None when it could not be started."""

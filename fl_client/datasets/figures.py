@@ -41,7 +41,7 @@ class _Reference(BaseModel):
     previous: _Counts
 
 
-class _Kept(BaseModel):
+class _KeptFigures(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     of: str
     at_s: float
@@ -81,7 +81,7 @@ def renew(place: DataPlace, samples: Sequence[Sample], held_out: int, refused: i
         quantities=quantities,
     )
     enough = known or len(samples) >= max(settings.reference_count, least)
-    told = _Kept(
+    told = _KeptFigures(
         of=_fingerprint(place.settings), at_s=now_s, quantities=references if enough else {}
     )
     try:
@@ -92,9 +92,9 @@ def renew(place: DataPlace, samples: Sequence[Sample], held_out: int, refused: i
         _LOG.error("the figures of task %s cannot be written: %s", place.task, error)
 
 
-def _read(path: Path, fingerprint: str) -> _Kept | None:
+def _read(path: Path, fingerprint: str) -> _KeptFigures | None:
     try:
-        kept = _Kept.model_validate_json(path.read_bytes())
+        kept = _KeptFigures.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         return None
     except (OSError, ValidationError) as error:

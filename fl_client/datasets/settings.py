@@ -147,7 +147,7 @@ Source = Annotated[
 ]
 
 
-class StoreSettings(_Settings):
+class SampleStoreSettings(_Settings):
     """How much is kept of what is gathered, and how much is read of what lies elsewhere.
 
     Attributes:
@@ -203,7 +203,7 @@ class DataSettings(_Settings):
     source: Source
     classes: Annotated[list[Name], Field(max_length=1000)] = []
     held_out: Annotated[float, Field(ge=0, lt=1)] = 0.2
-    store: StoreSettings = StoreSettings()
+    store: SampleStoreSettings = SampleStoreSettings()
     drift: DriftSettings = DriftSettings()
 
     @model_validator(mode="after")

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from fl_client.datasets.sample import Sample
-from fl_client.datasets.settings import StoreSettings
+from fl_client.datasets.settings import SampleStoreSettings
 from runtime.errors import ConfigError, RengoError, Unavailable
 from runtime.sqlite import is_damage, is_disk_trouble, opened_or_begun_anew
 
@@ -49,7 +49,7 @@ class StoreDamaged(StoreError):
     """The file is damaged."""
 
 
-def open_store(folder: Path, settings: StoreSettings) -> SampleStore:
+def open_store(folder: Path, settings: SampleStoreSettings) -> SampleStore:
     """Return the store of a folder; a damaged one is set aside and a new one begun."""
     return opened_or_begun_anew(
         lambda path: SampleStore(path, settings), store_path(folder), StoreDamaged, _LOST
@@ -70,7 +70,7 @@ class SampleStore:
         ConfigError: another version wrote it, or it cannot be opened.
     """
 
-    def __init__(self, path: Path, settings: StoreSettings) -> None:
+    def __init__(self, path: Path, settings: SampleStoreSettings) -> None:
         self.path = path
         self._settings = settings
         self._old_since_s: float | None = None

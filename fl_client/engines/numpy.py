@@ -32,7 +32,7 @@ from fl_client.engines.base import (
 from fl_client.models import layers, memory
 from fl_client.tasks.base import Objective, Task
 from runtime.errors import ConfigError
-from runtime.resident import rss_bytes
+from runtime.processes.rss import rss_bytes
 from storage.weights import Weights
 
 if TYPE_CHECKING:

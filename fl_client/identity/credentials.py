@@ -11,12 +11,12 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from runtime.errors import PeerError
-from runtime.identity import Identity, write_identity
+from runtime.security.identity import Identity, write_identity
 
 _SHORTEST, _LONGEST = 8, 256
 
 
-class Keyring:
+class DeviceCredentials:
     """One identity and its file.
 
     Attributes:

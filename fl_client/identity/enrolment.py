@@ -26,10 +26,10 @@ from broker.session.session import (
     SessionEvent,
     SessionFault,
 )
-from broker.session.signer import Author
+from broker.session.signer import MessageSigner
 from broker.wire.messages import Claim, ClaimAnswer, Envelope, decode
 from broker.wire.topics import Topics, parse, require_level
-from runtime.brokerurl import BrokerPlace
+from runtime.broker_url import BrokerPlace
 from runtime.errors import (
     AuthenticationFailed,
     ConfigError,
@@ -38,10 +38,10 @@ from runtime.errors import (
     UntrustedPeer,
 )
 from runtime.files import atomic_write
-from runtime.identity import Identity, TlsTrust, read_identity, write_identity
-from runtime.jointoken import JoinToken
-from runtime.signing import SecretKey
-from runtime.tls import fetch_authority
+from runtime.security.identity import Identity, TlsTrust, read_identity, write_identity
+from runtime.security.join_token import JoinToken
+from runtime.security.signing import SecretKey
+from runtime.security.tls import fetch_authority
 
 _CONNECT_S = 20.0
 _ANSWER_S = 60.0
@@ -117,7 +117,7 @@ def _trust(place: BrokerPlace, token: JoinToken) -> TlsTrust | None:
 def _ask(
     place: BrokerPlace, token: JoinToken, tls: TlsTrust | None, claim: Claim
 ) -> tuple[Envelope, ClaimAnswer]:
-    topics, author = Topics(token.domain), Author(token.id, token.key)
+    topics, author = Topics(token.domain), MessageSigner(token.id, token.key)
     answers: queue.SimpleQueue[SessionEvent] = queue.SimpleQueue()
 
     def offer(event: SessionEvent) -> bool:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from fl_client.session.session import Job, JobKey
+from fl_client.session.events import Job, JobKey
 from runtime.errors import Corrupt
 from runtime.files import make_folder, sync_folder
 from storage.transfer.byte_ranges import Earlier, length

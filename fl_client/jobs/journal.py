@@ -11,7 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from broker.wire.messages import Order
-from fl_client.session.session import Job, JobKey, Outcome, Stage
+from fl_client.session.events import (
+    Job,
+    JobKey,
+    Outcome,
+    Stage,
+)
 from runtime.errors import ConfigError, RengoError
 from runtime.sqlite import is_damage, is_disk_trouble, require_sound
 
@@ -26,19 +31,19 @@ CREATE TABLE IF NOT EXISTS jobs (
 """
 
 
-class WorklogError(RengoError):
+class JobJournalError(RengoError):
     """The device's journal cannot be written or read (disk full)."""
 
 
-class WorklogDamaged(WorklogError):
+class JobJournalDamaged(JobJournalError):
     """The file is damaged: it is of no use, nor will be."""
 
 
-class WorklogUnusable(WorklogError, ConfigError):
+class JobJournalUnusable(JobJournalError, ConfigError):
     """The file is of another version or not to be opened: a person must mend it."""
 
 
-class Worklog:
+class JobJournal:
     """One row a job; what is written outlives this process at once. One thread calls it.
 
     Raises:
@@ -54,7 +59,7 @@ class Worklog:
             path.touch(mode=0o600, exist_ok=True)
             self._db = sqlite3.connect(path, isolation_level=None)
         except OSError as error:
-            raise WorklogUnusable(f"{path} cannot be opened: {error.strerror}") from error
+            raise JobJournalUnusable(f"{path} cannot be opened: {error.strerror}") from error
         try:
             self._open()
         except BaseException:
@@ -70,7 +75,7 @@ class Worklog:
             self._db.execute("PRAGMA page_size=1024")
             (version,) = self._db.execute("PRAGMA user_version").fetchone()
             if version not in {0, _SCHEMA_VERSION}:
-                raise WorklogUnusable(
+                raise JobJournalUnusable(
                     f"{self.path} was written by another version of Rengo (schema {version}, this "
                     f"one reads {_SCHEMA_VERSION}); use that version, or another data folder"
                 )
@@ -82,10 +87,10 @@ class Worklog:
             self._db.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
         except sqlite3.Error as error:
             if is_disk_trouble(error):
-                raise WorklogError(f"{self.path}: {error}; is the disk full?") from error
+                raise JobJournalError(f"{self.path}: {error}; is the disk full?") from error
             if is_damage(error):
-                raise WorklogDamaged(f"{self.path}: {error}") from error
-            raise WorklogUnusable(f"{self.path}: {error}") from error
+                raise JobJournalDamaged(f"{self.path}: {error}") from error
+            raise JobJournalUnusable(f"{self.path}: {error}") from error
 
     def close(self) -> None:
         """Release the file."""
@@ -136,7 +141,7 @@ class Worklog:
         try:
             return self._db.execute(statement, values)
         except sqlite3.Error as error:
-            raise WorklogError(f"{self.path}: {error}") from error
+            raise JobJournalError(f"{self.path}: {error}") from error
 
 
 def _key(key: JobKey) -> tuple[str, str, int, int]:

@@ -13,22 +13,26 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import tenacity
-
 from broker.wire.messages import UploadRef
-from fl_client.bundles.store import Bundles
-from fl_client.session.session import Job, JobFailed, JobKey, ModelFetched, UpdateUploaded
+from fl_client.bundles.store import DeviceBundles
+from fl_client.session.events import (
+    Job,
+    JobFailed,
+    JobKey,
+    ModelFetched,
+    UpdateUploaded,
+)
 from runtime.errors import AccessDenied, RengoError, Unavailable
+from runtime.retry import retrying_until
 from storage.transfer.byte_ranges import Earlier
 from storage.transfer.files import Cancelled, Transfers
 from storage.transfer.multipart import PartsPlace
 
 _LOG = logging.getLogger(__name__)
 _RENEWAL_S = 20.0
-_LONGEST_PAUSE_S = 5.0
 
 
-class Lease:
+class TransferContext:
     """One job's URLs and whether it still matters. Thread-safe."""
 
     def __init__(self, job: Job) -> None:
@@ -90,7 +94,7 @@ class JobTransfers:
         self._ask = ask
 
     def fetch(
-        self, lease: Lease, path: Path, earlier: Earlier | None = None
+        self, lease: TransferContext, path: Path, earlier: Earlier | None = None
     ) -> ModelFetched | JobFailed | None:
         """Bring the order's model to ``path``; None when the job was cancelled.
 
@@ -113,7 +117,7 @@ class JobTransfers:
         failure = self._patiently(lease, work)
         return failure or (None if lease.cancelled.is_set() else ModelFetched(lease.key))
 
-    def prepare(self, lease: Lease, bundles: Bundles) -> JobFailed | None:
+    def prepare(self, lease: TransferContext, bundles: DeviceBundles) -> JobFailed | None:
         """Make the order's bundle ready to run; None when it is, or the job was cancelled."""
 
         def renewed() -> str:
@@ -127,7 +131,7 @@ class JobTransfers:
 
         return self._patiently(lease, work)
 
-    def upload(self, lease: Lease, path: Path) -> UpdateUploaded | JobFailed | None:
+    def upload(self, lease: TransferContext, path: Path) -> UpdateUploaded | JobFailed | None:
         """Bring the update at ``path`` to the store; None when the job was cancelled."""
 
         def work() -> None:
@@ -140,7 +144,7 @@ class JobTransfers:
         failure = self._patiently(lease, work)
         return failure or (None if lease.cancelled.is_set() else UpdateUploaded(lease.key))
 
-    def _send(self, lease: Lease, path: Path) -> int:
+    def _send(self, lease: TransferContext, path: Path) -> int:
         return self._transfers.upload(
             _upload(lease.job).url,
             path,
@@ -149,7 +153,7 @@ class JobTransfers:
             cancel=lease.cancelled,
         )
 
-    def _send_parts(self, lease: Lease, path: Path, parts: PartsPlace) -> int:
+    def _send_parts(self, lease: TransferContext, path: Path, parts: PartsPlace) -> int:
         def renew() -> PartsPlace:
             fresh = _parts(_upload(lease.fresh(self._ask)))
             if fresh is None:
@@ -158,15 +162,8 @@ class JobTransfers:
 
         return self._transfers.upload_in_parts(parts, path, renew=renew, cancel=lease.cancelled)
 
-    def _patiently(self, lease: Lease, work: Callable[[], None]) -> JobFailed | None:
-        attempts = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type((Unavailable, AccessDenied)),
-            stop=tenacity.stop_when_event_set(lease.cancelled),
-            wait=tenacity.wait_random_exponential(multiplier=0.1, max=_LONGEST_PAUSE_S),
-            sleep=tenacity.sleep_using_event(lease.cancelled),
-            before_sleep=_say_waiting,
-            reraise=True,
-        )
+    def _patiently(self, lease: TransferContext, work: Callable[[], None]) -> JobFailed | None:
+        attempts = retrying_until(lease.cancelled, (Unavailable, AccessDenied), _log_waiting)
         begun_s = time.monotonic()
         try:
             attempts(work)
@@ -191,6 +188,5 @@ def _parts(upload: UploadRef) -> PartsPlace | None:
     return PartsPlace(found.upload_id, found.part_bytes, found.urls, found.complete_url)
 
 
-def _say_waiting(state: tenacity.RetryCallState) -> None:
-    error = None if state.outcome is None else state.outcome.exception()
+def _log_waiting(error: BaseException) -> None:
     _LOG.warning("waiting for the store: %s", error)

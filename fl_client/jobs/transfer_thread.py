@@ -9,10 +9,10 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-from fl_client.bundles.store import Bundles
+from fl_client.bundles.store import DeviceBundles
 from fl_client.jobs.folder import DeviceFolder
-from fl_client.jobs.transfer import JobTransfers, Lease
-from fl_client.session.session import Event, Job, JobKey
+from fl_client.jobs.transfer import JobTransfers, TransferContext
+from fl_client.session.events import Event, Job, JobKey
 from storage.transfer.files import Transfers
 
 
@@ -31,7 +31,7 @@ class TransferCrashed:
     error: BaseException
 
 
-class Carrier:
+class TransferThread:
     """Carries models, bundles and updates.
 
     Args:
@@ -44,7 +44,7 @@ class Carrier:
         self,
         transfers: Transfers,
         folder: DeviceFolder,
-        bundles: Bundles,
+        bundles: DeviceBundles,
         installed: frozenset[str],
         post: Callable[[object], None],
     ) -> None:
@@ -53,7 +53,7 @@ class Carrier:
         self._installed = installed
         self._post = post
         self._transfers = JobTransfers(transfers, lambda key: post(UrlsAsked(key)))
-        self._leases: dict[JobKey, Lease] = {}
+        self._leases: dict[JobKey, TransferContext] = {}
         self._thread = ThreadPoolExecutor(1, "transfer")
 
     def fetch(self, job: Job) -> None:
@@ -91,7 +91,7 @@ class Carrier:
         """Forget what a job's transfers cost."""
         self._leases.pop(key, None)
 
-    def spent(self, key: JobKey) -> Lease | None:
+    def spent(self, key: JobKey) -> TransferContext | None:
         """Return what a job's transfers cost, None when this process knows of none."""
         return self._leases.get(key)
 
@@ -112,10 +112,10 @@ class Carrier:
         """Wait for what is at work and drop the rest."""
         self._thread.shutdown(cancel_futures=True)
 
-    def _lease(self, job: Job) -> Lease:
+    def _lease(self, job: Job) -> TransferContext:
         lease = self._leases.get(job.key)
         if lease is None or lease.cancelled.is_set():
-            lease = self._leases[job.key] = Lease(job)
+            lease = self._leases[job.key] = TransferContext(job)
         return lease
 
     def _submit(self, what: JobKey | None, work: Callable[[], object]) -> None:

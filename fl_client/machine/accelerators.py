@@ -63,7 +63,7 @@ UNTOLD = Accelerator("")
 
 
 @dataclass(frozen=True)
-class Machine:
+class MachineProbe:
     """Where to look; another one than this machine in tests."""
 
     root: Path = Path("/")
@@ -73,9 +73,9 @@ class Machine:
     machine: str = field(default_factory=platform.machine)
 
 
-def find(machine: Machine | None = None) -> list[Accelerator]:
+def find(machine: MachineProbe | None = None) -> list[Accelerator]:
     """Return the accelerators that this process may use, in the order of their numbers."""
-    machine = machine or Machine()
+    machine = machine or MachineProbe()
     found = _visible("cuda", _nvidia(machine), machine.environ.get("CUDA_VISIBLE_DEVICES"))
     found += _visible("rocm", _amd(machine), machine.environ.get("HIP_VISIBLE_DEVICES"))
     if machine.system == "darwin" and machine.machine == "arm64":
@@ -182,7 +182,7 @@ def _is_named(each: Accelerator, token: str) -> bool:
     return token == number or (len(token) > 4 and each.handle.startswith(token))
 
 
-def _nvidia(machine: Machine) -> list[Accelerator]:
+def _nvidia(machine: MachineProbe) -> list[Accelerator]:
     folders = sorted((machine.root / "proc/driver/nvidia/gpus").glob("*"))
     if not folders:
         return []
@@ -222,7 +222,7 @@ def _mebibytes(text: str) -> int:
     return int(number) * _MIB if number.isdecimal() else 0
 
 
-def _amd(machine: Machine) -> list[Accelerator]:
+def _amd(machine: MachineProbe) -> list[Accelerator]:
     found: list[Accelerator] = []
     nodes = (machine.root / "sys/class/kfd/kfd/topology/nodes").glob("*")
     for node in sorted(nodes, key=lambda path: int(path.name) if path.name.isdecimal() else 0):

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from runtime.errors import ConfigError, Corrupt, NotFound
 from runtime.files import atomic_write, make_folder, sync_folder
-from runtime.signing import PublicKey
+from runtime.security.signing import PublicKey
 
 if TYPE_CHECKING:
     from storage.versions.manifest import Manifest
@@ -34,7 +34,7 @@ _LOOKS = 5
 
 
 @dataclass(frozen=True)
-class Held:
+class HeldModel:
     """A version that is held: under which number, and what it is."""
 
     promotion: int
@@ -54,7 +54,7 @@ class ProductionFolder:
         self._root = root / "production"
         self._server = server
 
-    def held(self, task: str) -> Held | None:
+    def held(self, task: str) -> HeldModel | None:
         """Return the last good version, None where there is none; its model is not read."""
         places = _places(self._root / task)
         if not places:
@@ -64,7 +64,7 @@ class ProductionFolder:
         except (Corrupt, OSError):
             return None
 
-    def is_whole(self, held: Held) -> bool:
+    def is_whole(self, held: HeldModel) -> bool:
         """Whether the model on the disk is what its manifest says."""
         try:
             _require_whole(held.folder / MODEL, held.manifest)
@@ -81,7 +81,7 @@ class ProductionFolder:
                 shutil.rmtree(other)
         return place / MODEL
 
-    def adopt(self, task: str, promotion: int, document: bytes, manifest: Manifest) -> Held:
+    def adopt(self, task: str, promotion: int, document: bytes, manifest: Manifest) -> HeldModel:
         """Put a fetched and verified version in the place of the one before, and return it.
 
         Args:
@@ -90,11 +90,11 @@ class ProductionFolder:
         incoming = self.incoming(task, manifest.sha256).parent
         _sync(incoming / MODEL)
         atomic_write(incoming / MANIFEST, document)
-        return Held(promotion, manifest, self._place(task, incoming, promotion))
+        return HeldModel(promotion, manifest, self._place(task, incoming, promotion))
 
-    def promote_again(self, task: str, held: Held, promotion: int) -> Held:
+    def promote_again(self, task: str, held: HeldModel, promotion: int) -> HeldModel:
         """Give the version that is held a higher number, and return it."""
-        return Held(promotion, held.manifest, self._place(task, held.folder, promotion))
+        return HeldModel(promotion, held.manifest, self._place(task, held.folder, promotion))
 
     def _place(self, task: str, folder: Path, promotion: int) -> Path:
         place = self._root / task / f"{promotion:016d}"
@@ -153,7 +153,7 @@ def _places(folder: Path) -> list[Path]:
     return sorted(each for each in folder.iterdir() if _NUMBER.fullmatch(each.name))
 
 
-def _read(place: Path, task: str, server: PublicKey) -> Held:
+def _read(place: Path, task: str, server: PublicKey) -> HeldModel:
     # most agents hold no model
     from storage.versions.manifest import Manifest  # noqa: PLC0415
 
@@ -161,7 +161,7 @@ def _read(place: Path, task: str, server: PublicKey) -> Held:
     manifest = Manifest.decode(path.read_bytes(), server, str(path))
     if manifest.task != task:
         raise Corrupt(f"{path} is of task {manifest.task!r}")
-    return Held(int(place.name), manifest, place)
+    return HeldModel(int(place.name), manifest, place)
 
 
 def _require_whole(path: Path, manifest: Manifest) -> None:

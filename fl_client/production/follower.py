@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import math
-import random
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -17,9 +16,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from broker.wire.messages import ModelOffer, ProductionDocument
-from fl_client.production.folder import Held, ProductionFolder
+from fl_client.production.folder import HeldModel, ProductionFolder
 from runtime.errors import AccessDenied, Corrupt, PeerError, RengoError
-from runtime.signing import PublicKey
+from runtime.retry import Backoff
+from runtime.security.signing import PublicKey
 from storage.transfer.files import Cancelled, Transfers
 
 if TYPE_CHECKING:
@@ -32,14 +32,17 @@ _LONGEST_PAUSE_S = 600.0
 
 
 @dataclass(eq=False)
-class Wish:
+class PendingDownload:
     """A version that is to be held."""
 
     promotion: int
     manifest: Manifest
     document: bytes
     url: str = ""
-    failures: int = 0
+    # a fleet that lost its store must not come back at one moment
+    backoff: Backoff = field(
+        default_factory=lambda: Backoff(_FIRST_PAUSE_S, _LONGEST_PAUSE_S, factor=3.0, least=0.5)
+    )
     due_s: float = 0.0
     cancelled: threading.Event = field(default_factory=threading.Event)
 
@@ -55,13 +58,13 @@ class Followed:
     """
 
     task: str
-    wish: Wish
-    held: Held | None = None
+    wish: PendingDownload
+    held: HeldModel | None = None
     trouble: Exception | None = None
     damaged: bool = False
 
 
-class Follower:
+class ProductionFollower:
     """Keeps the last good production version of each task.
 
     Args:
@@ -90,12 +93,12 @@ class Follower:
         self._ask = ask
         self._submit = submit
         self._forbids = forbids
-        self._held: dict[str, Held | None] = {}
+        self._held: dict[str, HeldModel | None] = {}
         for task in tasks:
             folder.tidy(task)
             self._held[task] = folder.held(task)
         self._checked: set[str] = set()
-        self._wishes: dict[str, Wish] = {}
+        self._wishes: dict[str, PendingDownload] = {}
 
     # --- what the server says -----------------------------------------------------------------
 
@@ -146,7 +149,7 @@ class Follower:
 
     # --- keeping what is held -----------------------------------------------------------------
 
-    def _hold_on(self, held: Held, said: ProductionDocument) -> None:
+    def _hold_on(self, held: HeldModel, said: ProductionDocument) -> None:
         """Keep the version that is held, under its new number; look once whether it is whole."""
         self._drop_wish(said.task)
         if said.promotion == held.promotion and said.task in self._checked:
@@ -157,7 +160,7 @@ class Follower:
         self._checked.add(said.task)
         self._submit(lambda: self._keep(said.task, wish))
 
-    def _keep(self, task: str, wish: Wish) -> Followed:
+    def _keep(self, task: str, wish: PendingDownload) -> Followed:
         """Do so; on the transfer thread."""
         held, sha256 = self._folder.held(task), wish.manifest.sha256
         try:
@@ -172,7 +175,7 @@ class Follower:
 
     # --- fetching -----------------------------------------------------------------------------
 
-    def _ask_for(self, task: str, wish: Wish) -> None:
+    def _ask_for(self, task: str, wish: PendingDownload) -> None:
         wish.url = ""
         reason = self._forbids(wish.manifest.size_bytes)
         if reason:
@@ -182,12 +185,12 @@ class Follower:
         wish.due_s = time.monotonic() + _OFFER_S
         self._ask(task, wish.manifest.sha256)
 
-    def _fetch(self, task: str, wish: Wish) -> None:
+    def _fetch(self, task: str, wish: PendingDownload) -> None:
         wish.due_s = math.inf
         wish.cancelled = threading.Event()
         self._submit(lambda: self._download(task, wish))
 
-    def _download(self, task: str, wish: Wish) -> Followed:
+    def _download(self, task: str, wish: PendingDownload) -> Followed:
         """Fetch a version and put it in its place; on the transfer thread."""
         manifest = wish.manifest
         try:
@@ -221,7 +224,7 @@ class Follower:
         elif self._wishes.get(task) is wish:
             self._go_on(task, wish, ended.trouble)
 
-    def _take_held(self, task: str, wish: Wish, held: Held) -> None:
+    def _take_held(self, task: str, wish: PendingDownload, held: HeldModel) -> None:
         known, promotion = self._held[task], max(held.promotion, wish.promotion)
         if known is None or promotion >= known.promotion:
             self._held[task] = replace(held, promotion=promotion)
@@ -232,18 +235,15 @@ class Follower:
             if wish.promotion > held.promotion:  # promoted again just now
                 self._submit(lambda: self._keep(task, wish))
 
-    def _go_on(self, task: str, wish: Wish, trouble: Exception | None) -> None:
+    def _go_on(self, task: str, wish: PendingDownload, trouble: Exception | None) -> None:
         if trouble is None:
             self._fetch(task, wish)  # behind the transfers that it stepped aside for
-        elif isinstance(trouble, AccessDenied) and not wish.failures:
-            wish.failures += 1
+        elif isinstance(trouble, AccessDenied) and not wish.backoff.attempts:
+            wish.backoff.next_s()  # counts: a second refusal waits
             self._ask_for(task, wish)  # its URL has expired
         else:
-            pause_s = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 3**wish.failures)
-            wish.failures += 1
             wish.url = ""
-            # a fleet that lost its store must not come back at one moment
-            wish.due_s = time.monotonic() + pause_s * random.uniform(0.5, 1.0)  # noqa: S311
+            wish.due_s = time.monotonic() + wish.backoff.next_s()
 
     # --- the agent's turns --------------------------------------------------------------------
 
@@ -272,8 +272,8 @@ class Follower:
         wish = self._wishes[said.task] = self._new_wish(manifest, said)
         self._ask_for(said.task, wish)
 
-    def _new_wish(self, manifest: Manifest, said: ProductionDocument) -> Wish:
-        return Wish(said.promotion, manifest, said.manifest)
+    def _new_wish(self, manifest: Manifest, said: ProductionDocument) -> PendingDownload:
+        return PendingDownload(said.promotion, manifest, said.manifest)
 
     def _drop_wish(self, task: str) -> None:
         wish = self._wishes.pop(task, None)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
 
 from runtime.errors import ConfigError
-from runtime.records import Bounds, FieldError, made, require_checked
+from runtime.records import Bounds, FieldError, build, require_checked
 
 if TYPE_CHECKING:
     import torch
@@ -64,7 +64,7 @@ class TrainingSettings:
             ConfigError: an unknown key or a value that is not allowed, by name.
         """
         try:
-            return made(TrainingSettings, {**asdict(self), **overrides})
+            return build(TrainingSettings, {**asdict(self), **overrides})
         except FieldError as error:
             raise ConfigError(
                 f"training setting {error.field}: {error.reason} "

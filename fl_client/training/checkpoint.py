@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import Corrupt
-from runtime.records import Bounds, made
+from runtime.records import Bounds, build
 
 _LOG = logging.getLogger(__name__)
 _MAGIC = b"rengo-checkpoint-1\n"
@@ -60,7 +60,7 @@ class Pace:
 
 
 @dataclass(frozen=True)
-class _Header:
+class _CheckpointHeader:
     binding: str
     trained_s: Annotated[float, Bounds(least=0)]
     written_bytes: _Count
@@ -142,7 +142,7 @@ class FileCheckpoint:
 
     def _write(self, arrays: dict[str, NDArray[Any]]) -> int:
         size = sum(array.nbytes for array in arrays.values())
-        header = _Header(
+        header = _CheckpointHeader(
             binding=self._binding,
             trained_s=self._clock() - self._began_s,
             written_bytes=self._written_bytes + size,
@@ -182,7 +182,9 @@ def _blocks(
             yield np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
-def _read(file: io.BufferedReader, binding: str) -> tuple[_Header, dict[str, NDArray[Any]]]:
+def _read(
+    file: io.BufferedReader, binding: str
+) -> tuple[_CheckpointHeader, dict[str, NDArray[Any]]]:
     """Return what the file holds; Corrupt when it is damaged or another order's."""
     digest = hashlib.sha256()
 
@@ -199,7 +201,7 @@ def _read(file: io.BufferedReader, binding: str) -> tuple[_Header, dict[str, NDA
     if length > _MAX_HEADER_BYTES:
         raise Corrupt("it is damaged")
     try:
-        header = made(_Header, _table(take(length)))
+        header = build(_CheckpointHeader, _table(take(length)))
     except (ValueError, RecursionError) as error:
         raise Corrupt("its header is damaged") from error
     if header.binding != binding:

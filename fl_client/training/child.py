@@ -20,8 +20,8 @@ from fl_client.training.frames import (
     Answer,
     Done,
     Failed,
-    Progress,
     Ready,
+    StepProgress,
     TrainingJob,
     read_answer,
     write_frame,
@@ -103,7 +103,7 @@ class ChildReady:
 
 
 @dataclass(frozen=True)
-class JobProgressed:
+class ChildProgressed:
     """The job goes on."""
 
     job: TrainingJob
@@ -112,7 +112,7 @@ class JobProgressed:
 
 
 @dataclass(frozen=True)
-class JobDone:
+class ChildFinished:
     """The job ended; a training job's update is on disk."""
 
     job: TrainingJob
@@ -120,7 +120,7 @@ class JobDone:
 
 
 @dataclass(frozen=True)
-class JobFailed:
+class ChildFailed:
     """The job gave nothing; ``job`` is None when the task itself could not be loaded."""
 
     job: TrainingJob | None
@@ -145,7 +145,7 @@ class ChildDied:
     expected: bool
 
 
-ChildEvent: TypeAlias = ChildReady | JobProgressed | JobDone | JobFailed | ChildDied
+ChildEvent: TypeAlias = ChildReady | ChildProgressed | ChildFinished | ChildFailed | ChildDied
 
 
 class TrainingChild:
@@ -175,7 +175,7 @@ class TrainingChild:
         self._log = log
         self._environment = {**_ENVIRONMENT, **(environment or {})}
         self._started = started
-        self._life: _Life | None = None
+        self._life: _ChildProcess | None = None
 
     @property
     def pid(self) -> int | None:
@@ -201,7 +201,7 @@ class TrainingChild:
             process = _popen(self._settings.argv(), self._log, {**own, **self._environment})
             if self._started is not None:
                 self._started(process.pid)
-            self._life = _Life(process, self._events, self._log)
+            self._life = _ChildProcess(process, self._events, self._log)
 
     def submit(self, job: TrainingJob) -> None:
         """Hand over a job and return; how it goes arrives as events.
@@ -229,7 +229,7 @@ class TrainingChild:
             self._life.stop(0.0)
 
 
-class _Life:
+class _ChildProcess:
     """One process from its start to its end, so that a late event never meets the next one."""
 
     def __init__(
@@ -299,16 +299,16 @@ class _Life:
                 return ChildReady(self.process.pid)
             case Failed():
                 job, self.job = self.job, None
-                return JobFailed(
+                return ChildFailed(
                     job, answer.reason, answer.retryable, answer.out_of_memory, answer.unusable
                 )
-            case Progress() | Done() if self.job is None:
+            case StepProgress() | Done() if self.job is None:
                 raise PeerError(f"the training child sent {answer.kind} without a job")
-            case Progress(fraction=fraction, loss=loss):
-                return JobProgressed(self.job, fraction, loss)
+            case StepProgress(fraction=fraction, loss=loss):
+                return ChildProgressed(self.job, fraction, loss)
             case Done():
                 job, self.job = self.job, None
-                return JobDone(job, answer)
+                return ChildFinished(job, answer)
 
     def _reason(self, returncode: int) -> str:
         if self._broke:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, BinaryIO, Literal, TypeVar
 import msgpack
 
 from runtime.errors import PeerError
-from runtime.records import Bounds, FieldError, made
+from runtime.records import Bounds, FieldError, build
 
 MAX_FRAME_BYTES = 1 << 20
 _LENGTH = struct.Struct(">I")
@@ -70,7 +70,7 @@ class Ready:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress:
+class StepProgress:
     """How far the job is; ``loss`` is the mean of the last whole epoch."""
 
     kind: Literal["progress"] = "progress"
@@ -114,13 +114,13 @@ class Failed:
     unusable: bool = False
 
 
-Answer = Ready | Progress | Done | Failed
+Answer = Ready | StepProgress | Done | Failed
 Frame = TrainingJob | Answer
 """Everything that travels between the two; ``kind`` says which it is."""
 
-_ANSWERS: dict[str, type[Ready] | type[Progress] | type[Done] | type[Failed]] = {
+_ANSWERS: dict[str, type[Ready] | type[StepProgress] | type[Done] | type[Failed]] = {
     "ready": Ready,
-    "progress": Progress,
+    "progress": StepProgress,
     "done": Done,
     "failed": Failed,
 }
@@ -154,7 +154,7 @@ def read_answer(stream: BinaryIO) -> Answer | None:
 
 def _validated(model: type[FrameT], fields: dict[str, Any]) -> FrameT:
     try:
-        return made(model, fields)
+        return build(model, fields)
     except FieldError as error:
         raise PeerError(f"malformed {model.__name__}: {error}") from error
 

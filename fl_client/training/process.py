@@ -40,15 +40,14 @@ from fl_client.training.frames import (
     Done,
     Failed,
     Frame,
-    Progress,
     Ready,
+    StepProgress,
     TrainingJob,
     read_job,
     write_frame,
 )
 from fl_client.training.out_of_memory import ran_short, shrunk
 from fl_client.training.participant import Participant
-from runtime.child import die_with_parent
 from runtime.errors import (
     ConfigError,
     Corrupt,
@@ -59,6 +58,7 @@ from runtime.errors import (
     Unavailable,
 )
 from runtime.files import sync_folder
+from runtime.processes.child import die_with_parent
 from storage.updates.info import UpdateInfo
 from storage.updates.stream import WrittenUpdate, write_update
 from storage.weights import Array, Weights, read_safetensors, write_safetensors
@@ -191,7 +191,7 @@ def _throttled(send: Callable[[Frame], None]) -> Reporter:
         now = time.monotonic()
         if now - last >= _PROGRESS_EVERY_S:
             last = now
-            send(Progress(fraction=fraction, loss=loss))
+            send(StepProgress(fraction=fraction, loss=loss))
 
     return report
 

@@ -48,7 +48,7 @@ class Refused(Corrupt):
 
 
 @dataclass(frozen=True)
-class Submission:
+class SubmittedUpdate:
     """One device's update for one (round, attempt)."""
 
     device_id: str
@@ -58,7 +58,7 @@ class Submission:
 
 
 @dataclass
-class _Round:
+class _OpenRound:
     key: RoundKey
     sum: RoundSum
     folded: set[str]
@@ -106,12 +106,12 @@ class RunAggregator:
         self._folder = models.folder
         self._lock = threading.Lock()
         self._spools: dict[tuple[RoundKey, str], Spool] = {}
-        self._round: _Round | None = None
+        self._round: _OpenRound | None = None
         self._layouts: dict[str, Layout] = {}
 
     # --- verify -------------------------------------------------------------------------------
 
-    def verify(self, submission: Submission, base: Model) -> None:
+    def verify(self, submission: SubmittedUpdate, base: Model) -> None:
         """Fetch and check an update and keep its values for ``fold``.
 
         Raises:
@@ -136,7 +136,7 @@ class RunAggregator:
             raise
         self._keep(submission, spool)
 
-    def _fill(self, spool: Spool, submission: Submission, base: Model, layout: Layout) -> None:
+    def _fill(self, spool: Spool, submission: SubmittedUpdate, base: Model, layout: Layout) -> None:
         update = submission.update
         expected = Origin(
             run_id=self.keys.run_id,
@@ -160,7 +160,7 @@ class RunAggregator:
             for block in verified_blocks(stream, header, layout.size, key=update.key):
                 spool.append(block)
 
-    def _keep(self, submission: Submission, spool: Spool) -> None:
+    def _keep(self, submission: SubmittedUpdate, spool: Spool) -> None:
         key = ((submission.round, submission.attempt), submission.device_id)
         with self._lock:
             old = self._spools.pop(key, None)
@@ -179,7 +179,7 @@ class RunAggregator:
 
     # --- fold and aggregate -------------------------------------------------------------------
 
-    def fold(self, submission: Submission, base: Model) -> None:
+    def fold(self, submission: SubmittedUpdate, base: Model) -> None:
         """Add an accepted update to its round's sum, once; fetch it again when it is not spooled.
 
         Raises:
@@ -206,11 +206,11 @@ class RunAggregator:
         with self._lock:
             return self._spools.pop((key, device_id), None)
 
-    def _open_round(self, key: RoundKey, size: int) -> _Round:
+    def _open_round(self, key: RoundKey, size: int) -> _OpenRound:
         if self._round is not None and self._round.key == key:
             return self._round
         self._close_round()
-        self._round = _Round(key, sum_for(size, self._cohort_size, self._folder), set())
+        self._round = _OpenRound(key, sum_for(size, self._cohort_size, self._folder), set())
         return self._round
 
     def _close_round(self) -> None:

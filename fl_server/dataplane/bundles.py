@@ -53,7 +53,7 @@ class KeptBundle:
         return f"{self.signed.manifest.name}@{self.sha256[:12]}"
 
 
-class Bundles:
+class SiteBundles:
     """The bundles of one project. Thread-safe; all but ``known`` and ``reference`` ask the store.
 
     Args:

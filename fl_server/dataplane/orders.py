@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from broker.wire.messages import Order, PartsRef
-from fl_server.dataplane.bundles import Bundles
+from fl_server.dataplane.bundles import SiteBundles
 from fl_server.dataplane.plane import DataPlane
 from fl_server.rounds.events import SendOrder
 from fl_server.runs.active import ActiveRun
@@ -24,7 +24,7 @@ class Ordering:
     def __init__(
         self,
         data: DataPlane,
-        bundles: Bundles,
+        bundles: SiteBundles,
         publish: Callable[[str, Order], None],
         epoch: int,
     ) -> None:

@@ -16,11 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
-import tenacity
-
 from algorithms.registry import load as load_algorithm
 from broker.wire.messages import PartsRef
-from fl_server.aggregation.aggregator import Refused, RoundKey, RunAggregator, Submission
+from fl_server.aggregation.aggregator import Refused, RoundKey, RunAggregator, SubmittedUpdate
 from fl_server.aggregation.model_cache import ModelCache
 from fl_server.aggregation.spool import MemoryBudget
 from fl_server.dataplane.uploads import Uploads
@@ -42,6 +40,7 @@ from fl_server.rounds.events import (
 )
 from fl_server.runs.lineage import Commit, manifest_of
 from runtime.errors import ConfigError, Corrupt, NotFound, RengoError, Unavailable
+from runtime.retry import retrying_until
 from storage.registry.registry import ModelRegistry
 from storage.store.objects import ObjectStore
 from storage.versions.keys import RunKeys
@@ -53,7 +52,6 @@ T = TypeVar("T")
 _VERIFIERS = 4
 # a sweep covers all rounds before it, so that short ones share it
 _SWEEP_EVERY_S = 2.0
-_LONGEST_PAUSE_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -130,15 +128,7 @@ class DataPlane:
         self._runs: dict[str, RunAggregator] = {}
         self._swept_s: dict[str, float] = {}
         self._stopping = threading.Event()
-        # one for all threads: what it keeps of a call is each thread's own
-        self._attempts = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type((Unavailable, OSError)),
-            stop=tenacity.stop_when_event_set(self._stopping),
-            wait=tenacity.wait_random_exponential(multiplier=0.1, max=_LONGEST_PAUSE_S),
-            sleep=tenacity.sleep_using_event(self._stopping),
-            before_sleep=_say_waiting,
-            reraise=True,
-        )
+        self._attempts = retrying_until(self._stopping, (Unavailable, OSError), _log_waiting)
         self._verifiers = ThreadPoolExecutor(_VERIFIERS, "verify")
         self._aggregator = ThreadPoolExecutor(1, "aggregate")
         # one thread, so that an order that is asked for twice has one upload
@@ -418,10 +408,9 @@ class DataPlane:
         return self._attempts(work)
 
 
-def _say_waiting(state: tenacity.RetryCallState) -> None:
-    error = None if state.outcome is None else state.outcome.exception()
+def _log_waiting(error: BaseException) -> None:
     _LOG.warning("waiting for the store or the disk: %s", error)
 
 
-def _submission(command: VerifyUpdate | FoldUpdate) -> Submission:
-    return Submission(command.device_id, command.round, command.attempt, command.update)
+def _submission(command: VerifyUpdate | FoldUpdate) -> SubmittedUpdate:
+    return SubmittedUpdate(command.device_id, command.round, command.attempt, command.update)

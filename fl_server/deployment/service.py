@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from broker.wire.messages import Decline, DeviceState, Message, Order, Request, Result
 from broker.wire.topics import Topics
-from fl_server.dataplane.bundles import Bundles, Named
+from fl_server.dataplane.bundles import Named, SiteBundles
 from fl_server.dataplane.plane import DataPlane
 from fl_server.deployment.canary.events import (
     ArmDeadline,
@@ -39,8 +39,8 @@ from fl_server.deployment.canary.machine import CanaryMachine, Step, choose, quo
 from fl_server.deployment.canary.messages import closing_of, order_of, receipt_of, shown
 from fl_server.deployment.canary_log import CanaryLog
 from fl_server.deployment.production import SharedUrls
-from fl_server.members.presence import Presence
-from fl_server.members.rules import Act
+from fl_server.members.presence import PresenceTable
+from fl_server.members.rules import AuditEvent
 from fl_server.rounds.events import (
     DeviceDeclined,
     DeviceJoined,
@@ -57,7 +57,7 @@ _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class CanaryWish:
+class CanaryRequest:
     """How an operator wants a candidate to be tried.
 
     Attributes:
@@ -72,7 +72,7 @@ class CanaryWish:
 
 
 @dataclass(frozen=True)
-class House:
+class CanaryContext:
     """What a canary needs of the server around it.
 
     Attributes:
@@ -84,11 +84,11 @@ class House:
     topics: Topics
     epoch: int
     data: DataPlane
-    bundles: Bundles
-    presence: Presence
+    bundles: SiteBundles
+    presence: PresenceTable
     publish: Callable[[str, Message], None]
     moved: Callable[[str], None]
-    note: Callable[[Act], None]
+    note: Callable[[AuditEvent], None]
 
 
 @dataclass
@@ -106,7 +106,7 @@ class _Canary:
 
     def concerns(self, state: DeviceState) -> bool:
         """Whether a device could measure: it has the task, or takes its bundle."""
-        return state.takes(self.plan.task, bundled=self.plan.bundle is not None)
+        return state.can_run(self.plan.task, bundled=self.plan.bundle is not None)
 
 
 class Canaries:
@@ -116,7 +116,7 @@ class Canaries:
         JournalUnusable: what the database holds of them is damaged.
     """
 
-    def __init__(self, house: House, log: CanaryLog) -> None:
+    def __init__(self, house: CanaryContext, log: CanaryLog) -> None:
         self._house = house
         self._log = log
         self._registry: ModelRegistry = house.data.registry
@@ -129,7 +129,7 @@ class Canaries:
     # --- what the operator does ---------------------------------------------------------------
 
     def begin(
-        self, candidate: Version, wish: CanaryWish, caller: str, bundle: Named | None = None
+        self, candidate: Version, wish: CanaryRequest, caller: str, bundle: Named | None = None
     ) -> str:
         """Start a canary and return its id; the same wish again gives the id of the one that runs.
 
@@ -147,7 +147,7 @@ class Canaries:
         plan = self._plan(candidate, self._baseline(candidate), wish, bundle)
         self._log.begin(plan)
         detail = {"canary": plan.canary_id, "against": plan.production.name}
-        self._house.note(Act(caller, "canary begun", candidate.name, detail))
+        self._house.note(AuditEvent(caller, "canary begun", candidate.name, detail))
         canary = self._all[plan.canary_id] = _Canary(CanaryMachine(plan))
         self._carry_out(canary, canary.machine.resume())
         for device in self._house.presence.online(plan.task, bundled=bundle is not None):
@@ -173,7 +173,7 @@ class Canaries:
         return production
 
     def _plan(
-        self, candidate: Version, production: Version, wish: CanaryWish, bundle: Named | None
+        self, candidate: Version, production: Version, wish: CanaryRequest, bundle: Named | None
     ) -> CanaryPlan:
         manifest, token = candidate.manifest, secrets.token_hex(8)
         online = self._house.presence.online(manifest.task, bundled=bundle is not None)
@@ -367,7 +367,7 @@ class Canaries:
             self._handle(canary, VerdictSettled(problem))
             detail = {"canary": plan.canary_id, "why": problem or command.reason}
             act = f"canary {command.verdict.replace('_', ' ')}"
-            self._house.note(Act("server", act, plan.candidate.name, detail))
+            self._house.note(AuditEvent("server", act, plan.candidate.name, detail))
             self._house.moved(plan.task)
 
         def failed(error: RengoError) -> None:

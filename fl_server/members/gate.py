@@ -16,8 +16,8 @@ from broker.session.session import Delivery
 from broker.wire.messages import Envelope, Message, Result, decode
 from broker.wire.topics import Address, parse
 from fl_server.members.membership import Membership
-from fl_server.members.rate_limit import Throttle
-from fl_server.members.rules import Act
+from fl_server.members.rate_limit import RateLimit
+from fl_server.members.rules import AuditEvent
 from runtime.errors import PeerError
 
 _LOG = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ _NOBODYS = frozenset({"unknown_dev", "revoked_device", "signature"})
 
 
 @dataclass(frozen=True)
-class Heard:
+class VerifiedMessage:
     """A message that its sender may say here."""
 
     address: Address
@@ -39,7 +39,7 @@ class Heard:
     message: Message
 
 
-class Reception:
+class MessageGate:
     """The server's ear. One thread uses it.
 
     Args:
@@ -57,11 +57,11 @@ class Reception:
         self._domain = domain
         self._members = members
         self._clear = clear
-        self._throttle = Throttle(_MESSAGES_PER_S, _MESSAGES_AT_ONCE)
-        self._noted = Throttle(_NOTED_PER_S, _NOTED_AT_ONCE)
+        self._throttle = RateLimit(_MESSAGES_PER_S, _MESSAGES_AT_ONCE)
+        self._noted = RateLimit(_NOTED_PER_S, _NOTED_AT_ONCE)
         self._results: dict[tuple[str, str, int], None] = {}
 
-    def hear(self, delivery: Delivery) -> Heard | None:
+    def hear(self, delivery: Delivery) -> VerifiedMessage | None:
         """Return what was said, None for the clearing of a document.
 
         Raises:
@@ -79,7 +79,7 @@ class Reception:
         envelope, message = decode(delivery.payload, address, key)
         if isinstance(message, Result):
             self._note_repetition(address.id, envelope)
-        return Heard(address, envelope, message)
+        return VerifiedMessage(address, envelope, message)
 
     def refuse(self, delivery: Delivery, error: PeerError) -> None:
         """Count a refusal, note it unless there were many alike, and leave nothing of it behind."""
@@ -93,7 +93,7 @@ class Reception:
         who = "somebody" if error.reason.startswith("unknown_") else address.id
         if self._noted.admits(f"{address.area}/{who}/{error.reason}", time.monotonic()):
             _LOG.warning("refused a message on %s: %s", address, error)
-            act = Act(address.id, "message refused", address.topic, {"reason": error.reason})
+            act = AuditEvent(address.id, "message refused", address.topic, {"reason": error.reason})
             self._members.note(act)
         if address.retained and error.reason in _NOBODYS:
             # what nobody may have said must not stay for those who come later

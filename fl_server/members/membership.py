@@ -23,12 +23,12 @@ from broker.session.end_session import end_session
 from broker.wire.access import BrokerUser, Role, grants
 from broker.wire.messages import Claim, ClaimAnswer, Message, NewPassword, PasswordKept
 from broker.wire.topics import Address, Topics
-from fl_server.members.rate_limit import Throttle
+from fl_server.members.rate_limit import RateLimit
 from fl_server.members.rules import (
-    Act,
+    AuditEvent,
     Claimant,
     DeviceRecord,
-    Fresh,
+    NewCredentials,
     TokenRecord,
     forgettable,
     judge,
@@ -36,11 +36,11 @@ from fl_server.members.rules import (
     password_kept,
     with_next_password,
 )
-from fl_server.members.store import Registry
+from fl_server.members.store import MemberRegistry
 from runtime.errors import ConfigError, NotFound, PeerError
-from runtime.identity import Identity, new_client_id, new_password
-from runtime.jointoken import JoinToken
-from runtime.signing import PublicKey
+from runtime.security.identity import Identity, new_client_id, new_password
+from runtime.security.join_token import JoinToken
+from runtime.security.signing import PublicKey
 
 _CLAIMS_PER_S, _CLAIMS_AT_ONCE = 20.0, 200
 _REFUSALS_PER_S, _REFUSALS_AT_ONCE = 0.1, 20
@@ -78,7 +78,7 @@ class Membership:
 
     def __init__(
         self,
-        registry: Registry,
+        registry: MemberRegistry,
         server: Identity,
         operators: Sequence[Identity],
         site: SiteInfo,
@@ -96,9 +96,9 @@ class Membership:
         self._topics = Topics(server.domain)
         self._endpoint = endpoint
         self._publish = publish
-        self._door = _Door(access, self._users())
-        self._claims = Throttle(_CLAIMS_PER_S, _CLAIMS_AT_ONCE)
-        self._noted = Throttle(_REFUSALS_PER_S, _REFUSALS_AT_ONCE)
+        self._door = BrokerUserSync(access, self._users())
+        self._claims = RateLimit(_CLAIMS_PER_S, _CLAIMS_AT_ONCE)
+        self._noted = RateLimit(_REFUSALS_PER_S, _REFUSALS_AT_ONCE)
         self._keys: dict[str, PublicKey] = {}
 
     # --- who may speak ------------------------------------------------------------------------
@@ -160,7 +160,7 @@ class Membership:
         gone = forgettable(self.tokens.values(), now)
         detail = {"group": group, "project": project, "uses": uses, "lifetime_s": lifetime_s}
         self._registry.write(
-            [Act(operator, "token made", token.id, detail)], tokens=[record], forget=gone
+            [AuditEvent(operator, "token made", token.id, detail)], tokens=[record], forget=gone
         )
         for each in gone:
             del self.tokens[each]
@@ -183,7 +183,7 @@ class Membership:
         if not self._claims.admits(token_id, time.monotonic()):
             raise PeerError("too many claims with one token", "rate_limited")
         name = self._fresh_name()
-        fresh = Fresh(name, new_client_id(claim.name or name), new_password())
+        fresh = NewCredentials(name, new_client_id(claim.name or name), new_password())
         verdict = judge(
             Claimant(claim.public_key, claim.name),
             self.tokens[token_id],
@@ -195,7 +195,7 @@ class Membership:
         acts = list(verdict.acts)
         if verdict.changed and abs(clock_off_s) > _NOTED_SKEW_S:
             detail = {"off_s": round(clock_off_s)}
-            acts.append(Act(token_id, "clock of a device is off", claim.name, detail))
+            acts.append(AuditEvent(token_id, "clock of a device is off", claim.name, detail))
         if verdict.device is None:
             if self._noted.admits(f"{token_id}/{verdict.refusal}", time.monotonic()):
                 self._registry.write(acts)
@@ -243,7 +243,7 @@ class Membership:
                 raise ConfigError(f"the key of {device.id} is not usable: {error}") from error
         now = time.time()
         admitted = [replace(device, admitted_by=operator, admitted_at=now) for device in new]
-        acts = [Act(operator, "device admitted", device.id) for device in admitted]
+        acts = [AuditEvent(operator, "device admitted", device.id) for device in admitted]
         self._registry.write(acts, devices=admitted)
         self.devices |= {device.id: device for device in admitted}
         if admitted:
@@ -261,7 +261,7 @@ class Membership:
         self._door.require_ours("no password can be changed")
         device = self._active(device_id)
         changed = with_next_password(device, new_password())
-        self._registry.write([Act(operator, "rotation begun", device_id)], devices=[changed])
+        self._registry.write([AuditEvent(operator, "rotation begun", device_id)], devices=[changed])
         self.devices[device_id] = changed
         self.offer_password(device_id)
 
@@ -279,7 +279,9 @@ class Membership:
         changed = password_kept(self.devices[device_id], message.rotation)
         if changed is None:
             return False
-        self._registry.write([Act(device_id, "password rotated", device_id)], devices=[changed])
+        self._registry.write(
+            [AuditEvent(device_id, "password rotated", device_id)], devices=[changed]
+        )
         self.devices[device_id] = changed
         self._door.want(self._users())
         return True
@@ -297,7 +299,9 @@ class Membership:
             raise NotFound(f"no device {device_id!r}; `rengo devices ls` lists them")
         revoking = replace(device, status="revoking", next_password="")
         if device.status == "active":
-            self._registry.write([Act(operator, "device revoked", device_id)], devices=[revoking])
+            self._registry.write(
+                [AuditEvent(operator, "device revoked", device_id)], devices=[revoking]
+            )
         self.devices[device_id] = revoking
         self._door.want(self._users())
         return revoking
@@ -312,7 +316,7 @@ class Membership:
         if token is None:
             raise NotFound(f"no join token {token_id!r}; `rengo audit` shows which were made")
         ended = replace(token, uses=0, expires_at=min(token.expires_at, time.time()))
-        self._registry.write([Act(operator, "token withdrawn", token_id)], tokens=[ended])
+        self._registry.write([AuditEvent(operator, "token withdrawn", token_id)], tokens=[ended])
         self.tokens[token_id] = ended
 
     def cut_off(self, device: DeviceRecord) -> None:
@@ -327,7 +331,7 @@ class Membership:
     def is_cut_off(self, device: DeviceRecord) -> None:
         """Keep that the broker has forgotten a device."""
         revoked = replace(device, status="revoked")
-        self._registry.write([Act("server", "device cut off", device.id)], devices=[revoked])
+        self._registry.write([AuditEvent("server", "device cut off", device.id)], devices=[revoked])
         self.devices[device.id] = revoked
 
     def half_revoked(self) -> list[DeviceRecord]:
@@ -375,20 +379,20 @@ class Membership:
         """Write to the audit log whom the broker did not let in."""
         self.note(
             *(
-                Act(who.user, "connection refused", who.address, {"times": times})
+                AuditEvent(who.user, "connection refused", who.address, {"times": times})
                 for who, times in refused.most_common(_REFUSED_NOTED)
             )
         )
 
     # --- the log ------------------------------------------------------------------------------
 
-    def note(self, *acts: Act) -> None:
+    def note(self, *acts: AuditEvent) -> None:
         """Write to the audit log."""
         self._registry.write(acts)
 
 
 @dataclass
-class _Door:
+class BrokerUserSync:
     """The broker's users, the latest winning: many changes at once cost one reload."""
 
     access: AccessControl

@@ -10,7 +10,7 @@ from fl_server.rounds.events import DeviceJoined, DeviceLeft
 
 
 @dataclass
-class Device:
+class DevicePresence:
     """What is known of one device."""
 
     id: str
@@ -24,10 +24,10 @@ class Device:
 
 
 @dataclass
-class Presence:
+class PresenceTable:
     """All devices of the domain, rebuilt from retained messages after any gap."""
 
-    devices: dict[str, Device] = field(default_factory=dict)
+    devices: dict[str, DevicePresence] = field(default_factory=dict)
     _infos: dict[str, DeviceInfo] = field(default_factory=dict)
     _reports: dict[str, dict[str, Message]] = field(default_factory=dict)
     _heard: set[str] = field(default_factory=set)
@@ -76,14 +76,14 @@ class Presence:
             return None
         return DeviceJoined(device_id, state.role, accepting=state.status != "draining")
 
-    def online(self, task: str, *, bundled: bool = False) -> list[Device]:
+    def online(self, task: str, *, bundled: bool = False) -> list[DevicePresence]:
         """Return the devices that are there and have the task, or take its bundle, by id."""
         return [
             device
             for _, device in sorted(self.devices.items())
-            if device.online and device.state.takes(task, bundled=bundled)
+            if device.online and device.state.can_run(task, bundled=bundled)
         ]
 
     def _keep(self, device_id: str, state: DeviceState) -> None:
         self._heard.add(device_id)
-        self.devices[device_id] = Device(device_id, state, self._infos.get(device_id))
+        self.devices[device_id] = DevicePresence(device_id, state, self._infos.get(device_id))

@@ -11,7 +11,7 @@ class _Bucket:
     at_s: float
 
 
-class Throttle:
+class RateLimit:
     """Lets ``burst`` through at once and ``per_s`` a second, for each name of its own.
 
     Args:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from runtime.errors import ConfigError
-from runtime.jointoken import CLAIM_PREFIX
+from runtime.security.join_token import CLAIM_PREFIX
 
 # how long the server can still say why a token is refused: later the broker refuses its holder
 TOKEN_MEMORY_S = 7 * 24 * 3600.0
@@ -65,7 +65,7 @@ class TokenRecord:
 
 
 @dataclass(frozen=True)
-class Act:
+class AuditEvent:
     """What somebody did: an operator, a device, a token's holder or the server itself."""
 
     actor: str
@@ -75,7 +75,7 @@ class Act:
 
 
 @dataclass(frozen=True)
-class Fresh:
+class NewCredentials:
     """New secrets, made by the shell."""
 
     name: str
@@ -87,7 +87,7 @@ class Fresh:
 class Verdict:
     """What came of a claim: the device, or why there is none; and what is to be written."""
 
-    acts: tuple[Act, ...]
+    acts: tuple[AuditEvent, ...]
     device: DeviceRecord | None = None
     token: TokenRecord | None = None
     refusal: str = ""
@@ -111,7 +111,7 @@ def judge(
     token: TokenRecord,
     devices: Mapping[str, DeviceRecord],
     reserved: Iterable[str],
-    fresh: Fresh,
+    fresh: NewCredentials,
     now: float,
 ) -> Verdict:
     """Return what a claim gives; the same device asking again gets the same answer.
@@ -131,7 +131,7 @@ def judge(
         return Verdict((), known)
     refusal = _refusal(claimant, known, token, devices, reserved, now)
     if refusal:
-        act = Act(token.id, "claim refused", claimant.name, {"reason": refusal})
+        act = AuditEvent(token.id, "claim refused", claimant.name, {"reason": refusal})
         return Verdict((act,), refusal=refusal)
     device = DeviceRecord(
         id=claimant.name or fresh.name,
@@ -144,7 +144,7 @@ def judge(
         admitted_by=token.made_by,
         admitted_at=now,
     )
-    act = Act(token.id, "device enrolled", device.id, {"key": device.public_key})
+    act = AuditEvent(token.id, "device enrolled", device.id, {"key": device.public_key})
     return Verdict((act,), device, replace(token, used=token.used + 1))
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from fl_server.members.rules import Act, DeviceRecord, TokenRecord
+from fl_server.members.rules import AuditEvent, DeviceRecord, TokenRecord
 from fl_server.persistence.database import Database, sa
 from runtime.errors import RengoError
 
@@ -82,7 +82,7 @@ class AuditAltered(RengoError):
     """The audit log is not as it was written: somebody changed the database."""
 
 
-class Registry:
+class MemberRegistry:
     """Devices, tokens and the audit log in the server's database. One thread calls it.
 
     Raises:
@@ -104,7 +104,7 @@ class Registry:
 
     def write(
         self,
-        acts: Sequence[Act],
+        acts: Sequence[AuditEvent],
         *,
         devices: Iterable[DeviceRecord] = (),
         tokens: Iterable[TokenRecord] = (),
@@ -159,7 +159,7 @@ class Registry:
         return [record(**{name: row[name] for name in names}) for row in rows]
 
 
-def _append(connection: sa.Connection, acts: Sequence[Act]) -> None:
+def _append(connection: sa.Connection, acts: Sequence[AuditEvent]) -> None:
     if not acts:
         return
     last = connection.execute(

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from broker.wire.messages import Sha256
 from fl_server.dataplane.bundles import MAX_BUNDLE_BYTES, KeptBundle, row
-from fl_server.members.rules import Act
+from fl_server.members.rules import AuditEvent
 from fl_server.operations.arguments import PAGE_BYTES, Arguments, Deferred, Result
 from fl_server.runs.active import URL_LIFETIME_S
 from fl_server.runs.definition import RunDefinition
@@ -96,7 +96,7 @@ class BundleOperations:
         def kept(bundle: KeptBundle) -> Result:
             shown = row(bundle)
             detail = {"sha256": bundle.sha256, "signer": shown["signer"]}
-            self._server.members.note(Act(caller, "bundle pushed", bundle.name, detail))
+            self._server.members.note(AuditEvent(caller, "bundle pushed", bundle.name, detail))
             return shown
 
         return Deferred(lambda: bundles.keep(wanted.sha256), kept)
@@ -126,7 +126,7 @@ class BundleOperations:
                 raise ConfigError(f"{bundle.name}: {canary} needs it; wait for its verdict")
 
             def removed(_: object) -> Result:
-                self._server.members.note(Act(caller, "bundle removed", bundle.name))
+                self._server.members.note(AuditEvent(caller, "bundle removed", bundle.name))
                 return row(bundle)
 
             return Deferred(lambda: bundles.remove(bundle.sha256), removed)

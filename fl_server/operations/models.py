@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 from pydantic import Field
 
 from fl_server.dataplane.bundles import KeptBundle, Named
-from fl_server.deployment.service import CanaryWish
-from fl_server.members.rules import Act
+from fl_server.deployment.service import CanaryRequest
+from fl_server.members.rules import AuditEvent
 from fl_server.operations.arguments import PAGE_BYTES, Arguments, Deferred, Name, Result
 from fl_server.runs.active import URL_LIFETIME_S
 from fl_server.runs.definition import ModelsSection
@@ -198,14 +198,14 @@ class ModelOperations:
         """Put a version into production, the one before it is archived; or begin a canary."""
         version = self._registry.find(wanted.name)
         if wanted.canary is not None:
-            return self._tried(version, CanaryWish(**wanted.canary.model_dump()))
+            return self._tried(version, CanaryRequest(**wanted.canary.model_dump()))
         self._server.canaries.require_free(version)
         reason = wanted.reason or f"promoted by {self._caller()}"
         return self._moved(
             self._change("model promoted", version, lambda: self._registry.promote(version, reason))
         )
 
-    def _tried(self, candidate: Version, wish: CanaryWish) -> Result | Deferred:
+    def _tried(self, candidate: Version, wish: CanaryRequest) -> Result | Deferred:
         """Begin a canary, with the bundle of the candidate's run where the site still has it."""
         caller = self._caller()
         run = self._server.runs.get(candidate.manifest.run_id)
@@ -304,7 +304,7 @@ class ModelOperations:
 
         def then(changed: Version) -> Result:
             detail = {"now": changed.name} if changed.name != version.name else {}
-            self._server.members.note(Act(caller, act, version.name, detail))
+            self._server.members.note(AuditEvent(caller, act, version.name, detail))
             return self._row(changed)
 
         return Deferred(work, then, in_order=True)
@@ -347,7 +347,7 @@ class ModelOperations:
             def told(_: object) -> Result:
                 counts = {"objects": len(stray.objects), "uploads": len(stray.uploads)}
                 if not wanted.dry_run:
-                    self._server.members.note(Act(caller, "models cleaned", "", counts))
+                    self._server.members.note(AuditEvent(caller, "models cleaned", "", counts))
                 return counts | {
                     "dry_run": wanted.dry_run,
                     "bytes": sum(info.size for info in stray.objects),

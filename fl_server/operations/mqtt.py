@@ -14,7 +14,7 @@ from runtime.errors import ConfigError, InvalidTransition, NotFound, PeerError, 
 _USAGE, _FAILED = 2, 3
 
 
-class OperatorDesk:
+class OperatorEndpoint:
     """Every request gets one reply, now or when its deferred work has ended.
 
     Args:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from broker.wire.messages import KeyText, Message, Sha256
-from fl_server.members.presence import Device
-from fl_server.members.rules import MAX_USES, Act, DeviceRecord
+from fl_server.members.presence import DevicePresence
+from fl_server.members.rules import MAX_USES, AuditEvent, DeviceRecord
 from fl_server.operations.arguments import (
     PAGE_BYTES,
     Arguments,
@@ -43,7 +43,7 @@ from fl_server.runs.active import URL_LIFETIME_S, ActiveRun
 from fl_server.runs.definition import RunDefinition, parse_definition
 from runtime.config import validate
 from runtime.errors import ConfigError, NotFound
-from runtime.jointoken import CLAIM_PREFIX
+from runtime.security.join_token import CLAIM_PREFIX
 from storage.versions.manifest import Parent
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class Definition(Arguments):
     parent: Sha256 | None = None
 
 
-class Submission(OneRun):
+class RunSubmission(OneRun):
     """A prepared run, and the hash of the version 0 that was sent."""
 
     sha256: Sha256
@@ -143,7 +143,7 @@ class Operations:
             "runs_show": (OneRun, self.runs_show),
             "runs_prepare": (Definition, self.runs_prepare),
             "runs_renew": (OneRun, self.runs_renew),
-            "runs_submit": (Submission, self.runs_submit),
+            "runs_submit": (RunSubmission, self.runs_submit),
             "runs_pause": (OneRun, self.runs_pause),
             "runs_resume": (OneRun, self.runs_resume),
             "runs_stop": (OneRun, self.runs_stop),
@@ -301,7 +301,7 @@ class Operations:
             raise ConfigError(f"run {run_id} was not prepared, or too long ago")
         return self._prepared[run_id][0]
 
-    def runs_submit(self, arguments: Submission) -> Result | Deferred:
+    def runs_submit(self, arguments: RunSubmission) -> Result | Deferred:
         """Start a prepared run whose version 0 is in the store; asked again, say so again."""
         if arguments.run_id in self._server.runs:
             return {"run_id": arguments.run_id}
@@ -407,7 +407,7 @@ class Operations:
         return report.summary(run.record, run.machine.ledger)
 
     def _note(self, act: str, subject: str) -> None:
-        self._server.members.note(Act(self._caller, act, subject))
+        self._server.members.note(AuditEvent(self._caller, act, subject))
 
     def _run(self, run_id: str) -> ActiveRun:
         run = self._server.runs.get(run_id)
@@ -422,7 +422,9 @@ def _reported(reports: Mapping[str, Message]) -> Result:
     return {kind: each for kind, each in said.items() if len(json.dumps(each)) < _DEVICE_ROW_BYTES}
 
 
-def _device_row(device_id: str, member: DeviceRecord | None, device: Device | None) -> Result:
+def _device_row(
+    device_id: str, member: DeviceRecord | None, device: DevicePresence | None
+) -> Result:
     """Return what is known of a device; less of one that says too much of itself."""
     row: Result = {"id": device_id, "status": "enrolled", "role": "-", "tasks": [], "info": None}
     if device is not None:

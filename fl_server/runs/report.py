@@ -32,7 +32,7 @@ _ROW_BYTES = 300
 
 
 @dataclass
-class _Device:
+class _DeviceReport:
     rounds: int = 0
     bytes_up: int = 0
     bytes_down: int = 0
@@ -56,7 +56,7 @@ class _Device:
 
 
 @dataclass
-class _Round:
+class _RoundReport:
     round: int
     attempt: int
     started_at: float
@@ -106,8 +106,8 @@ def report(record: RunRecord, ledger: Ledger, facts: Iterable[FactRecord]) -> di
 
     Units: times are Unix seconds or seconds, sizes bytes.
     """
-    rounds: list[_Round] = []
-    devices: dict[str, _Device] = defaultdict(_Device)
+    rounds: list[_RoundReport] = []
+    devices: dict[str, _DeviceReport] = defaultdict(_DeviceReport)
     last_at = record.at
     for row in facts:
         last_at = row.at
@@ -129,11 +129,13 @@ def report(record: RunRecord, ledger: Ledger, facts: Iterable[FactRecord]) -> di
     }
 
 
-def _take(row: FactRecord, rounds: list[_Round], devices: dict[str, _Device]) -> None:
+def _take(row: FactRecord, rounds: list[_RoundReport], devices: dict[str, _DeviceReport]) -> None:
     fact = row.fact
     match fact:
         case RoundStarted():
-            rounds.append(_Round(fact.round, fact.attempt, row.at, fact.cohort, work=fact.work))
+            rounds.append(
+                _RoundReport(fact.round, fact.attempt, row.at, fact.cohort, work=fact.work)
+            )
         case UpdateAccepted():
             devices[fact.device_id].take(fact.update.usage)
             devices[fact.device_id].trained(fact.update.usage)
@@ -151,7 +153,7 @@ def _take(row: FactRecord, rounds: list[_Round], devices: dict[str, _Device]) ->
             devices[fact.device_id].take(fact.usage)
 
 
-def _history(rounds: Sequence[_Round], ledger: Ledger) -> list[dict[str, Any]]:
+def _history(rounds: Sequence[_RoundReport], ledger: Ledger) -> list[dict[str, Any]]:
     """Return the latest rounds, oldest first, as many as fit."""
     rows: list[dict[str, Any]] = []
     left = _HISTORY_BYTES
@@ -166,7 +168,7 @@ def _history(rounds: Sequence[_Round], ledger: Ledger) -> list[dict[str, Any]]:
     return rows[::-1]
 
 
-def _history_row(entry: _Round, ledger: Ledger) -> dict[str, Any]:
+def _history_row(entry: _RoundReport, ledger: Ledger) -> dict[str, Any]:
     refused = list(entry.refused.items())[:_MAX_NAMES_SHOWN]
     fitted = list(entry.work.items())[:_MAX_NAMES_SHOWN]
     committed = entry.outcome == "committed"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from runtime.config import merge, parse_assignment
 from runtime.errors import ConfigError
-from runtime.identity import Identity
+from runtime.security.identity import Identity
 
 if TYPE_CHECKING:
     from rengo.operator.client import OperatorClient

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from rengo.device.config_file import SYSTEM_FILE
-from rengo.device.systemd import UNIT, Service, device_groups, systemd_version, verify
+from rengo.device.systemd import UNIT, ServiceUnit, device_groups, systemd_version, verify
 from rengo.site.folder import default_home
-from runtime.environments import LINKS, launcher, this_environment
 from runtime.errors import ConfigError
 from runtime.files import atomic_write, make_folder
+from runtime.processes.environments import LINKS, launcher, this_environment
 
 USER = "rengo"
 HOME = Path("/var/lib/rengo")
@@ -26,7 +26,7 @@ _HOMES = (Path("/home"), Path("/root"))
 
 
 @dataclass(frozen=True)
-class Wanted:
+class InstallRequest:
     """What the person asked for.
 
     Attributes:
@@ -48,8 +48,8 @@ class Wanted:
 class Installation:
     """What is written where. The identity moves to the service's own user; two may not use it."""
 
-    wanted: Wanted
-    service: Service
+    wanted: InstallRequest
+    service: ServiceUnit
     unit: Path
     config_text: str | None
     launcher_text: str | None
@@ -121,7 +121,7 @@ class Installation:
             say("to have it run while you are logged out: loginctl enable-linger")
 
 
-def plan(wanted: Wanted, identity: Path | None) -> Installation:
+def plan(wanted: InstallRequest, identity: Path | None) -> Installation:
     """Return what would be done.
 
     Raises:
@@ -132,7 +132,7 @@ def plan(wanted: Wanted, identity: Path | None) -> Installation:
     data_dir = Path(wanted.settings.get("data_dir") or home / "agent").absolute()
     environment = this_environment()
     updatable = environment != Path(sys.base_prefix).resolve()
-    service = Service(
+    service = ServiceUnit(
         command=wanted.command,
         program=environment.parent / "rengo-agent" if updatable else Path(sys.prefix) / "bin/rengo",
         config=config.absolute(),
@@ -157,7 +157,7 @@ def plan(wanted: Wanted, identity: Path | None) -> Installation:
     return Installation(wanted, service, units / UNIT, text, script, move)
 
 
-def of_file(wanted: Wanted, values: Mapping[str, Any]) -> Wanted:
+def of_file(wanted: InstallRequest, values: Mapping[str, Any]) -> InstallRequest:
     """Return the same with what the agent's file says of its data folder."""
     data_dir = values.get("data_dir")
     settings = wanted.settings if data_dir is None else {"data_dir": str(data_dir)}

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from fl_client.production.folder import load
 from runtime.errors import ConfigError
-from runtime.identity import read_identity
+from runtime.security.identity import read_identity
 from storage.versions.manifest import Manifest
 from storage.weights import Weights
 

@@ -13,13 +13,13 @@ from fl_client.agent.status_server import SOCKET
 from rengo.terminal.format import duration, size
 from rengo.terminal.health import health_lines
 from runtime.errors import AccessDenied, TransportError
-from runtime.unixsocket import short_address
+from runtime.processes.unix_socket import short_address
 
 _ANSWER_S = 15.0
 _LONGEST = 1 << 20
 
 
-class Visit:
+class StatusClient:
     """A conversation with the agent whose data lies in a folder.
 
     Raises:
@@ -76,8 +76,8 @@ class Visit:
 
 
 def ask_status(folder: Path) -> dict[str, Any]:
-    """Return what the agent in a folder is at; see :class:`Visit` for the errors."""
-    with Visit(folder) as visit:
+    """Return what the agent in a folder is at; see :class:`StatusClient` for the errors."""
+    with StatusClient(folder) as visit:
         return visit.ask("status")
 
 

@@ -23,7 +23,7 @@ _GPU_DEVICES = (
 
 
 @dataclass(frozen=True)
-class Service:
+class ServiceUnit:
     """What a unit is written from.
 
     Attributes:

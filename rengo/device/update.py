@@ -2,7 +2,7 @@
 
 Whatever ends this in between, a working environment stays: the links change by single renames, the
 launcher tries the new environment once, and the new agent commits itself when it has reached the
-broker (``runtime.environments``).
+broker (``runtime.processes.environments``).
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from rengo.device.status import Visit, ask_status
-from runtime.environments import LINKS, TRIAL_S, Environments, this_environment
-from runtime.errors import ConfigError, RunFailed, TransportError
-from runtime.locks import take_lock
+from rengo.device.status import StatusClient, ask_status
+from runtime.errors import ConfigError, RunNotCompleted, TransportError
+from runtime.processes.environments import LINKS, TRIAL_S, Environments, this_environment
+from runtime.processes.locks import take_lock
 
 LAUNCHER = "rengo-agent"
 _PREFIX = "rengo-env-"
@@ -32,7 +32,7 @@ _LONGEST_LINE = 500
 
 
 @dataclass(frozen=True)
-class Update:
+class AgentUpdate:
     """One update.
 
     Attributes:
@@ -116,18 +116,18 @@ class Update:
         os.sync()
 
     @contextmanager
-    def _held(self, say: Callable[[str], None]) -> Iterator[Visit | None]:
+    def _held(self, say: Callable[[str], None]) -> Iterator[StatusClient | None]:
         """Within the block the agent takes no order and has none; None where no agent runs."""
         try:
             ask_status(self.data_dir)
         except TransportError:
             yield None
             return
-        with Visit(self.data_dir) as visit:
+        with StatusClient(self.data_dir) as visit:
             deadline, told = time.monotonic() + self.wait_s, False
             while busy := visit.ask("hold")["busy"]:
                 if time.monotonic() >= deadline:
-                    raise RunFailed(f"not updated, for {busy}; --wait TIME waits for its end")
+                    raise RunNotCompleted(f"not updated, for {busy}; --wait TIME waits for its end")
                 if not told:
                     say(f"waiting: {busy}")
                     told = True
@@ -135,7 +135,11 @@ class Update:
             yield visit
 
     def _switch(
-        self, visit: Visit | None, links: Environments, fresh: Path, say: Callable[[str], None]
+        self,
+        visit: StatusClient | None,
+        links: Environments,
+        fresh: Path,
+        say: Callable[[str], None],
     ) -> None:
         links.propose(fresh)
         if visit is None:
@@ -143,13 +147,13 @@ class Update:
             return
         if not visit.ask("restart")["restarting"]:
             links.withdraw()
-            raise RunFailed("the agent would not end; nothing was changed")
+            raise RunNotCompleted("the agent would not end; nothing was changed")
         say("the agent starts again, from the new environment")
         deadline = time.monotonic() + TRIAL_S + _RESTART_S
         while not self._is_committed(links, fresh):
             if time.monotonic() >= deadline:
                 links.withdraw()
-                raise RunFailed(
+                raise RunNotCompleted(
                     "the agent did not come back; if it has no service that starts it again, "
                     f"start it by {fresh.parent / LAUNCHER}"
                 )
@@ -165,7 +169,7 @@ class Update:
             return not status["on_trial"]
         if links.waiting is None:
             links.give_up()
-            raise RunFailed(
+            raise RunNotCompleted(
                 "the new version was tried and did not reach the broker; the earlier one runs "
                 "again (journalctl -u rengo-agent says why)"
             )

@@ -26,11 +26,11 @@ from rengo.device.config_file import Checked
 from rengo.device.status import ask_status
 from rengo.device.systemd import UNIT
 from rengo.doctor.checks import Check, diagnose_device
-from rengo.doctor.machine import Machine
+from rengo.doctor.machine import MachineFacts
 from rengo.terminal.format import duration
 from runtime.errors import AccessDenied, ConfigError, RengoError, TransportError
-from runtime.identity import Identity, read_identity
-from runtime.tls import Tls, tls_error
+from runtime.security.identity import Identity, read_identity
+from runtime.security.tls import Tls, tls_error
 
 _REACH_S = 10.0
 _DAY_S = 24 * 3600.0
@@ -39,14 +39,14 @@ _CLOCK_OFF_S = 300.0
 
 
 @dataclass(frozen=True)
-class Patient:
+class AgentTarget:
     """What is looked at: the agent's settings, checked, and where its data lies."""
 
     settings: Checked
     data_dir: Path
 
 
-def diagnose_agent(patient: Patient, machine: Machine | None = None) -> list[Check]:
+def diagnose_agent(patient: AgentTarget, machine: MachineFacts | None = None) -> list[Check]:
     """Return what was looked at, in the order to read it."""
     identity, found = _identity(patient)
     status, running = _running(patient.data_dir)
@@ -68,7 +68,7 @@ def _settings(checked: Checked) -> Iterator[Check]:
         yield Check("settings", False, detail, problem.mend)
 
 
-def _identity(patient: Patient) -> tuple[Identity | None, Check]:
+def _identity(patient: AgentTarget) -> tuple[Identity | None, Check]:
     path = patient.settings.values.get("identity")
     if not path:
         return None, Check("identity", False, "none is named", "rengo enroll URL --token TOKEN")

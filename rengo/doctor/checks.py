@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rengo.doctor.machine import Machine, ThisMachine, TorchBuild
+from rengo.doctor.machine import MachineFacts, ThisMachine, TorchBuild
 
 OLDEST_PYTHON = (3, 11)
 EXTRAS = ("torch", "server", "plot", "postgres", "export")
@@ -55,7 +55,7 @@ class Requirement:
 
 
 def diagnose(
-    data_dir: Path, ports: Mapping[str, int] | None = None, machine: Machine | None = None
+    data_dir: Path, ports: Mapping[str, int] | None = None, machine: MachineFacts | None = None
 ) -> list[Check]:
     """Return what was looked at on this machine, in the order to read it.
 
@@ -77,7 +77,7 @@ def diagnose(
     ]
 
 
-def diagnose_device(data_dir: Path, machine: Machine | None = None) -> list[Check]:
+def diagnose_device(data_dir: Path, machine: MachineFacts | None = None) -> list[Check]:
     """Return what of this machine matters to a device's agent; see :func:`diagnose`."""
     here = ThisMachine() if machine is None else machine
     extras = tuple(f"[{extra}]" for extra in EXTRAS)
@@ -120,7 +120,7 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(number) for number in _NUMBERS.findall(version.partition("+")[0]))
 
 
-def _python(machine: Machine) -> Check:
+def _python(machine: MachineFacts) -> Check:
     version = ".".join(str(part) for part in machine.python)
     oldest = ".".join(str(part) for part in OLDEST_PYTHON)
     ok = machine.python[:2] >= OLDEST_PYTHON
@@ -128,7 +128,7 @@ def _python(machine: Machine) -> Check:
     return Check("python", ok, f"{version} on {machine.system} {machine.architecture}", mend)
 
 
-def _packages(machine: Machine) -> Iterator[Check]:
+def _packages(machine: MachineFacts) -> Iterator[Check]:
     lines = machine.requirements()
     if not lines:
         yield Check(
@@ -143,7 +143,7 @@ def _packages(machine: Machine) -> Iterator[Check]:
         yield _package(machine, requirement)
 
 
-def _package(machine: Machine, requirement: Requirement) -> Check:
+def _package(machine: MachineFacts, requirement: Requirement) -> Check:
     extra, minimum = requirement.extra, requirement.minimum
     name = requirement.name if extra is None else f"{requirement.name} [{extra}]"
     target = "rengo" if extra is None else f"'rengo[{extra}]'"
@@ -156,7 +156,7 @@ def _package(machine: Machine, requirement: Requirement) -> Check:
     return Check(name, True, version, required=extra is None)
 
 
-def _torch(machine: Machine) -> Iterator[Check]:
+def _torch(machine: MachineFacts) -> Iterator[Check]:
     build = machine.torch()
     if build is None:
         return
@@ -173,7 +173,7 @@ def _torch(machine: Machine) -> Iterator[Check]:
     yield _torch_device(machine, build)
 
 
-def _torch_device(machine: Machine, build: TorchBuild) -> Check:
+def _torch_device(machine: MachineFacts, build: TorchBuild) -> Check:
     if build.cuda is None:
         if machine.has_nvidia_gpu():
             mend = "for the GPU: pip install --force-reinstall torch"
@@ -185,7 +185,7 @@ def _torch_device(machine: Machine, build: TorchBuild) -> Check:
     return Check("torch build", True, detail, f"smaller: {_CPU_TORCH}", required=False)
 
 
-def _program(machine: Machine, name: str) -> Check:
+def _program(machine: MachineFacts, name: str) -> Check:
     purpose, argument = PROGRAMS[name]
     path = machine.program(name)
     if path is None:
@@ -199,7 +199,7 @@ def _program(machine: Machine, name: str) -> Check:
     return Check(name, True, f"{version} at {path} ({purpose})", required=False)
 
 
-def _disk(machine: Machine, folder: Path) -> Check:
+def _disk(machine: MachineFacts, folder: Path) -> Check:
     try:
         free = machine.free_bytes(folder)
     except OSError as error:
@@ -209,7 +209,7 @@ def _disk(machine: Machine, folder: Path) -> Check:
     return Check("disk", ok, f"{_size(free)} free for {folder}", mend)
 
 
-def _writable(machine: Machine, folder: Path) -> Check:
+def _writable(machine: MachineFacts, folder: Path) -> Check:
     try:
         machine.write_probe(folder)
     except OSError as error:
@@ -218,7 +218,7 @@ def _writable(machine: Machine, folder: Path) -> Check:
     return Check("data folder", True, f"{folder} is writable")
 
 
-def _memory(machine: Machine) -> Check:
+def _memory(machine: MachineFacts) -> Check:
     total = machine.memory_bytes()
     if total is None:
         return Check("memory", True, "unknown", required=False)
@@ -231,7 +231,7 @@ def _memory(machine: Machine) -> Check:
     return Check("memory", True, _size(total))
 
 
-def _clock(machine: Machine) -> Check:
+def _clock(machine: MachineFacts) -> Check:
     now, installed = machine.now_s(), machine.installed_s()
     detail = f"{datetime.fromtimestamp(now, UTC):%Y-%m-%d %H:%M} UTC"
     if now >= installed:
@@ -246,7 +246,7 @@ def _clock(machine: Machine) -> Check:
     )
 
 
-def _port(machine: Machine, what: str, port: int) -> Check:
+def _port(machine: MachineFacts, what: str, port: int) -> Check:
     if machine.port_in_use(port):
         mend = f"end what listens there (lsof -i :{port}), or configure another port"
         return Check(f"port {port}", False, f"in use, wanted for {what}", mend)

@@ -32,7 +32,7 @@ class TorchBuild:
     cuda: str | None
 
 
-class Machine(Protocol):
+class MachineFacts(Protocol):
     """What the doctor asks of a machine; tests answer in its place."""
 
     @property

@@ -11,7 +11,7 @@ from runtime.errors import AccessDenied, NotFound, StorageError
 from storage.store.lifecycle import rule_is_set
 from storage.store.probe import LATEST_S, Answer, Findings
 from storage.store.s3 import S3Store
-from storage.store.speed import SIZES_MB, Speed
+from storage.store.speed import SIZES_MB, TransferSpeed
 from storage.transfer import http
 
 _CLOSE_S = 60.0
@@ -20,7 +20,7 @@ _ASK = "ask the store's operator for it, or use another store"
 
 
 @dataclass(frozen=True)
-class Feature:
+class StoreFeature:
     """What one answer is called and what follows from it.
 
     Attributes:
@@ -38,50 +38,50 @@ class Feature:
 
 
 FEATURES = {
-    "range": Feature(
+    "range": StoreFeature(
         "byte ranges",
         "an interrupted download goes on where it stood",
         "an interrupted download begins anew",
     ),
-    "if_match": Feature(
+    "if_match": StoreFeature(
         "If-Match on GET", "answered", f"{_NOT_USED}: a download's sha256 decides", matters=False
     ),
-    "delete_many": Feature(
+    "delete_many": StoreFeature(
         "delete many", "a round is swept in one request", "the server cannot sweep", required=True
     ),
-    "multipart": Feature(
+    "multipart": StoreFeature(
         "multipart uploads",
         "objects of 64 MiB and more go in parts, and what was left unfinished is found",
         "no model or update of 64 MiB and more, or its leftovers are not found",
     ),
-    "presigned_parts": Feature(
+    "presigned_parts": StoreFeature(
         "presigned parts",
         "devices send large updates in parts, and go on after a cut",
         "devices send each update in one request, which begins anew after a cut",
     ),
-    "part_copy": Feature("copying of parts", "answered", _NOT_USED, matters=False),
-    "pinned_length": Feature(
+    "part_copy": StoreFeature("copying of parts", "answered", _NOT_USED, matters=False),
+    "pinned_length": StoreFeature(
         "pinned length",
         "an upload of another length than its URL says is refused",
         "a URL takes a body of any length; the server refuses it afterwards",
         matters=False,
     ),
-    "conditional_put": Feature(
+    "conditional_put": StoreFeature(
         "conditional PUT", "answered", f"{_NOT_USED}: one server writes a project", matters=False
     ),
-    "versioning": Feature(
+    "versioning": StoreFeature(
         "versioning", "answered", f"{_NOT_USED}: it keeps versions itself", matters=False
     ),
-    "lifecycle": Feature(
+    "lifecycle": StoreFeature(
         "lifecycle rules",
         "the bucket can end unfinished uploads by itself",
         "unfinished uploads stay until the server sweeps: at a run's end, and by its collector",
         matters=False,
     ),
-    "sse_s3": Feature(
+    "sse_s3": StoreFeature(
         "encryption, store's key", "sse = 'AES256' works", "leave out sse = 'AES256'", matters=False
     ),
-    "sse_kms": Feature(
+    "sse_kms": StoreFeature(
         "encryption, key service",
         "sse = 'aws:kms' works",
         "leave out sse = 'aws:kms'",
@@ -103,7 +103,7 @@ def checks(store: S3Store, found: Findings) -> list[Check]:
     ]
 
 
-def speed_lines(speeds: Sequence[Speed]) -> list[str]:
+def speed_lines(speeds: Sequence[TransferSpeed]) -> list[str]:
     """Return the speeds for a person, a line a size."""
     lines = [
         f"{each.size_mb:3d} MB: PUT {_rate(each.put_mb_s)}, GET {_rate(each.get_mb_s)}"
@@ -116,7 +116,7 @@ def speed_lines(speeds: Sequence[Speed]) -> list[str]:
 
 
 def as_json(
-    store: S3Store, found: Findings, speeds: Sequence[Speed], checked: Sequence[Check]
+    store: S3Store, found: Findings, speeds: Sequence[TransferSpeed], checked: Sequence[Check]
 ) -> dict[str, Any]:
     """Return all of it as a document for ``--json``."""
     settings = store.settings

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fl_client.tasks.base import Task
+from rengo.export.onnx_check import OnnxCheck
 from rengo.operator.layout_match import fit
-from rengo.operator.models import Held
+from rengo.operator.models import FetchedVersion
 from runtime.errors import ConfigError, MissingExtra
 from runtime.files import whole_file
 from storage.weights import TensorSpec, Weights, numpy_type
@@ -23,25 +23,9 @@ FORMATS = {"safetensors": "-export.safetensors", "torch": ".pt", "onnx": ".onnx"
 """What can be exported, and how such a file's name ends by default."""
 
 
-@dataclass(frozen=True)
-class OnnxCheck:
-    """How an exported model was held against torch.
-
-    Attributes:
-        difference: the largest between their outputs, as a part of the largest output where that
-            is above 1.
-        examples: how many were compared.
-        data: where they come from.
-        inputs: each input's name, type and shape.
-    """
-
-    difference: float
-    examples: int
-    data: str
-    inputs: tuple[str, ...]
-
-
-def export(held: Held, kind: str, path: Path, task: Task | None = None) -> OnnxCheck | None:
+def export(
+    held: FetchedVersion, kind: str, path: Path, task: Task | None = None
+) -> OnnxCheck | None:
     """Write a model in one of ``FORMATS``; return how ONNX was checked.
 
     Args:

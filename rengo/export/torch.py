@@ -21,9 +21,9 @@ from torch.utils import _pytree as pytree
 from fl_client.engines.torch import TorchEngine, tensors
 from fl_client.models import layers
 from fl_client.tasks.base import Device, Role, Split, Task
-from rengo.export.formats import OnnxCheck
 from rengo.export.input_shape import example_shape
-from runtime.errors import ConfigError, MissingExtra, RunFailed
+from rengo.export.onnx_check import OnnxCheck
+from runtime.errors import ConfigError, MissingExtra, RunNotCompleted
 from runtime.files import whole_file
 from storage.weights import Weights
 
@@ -188,13 +188,13 @@ def _check(model: torch.nn.Module, path: Path, calls: _Calls) -> OnnxCheck:
             differences += _differences(session.run(None, feed), model, call)
     except Exception as error:
         # onnxruntime's errors share no class of its own
-        raise RunFailed(
+        raise RunNotCompleted(
             f"onnxruntime does not run the exported model: {_reason(error)}; no file was left"
         ) from error
     # of numpy, for which a nan is the largest
     difference = float(np.max(differences))
     if not difference <= LARGEST_DIFFERENCE:
-        raise RunFailed(
+        raise RunNotCompleted(
             f"the exported model is not the model: on {calls.data} onnxruntime differs from torch "
             f"by {difference:.1e}, at most {LARGEST_DIFFERENCE:.0e} is allowed; no file was left"
         )

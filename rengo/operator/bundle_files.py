@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from fl_client.tasks.listing import resolve
 from runtime.errors import ConfigError, Corrupt
 from runtime.files import atomic_write, file_sha256, whole_file
-from runtime.signing import PublicKey, SecretKey
+from runtime.security.signing import PublicKey, SecretKey
 from storage.bundles.archive import is_name
 from storage.bundles.bundle import (
     FILES,

@@ -12,14 +12,14 @@ from typing import Any
 from rengo.operator.bundle_files import distrust, extract, read
 from rengo.operator.client import OperatorClient
 from runtime.errors import ConfigError
-from runtime.signing import PublicKey
+from runtime.security.signing import PublicKey
 from storage.bundles.bundle import FILES
 
 _KEEP_S = 120.0
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ChosenBundle:
     """What a run trains: the task to build version 0 from, and the definition's bundle."""
 
     task: str
@@ -55,7 +55,7 @@ def bundles(client: OperatorClient) -> list[dict[str, Any]]:
 @contextmanager
 def chosen(
     client: OperatorClient, task: str | None, bundle: str, trusted: Sequence[PublicKey]
-) -> Iterator[Chosen]:
+) -> Iterator[ChosenBundle]:
     """Give what a run of a bundle trains, while the bundle's files are unpacked here.
 
     Args:
@@ -70,7 +70,7 @@ def chosen(
     found = client.call("bundles_find", {"name": bundle})
     definition = {key: found[key] for key in ("sha256", "size_bytes")}
     if task is not None:
-        yield Chosen(task, definition)
+        yield ChosenBundle(task, definition)
         return
     with tempfile.TemporaryDirectory(prefix="rengo-bundle-") as folder:
         path = Path(folder) / "bundle.rtask"
@@ -86,4 +86,4 @@ def chosen(
             )
         manifest = signed.manifest
         entry = Path(folder) / "files" / FILES / manifest.entry
-        yield Chosen(f"{entry}:{manifest.class_name}", definition)
+        yield ChosenBundle(f"{entry}:{manifest.class_name}", definition)

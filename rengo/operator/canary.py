@@ -13,7 +13,7 @@ _LOOK_EVERY_S = 1.0
 
 
 @dataclass(frozen=True)
-class Trial:
+class CanaryTrial:
     """How a candidate is tried.
 
     Attributes:
@@ -28,7 +28,7 @@ class Trial:
     deadline_s: float = 120.0
 
 
-def begin(client: OperatorClient, name: str, trial: Trial) -> str:
+def begin(client: OperatorClient, name: str, trial: CanaryTrial) -> str:
     """Begin a canary of a version and return its id.
 
     Raises:

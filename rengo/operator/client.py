@@ -17,12 +17,12 @@ from broker.session.session import (
     SessionEvent,
     SessionFault,
 )
-from broker.session.signer import Author
+from broker.session.signer import MessageSigner
 from broker.wire.messages import Message, OperatorReply, OperatorRequest, decode
 from broker.wire.topics import Address, Topics, parse
-from runtime.errors import ConfigError, PeerError, RunFailed, TransportError
-from runtime.identity import Identity
-from runtime.signing import PublicKey
+from runtime.errors import ConfigError, PeerError, RunNotCompleted, TransportError
+from runtime.security.identity import Identity
+from runtime.security.signing import PublicKey
 from storage.transfer.files import Transfers, TransferSettings
 
 _INBOX_MAX = 10_000
@@ -53,7 +53,7 @@ class OperatorClient:
         self._topics = Topics(identity.domain)
         self._inbox: queue.SimpleQueue[SessionEvent] = queue.SimpleQueue()
         self._news: list[News] = []
-        self._author = Author(identity.id, identity.secret_key)
+        self._author = MessageSigner(identity.id, identity.secret_key)
         # several command lines of one operator may be at work at a time
         client_id = f"{identity.client_id[:80]}-{secrets.token_hex(4)}"
         endpoint = replace(Endpoint.of(identity), client_id=client_id, persistent=False)
@@ -195,4 +195,4 @@ class OperatorClient:
 def _result(reply: OperatorReply) -> dict[str, Any]:
     if not reply.error:
         return dict(reply.result)
-    raise (ConfigError if reply.exit_code == 2 else RunFailed)(reply.error)
+    raise (ConfigError if reply.exit_code == 2 else RunNotCompleted)(reply.error)

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from runtime.errors import ConfigError, Corrupt
 from runtime.files import atomic_write, file_sha256
-from runtime.signing import PublicKey
+from runtime.security.signing import PublicKey
 from storage.transfer.files import Transfers, TransferSettings, Watch
 from storage.versions.manifest import MAX_DOCUMENT_BYTES, Manifest
 from storage.weights import Weights, read_safetensors
@@ -39,7 +39,7 @@ class Client(Protocol):
 
 
 @dataclass(frozen=True)
-class Offer:
+class DownloadOffer:
     """A version that the server has.
 
     Attributes:
@@ -53,7 +53,7 @@ class Offer:
 
 
 @dataclass(frozen=True)
-class Held:
+class FetchedVersion:
     """Weights and where they come from.
 
     Attributes:
@@ -101,7 +101,7 @@ def verify_file(path: Path, manifest_path: Path, key: PublicKey) -> Manifest:
     return manifest
 
 
-def ask(client: Client, name: str) -> Offer:
+def ask(client: Client, name: str) -> DownloadOffer:
     """Return the version that ``name`` means, once the server's signature was verified.
 
     Raises:
@@ -114,10 +114,10 @@ def ask(client: Client, name: str) -> Offer:
     manifest = Manifest.decode(signed, client.server_key, f"manifest of {name}")
     if manifest.sha256 != answer["sha256"] or manifest.name != answer["name"]:
         raise Corrupt(f"manifest of {name}: the server offers {answer['name']} with another's")
-    return Offer(manifest, signed, answer["url"])
+    return DownloadOffer(manifest, signed, answer["url"])
 
 
-def bring(client: Client, offer: Offer, path: Path, watch: Watch | None = None) -> int:
+def bring(client: Client, offer: DownloadOffer, path: Path, watch: Watch | None = None) -> int:
     """Bring a version to ``path``, its manifest beside it, and return the bytes that were moved.
 
     What an interrupted call left in ``<name>.part`` is not moved again. The manifest comes last:
@@ -167,7 +167,7 @@ def load(
     source: Path | str,
     key: PublicKey | None,
     connect: Callable[[], AbstractContextManager[Client]],
-) -> Held:
+) -> FetchedVersion:
     """Return the weights of a safetensors file or of a version of the site.
 
     Args:
@@ -189,14 +189,14 @@ def load(
                 manifest = verify_file(path, beside, key)
             except Corrupt as error:
                 raise Corrupt(f"{error} (without {beside} it is taken unverified)") from error
-        return Held(str(path), _read(path), manifest)
+        return FetchedVersion(str(path), _read(path), manifest)
     if isinstance(source, Path) or path.suffix in _ENDINGS or len(path.parts) > 1:
         raise ConfigError(f"there is no file {path}")
     with tempfile.TemporaryDirectory(prefix="rengo-model-") as folder:
         path = Path(folder) / "model.safetensors"
         with connect() as client:
             manifest = fetch(client, source, path)
-        return Held(manifest.name, _read(path), manifest)
+        return FetchedVersion(manifest.name, _read(path), manifest)
 
 
 def _read(path: Path) -> Weights:
@@ -206,6 +206,6 @@ def _read(path: Path) -> Weights:
         raise ConfigError(f"not a safetensors file that can be taken: {error}") from error
 
 
-def _is_beside(path: Path, offer: Offer) -> bool:
+def _is_beside(path: Path, offer: DownloadOffer) -> bool:
     beside = manifest_path(path)
     return beside.is_file() and beside.read_bytes() == offer.signed

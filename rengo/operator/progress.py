@@ -19,7 +19,7 @@ _ONLINE = frozenset({"ready", "training", "draining"})
 
 
 @dataclass
-class Crowd:
+class DeviceTable:
     """The domain's devices, as their retained presence tells."""
 
     states: dict[str, DeviceState] = field(default_factory=dict)
@@ -40,7 +40,7 @@ class Crowd:
     def with_task(self, task: str, *, bundled: bool) -> list[str]:
         """Return the devices that have the task, or take its bundle, there or not, by name."""
         return sorted(
-            name for name, state in self.states.items() if state.takes(task, bundled=bundled)
+            name for name, state in self.states.items() if state.can_run(task, bundled=bundled)
         )
 
     def trainers(self, task: str, *, bundled: bool) -> list[str]:
@@ -88,7 +88,7 @@ class RoundProgress:
 
 
 @dataclass
-class Follower:
+class RunProgress:
     """What is known of a run while it goes on.
 
     Attributes:
@@ -98,7 +98,7 @@ class Follower:
     """
 
     run_id: str
-    crowd: Crowd = field(default_factory=Crowd)
+    crowd: DeviceTable = field(default_factory=DeviceTable)
     cohort_size: int = 0
     bundled: bool = False
     clock: Callable[[], float] = time.monotonic

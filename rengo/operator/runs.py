@@ -17,9 +17,9 @@ from fl_client.tasks.registry import load_task
 from fl_server.runs.definition import parse_definition
 from rengo.operator.client import OperatorClient
 from rengo.operator.layout_match import fit
-from rengo.operator.models import Held
-from rengo.operator.progress import Crowd, Follower
-from runtime.errors import ConfigError, RunFailed, TransportError
+from rengo.operator.models import FetchedVersion
+from rengo.operator.progress import DeviceTable, RunProgress
+from runtime.errors import ConfigError, RunNotCompleted, TransportError
 from runtime.files import file_sha256
 from storage.transfer.multipart import PartsPlace
 from storage.weights import Weights, write_safetensors
@@ -66,7 +66,10 @@ class RunResult:
 
 
 def submit(
-    client: OperatorClient, task: str, definition: Mapping[str, Any], initial: Held | None = None
+    client: OperatorClient,
+    task: str,
+    definition: Mapping[str, Any],
+    initial: FetchedVersion | None = None,
 ) -> str:
     """Build version 0 from the task here, upload it and start the run; return its id.
 
@@ -120,7 +123,7 @@ def _upload(client: OperatorClient, prepared: Mapping[str, Any], path: Path) -> 
     )
 
 
-def version_0(task: Task, seed: int, initial: Held | None) -> Weights:
+def version_0(task: Task, seed: int, initial: FetchedVersion | None) -> Weights:
     """Return what a run of the task begins with; Mismatch when ``initial`` does not fit it."""
     fresh = task.initial_weights(seed)
     if initial is None:
@@ -128,7 +131,7 @@ def version_0(task: Task, seed: int, initial: Held | None) -> Weights:
     return fit(initial.weights, fresh.layout, initial.name, f"the model of task {task.name}")
 
 
-def parent_of(client: OperatorClient, initial: Held | None) -> dict[str, str]:
+def parent_of(client: OperatorClient, initial: FetchedVersion | None) -> dict[str, str]:
     """Return the argument that names the version of this site that a run begins with, if any."""
     if initial is None or initial.manifest is None:
         return {}
@@ -180,8 +183,8 @@ def wait_for_devices(
     client: OperatorClient,
     names: Iterable[str],
     timeout_s: float,
-    watch: Callable[[Crowd], None] | None = None,
-    crowd: Crowd | None = None,
+    watch: Callable[[DeviceTable], None] | None = None,
+    crowd: DeviceTable | None = None,
 ) -> None:
     """Return when every named device is ready.
 
@@ -196,7 +199,7 @@ def wait_for_devices(
     Raises:
         TransportError: the time is over; names the devices that are not there.
     """
-    crowd = Crowd() if crowd is None else crowd
+    crowd = DeviceTable() if crowd is None else crowd
     waiting = set(names)
     deadline = time.monotonic() + timeout_s
     asked_s = time.monotonic()
@@ -234,8 +237,8 @@ def _ready(client: OperatorClient, timeout_s: float) -> set[str]:
 def follow(
     client: OperatorClient,
     run_id: str,
-    watch: Callable[[Follower], None] | None = None,
-    crowd: Crowd | None = None,
+    watch: Callable[[RunProgress], None] | None = None,
+    crowd: DeviceTable | None = None,
 ) -> RunResult:
     """Return when the run has ended.
 
@@ -246,7 +249,7 @@ def follow(
     Raises:
         RunFailed: it ended without its model, and why.
     """
-    follower = Follower(run_id, Crowd() if crowd is None else crowd)
+    follower = RunProgress(run_id, DeviceTable() if crowd is None else crowd)
     follower.know(client.call("runs_show", {"run_id": run_id}))
     while not follower.told:
         for news in client.news(_LOOK_EVERY_S):
@@ -259,7 +262,7 @@ def follow(
             watch(follower)
     report = client.call("runs_show", {"run_id": run_id})
     if report["status"] == "failed":
-        raise RunFailed(f"run {run_id} failed: {report['reason']}")
+        raise RunNotCompleted(f"run {run_id} failed: {report['reason']}")
     return RunResult(run_id, report["status"], report["accuracy"], report["history"], report)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from rengo.site.certificates import Authority, check_certificate, read_authority
 from runtime.errors import ConfigError
 from runtime.files import atomic_write, make_folder
-from runtime.identity import TlsTrust
+from runtime.security.identity import TlsTrust
 
 LOOPBACK = "127.0.0.1"
 _SOMEWHERE = ("192.0.2.1", 9)  # an address for documentation: nothing is sent there

@@ -16,7 +16,7 @@ from storage.store.embedded import EmbeddedStore, StoreTls
 _Port = Annotated[int, Field(ge=1, le=65535)]
 
 
-class _Listener(BaseModel):
+class _ListenerSection(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     folder: Path
@@ -26,7 +26,7 @@ class _Listener(BaseModel):
     certificate_key: Path | None = None
 
     @model_validator(mode="after")
-    def _has_both_or_neither(self) -> _Listener:
+    def _has_both_or_neither(self) -> _ListenerSection:
         if (self.certificate is None) != (self.certificate_key is None):
             raise ValueError("certificate and certificate_key belong together")
         return self
@@ -38,7 +38,7 @@ class _Listener(BaseModel):
         return self.certificate, self.certificate_key
 
 
-class BrokerPart(_Listener):
+class BrokerPart(_ListenerSection):
     """What ``rengo broker`` is told.
 
     Attributes:
@@ -68,7 +68,7 @@ class BrokerPart(_Listener):
         return MosquittoAccess(self.folder) if self.kind == "mosquitto" else NatsAccess(self.folder)
 
 
-class StorePart(_Listener):
+class StorePart(_ListenerSection):
     """What ``rengo store`` is told; its keys lie in its folder.
 
     Attributes:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from runtime.child import Child
+from runtime.processes.child import Child
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from runtime.config import read_toml, validate
 from runtime.errors import ConfigError
-from runtime.identity import Level, TlsTrust
+from runtime.security.identity import Level, TlsTrust
 
 Password = Annotated[SecretStr, Field(min_length=8, max_length=256)]
 

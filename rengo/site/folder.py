@@ -13,10 +13,17 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from runtime.config import validate
 from runtime.errors import ConfigError
 from runtime.files import atomic_write, make_folder
-from runtime.identity import Identity, Role, TlsTrust, new_identity, read_identity, write_identity
-from runtime.locks import take_lock
-from runtime.ports import free_port
-from runtime.signing import PublicKey
+from runtime.processes.locks import take_lock
+from runtime.processes.ports import free_port
+from runtime.security.identity import (
+    Identity,
+    Role,
+    TlsTrust,
+    new_identity,
+    read_identity,
+    write_identity,
+)
+from runtime.security.signing import PublicKey
 
 FORMAT = 1
 HOST = "127.0.0.1"

@@ -7,9 +7,9 @@ from pathlib import Path
 from fl_client.identity.enrolment import enroll
 from rengo.operator.client import OperatorClient
 from rengo.site.folder import SiteFolder
-from runtime.brokerurl import parse_url
+from runtime.broker_url import parse_url
 from runtime.errors import ConfigError
-from runtime.jointoken import JoinToken
+from runtime.security.join_token import JoinToken
 
 _LIFETIME_S = 300.0
 

@@ -15,10 +15,10 @@ from rengo.site.addresses import OwnCertificate, listening
 from rengo.site.components import BrokerPart, StorePart
 from rengo.site.external_broker import BrokerUserFile, Credentials, read_credentials
 from rengo.site.folder import BrokerAt, SiteFolder, SiteRecord
-from runtime.brokerurl import BrokerPlace, parse_url
+from runtime.broker_url import BrokerPlace, parse_url
 from runtime.errors import ConfigError
 from runtime.files import atomic_write, make_folder
-from runtime.identity import Identity, TlsTrust
+from runtime.security.identity import Identity, TlsTrust
 
 
 @dataclass(frozen=True)

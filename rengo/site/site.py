@@ -16,7 +16,7 @@ from fl_client.tasks.base import Task
 from fl_client.tasks.registry import load_task
 from rengo.operator.client import OperatorClient
 from rengo.operator.models import load
-from rengo.operator.progress import Crowd, Follower
+from rengo.operator.progress import DeviceTable, RunProgress
 from rengo.operator.runs import (
     RunResult,
     check_definition,
@@ -30,9 +30,9 @@ from rengo.site.device_process import DeviceSpec, device_process
 from rengo.site.folder import SiteFolder
 from rengo.site.preparation import Preparation, SiteOptions
 from rengo.site.supervisor import Supervisor
-from runtime.child import Child
 from runtime.errors import ConfigError, TransportError
-from runtime.identity import Identity
+from runtime.processes.child import Child
+from runtime.security.identity import Identity
 
 _SERVER_START_S = 30.0
 _LOOK_EVERY_S = 2.0
@@ -190,7 +190,7 @@ class Site:
         definition: Mapping[str, Any] | None = None,
         initial: Path | str | None = None,
         output: Path = Path("rengo-output"),
-        watch: Callable[[Follower], None] | None = None,
+        watch: Callable[[RunProgress], None] | None = None,
     ) -> RunResult:
         """Train a task on devices of this machine and return what came of it.
 
@@ -225,7 +225,7 @@ class Site:
         self.start_devices(fleet, spec)
         try:
             with self.connect() as client:
-                crowd, names = Crowd(), [each.name for each in fleet]
+                crowd, names = DeviceTable(), [each.name for each in fleet]
                 wait_for_devices(
                     client, names, _DEVICES_START_S, lambda _: self.check_processes(), crowd
                 )

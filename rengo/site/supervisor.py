@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from runtime.errors import InvalidTransition, RengoError
+from runtime.retry import Backoff
 
 _LOG = logging.getLogger(__name__)
 _LOOK_EVERY_S = 0.1
@@ -22,7 +23,7 @@ _LONGEST_PAUSE_S = 5.0
 _STABLE_S = 10.0
 
 
-class Service(Protocol):
+class SupervisedService(Protocol):
     """A process that can be started, watched and stopped."""
 
     @property
@@ -38,10 +39,10 @@ class Service(Protocol):
 @dataclass
 class _Watched:
     name: str
-    service: Service
+    service: SupervisedService
     start: Callable[[], None]
+    backoff: Backoff
     restarts: int = 0
-    pause_s: float = _FIRST_PAUSE_S
     started_s: float = 0.0
     due_s: float | None = None
 
@@ -68,9 +69,10 @@ class Supervisor:
         """Begin to watch."""
         self._thread.start()
 
-    def add(self, name: str, service: Service, start: Callable[[], None]) -> None:
+    def add(self, name: str, service: SupervisedService, start: Callable[[], None]) -> None:
         """Start a service and keep it alive from then on; raises what ``start`` raises."""
-        self.call(lambda: self._begin(_Watched(name, service, start)))
+        backoff = Backoff(_FIRST_PAUSE_S, self._longest_pause_s, least=1.0)
+        self.call(lambda: self._begin(_Watched(name, service, start, backoff)))
 
     def remove(self, name: str) -> None:
         """Stop a service and watch it no more."""
@@ -132,12 +134,11 @@ class Supervisor:
         now = time.monotonic()
         if watched.service.running:
             if now - watched.started_s > _STABLE_S:
-                watched.pause_s = _FIRST_PAUSE_S
+                watched.backoff.reset()
             return
         if watched.due_s is None:
             _LOG.warning("%s has ended; starting it again", watched.name)
-            watched.due_s = now + watched.pause_s
-            watched.pause_s = min(self._longest_pause_s, 2 * watched.pause_s)
+            watched.due_s = now + watched.backoff.next_s()
         if now < watched.due_s:
             return
         watched.due_s = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from broker.wire.messages import RunEvent
-from rengo.operator.progress import Crowd, Follower, RoundProgress
+from rengo.operator.progress import DeviceTable, RoundProgress, RunProgress
 
 _BARS = "▁▂▃▄▅▆▇█"
 
@@ -66,7 +66,7 @@ def sparkline(values: Sequence[float], width: int) -> str:
     return "".join(_BARS[round(top * (value - low) / (high - low))] for value in shown)
 
 
-def device(crowd: Crowd, device_id: str) -> str:
+def device(crowd: DeviceTable, device_id: str) -> str:
     """Return what a device is: its profile and engine, or what of them is known."""
     info = crowd.infos.get(device_id)
     if info is None:
@@ -75,7 +75,7 @@ def device(crowd: Crowd, device_id: str) -> str:
     return kind if info.role == "trainer" else f"{info.role}, {info.engine}"
 
 
-def waiting_for(follower: Follower) -> str:
+def waiting_for(follower: RunProgress) -> str:
     """Return which devices a run waits for."""
     document = follower.document
     task = "" if document is None else document.task

@@ -23,9 +23,10 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from rengo.operator.progress import Crowd, Follower
+from rengo.operator.progress import DeviceTable, RunProgress
 from rengo.terminal import format as wording
-from rengo.terminal.view import Line, View
+from rengo.terminal.event_lines import Line
+from rengo.terminal.view import View
 from storage.transfer.files import Watch
 
 _REFRESH_PER_S = 5
@@ -36,7 +37,7 @@ _STYLES = {"training": "cyan", "evaluating": "cyan", "answered": "green", "refus
 
 
 @dataclass(frozen=True)
-class Row:
+class DeviceRow:
     """One device of the picture."""
 
     name: str
@@ -57,7 +58,7 @@ class Picture:
 
     busy: str = ""
     title: str = ""
-    rows: tuple[Row, ...] = ()
+    rows: tuple[DeviceRow, ...] = ()
     hidden: int = 0
     round: int = 0
     rounds: int = 0
@@ -130,7 +131,7 @@ class LiveView(View):
         """Print it above the picture."""
         self._console.print(Text(text, style="yellow"))
 
-    def devices(self, crowd: Crowd, expected: int) -> None:
+    def devices(self, crowd: DeviceTable, expected: int) -> None:
         """Show who has come, and how many are awaited."""
         here = sorted(name for name in crowd.states if crowd.online(name))
         self._tell(self._story.crowd(crowd))
@@ -139,7 +140,7 @@ class LiveView(View):
             **_table(crowd, here, None),
         )
 
-    def update(self, follower: Follower) -> None:
+    def update(self, follower: RunProgress) -> None:
         """Show the run as it is now."""
         self._tell(self._story.run(follower))
         self._picture = picture_of(follower)
@@ -154,7 +155,7 @@ class LiveView(View):
         return draw(self._picture, self._spinner, now_s, now_s - self._begun_s)
 
 
-def picture_of(follower: Follower) -> Picture:
+def picture_of(follower: RunProgress) -> Picture:
     """Return what there is to see of a run now."""
     document = follower.document
     if document is None:
@@ -234,7 +235,7 @@ def _pair(name: str, text: str) -> RenderableType:
     return grid
 
 
-def _state(follower: Follower) -> str:
+def _state(follower: RunProgress) -> str:
     document = follower.document
     if document is None or document.status not in {"running", "waiting"}:
         return "" if document is None else document.status
@@ -247,18 +248,18 @@ def _state(follower: Follower) -> str:
     }.get(document.phase, document.phase)
 
 
-def _table(crowd: Crowd, names: list[str], follower: Follower | None) -> dict[str, Any]:
+def _table(crowd: DeviceTable, names: list[str], follower: RunProgress | None) -> dict[str, Any]:
     rows = []
     for name in names[:_MAX_ROWS]:
         info = crowd.infos.get(name)
         profile, engine = ("", "") if info is None else (info.profile, info.engine)
         if crowd.states[name].role == "evaluator":
             profile = "evaluator"
-        rows.append(Row(name, profile, engine, _doing(crowd, name, follower)))
+        rows.append(DeviceRow(name, profile, engine, _doing(crowd, name, follower)))
     return {"rows": tuple(rows), "hidden": max(0, len(names) - _MAX_ROWS)}
 
 
-def _doing(crowd: Crowd, name: str, follower: Follower | None) -> str:
+def _doing(crowd: DeviceTable, name: str, follower: RunProgress | None) -> str:
     state = crowd.states[name]
     document = None if follower is None else follower.document
     if not crowd.online(name):

@@ -8,7 +8,7 @@ from pathlib import Path
 from rengo.operator.runs import RunResult
 from rengo.terminal import format as wording
 from rengo.terminal.plot import draw_accuracy
-from runtime.errors import MissingExtra, RunFailed
+from runtime.errors import MissingExtra, RunNotCompleted
 from storage.weights import read_safetensors
 
 _NAMES_SHOWN = 6
@@ -22,7 +22,7 @@ def conclude(result: RunResult, tries: Sequence[tuple[str, str]]) -> str:
         tries: commands that could be next, each with what it does.
     """
     if result.model_path is None:
-        raise RunFailed(f"the model of run {result.run_id} was not fetched")
+        raise RunNotCompleted(f"the model of run {result.run_id} was not fetched")
     lines = ["", _verdict(result), ""]
     lines += [f"  model  {result.model_path}", f"  plot   {_plot(result, result.model_path)}"]
     lines += ["", "Load the model in Python:", ""]
@@ -38,9 +38,8 @@ def conclude(result: RunResult, tries: Sequence[tuple[str, str]]) -> str:
 def loading_lines(model: Path) -> list[str]:
     """Return the Python lines that load a model."""
     return [
-        "from pathlib import Path",
-        "from storage.weights import read_safetensors",
-        f"weights = read_safetensors(Path({str(model)!r})).arrays()",
+        "import rengo",
+        f"weights = rengo.load_model({str(model)!r})",
     ]
 
 

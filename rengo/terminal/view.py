@@ -1,17 +1,13 @@
-"""A run as it goes on, for a person: a live picture on a terminal, steady lines elsewhere."""
+"""What shows a run to a person while it goes on, and the view that prints plain lines."""
 
 from __future__ import annotations
 
 import logging
-import sys
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from typing import Self, TextIO
 
-from broker.wire.messages import RunDocument
-from rengo.operator.client import News
-from rengo.operator.progress import Crowd, Follower
-from rengo.terminal import format as wording
+from rengo.operator.progress import DeviceTable, RunProgress
+from rengo.terminal.event_lines import EventLines
 
 
 class View(ABC):
@@ -22,7 +18,7 @@ class View(ABC):
     """
 
     def __init__(self) -> None:
-        self._story = Story()
+        self._story = EventLines()
         self._notes = _Notes(self)
 
     def __enter__(self) -> Self:
@@ -41,112 +37,12 @@ class View(ABC):
         """Say something that stays."""
 
     @abstractmethod
-    def devices(self, crowd: Crowd, expected: int) -> None:
+    def devices(self, crowd: DeviceTable, expected: int) -> None:
         """Show who of ``expected`` devices has come."""
 
     @abstractmethod
-    def update(self, follower: Follower) -> None:
+    def update(self, follower: RunProgress) -> None:
         """Show what is new in a run."""
-
-
-@dataclass(frozen=True)
-class Line:
-    """Something to tell; ``urgent`` where a picture of the run does not show it."""
-
-    text: str
-    urgent: bool = False
-
-
-class Story:
-    """Tells each thing once, in lines: who came and went, rounds, refusals, waiting."""
-
-    def __init__(self) -> None:
-        self._known: dict[str, bool] = {}
-        self._events_told = 0
-        self._rounds_told: set[int] = set()
-        self._begun = False
-        self._waiting = ""
-
-    def crowd(self, crowd: Crowd) -> list[Line]:
-        """Return who has come or gone since the last call."""
-        lines = []
-        for name in sorted(crowd.states):
-            here, before = crowd.online(name), self._known.get(name)
-            if here == before or (before is None and not (here and name in crowd.infos)):
-                continue
-            self._known[name] = here
-            if not here:
-                lines.append(Line(f"{name} is gone ({crowd.states[name].status})", urgent=True))
-            elif before is None:
-                lines.append(Line(f"{name} joined: {wording.device(crowd, name)}"))
-            else:
-                lines.append(Line(f"{name} is back", urgent=True))
-        return lines
-
-    def run(self, follower: Follower) -> list[Line]:
-        """Return what happened in a run since the last call, but for its rounds."""
-        document = follower.document
-        lines = self.crowd(follower.crowd)
-        if document is not None and not self._begun:
-            self._begun = True
-            rounds = wording.count(document.rounds, "round")
-            named = f"run {follower.run_id}: {document.task}, {document.algorithm}, {rounds}"
-            lines.append(Line(named))
-        for event in follower.events[self._events_told :]:
-            told = wording.trouble(event)
-            if told is not None:
-                lines.append(Line(told, urgent=True))
-        self._events_told = len(follower.events)
-        waiting = wording.waiting_for(follower) if follower.short_of_devices else ""
-        if waiting not in {"", self._waiting}:
-            lines.append(Line(waiting))
-        self._waiting = waiting
-        return lines
-
-    def rounds(self, follower: Follower) -> list[Line]:
-        """Return the lines of rounds whose accuracy has settled since the last call, in order."""
-        lines = []
-        for number in follower.committed:
-            if number in self._rounds_told:
-                continue
-            if follower.document is None or not follower.settled(number):
-                break
-            self._rounds_told.add(number)
-            accuracy = follower.accuracies.get(number)
-            rounds = follower.document.rounds
-            lines.append(Line(wording.round_line(follower.rounds[number], rounds, accuracy)))
-        return lines
-
-
-class SiteStory:
-    """Tells what happens in a site, in lines: who comes and goes, runs that begin and end."""
-
-    def __init__(self) -> None:
-        self._crowd = Crowd()
-        self._story = Story()
-        self._runs: dict[str, str] = {}
-
-    def take(self, news: News) -> list[str]:
-        """Take a message in and return what is new."""
-        self._crowd.take(news)
-        lines = [line.text for line in self._story.crowd(self._crowd)]
-        if isinstance(news.message, RunDocument):
-            lines += self._run(news.message)
-        return lines
-
-    def _run(self, document: RunDocument) -> list[str]:
-        # a run waits for a blink of time between any two rounds
-        status = "running" if document.status == "waiting" else document.status
-        before = self._runs.get(document.run_id)
-        self._runs[document.run_id] = status
-        if status == before or (before is None and status != "running"):
-            return []
-        if status == "running":
-            verb = "begins" if before is None else "goes on"
-            return [f"run {document.run_id} {verb}: {document.task}, {document.algorithm}"]
-        accuracy = f", accuracy {wording.figure(document.accuracy)}"
-        reason = f": {document.reason}" if document.reason else ""
-        return [f"run {document.run_id} is {status}{accuracy}{reason}"]
 
 
 class PlainView(View):
@@ -165,12 +61,12 @@ class PlainView(View):
         """Print it."""
         print(text, file=self._out, flush=True)
 
-    def devices(self, crowd: Crowd, expected: int) -> None:
+    def devices(self, crowd: DeviceTable, expected: int) -> None:
         """Print who has come."""
         for line in self._story.crowd(crowd):
             self.note(line.text)
 
-    def update(self, follower: Follower) -> None:
+    def update(self, follower: RunProgress) -> None:
         """Print what is new."""
         for line in (*self._story.run(follower), *self._story.rounds(follower)):
             self.note(line.text)
@@ -185,13 +81,3 @@ class _Notes(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self._view.note(record.getMessage())
-
-
-def open_view(out: TextIO | None = None) -> View:
-    """Return the view that fits where ``out`` (standard output) goes; it is to be entered."""
-    out = sys.stdout if out is None else out
-    if not out.isatty():
-        return PlainView(out)
-    from rengo.terminal.live import LiveView, is_able  # noqa: PLC0415  rich is for terminals alone
-
-    return LiveView(out) if is_able(out) else PlainView(out)

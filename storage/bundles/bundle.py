@@ -20,7 +20,7 @@ from typing import Annotated, BinaryIO, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from runtime.errors import ConfigError, Corrupt, PeerError
-from runtime.signing import PublicKey, SecretKey
+from runtime.security.signing import PublicKey, SecretKey
 from storage.bundles.archive import (
     Member,
     Source,
@@ -126,7 +126,7 @@ class SignedManifest:
     signature: str = ""
 
 
-class _Envelope(_Part):
+class _BundleEnvelope(_Part):
     signed: Annotated[str, Field(max_length=MAX_MANIFEST_BYTES)]
     key: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
     signature: Annotated[str, Field(pattern=r"^([0-9a-f]{128})?$")]
@@ -180,7 +180,7 @@ def read_manifest(file: BinaryIO, where: str) -> SignedManifest:
 def decode_manifest(data: bytes, where: str) -> SignedManifest:
     """Return the manifest that ``bundle.json`` holds; see :func:`read_manifest`."""
     try:
-        envelope = _Envelope.model_validate_json(data)
+        envelope = _BundleEnvelope.model_validate_json(data)
         manifest = BundleManifest.model_validate_json(envelope.signed)
         if not envelope.key:
             if envelope.signature:

@@ -20,9 +20,9 @@ import time
 from collections.abc import Callable, Collection, Mapping
 
 from runtime.errors import ConfigError, Corrupt, InvalidTransition, NotFound
-from runtime.signing import SecretKey
+from runtime.security.signing import SecretKey
 from storage.registry.scan import Document, DocumentCache
-from storage.registry.version_store import VersionBook
+from storage.registry.version_store import VersionStore
 from storage.store.objects import ObjectStore
 from storage.versions.index import Version, looks_like_hash
 from storage.versions.keys import RunKeys
@@ -63,7 +63,7 @@ class ModelRegistry:
     ) -> None:
         self.project = project
         self._key = key
-        self._book = VersionBook(store, project, key, now_ms, cache)
+        self._book = VersionStore(store, project, key, now_ms, cache)
         self._writing = threading.Lock()
         # task -> what was in production when a rollback began that has failed
         self._half_done: dict[str, str] = {}

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from runtime.errors import Corrupt, NotFound
-from runtime.signing import PublicKey
+from runtime.security.signing import PublicKey
 from storage.store.objects import ObjectInfo, ObjectStore
 from storage.versions.index import Version, VersionKey
 from storage.versions.keys import RunKeys, runs_prefix
@@ -47,7 +47,7 @@ class DocumentCache(Protocol):
 
 
 @dataclass
-class Catalogue:
+class RegistryScan:
     """What a listing came to.
 
     Attributes:
@@ -67,7 +67,7 @@ class Catalogue:
 
 def read_catalogue(
     store: ObjectStore, project: str, key: PublicKey, cache: DocumentCache | None
-) -> Catalogue:
+) -> RegistryScan:
     """Return what the store holds of a project's versions.
 
     Raises:
@@ -113,12 +113,12 @@ class _Reading:
         self._project = project
         self._key = key
         self._cache = cache
-        self._found = Catalogue()
+        self._found = RegistryScan()
         self._manifests: dict[str, Manifest] = {}
         self._records: dict[str, Record] = {}
         self._wrong: dict[str, str] = {}
 
-    def catalogue(self) -> Catalogue:
+    def catalogue(self) -> RegistryScan:
         places = self._places()
         self._read(
             [

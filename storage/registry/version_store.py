@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from runtime.errors import Corrupt, InvalidTransition, NotFound
-from runtime.signing import SecretKey
+from runtime.security.signing import SecretKey
 from storage.registry.scan import DocumentCache, new_record, read_catalogue, read_record
 from storage.store.objects import ObjectStore
 from storage.versions.index import Version, VersionIndex, VersionKey
@@ -23,7 +23,7 @@ _MAX_REASON_CHARS = 2000
 _MAX_PROMOTIONS = 1000
 
 
-class VersionBook:
+class VersionStore:
     """The versions as they are known. One thread at a time writes, any may look.
 
     Args:

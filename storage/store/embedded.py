@@ -23,11 +23,11 @@ from typing import ClassVar, Literal
 import urllib3
 from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
 
-from runtime.child import Child
 from runtime.errors import ConfigError, MissingExtra, TransportError, Unavailable
 from runtime.files import atomic_write
-from runtime.ports import free_port, require_free
-from runtime.tls import Tls, read_pem
+from runtime.processes.child import Child
+from runtime.processes.ports import free_port, require_free
+from runtime.security.tls import Tls, read_pem
 from storage.store.settings import StoreSettings
 from storage.transfer import http
 

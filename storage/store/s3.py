@@ -23,7 +23,7 @@ from runtime.errors import (
     Unavailable,
 )
 from runtime.retry import retrying
-from runtime.tls import Tls
+from runtime.security.tls import Tls
 from storage.store.multipart_writer import PartWriter
 from storage.store.objects import ObjectInfo, Part, UnfinishedUpload, check_key, source_size
 from storage.store.presign import UrlSigner

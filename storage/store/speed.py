@@ -20,7 +20,7 @@ _PATIENCE_S = 60.0
 
 
 @dataclass(frozen=True)
-class Speed:
+class TransferSpeed:
     """The medians at one size, in MB/s (a million bytes each second)."""
 
     size_mb: int
@@ -28,7 +28,7 @@ class Speed:
     get_mb_s: float
 
 
-def speeds(store: S3Store, say: Callable[[str], None] = lambda _: None) -> Iterator[Speed]:
+def speeds(store: S3Store, say: Callable[[str], None] = lambda _: None) -> Iterator[TransferSpeed]:
     """Yield a size after the other and leave nothing behind; sizes that would take long are not
     tried.
 
@@ -45,7 +45,7 @@ def speeds(store: S3Store, say: Callable[[str], None] = lambda _: None) -> Itera
             rounds = _rounds(store, key, os.urandom(size_mb * 1_000_000))
             last_s = max(rounds[-1])
             puts, gets = zip(*rounds, strict=True)
-            yield Speed(
+            yield TransferSpeed(
                 size_mb, size_mb / statistics.median(puts), size_mb / statistics.median(gets)
             )
     finally:

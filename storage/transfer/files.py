@@ -22,11 +22,11 @@ import tenacity
 
 from runtime.errors import AccessDenied, Corrupt, StorageError, Unavailable
 from runtime.retry import retrying
-from runtime.tls import Tls
+from runtime.security.tls import Tls
 from storage.transfer import http
 from storage.transfer.byte_ranges import Earlier, Source, opened
 from storage.transfer.multipart import PartsPlace
-from storage.transfer.multipart_upload import FileInParts, RenewPlace
+from storage.transfer.multipart_upload import MultipartUpload, RenewPlace
 
 if TYPE_CHECKING:
     import urllib3
@@ -198,7 +198,7 @@ class Transfers:
         def blocks(file: BufferedReader, size: int) -> Iterator[memoryview]:
             return _blocks(file, size, journey)
 
-        with FileInParts(self._http, path, place, blocks, renew) as parts:
+        with MultipartUpload(self._http, path, place, blocks, renew) as parts:
             if renew is not None:
                 journey.renew = parts.renewed
             while not parts.completed:

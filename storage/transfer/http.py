@@ -20,7 +20,7 @@ from runtime.errors import (
     StorageError,
     Unavailable,
 )
-from runtime.tls import Tls, tls_error
+from runtime.security.tls import Tls, tls_error
 from storage.transfer.multipart import complete_body
 
 # urllib3 is loaded with the first transfer: an agent that waits is a megabyte smaller
@@ -76,7 +76,7 @@ def _patient(kind: type[urllib3.HTTPConnectionPool], silence_s: float) -> Any:
     urllib3 sends under the timeout of the connecting, which a body on a slow link outlasts.
     """
 
-    class Patient(kind.ConnectionCls):  # type: ignore[name-defined,misc]
+    class AgentTarget(kind.ConnectionCls):  # type: ignore[name-defined,misc]
         def connect(self) -> None:
             super().connect()
             self.sock.settimeout(silence_s)
@@ -89,7 +89,7 @@ def _patient(kind: type[urllib3.HTTPConnectionPool], silence_s: float) -> Any:
             for start in range(0, len(view), PIECE_BYTES):
                 super().send(view[start : start + PIECE_BYTES])
 
-    return type("PatientPool", (kind,), {"ConnectionCls": Patient})
+    return type("PatientPool", (kind,), {"ConnectionCls": AgentTarget})
 
 
 def place(url: str) -> str:

@@ -17,7 +17,7 @@ MOST_AT_RISK_BYTES = 16_000_000
 Paced: TypeAlias = Callable[[Iterable[memoryview]], Iterator[memoryview]]
 
 
-class Window:
+class InFlightLimit:
     """Lets the bodies of parts go one after another, with so many bytes unanswered.
 
     A part that is larger than the window goes alone. Safe for use by many threads.

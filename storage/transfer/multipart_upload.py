@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Self
 
 from runtime.errors import AccessDenied, Corrupt, NotFound, StorageError
 from storage.transfer import http
-from storage.transfer.in_flight import Window
+from storage.transfer.in_flight import InFlightLimit
 from storage.transfer.multipart import ArrivedParts, PartsPlace, arrived_path
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ Blocks = Callable[[BufferedReader, int], Iterator[memoryview]]
 RenewPlace = Callable[[], PartsPlace]
 
 
-class FileInParts:
+class MultipartUpload:
     """Sends a file part by part, then completes the upload; every step is tried again as it is.
 
     Leaving the block ends what is on its way. One thread calls it.
@@ -51,7 +51,7 @@ class FileInParts:
         self._arrived.follow(place)
         self._sending: dict[Future[str], tuple[int, PartsPlace]] = {}
         self._senders = ThreadPoolExecutor(_SENDERS, "parts")
-        self._window = Window()
+        self._window = InFlightLimit()
         self._began_again = False
         self._losses = 0
         self.completed = False

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from runtime.errors import Corrupt, PeerError
-from runtime.signing import PublicKey, SecretKey
+from runtime.security.signing import PublicKey, SecretKey
 from storage.updates.header import Finite, Name, Sha256
 
 MAX_DOCUMENT_BYTES = 192 << 10
@@ -71,7 +71,7 @@ class Signed(_Document):
         if len(data) > MAX_DOCUMENT_BYTES:
             raise Corrupt(f"{where}: {len(data)} bytes, at most {MAX_DOCUMENT_BYTES}")
         try:
-            envelope = _Envelope.model_validate_json(data)
+            envelope = _ManifestEnvelope.model_validate_json(data)
             key.verify(bytes.fromhex(envelope.signature), cls.purpose() + envelope.signed.encode())
             return cls.model_validate_json(envelope.signed)
         except PeerError as error:
@@ -80,7 +80,7 @@ class Signed(_Document):
             raise Corrupt(f"{where}: not a {cls.__name__}: {_first_line(error)}") from error
 
 
-class _Envelope(_Document):
+class _ManifestEnvelope(_Document):
     signed: str
     signature: Annotated[str, Field(pattern=r"^[0-9a-f]{128}$")]
 

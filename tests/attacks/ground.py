@@ -30,7 +30,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from broker.session.connection import Delivery, Endpoint, Publication
 from broker.session.session import MqttSession
-from broker.session.signer import Author
+from broker.session.signer import MessageSigner
 from broker.wire.messages import (
     KINDS,
     DeviceState,
@@ -46,9 +46,9 @@ from broker.wire.topics import Topics, parse
 from rengo.operator.runs import submit
 from rengo.site.device_process import DeviceSpec, device_process
 from rengo.site.site import Site
-from runtime.child import Child
-from runtime.identity import Identity, read_identity
-from runtime.signing import SecretKey
+from runtime.processes.child import Child
+from runtime.security.identity import Identity, read_identity
+from runtime.security.signing import SecretKey
 from storage.store.s3 import S3Store
 from storage.updates.stream import WrittenUpdate
 from storage.weights import Vector, Weights, read_safetensors
@@ -83,7 +83,7 @@ def sample(topic: str) -> Message:
     """Return a message that belongs on a topic."""
     address = parse(topic)
     place = (address.area, address.leaf)
-    return SAMPLES[next(kind for kind, each in KINDS.items() if each.place == place)]
+    return SAMPLES[next(kind for kind, each in KINDS.items() if each.channel == place)]
 
 
 def pause(seconds: float = QUIET_S) -> None:
@@ -435,9 +435,9 @@ class Ground:
         return Intruder(self.kind, self.device(name), **options)
 
     @property
-    def author(self) -> Author:
+    def author(self) -> MessageSigner:
         """The server's own hand, for what a test has it say."""
-        return Author("server", self.server.secret_key)
+        return MessageSigner("server", self.server.secret_key)
 
     @contextlib.contextmanager
     def untrusted_broker(self) -> Iterator[Inject]:

@@ -16,11 +16,11 @@ from broker.session.session import MqttSession
 from broker.wire.messages import Claim, ClaimAnswer, DeviceState, decode
 from broker.wire.topics import parse
 from fl_client.identity.enrolment import enroll
-from runtime.brokerurl import parse_url
+from runtime.broker_url import parse_url
 from runtime.errors import AuthenticationFailed, ConfigError, PeerError
-from runtime.identity import Identity, new_identity, read_identity
-from runtime.jointoken import JoinToken
-from runtime.signing import SecretKey
+from runtime.security.identity import Identity, new_identity, read_identity
+from runtime.security.join_token import JoinToken
+from runtime.security.signing import SecretKey
 from tests.attacks.ground import LEAVES, Forger, Ground, Intruder, Trainer, pause, sample
 from tests.integration.broker_fixtures import Owner, eventually
 from tests.integration.commands import Told, rengo

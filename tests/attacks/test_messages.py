@@ -9,7 +9,7 @@ from contextlib import ExitStack
 import msgpack
 import numpy as np
 
-from broker.wire.limits import MAX_PAYLOAD_BYTES
+from broker.wire.limits import MAX_MESSAGE_BYTES
 from broker.wire.messages import Order, Receipt, Result
 from tests.attacks.ground import Ground, Intruder, Trainer, pause
 from tests.chaos.test_scripted_peers import expected
@@ -18,7 +18,7 @@ from tests.messages import SAMPLES, envelope
 
 RESULT = SAMPLES["result"]
 CHANCE = random.Random(8)
-LARGE = MAX_PAYLOAD_BYTES - 1024
+LARGE = MAX_MESSAGE_BYTES - 1024
 
 
 def test_a_replayed_result_counts_once_and_an_altered_one_not_at_all(
@@ -112,7 +112,7 @@ def test_messages_made_to_break_their_reader_break_nothing(ground: Ground) -> No
         "not_msgpack": [CHANCE.randbytes(LARGE), b"\x91" * LARGE, b"\xc7" * LARGE],
         "envelope": [msgpack.packb([0] * (LARGE - 10)), msgpack.packb([{}] * (LARGE - 10))],
         "body": [with_body(metrics=[[]] * (LARGE - 1000)), with_body(run_id="x" * (LARGE - 1000))],
-        "oversize": [bytes(MAX_PAYLOAD_BYTES - 63), bytes(MAX_PAYLOAD_BYTES + 3000)],
+        "oversize": [bytes(MAX_MESSAGE_BYTES - 63), bytes(MAX_MESSAGE_BYTES + 3000)],
     }
     told = Counter({reason: len(datas) for reason, datas in small.items()})
     told.update({reason: len(datas) for reason, datas in large.items()})
@@ -152,7 +152,7 @@ def test_what_is_no_mqtt_or_too_large_harms_its_sender_alone(
     topic = ground.topics.device("mallory", "result")
     with ground.unharmed(), ground.counting(), ground.intruder("alice") as alice:
         with ground.eyes() as eyes:
-            mallory.send_raw(mallory.packet(topic, bytes(MAX_PAYLOAD_BYTES + 64 * 1024)))
+            mallory.send_raw(mallory.packet(topic, bytes(MAX_MESSAGE_BYTES + 64 * 1024)))
             eventually(lambda: not mallory.connected)
             for garbage in (b"\xff" * 64, b"\0\0", b"\x32\xff\xff\xff\xff\x7f", b"\x10\0"):
                 with ground.intruder("mallory") as rude:

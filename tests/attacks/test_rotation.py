@@ -8,7 +8,7 @@ from broker.session.connection import Endpoint
 from broker.session.session import MqttSession
 from broker.wire.messages import NewPassword
 from runtime.errors import AuthenticationFailed
-from runtime.identity import Identity, read_identity
+from runtime.security.identity import Identity, read_identity
 from tests.attacks.ground import GATED_TASK, Ground, secrets_of
 from tests.integration.broker_fixtures import eventually
 

@@ -14,7 +14,7 @@ from broker.session.connection import Endpoint
 from broker.session.outbox import Outbox
 from broker.session.session import MqttSession
 from broker.wire.messages import DeviceState, Result
-from runtime.identity import Identity
+from runtime.security.identity import Identity
 from tests.attacks.ground import LEAVES, Ground, Intruder, pause, sample
 from tests.integration.broker_fixtures import Owner, eventually
 from tests.messages import SAMPLES

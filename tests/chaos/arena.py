@@ -36,8 +36,8 @@ from rengo.operator.runs import submit, wait_for_devices
 from rengo.site.device_process import DeviceSpec, device_process
 from rengo.site.site import Site
 from rengo.site.supervisor import Supervisor
-from runtime.child import Child
-from runtime.identity import Identity
+from runtime.processes.child import Child
+from runtime.security.identity import Identity
 from storage.store.s3 import S3Store
 from storage.versions.keys import RunKeys
 from tests.chaos.gated import reached

@@ -15,11 +15,12 @@ import threading
 from typing import Any
 
 from broker.session.outbox import Outbox
-from fl_client.jobs.journal import Worklog
-from fl_client.session.session import DeviceSession, OrderArrived
+from fl_client.jobs.journal import JobJournal
+from fl_client.session.events import OrderArrived
+from fl_client.session.machine import DeviceSession
 from rengo.cli.main import main
 
-_METHODS = ((Outbox, ("put", "_delete")), (Worklog, ("keep", "forget")))
+_METHODS = ((Outbox, ("put", "_delete")), (JobJournal, ("keep", "forget")))
 _WRITING = os.O_WRONLY | os.O_RDWR
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import urllib3
 
 from broker.session.session import Delivery, Endpoint, MqttSession
-from broker.session.signer import Author
+from broker.session.signer import MessageSigner
 from broker.wire.messages import (
     DeviceState,
     Message,
@@ -27,7 +27,7 @@ from broker.wire.messages import (
     decode,
 )
 from broker.wire.topics import Topics, parse
-from runtime.identity import Identity
+from runtime.security.identity import Identity
 from storage.updates.info import Block, UpdateInfo, encode_header
 from storage.updates.stream import WrittenUpdate, write_update
 from storage.weights import Vector, Weights, read_safetensors
@@ -44,7 +44,7 @@ class ScriptedDevice:
         self.id = identity.id
         self._topics = Topics(identity.domain)
         self._task = task
-        self._author = Author(identity.id, identity.secret_key)
+        self._author = MessageSigner(identity.id, identity.secret_key)
         self._server_key = identity.believed
         self._inbox: queue.SimpleQueue[object] = queue.SimpleQueue()
         self._seen: list[Message] = []

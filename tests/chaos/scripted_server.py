@@ -10,7 +10,7 @@ from typing import Any
 
 from broker.session.connection import Publication
 from broker.session.session import Delivery, Endpoint, MqttSession
-from broker.session.signer import Author
+from broker.session.signer import MessageSigner
 from broker.wire.messages import (
     Decline,
     DeviceState,
@@ -25,7 +25,7 @@ from broker.wire.messages import (
     decode,
 )
 from broker.wire.topics import Topics, parse
-from runtime.signing import SecretKey
+from runtime.security.signing import SecretKey
 from storage.store.s3 import S3Store
 from storage.updates.header import read_header
 from storage.updates.stream import verified_blocks
@@ -65,7 +65,7 @@ class ScriptedServer:
         self._device_id = device_id
         self._topics = Topics(domain)
         self._key = key
-        self._author = Author("server", key)
+        self._author = MessageSigner("server", key)
         self._order: dict[str, Any] | None = None
         self._inbox: queue.SimpleQueue[object] = queue.SimpleQueue()
         leaves = ("state", "result", "ack", "request")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fl_server.rounds.events import RoundCommitted
-from runtime.child import Child
+from runtime.processes.child import Child
 from tests.chaos.arena import GATED_TASK, Arena, Gates, Opened, honest_rounds, wait_for
 from tests.chaos.test_device_faults import run_of
 

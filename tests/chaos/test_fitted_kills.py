@@ -22,7 +22,7 @@ import pytest
 import algorithms
 from broker.wire.messages import Order
 from fl_client.tasks import load_task
-from fl_client.training.child import ChildEvent, ChildSettings, JobDone, TrainingChild
+from fl_client.training.child import ChildEvent, ChildFinished, ChildSettings, TrainingChild
 from fl_client.training.frames import TrainingJob
 from fl_server.rounds.events import RoundClosed, RoundCommitted, RoundStarted, UpdateAccepted
 from fl_server.rounds.workload import PROBE_STEPS, FitRule, OrderWork, Speed, fit, measured
@@ -181,7 +181,7 @@ class Trainer:
                 update_path=str(update),
             )
         )
-        while not isinstance(event := self.events.get(timeout=PATIENCE_S), JobDone):
+        while not isinstance(event := self.events.get(timeout=PATIENCE_S), ChildFinished):
             pass
         with update.open("rb") as stream:
             sha256 = str(event.result.header_sha256)

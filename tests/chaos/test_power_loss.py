@@ -31,11 +31,11 @@ import psutil
 import pytest
 
 from broker.session.outbox import Outbox
-from fl_client.jobs.journal import Worklog
+from fl_client.jobs.journal import JobJournal
 from fl_client.tasks import load_task
-from fl_client.training.child import ChildEvent, ChildSettings, JobDone, TrainingChild
+from fl_client.training.child import ChildEvent, ChildFinished, ChildSettings, TrainingChild
 from fl_client.training.frames import TrainingJob
-from runtime.identity import write_identity
+from runtime.security.identity import write_identity
 from storage.updates.header import read_header
 from storage.updates.stream import verified_blocks
 from storage.weights import Weights, write_safetensors
@@ -195,7 +195,7 @@ def waiting(device: Device) -> list[str]:
 
 def unsettled(device: Device) -> list[Any]:
     outbox = Outbox(device.folder / "outbox.sqlite")
-    worklog = Worklog(device.folder / "jobs.sqlite")
+    worklog = JobJournal(device.folder / "jobs.sqlite")
     left = [*outbox.pending(), *worklog.jobs()]
     outbox.close()
     worklog.close()
@@ -223,7 +223,7 @@ def undisturbed(folder: Path, rounds: list[int]) -> dict[int, str]:
                 update_path=str(update),
             )
         )
-        while not isinstance(event := events.get(timeout=PATIENCE_S), JobDone):
+        while not isinstance(event := events.get(timeout=PATIENCE_S), ChildFinished):
             pass
         digest = hashlib.sha256()
         with update.open("rb") as stream:

@@ -15,11 +15,11 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from broker.brokers.access_control import MosquittoAccess, NatsAccess
 from broker.brokers.listener import ListenerTls
-from broker.brokers.managed import FolderAccess
+from broker.brokers.managed import ManagedUsers
 from broker.brokers.mosquitto import MosquittoBroker
 from broker.brokers.nats import EmbeddedBroker
 from broker.session.connection import Endpoint
-from runtime.tls import Tls
+from runtime.security.tls import Tls
 from tests.integration.broker_fixtures import Site, eventually
 from tests.support import require
 
@@ -62,7 +62,7 @@ class Place(Site):
         else:
             self.broker = MosquittoBroker(folder, port, host=host, tls=tls)
 
-    def access(self) -> FolderAccess:
+    def access(self) -> ManagedUsers:
         """What a process that is not the broker's parent uses."""
         kinds = {"nats": NatsAccess, "mosquitto": MosquittoAccess}
         return kinds[self.kind.server](self.folder / "broker")

@@ -22,11 +22,11 @@ from broker.brokers.listener import ListenerTls
 from broker.session.connection import Endpoint, Publication
 from broker.session.session import MqttSession
 from broker.wire.access import BrokerUser, Grants, Role
-from broker.wire.limits import MAX_PAYLOAD_BYTES
+from broker.wire.limits import MAX_MESSAGE_BYTES
 from rengo.site.certificates import Authority, Validity
 from runtime.errors import AuthenticationFailed, ConfigError, TransportError, UntrustedPeer
-from runtime.ports import free_port
-from runtime.tls import Tls
+from runtime.processes.ports import free_port
+from runtime.security.tls import Tls
 from tests.contract.broker_places import Kind, Place, cut, kind, place
 from tests.integration.broker_fixtures import (
     ANYONE,
@@ -305,14 +305,14 @@ def send_publish(place: Place, client: mqtt.Client, topic: str, payload: bytes) 
 def test_the_largest_payload_passes(place: Place) -> None:
     reader = watcher(place, RESULT_A)
     device = place.session(Owner(), endpoint=place.endpoint("dev-a"))
-    assert device.publish(Publication(RESULT_A, bytes(MAX_PAYLOAD_BYTES)))
-    reader.wait(lambda: [len(each) for each in reader.payloads] == [MAX_PAYLOAD_BYTES])
+    assert device.publish(Publication(RESULT_A, bytes(MAX_MESSAGE_BYTES)))
+    reader.wait(lambda: [len(each) for each in reader.payloads] == [MAX_MESSAGE_BYTES])
 
 
 def test_a_payload_over_the_limit_harms_its_sender_alone(place: Place) -> None:
     reader = watcher(place, RESULT_A)
     with place.raw("dev-a", "flooder") as flooder, place.raw("dev-a", "modest") as modest:
-        send_publish(place, flooder, RESULT_A, bytes(MAX_PAYLOAD_BYTES + 64 * 1024))
+        send_publish(place, flooder, RESULT_A, bytes(MAX_MESSAGE_BYTES + 64 * 1024))
         eventually(lambda: flooder.socket() is None)  # paho forgets to be disconnected
         modest.publish(RESULT_A, b"small", qos=1).wait_for_publish(5)
         reader.wait(lambda: bool(reader.payloads))
@@ -757,8 +757,8 @@ def test_tls_serves_those_who_trust_its_authority(place: Place) -> None:
     reader = watcher(place, RESULT_A)
     session = site.attempt("dev-a", place.tls)
     session.wait_connected(10)
-    session.publish(Publication(RESULT_A, bytes(MAX_PAYLOAD_BYTES)))
-    reader.wait(lambda: [len(each) for each in reader.payloads] == [MAX_PAYLOAD_BYTES])
+    session.publish(Publication(RESULT_A, bytes(MAX_MESSAGE_BYTES)))
+    reader.wait(lambda: [len(each) for each in reader.payloads] == [MAX_MESSAGE_BYTES])
     place.access().apply(WITHOUT_A)
     eventually(lambda: not session.connected, 5)
     assert not reader.losses

@@ -15,7 +15,7 @@ from fl_client.engines import numpy as numpy_engine
 from fl_client.engines.base import LocalRound, TrainingFailed, load_engine, run_epochs
 from fl_client.models.memory import memory_needed
 from fl_client.tasks.base import TrainingSettings
-from runtime.resident import rss_bytes
+from runtime.processes.rss import rss_bytes
 from tests.contract.test_engines import Normed, Rows, data_of, plan_of, task_of
 
 

@@ -24,7 +24,7 @@ from runtime.errors import (
     TransportError,
     Unavailable,
 )
-from runtime.ports import free_port
+from runtime.processes.ports import free_port
 from runtime.retry import instant
 from storage.store.embedded import EmbeddedStore, Kind, StoreTls
 from storage.store.multipart_writer import PartWriter

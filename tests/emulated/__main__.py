@@ -20,12 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rengo.operator.progress import Crowd
+from rengo.operator.progress import DeviceTable
 from rengo.operator.runs import RunResult, follow, submit, wait_for_devices
 from rengo.site.device_process import DeviceSpec
 from rengo.site.site import Site
-from runtime.child import Child
 from runtime.errors import TransportError
+from runtime.processes.child import Child
 from tests.emulated.rootfs import ARCHITECTURES, RootFs, missing
 
 _REGISTRY = Path("/proc/sys/fs/binfmt_misc")
@@ -38,7 +38,7 @@ _ENGINES = {"arm64": ("numpy", "torch"), "armhf": ("numpy",)}
 
 
 @dataclass(frozen=True)
-class Wanted:
+class InstallRequest:
     """What is to be shown."""
 
     arch: str
@@ -70,7 +70,7 @@ def main() -> int:
     with root.mounted():
         root.install(["iot", *(["torch"] if "torch" in engines else [])])
         for engine in engines:
-            wanted = Wanted(options.arch, engine, options.task, options.rounds)
+            wanted = InstallRequest(options.arch, engine, options.task, options.rounds)
             rows.append(show(root, wanted))
     heads = ("device", "machine", "Python", "engine", "rounds", "accuracy", "wall s", "versions")
     print("| " + " | ".join(heads) + " |")
@@ -80,7 +80,7 @@ def main() -> int:
     return 0
 
 
-def show(root: RootFs, wanted: Wanted) -> tuple[str, ...]:
+def show(root: RootFs, wanted: InstallRequest) -> tuple[str, ...]:
     """Let an emulated device take part in a run; return a row for the table.
 
     Raises:
@@ -110,7 +110,9 @@ def show(root: RootFs, wanted: Wanted) -> tuple[str, ...]:
     return (name, machine, *_row(wanted, name, crowd, result))
 
 
-def _run(site: Site, agent: Child, wanted: Wanted, names: list[str]) -> tuple[Crowd, RunResult]:
+def _run(
+    site: Site, agent: Child, wanted: InstallRequest, names: list[str]
+) -> tuple[DeviceTable, RunResult]:
     """Return the devices that there are and how their run went; the first name is the agent's."""
     deadline = time.monotonic() + _START_S + _RUN_S
 
@@ -122,7 +124,7 @@ def _run(site: Site, agent: Child, wanted: Wanted, names: list[str]) -> tuple[Cr
             raise TransportError(f"the run did not end within {_START_S + _RUN_S:.0f} s")
 
     with site.connect() as client:
-        crowd = Crowd()
+        crowd = DeviceTable()
         wait_for_devices(client, names, _START_S, look, crowd)
         while names[0] not in crowd.infos:
             for news in client.news(_LOOK_S):
@@ -134,7 +136,7 @@ def _run(site: Site, agent: Child, wanted: Wanted, names: list[str]) -> tuple[Cr
         return crowd, follow(client, submit(client, wanted.task, _definition(wanted)), look)
 
 
-def _agent(root: RootFs, wanted: Wanted, name: str, site: Site) -> Child:
+def _agent(root: RootFs, wanted: InstallRequest, name: str, site: Site) -> Child:
     """Return the process of the emulated agent, which enrols first."""
     home = _home(site)
     with site.connect() as client:
@@ -159,7 +161,7 @@ def _home(site: Site) -> str:
     return f"/root/{site.folder.root.name}"
 
 
-def _definition(wanted: Wanted) -> dict[str, Any]:
+def _definition(wanted: InstallRequest) -> dict[str, Any]:
     everybody = _NATIVE + 1
     return {
         "rounds": wanted.rounds,
@@ -175,7 +177,9 @@ def _definition(wanted: Wanted) -> dict[str, Any]:
     }
 
 
-def _row(wanted: Wanted, name: str, crowd: Crowd, result: RunResult) -> tuple[str, ...]:
+def _row(
+    wanted: InstallRequest, name: str, crowd: DeviceTable, result: RunResult
+) -> tuple[str, ...]:
     info, report = crowd.infos[name], result.report
     rounds = {row["id"]: row["rounds"] for row in report["devices"]}
     assert rounds[name] == wanted.rounds, f"{name} was in {rounds[name]} of {wanted.rounds} rounds"

@@ -22,7 +22,7 @@ def test_the_task_shown_is_the_example_s_file() -> None:
 
 
 def test_the_three_lines_that_load_a_model_run(tmp_path: Path) -> None:
-    (snippet,) = [body for body in pages.blocks("README.md", "python") if "read_safe" in body]
+    (snippet,) = [body for body in pages.blocks("README.md", "python") if "load_model" in body]
 
     weights = load_task(f"{pages.ROOT / 'examples' / 'my_task.py'}:MyTask").initial_weights(0)
     with (tmp_path / "model.safetensors").open("wb") as file:

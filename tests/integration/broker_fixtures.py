@@ -22,7 +22,7 @@ from broker.session.inbox import Connected, Disconnected, SessionEvent, SessionF
 from broker.session.outbox import Outbox
 from broker.session.session import MqttSession
 from broker.wire.access import BrokerUser, Grants, Role, grants
-from runtime.identity import Identity
+from runtime.security.identity import Identity
 from tests.messages import KEY
 
 DOMAIN = "home"

@@ -15,10 +15,10 @@ from broker.wire.messages import Message, Order, Receipt, Result, RunDocument
 from broker.wire.topics import Topics, parse
 from fl_client.agent.agent import Agent
 from fl_client.jobs.folder import DeviceFolder
-from fl_client.jobs.journal import Worklog
-from fl_client.session.session import Job, JobKey, Outcome
+from fl_client.jobs.journal import JobJournal
+from fl_client.session.events import Job, JobKey, Outcome
 from fl_client.settings import AgentSettings
-from runtime.identity import Identity
+from runtime.security.identity import Identity
 from tests.integration.broker_fixtures import DOMAIN, Owner, Site, eventually, site
 from tests.messages import SAMPLES, content, signed
 
@@ -143,7 +143,7 @@ def test_a_state_whose_result_waits_outlives_an_older_journal(
         same = {name: getattr(answer, name) for name in ("run_id", "action", "round", "attempt")}
         order = SAMPLES["order"].model_copy(update=same)
         assert isinstance(order, Order)
-        worklog = Worklog(settings.data_dir / "jobs.sqlite")
+        worklog = JobJournal(settings.data_dir / "jobs.sqlite")
         worklog.keep(Job(key, order, "uploading", Outcome(10, {}, header_sha256="a" * 64)))
         assert len(worklog.jobs()) == 1
         worklog.close()

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from fl_client.agent.status_server import SOCKET
-from rengo.device.status import Visit
-from runtime.identity import write_identity
+from rengo.device.status import StatusClient
+from runtime.security.identity import write_identity
 from tests.integration.broker_fixtures import DOMAIN, Owner, Site, site
 from tests.integration.commands import rengo, surroundings
 from tests.integration.test_agent import TOPICS, say
@@ -108,7 +108,7 @@ def test_an_agent_is_ready_alive_asked_and_stopped(service: Service, site: Site)
 def _takes_nothing_while_held(service: Service, site: Site) -> None:
     server = Owner()
     site.session(server, TOPICS.device(NAME, "ack"))
-    with Visit(service.folder) as visit:
+    with StatusClient(service.folder) as visit:
         assert visit.ask("hold")["held"]
         say(site, "task", SAMPLES["order"].model_copy(update={"task": "digits"}))
         server.wait(lambda: bool(server.deliveries))

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import pytest
 
-import rengo.cli.main
+import rengo.cli.site.roles
 from rengo.device.status import ask_status
 from rengo.device.update import LAUNCHER
-from runtime.environments import LINKS, Environments, launcher
 from runtime.errors import TransportError
-from runtime.identity import write_identity
+from runtime.processes.environments import LINKS, Environments, launcher
+from runtime.security.identity import write_identity
 from tests.integration.broker_fixtures import Site, site
 from tests.integration.commands import surroundings
 
@@ -149,8 +149,9 @@ def test_an_update_is_taken_when_it_holds_and_taken_back_when_it_does_not(
     assert "the new version has reached the broker and is kept" in out
     taken = device.running
     assert taken.startswith("rengo-env-")
-    roles = Path(rengo.cli.main.__file__).with_name("roles.py").read_text("utf-8")
-    broken = roles.replace("def _desk() -> Desk:\n", "def _desk() -> Desk:\n    exit(5)\n")
+    roles = Path(rengo.cli.site.roles.__file__).read_text("utf-8")
+    head = "def _desk() -> StatusServer:\n"
+    broken = roles.replace(head, f"{head}    exit(5)\n")
     assert broken != roles
     done = device.update(make_wheel(tmp_path, "0.1.3", {"rengo/cli/site/roles.py": broken}))
     out, _ = done.communicate(timeout=3 * PATIENCE_S)

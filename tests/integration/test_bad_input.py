@@ -24,10 +24,10 @@ import pytest
 from broker.brokers.nats import EmbeddedBroker
 from broker.session.outbox import Outbox
 from broker.wire.access import BrokerUser, Role, grants
-from fl_client.jobs.journal import Worklog
+from fl_client.jobs.journal import JobJournal
 from fl_server.persistence.journal import Journal
-from runtime.identity import Identity, new_identity, write_identity
-from runtime.ports import free_port
+from runtime.processes.ports import free_port
+from runtime.security.identity import Identity, new_identity, write_identity
 from storage.store.embedded import EmbeddedStore
 from tests.integration.commands import Told, rengo, surroundings, without
 
@@ -445,7 +445,7 @@ def older(path: Path, version: int) -> None:
 @pytest.mark.parametrize("name", ["jobs.sqlite", "outbox.sqlite"])
 def test_an_agents_data_of_another_version(name: str, tmp_path: Path) -> None:
     data = tmp_path / "data"
-    Worklog(data / "jobs.sqlite").close()
+    JobJournal(data / "jobs.sqlite").close()
     Outbox(data / "outbox.sqlite").close()
     older(data / name, 9)
     told = client(tmp_path, identity_file(tmp_path))

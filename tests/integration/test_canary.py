@@ -16,15 +16,15 @@ import pytest
 
 import rengo
 from broker.session.session import Endpoint, MqttSession
-from broker.session.signer import Author
+from broker.session.signer import MessageSigner
 from broker.wire.messages import ProductionDocument
 from broker.wire.topics import Topics
-from rengo.operator.canary import Trial, begin, follow
-from rengo.operator.models import Held, load
+from rengo.operator.canary import CanaryTrial, begin, follow
+from rengo.operator.models import FetchedVersion, load
 from rengo.operator.runs import submit
 from rengo.site.device_process import DeviceSpec
 from runtime.errors import ConfigError, Corrupt, RengoError
-from runtime.identity import read_identity
+from runtime.security.identity import read_identity
 from tests.chaos import gated
 from tests.chaos.arena import Arena, Opened, wait_for
 from tests.support import scratch
@@ -32,7 +32,7 @@ from tests.support import scratch
 EVALUATORS = [f"eval-{number}" for number in range(1, 11)]
 TRAINERS = ["t-1", "t-2"]
 TASK = "digits"
-WHOLE = Trial(share=1.0, max_drop=0.01, deadline_s=300.0)
+WHOLE = CanaryTrial(share=1.0, max_drop=0.01, deadline_s=300.0)
 
 
 def spec_of(name: str) -> DeviceSpec:
@@ -58,7 +58,7 @@ class Ground:
     def folder(self, name: str) -> Path:
         return self.arena.site.folder.root / "devices" / name
 
-    def train(self, rounds: int, initial: Held | None = None) -> str:
+    def train(self, rounds: int, initial: FetchedVersion | None = None) -> str:
         """Return the last version of a run."""
         values: dict[str, Any] = {"rounds": rounds, "training": {"local_epochs": 2}}
         run_id = submit(self.arena.client, TASK, values, initial)
@@ -70,7 +70,7 @@ class Ground:
         )
         return f"{run_id}:{rounds}"
 
-    def held(self, name: str) -> Held:
+    def held(self, name: str) -> FetchedVersion:
         client = self.arena.client
         return load(name, client.server_key, lambda: nullcontext(client))
 
@@ -78,7 +78,7 @@ class Ground:
         """Return a version whose weights are those of the better one, shuffled."""
         whole = self.held(self.better)
         shuffled = np.random.default_rng(5).permutation(whole.weights.vector)
-        bad = Held("shuffled", whole.weights.with_vector(shuffled))
+        bad = FetchedVersion("shuffled", whole.weights.with_vector(shuffled))
         run_id = submit(self.arena.client, TASK, {"rounds": 1}, bad)
         self.arena.runs.append(run_id)
         self.arena.client.call("runs_stop", {"run_id": run_id})
@@ -150,7 +150,7 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
         found.good = found.train(1)
         found.better = found.train(4, found.held(found.good))
         with pytest.raises(ConfigError) as refused:
-            begin(arena.client, found.better, Trial())
+            begin(arena.client, found.better, CanaryTrial())
         found.said.append(str(refused.value))
         found.promote(found.good)
         yield found
@@ -159,9 +159,9 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
 def test_without_production_there_is_nothing_to_compare_with(ground: Ground) -> None:
     assert "promote a first one without --canary" in ground.said[0]
     with pytest.raises(ConfigError, match="in production already"):
-        begin(ground.arena.client, ground.production(), Trial())
+        begin(ground.arena.client, ground.production(), CanaryTrial())
     with pytest.raises(ConfigError, match="digits-none"):
-        begin(ground.arena.client, "digits-none:3", Trial())
+        begin(ground.arena.client, "digits-none:3", CanaryTrial())
 
 
 def test_a_good_candidate_is_promoted(ground: Ground) -> None:
@@ -197,7 +197,7 @@ def test_a_lower_loss_is_better(ground: Ground) -> None:
         begin(
             ground.arena.client,
             ground.spoiled(),
-            Trial(share=0.2, metric="loss", max_drop=0.5, deadline_s=300.0),
+            CanaryTrial(share=0.2, metric="loss", max_drop=0.5, deadline_s=300.0),
         ),
         lambda _: None,
     )
@@ -280,7 +280,7 @@ def test_another_device_cannot_say_what_is_in_production(ground: Ground) -> None
     document = ProductionDocument(
         task=TASK, manifest=version["manifest"].encode(), promotion=10_000, epoch=10_000
     )
-    author = Author(forger.id, forger.secret_key)
+    author = MessageSigner(forger.id, forger.secret_key)
     topic = Topics(forger.domain).model(TASK)
     ground.arena.own["eval-5"].stop()
     session = MqttSession(Endpoint.of(forger), [], lambda _: True)

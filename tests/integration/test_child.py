@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from runtime.child import Child
 from runtime.errors import ConfigError, TransportError
+from runtime.processes.child import Child
 
 SLEEPER = "import time\nprint('up', flush=True)\ntime.sleep(600)"
 STUBBORN = (
@@ -124,7 +124,7 @@ def test_a_signal_on_the_terminal_does_not_reach_it(make: Callable[[str], Child]
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel watches parents on Linux alone")
 def test_it_ends_with_a_killed_parent(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from runtime.child import Child\n"
+        "import sys, time; from pathlib import Path; from runtime.processes.child import Child\n"
         "child = Child('x', [sys.executable, '-c', 'import time; time.sleep(600)'], "
         "Path(sys.argv[1]))\nchild.start(); print(child.pid, flush=True); time.sleep(600)"
     )

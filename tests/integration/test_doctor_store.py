@@ -23,12 +23,12 @@ from pydantic import SecretStr
 from rengo.doctor.store import FEATURES, checks, speed_lines
 from rengo.site.certificates import Authority
 from runtime.errors import AccessDenied, ConfigError
-from runtime.ports import free_port
+from runtime.processes.ports import free_port
 from storage.store.embedded import EmbeddedStore, StoreTls
 from storage.store.probe import Capabilities, Findings, check_encryption, clock_offset_s, probe
 from storage.store.s3 import S3Store
 from storage.store.settings import StoreSettings
-from storage.store.speed import Speed
+from storage.store.speed import TransferSpeed
 from tests.certificates import LOOPBACK
 from tests.integration.commands import rengo, surroundings
 from tests.integration.store_fixtures import bucket_of, embedded_store  # noqa: F401
@@ -327,6 +327,6 @@ def test_a_clock_s_difference_in_words(
 
 
 def test_a_size_that_was_left_out_is_said() -> None:
-    lines = speed_lines([Speed(1, 0.25, 12.4)])
+    lines = speed_lines([TransferSpeed(1, 0.25, 12.4)])
     assert lines[0] == "  1 MB: PUT 0.2 MB/s, GET 12 MB/s"
     assert lines[1].startswith("8 and 64 MB left out")

@@ -23,7 +23,7 @@ from broker.brokers.nats import EmbeddedBroker, nats_server_binary
 from broker.session.connection import Endpoint, Publication
 from broker.session.session import MqttSession
 from broker.wire.access import BrokerUser
-from broker.wire.limits import MAX_PAYLOAD_BYTES
+from broker.wire.limits import MAX_MESSAGE_BYTES
 from runtime.errors import AuthenticationFailed, ConfigError, TransportError
 from tests.integration.broker_fixtures import (
     BASE,
@@ -264,7 +264,7 @@ def test_the_broker_itself_refuses_what_is_far_over_the_limit(site: Site) -> Non
     owner = Owner()
     site.session(owner, f"{OWN}/state")
     with raw(site, "dev-a", "flooder") as flooder:
-        flooder.publish(f"{OWN}/state", bytes(2 * MAX_PAYLOAD_BYTES), qos=1)
+        flooder.publish(f"{OWN}/state", bytes(2 * MAX_MESSAGE_BYTES), qos=1)
         quiet_for(0.5, owner)
 
 

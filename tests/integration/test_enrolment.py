@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 
 from rengo.cli.main import main
-from runtime.identity import read_identity
-from runtime.jointoken import JoinToken
-from runtime.signing import SecretKey
+from runtime.security.identity import read_identity
+from runtime.security.join_token import JoinToken
+from runtime.security.signing import SecretKey
 from tests.integration.broker_fixtures import eventually
 from tests.integration.commands import Told, rengo, surroundings
 

@@ -20,7 +20,7 @@ from fl_client.engines.base import LocalRound
 from fl_client.models.layers import Layers, Linear, ReLU
 from fl_client.tasks.base import Device, Task, TrainingSettings
 from fl_client.training.participant import Participant
-from fl_server.aggregation.aggregator import RunAggregator, Submission
+from fl_server.aggregation.aggregator import RunAggregator, SubmittedUpdate
 from fl_server.aggregation.model_cache import ModelCache
 from fl_server.aggregation.spool import MemoryBudget
 from fl_server.rounds.events import Model, Update
@@ -148,7 +148,7 @@ class Run:
                 )
             )
             said = Update(key, written.size_bytes, written.header_sha256, update.num_examples)
-            submissions.append(Submission(device.device.id, number, 1, said))
+            submissions.append(SubmittedUpdate(device.device.id, number, 1, said))
         for submission in submissions:
             self.aggregator.verify(submission, base)
             self.aggregator.fold(submission, base)

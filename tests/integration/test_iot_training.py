@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 from broker.wire.messages import ModelRef, Order, UploadRef
-from fl_client.agent.worker import Workshop
-from fl_client.bundles.store import Bundles, BundleSettings
+from fl_client.agent.worker import TrainingWorker
+from fl_client.bundles.store import BundleSettings, DeviceBundles
 from fl_client.jobs.folder import DeviceFolder
-from fl_client.session import session as s
+from fl_client.session import events as s
+from fl_client.session.machine import DeviceSession
 from fl_client.tasks import load_task
-from fl_client.training.child import JobProgressed
+from fl_client.training.child import ChildProgressed
 from iot.settings import DeviceSettings
 from iot.steward import steward_of
 from storage.transfer.files import Transfers
@@ -66,16 +67,16 @@ class Device:
         self.steward = steward_of(settings, "d", root=folder / "nowhere")
         self.events: queue.Queue[object] = queue.Queue()
         self.folder = DeviceFolder(settings.data_dir)
-        bundles = Bundles(
+        bundles = DeviceBundles(
             BundleSettings(),
             settings.data_dir / "bundles",
             Transfers(),
             {"hungry": f"{folder / 'own.py'}:Hungry"},
         )
-        self.workshop = Workshop(
+        self.workshop = TrainingWorker(
             "d", settings, "numpy", bundles, self.folder, self.events.put, self.steward
         )
-        self.session = s.DeviceSession()
+        self.session = DeviceSession()
 
     def train(self, round_number: int) -> s.Command:
         """Carry out an order; return the command that ends its work."""
@@ -94,7 +95,7 @@ class Device:
                     self.workshop.submit(command.job)
             event = self.workshop.translate(self.events.get(timeout=60))
             commands = []
-            if event is not None and not isinstance(event, JobProgressed):
+            if event is not None and not isinstance(event, ChildProgressed):
                 commands = self.session.handle(event)
 
     def order(self, round_number: int) -> Order:

@@ -39,7 +39,7 @@ from fl_server.rounds.events import (
 )
 from fl_server.runs.definition import parse_definition
 from runtime.errors import ConfigError
-from runtime.ports import free_port
+from runtime.processes.ports import free_port
 from tests.integration.postgres import PASSWORD, Cluster, running_cluster
 
 UPDATE = Update("u/d-1", 10, "a" * 64, 5, {"loss": 0.1}, {"train_s": 0.5})

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from broker.brokers.control_socket import SOCKET, KeeperDoor, ask_keeper
-from runtime.child import Child
+from broker.brokers.control_socket import SOCKET, ControlSocket, ask_keeper
 from runtime.errors import ConfigError, TransportError
-from runtime.unixsocket import short_address
+from runtime.processes.child import Child
+from runtime.processes.unix_socket import short_address
 from tests.integration.broker_fixtures import eventually
 
 # counts its signals in a file
@@ -34,7 +34,7 @@ while True:
 KEEPING = """
 import pathlib, sys, threading
 from broker.brokers.control_socket import KeeperDoor
-from runtime.child import Child
+from runtime.processes.child import Child
 child = Child("a child", [sys.executable, "-c", "input()"], pathlib.Path(sys.argv[1]) / "log")
 door = KeeperDoor(pathlib.Path(sys.argv[1]), child)
 print("kept", flush=True)
@@ -47,7 +47,7 @@ def kept(folder: Path) -> Iterator[tuple[Child, Path]]:
     """A child that is kept, and the file with a character for each signal that it got."""
     told = folder / "told"
     child = Child("a broker", [sys.executable, "-c", COUNTING, str(told)], folder / "log")
-    door = KeeperDoor(folder, child)
+    door = ControlSocket(folder, child)
     try:
         child.start()
         eventually(told.exists)
@@ -121,4 +121,4 @@ def test_who_asks_nothing_keeps_nobody_else_waiting_for_long(
 def test_a_folder_that_takes_no_socket_is_named(tmp_path: Path) -> None:
     child = Child("a broker", ["true"], tmp_path / "log")
     with pytest.raises(ConfigError, match="there can be no socket"):
-        KeeperDoor(tmp_path / "absent", child)
+        ControlSocket(tmp_path / "absent", child)

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 import fl_server.server
 from broker.brokers.access_control import ManualAccess
 from broker.brokers.managed import RefusedConnection
-from runtime.errors import ConfigError, RunFailed, TransportError
+from runtime.errors import ConfigError, RunNotCompleted, TransportError
 from tests.integration.broker_fixtures import eventually
 from tests.integration.test_server import Site, key_of, place, site
 
@@ -34,7 +34,7 @@ def test_an_altered_log_is_told_and_does_not_fell_the_server(site: Site) -> None
     with engine.begin() as connection:
         connection.execute(sa.text("UPDATE rengo_audit SET actor = 'nobody' WHERE number = 2"))
     engine.dispose()
-    with pytest.raises(RunFailed, match="was altered at entry 2"):
+    with pytest.raises(RunNotCompleted, match="was altered at entry 2"):
         site.call("audit_verify")
     assert site.statuses() == {"d-1": "enrolled", "d-2": "enrolled"}
 

@@ -30,7 +30,7 @@ from rengo.operator.models import (
 )
 from runtime.errors import AccessDenied, ConfigError, Corrupt
 from runtime.retry import instant
-from runtime.signing import SecretKey
+from runtime.security.signing import SecretKey
 from storage.transfer.files import Transfers, TransferSettings
 from storage.versions.manifest import Manifest
 from storage.weights import Weights, write_safetensors

@@ -27,7 +27,7 @@ KEPT = 60
 DEVICES = ("device-1", "device-2", "device-3")
 
 
-class House:
+class CanaryContext:
     """A running site and its operator."""
 
     def __init__(self, folder: Path, output: Path) -> None:
@@ -84,8 +84,8 @@ class House:
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    house = House(tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("output"))
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CanaryContext]:
+    house = CanaryContext(tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("output"))
     house.start()
     try:
         house.start_devices()
@@ -95,12 +95,14 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
 
 
 @pytest.fixture(scope="module")
-def run(house: House) -> str:
+def run(house: CanaryContext) -> str:
     """A run of four rounds that keeps the latest three and every fourth version."""
     return house.run("--rounds", "4", "--set", "models.keep_every=4")
 
 
-def test_every_retained_commit_is_a_version_with_its_lineage(house: House, run: str) -> None:
+def test_every_retained_commit_is_a_version_with_its_lineage(
+    house: CanaryContext, run: str
+) -> None:
     assert house.names("--run", run) == [f"{run}:{number}" for number in (4, 3, 2, 0)]
     assert beside_in(house.store, RunKeys("default", run), {0, 2, 3, 4}) == ""
     shown = house.ask("models", "show", run)
@@ -116,7 +118,7 @@ def test_every_retained_commit_is_a_version_with_its_lineage(house: House, run: 
     assert house.ask("models", "show", f"{run}:0")["manifest"]["parent"] is None
 
 
-def test_a_person_reads_it(house: House, run: str) -> None:
+def test_a_person_reads_it(house: CanaryContext, run: str) -> None:
     listed = house.tell("models", "ls", "--run", run).out.splitlines()
     assert listed[0].split() == ["version", "stage", "accuracy", "size", "task", "sha256", "tags"]
     assert listed[1].split()[:2] == [f"{run}:4", "-"]
@@ -126,7 +128,7 @@ def test_a_person_reads_it(house: House, run: str) -> None:
     assert f"parent    {run}:3 (sha256 " in shown
 
 
-def test_production_is_promoted_rolled_back_and_kept(house: House, run: str) -> None:
+def test_production_is_promoted_rolled_back_and_kept(house: CanaryContext, run: str) -> None:
     assert house.tell("models", "rollback", "digits").line == (
         "task 'digits' has no version in production"
     )
@@ -149,7 +151,9 @@ def test_production_is_promoted_rolled_back_and_kept(house: House, run: str) -> 
     assert "model rolled back" in acts
 
 
-def test_a_rollback_that_is_asked_for_again_goes_no_further_back(house: House, run: str) -> None:
+def test_a_rollback_that_is_asked_for_again_goes_no_further_back(
+    house: CanaryContext, run: str
+) -> None:
     """An answer may be lost, also to a restart: the request comes again."""
     for number in (2, 3, 4):
         house.ask("models", "promote", f"{run}:{number}")
@@ -161,7 +165,7 @@ def test_a_rollback_that_is_asked_for_again_goes_no_further_back(house: House, r
     assert house.ask("models", "rollback", "digits")["name"] == f"{run}:2"
 
 
-def test_names_that_mean_nothing_are_told(house: House, run: str) -> None:
+def test_names_that_mean_nothing_are_told(house: CanaryContext, run: str) -> None:
     for name in ("nothing", f"{run}:77", "other@production", "0123456789abcdef"):
         told = house.tell("models", "show", name)
         assert told.code == USAGE
@@ -170,7 +174,7 @@ def test_names_that_mean_nothing_are_told(house: House, run: str) -> None:
     assert house.ask("models", "show", sha256[:10])["name"] == f"{run}:3"
 
 
-def test_a_tag_keeps_a_version_of_a_run_that_goes_on(house: House) -> None:
+def test_a_tag_keeps_a_version_of_a_run_that_goes_on(house: CanaryContext) -> None:
     told = house.tell("run", "digits", "--rounds", "100000", "--set", f"models.keep={KEPT}")
     run_id = submitted(told)
     keys = RunKeys("default", run_id)
@@ -197,7 +201,7 @@ def test_a_tag_keeps_a_version_of_a_run_that_goes_on(house: House) -> None:
     assert beside_in(house.store, keys, wanted - {number}) == ""
 
 
-def test_what_nobody_needs_is_cleaned_up(house: House, run: str) -> None:
+def test_what_nobody_needs_is_cleaned_up(house: CanaryContext, run: str) -> None:
     house.ask("models", "gc")
     stranger = RunKeys("default", "long-gone-1")
     planted = [
@@ -221,7 +225,7 @@ def test_what_nobody_needs_is_cleaned_up(house: House, run: str) -> None:
     assert house.ask("models", "gc")["objects"] == 0
 
 
-def test_a_changed_object_is_refused(house: House, run: str, tmp_path: Path) -> None:
+def test_a_changed_object_is_refused(house: CanaryContext, run: str, tmp_path: Path) -> None:
     assert "is what this site's server signed" in house.tell("models", "verify", f"{run}:3").out
     path = tmp_path / "model.safetensors"
     house.ask("models", "get", f"{run}:3", "--output", path)
@@ -239,7 +243,7 @@ def test_a_changed_object_is_refused(house: House, run: str, tmp_path: Path) -> 
     assert house.tell("models", "verify", f"{run}:3").code == DONE
 
 
-def test_the_store_alone_brings_everything_back(house: House, run: str) -> None:
+def test_the_store_alone_brings_everything_back(house: CanaryContext, run: str) -> None:
     """The server's database is gone: the listing rebuilds the registry, and says the same."""
     house.ask("models", "tag", f"{run}:3", "best")
     house.ask("models", "promote", f"{run}:2")
@@ -264,7 +268,7 @@ def test_the_store_alone_brings_everything_back(house: House, run: str) -> None:
     house.start_devices()
 
 
-def test_a_killed_server_loses_no_version(house: House) -> None:
+def test_a_killed_server_loses_no_version(house: CanaryContext) -> None:
     told = house.tell("run", "digits", "--rounds", "100000")
     run_id = submitted(told)
     for _ in range(3):

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 
 from rengo.site.folder import SiteFolder
-from runtime.child import Child
+from runtime.processes.child import Child
 from storage.store.embedded import Keys
 from tests.integration.broker_fixtures import eventually
 from tests.integration.commands import rengo, surroundings

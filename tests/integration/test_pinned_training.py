@@ -10,14 +10,14 @@ import pytest
 
 from broker.wire.messages import ModelRef, Order, UploadRef
 from fl_client.agent.resource_policy import Unbounded
-from fl_client.agent.worker import Workshop
-from fl_client.bundles.store import Bundles, BundleSettings
+from fl_client.agent.worker import TrainingWorker
+from fl_client.bundles.store import BundleSettings, DeviceBundles
 from fl_client.jobs.folder import DeviceFolder
 from fl_client.machine.accelerators import Accelerator
-from fl_client.session import session as s
+from fl_client.session import events as s
 from fl_client.settings import AgentSettings
 from fl_client.tasks import load_task
-from fl_client.training.child import JobProgressed
+from fl_client.training.child import ChildProgressed
 from storage.transfer.files import Transfers
 from storage.weights import write_safetensors
 
@@ -43,8 +43,8 @@ def looked(folder: Path, *accelerators: Accelerator) -> set[str]:
     events: queue.Queue[object] = queue.Queue()
     place = DeviceFolder(settings.data_dir)
     tasks = {"looking": f"{folder / 'own.py'}:Looking"}
-    bundles = Bundles(BundleSettings(), folder / "bundles", Transfers(), tasks)
-    workshop = Workshop(
+    bundles = DeviceBundles(BundleSettings(), folder / "bundles", Transfers(), tasks)
+    workshop = TrainingWorker(
         "d", settings, "numpy", bundles, place, events.put, Unbounded(), accelerators
     )
     job = s.Job(s.JobKey("run", "train", 1, 1), order())
@@ -54,7 +54,7 @@ def looked(folder: Path, *accelerators: Accelerator) -> set[str]:
     try:
         while True:
             event = workshop.translate(events.get(timeout=60))
-            if event is not None and not isinstance(event, JobProgressed):
+            if event is not None and not isinstance(event, ChildProgressed):
                 assert isinstance(event, s.WorkFinished), event
                 return {name for name, seen in event.outcome.metrics.items() if seen}
     finally:

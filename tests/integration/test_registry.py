@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from fl_server.members.rules import Act, DeviceRecord, TokenRecord
-from fl_server.members.store import AuditAltered, Registry
+from fl_server.members.rules import AuditEvent, DeviceRecord, TokenRecord
+from fl_server.members.store import AuditAltered, MemberRegistry
 from fl_server.persistence.database import Database, sa
 from tests.integration.postgres import Cluster, running_cluster
 
@@ -37,10 +37,12 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Databas
 
 
 def test_what_was_written_is_read(database: Database) -> None:
-    registry = Registry(database)
-    registry.write([Act("operator", "token made", "join-1")], devices=[DEVICE], tokens=[TOKEN])
+    registry = MemberRegistry(database)
+    registry.write(
+        [AuditEvent("operator", "token made", "join-1")], devices=[DEVICE], tokens=[TOKEN]
+    )
     registry.write([], devices=[replace(DEVICE, status="revoked")], tokens=[replace(TOKEN, used=1)])
-    again = Registry(database)
+    again = MemberRegistry(database)
     assert again.devices() == [replace(DEVICE, status="revoked")]
     assert again.tokens() == [replace(TOKEN, used=1)]
     registry.write([], forget=["join-1"])
@@ -48,17 +50,19 @@ def test_what_was_written_is_read(database: Database) -> None:
 
 
 def test_a_change_and_its_entry_are_written_together_or_not_at_all(database: Database) -> None:
-    registry = Registry(database)
+    registry = MemberRegistry(database)
     twin = replace(DEVICE, id="d-2")  # another id with the same key
     with pytest.raises(Exception, match=r"(?i)unique"):
-        registry.write([Act("operator", "device admitted", "d-1")], devices=[DEVICE, twin])
+        registry.write([AuditEvent("operator", "device admitted", "d-1")], devices=[DEVICE, twin])
     assert registry.devices() == []
     assert registry.audit() == []
 
 
 def test_the_log_comes_page_by_page_the_latest_first(database: Database) -> None:
-    registry = Registry(database)
-    registry.write([Act("operator", f"act {number}", detail={"n": number}) for number in range(5)])
+    registry = MemberRegistry(database)
+    registry.write(
+        [AuditEvent("operator", f"act {number}", detail={"n": number}) for number in range(5)]
+    )
     assert [each.number for each in registry.audit(limit=2)] == [5, 4]
     assert [each.detail for each in registry.audit(before=3)] == [{"n": 1}, {"n": 0}]
     assert registry.verify_audit() == 5
@@ -78,8 +82,8 @@ def test_the_log_comes_page_by_page_the_latest_first(database: Database) -> None
     ],
 )
 def test_a_changed_past_shows(database: Database, meddling: str) -> None:
-    registry = Registry(database)
-    registry.write([Act("operator", "act", detail={"n": number}) for number in range(3)])
+    registry = MemberRegistry(database)
+    registry.write([AuditEvent("operator", "act", detail={"n": number}) for number in range(3)])
     assert registry.verify_audit() == 3
     with database.begin() as connection:
         connection.execute(sa.text(meddling))

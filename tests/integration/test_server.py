@@ -47,9 +47,9 @@ from fl_server.persistence.journal import Journal
 from fl_server.rounds.events import Fact, UpdateVerified
 from fl_server.server import Server, ServerSettings
 from rengo.operator.client import OperatorClient
-from runtime.errors import ConfigError, RunFailed
-from runtime.identity import Identity, new_identity
-from runtime.signing import SIGNATURE_BYTES, SecretKey
+from runtime.errors import ConfigError, RunNotCompleted
+from runtime.security.identity import Identity, new_identity
+from runtime.security.signing import SIGNATURE_BYTES, SecretKey
 from storage.store.embedded import EmbeddedStore
 from storage.store.s3 import S3Store
 from storage.updates.stream import write_update
@@ -551,7 +551,7 @@ def test_a_version_0_that_is_damaged(
 ) -> None:
     prepared = site.prepare(promised)
     put(prepared["url"], promised if given is None else given)
-    with pytest.raises((RunFailed, ConfigError), match=said):
+    with pytest.raises((RunNotCompleted, ConfigError), match=said):
         site.submit_prepared(prepared, promised)
     assert site.call("runs_ls") == {"runs": []}
 

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from rengo.device.systemd import Service
+from rengo.device.systemd import ServiceUnit
 from rengo.operator.runs import wait_for_devices
 from rengo.site.device_process import DeviceSpec, device_process
 from rengo.site.site import Site
-from runtime.child import Child
+from runtime.processes.child import Child
 from tests.integration.commands import rengo
 from tests.seccomp import settings_of
 from tests.support import require
@@ -66,7 +66,7 @@ def units(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     made = {}
     for command in ("iot", "client"):
         made[command] = folder / f"{command}.service"
-        service = Service(command, Path("/p"), Path("/c"), Path("/d"), user="rengo")
+        service = ServiceUnit(command, Path("/p"), Path("/c"), Path("/d"), user="rengo")
         made[command].write_text(service.text())
     return made
 

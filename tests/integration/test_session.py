@@ -23,14 +23,14 @@ from broker.session.connection import Endpoint, Publication
 from broker.session.inbox import Connected, SessionEvent
 from broker.session.outbox import Outbox
 from broker.session.session import ClientIdInUse, MqttSession
-from broker.wire.limits import MAX_PAYLOAD_BYTES, MessageTooLarge
+from broker.wire.limits import MAX_MESSAGE_BYTES, MessageTooLarge
 from runtime.errors import (
     AuthenticationFailed,
     ConfigError,
     InvalidTransition,
     TransportError,
 )
-from runtime.ports import free_port
+from runtime.processes.ports import free_port
 from tests.integration.broker_fixtures import (
     BASE,
     USERS,
@@ -285,14 +285,14 @@ def test_a_message_over_the_limit_is_refused_before_it_is_sent(site: Site) -> No
     site.session(owner, TOPIC)
     outbox = site.outbox()
     writer = site.session(Owner(), endpoint=site.endpoint(client_id="writer"), outbox=outbox)
-    too_large = bytes(MAX_PAYLOAD_BYTES + 1)
+    too_large = bytes(MAX_MESSAGE_BYTES + 1)
     with pytest.raises(MessageTooLarge, match="262145 bytes"):
         writer.publish(Publication(TOPIC, too_large))
     with pytest.raises(MessageTooLarge):
         writer.send("k", TOPIC, too_large, until="puback")
-    writer.send("k", TOPIC, bytes(MAX_PAYLOAD_BYTES), until="puback")
+    writer.send("k", TOPIC, bytes(MAX_MESSAGE_BYTES), until="puback")
     assert writer.flush(10)
-    owner.wait(lambda: [len(each) for each in owner.payloads] == [MAX_PAYLOAD_BYTES])
+    owner.wait(lambda: [len(each) for each in owner.payloads] == [MAX_MESSAGE_BYTES])
 
 
 def test_a_topic_that_would_cut_the_connection_is_refused(site: Site) -> None:

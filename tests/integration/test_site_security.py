@@ -23,7 +23,7 @@ from rengo.site.device_process import DeviceSpec
 from rengo.site.preparation import SiteOptions
 from rengo.site.site import Site
 from runtime.errors import AuthenticationFailed, ConfigError, StorageError, TransportError
-from runtime.identity import read_identity
+from runtime.security.identity import read_identity
 from tests.integration.commands import rengo
 
 BROKERS = ["nats", "mosquitto"]

@@ -12,8 +12,8 @@ import pytest
 from rengo.operator.runs import wait_for_devices
 from rengo.site.device_process import DeviceSpec, device_process
 from rengo.site.site import Site
-from runtime.child import Child
-from runtime.signing import SecretKey
+from runtime.processes.child import Child
+from runtime.security.signing import SecretKey
 from tests.integration.commands import rengo
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "my_task.py"

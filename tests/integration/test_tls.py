@@ -16,8 +16,8 @@ from runtime.errors import (
     TransportError,
     UntrustedPeer,
 )
-from runtime.ports import free_port
-from runtime.tls import Tls, fetch_authority
+from runtime.processes.ports import free_port
+from runtime.security.tls import Tls, fetch_authority
 from tests.certificates import FUTURE, LOOPBACK, PAST, issued_then, listener, own_pair, trust
 from tests.integration.broker_fixtures import Owner
 from tests.integration.tls_fixtures import (

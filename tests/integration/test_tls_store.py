@@ -14,7 +14,7 @@ import urllib3
 from rengo.site.certificates import Authority
 from runtime.errors import ConfigError, StorageError, Unavailable
 from runtime.retry import instant
-from runtime.tls import Tls
+from runtime.security.tls import Tls
 from storage.store.embedded import EmbeddedStore, Kind, StoreTls
 from storage.store.probe import probe
 from storage.store.s3 import S3Store

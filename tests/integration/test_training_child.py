@@ -23,11 +23,11 @@ from fl_client.tasks import load_task
 from fl_client.training.child import (
     ChildDied,
     ChildEvent,
+    ChildFailed,
+    ChildFinished,
+    ChildProgressed,
     ChildReady,
     ChildSettings,
-    JobDone,
-    JobFailed,
-    JobProgressed,
     TrainingChild,
 )
 from fl_client.training.frames import Failed, TrainingJob, read_answer, write_frame
@@ -95,7 +95,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
         child.kill()
 
 
-def read_update(path: Path, done: JobDone) -> tuple[Any, np.ndarray[Any, Any]]:
+def read_update(path: Path, done: ChildFinished) -> tuple[Any, np.ndarray[Any, Any]]:
     with path.open("rb") as stream:
         header = read_header(
             stream, header_sha256=str(done.result.header_sha256), max_bytes=1 << 28
@@ -108,8 +108,8 @@ def test_a_job_leaves_an_update_that_verifies(site: Site) -> None:
     child, job = site.child(), site.job()
     child.submit(job)
     assert site.wait(ChildReady).pid == child.pid
-    done = site.wait(JobDone, JobFailed, ChildDied)
-    assert isinstance(done, JobDone), done
+    done = site.wait(ChildFinished, ChildFailed, ChildDied)
+    assert isinstance(done, ChildFinished), done
     assert done.job == job
     assert not child.busy
     path = Path(str(job.update_path))
@@ -134,8 +134,8 @@ def test_a_job_leaves_an_update_that_verifies(site: Site) -> None:
 def test_evaluation_gives_metrics_and_writes_nothing(site: Site) -> None:
     child = site.child(replace(DIGITS, role="evaluator", index=0, count=1))
     child.submit(site.job(action="evaluate", update_path=None))
-    done = site.wait(JobDone, JobFailed, ChildDied)
-    assert isinstance(done, JobDone), done
+    done = site.wait(ChildFinished, ChildFailed, ChildDied)
+    assert isinstance(done, ChildFinished), done
     assert done.result.num_examples == 359
     assert set(done.result.metrics) == {"loss", "accuracy"}
     assert (done.result.header_sha256, done.result.size_bytes) == (None, 0)
@@ -150,12 +150,12 @@ def test_the_same_job_gives_the_same_bytes_warm_and_in_a_new_process(
     settings = replace(DIGITS, engine=engine)
     for child in (warm := site.child(settings), warm, site.child(settings)):
         child.submit(site.job())
-        done = site.wait(JobDone, JobFailed, ChildDied)
-        assert isinstance(done, JobDone), done
+        done = site.wait(ChildFinished, ChildFailed, ChildDied)
+        assert isinstance(done, ChildFinished), done
         found.append((site.folder / "out.upd").read_bytes())
     assert found[0] == found[1] == found[2]
     warm.submit(site.job(round=4))
-    site.wait(JobDone)
+    site.wait(ChildFinished)
     assert (site.folder / "out.upd").read_bytes() != found[0]
 
 
@@ -183,10 +183,10 @@ def test_the_torch_child_does_not_load_torchs_compiler(site: Site) -> None:
     )
     child = site.child(replace(DIGITS, task=spec, engine="torch"))
     child.submit(site.job())
-    assert isinstance(site.wait(JobDone, JobFailed, ChildDied), JobDone)
+    assert isinstance(site.wait(ChildFinished, ChildFailed, ChildDied), ChildFinished)
     child.submit(site.job(action="evaluate"))
     # two CPU seconds at the start of every training process
-    assert site.wait(JobDone).result.metrics["compiler"] == 0.0
+    assert site.wait(ChildFinished).result.metrics["compiler"] == 0.0
 
 
 def test_a_child_that_trains_on_numpy_holds_nothing_that_checks_messages(site: Site) -> None:
@@ -202,10 +202,10 @@ def test_a_child_that_trains_on_numpy_holds_nothing_that_checks_messages(site: S
     )
     child = site.child(replace(DIGITS, task=spec))
     child.submit(site.job(checkpoint_path=str(site.folder / "c"), checkpoint_every_s=0.0))
-    assert isinstance(site.wait(JobDone, JobFailed, ChildDied), JobDone)
+    assert isinstance(site.wait(ChildFinished, ChildFailed, ChildDied), ChildFinished)
     child.submit(site.job(action="evaluate"))
     # as much as numpy itself takes, and a quarter of a second of a start
-    assert site.wait(JobDone).result.metrics.keys() == {"loss"}
+    assert site.wait(ChildFinished).result.metrics.keys() == {"loss"}
 
 
 @pytest.mark.parametrize(("engine", "loaded"), [("numpy", 0.0), ("torch", 1.0)])
@@ -213,9 +213,9 @@ def test_the_numpy_child_holds_no_torch(site: Site, engine: str, loaded: float) 
     spec = site.task(SPY)
     child = site.child(replace(DIGITS, task=spec, engine=engine))
     child.submit(site.job())
-    assert isinstance(site.wait(JobDone, JobFailed, ChildDied), JobDone)
+    assert isinstance(site.wait(ChildFinished, ChildFailed, ChildDied), ChildFinished)
     child.submit(site.job(action="evaluate"))
-    metrics = site.wait(JobDone).result.metrics
+    metrics = site.wait(ChildFinished).result.metrics
     assert metrics["torch"] == loaded
     assert metrics["deterministic"] == loaded
 
@@ -231,15 +231,15 @@ def test_an_error_of_the_users_task_is_told_with_its_place(site: Site) -> None:
     )
     child = site.child(replace(DIGITS, task=spec))
     child.submit(site.job())
-    failed = site.wait(JobDone, JobFailed, ChildDied)
-    assert isinstance(failed, JobFailed)
+    failed = site.wait(ChildFinished, ChildFailed, ChildDied)
+    assert isinstance(failed, ChildFailed)
     assert failed.job == site.job()
     assert failed.reason == f"KeyError: 'nothing here' ({site.folder / 'own.py'}:5)"
     assert not failed.retryable
     assert "Traceback" in site.log.read_text()
     # the child lives on, and says so again
     child.submit(site.job())
-    assert isinstance(site.wait(JobFailed, ChildDied), JobFailed)
+    assert isinstance(site.wait(ChildFailed, ChildDied), ChildFailed)
 
 
 @pytest.mark.parametrize(
@@ -255,8 +255,8 @@ def test_a_task_that_cannot_be_loaded_fails_the_job_and_ends_the_child(
 ) -> None:
     child = site.child(replace(DIGITS, task=site.task(source)))
     child.submit(site.job())
-    failed = site.wait(JobFailed, ChildDied)
-    assert isinstance(failed, JobFailed), failed
+    failed = site.wait(ChildFailed, ChildDied)
+    assert isinstance(failed, ChildFailed), failed
     assert failed.job == site.job()
     assert re.search(said, failed.reason)
     died = site.wait(ChildDied)
@@ -279,8 +279,8 @@ def test_a_job_that_cannot_be_done_says_why(
 ) -> None:
     child = site.child()
     child.submit(site.job(**fields))
-    failed = site.wait(JobDone, JobFailed, ChildDied)
-    assert isinstance(failed, JobFailed), failed
+    failed = site.wait(ChildFinished, ChildFailed, ChildDied)
+    assert isinstance(failed, ChildFailed), failed
     assert said in failed.reason
     assert failed.retryable is retryable
 
@@ -290,8 +290,8 @@ def test_a_damaged_model_is_retryable(site: Site) -> None:
     Path(job.model_path).write_bytes(Path(job.model_path).read_bytes()[:-9])
     child = site.child()
     child.submit(job)
-    failed = site.wait(JobDone, JobFailed, ChildDied)
-    assert isinstance(failed, JobFailed)
+    failed = site.wait(ChildFinished, ChildFailed, ChildDied)
+    assert isinstance(failed, ChildFailed)
     assert failed.retryable
 
 
@@ -312,8 +312,8 @@ def slow(site: Site) -> TrainingChild:
     """Return a child in the middle of a long job."""
     child = site.child(replace(DIGITS, task=site.task(SLOW)))
     child.submit(site.job())
-    progressed = site.wait(JobProgressed, JobFailed, ChildDied)
-    assert progressed == JobProgressed(site.job(), 0.5, 1.25)
+    progressed = site.wait(ChildProgressed, ChildFailed, ChildDied)
+    assert progressed == ChildProgressed(site.job(), 0.5, 1.25)
     assert child.busy
     with pytest.raises(InvalidTransition, match="already has a job"):
         child.submit(site.job())
@@ -423,8 +423,8 @@ def test_a_task_may_replace_local_training_whole(site: Site) -> None:
     site.model(task.initial_weights(0))
     child = site.child(replace(DIGITS, task=spec, engine="torch"))
     child.submit(site.job())
-    done = site.wait(JobDone, JobFailed, ChildDied)
-    assert isinstance(done, JobDone), done
+    done = site.wait(ChildFinished, ChildFailed, ChildDied)
+    assert isinstance(done, ChildFinished), done
     assert done.result.num_examples == 5
     assert done.result.metrics == {"seen": 1.0}
     # no engine was loaded, though this child would use torch
@@ -432,7 +432,7 @@ def test_a_task_may_replace_local_training_whole(site: Site) -> None:
     _, vector = read_update(site.folder / "out.upd", done)
     assert vector.std() == pytest.approx(1, rel=0.1)
     child.submit(site.job(action="evaluate"))
-    done = site.wait(JobDone, JobFailed, ChildDied)
+    done = site.wait(ChildFinished, ChildFailed, ChildDied)
     assert done.result.metrics == {"loss": 0.0}
 
 
@@ -456,8 +456,8 @@ def test_an_update_made_where_the_weights_were_takes_one_vector(site: Site) -> N
     child = site.child(replace(DIGITS, task=spec))
     for _ in range(2):  # the file is not what is overwritten
         child.submit(site.job())
-        done = site.wait(JobDone, JobFailed, ChildDied)
-        assert isinstance(done, JobDone), done
+        done = site.wait(ChildFinished, ChildFailed, ChildDied)
+        assert isinstance(done, ChildFinished), done
         _, vector = read_update(site.folder / "out.upd", done)
         assert np.all(vector == 0.5)
         # 100 MB of them, and a process of 50 MB
@@ -482,8 +482,8 @@ def test_the_algorithms_state_is_pending_until_its_receipt(site: Site) -> None:
 
     def count() -> float:
         child.submit(site.job(state_path=str(state)))
-        done = site.wait(JobDone, JobFailed, ChildDied)
-        assert isinstance(done, JobDone), done
+        done = site.wait(ChildFinished, ChildFailed, ChildDied)
+        assert isinstance(done, ChildFinished), done
         return float(done.result.metrics["count"])
 
     assert count() == 0

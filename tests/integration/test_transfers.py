@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from runtime.errors import AccessDenied, Corrupt, NotFound, StorageError, Unavailable
-from runtime.ports import free_port
+from runtime.processes.ports import free_port
 from runtime.retry import instant
 from storage.store.embedded import EmbeddedStore
 from storage.store.s3 import S3Store

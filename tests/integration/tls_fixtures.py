@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Literal
 
 from broker.brokers.nats import nats_server_binary
-from runtime.child import Child
-from runtime.ports import free_port
+from runtime.processes.child import Child
+from runtime.processes.ports import free_port
 from tests.support import require
 
 Broker = Literal["nats", "mosquitto"]

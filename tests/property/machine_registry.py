@@ -29,7 +29,7 @@ Id: TypeAlias = tuple[str, int]
 When: TypeAlias = Literal["before", "after", "partly"]
 End: TypeAlias = Literal["kill", "retry", "go on"]
 Fault: TypeAlias = tuple[int, When] | None
-Act: TypeAlias = Callable[[ModelRegistry], object]
+AuditEvent: TypeAlias = Callable[[ModelRegistry], object]
 
 IDS: tuple[Id, ...] = (("r1", 0), ("r1", 1), ("r1", 2), ("r2", 1), ("r3", 1))
 ids = st.sampled_from(IDS)
@@ -303,7 +303,7 @@ class Registry(RuleBasedStateMachine):
 
     def act(
         self,
-        act: Act,
+        act: AuditEvent,
         apply: Callable[[Books], None],
         fault: Fault,
         *,
@@ -344,7 +344,7 @@ class Registry(RuleBasedStateMachine):
             self.books = outcomes[-1]
         self.connection.heal()
 
-    def must_refuse(self, act: Act) -> None:
+    def must_refuse(self, act: AuditEvent) -> None:
         try:
             act(self.registry)
         except (ConfigError, NotFound):
@@ -358,7 +358,7 @@ class Registry(RuleBasedStateMachine):
         except NotFound:
             return
 
-    def again(self, act: Act) -> None:
+    def again(self, act: AuditEvent) -> None:
         try:
             act(self.registry)
         except NotFound:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from broker.wire.messages import MAX_NESTING, RunEvent, decode
 from broker.wire.topics import Address
 from runtime.errors import PeerError
-from runtime.signing import SIGNATURE_BYTES
+from runtime.security.signing import SIGNATURE_BYTES
 from tests.messages import KEY, SAMPLES, address_of, content, envelope, wire
 
 ADDRESSES = [address_of(message) for message in SAMPLES.values()]

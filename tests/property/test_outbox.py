@@ -9,8 +9,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from broker.session.outbox import Outbox, Row, Until
-from broker.session.resend import Replay
+from broker.session.outbox import Outbox, OutboxRow, Until
+from broker.session.resend import ResendQueue
 
 RESEND_S = 10.0
 KEYS = st.sampled_from("abcdef")
@@ -24,14 +24,14 @@ class OutboxAgainstADictionary(RuleBasedStateMachine):
         self.folder = tempfile.TemporaryDirectory()
         self.path = Path(self.folder.name) / "outbox.db"
         self.outbox = Outbox(self.path)
-        self.replay = Replay(self.outbox, RESEND_S)
+        self.replay = ResendQueue(self.outbox, RESEND_S)
         self.model: dict[str, tuple[bytes, Until]] = {}
-        self.under_way: dict[int, Row] = {}
+        self.under_way: dict[int, OutboxRow] = {}
         self.sent_here: list[int] = []
         self.next_mid = 1
         self.now_s = 0.0
 
-    def publish(self, row: Row) -> int:
+    def publish(self, row: OutboxRow) -> int:
         assert self.model[row.key] == (row.payload, row.until), "a stale row was sent"
         mid, self.next_mid = self.next_mid, self.next_mid + 1
         self.under_way[mid] = row
@@ -83,7 +83,7 @@ class OutboxAgainstADictionary(RuleBasedStateMachine):
     def process_restarts(self) -> None:
         self.outbox.close()
         self.outbox = Outbox(self.path)
-        self.replay = Replay(self.outbox, RESEND_S)
+        self.replay = ResendQueue(self.outbox, RESEND_S)
         self.under_way.clear()
         self.sent_here.clear()
 

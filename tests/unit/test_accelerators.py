@@ -11,7 +11,7 @@ from fl_client.machine import accelerators
 from fl_client.machine.accelerators import (
     CPU,
     Accelerator,
-    Machine,
+    MachineProbe,
     chosen,
     environment,
     find,
@@ -29,9 +29,9 @@ TWO = (
 )
 
 
-def linux(root: Path, *, query: str = "raise SystemExit(9)", **environ: str) -> Machine:
+def linux(root: Path, *, query: str = "raise SystemExit(9)", **environ: str) -> MachineProbe:
     command = (sys.executable, "-c", query)
-    return Machine(root, environ, command, system="linux", machine="x86_64")
+    return MachineProbe(root, environ, command, system="linux", machine="x86_64")
 
 
 def with_nvidia(root: Path) -> Path:
@@ -96,7 +96,7 @@ def test_amd_devices_are_told_by_the_kernel(tmp_path: Path) -> None:
 
 
 def test_a_mac_has_its_own() -> None:
-    (one,) = find(Machine(Path("/none"), {}, system="darwin", machine="arm64"))
+    (one,) = find(MachineProbe(Path("/none"), {}, system="darwin", machine="arm64"))
     assert one.name == "mps"
 
 

@@ -7,19 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
-from broker.wire.access import (
-    RULES,
-    BrokerUser,
-    Grants,
-    Role,
-    grants,
-    nats_subjects,
-    nats_users,
-    to_mosquitto,
-    to_nats,
-)
-from broker.wire.limits import MAX_PAYLOAD_BYTES
-from broker.wire.messages import MAX_MESSAGE_BYTES
+from broker.brokers.mosquitto import to_mosquitto
+from broker.brokers.nats import nats_subjects, nats_users, to_nats
+from broker.wire.access import RULES, BrokerUser, Grants, Role, grants
 from runtime.errors import ConfigError
 
 BASE = "rengo/v1/home"
@@ -123,10 +113,6 @@ def test_a_password_that_would_break_a_file_is_refused(password: str) -> None:
 
 def test_a_password_is_not_shown() -> None:
     assert "password1" not in repr(BrokerUser("a", "password1", Grants((), ())))
-
-
-def test_the_limit_is_the_messages_limit() -> None:
-    assert MAX_PAYLOAD_BYTES == MAX_MESSAGE_BYTES
 
 
 # --- every rendering allows what the rules grant, and nothing else --------------------------------

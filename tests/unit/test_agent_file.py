@@ -16,11 +16,11 @@ from iot.settings import DeviceSettings
 from rengo.cli.main import main
 from rengo.device import config_file as agent_file
 from rengo.device.config_file import check
-from rengo.device.install import USER, Installation, Wanted, plan
-from rengo.device.systemd import UNIT, WATCHDOG_S, Service, device_groups
+from rengo.device.install import USER, Installation, InstallRequest, plan
+from rengo.device.systemd import UNIT, WATCHDOG_S, ServiceUnit, device_groups
 from runtime.errors import ConfigError
-from runtime.identity import new_identity, write_identity
-from runtime.signing import SecretKey
+from runtime.security.identity import new_identity, write_identity
+from runtime.security.signing import SecretKey
 
 PROGRAM = Path(shutil.which("true") or "/bin/true").resolve()
 
@@ -103,10 +103,10 @@ def test_lines_are_found() -> None:
 # --- the service --------------------------------------------------------------------------------
 
 
-def unit(command: str, user: str = "root", systemd: int = 0) -> Service:
+def unit(command: str, user: str = "root", systemd: int = 0) -> ServiceUnit:
     groups = device_groups(command)
     config, data = Path("/etc/rengo/agent.toml"), Path("/var/lib/rengo/agent")
-    return Service(command, PROGRAM, config, data, user, systemd=systemd, groups=groups)
+    return ServiceUnit(command, PROGRAM, config, data, user, systemd=systemd, groups=groups)
 
 
 @pytest.mark.parametrize("command", ["client", "iot"])
@@ -143,7 +143,7 @@ def test_the_unit_keeps_its_promises() -> None:
 
 
 def test_a_path_with_a_space_or_a_percent_is_one_word() -> None:
-    text = Service("iot", Path("/a b/x"), Path("/c%d"), Path("/e"), "").text()
+    text = ServiceUnit("iot", Path("/a b/x"), Path("/c%d"), Path("/e"), "").text()
     assert 'ExecStart="/a b/x" iot --config /c%%d' in text
 
 
@@ -151,7 +151,9 @@ def test_an_image_gets_the_files_and_nothing_is_started(tmp_path: Path, home: Pa
     identity = home / "identities" / "pi-0.json"
     server = SecretKey.generate().public
     write_identity(identity, new_identity("device", "d", "pi-0", "h", 1, server_key=server))
-    wanted = Wanted("iot", None, {"tasks": ["digits"]}, per_user=True, root=tmp_path / "image")
+    wanted = InstallRequest(
+        "iot", None, {"tasks": ["digits"]}, per_user=True, root=tmp_path / "image"
+    )
     told: list[str] = []
     installation = plan(wanted, identity)
     installation.carry_out(told.append)
@@ -170,7 +172,7 @@ def test_an_identity_goes_when_the_agent_s_file_names_its_new_place(
     identity = home / "identities" / "pi-0.json"
     server = SecretKey.generate().public
     write_identity(identity, new_identity("device", "d", "pi-0", "h", 1, server_key=server))
-    wanted = Wanted("iot", None, {}, root=tmp_path / "image")
+    wanted = InstallRequest("iot", None, {}, root=tmp_path / "image")
     monkeypatch.setattr("rengo.device.install._HOMES", ())
     installation = plan(wanted, identity)
     full = OSError(errno.ENOSPC, "No space left on device")
@@ -188,5 +190,5 @@ def test_an_identity_goes_when_the_agent_s_file_names_its_new_place(
 def test_a_service_s_own_user_cannot_look_into_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rengo.device.install.this_environment", lambda: Path("/home/pi/venv"))
     with pytest.raises(ConfigError, match="/opt/rengo"):
-        plan(Wanted("iot", None, {}), None)
+        plan(InstallRequest("iot", None, {}), None)
     assert USER == "rengo"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from runtime.brokerurl import BrokerPlace, parse_url, url_of
+from runtime.broker_url import BrokerPlace, parse_url, url_of
 from runtime.errors import ConfigError
-from runtime.identity import TlsTrust, new_identity
+from runtime.security.identity import TlsTrust, new_identity
 
 
 @pytest.mark.parametrize(

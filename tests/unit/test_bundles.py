@@ -16,9 +16,9 @@ import pytest
 
 from broker.wire.messages import BundleRef, ModelRef, Order
 from fl_client.bundles.policy import BundleSettings
-from fl_client.bundles.store import Bundles
+from fl_client.bundles.store import DeviceBundles
 from runtime.errors import ConfigError, Corrupt
-from runtime.signing import SecretKey
+from runtime.security.signing import SecretKey
 from storage.bundles.archive import MAX_MEMBERS, write_archive
 from storage.bundles.bundle import MANIFEST, read_bundle, sign, write_bundle
 from tests.bundles import KEY, SOURCE, bundle, manifest_of
@@ -51,7 +51,7 @@ class Device:
         self.folder = folder
         self.own_ms: int | None = None
         given = {"trust": [KEY.public.text]} | settings
-        self.bundles = Bundles(
+        self.bundles = DeviceBundles(
             BundleSettings(**given),
             folder / "bundles",
             self.shelf,  # type: ignore[arg-type]

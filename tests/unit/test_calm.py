@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from fl_client.agent.presence import BREATH_S, CalmPresence
+from fl_client.agent.presence import BREATH_S, PresenceDebouncer
 
 
 def test_training_is_said_at_once_and_ready_after_a_breath() -> None:
-    calm = CalmPresence()
+    calm = PresenceDebouncer()
     calm.said("ready")
     assert calm.want("training", 0.0) == "training"
     assert calm.want("ready", 1.0) is None
@@ -17,7 +17,7 @@ def test_training_is_said_at_once_and_ready_after_a_breath() -> None:
 
 
 def test_a_device_that_trains_again_within_the_breath_says_nothing() -> None:
-    calm = CalmPresence()
+    calm = PresenceDebouncer()
     calm.said("training")
     assert calm.want("ready", 0.0) is None
     assert calm.want("training", 0.1) is None
@@ -25,7 +25,7 @@ def test_a_device_that_trains_again_within_the_breath_says_nothing() -> None:
 
 
 def test_a_new_connection_says_it_anew_and_owes_nothing() -> None:
-    calm = CalmPresence()
+    calm = PresenceDebouncer()
     calm.said("training")
     calm.want("ready", 0.0)
     calm.said("ready")

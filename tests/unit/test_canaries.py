@@ -23,13 +23,13 @@ from broker.wire.messages import (
     Usage,
 )
 from broker.wire.topics import Topics
-from fl_server.dataplane.bundles import Bundles
+from fl_server.dataplane.bundles import SiteBundles
 from fl_server.dataplane.plane import DataPlane
 from fl_server.deployment.canary_log import CanaryLog
 from fl_server.deployment.production import ProductionDocuments, SharedUrls
-from fl_server.deployment.service import Canaries, CanaryWish, House
-from fl_server.members.presence import Presence
-from fl_server.members.rules import Act
+from fl_server.deployment.service import Canaries, CanaryContext, CanaryRequest
+from fl_server.members.presence import PresenceTable
+from fl_server.members.rules import AuditEvent
 from fl_server.persistence.database import Database
 from fl_server.rounds.events import DeviceJoined, DeviceLeft
 from fl_server.runs.definition import BundleSection
@@ -41,7 +41,7 @@ from storage.versions.manifest import Manifest
 from tests.versions import KEY, PROJECT, stored
 
 TOPICS = Topics("home")
-WISH = CanaryWish(share=1.0, metric="accuracy", max_drop=0.01, deadline_s=60.0)
+WISH = CanaryRequest(share=1.0, metric="accuracy", max_drop=0.01, deadline_s=60.0)
 EVALUATORS = ("e1", "e2", "e3")
 
 
@@ -91,7 +91,7 @@ class Ground:
         self.registry.rebuild()
         self.database = Database(f"sqlite:///{folder / 'journal.sqlite'}")
         self.sent: list[tuple[str, Message]] = []
-        self.acts: list[Act] = []
+        self.acts: list[AuditEvent] = []
         self.moved: list[str] = []
         self.epoch = 0
         self.old, self.new = (self.commit(number) for number in (1, 2))
@@ -99,13 +99,13 @@ class Ground:
 
     def begin_life(self) -> None:
         self.epoch += 1
-        self.presence = Presence()
+        self.presence = PresenceTable()
         self.plane = Plane(self.store, self.registry)
-        house = House(
+        house = CanaryContext(
             TOPICS,
             self.epoch,
             cast(DataPlane, self.plane),
-            Bundles(self.store, PROJECT, self.folder / "bundles"),
+            SiteBundles(self.store, PROJECT, self.folder / "bundles"),
             self.presence,
             lambda topic, message: self.sent.append((topic, message)),
             self.moved.append,
@@ -133,7 +133,7 @@ class Ground:
         """Begin a canary of the new version against the old one."""
         if self.registry.production("digits") is None:
             self.registry.promote(self.old, "first")
-        wish = CanaryWish(**{**vars(WISH), **changes})
+        wish = CanaryRequest(**{**vars(WISH), **changes})
         return self.canaries.begin(self.new, wish, "operator", bundle)
 
     def answer(self, canary_id: str, name: str, candidate: float, production: float) -> None:

@@ -29,7 +29,7 @@ from fl_server.deployment.canary_log import CanaryLog
 from fl_server.persistence.database import Database, JournalUnusable, sa
 from fl_server.rounds.events import DeviceJoined, EvaluationReceived
 from rengo.cli.operator import canary as command
-from rengo.operator.canary import Trial
+from rengo.operator.canary import CanaryTrial
 from runtime.errors import ConfigError, InvalidTransition
 from tests.property.machine_canary import plan_of
 
@@ -235,9 +235,9 @@ def options(*words: str) -> argparse.Namespace:
 
 def test_options_of_a_canary() -> None:
     assert command.trial_of(options()) is None
-    assert command.trial_of(options("--canary", "20%")) == Trial()
+    assert command.trial_of(options("--canary", "20%")) == CanaryTrial()
     given = options("--canary", "0.5", "--metric", "loss", "--max-drop", "0.1", "--deadline", "5m")
-    assert command.trial_of(given) == Trial(0.5, "loss", 0.1, 300.0)
+    assert command.trial_of(given) == CanaryTrial(0.5, "loss", 0.1, 300.0)
 
 
 @pytest.mark.parametrize("words", [["--metric", "loss"], ["--canary", "1", "--reason", "x"]])

@@ -15,7 +15,7 @@ from fl_server.dataplane.plane import DataPlane, Done
 from fl_server.persistence.journal import RunRecord
 from fl_server.rounds.events import Model, SweepRound, SweepRun
 from fl_server.runs.definition import parse_definition
-from runtime.signing import SecretKey
+from runtime.security.signing import SecretKey
 from storage.registry.registry import ModelRegistry
 from storage.store.objects import MemoryStore
 

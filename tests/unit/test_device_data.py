@@ -28,8 +28,8 @@ from fl_client.datasets.settings import (
     DataPlace,
     DataSettings,
     MqttSource,
+    SampleStoreSettings,
     Schema,
-    StoreSettings,
     read_sections,
 )
 from fl_client.datasets.store import open_store, store_path, stored_refusals, stored_samples
@@ -286,7 +286,7 @@ def kept(folder: Path) -> list[int]:
 
 
 def test_the_store_is_a_ring(tmp_path: Path) -> None:
-    store = open_store(tmp_path, StoreSettings(max_examples=10))
+    store = open_store(tmp_path, SampleStoreSettings(max_examples=10))
     assert store.add([make(number) for number in range(8)], 0.0, 0.0) == 8
     assert store.add([make(number) for number in range(6, 15)], 0.0, 0.0, {"type": 3}) == 7
     assert kept(tmp_path) == list(range(5, 15))
@@ -303,7 +303,7 @@ def test_a_store_that_is_being_made_is_empty(tmp_path: Path) -> None:
 
 
 def test_the_file_stays_within_its_bound(tmp_path: Path) -> None:
-    store = open_store(tmp_path, StoreSettings(max_mib=0.5))
+    store = open_store(tmp_path, SampleStoreSettings(max_mib=0.5))
     for start in range(0, 3000, 100):
         store.add([make(number, 100) for number in range(start, start + 100)], 0.0, 0.0)
     store.close()
@@ -313,7 +313,7 @@ def test_the_file_stays_within_its_bound(tmp_path: Path) -> None:
 
 
 def test_a_clock_that_jumps_does_not_empty_the_store(tmp_path: Path) -> None:
-    store = open_store(tmp_path, StoreSettings(max_age_days=1))
+    store = open_store(tmp_path, SampleStoreSettings(max_age_days=1))
     store.add([make(0), make(1)], 1000.0, 0.0)
     years = 1000.0 + 10 * 365 * 86400
     store.add([], years, 10.0)
@@ -327,7 +327,7 @@ def test_a_clock_that_jumps_does_not_empty_the_store(tmp_path: Path) -> None:
 
 
 def test_what_is_old_goes(tmp_path: Path) -> None:
-    store = open_store(tmp_path, StoreSettings(max_age_days=1))
+    store = open_store(tmp_path, SampleStoreSettings(max_age_days=1))
     store.add([make(0)], 0.0, 0.0)
     store.add([make(1), make(2)], 90_000.0, 1.0)
     assert kept(tmp_path) == [1, 2]
@@ -335,7 +335,7 @@ def test_what_is_old_goes(tmp_path: Path) -> None:
 
 
 def test_a_damaged_store_is_set_aside_and_an_altered_sample_left_out(tmp_path: Path) -> None:
-    store = open_store(tmp_path, StoreSettings())
+    store = open_store(tmp_path, SampleStoreSettings())
     store.add([make(number) for number in range(5)], 0.0, 0.0)
     store.close()
     path = store_path(tmp_path)
@@ -348,7 +348,7 @@ def test_a_damaged_store_is_set_aside_and_an_altered_sample_left_out(tmp_path: P
     content[4096 : 4096 + 2000] = bytes(2000)
     path.write_bytes(content)
     kept(tmp_path)
-    store = open_store(tmp_path, StoreSettings())
+    store = open_store(tmp_path, SampleStoreSettings())
     assert len(store) == 0
     assert path.with_name("samples.sqlite.damaged").exists()
     store.close()
@@ -358,9 +358,9 @@ WRITER = """
 import sys
 from pathlib import Path
 from fl_client.datasets.sample import Sample, digest
-from fl_client.datasets.settings import StoreSettings
+from fl_client.datasets.settings import SampleStoreSettings
 from fl_client.datasets.store import open_store
-store = open_store(Path(sys.argv[1]), StoreSettings(max_examples=200))
+store = open_store(Path(sys.argv[1]), SampleStoreSettings(max_examples=200))
 for number in range(10**9):
     store.add([Sample(digest("id", str(number)), "", 0.0, [float(number)] * 50)], 0.0, 0.0)
     print(number, flush=True)
@@ -383,7 +383,7 @@ def test_what_was_written_outlives_a_kill(tmp_path: Path) -> None:
         said = [said, *map(int, process.stdout)][-1]  # it went on until the signal
         process.stdout.close()
         assert said in kept(tmp_path)
-        store = open_store(tmp_path, StoreSettings(max_examples=200))
+        store = open_store(tmp_path, SampleStoreSettings(max_examples=200))
         assert not store_path(tmp_path).with_name("samples.sqlite.damaged").exists()
         store.close()
         store_path(tmp_path).unlink()

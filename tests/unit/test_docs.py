@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 from typing import get_args
 
 import pytest
 
-from fl_client.session.session import Stage
+from fl_client.session.events import Stage
 from fl_server.rounds.events import FACTS, Phase
 from fl_server.rounds.ledger import LEGAL
 from tests import protocol_page
@@ -31,6 +32,18 @@ def legal_table() -> str:
     return "\n".join(lines)
 
 
+def layers_table() -> str:
+    """Return the layers of each room as the architecture page has to show them."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    lines = ["| room | layers, from the top |", "| --- | --- |"]
+    for contract in settings["tool"]["importlinter"]["contracts"]:
+        if contract["type"] == "layers" and "containers" in contract:
+            (room,) = contract["containers"]
+            layers = (layer.replace(" | ", " \\| ") for layer in contract["layers"])
+            lines.append(f"| `{room}/` | {' → '.join(layers)} |")
+    return "\n".join(lines)
+
+
 def anchors(page: Path) -> set[str]:
     headings = _HEADING.findall(page.read_text(encoding="utf-8"))
     return {"#" + re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in headings}
@@ -38,6 +51,10 @@ def anchors(page: Path) -> set[str]:
 
 def test_the_table_of_legal_facts_is_the_code_s() -> None:
     assert legal_table() in ARCHITECTURE, "docs/architecture.md should show:\n" + legal_table()
+
+
+def test_the_layers_are_those_that_are_checked() -> None:
+    assert layers_table() in ARCHITECTURE, "docs/architecture.md should show:\n" + layers_table()
 
 
 def test_the_protocol_page_is_the_code_s() -> None:

@@ -9,16 +9,18 @@ import pytest
 
 from rengo.cli.main import main
 from rengo.device.config_file import Checked, Problem
-from rengo.doctor.agent import Patient, _store_clock, diagnose_agent
+from rengo.doctor.agent import AgentTarget, _store_clock, diagnose_agent
 from rengo.doctor.checks import Check
-from runtime.identity import new_identity, write_identity
-from runtime.ports import free_port
-from runtime.signing import SecretKey
+from runtime.processes.ports import free_port
+from runtime.security.identity import new_identity, write_identity
+from runtime.security.signing import SecretKey
 from tests.unit.test_doctor import FakeMachine
 
 
 def found(tmp_path: Path, values: dict[str, Any], *problems: Problem) -> dict[str, Check]:
-    patient = Patient(Checked("agent.toml", dict(values), {}, list(problems)), tmp_path / "data")
+    patient = AgentTarget(
+        Checked("agent.toml", dict(values), {}, list(problems)), tmp_path / "data"
+    )
     return {check.name: check for check in diagnose_agent(patient, FakeMachine())}
 
 

@@ -10,7 +10,7 @@ from fl_server.members.rules import (
     TOKEN_MEMORY_S,
     Claimant,
     DeviceRecord,
-    Fresh,
+    NewCredentials,
     TokenRecord,
     Verdict,
     forgettable,
@@ -20,7 +20,7 @@ from fl_server.members.rules import (
 )
 
 KEY, OTHER_KEY = "0a" * 32, "0b" * 32
-FRESH = Fresh("device-1f", "device-1f-secret", "a-new-password")
+FRESH = NewCredentials("device-1f", "device-1f-secret", "a-new-password")
 TOKEN = TokenRecord(
     id="join-1",
     public_key="0c" * 32,

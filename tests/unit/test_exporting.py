@@ -27,10 +27,11 @@ from fl_client.models.layers import (
 from fl_client.tasks.base import Device, Split, Task
 from fl_client.tasks.registry import load_task
 from rengo.export import torch as torch_export
-from rengo.export.formats import OnnxCheck, export, save_safetensors
+from rengo.export.formats import export, save_safetensors
 from rengo.export.input_shape import example_shape
-from rengo.operator.models import Held
-from runtime.errors import ConfigError, Mismatch, MissingExtra, RunFailed
+from rengo.export.onnx_check import OnnxCheck
+from rengo.operator.models import FetchedVersion
+from runtime.errors import ConfigError, Mismatch, MissingExtra, RunNotCompleted
 from storage.weights import Weights
 
 CLOSE = 1e-5
@@ -116,7 +117,7 @@ def task_of(model: Callable[[], torch.nn.Module]) -> Task:
 
 def onnx_of(task: Task, path: Path) -> tuple[OnnxCheck, Weights]:
     weights = task.initial_weights(3)
-    check = export(Held("it", weights), "onnx", path, task)
+    check = export(FetchedVersion("it", weights), "onnx", path, task)
     assert check is not None
     return check, weights
 
@@ -176,9 +177,9 @@ def test_a_module_that_is_called_in_its_own_way(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("module", "error", "says"),
     [
-        (OfThree, RunFailed, "onnxruntime does not run the exported model"),
-        (Noisy, RunFailed, "onnxruntime differs from torch by"),
-        (NotANumber, RunFailed, "onnxruntime differs from torch by nan"),
+        (OfThree, RunNotCompleted, "onnxruntime does not run the exported model"),
+        (Noisy, RunNotCompleted, "onnxruntime differs from torch by"),
+        (NotANumber, RunNotCompleted, "onnxruntime differs from torch by nan"),
         (Undecided, ConfigError, "cannot be exported to ONNX"),
     ],
 )
@@ -195,7 +196,7 @@ def test_a_difference_beyond_the_limit_leaves_what_was_there(
 ) -> None:
     (tmp_path / "m.onnx").write_text("before")
     monkeypatch.setattr(torch_export, "LARGEST_DIFFERENCE", -1.0)
-    with pytest.raises(RunFailed, match="is not the model"):
+    with pytest.raises(RunNotCompleted, match="is not the model"):
         onnx_of(task_of(lambda: torch.nn.Linear(4, 2)), tmp_path / "m.onnx")
     assert (tmp_path / "m.onnx").read_text() == "before"
 
@@ -210,7 +211,7 @@ def test_a_model_beyond_one_file_of_protobuf_has_its_weights_in_a_second(
 
 
 def test_onnx_needs_the_task(tmp_path: Path) -> None:
-    held = Held("it", load_task("digits").initial_weights(0))
+    held = FetchedVersion("it", load_task("digits").initial_weights(0))
     with pytest.raises(ConfigError, match="name the task by --task"):
         export(held, "onnx", tmp_path / "m.onnx")
 
@@ -227,7 +228,7 @@ def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_
 def test_a_state_dict_loads_strictly_into_the_module(tmp_path: Path) -> None:
     task = Words()
     weights = task.initial_weights(3)
-    export(Held("it", weights), "torch", tmp_path / "m.pt")
+    export(FetchedVersion("it", weights), "torch", tmp_path / "m.pt")
     loaded = torch.load(tmp_path / "m.pt", weights_only=True)
     module = Net()
     module.load_state_dict(loaded, strict=True)
@@ -241,14 +242,16 @@ def test_a_state_dict_loads_strictly_into_the_module(tmp_path: Path) -> None:
 def test_the_types_come_from_the_task_where_it_is_named(tmp_path: Path) -> None:
     task = Words()
     wide = {name: array.copy() for name, array in task.initial_weights(0).arrays().items()}
-    export(Held("it", Weights.from_arrays(wide)), "safetensors", tmp_path / "m", task)
+    export(FetchedVersion("it", Weights.from_arrays(wide)), "safetensors", tmp_path / "m", task)
     found = safetensors.torch.load_file(tmp_path / "m")
     assert found["last.weight"].dtype == torch.float16
     assert found["norm.weight"].dtype == torch.float32
 
 
 def test_what_is_not_the_task_s_model_says_what_is_wrong(tmp_path: Path) -> None:
-    held = Held("mine.safetensors", Weights.from_arrays({"0.weight": np.zeros((32, 64), "f4")}))
+    held = FetchedVersion(
+        "mine.safetensors", Weights.from_arrays({"0.weight": np.zeros((32, 64), "f4")})
+    )
     with pytest.raises(Mismatch, match=r"(?s)mine.safetensors does not fit.*missing +0\.bias"):
         export(held, "torch", tmp_path / "m.pt", load_task("digits"))
     assert list(tmp_path.iterdir()) == []

@@ -9,7 +9,7 @@ import pytest
 
 from broker.wire.messages import Order, Patch
 from fl_client.jobs.folder import DeviceFolder
-from fl_client.session.session import Job, JobKey
+from fl_client.session.events import Job, JobKey
 from storage.transfer.byte_ranges import Earlier
 from storage.transfer.multipart_upload import arrived_path
 from tests.messages import SAMPLES

@@ -20,7 +20,7 @@ import rengo
 from broker.wire.messages import ModelOffer, ModelRef, ProductionDocument
 from fl_client.production import folder as production
 from fl_client.production.folder import MODEL, ProductionFolder, load
-from fl_client.production.follower import Followed, Follower
+from fl_client.production.follower import Followed, ProductionFollower
 from runtime.errors import (
     AccessDenied,
     ConfigError,
@@ -30,8 +30,8 @@ from runtime.errors import (
     RengoError,
     Unavailable,
 )
-from runtime.identity import new_identity, write_identity
-from runtime.signing import SecretKey
+from runtime.security.identity import new_identity, write_identity
+from runtime.security.signing import SecretKey
 from storage.transfer.files import Cancelled, Transfers
 from storage.versions.manifest import Manifest
 from storage.weights import Weights, write_safetensors
@@ -108,7 +108,7 @@ class Device:
     forbidden: str = ""
 
     def __post_init__(self) -> None:
-        self.follower = Follower(
+        self.follower = ProductionFollower(
             ProductionFolder(self.root, KEY.public),
             KEY.public,
             [TASK],

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from runtime.memory import give_back
+from runtime.processes.memory import give_back
 from storage.transfer.http import place
 
 
@@ -40,12 +40,12 @@ def test_what_circles_hold_is_given_back() -> None:
 def test_what_a_start_left_is_not_looked_through_again() -> None:
     code = """
 import gc, weakref
-from runtime.memory import give_back, settle
+from runtime.processes.memory import give_back, freeze_heap
 class Circle:
     def __init__(self):
         self.own = self
 lasting = Circle()
-settle()
+freeze_heap()
 assert gc.get_freeze_count() > 1000, gc.get_freeze_count()
 assert len(gc.get_objects()) < 1000, len(gc.get_objects())
 later = weakref.ref(Circle())

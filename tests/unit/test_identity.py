@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from runtime.errors import ConfigError
-from runtime.identity import Identity, new_identity, read_identity, write_identity
+from runtime.security.identity import Identity, new_identity, read_identity, write_identity
 
 
 @pytest.fixture

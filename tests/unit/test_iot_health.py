@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.wire.messages import DeviceHealth
-from iot.guards import Guard, Guards, is_news
+from iot.guards import Guards, Hysteresis, is_news
 from iot.health import Sensors, run_command
 from iot.profile import Budget, budget_of
 
@@ -203,7 +203,7 @@ def test_a_machine_without_sensors_never_rests() -> None:
 def test_a_guard_changes_its_mind_only_beyond_the_gap(
     figures: list[float], shut: float, gap: float
 ) -> None:
-    guard, last = Guard(shut, shut - gap), None
+    guard, last = Hysteresis(shut, shut - gap), None
     for figure in figures:
         before = guard.closed
         if guard.see(figure) != before:

@@ -17,7 +17,7 @@ from iot.health import Sensors
 from iot.limits import Limiter
 from iot.profile import Budget
 from iot.settings import HealthSettings
-from iot.steward import MachineSteward, is_within, used_bytes
+from iot.steward import MachinePolicy, is_within, used_bytes
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -47,7 +47,7 @@ class Case:
         self.boot_s, self.wall_s = 10.0, NOON
         self.between_orders_s = 1.0
         clocks = Clocks(lambda: self.boot_s, lambda: "boot", lambda: self.wall_s, lambda: False)
-        self.steward = MachineSteward(
+        self.steward = MachinePolicy(
             budget,
             HealthSettings(),
             folder,

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.errors import ConfigError
-from runtime.jointoken import CLAIM_PREFIX, PREFIX, JoinToken
-from runtime.signing import SecretKey
+from runtime.security.join_token import CLAIM_PREFIX, PREFIX, JoinToken
+from runtime.security.signing import SecretKey
 
 SERVER = SecretKey("0a" * 32).public
 TOKEN = JoinToken(bytes(range(16)), "home", SERVER)

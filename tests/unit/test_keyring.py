@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from fl_client.identity.credentials import Keyring
+from fl_client.identity.credentials import DeviceCredentials
 from runtime.errors import PeerError
-from runtime.identity import Identity, new_identity, read_identity
-from runtime.signing import SecretKey
+from runtime.security.identity import Identity, new_identity, read_identity
+from runtime.security.signing import SecretKey
 
 NEW = "a-password-of-the-server"
 
@@ -27,7 +27,7 @@ def test_a_new_password_stands_beside_the_old_until_it_was_admitted(
     identity: Identity, tmp_path: Path
 ) -> None:
     path, old = tmp_path / "d.json", identity.password.get_secret_value()
-    keyring = Keyring(path, identity)
+    keyring = DeviceCredentials(path, identity)
     changed = keyring.keep(1, sealed(identity, NEW))
     assert changed is not None
     assert changed == read_identity(path)
@@ -45,11 +45,11 @@ def test_a_new_password_stands_beside_the_old_until_it_was_admitted(
 def test_an_older_password_does_not_come_back(identity: Identity, tmp_path: Path) -> None:
     path = tmp_path / "d.json"
     first, second = sealed(identity, NEW), sealed(identity, "another-of-the-server")
-    Keyring(path, identity).keep(1, first)
-    Keyring(path, read_identity(path)).keep(2, second)
+    DeviceCredentials(path, identity).keep(1, first)
+    DeviceCredentials(path, read_identity(path)).keep(2, second)
     kept = read_identity(path)
     with pytest.raises(PeerError) as caught:
-        Keyring(path, kept).keep(1, first)
+        DeviceCredentials(path, kept).keep(1, first)
     assert caught.value.reason == "replayed"
     assert read_identity(path) == kept
 
@@ -58,7 +58,7 @@ def test_what_another_could_have_sealed_or_sent_is_refused(
     identity: Identity, tmp_path: Path
 ) -> None:
     path = tmp_path / "d.json"
-    keyring = Keyring(path, identity)
+    keyring = DeviceCredentials(path, identity)
     for wrong in (
         SecretKey.generate().public.seal(NEW.encode()),
         b"",

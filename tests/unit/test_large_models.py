@@ -10,7 +10,7 @@ import pytest
 
 from broker.wire.messages import MAX_MESSAGE_BYTES, MAX_PARTS
 from fl_server.aggregation import sums
-from fl_server.aggregation.aggregator import Submission
+from fl_server.aggregation.aggregator import SubmittedUpdate
 from fl_server.aggregation.spool import MemoryBudget
 from fl_server.dataplane.uploads import Uploads
 from fl_server.rounds.events import RoundStarted, SendOrder
@@ -35,7 +35,7 @@ def aggregated(bench: Bench) -> str:
     return finished(bench, submissions)
 
 
-def finished(bench: Bench, submissions: list[Submission]) -> str:
+def finished(bench: Bench, submissions: list[SubmittedUpdate]) -> str:
     model = bench.aggregate(*submissions)
     bench.weights_of(model)  # the object has the sha256 that the model names
     bench.run.sweep((1, 1), model)

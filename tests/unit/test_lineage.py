@@ -117,7 +117,7 @@ def test_the_manifest_says_all_of_it() -> None:
 
 
 def test_the_largest_cohort_fits_into_a_document() -> None:
-    from runtime.signing import SecretKey  # noqa: PLC0415  (this test alone signs)
+    from runtime.security.signing import SecretKey  # noqa: PLC0415  (this test alone signs)
 
     names = {f"{'d' * 58}-{number:05d}": 1 for number in range(3000)}
     scattered = tuple((number << 30, (number << 30) + 1) for number in range(256, 512))

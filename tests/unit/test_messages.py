@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -19,14 +21,19 @@ from broker.wire.messages import (
     Result,
     RunEvent,
     decode,
+    encode,
 )
 from broker.wire.topics import Address
 from runtime.errors import PeerError, RengoError
-from runtime.signing import SecretKey
+from runtime.security.signing import SecretKey
 from tests.messages import KEY, SAMPLES, SHA, address_of, content, envelope, signed, wire
 
 DECLINE = SAMPLES["decline"]
 AT = address_of(DECLINE)
+# every kind and all that nests in one, full and sparse, as 4bf2752 encoded them for KEY's holder
+RECORDED = json.loads(
+    (Path(__file__).parents[1] / "old_data" / "messages_4bf2752.json").read_text()
+)
 
 
 def refused(payload: bytes, address: Address = AT) -> PeerError:
@@ -53,10 +60,30 @@ def test_every_kind_comes_back_equal(message: Message) -> None:
     assert (found.sender, found.boot_id, found.seq, found.kind) == ("d-1", "boot", 7, message.kind)
 
 
+def test_the_recorded_messages_are_of_every_kind() -> None:
+    assert {kind for kind, _ in RECORDED} == KINDS.keys()
+
+
+@pytest.mark.parametrize(("kind", "recorded"), RECORDED)
+def test_the_bytes_on_the_wire_are_those_of_earlier_versions(kind: str, recorded: str) -> None:
+    address, payload = address_of(SAMPLES[kind]), bytes.fromhex(recorded)
+    found, body = decode(payload, address, KEY.public)
+    again = encode(
+        body,
+        address,
+        KEY,
+        sender=found.sender,
+        boot_id=found.boot_id,
+        seq=found.seq,
+        sent_ms=found.sent_ms,
+    )
+    assert again == payload
+
+
 @pytest.mark.parametrize("message", SAMPLES.values(), ids=SAMPLES.keys())
 def test_no_kind_is_taken_in_the_place_of_another(message: Message) -> None:
     for other in SAMPLES.values():
-        if other.place != message.place:
+        if other.channel != message.channel:
             assert refused(content(message), address_of(other)).reason == "wrong_place"
 
 

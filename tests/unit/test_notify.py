@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from fl_client.agent.status_server import Desk, Question
-from fl_client.session.session import JobKey
-from runtime.environments import TRIAL_S, Environments, Trial
+from fl_client.agent.status_server import Question, StatusServer
+from fl_client.session.events import JobKey
 from runtime.errors import TransportError
-from runtime.notify import Notifier
+from runtime.processes.environments import TRIAL_S, Environments, UpdateTrial
+from runtime.processes.notify import Notifier
 
 
 class Manager:
@@ -44,7 +44,7 @@ def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Manager
 
 
 def test_a_desk_tells_the_service_manager(manager: Manager) -> None:
-    desk = Desk(Notifier(str(manager.path), watchdog_s=60.0))
+    desk = StatusServer(Notifier(str(manager.path), watchdog_s=60.0))
     desk.turned(0.0)
     assert manager.heard() == ["WATCHDOG=1"]
     assert desk.left_s(0.0) is not None
@@ -60,7 +60,7 @@ def test_a_desk_tells_the_service_manager(manager: Manager) -> None:
 
 
 def test_a_device_without_a_network_is_ready_all_the_same(manager: Manager) -> None:
-    desk = Desk(Notifier(str(manager.path)))
+    desk = StatusServer(Notifier(str(manager.path)))
     left_s = desk.left_s(desk._diary.begun_s)
     assert left_s is not None
     desk.turned(desk._diary.begun_s + left_s)
@@ -71,7 +71,7 @@ def test_a_trial_is_ready_with_the_broker_alone(manager: Manager, tmp_path: Path
     links = Environments(tmp_path / "links")
     links.propose(tmp_path / "new")
     (links.links / "next").rename(links.links / "trying")  # what the launcher does
-    desk = Desk(Notifier(str(manager.path)), Trial(links))
+    desk = StatusServer(Notifier(str(manager.path)), UpdateTrial(links))
     desk.turned(desk._diary.begun_s + TRIAL_S - 1)
     assert manager.heard() == []
     assert links.current is None
@@ -83,7 +83,7 @@ def test_a_trial_is_ready_with_the_broker_alone(manager: Manager, tmp_path: Path
 
 
 def test_an_agent_about_to_be_updated_takes_nothing_and_does_not_end_in_a_round() -> None:
-    desk, answers = Desk(), []
+    desk, answers = StatusServer(), []
     asked = {name: Question(name, 7, answers.append) for name in ("hold", "restart", "release")}  # type: ignore[arg-type]
     assert not desk.answer(asked["hold"], {"busy": "it is at work"})
     assert desk.held
@@ -95,7 +95,7 @@ def test_an_agent_about_to_be_updated_takes_nothing_and_does_not_end_in_a_round(
 
 
 def test_the_diary_keeps_the_last_ten_and_tells_their_age() -> None:
-    desk = Desk()
+    desk = StatusServer()
     for number in range(12):
         desk.declined(JobKey("r", "train", number, 1), "too hot")
     told = desk._diary.as_dict()["declines"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from broker.wire.messages import Order
-from fl_server.dataplane.bundles import Bundles
+from fl_server.dataplane.bundles import SiteBundles
 from fl_server.dataplane.orders import Ordering
 from fl_server.dataplane.plane import DataPlane, Done, TaskDone
 from fl_server.rounds.events import (
@@ -22,7 +22,7 @@ from fl_server.rounds.events import (
     UpdateAccepted,
 )
 from runtime.errors import AccessDenied, Unavailable
-from runtime.signing import SecretKey
+from runtime.security.signing import SecretKey
 from storage.registry.registry import ModelRegistry
 from storage.store.objects import MemoryStore
 from storage.transfer.multipart import PartSizes
@@ -56,7 +56,7 @@ class Post:
         self.store = store
         registry = ModelRegistry(store, "default", SecretKey("5e" * 32))
         self.data = DataPlane(store, registry, folder, self.inbox.put)
-        self.bundles = Bundles(store, "default", folder / "bundles")
+        self.bundles = SiteBundles(store, "default", folder / "bundles")
         self.ordering = Ordering(
             self.data, self.bundles, lambda device, order: self.sent.append((device, order)), 7
         )

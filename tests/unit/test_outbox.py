@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from broker.session.outbox import Outbox, OutboxError, OutboxFull, Row
-from broker.session.resend import WINDOW, Replay
-from broker.wire.limits import MAX_PAYLOAD_BYTES, MessageTooLarge
+from broker.session.outbox import Outbox, OutboxError, OutboxFull, OutboxRow
+from broker.session.resend import WINDOW, ResendQueue
+from broker.wire.limits import MAX_MESSAGE_BYTES, MessageTooLarge
 from runtime.errors import ConfigError
 
 
@@ -86,7 +86,7 @@ def test_the_caps_are_named_and_store_nothing(outbox: Outbox) -> None:
 
 def test_what_no_broker_takes_is_refused(outbox: Outbox) -> None:
     with pytest.raises(MessageTooLarge):
-        outbox.put("k", "t", bytes(MAX_PAYLOAD_BYTES + 1), until="puback")
+        outbox.put("k", "t", bytes(MAX_MESSAGE_BYTES + 1), until="puback")
     with pytest.raises(ConfigError):
         outbox.put("k", "a/#", b"", until="puback")
     assert len(outbox) == 0
@@ -156,10 +156,10 @@ class Wire:
     """Takes rows as a connection does, with message ids that count up."""
 
     def __init__(self) -> None:
-        self.sent: list[Row] = []
+        self.sent: list[OutboxRow] = []
         self.open = True
 
-    def __call__(self, row: Row) -> int | None:
+    def __call__(self, row: OutboxRow) -> int | None:
         if not self.open:
             return None
         self.sent.append(row)
@@ -171,7 +171,7 @@ class Wire:
 
 
 def test_replay_sends_each_row_once_per_connection(outbox: Outbox) -> None:
-    replay, wire = Replay(outbox, 10.0), Wire()
+    replay, wire = ResendQueue(outbox, 10.0), Wire()
     outbox.put("a", "t", b"", until="puback")
     outbox.put("b", "t", b"", until="confirm")
     for now in (0.0, 1.0, 2.0):
@@ -184,7 +184,7 @@ def test_replay_sends_each_row_once_per_connection(outbox: Outbox) -> None:
 
 
 def test_replay_removes_at_puback_only_what_waits_for_no_more(outbox: Outbox) -> None:
-    replay, wire = Replay(outbox, 10.0), Wire()
+    replay, wire = ResendQueue(outbox, 10.0), Wire()
     outbox.put("a", "t", b"", until="puback")
     outbox.put("b", "t", b"", until="confirm")
     replay.pump(wire, 0.0)
@@ -194,7 +194,7 @@ def test_replay_removes_at_puback_only_what_waits_for_no_more(outbox: Outbox) ->
 
 
 def test_replay_sends_again_until_confirmed(outbox: Outbox) -> None:
-    replay, wire = Replay(outbox, 10.0), Wire()
+    replay, wire = ResendQueue(outbox, 10.0), Wire()
     outbox.put("b", "t", b"", until="confirm")
     replay.pump(wire, 0.0)
     replay.acknowledged([1], 1.0)
@@ -211,7 +211,7 @@ def test_replay_sends_again_until_confirmed(outbox: Outbox) -> None:
 
 
 def test_replay_does_not_let_an_answer_to_the_old_remove_the_new(outbox: Outbox) -> None:
-    replay, wire = Replay(outbox, 10.0), Wire()
+    replay, wire = ResendQueue(outbox, 10.0), Wire()
     outbox.put("a", "t", b"old", until="puback")
     replay.pump(wire, 0.0)
     outbox.put("a", "t", b"new", until="puback")
@@ -221,7 +221,7 @@ def test_replay_does_not_let_an_answer_to_the_old_remove_the_new(outbox: Outbox)
 
 
 def test_replay_keeps_a_window_and_goes_on_as_answers_come(outbox: Outbox) -> None:
-    replay, wire = Replay(outbox, 10.0), Wire()
+    replay, wire = ResendQueue(outbox, 10.0), Wire()
     for number in range(80):
         outbox.put(f"k{number}", "t", b"", until="puback")
     replay.pump(wire, 0.0)
@@ -237,7 +237,7 @@ def test_replay_keeps_a_window_and_goes_on_as_answers_come(outbox: Outbox) -> No
 
 
 def test_replay_goes_on_where_a_closed_connection_stopped_it(outbox: Outbox) -> None:
-    replay, wire = Replay(outbox, 10.0), Wire()
+    replay, wire = ResendQueue(outbox, 10.0), Wire()
     outbox.put("a", "t", b"", until="puback")
     wire.open = False
     replay.pump(wire, 0.0)
@@ -248,7 +248,7 @@ def test_replay_goes_on_where_a_closed_connection_stopped_it(outbox: Outbox) -> 
 
 
 def test_replay_sends_again_what_the_broker_refused(outbox: Outbox) -> None:
-    replay, wire = Replay(outbox, 10.0), Wire()
+    replay, wire = ResendQueue(outbox, 10.0), Wire()
     outbox.put("a", "t", b"", until="puback")
     replay.pump(wire, 0.0)
     replay.refused(1, 0.0)
@@ -260,7 +260,7 @@ def test_replay_sends_again_what_the_broker_refused(outbox: Outbox) -> None:
 
 
 def test_replay_tells_a_broker_that_stopped_answering(outbox: Outbox) -> None:
-    replay, wire = Replay(outbox, 10.0), Wire()
+    replay, wire = ResendQueue(outbox, 10.0), Wire()
     outbox.put("a", "t", b"", until="puback")
     replay.pump(wire, 0.0)
     replay.pump(wire, 29.0)

@@ -7,8 +7,8 @@ from unittest.mock import Mock
 
 import pytest
 
-from runtime import ports
 from runtime.errors import ConfigError
+from runtime.processes import ports
 
 
 def test_a_port_can_be_bound_and_no_client_is_given_it() -> None:

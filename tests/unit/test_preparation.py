@@ -17,7 +17,7 @@ from rengo.site.folder import SiteFolder
 from rengo.site.preparation import Preparation, SiteOptions
 from runtime.config import load
 from runtime.errors import ConfigError
-from runtime.identity import read_identity
+from runtime.security.identity import read_identity
 
 CONTAINED = SiteOptions(
     broker="mosquitto",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from broker.wire.messages import DeviceInfo, DeviceState
-from fl_server.members.presence import Presence
+from fl_server.members.presence import PresenceTable
 from fl_server.rounds.events import DeviceJoined, DeviceLeft
 from tests.messages import SAMPLES
 
@@ -16,15 +16,15 @@ def state(status: Status, boot_id: str = "b-1", tasks: list[str] | None = None) 
     return DeviceState(status=status, boot_id=boot_id, tasks=tasks or ["digits"])
 
 
-def presence_after(*states: DeviceState) -> Presence:
-    presence = Presence()
+def presence_after(*states: DeviceState) -> PresenceTable:
+    presence = PresenceTable()
     for each in states:
         presence.take_state("d-1", each)
     return presence
 
 
 def test_ready_is_a_join() -> None:
-    presence = Presence()
+    presence = PresenceTable()
     assert presence.take_state("d-1", state("ready")) == DeviceJoined("d-1", "trainer")
     assert [device.id for device in presence.online("digits")] == ["d-1"]
     assert presence.online("other") == []
@@ -32,11 +32,11 @@ def test_ready_is_a_join() -> None:
 
 def test_an_evaluator_joins_as_one() -> None:
     evaluator = DeviceState(status="ready", boot_id="b", role="evaluator", tasks=["digits"])
-    assert Presence().take_state("e", evaluator) == DeviceJoined("e", "evaluator")
+    assert PresenceTable().take_state("e", evaluator) == DeviceJoined("e", "evaluator")
 
 
 def test_draining_is_online_and_takes_no_order() -> None:
-    presence = Presence()
+    presence = PresenceTable()
     event = presence.take_state("d-1", state("draining"))
     assert event == DeviceJoined("d-1", "trainer", accepting=False)
     assert presence.online("digits")
@@ -97,7 +97,7 @@ def test_after_a_gap_everything_is_news() -> None:
 def test_info_is_kept_whichever_comes_first() -> None:
     info = SAMPLES["device_info"]
     assert isinstance(info, DeviceInfo)
-    before = Presence()
+    before = PresenceTable()
     before.take_info("d-1", info)
     before.take_state("d-1", state("ready"))
     after = presence_after(state("ready"))
@@ -108,7 +108,7 @@ def test_info_is_kept_whichever_comes_first() -> None:
 
 
 def test_the_online_are_in_the_order_of_their_ids() -> None:
-    presence = Presence()
+    presence = PresenceTable()
     for name in ("d-3", "d-1", "d-2"):
         presence.take_state(name, state("ready"))
     assert [device.id for device in presence.online("digits")] == ["d-1", "d-2", "d-3"]

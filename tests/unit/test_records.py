@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import pytest
 
-from runtime.records import Bounds, FieldError, made, require_checked
+from runtime.records import Bounds, FieldError, build, require_checked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,14 +30,14 @@ class Record:
 
 def test_fields_that_may_be_are_taken_and_the_others_have_their_defaults() -> None:
     given = {"name": "n", "count": 9, "note": "abc", "figures": {"x": 1.5}, "rest": [{}]}
-    found = made(Record, {**given, "rows": [["a", [1, 2]], ("b", [])]})
+    found = build(Record, {**given, "rows": [["a", [1, 2]], ("b", [])]})
     assert (found.name, found.count, found.note, found.rest) == ("n", 9, "abc", [{}])
     assert (found.kind, found.whole, found.figures) == ("a", False, {"x": 1.5})
     assert found.rows == [("a", [1, 2]), ("b", [])]
 
 
 def test_an_integer_serves_as_a_float() -> None:
-    found = made(Record, {"name": "n", "rate": 3, "figures": {"x": 1}})
+    found = build(Record, {"name": "n", "rate": 3, "figures": {"x": 1}})
     assert (type(found.rate), type(found.figures["x"])) == (float, float)
 
 
@@ -74,12 +74,12 @@ def test_an_integer_serves_as_a_float() -> None:
 )
 def test_what_may_not_be_is_named(field: str, value: object, said: str) -> None:
     with pytest.raises(FieldError, match=said):
-        made(Record, {"name": "n", field: value})
+        build(Record, {"name": "n", field: value})
 
 
 def test_what_is_missing_is_named() -> None:
     with pytest.raises(FieldError, match="name: is missing"):
-        made(Record, {})
+        build(Record, {})
 
 
 def test_a_number_without_an_end_is_within_no_bounds() -> None:

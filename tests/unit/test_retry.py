@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import pytest
 
 from runtime.errors import Corrupt, NotFound, StorageError, Unavailable
-from runtime.retry import instant, retry, retrying
+from runtime.retry import Backoff, instant, retrying, retrying_until
 
 
 class Failing:
@@ -77,16 +78,45 @@ def test_instant_ends_with_its_block() -> None:
     assert waits() > 0.05
 
 
-def test_a_decorated_function_keeps_its_arguments() -> None:
-    calls: list[int] = []
+def test_until_stopped_goes_on_for_as_long_as_it_takes() -> None:
+    work, waits = Failing(5, Unavailable("busy")), []
+    policy = retrying_until(threading.Event(), (Unavailable,), waits.append, first_s=0.001)
+    assert policy(work) == "done"
+    assert [str(error) for error in waits] == ["busy"] * 5
 
-    @retry((Unavailable,), attempts=3)
-    def work(number: int, *, double: bool = False) -> int:
-        calls.append(number)
-        if len(calls) < 3:
-            raise Unavailable("busy")
-        return 2 * number if double else number
 
-    with instant():
-        assert work(4, double=True) == 8
-    assert calls == [4, 4, 4]
+def test_the_event_ends_a_pause_and_raises_what_was_waited_for() -> None:
+    stopped = threading.Event()
+    policy = retrying_until(
+        stopped, (Unavailable,), lambda _: stopped.set(), first_s=1e6, longest_s=1e6
+    )
+    with pytest.raises(Unavailable, match="busy"):
+        policy(Failing(99, Unavailable("busy")))
+
+
+def test_until_stopped_raises_at_once_what_is_not_named() -> None:
+    work = Failing(1, NotFound("gone"))
+    with pytest.raises(NotFound):
+        retrying_until(threading.Event(), (Unavailable,), print)(work)
+    assert work.calls == 1
+
+
+def test_pauses_grow_to_their_bound_and_begin_anew() -> None:
+    backoff = Backoff(1.0, 10.0, least=1.0)
+    assert [backoff.next_s() for _ in range(6)] == [1, 2, 4, 8, 10, 10]
+    backoff.reset()
+    assert backoff.next_s() == 1
+    assert [Backoff(5.0, 600.0, factor=3.0, least=1.0).next_s() for _ in range(2)] == [5, 5]
+
+
+def test_jitter_draws_from_the_least_part_to_the_whole() -> None:
+    for least in (0.0, 0.5):
+        backoff = Backoff(8.0, 8.0, least=least)
+        drawn = [backoff.next_s() for _ in range(300)]
+        assert least * 8 <= min(drawn) < least * 8 + 1
+        assert 7 < max(drawn) <= 8
+
+
+def test_pauses_stay_finite_for_ever() -> None:
+    backoff = Backoff(1.0, 30.0, factor=10.0, least=1.0)
+    assert {backoff.next_s() for _ in range(1000)} == {1.0, 10.0, 30.0}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pkgutil
+import re
 import shutil
 import subprocess
 import sys
@@ -132,6 +133,8 @@ BREACHES = {
     "An algorithm knows weights": ("algorithms/planted.py", "import broker.wire.topics"),
     "Pure rooms": ("fl_server/selection/planted.py", "import time"),
     "never import torch": ("storage/planted.py", "import torch"),
+    "storage: every module has its layer": ("storage/nowhere.py", "x = 1"),
+    "No circles": ("storage/store/objects.py", "import storage.store.s3"),
     "needs neither boto3": ("broker/planted.py", "import boto3"),
 }
 
@@ -147,7 +150,8 @@ def lint_imports(folder: Path) -> list[str]:
         env={**os.environ, "COLUMNS": "400"},
         check=False,
     )
-    verdicts = [line for line in done.stdout.splitlines() if line.endswith(("KEPT", "BROKEN"))]
+    lines = (re.sub(r" \(.* ignored imports?\)$", "", line) for line in done.stdout.splitlines())
+    verdicts = [line for line in lines if line.endswith((" KEPT", " BROKEN"))]
     assert verdicts, done.stdout + done.stderr
     return verdicts
 
@@ -161,7 +165,8 @@ def test_the_contracts_can_be_broken(tmp_path: Path) -> None:
     for room in ("fl_server", *BASE_ROOMS):
         shutil.copytree(ROOT / room, tmp_path / room, ignore=shutil.ignore_patterns("__pycache__"))
     for path, line in BREACHES.values():
-        (tmp_path / path).write_text(line + "\n")
+        with (tmp_path / path).open("a") as module:
+            module.write(line + "\n")
     verdicts = lint_imports(tmp_path)
     for name in BREACHES:
         assert any(name in line and line.endswith("BROKEN") for line in verdicts), name

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from broker.wire.messages import Action, ModelRef, Order, Receipt, UploadRef
-from fl_client.session import session as s
+from fl_client.session import events as s
+from fl_client.session.machine import MAX_SHRINKS, MAX_WAITING_EVALUATIONS, DeviceSession
 
 OUTCOME = s.Outcome(10, {}, header_sha256="a" * 64, size_bytes=100)
 METRICS = s.Outcome(10, {"accuracy": 0.5})
@@ -65,7 +66,7 @@ def run_at(
     return s.RunChanged("run", epoch, ended, round_number, attempt, closed)
 
 
-def arrive(session: s.DeviceSession, *orders: Order) -> list[s.Command]:
+def arrive(session: DeviceSession, *orders: Order) -> list[s.Command]:
     commands: list[s.Command] = []
     for one in orders:
         commands += session.handle(s.OrderArrived(one))
@@ -76,9 +77,9 @@ def kinds(commands: list[s.Command]) -> list[str]:
     return [type(command).__name__ for command in commands]
 
 
-def at(stage: s.Stage, action: Action = "train") -> s.DeviceSession:
+def at(stage: s.Stage, action: Action = "train") -> DeviceSession:
     """Return a session whose one job has come to a stage."""
-    session = s.DeviceSession()
+    session = DeviceSession()
     arrive(session, order(action))
     steps: list[tuple[s.Stage, s.Event]] = [
         ("working", s.ModelFetched(key(action))),
@@ -98,7 +99,7 @@ def at(stage: s.Stage, action: Action = "train") -> s.DeviceSession:
 
 
 def test_a_training_job_from_its_order_to_its_receipt() -> None:
-    session = s.DeviceSession()
+    session = DeviceSession()
     assert kinds(arrive(session, order())) == ["FetchModel", "PublishState"]
     assert session.presence == "training"
     assert kinds(session.handle(s.ModelFetched(key()))) == ["DoWork"]
@@ -139,21 +140,21 @@ def test_an_event_of_a_job_that_is_no_longer_active_has_no_effect() -> None:
 
 
 def test_an_order_of_an_old_epoch_is_not_obeyed() -> None:
-    session = s.DeviceSession()
+    session = DeviceSession()
     session.handle(s.ServerChanged(3))
     assert arrive(session, order(epoch=2)) == []
     assert kinds(arrive(session, order(epoch=3)))[0] == "FetchModel"
 
 
 def test_an_order_teaches_the_epoch() -> None:
-    session = s.DeviceSession()
+    session = DeviceSession()
     arrive(session, order(epoch=5))
     assert arrive(session, order(round_number=2, epoch=4)) == []
 
 
 def test_what_was_kept_teaches_the_epoch() -> None:
     job = s.Job(key(), order(epoch=4), "reporting", OUTCOME)
-    session = s.DeviceSession()
+    session = DeviceSession()
     session.restore([job])
     assert arrive(session, order(round_number=2, epoch=3)) == []
 
@@ -173,7 +174,7 @@ def test_the_same_order_while_its_result_is_pending_sends_the_result_again() -> 
 
 
 def test_a_refused_order_is_declined_with_its_reason() -> None:
-    session = s.DeviceSession()
+    session = DeviceSession()
     commands = session.handle(s.OrderArrived(order(), "unknown task"))
     assert commands == [s.SendDecline(key(), reason="unknown task")]
 
@@ -187,7 +188,7 @@ def test_a_newer_training_order_takes_the_place_of_an_older() -> None:
 
 
 def test_an_older_training_order_is_ignored() -> None:
-    session = s.DeviceSession()
+    session = DeviceSession()
     arrive(session, order(round_number=2))
     assert arrive(session, order(round_number=1)) == []
 
@@ -202,11 +203,11 @@ def test_training_goes_before_evaluation_but_interrupts_none() -> None:
 
 def test_evaluations_wait_in_order_a_few_at_most() -> None:
     session = at("working")
-    rounds = list(range(1, s.MAX_WAITING_EVALUATIONS + 3))
+    rounds = list(range(1, MAX_WAITING_EVALUATIONS + 3))
     arrive(session, *(order("evaluate", number) for number in rounds))
     arrive(session, order("evaluate", rounds[-1]))
     waiting = [job.key.round for job in session.waiting]
-    assert waiting == rounds[-s.MAX_WAITING_EVALUATIONS :]
+    assert waiting == rounds[-MAX_WAITING_EVALUATIONS:]
 
 
 # --- failures ---------------------------------------------------------------------------------
@@ -261,7 +262,7 @@ def test_a_job_is_dropped_when_nobody_waits_for_it(change: s.RunChanged, over: b
 
 
 def test_an_order_for_what_is_over_is_not_taken() -> None:
-    session = s.DeviceSession()
+    session = DeviceSession()
     session.handle(run_at(2))
     assert arrive(session, order(round_number=1)) == []
     assert kinds(arrive(session, order(round_number=2)))[0] == "FetchModel"
@@ -299,7 +300,7 @@ def kept(stage: s.Stage, round_number: int = 1) -> s.Job:
 
 
 def test_a_restart_uploads_what_was_trained() -> None:
-    session = s.DeviceSession()
+    session = DeviceSession()
     commands = session.restore([kept("uploading")])
     assert kinds(commands) == ["UploadUpdate", "PublishState"]
     assert kinds(session.handle(s.UpdateUploaded(key()))) == [
@@ -310,19 +311,19 @@ def test_a_restart_uploads_what_was_trained() -> None:
 
 
 def test_a_restart_reports_what_was_uploaded() -> None:
-    session = s.DeviceSession()
+    session = DeviceSession()
     assert kinds(session.restore([kept("reporting")])) == ["SendResult"]
     assert session.presence == "ready"
 
 
 def test_a_restart_with_two_uploads_reports_the_second() -> None:
-    session = s.DeviceSession()
+    session = DeviceSession()
     commands = session.restore([kept("uploading"), kept("uploading", 2)])
     assert kinds(commands) == ["UploadUpdate", "KeepJob", "SendResult", "PublishState"]
 
 
 def test_a_restart_drops_an_upload_that_nobody_waits_for_and_reports_it() -> None:
-    session = s.DeviceSession()
+    session = DeviceSession()
     session.restore([kept("uploading")])
     commands = session.handle(run_at(2))
     assert kinds(commands) == ["CancelJob", "KeepJob", "SendResult", "PublishState"]
@@ -333,14 +334,14 @@ def test_a_restart_drops_an_upload_that_nobody_waits_for_and_reports_it() -> Non
 # --- memory ---------------------------------------------------------------------------------------
 
 
-def fail(session: s.DeviceSession, memory: s.Memory, *, retryable: bool = True) -> list[s.Command]:
+def fail(session: DeviceSession, memory: s.Memory, *, retryable: bool = True) -> list[s.Command]:
     assert session.active is not None
     return session.handle(s.JobFailed(session.active.key, "why", retryable, memory))
 
 
 def test_work_that_runs_short_of_memory_is_done_again_with_less() -> None:
     session = at("working")
-    for times in range(1, s.MAX_SHRINKS + 1):
+    for times in range(1, MAX_SHRINKS + 1):
         (again,) = fail(session, "short")
         assert isinstance(again, s.DoWork)
         assert again.job.shrink == times
@@ -377,10 +378,10 @@ def test_an_evaluation_that_runs_short_is_declined() -> None:
 # --- the algorithm's state ----------------------------------------------------------------------
 
 
-def stateful(*, orphan: bool) -> s.DeviceSession:
+def stateful(*, orphan: bool) -> DeviceSession:
     """Return a session whose result of round 1 waits for its receipt, with or without its job."""
     job = s.Job(key(), order(), "reporting", replace(OUTCOME, keeps_state=True))
-    session = s.DeviceSession()
+    session = DeviceSession()
     session.restore([] if orphan else [job], [key()] if orphan else [])
     return session
 
@@ -402,7 +403,7 @@ def test_a_training_waits_until_its_state_is_known(orphan: bool, status: str) ->
 
 
 def test_without_a_state_nothing_waits_for_a_receipt() -> None:
-    session = s.DeviceSession()
+    session = DeviceSession()
     session.restore([s.Job(key(), order(), "reporting", OUTCOME)])
     assert "FetchModel" in kinds(arrive(session, order(round_number=2)))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from broker.session.outbox import Outbox, OutboxDamaged
-from fl_client.jobs.journal import Worklog, WorklogDamaged
+from fl_client.jobs.journal import JobJournal, JobJournalDamaged
 from runtime.errors import ConfigError
 from runtime.sqlite import opened_or_begun_anew
 from tests.unit.test_worklog import job
@@ -23,8 +23,8 @@ def open_outbox(path: Path) -> Outbox:
     return opened_or_begun_anew(Outbox, path, OutboxDamaged, "nothing")
 
 
-def open_worklog(path: Path) -> Worklog:
-    return opened_or_begun_anew(Worklog, path, WorklogDamaged, "nothing")
+def open_worklog(path: Path) -> JobJournal:
+    return opened_or_begun_anew(JobJournal, path, JobJournalDamaged, "nothing")
 
 
 def fill_outbox(path: Path) -> None:
@@ -39,11 +39,11 @@ def fill_outbox(path: Path) -> None:
 
 
 def fill_worklog(path: Path) -> None:
-    worklog = Worklog(path)
+    worklog = JobJournal(path)
     for number in range(1, 12):
         worklog.keep(job(number))
     worklog.close()
-    worklog = Worklog(path)
+    worklog = JobJournal(path)
     worklog.forget(job(3).key)
     keep_beside(path)
     worklog.close()

@@ -16,7 +16,7 @@ import pytest
 from algorithms.base import Algorithm, Flat
 from algorithms.fedavg import FedAvg
 from fl_server.aggregation import sums
-from fl_server.aggregation.aggregator import Refused, RunAggregator, Submission
+from fl_server.aggregation.aggregator import Refused, RunAggregator, SubmittedUpdate
 from fl_server.aggregation.arithmetic.exact import BLOCK, BlockSum, Float32s
 from fl_server.aggregation.model_cache import ModelCache
 from fl_server.aggregation.spool import MemoryBudget
@@ -119,7 +119,7 @@ class Bench:
         examples: int = 10,
         place: tuple[int, int] | None = None,
         **changes: Any,
-    ) -> Submission:
+    ) -> SubmittedUpdate:
         round_number, attempt = place or (self.model.version + 1, 1)
         info: dict[str, Any] = {
             "run_id": KEYS.run_id,
@@ -141,14 +141,14 @@ class Bench:
         key = KEYS.update(round_number, attempt, name)
         self.store.put(key, out.getvalue())
         update = Update(key, written.size_bytes, written.header_sha256, examples)
-        return Submission(name, round_number, attempt, update)
+        return SubmittedUpdate(name, round_number, attempt, update)
 
-    def fold(self, *submissions: Submission) -> None:
+    def fold(self, *submissions: SubmittedUpdate) -> None:
         for each in submissions:
             self.run.verify(each, self.model)
             self.run.fold(each, self.model)
 
-    def aggregate(self, *submissions: Submission) -> Model:
+    def aggregate(self, *submissions: SubmittedUpdate) -> Model:
         key = (submissions[0].round, submissions[0].attempt)
         included = tuple(sorted(each.device_id for each in submissions))
         return self.run.aggregate(key, included, self.model)
@@ -279,7 +279,7 @@ def test_an_update_that_answers_something_else_is_refused(
     assert bench.budget.take(1 << 30), "a refused update gives its memory back"
 
 
-def forged(bench: Bench, submission: Submission, last: float) -> Submission:
+def forged(bench: Bench, submission: SubmittedUpdate, last: float) -> SubmittedUpdate:
     """Return the submission with another last value, every hash of it right."""
     with bench.store.open(submission.update.key) as stream:
         data = stream.read(1 << 30)
@@ -338,7 +338,7 @@ def test_a_size_beyond_the_model_is_refused_before_a_byte_is_read(bench: Bench) 
     submission = bench.submit("a")
     huge = Update(submission.update.key, 1 << 40, submission.update.header_sha256, 10)
     with pytest.raises(Refused, match="at most"):
-        bench.run.verify(Submission("a", 1, 1, huge), bench.model)
+        bench.run.verify(SubmittedUpdate("a", 1, 1, huge), bench.model)
 
 
 def test_what_was_verified_is_what_is_added(bench: Bench) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from rengo.site.certificates import Authority, Validity
 from runtime.errors import AuthenticationFailed, ConfigError, TransportError, UntrustedPeer
-from runtime.tls import Tls, fetch_authority, tls_error, tls_problem
+from runtime.security.tls import Tls, fetch_authority, tls_error, tls_problem
 from tests.certificates import (
     FUTURE,
     LOOPBACK,

@@ -11,8 +11,14 @@ import pytest
 
 from broker.wire.messages import ModelRef, Order, PartsRef, UploadRef
 from fl_client.jobs import transfer as transferring
-from fl_client.jobs.transfer import JobTransfers, Lease
-from fl_client.session.session import Job, JobFailed, JobKey, ModelFetched, UpdateUploaded
+from fl_client.jobs.transfer import JobTransfers, TransferContext
+from fl_client.session.events import (
+    Job,
+    JobFailed,
+    JobKey,
+    ModelFetched,
+    UpdateUploaded,
+)
 from runtime.errors import AccessDenied, ConfigError, Corrupt, StorageError, Unavailable
 from storage.transfer.byte_ranges import Earlier
 from storage.transfer.files import Cancelled, Transfers
@@ -116,14 +122,14 @@ def never(key: JobKey) -> None:
 
 
 def test_a_fetch_ends_as_an_event() -> None:
-    transfers, lease = Scripted(), Lease(job())
+    transfers, lease = Scripted(), TransferContext(job())
     assert JobTransfers(transfers, never).fetch(lease, Path("m")) == ModelFetched(lease.key)
     assert transfers.urls == ["get-u-1"]
     assert (lease.bytes_down, lease.bytes_up) == (10, 0)
 
 
 def test_an_upload_ends_as_an_event() -> None:
-    transfers, lease = Scripted(), Lease(job())
+    transfers, lease = Scripted(), TransferContext(job())
     assert JobTransfers(transfers, never).upload(lease, Path("u")) == UpdateUploaded(lease.key)
     assert transfers.urls == ["put-u-1"]
     assert transfers.headers == [HEADERS]
@@ -131,13 +137,13 @@ def test_an_upload_ends_as_an_event() -> None:
 
 
 def test_a_store_that_cannot_be_reached_costs_time_only() -> None:
-    transfers, lease = Scripted(*(Unavailable("down") for _ in range(4))), Lease(job())
+    transfers, lease = Scripted(*(Unavailable("down") for _ in range(4))), TransferContext(job())
     assert JobTransfers(transfers, never).fetch(lease, Path("m")) == ModelFetched(lease.key)
     assert len(transfers.urls) == 5
 
 
 def test_a_retry_takes_the_latest_url() -> None:
-    lease = Lease(job("u-1"))
+    lease = TransferContext(job("u-1"))
     transfers = Scripted(Unavailable("down"))
     lease.renew(job("u-2"))
     JobTransfers(transfers, never).upload(lease, Path("u"))
@@ -146,13 +152,13 @@ def test_a_retry_takes_the_latest_url() -> None:
 
 def test_a_fetch_is_told_of_the_earlier_model() -> None:
     transfers, earlier = Scripted(), Earlier(Path("older"), [(0, 4)])
-    JobTransfers(transfers, never).fetch(Lease(job()), Path("m"), earlier)
+    JobTransfers(transfers, never).fetch(TransferContext(job()), Path("m"), earlier)
     assert transfers.earlier == earlier
 
 
 @pytest.mark.parametrize("verb", ["fetch", "upload"])
 def test_a_fresh_url_comes_by_an_order_that_came_again(verb: str) -> None:
-    transfers, lease = Scripted(NeedsUrl()), Lease(job("old"))
+    transfers, lease = Scripted(NeedsUrl()), TransferContext(job("old"))
     asked: list[JobKey] = []
 
     def ask(key: JobKey) -> None:
@@ -168,7 +174,7 @@ def test_a_fresh_url_comes_by_an_order_that_came_again(verb: str) -> None:
 
 def test_a_url_that_never_comes_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transferring, "_RENEWAL_S", 0.01)
-    transfers, lease = Scripted(NeedsUrl(), NeedsUrl()), Lease(job())
+    transfers, lease = Scripted(NeedsUrl(), NeedsUrl()), TransferContext(job())
     asked: list[JobKey] = []
     event = JobTransfers(transfers, asked.append).fetch(lease, Path("m"))
     assert event == ModelFetched(lease.key)
@@ -185,7 +191,7 @@ def test_a_url_that_never_comes_is_asked_for_again(monkeypatch: pytest.MonkeyPat
     ],
 )
 def test_what_no_patience_mends_fails_the_job(error: Exception, said: str) -> None:
-    transfers, lease = Scripted(error), Lease(job())
+    transfers, lease = Scripted(error), TransferContext(job())
     event = JobTransfers(transfers, never).fetch(lease, Path("m"))
     assert isinstance(event, JobFailed)
     assert said in event.reason
@@ -193,20 +199,22 @@ def test_what_no_patience_mends_fails_the_job(error: Exception, said: str) -> No
 
 
 def test_a_reason_fits_into_a_message() -> None:
-    event = JobTransfers(Scripted(Corrupt("x" * 5000)), never).fetch(Lease(job()), Path("m"))
+    event = JobTransfers(Scripted(Corrupt("x" * 5000)), never).fetch(
+        TransferContext(job()), Path("m")
+    )
     assert isinstance(event, JobFailed)
     assert len(event.reason) == 2000
 
 
 def test_an_order_without_a_place_for_the_update_fails_the_job() -> None:
-    lease = Lease(job(action="evaluate"))
+    lease = TransferContext(job(action="evaluate"))
     event = JobTransfers(Scripted(), never).upload(lease, Path("u"))
     assert isinstance(event, JobFailed)
     assert "names no place" in event.reason
 
 
 def test_a_cancelled_job_ends_in_silence() -> None:
-    lease = Lease(job())
+    lease = TransferContext(job())
     lease.cancel()
     assert JobTransfers(Scripted(), never).fetch(lease, Path("m")) is None
     assert JobTransfers(Scripted(), never).upload(lease, Path("u")) is None
@@ -215,7 +223,7 @@ def test_a_cancelled_job_ends_in_silence() -> None:
 @pytest.mark.parametrize("waits_for", ["store", "url"])
 def test_cancelling_ends_any_wait_at_once(waits_for: str) -> None:
     failures = [Unavailable("down")] * 1000 if waits_for == "store" else [NeedsUrl()]
-    transfers, lease = Scripted(*failures), Lease(job())
+    transfers, lease = Scripted(*failures), TransferContext(job())
     ends: list[object] = []
     runner = threading.Thread(
         target=lambda: ends.append(JobTransfers(transfers, lambda _: None).fetch(lease, Path("m")))
@@ -228,7 +236,7 @@ def test_cancelling_ends_any_wait_at_once(waits_for: str) -> None:
 
 
 def test_a_failure_of_a_cancelled_job_is_silence() -> None:
-    lease = Lease(job())
+    lease = TransferContext(job())
 
     class Late(Scripted):
         def move(
@@ -241,7 +249,7 @@ def test_a_failure_of_a_cancelled_job_is_silence() -> None:
 
 
 def test_a_lease_shows_the_latest_job() -> None:
-    lease = Lease(job("u-1"))
+    lease = TransferContext(job("u-1"))
     newer = replace(job("u-2"), stage="uploading")
     lease.renew(newer)
     assert lease.job == newer
@@ -266,7 +274,7 @@ def test_a_large_update_goes_in_parts_and_a_small_one_whole(
 ) -> None:
     path = tmp_path / "u"
     path.write_bytes(bytes(size))
-    transfers, lease = Scripted(), Lease(job_in_parts())
+    transfers, lease = Scripted(), TransferContext(job_in_parts())
     assert JobTransfers(transfers, never).upload(lease, path) == UpdateUploaded(lease.key)
     assert transfers.urls == [url]
     assert lease.bytes_up == 10
@@ -276,7 +284,7 @@ def test_an_update_for_which_there_are_too_few_parts_goes_whole(tmp_path: Path) 
     path = tmp_path / "u"
     path.write_bytes(bytes(31))
     transfers = Scripted()
-    JobTransfers(transfers, never).upload(Lease(job_in_parts()), path)
+    JobTransfers(transfers, never).upload(TransferContext(job_in_parts()), path)
     assert transfers.urls == ["put-u-1"]
 
 
@@ -284,7 +292,7 @@ def test_an_update_for_which_there_are_too_few_parts_goes_whole(tmp_path: Path) 
 def test_parts_are_renewed_by_the_order_that_comes_again(tmp_path: Path, with_parts: bool) -> None:
     path = tmp_path / "u"
     path.write_bytes(bytes(25))
-    transfers, lease = Scripted(NeedsUrl()), Lease(job_in_parts())
+    transfers, lease = Scripted(NeedsUrl()), TransferContext(job_in_parts())
 
     def ask(key: JobKey) -> None:
         lease.renew(job_in_parts("u-2") if with_parts else job("u-2"))

@@ -12,8 +12,8 @@ from unittest.mock import Mock
 import pytest
 
 import rengo.device.update
-from rengo.device.update import LAUNCHER, Update
-from runtime.environments import LINKS, Environments
+from rengo.device.update import LAUNCHER, AgentUpdate
+from runtime.processes.environments import LINKS, Environments
 
 
 class Agent:
@@ -38,8 +38,8 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     root.mkdir()
     (root / LAUNCHER).touch()
     monkeypatch.setattr(rengo.device.update, "this_environment", lambda: root / "venv")
-    monkeypatch.setattr(Update, "_install", lambda _self, fresh, _say: fresh.mkdir())
-    monkeypatch.setattr(Update, "_require_sound", lambda _self, _fresh: None)
+    monkeypatch.setattr(AgentUpdate, "_install", lambda _self, fresh, _say: fresh.mkdir())
+    monkeypatch.setattr(AgentUpdate, "_require_sound", lambda _self, _fresh: None)
     return root
 
 
@@ -48,25 +48,25 @@ def broken_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, commits: bool
     links = Environments(tmp_path / "agent" / LINKS)
 
     @contextlib.contextmanager
-    def held(_self: Update, _say: object) -> Iterator[Agent]:
+    def held(_self: AgentUpdate, _say: object) -> Iterator[Agent]:
         yield Agent(links, commits=commits)
 
-    def waits(_self: Update, _links: Environments, _fresh: Path) -> bool:
+    def waits(_self: AgentUpdate, _links: Environments, _fresh: Path) -> bool:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Update, "_held", held)
-    monkeypatch.setattr(Update, "_is_committed", waits)
+    monkeypatch.setattr(AgentUpdate, "_held", held)
+    monkeypatch.setattr(AgentUpdate, "_is_committed", waits)
     with pytest.raises(KeyboardInterrupt):
-        Update("", None, tmp_path / "agent", 1.0).carry_out([].append)
+        AgentUpdate("", None, tmp_path / "agent", 1.0).carry_out([].append)
     return links
 
 
 def fails_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Update where the new version cannot be installed."""
     full = OSError(errno.ENOSPC, "the disk is full")
-    monkeypatch.setattr(Update, "_install", Mock(side_effect=full))
+    monkeypatch.setattr(AgentUpdate, "_install", Mock(side_effect=full))
     with pytest.raises(OSError, match="full"):
-        Update("", None, tmp_path / "agent", 1.0).carry_out([].append)
+        AgentUpdate("", None, tmp_path / "agent", 1.0).carry_out([].append)
 
 
 @pytest.mark.parametrize("commits", [False, True])

@@ -13,10 +13,12 @@ from rich.spinner import Spinner
 from broker.wire.messages import DeviceInfo, DeviceState, Message, RunDocument, RunEvent
 from broker.wire.topics import Address
 from rengo.operator.client import News
-from rengo.operator.progress import Crowd, Follower
+from rengo.operator.progress import DeviceTable, RunProgress
 from rengo.terminal import format as wording
 from rengo.terminal import live
-from rengo.terminal.view import PlainView, SiteStory, Story, open_view
+from rengo.terminal.event_lines import EventLines, SiteEventLines
+from rengo.terminal.select import open_view
+from rengo.terminal.view import PlainView
 
 RUN = "digits-1"
 USAGE = {"bytes_up": 10_000, "bytes_down": 20_000}
@@ -28,7 +30,7 @@ class Play:
     def __init__(self, cohort_size: int = 2, rounds: int = 3) -> None:
         self.now_s = 100.0
         self.rounds = rounds
-        self.follower = Follower(RUN, cohort_size=cohort_size, clock=lambda: self.now_s)
+        self.follower = RunProgress(RUN, cohort_size=cohort_size, clock=lambda: self.now_s)
 
     def hear(self, area: str, name: str, leaf: str, message: Message) -> None:
         self.follower.take(News(Address("main", area, name, leaf), message))  # type: ignore[arg-type]
@@ -110,7 +112,7 @@ def event(name: str, round_: int, attempt: int, **detail: Any) -> RunEvent:
     return RunEvent(run_id=RUN, name=name, round=round_, attempt=attempt, detail=detail)
 
 
-def told(play: Play, story: Story) -> list[str]:
+def told(play: Play, story: EventLines) -> list[str]:
     return [line.text for line in (*story.run(play.follower), *story.rounds(play.follower))]
 
 
@@ -128,7 +130,7 @@ def play() -> Play:
 
 
 def test_devices_and_the_run_are_told_once(play: Play) -> None:
-    story = Story()
+    story = EventLines()
     assert told(play, story) == [
         "a joined: pi, numpy",
         "b joined: pi, numpy",
@@ -139,7 +141,7 @@ def test_devices_and_the_run_are_told_once(play: Play) -> None:
 
 
 def test_a_round_is_told_when_its_accuracy_is_there(play: Play) -> None:
-    story = Story()
+    story = EventLines()
     told(play, story)
     play.round(1)
     assert told(play, story) == []
@@ -151,7 +153,7 @@ def test_a_round_is_told_when_its_accuracy_is_there(play: Play) -> None:
 
 
 def test_an_accuracy_that_comes_late_is_waited_for_but_not_for_ever(play: Play) -> None:
-    story = Story()
+    story = EventLines()
     told(play, story)
     play.round(1)
     play.round(2, took_s=9.0)
@@ -167,7 +169,7 @@ def test_an_accuracy_that_comes_late_is_waited_for_but_not_for_ever(play: Play) 
 
 
 def test_the_end_of_the_run_tells_every_round(play: Play) -> None:
-    story = Story()
+    story = EventLines()
     told(play, story)
     play.round(1)
     play.round(2)
@@ -181,7 +183,7 @@ def test_the_end_of_the_run_tells_every_round(play: Play) -> None:
 
 
 def test_events_that_never_come_do_not_hold_up_the_end(play: Play) -> None:
-    story = Story()
+    story = EventLines()
     told(play, story)
     play.round(1)
     play.document(phase="ended", status="completed")
@@ -204,7 +206,7 @@ def test_a_round_that_is_not_to_be_measured_is_told_at_once(
 
 
 def test_where_devices_measure_all_of_them_are_waited_for() -> None:
-    play, story = Play(), Story()
+    play, story = Play(), EventLines()
     play.know(evaluate_on="devices")
     play.device("a")
     play.device("b")
@@ -239,14 +241,14 @@ def test_where_devices_measure_all_of_them_are_waited_for() -> None:
 def test_trouble_is_told_with_its_reason(
     name: str, detail: dict[str, Any], line: str, play: Play
 ) -> None:
-    story = Story()
+    story = EventLines()
     told(play, story)
     play.event(name, 2, **detail)
     assert told(play, story) == [line]
 
 
 def test_a_run_without_devices_says_whom_it_waits_for() -> None:
-    play, story = Play(cohort_size=2), Story()
+    play, story = Play(cohort_size=2), EventLines()
     play.document(phase="gathering", status="waiting")
     assert "waiting for devices that have task 'digits': 0 of 2" in told(play, story)
     assert told(play, story) == []
@@ -258,7 +260,7 @@ def test_a_run_without_devices_says_whom_it_waits_for() -> None:
 
 
 def test_a_run_of_a_bundle_counts_who_takes_it() -> None:
-    play, story = Play(cohort_size=2), Story()
+    play, story = Play(cohort_size=2), EventLines()
     play.know(bundled=True)
     play.document(phase="gathering", status="waiting")
     play.device("a")
@@ -270,7 +272,7 @@ def test_a_run_of_a_bundle_counts_who_takes_it() -> None:
 
 
 def test_who_takes_bundles_is_not_waited_for_in_a_run_without_one() -> None:
-    play, story = Play(cohort_size=2), Story()
+    play, story = Play(cohort_size=2), EventLines()
     play.know(bundled=False)
     play.document(phase="gathering", status="waiting")
     play.device("a", tasks=["faces"], bundles=["*"])
@@ -290,7 +292,7 @@ def test_who_takes_the_bundle_measures_too(bundled: bool, waited_for: set[int]) 
 
 
 def test_who_goes_and_comes_back_is_told(play: Play) -> None:
-    story = Story()
+    story = EventLines()
     told(play, story)
     play.device("a", status="lost")
     assert told(play, story) == ["a is gone (lost)"]
@@ -299,7 +301,7 @@ def test_who_goes_and_comes_back_is_told(play: Play) -> None:
 
 
 def test_a_device_that_left_before_we_came_is_no_news() -> None:
-    play, story = Play(), Story()
+    play, story = Play(), EventLines()
     play.device("old", status="offline")
     assert told(play, story) == []
 
@@ -308,7 +310,7 @@ def test_a_follower_that_comes_late_tells_a_round_without_its_time(play: Play) -
     play.event("UpdateAccepted", 2, device_id="a", update={"usage": USAGE})
     play.event("RoundCommitted", 2, model={})
     play.measured(2, 0.9)
-    line = told(play, Story())[-1]
+    line = told(play, EventLines())[-1]
     assert line.startswith("round 2/3  1 updates        -")
 
 
@@ -328,7 +330,7 @@ def test_another_attempt_counts_anew(play: Play) -> None:
 
 
 def test_a_site_tells_of_runs_that_begin_and_end() -> None:
-    story = SiteStory()
+    story = SiteEventLines()
     place = Address("main", "run", RUN, "state")
 
     def heard(phase: str, status: str, **more: Any) -> list[str]:
@@ -347,7 +349,7 @@ def test_a_site_tells_of_runs_that_begin_and_end() -> None:
 
 def test_a_run_that_ended_before_the_site_came_up_is_no_news() -> None:
     news = News(Address("main", "run", RUN, "state"), document("ended", "completed"))
-    assert SiteStory().take(news) == []
+    assert SiteEventLines().take(news) == []
 
 
 # --- views ------------------------------------------------------------------------------------
@@ -446,7 +448,7 @@ def test_before_there_is_a_run_the_picture_says_what_goes_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("TERM", "xterm-256color")
-    out, crowd = Terminal(), Crowd()
+    out, crowd = Terminal(), DeviceTable()
     with open_view(out) as view:
         view.phase("Starting the broker")
         view.devices(crowd, 7)

@@ -8,19 +8,19 @@ from broker.session.outbox import Outbox
 from broker.session.session import Publication
 from broker.wire.messages import DeviceInfo, DeviceState, decode
 from broker.wire.topics import parse
-from fl_client.agent.messages import Voice
+from fl_client.agent.messages import DeviceMessages
 from fl_client.machine.accelerators import CPU, Accelerator
-from fl_client.session.session import JobKey
+from fl_client.session.events import JobKey
 from fl_client.settings import AgentSettings
-from fl_server.members.presence import Presence
-from runtime.identity import new_identity
+from fl_server.members.presence import PresenceTable
+from runtime.security.identity import new_identity
 
 IDENTITY = new_identity("device", "home", "d-1", "127.0.0.1", 1)
 
 
-def voice(folder: Path, *accelerators: Accelerator) -> Voice:
+def voice(folder: Path, *accelerators: Accelerator) -> DeviceMessages:
     settings = AgentSettings(identity=folder / "d.json", data_dir=folder)
-    return Voice(IDENTITY, settings, "numpy", ["digits"], accelerators or (CPU,))
+    return DeviceMessages(IDENTITY, settings, "numpy", ["digits"], accelerators or (CPU,))
 
 
 def state_of(publication: Publication) -> DeviceState:
@@ -39,7 +39,7 @@ def test_each_connection_has_a_boot_id_that_its_will_and_its_states_share(tmp_pa
 
 
 def test_the_will_of_an_older_connection_does_not_make_a_device_lost(tmp_path: Path) -> None:
-    speaker, presence = voice(tmp_path), Presence()
+    speaker, presence = voice(tmp_path), PresenceTable()
     late = state_of(speaker.will())
     presence.take_state("d-1", state_of(speaker.state("ready")))
     speaker.will()
@@ -52,9 +52,9 @@ def test_the_outbox_tells_which_jobs_were_reported(tmp_path: Path) -> None:
     outbox = Outbox(tmp_path / "outbox.sqlite")
     keys = {JobKey("digits-1", "train", 3, 1), JobKey("digits-1", "evaluate", 2, 1)}
     for key in keys:
-        outbox.put(Voice.outbox_key(key), "t", b"x", until="confirm")
+        outbox.put(DeviceMessages.outbox_key(key), "t", b"x", until="confirm")
     outbox.put("state", "t", b"x", until="puback")
-    assert Voice.keys_in(outbox) == keys
+    assert DeviceMessages.keys_in(outbox) == keys
     outbox.close()
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.errors import Unavailable
-from storage.transfer.in_flight import MOST_AT_RISK_BYTES, Window
+from storage.transfer.in_flight import MOST_AT_RISK_BYTES, InFlightLimit
 
 BLOCK = memoryview(bytes(1))
 SOON_S = 5.0
@@ -20,7 +20,7 @@ SOON_S = 5.0
 class Store:
     """Counts what comes and answers a part when it is told to."""
 
-    def __init__(self, window: Window, senders: int = 2) -> None:
+    def __init__(self, window: InFlightLimit, senders: int = 2) -> None:
         self.window = window
         self.pool = ThreadPoolExecutor(senders)
         self.changed = threading.Condition()
@@ -50,7 +50,7 @@ class Store:
 
 @pytest.fixture
 def store() -> Iterator[Store]:
-    found = Store(Window(10))
+    found = Store(InFlightLimit(10))
     yield found
     found.window.leave()
     for answer in found.answers.values():
@@ -107,7 +107,7 @@ def test_whoever_leaves_waits_for_no_answer(store: Store) -> None:
 def test_every_part_goes_and_what_is_unanswered_stays_below(
     sizes: list[int], most: int, senders: int
 ) -> None:
-    window, lock = Window(most), threading.Lock()
+    window, lock = InFlightLimit(most), threading.Lock()
     state = {"unanswered": 0, "worst": 0, "bodies": 0}
 
     def send(size: int) -> int:

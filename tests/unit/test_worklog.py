@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from broker.wire.messages import Order
-from fl_client.jobs.journal import Worklog, WorklogDamaged, WorklogError
-from fl_client.session.session import Job, JobKey, Outcome
+from fl_client.jobs.journal import JobJournal, JobJournalDamaged, JobJournalError
+from fl_client.session.events import Job, JobKey, Outcome
 from runtime.errors import ConfigError
 from tests.messages import SAMPLES
 
@@ -36,31 +36,31 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def worklog(path: Path) -> Iterator[Worklog]:
-    made = Worklog(path)
+def worklog(path: Path) -> Iterator[JobJournal]:
+    made = JobJournal(path)
     yield made
     made.close()
 
 
-def test_what_is_kept_comes_back_whole(worklog: Worklog, path: Path) -> None:
+def test_what_is_kept_comes_back_whole(worklog: JobJournal, path: Path) -> None:
     jobs = [job(1), job(2, stage="reporting"), job(2, "evaluate", "reporting")]
     for each in jobs:
         worklog.keep(each)
     worklog.close()
-    again = Worklog(path)
+    again = JobJournal(path)
     assert sorted(again.jobs(), key=lambda each: each.key) == sorted(
         jobs, key=lambda each: each.key
     )
     again.close()
 
 
-def test_a_later_stage_replaces(worklog: Worklog) -> None:
+def test_a_later_stage_replaces(worklog: JobJournal) -> None:
     worklog.keep(job())
     worklog.keep(replace(job(), stage="reporting"))
     assert [each.stage for each in worklog.jobs()] == ["reporting"]
 
 
-def test_a_job_that_is_forgotten_is_gone(worklog: Worklog) -> None:
+def test_a_job_that_is_forgotten_is_gone(worklog: JobJournal) -> None:
     worklog.keep(job(1))
     worklog.keep(job(2))
     worklog.forget(job(1).key)
@@ -71,19 +71,19 @@ def test_a_job_that_is_forgotten_is_gone(worklog: Worklog) -> None:
 def test_a_keep_survives_a_kill(path: Path) -> None:
     code = (
         "import os, signal, sys; from pathlib import Path\n"
-        "from fl_client.jobs.journal import Worklog; from tests.unit.test_worklog import job\n"
-        "log = Worklog(Path(sys.argv[1]))\n"
+        "from fl_client.jobs.journal import JobJournal; from tests.unit.test_worklog import job\n"
+        "log = JobJournal(Path(sys.argv[1]))\n"
         "for number in range(1, 6): log.keep(job(number))\n"
         "log.forget(job(3).key); os.kill(os.getpid(), signal.SIGKILL)"
     )
     subprocess.run([sys.executable, "-c", code, str(path)], check=False)
-    worklog = Worklog(path)
+    worklog = JobJournal(path)
     assert [each.key.round for each in worklog.jobs()] == [1, 2, 4, 5]
     worklog.close()
 
 
 def test_it_outlives_its_process_spares_the_card_and_is_private(
-    worklog: Worklog, path: Path
+    worklog: JobJournal, path: Path
 ) -> None:
     (mode,) = worklog._db.execute("PRAGMA journal_mode").fetchone()
     (level,) = worklog._db.execute("PRAGMA synchronous").fetchone()
@@ -95,21 +95,21 @@ def test_it_outlives_its_process_spares_the_card_and_is_private(
 
 @pytest.mark.parametrize("version", [2, 99, -1])
 def test_a_file_of_another_version_is_left_alone(version: int, path: Path) -> None:
-    Worklog(path).close()
+    JobJournal(path).close()
     db = sqlite3.connect(path)
     db.execute(f"PRAGMA user_version={version}")
     db.close()
     before = path.read_bytes()
     with pytest.raises(ConfigError, match=rf"jobs\.sqlite was written by another.*{version}"):
-        Worklog(path)
+        JobJournal(path)
     assert path.read_bytes() == before
 
 
 def test_a_file_that_is_no_journal_is_named(path: Path) -> None:
     path.parent.mkdir()
     path.write_bytes(b"not a database at all, but long enough to be taken for one" * 20)
-    with pytest.raises(WorklogDamaged, match=r"jobs\.sqlite.*not a database"):
-        Worklog(path)
+    with pytest.raises(JobJournalDamaged, match=r"jobs\.sqlite.*not a database"):
+        JobJournal(path)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_a_file_that_is_no_journal_is_named(path: Path) -> None:
     ],
 )
 def test_a_damaged_row_is_named_and_removed_and_the_others_stay(
-    column: str, value: str, worklog: Worklog, caplog: pytest.LogCaptureFixture
+    column: str, value: str, worklog: JobJournal, caplog: pytest.LogCaptureFixture
 ) -> None:
     worklog.keep(job(7))
     worklog.keep(job(8))
@@ -145,22 +145,22 @@ def test_a_table_of_other_columns_is_named(path: Path) -> None:
     db = sqlite3.connect(path)
     db.execute("CREATE TABLE jobs (a, b)")
     db.close()
-    worklog = Worklog(path)
-    with pytest.raises(WorklogError, match=r"jobs\.sqlite"):
+    worklog = JobJournal(path)
+    with pytest.raises(JobJournalError, match=r"jobs\.sqlite"):
         worklog.keep(job())
     worklog.close()
 
 
-def test_a_closed_journal_is_a_named_error(worklog: Worklog) -> None:
+def test_a_closed_journal_is_a_named_error(worklog: JobJournal) -> None:
     worklog.close()
-    with pytest.raises(WorklogError, match="closed"):
+    with pytest.raises(JobJournalError, match="closed"):
         worklog.keep(job())
 
 
 def test_a_place_that_cannot_be_written_is_named(path: Path) -> None:
     path.parent.write_text("a file where the folder should be")
     with pytest.raises(ConfigError, match=r"jobs\.sqlite"):
-        Worklog(path)
+        JobJournal(path)
 
 
 def test_a_full_disk_is_no_damage(path: Path) -> None:
@@ -168,10 +168,10 @@ def test_a_full_disk_is_no_damage(path: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (64, before[1]))
     try:
-        with pytest.raises(WorklogError, match="is the disk full") as caught:
-            Worklog(path)
+        with pytest.raises(JobJournalError, match="is the disk full") as caught:
+            JobJournal(path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not isinstance(caught.value, ConfigError)
     assert "remove" not in str(caught.value)
-    Worklog(path).close()
+    JobJournal(path).close()

@@ -13,7 +13,8 @@ from functools import lru_cache
 from typing import Any
 
 from broker.wire.messages import DeviceState, Order, Receipt
-from fl_client.session import session as s
+from fl_client.session import events as s
+from fl_client.session.machine import DeviceSession
 from tests.laws import DeviceLaws, require
 from tests.world.broker import Broker, Letter
 from tests.world.kernel import Kernel
@@ -50,7 +51,7 @@ class Device:
         kernel: Kernel,
         broker: Broker,
         store: Store,
-        make: Callable[[], s.DeviceSession],
+        make: Callable[[], DeviceSession],
         role: str,
     ) -> None:
         self.name, self.role, self.make = name, role, make

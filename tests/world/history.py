@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 
-from fl_client.session.session import DeviceSession, JobKey, Outcome
+from fl_client.session.events import JobKey, Outcome
+from fl_client.session.machine import DeviceSession
 from fl_server.rounds import events as e
 from fl_server.rounds.machine import RoundMachine
 from tests.laws import require

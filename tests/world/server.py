@@ -14,8 +14,8 @@ from functools import lru_cache
 from typing import Any
 
 from broker.wire.messages import DeviceState, ModelRef, Order, Receipt, UploadRef
-from fl_client.session.session import RunChanged
-from fl_server.members.presence import Presence
+from fl_client.session.events import RunChanged
+from fl_server.members.presence import PresenceTable
 from fl_server.rounds import events as e
 from fl_server.rounds.machine import RoundMachine, Step
 from tests.laws import RoundLaws, require
@@ -96,7 +96,7 @@ class Server:
         self.epoch += 1
         self.alive = True
         self.kernel.note(SERVER, "starts", f"epoch {self.epoch}")
-        self.presence = Presence()
+        self.presence = PresenceTable()
         self.jobs: deque[Job] = deque()
         self.spool: dict[str, Object] = {}
         self.sums: dict[tuple[int, int], dict[str, Object]] = {}

@@ -16,7 +16,7 @@ from runtime.errors import ConfigError
 
 if TYPE_CHECKING:
     from rengo.device.config_file import Checked
-    from rengo.doctor.agent import Patient
+    from rengo.doctor.agent import AgentTarget
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3600}
 _TIME = re.compile(r"(\d{1,6})([smh])")
@@ -151,7 +151,7 @@ def install_service(options: argparse.Namespace) -> int:
 def _wanted(options: argparse.Namespace) -> tuple[Any, Path | None]:
     import os  # noqa: PLC0415
 
-    from rengo.device.install import Wanted  # noqa: PLC0415
+    from rengo.device.install import InstallRequest  # noqa: PLC0415
 
     quota = options.cpu_quota
     if quota is None:
@@ -171,7 +171,7 @@ def _wanted(options: argparse.Namespace) -> tuple[Any, Path | None]:
         "data_dir": None if options.data_dir is None else str(options.data_dir.absolute()),
         **_share(options, identity),
     }
-    wanted = Wanted(
+    wanted = InstallRequest(
         "iot" if options.pi else "client",
         options.config and options.config.absolute(),
         settings,
@@ -184,7 +184,7 @@ def _wanted(options: argparse.Namespace) -> tuple[Any, Path | None]:
 
 
 def _share(options: argparse.Namespace, identity: Path | None) -> dict[str, int | None]:
-    from runtime.identity import read_identity  # noqa: PLC0415
+    from runtime.security.identity import read_identity  # noqa: PLC0415
 
     if options.index is not None or options.count is not None or identity is None:
         return {"index": options.index, "count": options.count}
@@ -213,13 +213,13 @@ def _identity_path(name: str | None) -> Path | None:
 def update(options: argparse.Namespace) -> int:
     """Update the agent."""
     from rengo.device.config_file import usual_file  # noqa: PLC0415
-    from rengo.device.update import Update  # noqa: PLC0415
+    from rengo.device.update import AgentUpdate  # noqa: PLC0415
 
     match = _TIME.fullmatch(options.wait)
     if match is None:
         raise ConfigError(f"--wait {options.wait!r} is no time: say 0s, 90s, 10m or 2h")
     (folder,) = one_of(agent_folders(options))
-    job = Update(
+    job = AgentUpdate(
         options.to,
         options.config or usual_file(),
         folder,
@@ -238,18 +238,18 @@ def checked_settings(path: Path | None) -> Checked:
     return check(path or usual_file(), DeviceSettings)
 
 
-def patient(options: argparse.Namespace) -> Patient:
+def patient(options: argparse.Namespace) -> AgentTarget:
     """Return which agent a doctor looks at, its settings those it runs with or would start with."""
     from rengo.device.config_file import Checked, usual_file  # noqa: PLC0415
-    from rengo.doctor.agent import Patient  # noqa: PLC0415
+    from rengo.doctor.agent import AgentTarget  # noqa: PLC0415
 
     place = argparse.Namespace(config=options.config, data_dir=None, id=options.id)
     (folder,) = one_of(agent_folders(place))
     if options.id is None and (options.config or usual_file()):
-        return Patient(checked_settings(options.config), folder)
+        return AgentTarget(checked_settings(options.config), folder)
     # started without a file: by an identity of this user
     path = default_home() / "identities" / f"{folder.name}.json"
-    return Patient(Checked("started without a file", {"identity": str(path)}, {}, []), folder)
+    return AgentTarget(Checked("started without a file", {"identity": str(path)}, {}, []), folder)
 
 
 def agent_folders(options: argparse.Namespace) -> list[Path]:

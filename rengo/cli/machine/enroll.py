@@ -13,11 +13,11 @@ from rengo.cli.codes import DONE
 from rengo.cli.common import Commands, add_command
 from rengo.cli.site.roles import add_agent_options, add_engine_options, run_client, run_iot
 from rengo.site.folder import default_home
-from runtime.brokerurl import BrokerPlace, parse_url
+from runtime.broker_url import BrokerPlace, parse_url
 from runtime.errors import ConfigError
 from runtime.files import make_folder
-from runtime.identity import read_identity
-from runtime.jointoken import JoinToken
+from runtime.security.identity import read_identity
+from runtime.security.join_token import JoinToken
 
 _LONGEST_TOKEN_FILE = 4096
 _VARIABLE = "RENGO_JOIN_TOKEN"

@@ -9,11 +9,11 @@ from typing import Any, TextIO
 
 from rengo.cli.codes import DONE
 from rengo.cli.common import connect, interruptible, print_json, progress_stream
-from rengo.operator.canary import Trial, begin, follow
+from rengo.operator.canary import CanaryTrial, begin, follow
 from rengo.terminal.format import count, duration
-from runtime.errors import ConfigError, RunFailed
+from runtime.errors import ConfigError, RunNotCompleted
 
-_DEFAULT = Trial()
+_DEFAULT = CanaryTrial()
 _UNITS_S = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 _TIME = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|min|h)?")
 
@@ -63,7 +63,7 @@ def _seconds(text: str) -> float:
     return float(match[1]) * _UNITS_S[match[2] or ""]
 
 
-def trial_of(options: argparse.Namespace) -> Trial | None:
+def trial_of(options: argparse.Namespace) -> CanaryTrial | None:
     """Return how the version is to be tried, None when it is to be promoted at once.
 
     Raises:
@@ -78,13 +78,13 @@ def trial_of(options: argparse.Namespace) -> Trial | None:
     if options.canary is not None:
         if options.reason:
             raise ConfigError("--reason: a canary gives its own reason")
-        return Trial(share=options.canary, **known)
+        return CanaryTrial(share=options.canary, **known)
     if known:
         raise ConfigError("--metric, --max-drop and --deadline belong to --canary SHARE")
     return None
 
 
-def try_out(options: argparse.Namespace, trial: Trial) -> int:
+def try_out(options: argparse.Namespace, trial: CanaryTrial) -> int:
     """Try a version and wait for the verdict.
 
     Raises:
@@ -106,7 +106,7 @@ def try_out(options: argparse.Namespace, trial: Trial) -> int:
             f"{shown['candidate']} is in production for task {shown['task']}: {shown['reason']}."
         )
         return DONE
-    raise RunFailed(_refused(shown))
+    raise RunNotCompleted(_refused(shown))
 
 
 def _refused(shown: dict[str, Any]) -> str:

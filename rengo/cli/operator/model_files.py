@@ -23,7 +23,7 @@ from rengo.cli.operator.run import TASK_HELP, add_run_options
 from rengo.cli.operator.run import run as run_task
 from rengo.export.formats import FORMATS
 from rengo.export.formats import export as write
-from rengo.operator.models import Held, ask, bring, load, manifest_path, part_path
+from rengo.operator.models import FetchedVersion, ask, bring, load, manifest_path, part_path
 from rengo.terminal.format import size
 from rengo.terminal.transfer_bar import open_meter
 from runtime.errors import ConfigError
@@ -154,17 +154,17 @@ def take(options: argparse.Namespace) -> int:
     return run_task(options)
 
 
-def _stem(held: Held) -> str:
+def _stem(held: FetchedVersion) -> str:
     return Path(held.name).stem if held.manifest is None else _name_of(held.manifest)
 
 
-def _origin(held: Held) -> str:
+def _origin(held: FetchedVersion) -> str:
     if held.manifest is None:
         return f"{held.name} (from elsewhere: nothing to verify it by)"
     return f"{held.manifest.name}, as this site's server signed it,"
 
 
-def _task(spec: str | None, held: Held) -> Task | None:
+def _task(spec: str | None, held: FetchedVersion) -> Task | None:
     if spec is not None:
         return registry.load_task(spec)
     if held.manifest is not None and held.manifest.task in registry.names():

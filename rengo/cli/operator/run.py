@@ -27,8 +27,8 @@ from rengo.operator.bundles import chosen
 from rengo.operator.client import OperatorClient
 from rengo.operator.models import load
 from rengo.operator.runs import fetch_model, follow, submit
+from rengo.terminal.select import open_view
 from rengo.terminal.summary import conclude
-from rengo.terminal.view import open_view
 from runtime.config import merge, read_toml
 from runtime.errors import ConfigError
 

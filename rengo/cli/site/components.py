@@ -11,7 +11,7 @@ from pathlib import Path
 from rengo.cli.codes import DONE
 from rengo.cli.common import Commands, add_command, configure_logs, serve
 from rengo.site.components import BrokerPart, StorePart
-from rengo.site.supervisor import Service, Supervisor
+from rengo.site.supervisor import SupervisedService, Supervisor
 from runtime.config import load
 
 _LOG = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def run_store(options: argparse.Namespace) -> int:
 
 
 def _keep(
-    name: str, part: BrokerPart | StorePart, service: Service, start: Callable[[], None]
+    name: str, part: BrokerPart | StorePart, service: SupervisedService, start: Callable[[], None]
 ) -> int:
     stopped = threading.Event()
     supervisor = Supervisor()

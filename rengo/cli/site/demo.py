@@ -20,8 +20,8 @@ from rengo.cli.common import (
     settings_of,
 )
 from rengo.demo import DemoSettings, run_demo
+from rengo.terminal.select import open_view
 from rengo.terminal.summary import conclude
-from rengo.terminal.view import open_view
 
 _TASK = "digits"
 

@@ -10,19 +10,19 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from rengo.cli.common import Commands, add_command, configure_logs, serve
-from runtime.brokerurl import parse_url, url_of
+from runtime.broker_url import parse_url, url_of
 from runtime.config import load, read_toml
-from runtime.environments import Trial
 from runtime.errors import AccessDenied, ConfigError, Unavailable
 from runtime.files import make_folder
-from runtime.identity import Identity, TlsTrust, read_identity
-from runtime.locks import take_lock
-from runtime.memory import share_one_heap
-from runtime.notify import Notifier
+from runtime.processes.environments import UpdateTrial
+from runtime.processes.locks import take_lock
+from runtime.processes.memory import share_one_heap
+from runtime.processes.notify import Notifier
 from runtime.retry import retrying
+from runtime.security.identity import Identity, TlsTrust, read_identity
 
 if TYPE_CHECKING:
-    from fl_client.agent.status_server import Desk
+    from fl_client.agent.status_server import StatusServer
     from rengo.site.folder import SiteFolder
     from storage.store.s3 import S3Store
 
@@ -173,11 +173,11 @@ def run_iot(options: argparse.Namespace) -> int:
     return 0
 
 
-def _desk() -> Desk:
-    from fl_client.agent.status_server import Desk  # noqa: PLC0415
+def _desk() -> StatusServer:
+    from fl_client.agent.status_server import StatusServer  # noqa: PLC0415
 
     share_one_heap()
-    return Desk(Notifier.of_environment(), Trial.of_environment())
+    return StatusServer(Notifier.of_environment(), UpdateTrial.of_environment())
 
 
 def _given(options: argparse.Namespace, more: tuple[str, ...]) -> dict[str, Any]:

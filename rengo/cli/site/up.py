@@ -14,8 +14,8 @@ from rengo.site.addresses import OwnCertificate
 from rengo.site.folder import SiteFolder, default_home
 from rengo.site.preparation import Preparation, SiteOptions
 from rengo.site.site import Site
-from rengo.terminal.view import SiteStory
-from runtime.brokerurl import parse_url
+from rengo.terminal.event_lines import SiteEventLines
+from runtime.broker_url import parse_url
 from runtime.errors import ConfigError, TransportError
 
 _LOOK_EVERY_S = 5.0
@@ -153,7 +153,7 @@ def _site_options(options: argparse.Namespace) -> SiteOptions:
 
 
 def _watch(site: Site) -> NoReturn:
-    story = SiteStory()
+    story = SiteEventLines()
     while True:
         try:
             with site.connect() as client:

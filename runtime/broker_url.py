@@ -6,7 +6,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from runtime.errors import ConfigError
-from runtime.identity import Identity
+from runtime.security.identity import Identity
 
 _DEFAULT_PORTS = {"mqtt": 1883, "mqtts": 8883}
 

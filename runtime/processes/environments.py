@@ -75,16 +75,16 @@ class Environments:
 
 
 @dataclass(frozen=True)
-class Trial:
+class UpdateTrial:
     """This process is a new installation, tried."""
 
     environments: Environments
 
     @classmethod
-    def of_environment(cls) -> Trial | None:
+    def of_environment(cls) -> UpdateTrial | None:
         """Return the trial that the launcher started, None in an everyday start."""
         folder = os.environ.pop(TRIAL, "")
-        return Trial(Environments(Path(folder))) if folder else None
+        return UpdateTrial(Environments(Path(folder))) if folder else None
 
     def commit(self) -> None:
         """Take this installation from now on; one that was committed already stays so."""

@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 from runtime.config import validate
 from runtime.errors import ConfigError
 from runtime.files import atomic_write
-from runtime.signing import PublicKey, SecretKey
-from runtime.tls import Tls
+from runtime.security.signing import PublicKey, SecretKey
+from runtime.security.tls import Tls
 
 FORMAT = 1
 Level = Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")]

@@ -1,4 +1,4 @@
-"""Keeps a process that waits for months small, where the C library lets it (glibc)."""
+"""Keeps the memory of a process that waits for months small, where the C library is glibc."""
 
 from __future__ import annotations
 
@@ -27,18 +27,19 @@ def share_one_heap() -> None:
         mallopt(_M_ARENA_MAX, 1)
 
 
-def settle() -> None:
-    """Take what a start has left to be there for good, and give back the rest.
+def freeze_heap() -> None:
+    """Free what a start no longer needs, and exempt the rest from garbage collection.
 
-    Python looks through all that is old when a quarter as much has come to it: beside a start's
-    objects that would be after weeks of rounds, and what these left in circles would wait for it.
+    The collector looks at old objects only when their number has grown by a quarter. Beside all the
+    objects that a start makes, weeks of rounds would pass before that, and their reference cycles
+    would stay in memory so long.
     """
     give_back()
     gc.freeze()
 
 
 def give_back() -> None:
-    """Return to the kernel what nothing holds any more and lies between what is used."""
+    """Collect garbage and return free pages of the heap to the kernel."""
     gc.collect()
     malloc_trim = _function("malloc_trim")
     if malloc_trim is not None:

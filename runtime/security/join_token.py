@@ -18,7 +18,7 @@ import zlib
 from dataclasses import dataclass, field
 
 from runtime.errors import ConfigError
-from runtime.signing import PublicKey, SecretKey
+from runtime.security.signing import PublicKey, SecretKey
 
 PREFIX = "rengo_"
 CLAIM_PREFIX = "join-"

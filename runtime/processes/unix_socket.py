@@ -35,7 +35,7 @@ def short_address(path: Path) -> Iterator[str]:
         os.close(descriptor)
 
 
-class Door:
+class UnixSocketServer:
     """A socket of one's own user (mode 0600), with a thread that waits there until ``close``.
 
     Args:

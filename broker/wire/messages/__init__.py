@@ -1,0 +1,97 @@
+"""The messages, one module for each area, and their codec; users import from here."""
+
+from __future__ import annotations
+
+from broker.wire.limits import MAX_MESSAGE_BYTES
+from broker.wire.messages.base import Action, KeyText, Message, Sha256, WireModel
+from broker.wire.messages.codec import (
+    MAX_NESTING,
+    SCHEMA_VERSION,
+    Envelope,
+    decode,
+    encode,
+)
+from broker.wire.messages.enrolment import (
+    Claim,
+    ClaimAnswer,
+    NewPassword,
+    PasswordKept,
+)
+from broker.wire.messages.kinds import KINDS
+from broker.wire.messages.operators import OperatorReply, OperatorRequest
+from broker.wire.messages.orders import Decline, Order, Progress, Receipt, Request, Result, Usage
+from broker.wire.messages.presence import DeviceState, ServerState
+from broker.wire.messages.production import (
+    ModelOffer,
+    ModelRequest,
+    ProductionDocument,
+)
+from broker.wire.messages.references import (
+    MAX_PARTS,
+    BundleRef,
+    ModelRef,
+    PartsRef,
+    Patch,
+    UpdateRef,
+    UploadRef,
+)
+from broker.wire.messages.reports import (
+    Bar,
+    Compute,
+    DataReport,
+    DeviceHealth,
+    DeviceInfo,
+    Quantity,
+    TaskData,
+)
+from broker.wire.messages.runs import RunDocument, RunEvent, RunStatus
+
+__all__ = [
+    "Action",
+    "Bar",
+    "BundleRef",
+    "Claim",
+    "ClaimAnswer",
+    "Compute",
+    "DataReport",
+    "Decline",
+    "DeviceHealth",
+    "DeviceInfo",
+    "DeviceState",
+    "Envelope",
+    "KINDS",
+    "KeyText",
+    "MAX_MESSAGE_BYTES",
+    "MAX_NESTING",
+    "MAX_PARTS",
+    "Message",
+    "ModelOffer",
+    "ModelRef",
+    "ModelRequest",
+    "NewPassword",
+    "OperatorReply",
+    "OperatorRequest",
+    "Order",
+    "PartsRef",
+    "PasswordKept",
+    "Patch",
+    "ProductionDocument",
+    "Progress",
+    "Quantity",
+    "Receipt",
+    "Request",
+    "Result",
+    "RunDocument",
+    "RunEvent",
+    "RunStatus",
+    "SCHEMA_VERSION",
+    "ServerState",
+    "Sha256",
+    "TaskData",
+    "UpdateRef",
+    "UploadRef",
+    "Usage",
+    "WireModel",
+    "decode",
+    "encode",
+]

@@ -1,0 +1,110 @@
+"""What a device tells of itself, retained: what it can do, how its machine and its data are."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from broker.wire.messages.base import Finite, Id, Message, Size, Text, WireModel
+
+
+class Compute(WireModel):
+    """What a device's orders run on, and the precision of its products there.
+
+    ``capability`` is CUDA's compute capability or ROCm's target.
+    """
+
+    name: Text
+    model: Text = ""
+    memory_bytes: Size = 0
+    capability: Text = ""
+    precision: Text = ""
+
+
+class DeviceInfo(Message):
+    """What a device can do, retained.
+
+    ``accelerators`` are those of its machine, ``compute`` what it uses.
+    """
+
+    kind = "device_info"
+    channel = ("dev", "info")
+    role: Literal["trainer", "evaluator"]
+    profile: Text
+    engine: Text
+    cpus: Annotated[int, Field(ge=0)]
+    ram_bytes: Size
+    accelerators: Annotated[list[Text], Field(max_length=64)]
+    versions: Annotated[dict[str, Text], Field(max_length=64)]
+    tasks: Annotated[list[Text], Field(max_length=64)]
+    labels: Annotated[dict[str, Text], Field(max_length=64)] = {}
+    compute: Annotated[list[Compute], Field(max_length=64)] = []
+
+
+class DeviceHealth(Message):
+    """How a device's machine is, retained. None is unknown: not every machine can tell everything.
+
+    ``load`` is of one minute for each CPU, ``disk_wear_percent`` what the medium says is used of
+    its life, ``link_dbm`` the signal of Wi-Fi. ``throttled`` names what holds the processor back
+    now. ``paused`` is why no training goes on, empty when it may. ``data_left_bytes`` may still go
+    over the network today.
+    """
+
+    kind = "health"
+    channel = ("dev", "health")
+    temperature_c: Finite | None = None
+    throttled: Annotated[list[Id], Field(max_length=8)] | None = None
+    under_voltage: bool | None = None
+    load: Finite | None = None
+    memory_available_bytes: Size | None = None
+    disk_free_bytes: Size | None = None
+    disk_wear_percent: Annotated[int, Field(ge=0, le=200)] | None = None
+    link: Annotated[str, Field(max_length=64)] | None = None
+    link_dbm: Finite | None = None
+    metered: bool | None = None
+    battery_percent: Annotated[int, Field(ge=0, le=100)] | None = None
+    on_battery: bool | None = None
+    clock_synced: bool | None = None
+    paused: Text = ""
+    data_left_bytes: Size | None = None
+
+
+class Bar(WireModel):
+    """A class or a range of values, and how many examples lie in it."""
+
+    name: Annotated[str, Field(max_length=64)]
+    count: Size
+
+
+class Quantity(WireModel):
+    """The label or a feature of a device's data: a histogram, and how much it has changed.
+
+    PSI is against the reference of the first training, and against the report before;
+    ``by_chance`` is what as few examples may give without any change. None: no reference yet.
+    """
+
+    name: Annotated[str, Field(max_length=80)]
+    bars: Annotated[list[Bar], Field(max_length=16)]
+    psi_reference: Finite | None = None
+    psi_previous: Finite | None = None
+    by_chance: Finite | None = None
+
+
+class TaskData(WireModel):
+    """What may be told of one task's data: every count is a multiple of ``min_count``."""
+
+    task: Id
+    min_count: Annotated[int, Field(ge=1)]
+    examples: Size
+    held_out: Size
+    refused: Size
+    quantities: Annotated[list[Quantity], Field(max_length=16)]
+
+
+class DataReport(Message):
+    """How a device's own data are, retained: aggregates, nothing of a single example."""
+
+    kind = "data_report"
+    channel = ("dev", "data")
+    tasks: Annotated[list[TaskData], Field(max_length=16)]

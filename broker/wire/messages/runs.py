@@ -1,0 +1,46 @@
+"""What everybody may see of a run: its retained document and its live events."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from broker.wire.messages.base import Finite, Id, Message, Round, Seconds, Settings, Sha256, Text
+
+RunStatus = Literal["waiting", "running", "paused", "completed", "stopped", "failed"]
+
+
+class RunDocument(Message):
+    """All that a late joiner or a dashboard needs of a run, retained."""
+
+    kind = "run_document"
+    channel = ("run", "state")
+    run_id: Id
+    task: Text
+    algorithm: Text
+    status: RunStatus
+    reason: Text = ""
+    round: Round
+    attempt: Annotated[int, Field(ge=0)]
+    rounds: Round
+    epoch: Annotated[int, Field(ge=0)]
+    phase: Text
+    deadline_s: Seconds
+    cohort: Annotated[list[Id], Field(max_length=2000)]
+    answered: Annotated[list[Id], Field(max_length=2000)]
+    model_sha256: Sha256 | Literal[""]
+    accuracy: Finite | None
+    loss: Finite | None
+
+
+class RunEvent(Message):
+    """One line of a run's live stream. ``name`` is the fact's name, in the past tense."""
+
+    kind = "run_event"
+    channel = ("run", "events")
+    run_id: Id
+    name: Annotated[str, Field(max_length=64)]
+    round: Round
+    attempt: Annotated[int, Field(ge=0)]
+    detail: Settings

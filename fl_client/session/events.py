@@ -1,0 +1,233 @@
+"""What the device's session is given and what it says: jobs, events, and commands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from broker.wire.messages import Action, Order, Receipt
+
+Stage: TypeAlias = Literal["fetching", "working", "uploading", "reporting"]
+Presence: TypeAlias = Literal["ready", "training", "draining", "offline"]
+Memory: TypeAlias = Literal["enough", "suspected", "short"]
+
+
+@dataclass(frozen=True, order=True)
+class JobKey:
+    """What an order is about; the server and the device call one job by the same key."""
+
+    run_id: str
+    action: Action
+    round: int
+    attempt: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What training or evaluation gave; sizes and hashes are of the update's file.
+
+    ``keeps_state``: the algorithm left a state, which is the next one once the update counts.
+    """
+
+    num_examples: int
+    metrics: dict[str, float]
+    train_s: float = 0.0
+    peak_rss_bytes: int = 0
+    header_sha256: str = ""
+    size_bytes: int = 0
+    steps: int = 0
+    steps_s: float = 0.0
+    full_steps: int = 0
+    micro_batch: int = 0
+    keeps_state: bool = False
+
+
+@dataclass(frozen=True)
+class Job:
+    """One order and how far it is; ``shrink`` is how often its micro batch was quartered."""
+
+    key: JobKey
+    order: Order
+    stage: Stage = "fetching"
+    outcome: Outcome | None = None
+    work_attempts: int = 1
+    shrink: int = 0
+
+
+# --- events ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class OrderArrived:
+    """An order came; ``refusal`` is why this device will not do it, or empty."""
+
+    order: Order
+    refusal: str = ""
+
+
+@dataclass(frozen=True)
+class ReceiptArrived:
+    """The server's last word on a result."""
+
+    receipt: Receipt
+
+
+@dataclass(frozen=True)
+class RunChanged:
+    """A run's retained document: what the server is at now.
+
+    ``closed`` says that this (round, attempt) takes no more updates. A document may come after
+    the order that it precedes (another topic), so "not yet collecting" must not read as closed.
+    """
+
+    run_id: str
+    epoch: int
+    ended: bool
+    round: int
+    attempt: int
+    closed: bool
+
+
+@dataclass(frozen=True)
+class ServerChanged:
+    """The server's retained presence."""
+
+    epoch: int
+
+
+@dataclass(frozen=True)
+class ModelFetched:
+    """The order's model lies on disk, verified."""
+
+    key: JobKey
+
+
+@dataclass(frozen=True)
+class WorkFinished:
+    """Training or evaluation ended; an update's file lies on disk."""
+
+    key: JobKey
+    outcome: Outcome
+
+
+@dataclass(frozen=True)
+class UpdateUploaded:
+    """The update's object is in the store."""
+
+    key: JobKey
+
+
+@dataclass(frozen=True)
+class JobFailed:
+    """A step of the job failed for good, or ``retryable`` by doing the work again.
+
+    ``memory`` says that it ran short of memory, or may have: the process was killed. ``unusable``:
+    the work was done, and its update could never count.
+    """
+
+    key: JobKey
+    reason: str
+    retryable: bool = False
+    memory: Memory = "enough"
+    unusable: bool = False
+
+
+Event: TypeAlias = (
+    OrderArrived
+    | ReceiptArrived
+    | RunChanged
+    | ServerChanged
+    | ModelFetched
+    | WorkFinished
+    | UpdateUploaded
+    | JobFailed
+)
+
+# --- commands -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FetchModel:
+    """Bring the order's model; ends in ``ModelFetched`` or ``JobFailed``."""
+
+    job: Job
+
+
+@dataclass(frozen=True)
+class DoWork:
+    """Train or evaluate; ends in ``WorkFinished`` or ``JobFailed``."""
+
+    job: Job
+
+
+@dataclass(frozen=True)
+class UploadUpdate:
+    """Bring the update to the store; ends in ``UpdateUploaded`` or ``JobFailed``."""
+
+    job: Job
+
+
+@dataclass(frozen=True)
+class SendResult:
+    """Report durably, again and again until the receipt."""
+
+    job: Job
+
+
+@dataclass(frozen=True)
+class SendDecline:
+    """Say that an order is not taken, and why; its result answers one that is."""
+
+    key: JobKey
+    reason: str
+    unusable: bool = False
+
+
+@dataclass(frozen=True)
+class RenewUrls:
+    """The same order came again with fresh URLs."""
+
+    job: Job
+
+
+@dataclass(frozen=True)
+class CancelJob:
+    """Stop its transfer or its work; no event is awaited of it any more."""
+
+    key: JobKey
+
+
+@dataclass(frozen=True)
+class KeepJob:
+    """Write the job to disk before going on."""
+
+    job: Job
+
+
+@dataclass(frozen=True)
+class ForgetJob:
+    """Remove the job's files and its journal row; the algorithm's new state stays if accepted."""
+
+    key: JobKey
+    accepted: bool
+
+
+@dataclass(frozen=True)
+class PublishState:
+    """Say on the presence topic what the device is at."""
+
+    presence: Presence
+
+
+Command: TypeAlias = (
+    FetchModel
+    | DoWork
+    | UploadUpdate
+    | SendResult
+    | SendDecline
+    | RenewUrls
+    | CancelJob
+    | KeepJob
+    | ForgetJob
+    | PublishState
+)
