@@ -130,14 +130,20 @@ def test_a_hundred_thousand_of_the_largest_updates_fit() -> None:
     assert all(abs(limb).max() < 1 << (LIMB_BITS + 1) for limb in total.limbs[:-1])
 
 
-def test_many_additions_are_carried_before_a_limb_is_full() -> None:
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_limb_is_carried_from_before_it_is_full(sign: int) -> None:
+    """As after four million additions: a lower limb that has no room for one more."""
     total, work = summed([(float32s(1.0, -1e-25), 1 << 40)], 2), Workspace(2)
-    updates = 300
-    for _ in range(updates - 1):
-        total.bounds[:-1] = [max(bound, (1 << 62) - (1 << 40)) for bound in total.bounds[:-1]]
-        total.add(float32s(1.0, -1e-25), 1 << 40, work)
-    tiny = Fraction(float(np.float32(-1e-25)))
-    assert number(total) == [Fraction(updates << 40), tiny * updates * 2**40]
+    assert len(total.limbs) > 1
+    total.limbs[0][:] = sign * ((1 << 62) - 1)
+    total.bounds[0] = 1 << 62
+    before = number(total)
+    total.add(float32s(1.0, 1e-25), 3, work)
+    tiny = Fraction(float(np.float32(1e-25)))
+    assert number(total) == [before[0] + 3, before[1] + 3 * tiny]
+    for limb, bound in zip(total.limbs, total.bounds, strict=True):
+        assert abs(limb).max() <= bound <= 1 << 62
+    assert abs(total.limbs[0]).max() < 1 << (LIMB_BITS + 1)
 
 
 def test_limbs_that_are_spare_zeros_are_used_before_new_ones() -> None:
