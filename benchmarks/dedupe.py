@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from benchmarks.processes import cost
-from fl_client.tasks import load_task
+from fl_client.tasks.registry import load_task
 from rengo.operator.runs import follow, submit, wait_for_devices
 from rengo.site.device_process import DeviceSpec
 from rengo.site.site import Site

@@ -80,9 +80,7 @@ class _Device:
         state = DeviceState.model_validate(
             {"status": status, "boot_id": self._author.boot_id, "tasks": ["digits"]}
         )
-        return self._author.write(
-            self._topics.device(self.identity.id, "state"), state, retain=True
-        )
+        return self._author.sign(self._topics.device(self.identity.id, "state"), state, retain=True)
 
     def _on_connect(self, client: mqtt.Client, _u: Any, _f: Any, reason: Any, _p: Any) -> None:
         if reason.is_failure:

@@ -18,18 +18,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from broker.brokers.access_control import AccessControl
-from broker.brokers.managed import RefusedConnection
-from broker.session.session import (
-    Connected,
-    Delivery,
-    Disconnected,
-    Endpoint,
-    MqttSession,
-    Publication,
-    SessionEvent,
-    SessionFault,
-)
+from broker.brokers.access_control import AccessControl, RefusedConnection
+from broker.session.endpoint import Endpoint
+from broker.session.inbox import Connected, Disconnected, SessionEvent, SessionFault
+from broker.session.publication import Delivery, Publication
+from broker.session.session import MqttSession
 from broker.session.signer import MessageSigner
 from broker.wire.messages import (
     Claim,
@@ -441,9 +434,8 @@ class Server:
             case Request() if self.canaries.knows(message.run_id):
                 self.canaries.request(address.id, message)
             case Request():
-                run = self._run_of(message.run_id)
                 self.handle(
-                    run,
+                    self._run_of(message),
                     OrderRequested(address.id, message.action, message.round, message.attempt),
                 )
             case Progress():
@@ -494,16 +486,15 @@ class Server:
             self.canaries.declined(device_id, message)
             return
         place = (device_id, message.action, message.round, message.attempt)
-        self.handle(
-            self._run_of(message.run_id), DeviceDeclined(*place, message.reason, message.unusable)
-        )
+        event = DeviceDeclined(*place, message.reason, message.unusable)
+        self.handle(self._run_of(message), event)
 
     def _result(self, device_id: str, message: Result) -> None:
         if self.canaries.knows(message.run_id):
             self.canaries.result(device_id, message)
             return
         run = self.runs.get(message.run_id)
-        if run is None:
+        if run is None or message.action == "exchange":
             self._unknown_run(device_id, message)
             return
         place = (device_id, message.round, message.attempt)
@@ -524,14 +515,16 @@ class Server:
             run_id=message.run_id,
             round=message.round,
             attempt=message.attempt,
+            phase=message.phase,
+            seq=message.seq,
             status="unknown",
             reason="no such run here",
         )
         self._publish(self._topics.device(device_id, "receipt"), receipt)
 
-    def _run_of(self, run_id: str) -> ActiveRun:
-        run = self.runs.get(run_id)
-        if run is None:
+    def _run_of(self, message: Decline | Request) -> ActiveRun:
+        run = self.runs.get(message.run_id)
+        if run is None or message.action == "exchange":
             raise PeerError("a message about a run that is not here", "unknown_run")
         return run
 
@@ -550,7 +543,7 @@ class Server:
 
     def _publish(self, topic: str, message: Message, *, retain: bool = False) -> None:
         """Send now or never: whoever misses it asks again or finds it in a retained document."""
-        self._session.publish(self._author.write(topic, message, retain=retain))
+        self._session.publish(self._author.sign(topic, message, retain=retain))
 
     def _publish_retained(self, topic: str, message: Message) -> None:
         self._publish(topic, message, retain=True)
@@ -567,7 +560,7 @@ class Server:
 
     def _presence_publication(self, status: str) -> Publication:
         state = ServerState.model_validate({"status": status, "epoch": self.epoch})
-        return self._author.write(self._topics.server_state, state, retain=True)
+        return self._author.sign(self._topics.server_state, state, retain=True)
 
 
 def _together(done: JobDone) -> tuple[str, int]:

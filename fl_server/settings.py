@@ -7,13 +7,10 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
-from broker.brokers.access_control import (
-    AccessControl,
-    EmqxAccess,
-    ManualAccess,
-    MosquittoAccess,
-    NatsAccess,
-)
+from broker.brokers.access_control import AccessControl, ManualAccess
+from broker.brokers.emqx import EmqxAccess
+from broker.brokers.mosquitto import MosquittoAccess
+from broker.brokers.nats import NatsAccess
 from storage.store.settings import StoreSettings
 from storage.transfer.multipart import LEAST_PART_BYTES, PartSizes
 

@@ -90,7 +90,7 @@ class MachinePolicy:
             lambda: self._hours(health),
             lambda: self._link(health),
             lambda: self._traffic(health, need),
-            lambda: self._memory(health, order.model.size_bytes),
+            lambda: self._memory(health, 0 if order.model is None else order.model.size_bytes),
             lambda: self._disk(health, need.disk_bytes),
         )
         return next((text for reason in reasons if (text := reason())), "")

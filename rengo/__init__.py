@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fl_client.datasets.device import Device
     from fl_client.models.layers import (
         GRU,
         AvgPool1d,
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
         Tanh,
         Transpose,
     )
-    from fl_client.tasks.base import Device, Task, TrainingSettings
+    from fl_client.models.settings import TrainingSettings
+    from fl_client.tasks.base import Task
     from rengo.device.production import ProductionModel, production_model
     from rengo.export.loading import load_model, load_state_dict
     from rengo.operator.runs import RunResult
@@ -85,7 +87,9 @@ _LAYERS = (
 )
 _HOMES = {
     **dict.fromkeys(_LAYERS, "fl_client.models.layers"),
-    **dict.fromkeys(("Device", "Task", "TrainingSettings"), "fl_client.tasks.base"),
+    "Device": "fl_client.datasets.device",
+    "Task": "fl_client.tasks.base",
+    "TrainingSettings": "fl_client.models.settings",
     **dict.fromkeys(("ProductionModel", "production_model"), "rengo.device.production"),
     **dict.fromkeys(("load_model", "load_state_dict"), "rengo.export.loading"),
     "RunResult": "rengo.operator.runs",

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fl_client.tasks.base import Device, Task
-from fl_client.tasks.registry import load_task, names
+from fl_client.datasets.device import Device
+from fl_client.tasks.base import Task
+from fl_client.tasks.listing import names
+from fl_client.tasks.registry import load_task
 from rengo.operator.progress import DeviceTable
 from rengo.operator.runs import (
     RunResult,
@@ -82,7 +84,7 @@ def run_demo(settings: DemoSettings, view: View, more: dict[str, Any] | None = N
     """Run the demo from start to end; nothing is left running.
 
     Args:
-        more: keys to lay over the demo's run definition.
+        more: keys that override those of the demo's run definition.
 
     Raises:
         ConfigError: the task or a key is wrong; said before anything is started.
@@ -115,9 +117,10 @@ def run_demo(settings: DemoSettings, view: View, more: dict[str, Any] | None = N
 
 
 def _require_data(task: Task, settings: DemoSettings) -> None:
-    """Return when this machine has the data of a task of the package.
+    """Raise where this machine lacks the data of one of the package's own tasks.
 
-    Else every device would decline every order. A person's own code is not run for it.
+    Without it every device would decline every order. A user's own task is not checked: its code
+    would have to run here.
     """
     if settings.task in names():
         task.data(Device(_EVALUATOR, role="evaluator", count=settings.clients))

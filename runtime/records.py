@@ -1,7 +1,7 @@
-"""Frozen dataclasses that check what they are made of, for a process that pydantic is too much for.
+"""Frozen dataclasses that validate their fields, where pydantic takes too much memory.
 
-The training child is one: half of what it would hold beside numpy would be pydantic. What comes
-over the network or out of a settings file is pydantic's to check.
+The training process is one: pydantic would be half of what it holds beside numpy. Messages and
+settings files are validated by pydantic.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Files of SQLite on a device: what an error means, and going on when a card has damaged one."""
+"""SQLite files on a device: what an error means, and how to go on when one is damaged."""
 
 from __future__ import annotations
 

@@ -160,6 +160,37 @@ SAMPLES: dict[str, Message] = {
     )
 }
 
+EXCHANGE = Order(
+    epoch=3,
+    action="exchange",
+    run_id="sum-1",
+    round=2,
+    attempt=1,
+    phase="share-keys",
+    seq=(1 << 31) - 1,
+    task="digits",
+    algorithm="fedavg",
+    algorithm_settings={},
+    training={},
+    seed=7,
+    time_left_s=30.0,
+    payload=b"\x00\xff" * 100,
+)
+EXCHANGED = Result(
+    action="exchange",
+    run_id="sum-1",
+    round=2,
+    attempt=1,
+    phase="share-keys",
+    seq=(1 << 31) - 1,
+    num_examples=0,
+    metrics={"norm": 0.5},
+    update=None,
+    usage=Usage(train_s=0.5),
+    payload=b"\xff\x00",
+)
+EVERY = (*SAMPLES.values(), EXCHANGE, EXCHANGED)
+
 
 def address_of(message: Message, identity: str = "d-1") -> Address:
     """Return the address at which a message of this kind travels."""

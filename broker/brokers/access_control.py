@@ -1,51 +1,54 @@
-"""Who may connect, changed while the broker runs: used by the server, which is not its parent."""
+"""Who may connect, changed while the broker runs, by a process that is not its parent."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
-from broker.brokers.emqx import EmqxAccess
-from broker.brokers.managed import RefusedConnection
-from broker.brokers.mosquitto import MosquittoAccess
-from broker.brokers.nats import NatsAccess
 from broker.wire.access import BrokerUser
 
-__all__ = ["AccessControl", "EmqxAccess", "ManualAccess", "MosquittoAccess", "NatsAccess"]
+
+@dataclass(frozen=True)
+class RefusedConnection:
+    """A connection that the broker refused; "" for what it does not tell."""
+
+    user: str
+    address: str
 
 
 class AccessControl(Protocol):
-    """What changes a broker's users.
+    """Changes a broker's users.
 
     Attributes:
-        ours: whether it does; False where the broker's operator makes them.
+        manages_users: False where the broker's operator makes them by hand.
     """
 
-    ours: bool
+    manages_users: bool
 
     def apply(self, users: Sequence[BrokerUser]) -> None:
-        """Replace all users of the site; returns when the broker has taken them.
+        """Replace all users of the site; returns when the broker has applied them.
 
-        New ones may connect, removed ones are cut off, the others stay. The same users again
-        change nothing.
+        New ones may connect, removed ones are disconnected, the others stay connected. The same
+        users again change nothing.
 
         Raises:
             ConfigError: bad users; nothing changed.
             TransportError: a running broker refused, or did not answer: try again later.
         """
 
-    def refused(self) -> list[RefusedConnection]:
-        """Return whom the broker did not let in since the last call, as far as it tells."""
+    def refused_connections(self) -> list[RefusedConnection]:
+        """Return the connections refused since the last call, as far as the broker tells."""
 
 
 class ManualAccess:
     """For a broker whose operator makes the users by hand: does nothing."""
 
-    ours = False
+    manages_users = False
 
     def apply(self, users: Sequence[BrokerUser]) -> None:
         """Do nothing."""
 
-    def refused(self) -> list[RefusedConnection]:
+    def refused_connections(self) -> list[RefusedConnection]:
         """Return nothing: this broker is not asked."""
         return []

@@ -1,7 +1,7 @@
-"""How a process reaches a broker that it cannot see: by the keeper, whose child the broker is.
+"""How a process reaches a broker in another container: by the broker's supervisor, its parent.
 
-A broker takes changed users when it gets a signal, and a signal reaches nobody in another
-container. So the keeper answers at the Unix socket ``broker.sock`` of the broker's folder.
+A broker reloads its users on a signal, and no signal reaches a process in another container. So the
+supervisor answers at the Unix socket ``broker.sock`` in the broker's folder.
 """
 
 from __future__ import annotations
@@ -18,78 +18,78 @@ from runtime.processes.unix_socket import UnixSocketServer, short_address
 
 _LOG = logging.getLogger(__name__)
 SOCKET = "broker.sock"
-_ANSWER_S = 10.0
-_PATIENCE_S = 2.0
-_WORD_BYTES = 16
-_LOST = "changes of the MQTT broker's users are not heard any more"
+_ANSWER_TIMEOUT_S = 10.0
+_REQUEST_TIMEOUT_S = 2.0
+_MAX_BYTES = 16
+_STOPPED = "changes of the MQTT broker's users are not applied any more"
 
-PendingDownload = Literal["pid", "reload"]
+BrokerRequest = Literal["pid", "reload"]
 
 
-def ask_keeper(folder: Path, wish: PendingDownload) -> int | None:
-    """Return the pid, as its keeper counts, of the broker on a folder; None when none runs.
+def ask_supervisor(folder: Path, request: BrokerRequest) -> int | None:
+    """Return the pid of the broker on a folder, as its supervisor sees it; None when none runs.
 
-    Any thread of any process that shares the folder and the user.
+    Any thread of any process that shares the folder and the user may call it.
 
     Args:
         folder: the broker's data folder.
-        wish: "reload" also has the broker read its users anew.
+        request: "reload" also makes the broker reload its users.
 
     Raises:
-        TransportError: the keeper does not answer, or belongs to another user.
+        TransportError: the supervisor does not answer, or belongs to another user.
     """
     try:
         with (
             short_address(folder / SOCKET) as address,
-            socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as door,
+            socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client,
         ):
-            door.settimeout(_ANSWER_S)
-            door.connect(address)
-            door.sendall(f"{wish}\n".encode("ascii"))
-            answer = door.recv(_WORD_BYTES)
+            client.settimeout(_ANSWER_TIMEOUT_S)
+            client.connect(address)
+            client.sendall(f"{request}\n".encode("ascii"))
+            answer = client.recv(_MAX_BYTES)
     except (FileNotFoundError, ConnectionError):
         return None
     except OSError as error:
         raise TransportError(
-            f"who keeps the MQTT broker in {folder} does not answer: {error}"
+            f"the supervisor of the MQTT broker in {folder} does not answer: {error}"
         ) from error
     return int(answer) if answer.strip() else None
 
 
 class ControlSocket:
-    """Answers for one broker, from its making until ``close``, on a thread of its own.
+    """Answers requests for one broker, until ``close``, on a thread of its own.
 
     Args:
-        folder: the broker's data folder, which this process has to itself.
+        folder: the broker's data folder, which no other process uses.
         broker: the child; it need not run yet.
 
     Raises:
-        ConfigError: there can be no socket in the folder.
+        ConfigError: no socket can be made in the folder.
     """
 
     def __init__(self, folder: Path, broker: Child) -> None:
         self._broker = broker
         path = folder / SOCKET
         try:
-            self._door = UnixSocketServer(path, "keeper", self._visit, _LOST)
+            self._server = UnixSocketServer(path, "broker-control", self._handle, _STOPPED)
         except OSError as error:
             raise ConfigError(f"there can be no socket {path}: {error}") from error
 
     def close(self) -> None:
-        """Take the socket away; who asks from then on is told that no broker runs."""
-        self._door.close()
+        """Remove the socket; requests from then on find that no broker runs."""
+        self._server.close()
 
-    def _visit(self, visitor: socket.socket) -> None:
+    def _handle(self, client: socket.socket) -> None:
         try:
-            with visitor:
-                visitor.settimeout(_PATIENCE_S)
-                visitor.sendall(self._answer(visitor.recv(_WORD_BYTES)))
+            with client:
+                client.settimeout(_REQUEST_TIMEOUT_S)
+                client.sendall(self._answer(client.recv(_MAX_BYTES)))
         except OSError as error:
-            _LOG.debug("who asked for the MQTT broker left: %s", error)
+            _LOG.debug("a request for the MQTT broker failed: %s", error)
 
-    def _answer(self, wish: bytes) -> bytes:
+    def _answer(self, request: bytes) -> bytes:
         if not self._broker.running:
             return b"\n"
-        if wish == b"reload\n":
+        if request == b"reload\n":
             self._broker.signal(signal.SIGHUP)
         return b"%d\n" % self._broker.pid

@@ -10,7 +10,7 @@ from urllib.parse import quote, urlencode
 
 import urllib3
 
-from broker.brokers.managed import RefusedConnection
+from broker.brokers.access_control import RefusedConnection
 from broker.wire.access import BrokerUser, require_users
 from broker.wire.topics import PREFIX
 from runtime.errors import AuthenticationFailed, ConfigError, TransportError
@@ -26,33 +26,33 @@ _Rules = frozenset[tuple[str, str, str]]
 
 
 class EmqxAccess:
-    """Keeps the users of a site in EMQX's built-in databases of users and of rules.
+    """Manages the users of a site in EMQX's built-in databases of users and of rules.
 
     Written after EMQX's documentation and source, and tested against a server that answers as
     these say. **It was not run against a real EMQX.**
 
-    The broker may serve others too. So only users are removed or changed whose rules are of our
-    making and in the site's own domain; any other of the same name is an error.
+    The broker may serve others too. So it removes or changes only users whose rules it has made, in
+    the site's own domain; any other user of the same name is an error.
 
     EMQX does not show passwords. The first :meth:`apply` of an object therefore sets the password
-    of every user, and only later ones can tell whose password has changed, to cut them off.
+    of every user, and only later ones know whose password has changed, to disconnect them.
 
-    On EMQX's side there must be: password authentication and authorization both with the built-in
-    database, before other sources, and an API key that may change them. To cut a user off at once,
-    its rules' cache is dropped and its clients are kicked out.
+    EMQX must have password authentication and authorization with the built-in database, before
+    other sources, and an API key that may change them. To disconnect a user at once, the cache of
+    its rules is cleared and its clients are kicked out.
 
     Args:
         url: of the API without its path, as ``https://broker.example:18084``.
         api_key: the API key.
         secret: its secret, never shown.
         authenticator: which authenticator holds the users.
-        tls: whom to trust for an https URL; the system's authorities by default.
+        tls: which authority to trust for an https URL; the system's by default.
 
     Raises:
-        ConfigError: the URL is none.
+        ConfigError: the URL is not usable.
     """
 
-    ours = True
+    manages_users = True
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class EmqxAccess:
         if parsed.scheme not in ("http", "https") or not parsed.host:
             raise ConfigError(f"the EMQX API's URL {url!r} is not usable: give http(s)://host:port")
         self._url = url.rstrip("/") + "/api/v5/"
-        self._place = f"{parsed.host}:{parsed.port or parsed.scheme}"
+        self._address = f"{parsed.host}:{parsed.port or parsed.scheme}"
         self._users = f"authentication/{quote(authenticator, safe='')}/users"
         context = (tls or Tls()).context() if parsed.scheme == "https" else None
         self._pool = urllib3.PoolManager(
@@ -81,7 +81,7 @@ class EmqxAccess:
     def __repr__(self) -> str:
         return f"EmqxAccess({self._url!r})"
 
-    def refused(self) -> list[RefusedConnection]:
+    def refused_connections(self) -> list[RefusedConnection]:
         """Return nothing: EMQX keeps its own audit log."""
         return []
 
@@ -90,50 +90,50 @@ class EmqxAccess:
         self._pool.clear()
 
     def apply(self, users: Sequence[BrokerUser]) -> None:
-        """Replace the site's users; returns when EMQX has taken them.
+        """Replace the site's users; returns when EMQX has applied them.
 
         Raises:
             ConfigError: bad users, or one whose name somebody else uses on this EMQX; nothing
                 changed.
             AuthenticationFailed: EMQX refused the API key.
-            TransportError: EMQX cannot be reached or refused a step; the next apply goes on.
+            TransportError: EMQX cannot be reached or refused a step; the next apply continues.
         """
         require_users(users)
         wanted = {user.name: user for user in users}
-        there = {each["username"]: _as_set(each["rules"]) for each in self._list(_RULES)}
-        known = {each["user_id"] for each in self._list(self._users)}
+        rules_of = {each["username"]: _as_set(each["rules"]) for each in self._list(_RULES)}
+        existing = {each["user_id"] for each in self._list(self._users)}
         domains = _domains(users)
-        ours = {name for name, rules in there.items() if _is_ours(rules, domains)}
-        foreign = sorted(set(wanted) & (known | set(there)) - ours)
+        ours = {name for name, rules in rules_of.items() if _is_ours(rules, domains)}
+        foreign = sorted(set(wanted) & (existing | set(rules_of)) - ours)
         if foreign:
             raise ConfigError(
-                f"on the EMQX at {self._place} somebody else uses the names {', '.join(foreign)}"
+                f"on the EMQX at {self._address} somebody else uses the names {', '.join(foreign)}"
             )
         for name in sorted(ours - set(wanted)):
             self._remove(name)
-        changed = {name for name, user in wanted.items() if there.get(name) != _wanted(user)}
+        changed = {name for name, user in wanted.items() if rules_of.get(name) != _wanted(user)}
         for name, user in wanted.items():
-            if name in changed:  # rules first: a user is never there without them
+            if name in changed:  # rules first: a user never exists without them
                 body = {"username": name, "rules": _rules(user)}
-                self._put_or_post(name in there, _RULES, name, body, wrap=True)
-            self._set_password(user, known=name in known)
-        if changed & known:
+                self._put_or_post(name in rules_of, _RULES, name, body, wrap=True)
+            self._set_password(user, exists=name in existing)
+        if changed & existing:
             self._call("DELETE", "authorization/cache", missing_ok=True)
 
-    def _set_password(self, user: BrokerUser, *, known: bool) -> None:
+    def _set_password(self, user: BrokerUser, *, exists: bool) -> None:
         digest = sha256(user.password.encode()).digest()
         before = self._passwords.get(user.name)
-        if known and before == digest:
+        if exists and before == digest:
             return
         secret = {"password": user.password, "is_superuser": False}
-        body = secret if known else {"user_id": user.name, **secret}
-        self._put_or_post(known, self._users, user.name, body, wrap=False)
-        if known and before is not None:
+        body = secret if exists else {"user_id": user.name, **secret}
+        self._put_or_post(exists, self._users, user.name, body, wrap=False)
+        if exists and before is not None:
             self._kick(user.name)
         self._passwords[user.name] = digest
 
     def _remove(self, name: str) -> None:
-        # the rules last: they are how the next apply knows the user as ours
+        # the rules last: by them the next apply recognises the user as ours
         self._call("DELETE", f"{self._users}/{quote(name, safe='')}", missing_ok=True)
         self._kick(name)
         self._call("DELETE", f"{_RULES}/{quote(name, safe='')}", missing_ok=True)
@@ -146,9 +146,9 @@ class EmqxAccess:
                 self._call("DELETE", path, missing_ok=True)
 
     def _put_or_post(
-        self, there: bool, path: str, name: str, body: Mapping[str, Any], *, wrap: bool
+        self, exists: bool, path: str, name: str, body: Mapping[str, Any], *, wrap: bool
     ) -> None:
-        if there:
+        if exists:
             self._call("PUT", f"{path}/{quote(name, safe='')}", body)
         else:
             self._call("POST", path, [body] if wrap else body)
@@ -156,13 +156,15 @@ class EmqxAccess:
     def _list(self, path: str, **query: str) -> Iterator[dict[str, Any]]:
         page = 1
         while True:
-            asked = urlencode({"page": page, "limit": _PAGE, **query})
-            answer = self._call("GET", f"{path}?{asked}")
+            query_text = urlencode({"page": page, "limit": _PAGE, **query})
+            answer = self._call("GET", f"{path}?{query_text}")
             try:
                 yield from answer["data"]
                 more = bool(answer["meta"].get("hasnext", len(answer["data"]) >= _PAGE))
             except (TypeError, KeyError, AttributeError) as error:
-                raise TransportError(f"EMQX at {self._place} answered GET {path} oddly") from error
+                raise TransportError(
+                    f"EMQX at {self._address} answered GET {path} oddly"
+                ) from error
             if not more:
                 return
             page += 1
@@ -173,14 +175,14 @@ class EmqxAccess:
                 method, self._url + path, json=body, timeout=_TIMEOUT, retries=False
             )
         except urllib3.exceptions.HTTPError as error:
-            raise TransportError(f"EMQX at {self._place} cannot be reached: {error}") from error
+            raise TransportError(f"EMQX at {self._address} cannot be reached: {error}") from error
         if answer.status == 404 and missing_ok:
             return None
-        what = f"EMQX at {self._place} answered {method} {path.partition('?')[0]}"
+        what = f"EMQX at {self._address} answered {method} {path.partition('?')[0]}"
         if answer.status in (401, 403):
             raise AuthenticationFailed(f"{what} with status {answer.status}: see to the API key")
         if answer.status >= 300:
-            raise TransportError(f"{what} with status {answer.status}: {_said(answer.data)}")
+            raise TransportError(f"{what} with status {answer.status}: {_excerpt(answer.data)}")
         if not answer.data:
             return None
         try:
@@ -189,7 +191,7 @@ class EmqxAccess:
             raise TransportError(f"{what} with something that is not JSON") from error
 
 
-def _said(data: bytes) -> str:
+def _excerpt(data: bytes) -> str:
     return data[:200].decode("utf-8", "replace")
 
 
@@ -213,14 +215,14 @@ def _as_set(rules: Sequence[Mapping[str, Any]]) -> _Rules:
 
 
 def _domains(users: Sequence[BrokerUser]) -> frozenset[str]:
-    """Return the beginnings, up to the domain, of all topics that the users may use."""
+    """Return the prefixes, up to the domain, of all topics that the users may use."""
     levels = len(PREFIX.split("/")) + 1
     filters = [each for user in users for each in user.grants.publish + user.grants.subscribe]
     return frozenset("/".join(each.split("/")[:levels]) + "/" for each in filters)
 
 
 def _is_ours(rules: _Rules, domains: frozenset[str]) -> bool:
-    """Whether a site made these rules: each ends in our denials, and allows nothing elsewhere."""
+    """Whether a site made these rules: all have our denials, and allow nothing elsewhere."""
     topics = {topic for _, topic, permission in rules if permission == "allow"}
     denied = {("all", topic, "deny") for topic in _DENIED}
     return denied <= rules and all(topic.startswith(tuple(domains)) for topic in topics)

@@ -1,4 +1,4 @@
-"""Where a broker of ours listens, and with which certificates."""
+"""Where a managed broker listens, and with which certificates."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _EVERYWHERE = "0.0.0.0"  # noqa: S104 (compared with, never bound by default)
 
 
 class ListenAddress(NamedTuple):
-    """Where a broker is reached from its own machine."""
+    """The address of a broker from its own machine."""
 
     host: str
     port: int
@@ -22,16 +22,16 @@ class ListenAddress(NamedTuple):
 
 @dataclass(frozen=True)
 class ListenerTls:
-    """The files that a listener shows, and whom it asks for a certificate.
+    """The certificate that a listener presents, and whether it asks clients for theirs.
 
     Args:
-        certificate: PEM, the leaf first and then the chain up to the CA, so that who connects is
-            shown the CA.
+        certificate: PEM, the leaf first and then the chain up to the CA, so that a client sees the
+            CA.
         key: the leaf's, without a passphrase.
-        client_ca: what signs the clients' certificates; where given, nobody connects without one.
+        client_ca: signs the clients' certificates; where given, nobody connects without one.
 
     Raises:
-        ConfigError: a file is not there.
+        ConfigError: a file does not exist.
     """
 
     certificate: Path
@@ -51,7 +51,7 @@ def require_private(host: str, tls: ListenerTls | None) -> str:
     """Return ``host``, an IPv4 address or ``localhost``, when passwords are safe there.
 
     Raises:
-        ConfigError: it is none, or others can reach it and there is no TLS.
+        ConfigError: it is neither, or others can reach it and there is no TLS.
     """
     try:
         address = ipaddress.IPv4Address(LOOPBACK if host == "localhost" else host)
@@ -68,6 +68,6 @@ def require_private(host: str, tls: ListenerTls | None) -> str:
     return str(address)
 
 
-def reached_at(host: str, port: int) -> ListenAddress:
-    """Return where a listener on ``host`` is reached from its own machine."""
+def local_address(host: str, port: int) -> ListenAddress:
+    """Return the address of a listener on ``host`` from its own machine."""
     return ListenAddress(LOOPBACK if host == _EVERYWHERE else host, port)

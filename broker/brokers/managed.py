@@ -1,11 +1,11 @@
 """What the brokers that Rengo runs have in common: a child process with its state in one folder.
 
-:class:`ManagedBroker` is the side of the broker's keeper, its parent process. :class:`ManagedUsers`
-is that of any process which changes the users, in the keeper's container or in another one with the
-same folder. Both work on these files, under the same names for every kind of broker:
+:class:`ManagedBroker` is for the broker's supervisor, its parent process. :class:`ManagedUsers` is
+for any process that changes the users, in the same container or in another one with the same
+folder. Both work on these files, under the same names for every kind of broker:
 
-    broker.conf  broker.pid  broker.log  broker.lock and broker.sock (the keeper's)
-    users.lock (who changes users)
+    broker.conf  broker.pid  broker.log  broker.lock and broker.sock (the supervisor's)
+    users.lock (held while users are changed)
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from broker.brokers.control_socket import ControlSocket, ask_keeper
-from broker.brokers.listener import ListenAddress, ListenerTls, reached_at, require_private
+from broker.brokers.access_control import RefusedConnection
+from broker.brokers.control_socket import ControlSocket, ask_supervisor
+from broker.brokers.listener import ListenAddress, ListenerTls, local_address, require_private
 from broker.wire.access import BrokerUser
 from runtime.errors import ConfigError, TransportError
 from runtime.files import atomic_write, make_folder
@@ -38,86 +38,80 @@ _RELOAD_TIMEOUT_S = 10.0
 _ORPHAN_GRACE_S = 10.0
 _LOG_LIMIT_BYTES = 5 * 1024 * 1024
 _POLL_S = 0.02
-_LOOKED_AT_BYTES = 256 * 1024
-
-
-@dataclass(frozen=True)
-class RefusedConnection:
-    """Somebody whom the broker did not let in; "" for what it does not tell."""
-
-    user: str
-    address: str
+_MAX_READ_BYTES = 256 * 1024
 
 
 class ManagedUsers(ABC):
-    """Changes the users of the broker that is kept on a folder, whoever keeps it.
+    """Changes the users of the broker on a folder, whichever process is its parent.
 
-    Any thread of any process; one changes at a time, the others wait.
+    Any thread of any process may; one changes them at a time, the others wait.
 
     Args:
         folder: the broker's data folder, on this machine.
     """
 
-    ours = True
+    manages_users = True
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()
         self.config = self.folder / "broker.conf"
         self.pid_file = self.folder / "broker.pid"
         self.log = self.folder / "broker.log"
-        self._read_to = self._log_size()
+        self._log_offset = self._log_size()
 
     @staticmethod
     @abstractmethod
-    def _refused_in(line: bytes) -> RefusedConnection | None:
-        """Return whom a line of the log says was refused, None where it says something else."""
+    def _parse_refusal(line: bytes) -> RefusedConnection | None:
+        """Return the refusal that a line of the log tells of, None for any other line."""
 
-    def refused(self) -> list[RefusedConnection]:
-        """Return whom the broker did not let in since the last call, as far as its log says.
+    def refused_connections(self) -> list[RefusedConnection]:
+        """Return the connections refused since the last call, as far as the broker's log tells.
 
-        One thread calls it. Of a flood it returns the first ones.
+        One thread calls it. Of very many it returns the first ones.
         """
         size = self._log_size()
-        if size < self._read_to:
-            self._read_to = 0  # a log of a new start
+        if size < self._log_offset:
+            self._log_offset = 0  # the log of a new start
         with contextlib.suppress(FileNotFoundError), self.log.open("rb") as log:
-            log.seek(self._read_to)
-            said = log.read(_LOOKED_AT_BYTES)
-            whole = said[: said.rfind(b"\n") + 1]
-            self._read_to = size if len(said) == _LOOKED_AT_BYTES else self._read_to + len(whole)
-            found = (self._refused_in(line) for line in whole.splitlines())
+            log.seek(self._log_offset)
+            text = log.read(_MAX_READ_BYTES)
+            whole = text[: text.rfind(b"\n") + 1]
+            self._log_offset = (
+                size if len(text) == _MAX_READ_BYTES else self._log_offset + len(whole)
+            )
+            found = (self._parse_refusal(line) for line in whole.splitlines())
             return [each for each in found if each is not None]
         return []
 
     @property
     @abstractmethod
-    def known(self) -> bool:
+    def has_users(self) -> bool:
         """Whether the folder holds users."""
 
     @abstractmethod
     def write(self, users: Sequence[BrokerUser]) -> None:
-        """Replace the files of users, which a running broker does not look at by itself.
+        """Replace the files of users, which a running broker reads only when it is told to.
 
         Raises:
             ConfigError: bad users; nothing changed.
         """
 
     @abstractmethod
-    def refresh(self) -> None:
-        """Bring the files of users, which are there, in line with the broker's configuration."""
+    def adapt_to_config(self) -> None:
+        """Rewrite the existing files of users for the broker's present configuration."""
 
     @abstractmethod
-    def _watch(self) -> Callable[[], bool]:
-        """Return what tells whether the broker has taken the users, from now on.
+    def _reload_watcher(self) -> Callable[[], bool]:
+        """Return a function that says whether the broker has reloaded its users since now.
 
         It raises TransportError when the broker refused them.
         """
 
     def apply(self, users: Sequence[BrokerUser]) -> None:
-        """Replace all users; returns when the broker has taken them.
+        """Replace all users; returns when the broker has applied them.
 
-        New ones may connect, removed ones and those with another password are cut off, the others
-        stay. When no broker runs, it finds them at its start.
+        New ones may connect, removed ones and those with another password are disconnected, the
+        others stay connected. When no broker runs, it reads them at its start.
 
         Raises:
             ConfigError: bad users; nothing changed.
@@ -128,11 +122,13 @@ class ManagedUsers(ABC):
             self._reload()
 
     def _reload(self) -> None:
-        taken = self._watch()
-        pid = ask_keeper(self.folder, "reload")
+        reloaded = self._reload_watcher()
+        pid = ask_supervisor(self.folder, "reload")
         if pid is None:
             return
-        if not within(_RELOAD_TIMEOUT_S, lambda: taken() or ask_keeper(self.folder, "pid") != pid):
+        if not wait_until(
+            _RELOAD_TIMEOUT_S, lambda: reloaded() or ask_supervisor(self.folder, "pid") != pid
+        ):
             raise TransportError(
                 f"the MQTT broker, pid {pid}, did not take its users "
                 f"within {_RELOAD_TIMEOUT_S:.0f} s; see {self.log}"
@@ -140,13 +136,13 @@ class ManagedUsers(ABC):
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Keep out others who change the users, or start the broker with them."""
+        """Within the block nobody else changes the users, or starts the broker with them."""
         make_folder(self.folder)
         with (self.folder / "users.lock").open("wb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
-    def _said_since(self, offset: int) -> bytes:
+    def _log_since(self, offset: int) -> bytes:
         with contextlib.suppress(FileNotFoundError), self.log.open("rb") as log:
             log.seek(offset)
             return log.read()
@@ -160,14 +156,14 @@ class ManagedBroker(ABC):
     """One broker with its folder, as a child of this process.
 
     Args:
-        access: the side that knows the files.
+        access: writes the files of users.
         argv: the command; it names ``access.config``.
-        port: the MQTT port; None takes a free one, kept over restarts of this object.
+        port: the MQTT port; None chooses a free one, kept over restarts of this object.
         host: the IPv4 address to listen on; ``0.0.0.0`` for all, which needs TLS.
         tls: the listener's certificates.
 
     Raises:
-        ConfigError: the host, or that it leaves loopback without TLS.
+        ConfigError: the host is not usable, or leaves loopback without TLS.
     """
 
     def __init__(
@@ -185,14 +181,14 @@ class ManagedBroker(ABC):
         self._port = port
         self._lock: IO[bytes] | None = None
         self._child = Child("the MQTT broker", argv, access.log)
-        self._door: ControlSocket | None = None
+        self._control: ControlSocket | None = None
 
     @property
     def endpoint(self) -> ListenAddress:
-        """Where it is reached from this machine; known after the first :meth:`start`."""
+        """The address from this machine; known after the first :meth:`start`."""
         if self._port is None:
             raise ConfigError("the embedded broker has no port before it was started")
-        return reached_at(self._host, self._port)
+        return local_address(self._host, self._port)
 
     @property
     def pid(self) -> int:
@@ -210,15 +206,15 @@ class ManagedBroker(ABC):
         An orphan of a killed parent on the same folder is ended first.
 
         Args:
-            users: who may connect; None for those that the folder knows already, from an earlier
-                start or from ``access.apply`` of another process.
+            users: who may connect; None for those in the folder already, from an earlier start
+                or from ``access.apply`` of another process.
 
         Raises:
-            ConfigError: the port is in use, another broker has the folder, bad users, or none.
-            TransportError: the server did not come up; names its last line.
+            ConfigError: the port is in use, another broker uses the folder, bad users, or none.
+            TransportError: the server did not start; names its last line.
         """
         make_folder(self.data_dir)
-        self._take_folder()
+        self._lock_folder()
         try:
             with self.access.exclusive():
                 self._start(users)
@@ -235,12 +231,12 @@ class ManagedBroker(ABC):
         atomic_write(self.access.config, self._configuration(self._port).encode(), mode=0o600)
         if users is not None:
             self.access.write(users)
-        elif self.access.known:
-            self.access.refresh()
+        elif self.access.has_users:
+            self.access.adapt_to_config()
         else:
             raise ConfigError(f"the MQTT broker in {self.data_dir} knows no users yet; name some")
         self._shorten_log()
-        self._door = ControlSocket(self.data_dir, self._child)
+        self._control = ControlSocket(self.data_dir, self._child)
         self._child.start()
         self._child.wait_ready(self._accepts, _START_TIMEOUT_S)
 
@@ -249,7 +245,7 @@ class ManagedBroker(ABC):
 
         Raises:
             ConfigError: bad users; nothing changed.
-            TransportError: the server is not running or did not take them.
+            TransportError: the server is not running or did not apply them.
         """
         if not self.running:
             raise TransportError("the MQTT broker is not running")
@@ -271,40 +267,40 @@ class ManagedBroker(ABC):
         """Return the text of the server's configuration, without its users."""
 
     def _accepts(self) -> bool:
-        """Whether the socket stands and the process is named; no TLS, which it would log."""
+        """Whether it listens and its pid file names it; without TLS, whose failure it would log."""
         with contextlib.suppress(OSError):
             socket.create_connection(self.endpoint, timeout=1.0).close()
             return self._serving_pid() == self.pid
         return False
 
-    def _take_folder(self) -> None:
+    def _lock_folder(self) -> None:
         self._lock = take_lock(
             self.data_dir / "broker.lock",
             f"another MQTT broker uses {self.data_dir}; stop it or choose another data folder",
         )
 
     def _release_folder(self) -> None:
-        if self._door is not None:
-            self._door.close()
-            self._door = None
+        if self._control is not None:
+            self._control.close()
+            self._control = None
         if self._lock is not None:
             self._lock.close()
             self._lock = None
 
     def _end_orphan(self) -> None:
-        """End the process that still serves this folder; its parent gave up the lock."""
+        """End the process that still serves this folder: its parent no longer holds the lock."""
         pid = self._serving_pid()
         if pid is None:
             return
         for number in (signal.SIGTERM, signal.SIGKILL):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
-            if within(_ORPHAN_GRACE_S, lambda: self._serving_pid() is None):
+            if wait_until(_ORPHAN_GRACE_S, lambda: self._serving_pid() is None):
                 return
         raise TransportError(f"an earlier MQTT broker, pid {pid}, does not end")
 
     def _serving_pid(self) -> int | None:
-        """Return the process that serves this folder now, as far as it can be seen from here."""
+        """Return the process that serves this folder, if it is visible from here."""
         try:
             pid = int(self.access.pid_file.read_text())
         except (FileNotFoundError, ValueError):
@@ -330,8 +326,8 @@ def _command_of(pid: int) -> str:
     return shown.stdout
 
 
-def within(timeout_s: float, done: Callable[[], bool]) -> bool:
-    """Whether ``done()`` comes to hold within the time."""
+def wait_until(timeout_s: float, done: Callable[[], bool]) -> bool:
+    """Return whether ``done()`` became true within the time."""
     deadline = time.monotonic() + timeout_s
     while not done():
         if time.monotonic() > deadline:

@@ -10,14 +10,15 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from broker.brokers.access_control import RefusedConnection
 from broker.brokers.listener import LOOPBACK, ListenerTls
-from broker.brokers.managed import ManagedBroker, ManagedUsers, RefusedConnection
+from broker.brokers.managed import ManagedBroker, ManagedUsers
 from broker.wire.access import BrokerUser, require_users
 from broker.wire.limits import MAX_MESSAGE_BYTES
 from runtime.errors import ConfigError, TransportError
 from runtime.files import atomic_write
 
-# where packages put it although no ordinary user's PATH has it
+# packages install it here, where an ordinary user's PATH does not look
 _FOLDERS = ("/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin")
 _ITERATIONS = 101
 _SALT_BYTES = 12
@@ -45,18 +46,18 @@ class MosquittoAccess(ManagedUsers):
         super().__init__(folder)
         self.passwords = self.folder / "passwords"
         self.acl = self.folder / "acl"
-        self.echo = self.folder / "echo.log"
+        self.reload_log = self.folder / "echo.log"
 
     @property
-    def known(self) -> bool:
+    def has_users(self) -> bool:
         """Whether the folder holds users."""
         return self.passwords.exists() and self.acl.exists()
 
     @staticmethod
-    def _refused_in(line: bytes) -> RefusedConnection | None:
-        # it tells neither the name nor the address of whom it does not know
-        told = line.endswith(b" disconnected, not authorised.")
-        return RefusedConnection("", "") if told else None
+    def _parse_refusal(line: bytes) -> RefusedConnection | None:
+        # it logs neither the name nor the address of a stranger
+        refused = line.endswith(b" disconnected, not authorised.")
+        return RefusedConnection("", "") if refused else None
 
     def write(self, users: Sequence[BrokerUser]) -> None:
         """Replace both files; see the base."""
@@ -65,50 +66,52 @@ class MosquittoAccess(ManagedUsers):
         atomic_write(self.passwords, passwords.encode(), mode=0o600)
         atomic_write(self.acl, acl.encode(), mode=0o600)
 
-    def refresh(self) -> None:
-        """Nothing: the files are the same for every listener."""
+    def adapt_to_config(self) -> None:
+        """Do nothing: the files are the same for every listener."""
 
-    def _watch(self) -> Callable[[], bool]:
+    def _reload_watcher(self) -> Callable[[], bool]:
         before = self._log_size()
-        # on SIGHUP mosquitto reads the users, cuts off whom it must, and last opens its log anew
-        self.echo.unlink(missing_ok=True)
+        # on SIGHUP mosquitto reads the users, disconnects the removed ones, and at the end opens
+        # its log file again
+        self.reload_log.unlink(missing_ok=True)
 
-        def taken() -> bool:
-            if not self.echo.exists():
+        def reloaded() -> bool:
+            if not self.reload_log.exists():
                 return False
-            errors = [line for line in self._said_since(before).splitlines() if b"Error" in line]
+            errors = [line for line in self._log_since(before).splitlines() if b"Error" in line]
             if errors:
                 line = errors[0].decode("utf-8", "replace")
                 raise TransportError(f"the MQTT broker refused its users: {line}")
             return True
 
-        return taken
+        return reloaded
 
 
 class MosquittoBroker(ManagedBroker):
     """One mosquitto with its folder: MQTT 3.1.1 and 5.
 
-    It acknowledges a message and then writes all of its state anew. Measured with 2.0.11: what
-    was acknowledged before the last such writing survives a kill -9; the messages of the last
-    writing do not, though acknowledged. That takes under 2 ms with little state and 10 to 50 ms
-    with 10 MB of it. So what must not be lost is sent until its receiver confirms it. It also
-    bounds what a site can do: 1,000 messages of 1 KB, one by one, took 1.8 s with little state and
+    It acknowledges a message and then writes its whole state to disk. Measured with 2.0.11: what
+    was acknowledged before the last such write survives a kill -9; the messages of the last write
+    do not, although they were acknowledged. A write takes under 2 ms with little state and 10 to
+    50 ms with 10 MB of it. So what must not be lost is sent until its receiver confirms it. The
+    writes also limit a site: 1,000 messages of 1 KB, one by one, took 1.8 s with little state and
     32 s with 10 MB of it (NATS: 0.5 s with either).
 
-    Where the listener asks for certificates, mosquitto takes any that the CA signed, and then the
+    Where the listener asks for certificates, mosquitto accepts any that the CA signed, and then the
     name and the password as without: it does not compare the name with the certificate's.
 
-    Started by root it stays root, as the rest of Rengo then does: its files are readable for its
-    starter alone.
+    Started by root it stays root, as the rest of Rengo then does, since its files are readable for
+    their owner alone.
 
     Args:
         data_dir: state, configuration, users (0600) and log; one broker at a time.
-        port: the MQTT port; None takes a free one, kept over restarts of this object.
+        port: the MQTT port; None chooses a free one, kept over restarts of this object.
         host: the IPv4 address to listen on.
         tls: the listener's certificates; needed where ``host`` is not loopback.
 
     Raises:
-        ConfigError: mosquitto is not installed, the host, or that it leaves loopback without TLS.
+        ConfigError: mosquitto is not installed, or the host is not usable or leaves loopback
+            without TLS.
     """
 
     def __init__(
@@ -125,7 +128,7 @@ class MosquittoBroker(ManagedBroker):
         self._files = access
 
     def _configuration(self, port: int) -> str:
-        # two logs: the first begins before and survives a reload, the second tells of one
+        # two logs: stderr goes on over a reload, the file is opened again by each
         lines = [
             "# written by rengo at every start",
             f"listener {port} {self._host}",
@@ -141,16 +144,16 @@ class MosquittoBroker(ManagedBroker):
             "autosave_on_changes true",
             "autosave_interval 1",
             # no persistent_client_expiration: 2.0.11 then keeps a freed session in its list when a
-            # change of users cuts its client off, and crashes on it later (use after free)
+            # change of users disconnects its client, and crashes later (use after free)
             f"max_packet_size {MAX_MESSAGE_BYTES + 4096}",
-            # not 0 for no limit: 2.0.11 then cuts off whoever publishes what is not permitted
+            # not 0 for no limit: 2.0.11 then disconnects a client whose publish is not permitted
             "max_queued_messages 1000000",
             "max_inflight_messages 4096",
             "check_retain_source true",
             "set_tcp_nodelay true",
             "sys_interval 0",
             "log_dest stderr",
-            f"log_dest file {self._files.echo}",
+            f"log_dest file {self._files.reload_log}",
             "log_type error",
             "log_type warning",
             "log_type notice",
@@ -170,14 +173,14 @@ class MosquittoBroker(ManagedBroker):
 
     def _shorten_log(self) -> None:
         super()._shorten_log()
-        self._files.echo.unlink(missing_ok=True)
+        self._files.reload_log.unlink(missing_ok=True)
 
 
 def to_mosquitto(users: Sequence[BrokerUser]) -> tuple[str, str]:
     """Return the texts of mosquitto's password file and of its ACL file.
 
     Passwords are hashed as ``mosquitto_passwd`` does, PBKDF2-HMAC-SHA512 with its default of 101
-    iterations. So few are enough for the random passwords of 192 bits that Rengo makes, and the
+    iterations. So few suffice for the random passwords of 192 bits that Rengo makes, and the
     broker's only thread repeats them for every connected client at each change of users.
 
     Raises:

@@ -1,6 +1,6 @@
-"""A real MQTT broker from a wheel: ``nats-server`` as a supervised child.
+"""An MQTT broker from a wheel: ``nats-server`` as a supervised child.
 
-All of its state is under one folder, so that it comes back after a kill with sessions, queued
+All of its state is in one folder, so that after a kill it starts again with its sessions, queued
 messages and retained documents. What it has acknowledged is on its disk.
 """
 
@@ -15,8 +15,9 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from broker.brokers.access_control import RefusedConnection
 from broker.brokers.listener import LOOPBACK, ListenerTls
-from broker.brokers.managed import ManagedBroker, ManagedUsers, RefusedConnection
+from broker.brokers.managed import ManagedBroker, ManagedUsers
 from broker.wire.access import BrokerUser, require_users
 from broker.wire.limits import MAX_MESSAGE_BYTES
 from broker.wire.topics import LEVEL
@@ -42,13 +43,16 @@ def nats_server_binary() -> Path:
     Raises:
         MissingExtra: it is not installed.
     """
-    places = [Path(sys.executable).with_name("nats-server")]
+    candidates = [Path(sys.executable).with_name("nats-server")]
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         files = importlib.metadata.files(_DISTRIBUTION) or []
-        places = [Path(str(file.locate())) for file in files if file.name == "nats-server"] + places
-    for place in places:
-        if os.access(place, os.X_OK):
-            return place.resolve()
+        candidates = [
+            *(Path(str(file.locate())) for file in files if file.name == "nats-server"),
+            *candidates,
+        ]
+    for path in candidates:
+        if os.access(path, os.X_OK):
+            return path.resolve()
     raise MissingExtra(_DISTRIBUTION, "server")
 
 
@@ -60,17 +64,17 @@ class NatsAccess(ManagedUsers):
         self._users = self.folder / "users.conf"
 
     @property
-    def known(self) -> bool:
+    def has_users(self) -> bool:
         """Whether the folder holds users."""
         return self._users.exists()
 
     @staticmethod
-    def _refused_in(line: bytes) -> RefusedConnection | None:
+    def _parse_refusal(line: bytes) -> RefusedConnection | None:
         found = _REFUSED.search(line)
         if found is None:
             return None
         address, user = (each.decode("ascii", "replace") for each in found.groups())
-        # a name of another form is of nobody here, and its text is his who tried
+        # a name of another form is no user of ours, and its text is the stranger's own
         return RefusedConnection(user if LEVEL.fullmatch(user) else "", address)
 
     def write(self, users: Sequence[BrokerUser]) -> None:
@@ -78,8 +82,8 @@ class NatsAccess(ManagedUsers):
         text = to_nats(users, by_certificate=self._by_certificate)
         atomic_write(self._users, text.encode(), mode=0o600)
 
-    def refresh(self) -> None:
-        """Name the users as the listener asks for them, which may have changed."""
+    def adapt_to_config(self) -> None:
+        """Name the users by certificate or not, as the listener now identifies them."""
         text = nats_users(self._users.read_text(), by_certificate=self._by_certificate)
         atomic_write(self._users, text.encode(), mode=0o600)
 
@@ -87,34 +91,34 @@ class NatsAccess(ManagedUsers):
     def _by_certificate(self) -> bool:
         return self.config.exists() and _MAPPED in self.config.read_text()
 
-    def _watch(self) -> Callable[[], bool]:
+    def _reload_watcher(self) -> Callable[[], bool]:
         before = self._log_size()
 
-        def taken() -> bool:
-            said = self._said_since(before)
-            if _RELOAD_FAILED in said:
-                line = said.decode("utf-8", "replace").strip().splitlines()[-1]
+        def reloaded() -> bool:
+            text = self._log_since(before)
+            if _RELOAD_FAILED in text:
+                line = text.decode("utf-8", "replace").strip().splitlines()[-1]
                 raise TransportError(f"the MQTT broker refused its users: {line}")
-            return _RELOADED in said
+            return _RELOADED in text
 
-        return taken
+        return reloaded
 
 
 class EmbeddedBroker(ManagedBroker):
     """One nats-server with its folder: MQTT 3.1.1.
 
-    Where the listener asks for certificates, NATS takes the user's name from the certificate's
-    common name, whatever name the client gives, and compares that user's password.
+    Where the listener asks for certificates, NATS identifies the user by the certificate's common
+    name, whatever name the client gives, and compares that user's password.
 
     Args:
         data_dir: state, configuration, users (0600) and log; one broker at a time.
-        port: the MQTT port; None takes a free one, kept over restarts of this object.
+        port: the MQTT port; None chooses a free one, kept over restarts of this object.
         host: the IPv4 address of the MQTT listener; NATS's own port stays on loopback.
         tls: the MQTT listener's certificates; needed where ``host`` is not loopback.
-        ack_wait_s: how soon an unacknowledged message is brought again on a live connection.
+        ack_wait_s: how soon an unacknowledged message is sent again on a live connection.
 
     Raises:
-        ConfigError: the host, or that it leaves loopback without TLS.
+        ConfigError: the host is not usable, or leaves loopback without TLS.
         MissingExtra: the server is not installed.
     """
 
@@ -187,15 +191,15 @@ def nats_subjects(topic_filter: str) -> list[str]:
 def to_nats(users: Sequence[BrokerUser], *, by_certificate: bool = False) -> str:
     """Return the ``authorization`` block of a nats-server configuration; it holds the passwords.
 
-    Every user is confined to MQTT, so that the server's own client port admits nobody.
+    Every user may use MQTT alone, so that the server's own client port accepts nobody.
 
     Args:
         users: everybody who may connect.
-        by_certificate: the listener takes the user from the client's certificate, by the common
-            name.
+        by_certificate: the listener identifies the user by the common name of the client's
+            certificate.
 
     Raises:
-        ConfigError: no users (NATS would admit everybody), or a name twice.
+        ConfigError: no users (NATS would accept everybody), or a name twice.
     """
     require_users(users)
     rendered = [
@@ -214,7 +218,7 @@ def to_nats(users: Sequence[BrokerUser], *, by_certificate: bool = False) -> str
 
 
 def nats_users(block: str, *, by_certificate: bool) -> str:
-    """Return a block of :func:`to_nats` with the users named as the listener now asks for them."""
+    """Return a block of :func:`to_nats` with the users named by certificate or not."""
     content = json.loads(block.removeprefix(_BLOCK))
     for user in content["users"]:
         name = user["user"].removeprefix(_COMMON_NAME)

@@ -6,15 +6,13 @@ sends again. So nothing outlives a connection here: what must not be lost is in 
 
 from __future__ import annotations
 
-import contextlib
-import re
 import socket
 import ssl
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
@@ -22,11 +20,11 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
-from runtime.errors import AuthenticationFailed, ConfigError, TransportError
-from runtime.security.tls import Tls, tls_error
-
-if TYPE_CHECKING:
-    from runtime.security.identity import Identity
+from broker.session.endpoint import ClientIdInUse, Endpoint
+from broker.session.paho_client import PahoClient, TlsSocket
+from broker.session.publication import Delivery, Publication
+from runtime.errors import AuthenticationFailed, TransportError
+from runtime.security.tls import tls_error
 
 CONNECT_TIMEOUT_S = 5.0
 _SESSION_EXPIRY_S = 30 * 24 * 3600
@@ -36,175 +34,31 @@ _CLOSE_GRACE_S = 1.0
 _UNSPECIFIED = 0x80
 _SESSION_TAKEN_OVER = 0x8E
 _BAD_CREDENTIALS = (0x86, 0x87)
-_CLIENT_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
 
-class ClientIdInUse(TransportError):
-    """Another process connects with the same client id: stop one of them, or give it its own."""
+def _ignore(*_: object) -> None:
+    """Do nothing with what happened."""
 
 
 @dataclass(frozen=True)
-class Endpoint:
-    """Where a broker is and who connects.
+class ConnectionCallbacks:
+    """Called by a connection on its network thread; none may block.
 
     Args:
-        host: the broker's name or address.
-        port: its MQTT port.
-        username: the identity.
-        password: its secret, never shown.
-        next_password: what the broker may want instead by now, tried when it refuses the other.
-        client_id: unique on the broker: letters, digits, ``_`` and ``-``.
-        keepalive_s: a silent connection is given up after about 1.5 times this.
-        protocol: the MQTT version.
-        tls: whom to trust and what to show; None connects without TLS.
-        persistent: the broker keeps subscriptions and queued messages between connections; False
-            for a short-lived client, which then leaves nothing behind.
-
-    Raises:
-        ConfigError: the client id, the protocol or the TLS material is not usable.
-    """
-
-    host: str
-    port: int
-    username: str
-    password: str = field(repr=False)
-    client_id: str
-    keepalive_s: int = 15
-    protocol: Literal["3.1.1", "5"] = "3.1.1"
-    tls: Tls | None = None
-    persistent: bool = True
-    next_password: str | None = field(default=None, repr=False)
-
-    def __post_init__(self) -> None:
-        if _CLIENT_ID.fullmatch(self.client_id) is None:
-            raise ConfigError(
-                f"client id {self.client_id!r} is not usable: "
-                "use 1 to 128 letters, digits, '_' and '-'"
-            )
-        if self.protocol not in ("3.1.1", "5"):
-            raise ConfigError(f"MQTT protocol {self.protocol!r}: choose '3.1.1' or '5'")
-        if self.tls is not None:
-            self.tls.context()
-
-    @classmethod
-    def of(cls, identity: Identity) -> Endpoint:
-        """Return an identity's endpoint."""
-        following = identity.next_password
-        return cls(
-            identity.host,
-            identity.port,
-            identity.id,
-            identity.password.get_secret_value(),
-            identity.client_id,
-            tls=identity.trust,
-            next_password=None if following is None else following.get_secret_value(),
-        )
-
-    def swapped(self) -> Endpoint:
-        """Return the same with the two passwords changed places."""
-        if self.next_password is None:
-            return self
-        return replace(self, password=self.next_password, next_password=self.password)
-
-    @property
-    def place(self) -> str:
-        """Host and port, for messages."""
-        return f"{self.host}:{self.port}"
-
-
-@dataclass(frozen=True)
-class Publication:
-    """A message to publish."""
-
-    topic: str
-    payload: bytes
-    retain: bool = False
-    qos: Literal[0, 1] = 1
-
-
-@dataclass(frozen=True)
-class Delivery:
-    """A message from the broker. ``mid`` and ``generation`` identify it for its acknowledgement."""
-
-    topic: str
-    payload: bytes
-    retain: bool
-    mid: int
-    generation: int
-
-
-@dataclass(frozen=True)
-class Hooks:
-    """What a connection tells its session, on the network thread; none of it may block.
-
-    Args:
-        up: the broker accepted; with whether it knew the session.
+        connected: the broker accepted; with whether it knew the session.
         subscribed: the broker answered the subscriptions; from here on it queues for this client.
-        delivery: a message, unacknowledged until ``Connection.ack``.
-        answer: the message id of a publish, and why the broker refused it (None: it did not).
-        fault: an error that must not end the thread.
-        end: the thread is about to end.
+        received: a message, unacknowledged until ``Connection.ack``.
+        answered: the message id of a publish, and why the broker refused it (None: it did not).
+        failed: an error that does not end the thread.
+        ended: the thread is about to end.
     """
 
-    up: Callable[[Connection, bool], None]
-    subscribed: Callable[[], None]
-    delivery: Callable[[Delivery], None]
-    answer: Callable[[Connection, int, str | None], None]
-    fault: Callable[[Exception], None]
-    end: Callable[[], None]
-
-
-class _TlsSocket(ssl.SSLSocket):
-    """A socket that keeps what TLS failed with, which paho only logs, and leaks nothing."""
-
-    failure: ssl.SSLError | None = None
-
-    def do_handshake(self, block: bool = False) -> None:
-        try:
-            super().do_handshake(block)
-        except BaseException:
-            self.close()
-            raise
-
-    def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
-        try:
-            return super().recv(buflen, flags)
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            raise
-        except ssl.SSLError as error:
-            self.failure = error
-            raise
-
-    def send(self, data: Any, flags: int = 0) -> int:
-        try:
-            return super().send(data, flags)
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            raise
-        except OSError as error:
-            # the peer has gone, perhaps after it said why
-            with contextlib.suppress(OSError):
-                self.recv(1)
-            self.failure = self.failure or (error if isinstance(error, ssl.SSLError) else None)
-            raise
-
-
-class _Client(mqtt.Client):
-    """A paho client whose network thread cannot die unnoticed."""
-
-    guard: Connection | None = None
-
-    def loop_forever(self, *_: Any, **__: Any) -> MQTTErrorCode:
-        guard = self.guard
-        if guard is None:
-            return MQTTErrorCode.MQTT_ERR_INVAL
-        guard.began()
-        try:
-            return super().loop_forever(timeout=1.0, retry_first_connection=False)
-        except Exception as error:  # noqa: BLE001 (the loop of the network thread)
-            guard.crashed(error)
-            return MQTTErrorCode.MQTT_ERR_UNKNOWN
-        finally:
-            guard.ended_loop()
+    connected: Callable[[Connection, bool], None] = _ignore
+    subscribed: Callable[[], None] = _ignore
+    received: Callable[[Delivery], None] = _ignore
+    answered: Callable[[Connection, int, str | None], None] = _ignore
+    failed: Callable[[Exception], None] = _ignore
+    ended: Callable[[], None] = _ignore
 
 
 class Connection:
@@ -217,7 +71,7 @@ class Connection:
         generation: grows with every connection of a session.
         subscriptions: MQTT filters, subscribed at QoS 1 as soon as the broker accepts.
         will: published by the broker when the connection is lost.
-        hooks: the session.
+        callbacks: the session's.
     """
 
     def __init__(
@@ -226,27 +80,27 @@ class Connection:
         generation: int,
         subscriptions: Sequence[str],
         will: Publication | None,
-        hooks: Hooks,
+        callbacks: ConnectionCallbacks,
     ) -> None:
         self.endpoint = endpoint
         self.generation = generation
-        self.up_at_s: float | None = None
+        self.connected_at_s: float | None = None
         self.subscribed = not subscriptions
         self.error: TransportError | None = None
         self.answered = threading.Event()
-        self.unanswered = 0  # publishes; guarded by the session
+        self.unanswered = 0  # publishes; under the session's lock
         self._subscriptions = tuple(subscriptions)
-        self._hooks = hooks
+        self._callbacks = callbacks
         self._ended = threading.Event()
         self._network_thread: threading.Thread | None = None
         self._socket: socket.socket | None = None
         self._reason = ""
         self._client = self._build(will)
 
-    def _build(self, will: Publication | None) -> _Client:
+    def _build(self, will: Publication | None) -> PahoClient:
         endpoint = self.endpoint
         modern = endpoint.protocol == "5"
-        client = _Client(
+        client = PahoClient(
             CallbackAPIVersion.VERSION2,
             client_id=endpoint.client_id,
             clean_session=None if modern else not endpoint.persistent,
@@ -254,18 +108,18 @@ class Connection:
             reconnect_on_failure=False,
             manual_ack=True,
         )
-        client.guard = self
+        client.observer = self
         client.username_pw_set(endpoint.username, endpoint.password)
         client.connect_timeout = CONNECT_TIMEOUT_S
         client.max_inflight_messages_set(_MAX_INFLIGHT)
         client.max_queued_messages_set(_MAX_QUEUED)
         if endpoint.tls is not None:
             context = endpoint.tls.context()
-            context.sslsocket_class = _TlsSocket
+            context.sslsocket_class = TlsSocket
             client.tls_set_context(context)
         if will is not None:
             client.will_set(will.topic, will.payload, qos=will.qos, retain=will.retain)
-        # before connect: a handler set later misses what the broker sends at once
+        # before connect: a handler that is set later misses what the broker sends first
         client.on_socket_open = self._on_socket_open
         client.on_connect = self._on_connect
         client.on_subscribe = self._on_subscribe
@@ -285,7 +139,7 @@ class Connection:
         return self._reason or "the connection was lost"
 
     def open(self) -> None:
-        """Connect the socket and start the network thread; ``Hooks.up`` follows.
+        """Connect the socket and start the network thread; the callback ``connected`` follows.
 
         Raises:
             AuthenticationFailed: the broker's certificate is refused (UntrustedPeer), or ours.
@@ -304,24 +158,24 @@ class Connection:
             )
         except (OSError, ValueError) as error:
             self._ended.set()
-            raise self._named(error) or TransportError(
-                f"cannot reach the MQTT broker at {self.endpoint.place}: {error}"
+            raise self._tls_error(error) or TransportError(
+                f"cannot reach the MQTT broker at {self.endpoint.address}: {error}"
             ) from error
         self._client.loop_start()
 
-    def _named(self, error: BaseException | None) -> TransportError | None:
+    def _tls_error(self, error: BaseException | None) -> TransportError | None:
         if error is None:
             return None
-        return tls_error(error, f"the MQTT broker at {self.endpoint.place}")
+        return tls_error(error, f"the MQTT broker at {self.endpoint.address}")
 
     def publish(self, publication: Publication) -> int | None:
-        """Hand a message to the network thread; return its message id, None if it was not taken."""
-        if self.ended or self.up_at_s is None:
+        """Hand a message to the network thread; return its message id, None if it was refused."""
+        if self.ended or self.connected_at_s is None:
             return None
         info = self._client.publish(
             publication.topic, publication.payload, publication.qos, publication.retain
         )
-        # on NO_CONN paho queues the message all the same, in a client that nobody uses again
+        # on NO_CONN paho queues the message nonetheless, in a client that is never used again
         return info.mid if info.rc == MQTTErrorCode.MQTT_ERR_SUCCESS else None
 
     def ack(self, mid: int) -> None:
@@ -338,7 +192,7 @@ class Connection:
                 try:
                     sock.shutdown(socket.SHUT_RDWR)
                 except OSError:
-                    pass  # it was closed at this moment
+                    pass  # it has just been closed
             self._ended.wait(CONNECT_TIMEOUT_S)
         # not loop_stop, which fails when the thread ends at the same moment
         if self._network_thread is not None:
@@ -346,27 +200,27 @@ class Connection:
         self._release()
 
     def _release(self) -> None:
-        """Break the reference cycles, so that paho's sockets close now, not at some collection."""
+        """Break the reference cycles, so that paho's sockets close now, not at a collection."""
         client = self._client
         client.on_socket_open = client.on_connect = client.on_subscribe = None
         client.on_message = client.on_publish = client.on_disconnect = None
-        client.guard = None
+        client.observer = None
         self._socket = None
 
-    def began(self) -> None:
+    def loop_began(self) -> None:
         """The network thread begins."""
         self._network_thread = threading.current_thread()
 
-    def crashed(self, error: Exception) -> None:
-        """The network thread failed in paho itself or in a guard."""
+    def loop_failed(self, error: Exception) -> None:
+        """The network thread failed, in paho itself or in a callback."""
         self._reason = f"the network thread failed: {error!r}"
-        self._hooks.fault(error)
+        self._callbacks.failed(error)
 
-    def ended_loop(self) -> None:
+    def loop_ended(self) -> None:
         """The network thread ends."""
         self.answered.set()
         self._ended.set()
-        self._hooks.end()
+        self._callbacks.ended()
 
     def _on_socket_open(self, _client: mqtt.Client, _userdata: Any, sock: Any) -> None:
         self._socket = sock
@@ -384,17 +238,17 @@ class Connection:
         if reason.is_failure:
             kind = AuthenticationFailed if reason.value in _BAD_CREDENTIALS else TransportError
             self.error = kind(
-                f"the MQTT broker at {self.endpoint.place} refused "
+                f"the MQTT broker at {self.endpoint.address} refused "
                 f"user {self.endpoint.username!r}: {reason}"
             )
             self._reason = str(self.error)
             return
-        # every time, session present or not: it brings retained documents afresh, and a broker
-        # that lost its state learns the subscriptions again
+        # on every connection, session present or not: the broker then sends retained documents
+        # again, and one that lost its state has the subscriptions again
         if self._subscriptions:
             client.subscribe([(each, 1) for each in self._subscriptions])
-        self.up_at_s = time.monotonic()
-        self._hooks.up(self, flags.session_present)
+        self.connected_at_s = time.monotonic()
+        self._callbacks.connected(self, flags.session_present)
         self.answered.set()
 
     def _on_subscribe(
@@ -411,14 +265,14 @@ class Connection:
             if reason.is_failure
         ]
         if denied:
-            self._hooks.fault(
+            self._callbacks.failed(
                 TransportError(
                     f"the broker refused {self.endpoint.username!r} the subscription to "
                     f"{', '.join(denied)}"
                 )
             )
         self.subscribed = True
-        self._hooks.subscribed()
+        self._callbacks.subscribed()
 
     def _on_message(self, _client: mqtt.Client, _userdata: Any, message: mqtt.MQTTMessage) -> None:
         try:
@@ -429,9 +283,9 @@ class Connection:
                 message.mid if message.qos else 0,
                 self.generation,
             )
-            self._hooks.delivery(delivery)
+            self._callbacks.received(delivery)
         except Exception as error:  # noqa: BLE001 (it would kill paho's thread, unnoticed)
-            self._hooks.fault(error)
+            self._callbacks.failed(error)
 
     def _on_publish(
         self,
@@ -441,7 +295,7 @@ class Connection:
         reason: ReasonCode,
         _properties: Properties | None,
     ) -> None:
-        self._hooks.answer(self, mid, str(reason) if reason.is_failure else None)
+        self._callbacks.answered(self, mid, str(reason) if reason.is_failure else None)
 
     def _on_disconnect(
         self,
@@ -457,25 +311,25 @@ class Connection:
                 "which took the session over"
             )
             self._reason = str(self.error)
-        if self.up_at_s is None and self._reason == "":
-            self._refused_by_tls()
+        if self.connected_at_s is None and self._reason == "":
+            self._explain_by_tls()
         if not self._reason:
             vague = reason.value == _UNSPECIFIED
-            said = "the broker or the network closed the connection" if vague else str(reason)
-            self._reason = f"{self.endpoint.place}: {said}"
+            text = "the broker or the network closed the connection" if vague else str(reason)
+            self._reason = f"{self.endpoint.address}: {text}"
 
-    def _refused_by_tls(self) -> None:
-        """Take the reason of a broker that ends TLS where its answer was due.
+    def _explain_by_tls(self) -> None:
+        """Set the reason where the broker ended TLS instead of answering.
 
-        Since TLS 1.3 the handshake is over when it refuses our certificate, or that we have none.
+        In TLS 1.3 the handshake is over when it refuses our certificate, or the lack of one.
         """
         sock, tls = self._socket, self.endpoint.tls
-        failure = sock.failure if isinstance(sock, _TlsSocket) else None
+        failure = sock.failure if isinstance(sock, TlsSocket) else None
         if failure is not None and not isinstance(failure, ssl.SSLEOFError):
-            self.error = self._named(failure)
+            self.error = self._tls_error(failure)
             self._reason = str(self.error)
         elif tls is not None and tls.certificate is None:
             self._reason = (
-                f"the MQTT broker at {self.endpoint.place} closed the connection as soon as TLS "
+                f"the MQTT broker at {self.endpoint.address} closed the connection as soon as TLS "
                 "stood: perhaps it takes only clients with a certificate"
             )

@@ -1,4 +1,4 @@
-"""The way from a session to its owner's bounded queue, in order and without loss."""
+"""Hands a session's events to its owner's bounded queue, in order and without loss."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from broker.session.connection import Delivery
+from broker.session.publication import Delivery
 
 _MAX_WAITING = 16
 
 
 @dataclass(frozen=True)
 class Connected:
-    """A connection stands. State documents are to be published again, deliveries follow."""
+    """The broker accepted. State documents are to be published again; deliveries follow."""
 
     session_present: bool
     generation: int
@@ -23,14 +23,14 @@ class Connected:
 
 @dataclass(frozen=True)
 class Disconnected:
-    """The connection is gone; the session connects again by itself."""
+    """The connection has ended; the session connects again by itself."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class SessionFault:
-    """Something needs the owner's attention; the session goes on trying."""
+    """An error for the owner; the session goes on trying."""
 
     error: Exception
 
@@ -41,26 +41,26 @@ SessionEvent = Connected | Disconnected | Delivery | SessionFault
 class Inbox:
     """Hands events to the owner one at a time.
 
-    While the owner's queue is full, its own events wait here (bounded: the latest are kept) and
-    deliveries are refused, so that the broker keeps them.
+    While the owner's queue is full, the session's own events wait here (bounded: the latest stay)
+    and deliveries are refused, so that they stay with the broker.
 
     Args:
-        events: only enqueues; returns False when the queue is full.
+        enqueue: puts an event into the owner's queue without blocking; False when it is full.
     """
 
-    def __init__(self, events: Callable[[SessionEvent], bool]) -> None:
-        self._events = events
+    def __init__(self, enqueue: Callable[[SessionEvent], bool]) -> None:
+        self._enqueue = enqueue
         self._lock = threading.Lock()
         self._waiting: deque[SessionEvent] = deque(maxlen=_MAX_WAITING)
         self._refused: dict[int, float] = {}
 
     @property
     def waiting(self) -> bool:
-        """Whether events wait for room."""
+        """Whether events wait for space in the queue."""
         return bool(self._waiting)
 
     def put(self, event: Connected | Disconnected | SessionFault) -> None:
-        """Hand over an event, now or when there is room."""
+        """Hand over an event, now or when the queue has space."""
         with self._lock:
             if isinstance(event, Connected):
                 self._refused.clear()
@@ -68,25 +68,25 @@ class Inbox:
             self._drain()
 
     def retry(self) -> None:
-        """Offer again what waits."""
+        """Offer the waiting events again."""
         with self._lock:
             self._drain()
 
     def deliver(self, delivery: Delivery) -> bool:
-        """Offer a message; False when there was no room for it."""
+        """Offer a message; False when the queue had no space for it."""
         with self._lock:
             self._refused[delivery.mid] = time.monotonic()
             self._drain()
-            taken = not self._waiting and self._events(delivery)
-            if taken or delivery.mid == 0:
+            accepted = not self._waiting and self._enqueue(delivery)
+            if accepted or delivery.mid == 0:
                 del self._refused[delivery.mid]
-            return taken
+            return accepted
 
     def latest_refusal_s(self) -> float | None:
-        """The latest time at which a message was refused that has not come again; None if none."""
+        """Return when the last refusal was of a message that has not come again; None if none."""
         with self._lock:
             return max(self._refused.values(), default=None)
 
     def _drain(self) -> None:
-        while self._waiting and self._events(self._waiting[0]):
+        while self._waiting and self._enqueue(self._waiting[0]):
             self._waiting.popleft()

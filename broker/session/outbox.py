@@ -1,4 +1,4 @@
-"""Messages that survive power loss: on disk before they are sent, gone only when answered."""
+"""Messages that survive power loss: on disk before they are sent, removed when answered."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ _COLUMNS = "seq, key, topic, payload, retain, until"
 
 
 class OutboxError(RengoError):
-    """The outbox's file cannot be read or written (disk full, damaged): the message is not safe."""
+    """The outbox's file cannot be read or written (disk full, damaged): nothing was stored."""
 
 
 class OutboxDamaged(OutboxError):
-    """The file is damaged: it is of no use, nor will be."""
+    """The file is damaged, for good: it can only be replaced."""
 
 
 class OutboxFull(OutboxError):
@@ -87,7 +87,7 @@ class Outbox:
             path.touch(mode=0o600, exist_ok=True)
         except OSError as error:
             raise OutboxError(f"cannot create the outbox {path}: {error.strerror}") from error
-        with self._guarded():
+        with self._named_errors():
             self._db = sqlite3.connect(
                 path, timeout=2.0, isolation_level=None, check_same_thread=False
             )
@@ -129,7 +129,7 @@ class Outbox:
         ).fetchone()
 
     def _drop_unreadable(self) -> None:
-        """Remove what is no message: the file is sound, but a page of it has lost its content."""
+        """Remove rows that are no messages: the file is sound, but a page has lost its content."""
         self._db.text_factory = partial(str, encoding="utf-8", errors="replace")
         for seq, key, topic, payload, _, until in self._db.execute(
             f"SELECT {_COLUMNS} FROM outbox"  # noqa: S608 (constant text)
@@ -162,9 +162,9 @@ class Outbox:
         """Store a message; it is on disk when this returns. The same key replaces.
 
         Args:
-            key: what makes the message one, for example its run, round and device.
+            key: identifies the message, for example by its run, round and device.
             topic: where it goes.
-            payload: what it holds.
+            payload: its bytes.
             retain: whether the broker keeps it as the topic's document.
             until: ``"puback"`` keeps it until the broker has it, ``"confirm"`` until
                 :meth:`confirm`, sent again meanwhile.
@@ -172,10 +172,10 @@ class Outbox:
         Raises:
             OutboxFull: nothing was stored.
             OutboxError: nothing is known to be stored.
-            MessageTooLarge, ConfigError: no broker would take it.
+            MessageTooLarge, ConfigError: no broker would accept it.
         """
         check_message(topic, payload)
-        with self._lock, self._guarded():
+        with self._lock, self._named_errors():
             old = self._db.execute(
                 "SELECT length(payload) FROM outbox WHERE key = ?", (key,)
             ).fetchone()
@@ -199,7 +199,7 @@ class Outbox:
         return self._delete("key", [key]) == 1
 
     def discard(self, seqs: Sequence[int]) -> int:
-        """Remove exactly these puts (one replaced meanwhile stays); return how many there were."""
+        """Remove exactly these rows (one replaced meanwhile stays); return how many there were."""
         return self._delete("seq", seqs)
 
     def pending(self, *, after: int = 0, limit: int = -1) -> list[OutboxRow]:
@@ -207,17 +207,17 @@ class Outbox:
         return self._select("WHERE seq > ? ORDER BY seq LIMIT ?", (after, limit))
 
     def get(self, seq: int) -> OutboxRow | None:
-        """Return that put, or None when it was answered or replaced."""
+        """Return that row, or None when it was answered or replaced."""
         rows = self._select("WHERE seq = ?", (seq,))
         return rows[0] if rows else None
 
     def close(self) -> None:
         """Release the file; what is pending stays in it."""
-        with self._lock, self._guarded():
+        with self._lock, self._named_errors():
             self._db.close()
 
     def _select(self, where: str, values: tuple[int, ...]) -> list[OutboxRow]:
-        with self._lock, self._guarded():
+        with self._lock, self._named_errors():
             found = self._db.execute(
                 f"SELECT {_COLUMNS} FROM outbox {where}",  # noqa: S608 (constant text)
                 values,
@@ -229,7 +229,7 @@ class Outbox:
 
     def _delete(self, column: Literal["key", "seq"], values: Sequence[str | int]) -> int:
         removed: list[int] = []
-        with self._lock, self._guarded(), self._unforced():
+        with self._lock, self._named_errors(), self._without_sync():
             self._db.execute("BEGIN")
             try:
                 for value in values:
@@ -251,10 +251,10 @@ class Outbox:
         return len(removed)
 
     @contextmanager
-    def _unforced(self) -> Iterator[None]:
-        """Within the block, what is written need not reach the disk at once.
+    def _without_sync(self) -> Iterator[None]:
+        """Within the block, writes need not reach the disk at once.
 
-        A removal that a power cut undoes costs one message more, which its reader knows already.
+        A removal that a power cut undoes costs one duplicate, which its receiver recognises.
         """
         self._db.execute("PRAGMA synchronous = NORMAL")
         try:
@@ -263,7 +263,7 @@ class Outbox:
             self._db.execute("PRAGMA synchronous = FULL")
 
     @contextmanager
-    def _guarded(self) -> Iterator[None]:
+    def _named_errors(self) -> Iterator[None]:
         try:
             yield
         except sqlite3.DatabaseError as error:

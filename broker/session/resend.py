@@ -1,6 +1,6 @@
-"""Which outbox rows to send now: each once per connection, and again while unanswered.
+"""Which outbox rows to send now: each once per connection, and again while unconfirmed.
 
-No thread, no clock and no network of its own: the session's own thread drives it.
+It has no thread, no clock and no network: the session's thread calls it.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 from broker.session.outbox import Outbox, OutboxRow, Until
 
-WINDOW = 32
-_STALLED_AFTER = 3
+MAX_UNACKNOWLEDGED = 32
+_STALLED_FACTOR = 3
 
 
 @dataclass
-class _Flight:
+class _SentRow:
     until: Until
     sent_at_s: float
     mid: int | None  # None once the broker acknowledged
@@ -32,73 +32,71 @@ class ResendQueue:
     def __init__(self, outbox: Outbox, resend_s: float) -> None:
         self._outbox = outbox
         self._resend_s = resend_s
-        self._flights: dict[int, _Flight] = {}
+        self._sent: dict[int, _SentRow] = {}
         self._seq_of_mid: dict[int, int] = {}
         self._cursor = 0
 
     def reset(self) -> None:
         """Begin a new connection: every pending row is to be sent once."""
-        self._flights.clear()
+        self._sent.clear()
         self._seq_of_mid.clear()
         self._cursor = 0
 
     @property
-    def settled(self) -> bool:
+    def all_acknowledged(self) -> bool:
         """Whether the broker has acknowledged every row on this connection (any thread)."""
         return not self._seq_of_mid and self._cursor >= self._outbox.newest_seq
 
     def stalled(self, now_s: float) -> bool:
         """Whether the broker has kept a row unacknowledged for three times ``resend_s``."""
-        patience_s = _STALLED_AFTER * self._resend_s
+        limit_s = _STALLED_FACTOR * self._resend_s
         return any(
-            now_s - flight.sent_at_s > patience_s
-            for flight in self._flights.values()
-            if flight.mid is not None
+            now_s - sent.sent_at_s > limit_s for sent in self._sent.values() if sent.mid is not None
         )
 
     def next_due_s(self) -> float | None:
-        """When there is something to do although nothing happens; None for never."""
+        """Return when the next row is due or the broker counts as stalled; None for never."""
         waits = (
-            flight.sent_at_s + self._resend_s * (1 if flight.mid is None else _STALLED_AFTER)
-            for flight in self._flights.values()
+            sent.sent_at_s + self._resend_s * (1 if sent.mid is None else _STALLED_FACTOR)
+            for sent in self._sent.values()
         )
         return min(waits, default=None)
 
-    def acknowledged(self, mids: list[int], now_s: float) -> None:
-        """Take the broker's acknowledgements; rows that waited for no more are removed."""
+    def handle_acknowledged(self, mids: list[int], now_s: float) -> None:
+        """Note the broker's acknowledgements; rows that needed no more are removed."""
         known = {mid: self._seq_of_mid[mid] for mid in mids if mid in self._seq_of_mid}
-        done = [seq for seq in known.values() if self._flights[seq].until == "puback"]
+        done = [seq for seq in known.values() if self._sent[seq].until == "puback"]
         if done:
             self._outbox.discard(done)
         for seq in known.values():
-            flight = self._flights.pop(seq)
-            if flight.until == "confirm":
-                self._flights[seq] = _Flight("confirm", now_s, None)
-        for mid in known:  # last, since ``settled`` promises that the rows are gone
+            sent = self._sent.pop(seq)
+            if sent.until == "confirm":
+                self._sent[seq] = _SentRow("confirm", now_s, None)
+        for mid in known:  # last: ``all_acknowledged`` says that the rows are removed
             del self._seq_of_mid[mid]
 
-    def refused(self, mid: int, now_s: float) -> None:
-        """The broker answered with a failure: the row is sent again after ``resend_s``."""
+    def handle_refused(self, mid: int, now_s: float) -> None:
+        """Note that the broker refused a row: it is sent again after ``resend_s``."""
         seq = self._seq_of_mid.pop(mid, None)
         if seq is not None:
-            self._flights[seq] = _Flight("confirm", now_s, None)
+            self._sent[seq] = _SentRow("confirm", now_s, None)
 
-    def pump(self, publish: Callable[[OutboxRow], int | None], now_s: float) -> None:
-        """Send what is due within the window.
+    def send_due(self, publish: Callable[[OutboxRow], int | None], now_s: float) -> None:
+        """Send what is due, with at most ``MAX_UNACKNOWLEDGED`` rows unacknowledged.
 
         Args:
-            publish: hands a row to the connection; returns its message id, None when it was not
-                taken, which ends this pump.
+            publish: hands a row to the connection; returns its message id, None when the
+                connection refused it, and then no more are sent now.
             now_s: monotonic time.
         """
-        for seq, flight in list(self._flights.items()):
-            if flight.mid is None and now_s - flight.sent_at_s >= self._resend_s:
+        for seq, sent in list(self._sent.items()):
+            if sent.mid is None and now_s - sent.sent_at_s >= self._resend_s:
                 row = self._outbox.get(seq)
-                del self._flights[seq]
+                del self._sent[seq]
                 if row is not None and not self._send(row, publish, now_s):
-                    self._flights[seq] = flight
+                    self._sent[seq] = sent
                     return
-        room = WINDOW - len(self._seq_of_mid)
+        room = MAX_UNACKNOWLEDGED - len(self._seq_of_mid)
         newest = self._outbox.newest_seq
         if room <= 0 or self._cursor >= newest:
             return
@@ -107,7 +105,7 @@ class ResendQueue:
             if not self._send(row, publish, now_s):
                 return
             self._cursor = row.seq
-        if len(rows) < room:  # what lay between was answered already
+        if len(rows) < room:  # the rows in between are confirmed already
             self._cursor = max(self._cursor, newest)
 
     def _send(
@@ -116,6 +114,6 @@ class ResendQueue:
         mid = publish(row)
         if mid is None:
             return False
-        self._flights[row.seq] = _Flight(row.until, now_s, mid)
+        self._sent[row.seq] = _SentRow(row.until, now_s, mid)
         self._seq_of_mid[mid] = row.seq
         return True

@@ -1,4 +1,4 @@
-"""Whoever writes messages: numbers them, dates them and signs them."""
+"""Makes the messages of one sender: numbered, dated and signed."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import itertools
 import secrets
 import time
 
-from broker.session.connection import Publication
+from broker.session.publication import Publication
 from broker.wire.messages import Message, encode
 from broker.wire.topics import parse
 from runtime.security.signing import SecretKey
 
 
 class MessageSigner:
-    """Makes one identity's messages; any thread may write.
+    """Signs one identity's messages, on any thread.
 
     Attributes:
-        boot_id: tells this process (a device: this connection) from earlier ones of its identity.
+        boot_id: differs for each process (on a device: each connection) of the identity.
     """
 
     def __init__(self, sender: str, key: SecretKey) -> None:
@@ -25,8 +25,8 @@ class MessageSigner:
         self._key = key
         self._numbers = itertools.count()
 
-    def write(self, topic: str, message: Message, *, retain: bool = False) -> Publication:
-        """Return the message as it goes to ``topic``.
+    def sign(self, topic: str, message: Message, *, retain: bool = False) -> Publication:
+        """Return the signed message for ``topic``.
 
         Raises:
             MessageTooLarge, ConfigError: as ``broker.wire.messages.encode``.
@@ -38,12 +38,12 @@ class MessageSigner:
             sender=self._sender,
             boot_id=self.boot_id,
             seq=next(self._numbers),
-            # a clock may stand before 1970
+            # a clock may be set before 1970
             sent_ms=max(0, int(time.time() * 1000)),
         )
         return Publication(topic, payload, retain=retain)
 
 
 def new_boot_id() -> str:
-    """Return an id that no boot had before."""
+    """Return a random id for a boot."""
     return secrets.token_hex(8)

@@ -13,16 +13,11 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+from broker.session.endpoint import Endpoint
+from broker.session.inbox import Connected, Disconnected, SessionEvent, SessionFault
 from broker.session.outbox import Outbox, OutboxDamaged
-from broker.session.session import (
-    Connected,
-    Delivery,
-    Disconnected,
-    Endpoint,
-    MqttSession,
-    SessionEvent,
-    SessionFault,
-)
+from broker.session.publication import Delivery
+from broker.session.session import MqttSession
 from broker.wire.messages import (
     Envelope,
     Message,
@@ -138,7 +133,7 @@ class Agent:
         self._seen_orders: dict[int, None] = {}
         self._calm = PresenceDebouncer()
         self._keyring = DeviceCredentials(settings.identity, identity)
-        transfers = Transfers(tls=identity.store_trust, meter=self._steward.spent)
+        transfers = Transfers(tls=identity.store_trust, count_bytes=self._steward.spent)
         self._bundles = DeviceBundles(
             settings.bundles,
             settings.data_dir / "bundles",
@@ -176,7 +171,7 @@ class Agent:
             self._offer,
             will=self._voice.will,
             outbox=self._outbox,
-            meter=self._steward.spent,
+            count_bytes=self._steward.spent,
         )
 
     # --- life ---------------------------------------------------------------------------------
@@ -370,10 +365,10 @@ class Agent:
 
     def _passwords_changed(self, identity: Identity | None) -> None:
         if identity is not None:
-            self._session.use(Endpoint.of(identity))
+            self._session.set_endpoint(Endpoint.of(identity))
 
     def _receipted(self, receipt: Receipt) -> None:
-        key = JobKey(receipt.run_id, receipt.action, receipt.round, receipt.attempt)
+        key = JobKey.of(receipt)
         if key not in self._machine.reporting:
             # a power cut may leave a result in the outbox whose job is gone
             active = self._machine.active
@@ -407,10 +402,10 @@ class Agent:
         if order.task not in self._tasks and (reason := self._bundles.refusal(order)):
             installed = ", ".join(self._tasks)
             return f"task {order.task!r} is not installed here (installed: {installed}), {reason}"
-        key = JobKey(order.run_id, order.action, order.round, order.attempt)
+        key = JobKey.of(order)
         if self._desk.held and not is_known(self._machine, key):
             return self._desk.held
-        if (order.action == "train") != (order.upload is not None):
+        if order.action != "exchange" and (order.action == "train") != (order.upload is not None):
             return "an order to train needs an upload, an order to evaluate has none"
         if is_known(self._machine, key):
             return ""
@@ -456,7 +451,8 @@ class Agent:
             self._session.publish(self._voice.state(presence))
 
     def _fetch(self, job: Job) -> None:
-        self._desk.store_at(job.order.model.url)
+        if job.order.model is not None:
+            self._desk.store_at(job.order.model.url)
         self._follower.step_aside()
         self._carrier.fetch(job)
 

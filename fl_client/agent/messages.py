@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 from typing import cast
 
 from broker.session.outbox import Outbox
-from broker.session.session import MqttSession, Publication
+from broker.session.publication import Publication
+from broker.session.session import MqttSession
 from broker.session.signer import MessageSigner, new_boot_id
 from broker.wire.messages import (
     Action,
@@ -32,7 +34,9 @@ from fl_client.settings import AgentSettings
 from fl_client.training.frames import TrainingJob
 from runtime.security.identity import Identity
 
-_RESULT = re.compile(r"result/([^/]+)/(train|evaluate)/(\d+)/(\d+)")
+_RESULT = re.compile(
+    r"result/([^/]+)/(train|evaluate|exchange)/(\d+)/(\d+)(?:/([a-z0-9_-]*)/(\d+))?"
+)
 
 
 class DeviceMessages:
@@ -126,7 +130,7 @@ class DeviceMessages:
         """Return the request for the order again, with fresh URLs."""
         return self._own(
             "request",
-            Request(action=key.action, run_id=key.run_id, round=key.round, attempt=key.attempt),
+            Request(**asdict(key)),
         )
 
     def model_request(self, task: str, sha256: str) -> Publication:
@@ -135,14 +139,8 @@ class DeviceMessages:
 
     def decline(self, command: SendDecline) -> Publication:
         """Return the answer to an order that is not taken."""
-        key = command.key
         decline = Decline(
-            action=key.action,
-            run_id=key.run_id,
-            round=key.round,
-            attempt=key.attempt,
-            reason=command.reason[:2000],
-            unusable=command.unusable,
+            **asdict(command.key), reason=command.reason[:2000], unusable=command.unusable
         )
         return self._own("ack", decline)
 
@@ -173,10 +171,7 @@ class DeviceMessages:
                 header_sha256=outcome.header_sha256,
             )
         result = Result(
-            action=key.action,
-            run_id=key.run_id,
-            round=key.round,
-            attempt=key.attempt,
+            **asdict(key),
             num_examples=outcome.num_examples,
             metrics=outcome.metrics,
             update=update,
@@ -191,28 +186,28 @@ class DeviceMessages:
                 full_steps=outcome.full_steps,
                 micro_batch=outcome.micro_batch,
             ),
+            payload=outcome.payload,
         )
         publication = self._own("result", result)
-        session.send(self.outbox_key(key), publication.topic, publication.payload, until="confirm")
+        session.publish_durably(
+            self.outbox_key(key), publication.topic, publication.payload, until="confirm"
+        )
 
     @staticmethod
     def outbox_key(key: JobKey) -> str:
         """Return what a job's result is called in the outbox."""
-        return f"result/{key.run_id}/{key.action}/{key.round}/{key.attempt}"
+        name = f"result/{key.run_id}/{key.action}/{key.round}/{key.attempt}"
+        # as they were named before there were phases: an outbox may hold such
+        return f"{name}/{key.phase}/{key.seq}" if key.phase or key.seq else name
 
     @staticmethod
     def keys_in(outbox: Outbox) -> set[JobKey]:
         """Return the jobs whose results wait in the outbox."""
         found = (_RESULT.fullmatch(row.key) for row in outbox.pending())
-        return {
-            JobKey(run_id, cast("Action", action), int(number), int(attempt))
-            for run_id, action, number, attempt in (match.groups() for match in found if match)
-        }
+        return {_key_of(*match.groups()) for match in found if match}
 
     def _own(self, leaf: str, message: Message, *, retain: bool = False) -> Publication:
-        return self._author.write(
-            self._topics.device(self._device_id, leaf), message, retain=retain
-        )
+        return self._author.sign(self._topics.device(self._device_id, leaf), message, retain=retain)
 
 
 def _compute(accelerators: tuple[Accelerator, ...], settings: AgentSettings) -> list[Compute]:
@@ -229,3 +224,10 @@ def _compute(accelerators: tuple[Accelerator, ...], settings: AgentSettings) -> 
         )
         for each in accelerators
     ]
+
+
+def _key_of(
+    run_id: str, action: str, number: str, attempt: str, phase: str | None, seq: str | None
+) -> JobKey:
+    step = (int(number), int(attempt), phase or "", int(seq or 0))
+    return JobKey(run_id, cast("Action", action), *step)

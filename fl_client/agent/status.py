@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from broker.wire.messages import Order
+from broker.wire.messages import MAX_EXCHANGE_BYTES, Order
 from fl_client.agent.resource_policy import Need
 from fl_client.jobs.folder import DeviceFolder
 from fl_client.session.events import Job, JobKey
@@ -54,8 +54,7 @@ def needed(order: Order, machine: DeviceSession, folder: DeviceFolder) -> Need:
     """Return what an order would cost, beside what is promised to the orders taken before."""
     jobs = [*machine.waiting, *([machine.active] if machine.active else [])]
     promised = [_traffic(Job(job.key, job.order), folder) for job in jobs]
-    key = JobKey(order.run_id, order.action, order.round, order.attempt)
-    down, up = _traffic(Job(key, order), folder)
+    down, up = _traffic(Job(JobKey.of(order), order), folder)
     return Need(
         download_bytes=down,
         upload_bytes=up,
@@ -66,9 +65,10 @@ def needed(order: Order, machine: DeviceSession, folder: DeviceFolder) -> Need:
 
 
 def _traffic(job: Job, folder: DeviceFolder) -> tuple[int, int]:
-    size = job.order.model.size_bytes
+    model = job.order.model
+    size = MAX_EXCHANGE_BYTES if model is None else model.size_bytes
     up = 0 if job.order.upload is None else size
-    if folder.model(job).is_file():
+    if model is None or folder.model(job).is_file():
         return 0, up
     earlier = folder.earlier_model(job)
     return (size if earlier is None else length(earlier.changed)), up

@@ -14,7 +14,7 @@ from typing import Any
 from broker.wire.messages import Order
 from fl_client.agent.resource_policy import ResourcePolicy
 from fl_client.bundles.store import DeviceBundles
-from fl_client.collectors.owned import place_of
+from fl_client.collectors.places import data_place
 from fl_client.jobs.folder import DeviceFolder
 from fl_client.machine.accelerators import CPU, Accelerator, environment
 from fl_client.session.events import (
@@ -75,16 +75,18 @@ class TrainingWorker:
     def submit(self, job: Job) -> None:
         """Start the work of a job; it ends as an event that ``translate`` reads."""
         order, key = job.order, job.key
-        train = key.action == "train"
+        leaves_state = key.action != "evaluate"
         self._run_id = key.run_id
         self._folder.trim_log()
-        self._folder.use_model(job)
         self._warm(order).submit(
             TrainingJob(
                 action=key.action,
                 run_id=key.run_id,
                 round=key.round,
                 attempt=key.attempt,
+                phase=key.phase,
+                seq=key.seq,
+                payload=order.payload,
                 device_id=self._device_id,
                 algorithm=order.algorithm,
                 algorithm_settings=order.algorithm_settings,
@@ -92,14 +94,20 @@ class TrainingWorker:
                 seed=order.seed,
                 shrink=job.shrink,
                 memory_bytes=self._steward.memory_bytes(),
-                model_path=str(self._folder.model(job)),
-                base_sha256=order.model.sha256,
-                update_path=str(self._folder.update(key)) if train else None,
-                state_path=str(self._folder.state(key)) if train else None,
-                next_state_path=str(self._folder.next_state(key)) if train else None,
-                **(self._checkpoint(key) if train else {}),
+                **self._model(job),
+                update_path=None if order.upload is None else str(self._folder.update(key)),
+                state_path=str(self._folder.state(key)) if leaves_state else None,
+                next_state_path=str(self._folder.next_state(key)) if leaves_state else None,
+                **(self._checkpoint(key) if key.action == "train" else {}),
             )
         )
+
+    def _model(self, job: Job) -> dict[str, Any]:
+        if job.order.model is None:
+            return {}
+        self._folder.use_model(job)
+        path = self._folder.model(job)
+        return {"model_path": str(path), "base_sha256": job.order.model.sha256}
 
     def _checkpoint(self, key: JobKey) -> dict[str, Any]:
         """Return where the training goes on from; what other orders left is removed."""
@@ -187,7 +195,7 @@ class TrainingWorker:
                     precision=settings.precision,
                     compile=settings.compile,
                     loader_threads=settings.loader_threads,
-                    data=place_of(settings, order.task),
+                    data=data_place(settings, order.task),
                 ),
                 self._post,
                 log=self._folder.training_log,
@@ -199,7 +207,7 @@ class TrainingWorker:
 
 
 def _key(job: TrainingJob) -> JobKey:
-    return JobKey(job.run_id, job.action, job.round, job.attempt)
+    return JobKey(job.run_id, job.action, job.round, job.attempt, job.phase, job.seq)
 
 
 def _outcome(event: training.ChildFinished) -> Outcome:
@@ -216,4 +224,5 @@ def _outcome(event: training.ChildFinished) -> Outcome:
         result.full_steps,
         result.micro_batch,
         result.keeps_state,
+        result.payload,
     )

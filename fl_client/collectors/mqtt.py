@@ -11,8 +11,9 @@ from typing import Any, Protocol
 
 import msgpack
 
-from broker.session.connection import Delivery, Endpoint
+from broker.session.endpoint import Endpoint
 from broker.session.inbox import SessionEvent, SessionFault
+from broker.session.publication import Delivery
 from broker.session.session import MqttSession
 from fl_client.datasets.sample import BadSample
 from fl_client.datasets.settings import MqttSource

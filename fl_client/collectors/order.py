@@ -7,8 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from fl_client.datasets.device import Device
 from fl_client.datasets.settings import DataPlace
-from fl_client.tasks.base import Device
 
 
 class CollectorOrder(BaseModel):

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from fl_client.collectors.places import data_places
+
 if TYPE_CHECKING:
     from broker.wire.messages import DataReport
     from fl_client.collectors.supervisor import Collectors
     from fl_client.datasets.reporting import DataReports
-    from fl_client.datasets.settings import DataPlace
     from fl_client.settings import AgentSettings
 
 
@@ -28,10 +29,10 @@ class OwnData:
         self._reports: DataReports | None = None
         if not settings.data:
             return
-        from fl_client.collectors.supervisor import Collectors, places  # noqa: PLC0415  see above
+        from fl_client.collectors.supervisor import Collectors  # noqa: PLC0415  see above
         from fl_client.datasets.reporting import DataReports  # noqa: PLC0415
 
-        found = places(settings, sorted(specs))
+        found = data_places(settings, sorted(specs))
         self._collectors = Collectors(device_id, settings, found, specs)
         self._reports = DataReports(found)
 
@@ -52,14 +53,3 @@ class OwnData:
     def news(self) -> DataReport | None:
         """Return the report if it differs from the one returned last."""
         return None if self._reports is None else self._reports.news()
-
-
-def place_of(agent: AgentSettings, task: str) -> DataPlace | None:
-    """Return where a task's data are, None where an agent's settings say nothing of them."""
-    settings = agent.data.get(task)
-    if settings is None:
-        return None
-    from fl_client.datasets.settings import DataPlace  # noqa: PLC0415  see above
-
-    folder = agent.data_dir.absolute() / "data" / task
-    return DataPlace(task=task, folder=folder, settings=settings)

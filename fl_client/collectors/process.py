@@ -229,7 +229,7 @@ def _feed(order: CollectorOrder, source: SensorSource | MqttSource, collector: C
         from fl_client.collectors.mqtt import MqttFeed  # noqa: PLC0415  (a sensor needs no paho)
 
         return MqttFeed(source, collector)
-    from fl_client.tasks import load_task  # noqa: PLC0415  (the user's own code)
+    from fl_client.tasks.registry import load_task  # noqa: PLC0415  (the user's own code)
 
     task, device = load_task(order.spec), order.device()
     return SensorFeed(lambda: task.samples(device), source, collector)

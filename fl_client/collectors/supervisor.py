@@ -12,10 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fl_client.collectors.order import CollectorOrder
-from fl_client.collectors.owned import place_of
-from fl_client.datasets.settings import DataPlace, Gathered, SensorSource
+from fl_client.collectors.places import unread_sensors
+from fl_client.datasets.settings import DataPlace, Gathered
 from fl_client.settings import AgentSettings
-from runtime.errors import ConfigError
 from runtime.processes.child import die_with_parent
 from runtime.retry import Backoff
 
@@ -25,36 +24,6 @@ _LONGEST_PAUSE_S = 300.0
 _STABLE_S = 60.0
 _GRACE_S = 5.0
 _LOG_MAX_BYTES = 1 << 20
-
-
-def places(settings: AgentSettings, tasks: Sequence[str]) -> list[DataPlace]:
-    """Return where the data of each task are.
-
-    Raises:
-        ConfigError: a section is of no task that may run here.
-    """
-    offered = settings.bundles.offered
-    for task in sorted(settings.data.keys() - {*tasks}):
-        if {task, "*"}.isdisjoint(offered):
-            bundles = f", bundles: {', '.join(offered)}" if offered else ""
-            raise ConfigError(
-                f"[data.{task}] is of no task of this device (tasks: {', '.join(tasks)}{bundles})"
-            )
-    found = (place_of(settings, task) for task in sorted(settings.data))
-    return [place for place in found if place is not None]
-
-
-def mute(settings: AgentSettings, tasks: Sequence[str]) -> list[str]:
-    """Return the tasks whose sensor nobody reads: they come as bundles.
-
-    A bundle runs for an order, by a policy that is looked at with each: what would run on without
-    one could neither expire nor be taken back.
-    """
-    return [
-        task
-        for task in sorted(settings.data)
-        if task not in tasks and isinstance(settings.data[task].source, SensorSource)
-    ]
 
 
 class Collectors:
@@ -71,7 +40,7 @@ class Collectors:
         found: Sequence[DataPlace],
         specs: Mapping[str, str],
     ) -> None:
-        silent = mute(settings, [*specs])
+        silent = unread_sensors(settings, [*specs])
         for task in silent:
             _LOG.warning("the sensor of task %s is not read: the task is not installed here", task)
         self._keepers = [

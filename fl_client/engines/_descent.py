@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
-    from fl_client.tasks.base import TrainingSettings
+    from fl_client.models.settings import TrainingSettings
 
 Named: TypeAlias = Mapping[str, Any]
 _BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 from numpy.typing import NDArray
 
-from fl_client.engines._masks import Masks
+from fl_client.models.dropout import Masks
 
 Array: TypeAlias = NDArray[Any]
 Backward: TypeAlias = Callable[[Array], Array]

@@ -11,14 +11,15 @@ import torch
 from numpy.typing import NDArray
 
 from algorithms.base import Arrays
-from fl_client.engines import _torch_layers as torch_layers
 from fl_client.engines._descent import Descent
-from fl_client.engines._masks import Masks
-from fl_client.engines._torch_arrays import to_numpy, to_tensor
 from fl_client.engines._torch_replicas import Replicas
 from fl_client.engines._torch_tuning import Mixed, compiled, moved
-from fl_client.engines.base import Indices, LocalRound, pieces
+from fl_client.engines.base import Indices, pieces
+from fl_client.models.dropout import Masks
+from fl_client.models.local_round import LocalRound
 from fl_client.tasks.base import Task
+from fl_client.torch_models.layers import use_masks
+from fl_client.torch_models.tensors import to_numpy, to_tensor
 from runtime.errors import ConfigError
 
 Gradients: TypeAlias = dict[str, torch.Tensor]
@@ -68,7 +69,7 @@ class Session:
 
     def _view(self, number: int, backend: str) -> _View:
         model, masks = self._replicas.models[number].train(), Masks(self._plan.local_seed)
-        torch_layers.use_masks(model, masks)
+        use_masks(model, masks)
         named = model.named_parameters()
         # only a loss of the algorithm's own is computed where the replica is
         asked = self._plan.algorithm.needs_loss

@@ -11,15 +11,11 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from fl_client.engines._descent import Descent
-from fl_client.engines._masks import Masks
 from fl_client.engines._numpy_call import Array, Call
 from fl_client.engines._numpy_layers import forward
 from fl_client.engines.base import (
     Dtype,
-    Evaluation,
     Indices,
-    LocalRound,
-    LocalUpdate,
     Means,
     TrainingFailed,
     Tuning,
@@ -30,13 +26,16 @@ from fl_client.engines.base import (
     run_epochs,
 )
 from fl_client.models import layers, memory
-from fl_client.tasks.base import Objective, Task
+from fl_client.models.dropout import Masks
+from fl_client.models.local_round import Evaluation, LocalRound, LocalUpdate
+from fl_client.models.settings import Objective
+from fl_client.tasks.base import Task
 from runtime.errors import ConfigError
 from runtime.processes.rss import rss_bytes
 from storage.weights import Weights
 
 if TYPE_CHECKING:
-    from fl_client.tasks.base import Split
+    from fl_client.tasks.split import Split
 
 _TORCH_ONLY = ("loss", "predict", "training_step", "optimizer")
 

@@ -12,9 +12,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fl_client.engines import _torch_layers as torch_layers
-from fl_client.engines._masks import Masks
-from fl_client.engines._torch_arrays import to_numpy, to_tensor
 from fl_client.engines._torch_replicas import Replicas, seed_devices
 from fl_client.engines._torch_session import Session
 from fl_client.engines._torch_tuning import (
@@ -27,10 +24,7 @@ from fl_client.engines._torch_tuning import (
 )
 from fl_client.engines.base import (
     Dtype,
-    Evaluation,
     Indices,
-    LocalRound,
-    LocalUpdate,
     Means,
     Tuning,
     as_pair,
@@ -39,30 +33,19 @@ from fl_client.engines.base import (
     run_epochs,
 )
 from fl_client.models import layers
+from fl_client.models.dropout import Masks
+from fl_client.models.local_round import Evaluation, LocalRound, LocalUpdate
 from fl_client.tasks.base import Task
+from fl_client.torch_models.layers import as_module, use_masks
+from fl_client.torch_models.tensors import to_numpy, to_tensor
 from runtime.errors import ConfigError
 from storage.weights import Weights
 
 if TYPE_CHECKING:
-    from fl_client.tasks.base import Split
+    from fl_client.tasks.split import Split
 
 Batch: TypeAlias = Callable[[Indices], Any]
 _EVALUATION_BATCH = 256
-_TYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U64": torch.uint64,
-    "U32": torch.uint32,
-    "U16": torch.uint16,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
 _CPU = torch.device("cpu")
 _LOG = logging.getLogger(__name__)
 
@@ -76,12 +59,6 @@ def engine(
     if profile == "gpu" and devices[0].type == "cpu" and not tuning.accelerators:
         _LOG.warning("profile gpu, but torch sees no accelerator: training on the CPU")
     return TorchEngine(task, devices=devices, dtype=dtype, tuning=tuning)
-
-
-def initial_weights(task: Task, seed: int) -> Weights:
-    """Return the weights of a freshly built model, the same for the same ``seed``."""
-    with _seeded(seed, [_CPU]):
-        return _to_weights(_module(task))
 
 
 class TorchEngine:
@@ -159,7 +136,7 @@ class TorchEngine:
         """Return the mean loss on all of ``data`` as one batch, and its gradient by name."""
         count, batch = self.batches(data)
         model = self.loaded(weights).train()
-        torch_layers.use_masks(model, Masks(0))
+        use_masks(model, Masks(0))
         loss = self._task.training_step(model, batch(np.arange(count)))
         parameters = dict(model.named_parameters())
         grads = torch.autograd.grad(loss, list(parameters.values()))
@@ -177,7 +154,7 @@ class TorchEngine:
         return self._built(weights).to(self._devices[0])
 
     def _built(self, weights: Weights) -> torch.nn.Module:
-        model = _module(self._task)
+        model = as_module(self._task.model(), self._task.name)
         tensors = model.state_dict()
         expected = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         check_same_names(self._task, expected, weights)
@@ -232,30 +209,3 @@ def _seeded(seed: int, devices: Sequence[torch.device]) -> Iterator[None]:
     with torch.random.fork_rng(devices=cuda):
         seed_devices(seed, devices)
         yield
-
-
-def _module(task: Task) -> torch.nn.Module:
-    model = task.model()
-    if isinstance(model, torch.nn.Module):
-        return model
-    if not layers.is_declarative(model):
-        raise ConfigError(
-            f"model() of task {task.name} must return a list of layers or a torch module, "
-            f"not {type(model).__name__}"
-        )
-    return torch_layers.module(model)
-
-
-def tensors(weights: Weights) -> dict[str, torch.Tensor]:
-    """Return every tensor in its own type, as ``state_dict()`` of the model has it."""
-    arrays = weights.arrays()
-    return {
-        spec.name: to_tensor(arrays[spec.name]).to(_TYPES[spec.dtype], copy=True)
-        for spec in weights.layout.tensors
-    }
-
-
-def _to_weights(model: torch.nn.Module) -> Weights:
-    tensors = model.state_dict()
-    half = {name: "BF16" for name, tensor in tensors.items() if tensor.dtype == torch.bfloat16}
-    return Weights.from_arrays(to_numpy(tensors), half)

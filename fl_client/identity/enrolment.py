@@ -19,13 +19,10 @@ from typing import Any
 import msgpack
 from pydantic import SecretStr, ValidationError
 
-from broker.session.session import (
-    Delivery,
-    Endpoint,
-    MqttSession,
-    SessionEvent,
-    SessionFault,
-)
+from broker.session.endpoint import Endpoint
+from broker.session.inbox import SessionEvent, SessionFault
+from broker.session.publication import Delivery
+from broker.session.session import MqttSession
 from broker.session.signer import MessageSigner
 from broker.wire.messages import Claim, ClaimAnswer, Envelope, decode
 from broker.wire.topics import Topics, parse, require_level
@@ -139,7 +136,7 @@ def _ask(
         session.wait_connected(_CONNECT_S)
         deadline = time.monotonic() + _ANSWER_S
         while time.monotonic() < deadline:
-            session.publish(author.write(topics.enroll(token.id), claim))
+            session.publish(author.sign(topics.enroll(token.id), claim))
             answer = _await(answers, session, token, claim, _ASK_AGAIN_S)
             if answer is not None:
                 return answer

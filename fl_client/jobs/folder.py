@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fl_client.session.events import Job, JobKey
 from runtime.errors import Corrupt
-from runtime.files import make_folder, sync_folder
+from runtime.files import file_sha256, make_folder, sync_folder
 from storage.transfer.byte_ranges import Earlier, length
 from storage.transfer.multipart import arrived_path
 
@@ -35,33 +35,35 @@ class DeviceFolder:
 
     def model(self, job: Job) -> Path:
         """The order's model, once it has been fetched and verified."""
-        return self._model(job, job.order.model.sha256)
+        return self._model(job, job.model.sha256)
 
     def earlier_model(self, job: Job) -> Earlier | None:
         """Return the model here that, as the order has it, least must be fetched beside."""
         here = [
             Earlier(path, patch.changed)
-            for patch in job.order.model.patches
+            for patch in job.model.patches
             if (path := self._model(job, patch.base_sha256)).is_file()
         ]
         return min(here, key=lambda earlier: length(earlier.changed), default=None)
 
     def drop_partial_model(self, job: Job) -> None:
         """Remove what a download that nobody needs any more has left."""
+        if job.order.model is None:
+            return
         path = self.model(job)
         path.with_name(f"{path.name}.part").unlink(missing_ok=True)
 
     def update(self, key: JobKey) -> Path:
-        """The job's update."""
-        return self.root / "updates" / f"{key.run_id}-{key.round}-{key.attempt}.upd"
+        """The job's update, or its answer where that goes to the store."""
+        return self.root / "updates" / f"{key.run_id}-{_step(key)}.upd"
 
     def state(self, key: JobKey) -> Path:
-        """The algorithm's state on this device, as of the last accepted update of the run."""
+        """The run's state on this device, as of its last result that was accepted."""
         return self.root / "state" / f"{key.run_id}.safetensors"
 
     def next_state(self, key: JobKey) -> Path:
-        """The algorithm's state after this job, until its update is accepted."""
-        return self.root / "state" / f"{key.run_id}.{key.round}-{key.attempt}.next"
+        """The run's state after this job, until its result is accepted."""
+        return self.root / "state" / f"{key.run_id}.{_step(key)}.next"
 
     def trim_log(self) -> None:
         """Keep the end of a long training log; called while the training process does nothing."""
@@ -96,6 +98,8 @@ class DeviceFolder:
         from storage.updates.header import verify_file  # noqa: PLC0415
 
         try:
+            if job.key.action == "exchange":
+                return file_sha256(self.update(job.key)) == job.outcome.header_sha256
             verify_file(self.update(job.key), header_sha256=job.outcome.header_sha256)
         except (Corrupt, OSError):
             return False
@@ -105,7 +109,7 @@ class DeviceFolder:
         """Remove what all other jobs left to be sent: a power cut leaves what nobody knows."""
         kept = set()
         for key in wanted:
-            if key.action == "train":
+            if key.action != "evaluate":
                 update = self.update(key)
                 kept |= {update, arrived_path(update), self.next_state(key)}
         for path in [
@@ -119,7 +123,7 @@ class DeviceFolder:
     def settle_orphan(self, key: JobKey, *, accepted: bool) -> None:
         """Settle a job that a power cut took out of the journal, if its files lie here."""
         files = (self.update(key), self.next_state(key))
-        if key.action == "train" and any(path.exists() for path in files):
+        if key.action != "evaluate" and any(path.exists() for path in files):
             self.settle(key, accepted=accepted)
 
     def use_model(self, job: Job) -> None:
@@ -137,7 +141,7 @@ class DeviceFolder:
             accepted: whether it counted.
             active: the job that is at work, whose model stays.
         """
-        if key.action == "train":
+        if key.action != "evaluate":
             update = self.update(key)
             update.unlink(missing_ok=True)
             arrived_path(update).unlink(missing_ok=True)
@@ -149,9 +153,8 @@ class DeviceFolder:
                 sync_folder(kept.parent)
             else:
                 written.unlink(missing_ok=True)
-        self._keep_latest(
-            "models/*.safetensors", _KEPT_MODELS, but=None if active is None else self.model(active)
-        )
+        in_use = None if active is None or active.order.model is None else self.model(active)
+        self._keep_latest("models/*.safetensors", _KEPT_MODELS, but=in_use)
 
     def forget_models(self, run_id: str) -> None:
         """Remove the models of a run that has ended, whole or in part, and its checkpoint."""
@@ -172,3 +175,11 @@ class DeviceFolder:
         for path in found[:-count]:
             if path != but:
                 path.unlink(missing_ok=True)
+
+
+def _step(key: JobKey) -> str:
+    """Return what tells a job's files from those of the run's other jobs."""
+    step = f"{key.round}-{key.attempt}"
+    if key.action == "exchange" or key.phase or key.seq:
+        step += f".{key.action}-{key.phase}-{key.seq}"
+    return step

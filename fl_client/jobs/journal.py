@@ -127,8 +127,7 @@ class JobJournal:
                 stages.validate_python(stage),
                 TypeAdapter(Outcome).validate_json(outcome),
             )
-            said = job.order
-            if job.key != JobKey(said.run_id, said.action, said.round, said.attempt):
+            if job.key != JobKey.of(job.order):
                 raise ValueError("its order is another one's")
         except ValueError as error:
             what = f"{self.path}: the row of {run_id}, round {round_number} is damaged"

@@ -101,15 +101,15 @@ class JobTransfers:
         Args:
             earlier: a version of the model that is here, which most of it may be taken from.
         """
-        reference = lease.job.order.model
+        reference = lease.job.model
 
         def work() -> None:
             lease.bytes_down += self._transfers.download(
-                lease.job.order.model.url,
+                lease.job.model.url,
                 path,
                 sha256=reference.sha256,
                 size=reference.size_bytes,
-                renew=lambda: lease.fresh(self._ask).order.model.url,
+                renew=lambda: lease.fresh(self._ask).model.url,
                 cancel=lease.cancelled,
                 earlier=earlier,
             )
@@ -135,7 +135,7 @@ class JobTransfers:
         """Bring the update at ``path`` to the store; None when the job was cancelled."""
 
         def work() -> None:
-            parts = _parts(_upload(lease.job))
+            parts = _parts(lease.job.upload)
             if parts is not None and parts.takes(path.stat().st_size):
                 lease.bytes_up += self._send_parts(lease, path, parts)
             else:
@@ -146,16 +146,16 @@ class JobTransfers:
 
     def _send(self, lease: TransferContext, path: Path) -> int:
         return self._transfers.upload(
-            _upload(lease.job).url,
+            lease.job.upload.url,
             path,
-            headers=_upload(lease.job).headers,
-            renew=lambda: _upload(lease.fresh(self._ask)).url,
+            headers=lease.job.upload.headers,
+            renew=lambda: lease.fresh(self._ask).upload.url,
             cancel=lease.cancelled,
         )
 
     def _send_parts(self, lease: TransferContext, path: Path, parts: PartsPlace) -> int:
         def renew() -> PartsPlace:
-            fresh = _parts(_upload(lease.fresh(self._ask)))
+            fresh = _parts(lease.fresh(self._ask).upload)
             if fresh is None:
                 raise AccessDenied(f"no fresh URLs for the parts of {lease.key}")
             return fresh
@@ -173,12 +173,6 @@ class JobTransfers:
             return None if lease.cancelled.is_set() else JobFailed(lease.key, str(error)[:2000])
         lease.transfer_s += time.monotonic() - begun_s
         return None
-
-
-def _upload(job: Job) -> UploadRef:
-    if job.order.upload is None:
-        raise RengoError(f"the order of {job.key} names no place for an update")
-    return job.order.upload
 
 
 def _parts(upload: UploadRef) -> PartsPlace | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fl_client.bundles.store import DeviceBundles
 from fl_client.jobs.folder import DeviceFolder
 from fl_client.jobs.transfer import JobTransfers, TransferContext
-from fl_client.session.events import Event, Job, JobKey
+from fl_client.session.events import Event, Job, JobKey, ModelFetched
 from storage.transfer.files import Transfers
 
 
@@ -57,15 +57,18 @@ class TransferThread:
         self._thread = ThreadPoolExecutor(1, "transfer")
 
     def fetch(self, job: Job) -> None:
-        """Bring the order's model, and first its bundle."""
-        lease, path, folder = self._lease(job), self._folder.model(job), self._folder
+        """Bring the order's bundle and its model, where it has them."""
+        lease, folder = self._lease(job), self._folder
 
         def work() -> Event | None:
             if job.order.task not in self._installed:
                 refused = self._transfers.prepare(lease, self._bundles)
                 if refused is not None:
                     return refused
-            return self._transfers.fetch(lease, path, folder.earlier_model(job))
+            if job.order.model is None:
+                return None if lease.cancelled.is_set() else ModelFetched(job.key)
+            path, earlier = folder.model(job), folder.earlier_model(job)
+            return self._transfers.fetch(lease, path, earlier)
 
         self._submit(job.key, work)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from fl_client.models import layers
 from fl_client.models.layers import Layers, Shape
-from fl_client.tasks.base import TrainingSettings
+from fl_client.models.settings import TrainingSettings
 from runtime.errors import ConfigError
 
 PATCH_BYTES = 256 * 1024

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from broker.wire.messages import Action, Order, Receipt
+from broker.wire.messages import Action, ModelRef, Order, Receipt, UploadRef
+from runtime.errors import InvalidTransition
 
 Stage: TypeAlias = Literal["fetching", "working", "uploading", "reporting"]
 Presence: TypeAlias = Literal["ready", "training", "draining", "offline"]
@@ -20,13 +21,28 @@ class JobKey:
     action: Action
     round: int
     attempt: int
+    phase: str = ""
+    seq: int = 0
+
+    @classmethod
+    def of(cls, message: Order | Receipt) -> JobKey:
+        """Return the key of the job that an order asks for, or a receipt is about."""
+        return cls(
+            message.run_id,
+            message.action,
+            message.round,
+            message.attempt,
+            message.phase,
+            message.seq,
+        )
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What training or evaluation gave; sizes and hashes are of the update's file.
+    """What a job gave; sizes and hashes are of the update's file.
 
-    ``keeps_state``: the algorithm left a state, which is the next one once the update counts.
+    ``keeps_state``: the algorithm or the task left a state, which is the next one once the result
+    counts. ``payload``: the answer to an exchange that is not in a file.
     """
 
     num_examples: int
@@ -40,6 +56,7 @@ class Outcome:
     full_steps: int = 0
     micro_batch: int = 0
     keeps_state: bool = False
+    payload: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -52,6 +69,20 @@ class Job:
     outcome: Outcome | None = None
     work_attempts: int = 1
     shrink: int = 0
+
+    @property
+    def model(self) -> ModelRef:
+        """The order's model; InvalidTransition where it has none."""
+        if self.order.model is None:
+            raise InvalidTransition(f"the order of {self.key} has no model")
+        return self.order.model
+
+    @property
+    def upload(self) -> UploadRef:
+        """Where the order's update goes; InvalidTransition where it has none."""
+        if self.order.upload is None:
+            raise InvalidTransition(f"the order of {self.key} has no upload")
+        return self.order.upload
 
 
 # --- events ---------------------------------------------------------------------------------
@@ -97,14 +128,14 @@ class ServerChanged:
 
 @dataclass(frozen=True)
 class ModelFetched:
-    """The order's model lies on disk, verified."""
+    """What the order needs lies on disk, verified."""
 
     key: JobKey
 
 
 @dataclass(frozen=True)
 class WorkFinished:
-    """Training or evaluation ended; an update's file lies on disk."""
+    """The work ended; an update's file lies on disk."""
 
     key: JobKey
     outcome: Outcome
@@ -148,21 +179,27 @@ Event: TypeAlias = (
 
 @dataclass(frozen=True)
 class FetchModel:
-    """Bring the order's model; ends in ``ModelFetched`` or ``JobFailed``."""
+    """Bring the order's model and its bundle, where it has them.
+
+    Ends in ``ModelFetched`` or ``JobFailed``.
+    """
 
     job: Job
 
 
 @dataclass(frozen=True)
 class DoWork:
-    """Train or evaluate; ends in ``WorkFinished`` or ``JobFailed``."""
+    """Train, evaluate or exchange; ends in ``WorkFinished`` or ``JobFailed``."""
 
     job: Job
 
 
 @dataclass(frozen=True)
 class UploadUpdate:
-    """Bring the update to the store; ends in ``UpdateUploaded`` or ``JobFailed``."""
+    """Bring the update, or an exchange's answer, to the store.
+
+    Ends in ``UpdateUploaded`` or ``JobFailed``.
+    """
 
     job: Job
 

@@ -113,7 +113,7 @@ class DeviceSession:
 
     def _ordered(self, event: OrderArrived, commands: list[Command]) -> None:
         order = event.order
-        key = JobKey(order.run_id, order.action, order.round, order.attempt)
+        key = JobKey.of(order)
         if order.epoch < self.epoch or self._is_over(key):
             return
         self.epoch = order.epoch
@@ -219,7 +219,7 @@ class DeviceSession:
     # --- receipts and runs --------------------------------------------------------------------
 
     def _receipt(self, receipt: Receipt, commands: list[Command]) -> None:
-        key = JobKey(receipt.run_id, receipt.action, receipt.round, receipt.attempt)
+        key = JobKey.of(receipt)
         if key in self.unanswered:
             self.unanswered.discard(key)
             # its order may have come again while the result of a lost job waited

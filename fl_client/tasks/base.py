@@ -1,124 +1,28 @@
 """What a task is: a model, a device's data and, where the defaults do not fit, how to learn.
 
-This module imports neither numpy nor torch: a waiting agent that lists its tasks stays small.
+This module imports neither numpy nor torch.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from fl_client.models.settings import Objective, TrainingSettings
+from fl_client.tasks.listing import snake_case
 from runtime.errors import ConfigError
-from runtime.records import Bounds, FieldError, build, require_checked
 
 if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from fl_client.datasets.dataset import Dataset
-    from fl_client.datasets.settings import DataPlace
-    from fl_client.engines.base import Evaluation, LocalUpdate
+    from fl_client.datasets.device import Device
     from fl_client.models.layers import Layers
-    from fl_client.training.participant import LocalContext
+    from fl_client.models.local_round import Evaluation, LocalUpdate
+    from fl_client.tasks.context import LocalContext
+    from fl_client.tasks.exchange import ExchangeContext
+    from fl_client.tasks.split import Split
     from storage.weights import Vector, Weights
-
-Role: TypeAlias = Literal["trainer", "evaluator"]
-Objective: TypeAlias = Literal["cross_entropy", "mean_squared_error"]
-Split: TypeAlias = "tuple[NDArray[Any], NDArray[Any]] | torch.utils.data.Dataset[Any] | None"
-"""Inputs and targets as two arrays, or a torch Dataset (torch engine only), or nothing."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingSettings:
-    """How a device trains in one round. The optimiser starts anew in every round.
-
-    Attributes:
-        momentum: of SGD; Adam has its usual 0.9 and 0.999.
-        max_steps: the most steps in a round, 0 for as many as the epochs give.
-        micro_batch: the most examples in memory at once, 0 for the whole batch: the gradients of
-            micro batches add up to the batch's mean. Batch normalisation alone sees the
-            difference: its statistics are those of a micro batch.
-
-    Raises:
-        FieldError: a value that is not allowed.
-    """
-
-    local_epochs: Annotated[int, Bounds(least=1, most=100_000)] = 1
-    batch_size: Annotated[int, Bounds(least=1)] = 32
-    learning_rate: Annotated[float, Bounds(above=0)] = 0.1
-    momentum: Annotated[float, Bounds(least=0, below=1)] = 0.0
-    optimizer: Literal["sgd", "adam"] = "sgd"
-    max_steps: Annotated[int, Bounds(least=0)] = 0
-    micro_batch: Annotated[int, Bounds(least=0)] = 0
-
-    def __post_init__(self) -> None:
-        require_checked(self)
-
-    def overridden(self, overrides: Mapping[str, Any]) -> TrainingSettings:
-        """Return these settings with ``overrides`` in place.
-
-        Raises:
-            ConfigError: an unknown key or a value that is not allowed, by name.
-        """
-        try:
-            return build(TrainingSettings, {**asdict(self), **overrides})
-        except FieldError as error:
-            raise ConfigError(
-                f"training setting {error.field}: {error.reason} "
-                f"(got {overrides.get(error.field)!r}); "
-                f"the settings are: {', '.join(each.name for each in fields(self))}"
-            ) from error
-
-
-def snake_case(class_name: str) -> str:
-    """Return ``MyTask`` as ``my_task``: the default name of a task."""
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", class_name).lower()
-
-
-@dataclass(frozen=True)
-class Device:
-    """The device that a task gives data to.
-
-    Attributes:
-        index: this device's place among the ``count`` devices of the run, from 0.
-        role: a trainer learns from its data, an evaluator holds data that no trainer sees.
-        seed: the same for all devices of a site, so that they can deal out one data set.
-        profile: ``gpu``, ``cpu`` or ``pi``.
-        folder: where the device's own data lies, if anywhere.
-        data: what the device's settings say of the task's data; see ``dataset``.
-    """
-
-    id: str
-    index: int = 0
-    count: int = 1
-    role: Role = "trainer"
-    seed: int = 0
-    profile: str = "cpu"
-    folder: Path | None = None
-    data: DataPlace | None = None
-
-    def __post_init__(self) -> None:
-        if self.count < 1 or not 0 <= self.index < self.count:
-            raise ConfigError(
-                f"device {self.id}: index {self.index} is not within 0..{self.count - 1}"
-            )
-
-    def dataset(self) -> Dataset:
-        """Return the task's data that this device gathers itself (``[data.<task>]``).
-
-        Raises:
-            ConfigError: the device's settings say nothing of them.
-        """
-        from fl_client.datasets.dataset import Dataset  # noqa: PLC0415  needs numpy
-
-        if self.data is None:
-            raise ConfigError(
-                f"device {self.id} has no data of its own: its settings need a section [data.TASK]"
-            )
-        return Dataset(self.data)
 
 
 class Task:
@@ -163,9 +67,11 @@ class Task:
         model = self.model()
         if layers.is_declarative(model):
             return layers.initial_weights(model, seed)  # type: ignore[arg-type]
-        from fl_client.engines import torch as torch_engine  # noqa: PLC0415  needs torch
+        # needs torch
+        from fl_client.torch_models.layers import as_module  # noqa: PLC0415
+        from fl_client.torch_models.weights import initial_weights  # noqa: PLC0415
 
-        return torch_engine.initial_weights(self, seed)
+        return initial_weights(lambda: as_module(self.model(), self.name), seed)
 
     def metrics(self, outputs: NDArray[Any], targets: NDArray[Any]) -> dict[str, float]:
         """Return means over a batch of numpy outputs and targets, beside the loss."""
@@ -219,3 +125,18 @@ class Task:
         """Return the number of held-out examples and the metrics on them; override as above."""
         del weights
         return context.evaluate()
+
+    def exchange(self, context: ExchangeContext) -> bytes | tuple[bytes, dict[str, float]]:
+        """Return this device's answer to one message of a flow whose rounds have several.
+
+        Args:
+            context: the message (phase, number, payload), the order's model, the device's data,
+                and what the run keeps here.
+
+        Returns:
+            The answer, alone or with metrics; what it means is between the task and the flow.
+        """
+        raise ConfigError(
+            f"task {self.name} takes part in no exchange (phase {context.phase!r}): "
+            "it does not define exchange(context)"
+        )

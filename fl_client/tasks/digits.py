@@ -13,9 +13,12 @@ from typing import Any, ClassVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_client.datasets.device import Device
 from fl_client.datasets.splits.partitions import dirichlet
 from fl_client.models.layers import Layers, Linear, ReLU
-from fl_client.tasks.base import Device, Split, Task, TrainingSettings
+from fl_client.models.settings import TrainingSettings
+from fl_client.tasks.base import Task
+from fl_client.tasks.split import Split
 
 _Arrays = tuple[NDArray[Any], NDArray[Any]]
 

@@ -8,15 +8,44 @@ snake case.
 from __future__ import annotations
 
 import ast
+import pkgutil
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from fl_client.tasks.base import snake_case
-from fl_client.tasks.registry import names
 from runtime.errors import ConfigError
 
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+ENTRY_POINT_GROUP = "rengo.tasks"
+_NOT_TASKS = frozenset({"base", "context", "exchange", "listing", "registry", "split"})
 _LEVEL = re.compile(r"[a-z0-9_-]{1,64}")
+
+
+def names() -> list[str]:
+    """Return the names of the built-in and the installed tasks, without importing any."""
+    return sorted({*built_in(), *(point.name for point in installed())})
+
+
+def built_in() -> list[str]:
+    """Return the names of the tasks in this folder: those of its files."""
+    found = (module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]))
+    return [name for name in found if name not in _NOT_TASKS and name[0] != "_"]
+
+
+def installed() -> list[EntryPoint]:
+    """Return the tasks that installed packages declare."""
+    # a process that trains what is built in needs none of it
+    from importlib.metadata import entry_points  # noqa: PLC0415
+
+    return sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda point: point.name)
+
+
+def snake_case(class_name: str) -> str:
+    """Return ``MyTask`` as ``my_task``: the default name of a task."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", class_name).lower()
 
 
 @dataclass(frozen=True)

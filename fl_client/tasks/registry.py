@@ -4,30 +4,18 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import pkgutil
 import re
 import sys
 import traceback
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
 
+from fl_client.tasks.base import Task
+from fl_client.tasks.listing import built_in, installed, names
 from runtime.errors import ConfigError, MissingExtra
 
-if TYPE_CHECKING:
-    from importlib.metadata import EntryPoint
-
-    from fl_client.tasks.base import Task
-
-ENTRY_POINT_GROUP = "rengo.tasks"
-_NOT_TASKS = frozenset({"base", "listing", "registry"})
 _EXTRAS = {"torch": "torch"}
 _NAME = re.compile(r"[a-z0-9_-]{1,64}")
-
-
-def names() -> list[str]:
-    """Return the names of the built-in and the installed tasks, without importing any."""
-    return sorted({*_built_in(), *(point.name for point in _installed())})
 
 
 def load_task(spec: str) -> Task:
@@ -44,27 +32,15 @@ def load_task(spec: str) -> Task:
     path, separator, class_name = spec.rpartition(":")
     if separator and path.endswith(".py"):
         return _instance(spec, _from_file(spec, Path(path)), class_name)
-    if spec in _built_in():
+    if spec in built_in():
         return _only_task(spec, importlib.import_module(f"fl_client.tasks.{spec}"))
-    for point in _installed():
+    for point in installed():
         if point.name == spec:
             module = _imported(spec, point.module)
             return _instance(spec, module, point.attr)
     raise ConfigError(
         f"no task {spec!r}; there are: {', '.join(names())}, or your own class as FILE.py:CLASS"
     )
-
-
-def _built_in() -> list[str]:
-    found = (module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]))
-    return [name for name in found if name not in _NOT_TASKS and name[0] != "_"]
-
-
-def _installed() -> list[EntryPoint]:
-    # a process that trains what is built in needs none of it
-    from importlib.metadata import entry_points  # noqa: PLC0415
-
-    return sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda point: point.name)
 
 
 def _from_file(spec: str, path: Path) -> ModuleType:
@@ -108,8 +84,6 @@ def _place(error: BaseException) -> str:
 
 
 def _only_task(spec: str, module: ModuleType) -> Task:
-    from fl_client.tasks.base import Task  # noqa: PLC0415  names() must stay light
-
     own = [
         name
         for name, value in vars(module).items()
@@ -123,8 +97,6 @@ def _only_task(spec: str, module: ModuleType) -> Task:
 
 
 def _instance(spec: str, module: ModuleType, class_name: str) -> Task:
-    from fl_client.tasks.base import Task  # noqa: PLC0415  names() must stay light
-
     found = getattr(module, class_name, None)
     if not (isinstance(found, type) and issubclass(found, Task)):
         choices = ", ".join(

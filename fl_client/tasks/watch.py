@@ -13,9 +13,12 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
+from fl_client.datasets.device import Device
 from fl_client.models.layers import Conv1d, GlobalAvgPool, Layers, Linear, MaxPool1d, ReLU
+from fl_client.models.settings import TrainingSettings
 from fl_client.tasks._watch_data import PERSONS, Recording, recordings
-from fl_client.tasks.base import Device, Split, Task, TrainingSettings
+from fl_client.tasks.base import Task
+from fl_client.tasks.split import Split
 
 # acceleration in g, turn rate in rad/s; no statistics, which would have to be agreed upon
 _SCALE = np.array([1, 1, 1, 0.5, 0.5, 0.5], np.float32)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fl_client.models.layers import AvgPool1d, Flatten, Layers, Linear, ReLU
-from fl_client.tasks.base import TrainingSettings
+from fl_client.models.settings import TrainingSettings
 from fl_client.tasks.watch import Watch
 
 

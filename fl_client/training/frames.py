@@ -11,6 +11,7 @@ from typing import Annotated, Any, BinaryIO, Literal, TypeVar
 
 import msgpack
 
+from broker.wire.limits import MAX_EXCHANGE_BYTES
 from runtime.errors import PeerError
 from runtime.records import Bounds, FieldError, build
 
@@ -23,12 +24,15 @@ _Seconds = Annotated[float, Bounds(least=0)]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingJob:
-    """One order for the training child: train, or evaluate on the held-out split.
+    """One order for the training child: train, evaluate on the held-out split, or exchange.
 
     Attributes:
-        model_path: the global model, a safetensors file that is already here.
+        phase: of an exchange, as ``seq`` and ``payload``: what its flow says.
+        model_path: the global model, a safetensors file that is already here; None: an exchange
+            without a model.
         base_sha256: the hash of that file, for the update's header.
-        update_path: where the update goes; None for an evaluation.
+        update_path: where the update goes, or the answer to an exchange whose order has an upload;
+            None for an evaluation.
         state_path: the algorithm's client state.
         next_state_path: where the state after this training goes, for the caller to move in place
             once the update is accepted; None: ``state_path + ".next"``.
@@ -40,17 +44,20 @@ class TrainingJob:
     """
 
     kind: Literal["job"] = "job"
-    action: Literal["train", "evaluate"] = "train"
+    action: Literal["train", "evaluate", "exchange"] = "train"
     run_id: str
     round: _Count
     attempt: _Count
+    phase: str = ""
+    seq: _Count = 0
+    payload: Annotated[bytes, Bounds(length=MAX_EXCHANGE_BYTES)] = b""
     device_id: str
     algorithm: str = "fedavg"
     algorithm_settings: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     seed: _Count = 0
-    model_path: str
-    base_sha256: str
+    model_path: str | None = None
+    base_sha256: str = ""
     update_path: str | None = None
     state_path: str | None = None
     next_state_path: str | None = None
@@ -82,12 +89,14 @@ class StepProgress:
 class Done:
     """The job's end; of an evaluation there is no file, and the size is 0.
 
-    ``steps`` to ``micro_batch`` are the training's tally; ``keeps_state`` says that the algorithm
+    ``header_sha256`` is of an update's header, or of the whole answer to an exchange, where that
+    is a file; else the answer is ``payload``. ``num_examples`` of an exchange is 0. ``steps`` to
+    ``micro_batch`` are the training's tally; ``keeps_state`` says that the algorithm or the task
     left a state.
     """
 
     kind: Literal["done"] = "done"
-    num_examples: Annotated[int, Bounds(least=1)]
+    num_examples: _Count
     metrics: dict[str, float]
     header_sha256: str | None = None
     size_bytes: _Count = 0
@@ -98,6 +107,7 @@ class Done:
     full_steps: _Count = 0
     micro_batch: _Count = 0
     keeps_state: bool = False
+    payload: Annotated[bytes, Bounds(length=MAX_EXCHANGE_BYTES)] = b""
 
 
 @dataclass(frozen=True, kw_only=True)

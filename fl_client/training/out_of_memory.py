@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fl_client.engines.base import TrainingFailed
-from fl_client.tasks.base import TrainingSettings
+from fl_client.models.settings import TrainingSettings
 
 _LESS = 4
 

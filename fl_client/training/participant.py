@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fl_client.engines.base import (
-    Dtype,
-    Engine,
-    Evaluation,
-    LocalRound,
-    LocalUpdate,
-    TrainingFailed,
-    Tuning,
-    load_engine,
+from fl_client.datasets.device import Device
+from fl_client.engines.base import Dtype, Engine, TrainingFailed, Tuning, load_engine
+from fl_client.models.local_round import Evaluation, LocalRound, LocalUpdate
+from fl_client.tasks.base import Task
+from fl_client.tasks.context import LocalContext
+from fl_client.tasks.exchange import (
+    ExchangeAnswer,
+    ExchangeContext,
+    ExchangeStep,
+    checked_answer,
 )
-from fl_client.tasks.base import Device, Task
 from runtime.errors import ConfigError
 from storage.updates.info import MAX_EXAMPLES
 
 if TYPE_CHECKING:
-    from fl_client.tasks.base import Split
+    from fl_client.tasks.split import Split
     from storage.weights import Vector, Weights
+
+# what a result's message holds
+_MAX_METRICS, _MAX_NAME_CHARS = 64, 64
 
 
 class Participant:
@@ -50,6 +52,7 @@ class Participant:
         self._dtype: Dtype = dtype
         self._owns_process = owns_process
         self._tuning = tuning
+        self._exchanged: tuple[str, int, int] | None = None
 
     @cached_property
     def engine(self) -> Engine:
@@ -120,6 +123,30 @@ class Participant:
         found = Evaluation(*self.task.evaluate(_read_only(weights.vector), context))
         return found._replace(metrics=_finite(found.metrics))
 
+    def exchange(self, step: ExchangeStep) -> ExchangeAnswer:
+        """Return the task's answer to one message of a flow.
+
+        Data that the device gathers itself are the same in all messages of an attempt of a round.
+
+        Raises:
+            ConfigError: the task takes part in no exchange, or gave something else than an answer.
+        """
+        series = (step.run_id, step.round, step.attempt)
+        if series != self._exchanged:
+            self.renew()
+            self._exchanged = series
+        context = ExchangeContext(self, step)
+        answer = checked_answer(self.task.name, self.task.exchange(context), context)
+        return answer._replace(metrics=_finite(answer.metrics))
+
+    def train_on_engine(self, weights: Weights, plan: LocalRound) -> LocalUpdate:
+        """Return the engine's update, on the device's training data."""
+        return self.engine.train(weights, self.train_split, plan)
+
+    def evaluate_on_engine(self, weights: Weights) -> Evaluation:
+        """Return the engine's metrics of ``weights`` on the device's held-out data."""
+        return self.engine.evaluate(weights, self.held_out_split)
+
     def _present(self, split: Split, what: str) -> Split:
         if split is None:
             raise ConfigError(
@@ -129,41 +156,6 @@ class Participant:
         return split
 
 
-@dataclass(frozen=True)
-class LocalContext:
-    """What local training knows: the participant, the global model and the round."""
-
-    participant: Participant
-    weights: Weights
-    round: LocalRound
-
-    @property
-    def device(self) -> Device:
-        """The device that trains."""
-        return self.participant.device
-
-    def own_weights(self) -> Vector:
-        """Return the global weights to be overwritten: an update that takes no second vector.
-
-        They are the memory that ``local_update`` was given: what is overwritten is gone from there.
-        """
-        return self.weights.vector
-
-    def random(self) -> np.random.Generator:
-        """Return random numbers that are this device's in this round, the same every time."""
-        return np.random.default_rng(self.round.local_seed)
-
-    def train(self) -> LocalUpdate:
-        """Train with the engine on the device's training data."""
-        owner = self.participant
-        return owner.engine.train(self.weights, owner.train_split, self.round)
-
-    def evaluate(self) -> Evaluation:
-        """Evaluate with the engine on the device's held-out data."""
-        owner = self.participant
-        return owner.engine.evaluate(self.weights, owner.held_out_split)
-
-
 def _read_only(vector: Vector) -> Vector:
     view = vector.view()
     view.flags.writeable = False
@@ -171,5 +163,15 @@ def _read_only(vector: Vector) -> Vector:
 
 
 def _finite(metrics: dict[str, float]) -> dict[str, float]:
-    """Return the metrics that are numbers: a loss of infinity has no place in a message."""
+    """Return the metrics that a message can hold, without those that are not finite.
+
+    Raises:
+        ConfigError: there are too many, or a name is too long.
+    """
+    if len(metrics) > _MAX_METRICS or any(len(name) > _MAX_NAME_CHARS for name in metrics):
+        raise ConfigError(
+            f"a task reports at most {_MAX_METRICS} metrics, with names of at most "
+            f"{_MAX_NAME_CHARS} characters; this one gave {len(metrics)}: "
+            f"{', '.join(metrics)[:200]}"
+        )
     return {name: float(value) for name, value in metrics.items() if np.isfinite(value)}

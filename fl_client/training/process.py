@@ -8,34 +8,20 @@ from round to round. It ends when standard input ends, at once, also in the midd
 from __future__ import annotations
 
 import argparse
-import hashlib
 import logging
 import os
 import queue
-import resource
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, TypeAlias, get_args
+from typing import TYPE_CHECKING, BinaryIO, get_args
 
-import algorithms
-from fl_client.engines.base import (
-    LocalRound,
-    LocalUpdate,
-    Precision,
-    Tally,
-    TrainingFailed,
-    Tuning,
-    no_progress,
-)
-from fl_client.tasks import load_task
-from fl_client.tasks.base import Device
-from fl_client.training.checkpoint import FileCheckpoint, Pace
+from fl_client.datasets.device import Device
+from fl_client.engines.base import Precision, TrainingFailed, Tuning
+from fl_client.tasks.registry import load_task
 from fl_client.training.frames import (
     Done,
     Failed,
@@ -46,38 +32,22 @@ from fl_client.training.frames import (
     read_job,
     write_frame,
 )
-from fl_client.training.out_of_memory import ran_short, shrunk
+from fl_client.training.out_of_memory import ran_short
 from fl_client.training.participant import Participant
+from fl_client.training.work import Reporter, perform
 from runtime.errors import (
-    ConfigError,
-    Corrupt,
-    NotFound,
     PeerError,
     RengoError,
     StorageError,
-    Unavailable,
 )
-from runtime.files import sync_folder
 from runtime.processes.child import die_with_parent
-from storage.updates.info import UpdateInfo
-from storage.updates.stream import WrittenUpdate, write_update
-from storage.weights import Array, Weights, read_safetensors, write_safetensors
 
 if TYPE_CHECKING:
     from fl_client.datasets.settings import DataPlace
 
-__all__ = ["TrainingJob", "main", "perform"]
-
 _LOG = logging.getLogger(__name__)
 _PROGRESS_EVERY_S = 0.5
 _MAX_REASON_CHARS = 1500
-_OF_A_TRAINING = {
-    *("run_id", "round", "attempt", "device_id", "base_sha256", "seed"),
-    *("algorithm", "algorithm_settings"),
-}
-
-
-Reporter: TypeAlias = Callable[[float, float | None], None]
 
 
 class Channel:
@@ -142,38 +112,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def perform(participant: Participant, job: TrainingJob, progress: Reporter = no_progress) -> Done:
-    """Do one job and return how it went; the update's file is on disk then.
-
-    Raises:
-        RengoError: why there is no result. Whatever the task's own code raises comes as it is.
-    """
-    started = time.monotonic()
-    weights = _read_weights(Path(job.model_path))
-    checkpoint = _checkpoint(participant, job)
-    plan = LocalRound(
-        algorithm=algorithms.load(job.algorithm, job.algorithm_settings),
-        settings=shrunk(participant.task.training.overridden(job.training), job.shrink),
-        seed=job.seed,
-        round=job.round,
-        device_id=job.device_id,
-        state=_read_state(job),
-        progress=progress,
-        checkpoint=checkpoint,
-        memory_bytes=job.memory_bytes,
-    )
-    if job.action == "evaluate":
-        count, metrics = participant.evaluate(weights, plan)
-        return _done(count, metrics, None, started, plan.tally)
-    update = participant.train(weights, plan)
-    written = _write_update(job, plan, weights, update)
-    _write_state(job, update)
-    if checkpoint is not None:
-        checkpoint.discard()
-    done = _done(update.num_examples, update.metrics, written, started, plan.tally)
-    return replace(done, keeps_state=bool(update.state))
-
-
 def _answer(participant: Participant, job: TrainingJob, channel: Channel) -> Done | Failed:
     try:
         return perform(participant, job, _throttled(channel.send))
@@ -194,24 +132,6 @@ def _throttled(send: Callable[[Frame], None]) -> Reporter:
             send(StepProgress(fraction=fraction, loss=loss))
 
     return report
-
-
-def _done(
-    count: int,
-    metrics: dict[str, float],
-    written: WrittenUpdate | None,
-    started: float,
-    tally: Tally,
-) -> Done:
-    return Done(
-        num_examples=count,
-        metrics=metrics,
-        header_sha256=written.header_sha256 if written else None,
-        size_bytes=written.size_bytes if written else 0,
-        train_s=time.monotonic() - started,
-        peak_rss_bytes=peak_rss_bytes(),
-        **asdict(tally),
-    )
 
 
 def _failure(error: BaseException, task_file: Path) -> Failed:
@@ -242,114 +162,6 @@ def _place(error: BaseException, task_file: Path) -> str:
 def _task_file(participant: Participant) -> Path:
     module = sys.modules[type(participant.task).__module__]
     return Path(module.__file__ or ".")
-
-
-def _read_weights(path: Path) -> Weights:
-    try:
-        return read_safetensors(path)
-    except OSError as error:
-        raise NotFound(f"the global model {path} cannot be read: {error.strerror}") from error
-
-
-def _read_state(job: TrainingJob) -> dict[str, Array]:
-    path = Path(job.state_path) if job.state_path else None
-    if path is None or not path.exists():
-        return {}
-    try:
-        return read_safetensors(path).arrays()
-    except Corrupt as error:
-        # it was on the disk before the server counted on it: the card itself has lost it
-        _LOG.error("the algorithm's state of this device is lost, it begins anew: %s", error)
-        return {}
-
-
-def _checkpoint(participant: Participant, job: TrainingJob) -> FileCheckpoint | None:
-    """Return where the training goes on from, bound to all that it is a function of but the data.
-
-    How a batch is cut into pieces is left out: after an out-of-memory kill it is cut smaller.
-    """
-    if job.checkpoint_path is None:
-        return None
-    state = Path(job.state_path or "")
-    order = {
-        **{name: getattr(job, name) for name in _OF_A_TRAINING},
-        "training": {name: job.training[name] for name in job.training if name != "micro_batch"},
-        "task": participant.task.name,
-        "engine": participant.engine_name,
-        "state": hashlib.sha256(state.read_bytes()).hexdigest() if state.is_file() else "",
-    }
-    pace = Pace(job.checkpoint_every_s, job.checkpoint_bytes)
-    return FileCheckpoint(Path(job.checkpoint_path), order, pace)
-
-
-def _write_update(
-    job: TrainingJob, plan: LocalRound, weights: Weights, update: LocalUpdate
-) -> WrittenUpdate:
-    if job.update_path is None:
-        raise ConfigError("a training job needs an update_path")
-    info = UpdateInfo(
-        run_id=job.run_id,
-        round=job.round,
-        attempt=job.attempt,
-        device_id=job.device_id,
-        base_sha256=job.base_sha256,
-        layout_hash=weights.layout.hash,
-        kind=plan.algorithm.kind,
-        num_examples=update.num_examples,
-        metrics=update.metrics,
-    )
-    with _whole_file(Path(job.update_path)) as out:
-        return write_update(out, info, update.vector, codec=job.codec)
-
-
-def _write_state(job: TrainingJob, update: LocalUpdate) -> None:
-    """Leave the algorithm's next state beside the current one, or nothing."""
-    if job.state_path is None:
-        return
-    pending = Path(job.next_state_path or f"{job.state_path}.next")
-    if not update.state:
-        # what an attempt that was never accepted left behind must not become permanent
-        pending.unlink(missing_ok=True)
-        return
-    with _whole_file(pending, forced=True) as out:
-        write_safetensors(Weights.from_arrays(update.state), out)
-
-
-@contextmanager
-def _whole_file(path: Path, *, forced: bool = False) -> Iterator[BinaryIO]:
-    """Open a file that appears under its name when the block ends without an error.
-
-    Args:
-        forced: it is on the disk then. What the agent checks by a hash before it uses it, and can
-            have again, is not forced: cards wear.
-    """
-    part = path.with_name(path.name + ".part")
-    try:
-        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "wb") as out:
-            yield out
-            if forced:
-                out.flush()
-                os.fsync(out.fileno())
-        part.replace(path)
-        if forced:
-            # the name too: the result that counts on the file goes out next
-            sync_folder(path.parent)
-    except OSError as error:
-        raise Unavailable(f"{path} cannot be written: {error.strerror}") from error
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def peak_rss_bytes() -> int:
-    """Return the most memory that this process has held."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        # not getrusage: on Linux its figure begins with that of the process that forked us
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _device(options: argparse.Namespace) -> Device:

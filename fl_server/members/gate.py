@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from broker.session.session import Delivery
+from broker.session.publication import Delivery
 from broker.wire.messages import Envelope, Message, Result, decode
 from broker.wire.topics import Address, parse
 from fl_server.members.membership import Membership

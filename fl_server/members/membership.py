@@ -16,10 +16,9 @@ from dataclasses import dataclass, field, replace
 
 import msgpack
 
-from broker.brokers.access_control import AccessControl
-from broker.brokers.managed import RefusedConnection
-from broker.session.connection import Endpoint
+from broker.brokers.access_control import AccessControl, RefusedConnection
 from broker.session.end_session import end_session
+from broker.session.endpoint import Endpoint
 from broker.wire.access import BrokerUser, Role, grants
 from broker.wire.messages import Claim, ClaimAnswer, Message, NewPassword, PasswordKept
 from broker.wire.topics import Address, Topics
@@ -373,7 +372,7 @@ class Membership:
 
     def refused_connections(self) -> Counter[RefusedConnection]:
         """Return whom the broker did not let in since the last look; one thread at a time."""
-        return Counter(self._door.access.refused())
+        return Counter(self._door.access.refused_connections())
 
     def note_refused(self, refused: Counter[RefusedConnection]) -> None:
         """Write to the audit log whom the broker did not let in."""
@@ -403,7 +402,7 @@ class BrokerUserSync:
 
     def require_ours(self, what: str) -> None:
         """Raise ConfigError where the server cannot change the broker's users."""
-        if not self.access.ours:
+        if not self.access.manages_users:
             raise ConfigError(f"{what}: the users of this broker are made by the broker's operator")
 
     def want(self, users: Callable[[], list[BrokerUser]]) -> None:

@@ -19,7 +19,7 @@ Role: TypeAlias = Literal["trainer", "evaluator"]
 Timer: TypeAlias = Literal["gather", "deadline", "evaluation", "sweep"]
 EvaluateOn: TypeAlias = Literal["evaluators", "devices", "none"]
 ReceiptStatus: TypeAlias = Literal["accepted", "late", "refused", "unknown"]
-Action: TypeAlias = Literal["train", "evaluate"]
+Action: TypeAlias = Literal["train", "evaluate", "exchange"]
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def add_command(
 
 def add_site(parser: argparse.ArgumentParser) -> None:
     """Add the options that say which site is meant."""
-    # an agent, whose commands come by here too, has a folder of its own
+    # imported here: an agent's commands use this module too and need no site
     from rengo.site.folder import default_home  # noqa: PLC0415
 
     parser.add_argument(
@@ -115,7 +115,7 @@ def connect(options: argparse.Namespace) -> OperatorClient:
             f"no site in {options.data_dir}: start one with `rengo up`, or name its folder by "
             "--data-dir or RENGO_HOME"
         )
-    # an agent, whose commands come by here too, steers nothing
+    # imported here: an agent's commands use this module too and need no operator's connection
     from rengo.operator.client import OperatorClient  # noqa: PLC0415
 
     return OperatorClient(operator)
@@ -135,7 +135,7 @@ def progress_stream(json_path: str | None) -> TextIO:
     """Return where progress goes: to standard error where the JSON document takes the output.
 
     Raises:
-        ConfigError: the document could not be written at the end; better said before the work.
+        ConfigError: the document could not be written at the end; checked before the work begins.
     """
     if json_path == "-":
         return sys.stderr
@@ -179,7 +179,7 @@ def configure_logs(*, debug: bool) -> None:
 def interruptible() -> Iterator[None]:
     """Turn the first SIGINT, SIGTERM or SIGHUP into KeyboardInterrupt; later ones wait for the end.
 
-    One that was ignored when we came (``nohup``) stays ignored.
+    A signal that was ignored at the start (``nohup``) stays ignored.
     """
     before = {number: signal.getsignal(number) for number in _ENDING}
     caught = [number for number in _ENDING if before[number] != signal.SIG_IGN]

@@ -44,7 +44,7 @@ _COMMANDS = {
 def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     """Return the parser of the whole command line, or of the one module that holds ``command``.
 
-    A device's agent lives for months: it must not carry what other commands import.
+    A device's agent runs for months: it must not hold what other commands import.
     """
     parser = argparse.ArgumentParser(
         prog="rengo",
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("rengo: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # who read our output has gone; what is still buffered must not fail again at the exit
+        # the reader of our output has gone; what is still buffered must not fail again at the exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except RengoError as error:

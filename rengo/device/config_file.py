@@ -1,4 +1,4 @@
-"""An agent's TOML file: where it lies, and what is wrong with it, line by line."""
+"""An agent's TOML file: where it is, and what is wrong with it, line by line."""
 
 from __future__ import annotations
 

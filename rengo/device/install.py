@@ -61,7 +61,7 @@ class Installation:
         return self.wanted.root == Path("/")
 
     def carry_out(self, say: Callable[[str], None]) -> None:
-        """Do it; a second time changes nothing but the unit and the launcher.
+        """Carry out the plan; a second time changes only the unit and the launcher.
 
         Raises:
             ConfigError: this takes root, or a step failed; says which.
@@ -94,7 +94,7 @@ class Installation:
         if self.launcher_text is not None:
             self._write(self.service.program, self.launcher_text, 0o755, say)
         if self.identity is not None:
-            # last: until the agent's file names the new one, the old one alone says who this is
+            # last: until the agent's file names the new identity, the old one is the only one
             before.unlink()
             say(f"moved the identity {before} to {after}")
 
@@ -194,7 +194,7 @@ def _give(folder: Path) -> None:
     user = pwd.getpwnam(USER)
     for place, _, names in os.walk(folder):
         for name in (".", *names):
-            # never what a link leads to: the agent could have laid it
+            # links are not followed: the agent could have made one to any file
             os.chown(Path(place) / name, user.pw_uid, user.pw_gid, follow_symlinks=False)
 
 

@@ -1,4 +1,4 @@
-"""Asks a running agent what it is doing, and says it in plain words."""
+"""Asks a running agent for its status and shows it."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class StatusClient:
 
 
 def ask_status(folder: Path) -> dict[str, Any]:
-    """Return what the agent in a folder is at; see :class:`StatusClient` for the errors."""
+    """Return the status of the agent in a folder; see :class:`StatusClient` for the errors."""
     with StatusClient(folder) as visit:
         return visit.ask("status")
 

@@ -54,8 +54,8 @@ class AgentUpdate:
 
         Raises:
             ConfigError: this installation cannot be updated so, or the new one cannot be installed.
-            RunFailed: the agent stayed at work, or the new one did not prove itself; the earlier
-                one runs on.
+            RunNotCompleted: the agent did not stop working in time, or the new installation did not
+                work; the earlier one runs on.
         """
         here = this_environment()
         root = here.parent

@@ -17,8 +17,9 @@ from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
-from broker.session.session import Endpoint, MqttSession
-from fl_client.collectors.supervisor import mute, places
+from broker.session.endpoint import Endpoint
+from broker.session.session import MqttSession
+from fl_client.collectors.places import data_places, unread_sensors
 from fl_client.machine.hardware import available_engines
 from fl_client.tasks.listing import resolve
 from iot.settings import DeviceSettings
@@ -248,11 +249,11 @@ def _data(values: dict[str, Any]) -> Iterator[Check]:
         return
     try:
         tasks = [resolve(spec).name for spec in settings.tasks]
-        found = places(settings, tasks)
+        found = data_places(settings, tasks)
     except ConfigError as error:
         yield Check("data", False, str(error), "name a task of this device, or remove the section")
         return
-    for task in mute(settings, tasks):
+    for task in unread_sensors(settings, tasks):
         yield Check(
             f"data of {task}",
             False,

@@ -29,7 +29,7 @@ def export(
     """Write a model in one of ``FORMATS``; return how ONNX was checked.
 
     Args:
-        held: the model.
+        held: the model, as it was fetched.
         kind: the format.
         path: where to; nothing is left there when it fails.
         task: whose model it is; ONNX needs it, the others take the tensors' types from it.
@@ -38,7 +38,7 @@ def export(
         Mismatch: it is not the task's model.
         ConfigError: it cannot be written so.
         MissingExtra: what the format needs is not installed.
-        RunFailed: onnxruntime gives other outputs than torch.
+        RunNotCompleted: onnxruntime gives other outputs than torch.
     """
     weights = held.weights
     if task is not None:
@@ -89,7 +89,7 @@ def own_bits(array: npt.NDArray[Any], spec: TensorSpec) -> npt.NDArray[Any]:
         own = np.where(np.isnan(array), (bits >> 16) | 0x40, rounded).astype("<u2")
         infinite = (own & 0x7FFF) == 0x7F80
     else:
-        # a signalling NaN is as good as any
+        # a signalling NaN may become a quiet one
         with np.errstate(over="ignore", invalid="ignore"):
             own = array.astype(numpy_type(spec.dtype), copy=False)
         infinite = np.isinf(own) if spec.is_float else np.zeros(own.shape, np.bool_)
@@ -99,7 +99,7 @@ def own_bits(array: npt.NDArray[Any], spec: TensorSpec) -> npt.NDArray[Any]:
 
 
 def _aligned(tensors: tuple[TensorSpec, ...]) -> list[TensorSpec]:
-    # the widest first, as the library has them, so that each begins at a multiple of its width
+    # the widest type first, as the safetensors library orders them, so that each tensor is aligned
     return sorted(tensors, key=lambda spec: -numpy_type(spec.dtype).itemsize)
 
 

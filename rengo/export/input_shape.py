@@ -10,9 +10,9 @@ _LARGEST_SIDE = 1024
 
 
 def example_shape(model: Layers) -> tuple[int, ...] | None:
-    """Return the shape of one example, without the batch; None where the layers do not tell.
+    """Return the shape of one example, without the batch; None where the layers leave it open.
 
-    An image is taken to be square, and as small as the layers allow.
+    An image is assumed to be square and as small as the layers allow.
 
     >>> example_shape([Linear(64, 32), Linear(32, 10)])
     (64,)

@@ -38,12 +38,12 @@ def load_state_dict(path: str | Path) -> Mapping[str, torch.Tensor]:
     """
     weights = _read(path)
     try:
-        from fl_client.engines.torch import tensors  # noqa: PLC0415  torch is an extra, and slow
+        from fl_client.torch_models.weights import state_dict  # noqa: PLC0415  slow, an extra
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
         raise MissingExtra("torch", "torch") from error
-    return tensors(weights)
+    return state_dict(weights)
 
 
 def _read(path: str | Path) -> Weights:

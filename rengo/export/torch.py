@@ -1,4 +1,4 @@
-"""A model for torch and, checked on onnxruntime, as ONNX. Needs torch; ONNX the extra too."""
+"""A model as a torch state dict, and as ONNX checked with onnxruntime (extra ``export``)."""
 
 from __future__ import annotations
 
@@ -18,9 +18,12 @@ import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 
-from fl_client.engines.torch import TorchEngine, tensors
+from fl_client.datasets.device import Device, Role
+from fl_client.engines.torch import TorchEngine
 from fl_client.models import layers
-from fl_client.tasks.base import Device, Role, Split, Task
+from fl_client.tasks.base import Task
+from fl_client.tasks.split import Split
+from fl_client.torch_models.weights import state_dict
 from rengo.export.input_shape import example_shape
 from rengo.export.onnx_check import OnnxCheck
 from runtime.errors import ConfigError, MissingExtra, RunNotCompleted
@@ -30,7 +33,7 @@ from storage.weights import Weights
 LARGEST_DIFFERENCE = 1e-5
 _TRACED_EXAMPLES = 3
 _CHECKED_EXAMPLES = (64, 1)
-# what protobuf takes in one file, with room for the graph
+# protobuf's limit of one file is 2 GB; the graph needs room too
 _ONE_FILE_BYTES = 1_800_000_000
 _NEEDED = ("onnx", "onnxscript", "onnxruntime")
 Call = dict[str, Any]
@@ -39,7 +42,7 @@ Call = dict[str, Any]
 def save_state_dict(weights: Weights, path: Path) -> None:
     """Write what ``module.load_state_dict(torch.load(path), strict=True)`` takes, in own types."""
     with whole_file(path) as file:
-        torch.save(tensors(weights), file)
+        torch.save(state_dict(weights), file)
 
 
 def save_onnx(weights: Weights, task: Task, path: Path) -> OnnxCheck:
@@ -48,14 +51,14 @@ def save_onnx(weights: Weights, task: Task, path: Path) -> OnnxCheck:
     Raises:
         MissingExtra: a package of the extra is not installed.
         ConfigError: the model cannot be exported, or there is nothing to call it with.
-        RunFailed: onnxruntime gives other outputs than torch; no file is left.
+        RunNotCompleted: onnxruntime gives other outputs than torch; no file is left.
     """
     for package in _NEEDED:
         _require(package)
     engine = TorchEngine(task)
     model = engine.loaded(weights).float().eval()
     calls = _calls_by(engine, task, model)
-    # in a folder beside its place, where the file has its own name: a large one names another
+    # beside the target, under its own name: a large model refers to a second file by name
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         made = Path(folder) / path.name
         external = weights.layout.size * 4 > _ONE_FILE_BYTES
@@ -187,11 +190,11 @@ def _check(model: torch.nn.Module, path: Path, calls: _Calls) -> OnnxCheck:
             feed = {each.name: leaf.numpy() for each, leaf in zip(inputs, leaves, strict=True)}
             differences += _differences(session.run(None, feed), model, call)
     except Exception as error:
-        # onnxruntime's errors share no class of its own
+        # onnxruntime's errors have no common base class
         raise RunNotCompleted(
             f"onnxruntime does not run the exported model: {_reason(error)}; no file was left"
         ) from error
-    # of numpy, for which a nan is the largest
+    # numpy's max: a nan counts as the largest
     difference = float(np.max(differences))
     if not difference <= LARGEST_DIFFERENCE:
         raise RunNotCompleted(
@@ -217,7 +220,7 @@ def _differences(found: list[Any], model: torch.nn.Module, call: Call) -> Iterat
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's remarks on its own insides from the user."""
+    """Suppress the exporter's messages about its internals."""
     log = logging.getLogger("torch.onnx")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -230,7 +233,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _reason(error: BaseException) -> str:
-    """Return the first line of what is behind an exporter's error."""
+    """Return the first line of the cause of an exporter's error."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = str(error).strip().splitlines()

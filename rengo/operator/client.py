@@ -9,14 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from broker.session.session import (
-    Connected,
-    Delivery,
-    Endpoint,
-    MqttSession,
-    SessionEvent,
-    SessionFault,
-)
+from broker.session.endpoint import Endpoint
+from broker.session.inbox import Connected, SessionEvent, SessionFault
+from broker.session.publication import Delivery
+from broker.session.session import MqttSession
 from broker.session.signer import MessageSigner
 from broker.wire.messages import Message, OperatorReply, OperatorRequest, decode
 from broker.wire.topics import Address, Topics, parse
@@ -107,7 +103,7 @@ class OperatorClient:
         deadline = time.monotonic() + timeout_s
         while (left := deadline - time.monotonic()) > 0:
             topic = self._topics.operator(self._identity.id, "request")
-            self._session.publish(self._author.write(topic, request))
+            self._session.publish(self._author.sign(topic, request))
             reply = self._await_reply(request.request_id, min(_ASK_AGAIN_S, left))
             if reply is not None:
                 return _result(reply)

@@ -14,12 +14,12 @@ from runtime.files import atomic_write, make_folder
 from runtime.security.identity import TlsTrust
 
 LOOPBACK = "127.0.0.1"
-_SOMEWHERE = ("192.0.2.1", 9)  # an address for documentation: nothing is sent there
+_SOMEWHERE = ("192.0.2.1", 9)  # an address reserved for documentation: nothing is sent to it
 
 
 @dataclass(frozen=True)
 class OwnCertificate:
-    """A certificate that the operator has: the leaf with its chain, and its key.
+    """A certificate that the operator provides: the leaf with its chain, and its key.
 
     ``ca`` is the authority behind it, where the system's authorities do not know it.
     """

@@ -1,7 +1,7 @@
-"""The site's own certificate authority, and a look at certificates that others made.
+"""The site's own certificate authority, and checks of certificates that the operator provides.
 
 What it issues is valid from 1970 to 9999, RFC 5280's "no well-defined expiration": a device without
-a clock chip must connect whatever its clock says. Trust ends by issuing anew, not by a date.
+a clock chip must connect whatever its clock says. Issuing new ones ends trust, not a date.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class Authority:
                 ExtendedKeyUsageOID.SERVER_AUTH,
                 x509.SubjectAlternativeName(subjects),
             )
-            # whatever happens in between, a pair that does not fit is made again
+            # a crash in between leaves a pair that does not match, which is made again
             atomic_write(key, _key_pem(leaf_key).encode())
             atomic_write(certificate, (_pem(leaf) + self.certificate_pem).encode(), 0o644)
         return certificate, key
@@ -133,7 +133,7 @@ class Authority:
         if self._path.is_file():
             return True
         if self.certificate_path.exists():
-            # a new one here would be a stranger to every device
+            # a new authority here would be unknown to every device
             raise ConfigError(f"{self._path} is missing beside {self.certificate_path}: {_MEND}")
         return False
 
@@ -152,7 +152,7 @@ class Authority:
     def _make(self) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
         key = ec.generate_private_key(ec.SECP256R1())
         serial = x509.random_serial_number()
-        # a name of its own: two sites' authorities must not be taken for each other
+        # a unique name, so that the authorities of two sites cannot be confused
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"rengo site {serial:x}"[:32])])
         public = key.public_key()
         certificate = (

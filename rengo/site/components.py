@@ -7,10 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from broker.brokers.access_control import MosquittoAccess, NatsAccess
 from broker.brokers.listener import LOOPBACK, ListenerTls
-from broker.brokers.mosquitto import MosquittoBroker
-from broker.brokers.nats import EmbeddedBroker
+from broker.brokers.mosquitto import MosquittoAccess, MosquittoBroker
+from broker.brokers.nats import EmbeddedBroker, NatsAccess
 from storage.store.embedded import EmbeddedStore, StoreTls
 
 _Port = Annotated[int, Field(ge=1, le=65535)]

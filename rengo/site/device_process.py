@@ -1,4 +1,4 @@
-"""Device processes of a site: how each is started."""
+"""How the device processes of a site are started."""
 
 from __future__ import annotations
 

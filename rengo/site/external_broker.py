@@ -1,4 +1,4 @@
-"""A broker of somebody else: who may connect there, as its operator wrote it down for this site."""
+"""An external broker: its users, as its operator wrote them into a file for this site."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ class SiteFolder:
         return validate(SiteRecord, document, str(path))
 
     def ensure_record(self, **given: str | int | None) -> SiteRecord:
-        """Return the record, made at the first start; what is given wins from then on.
+        """Return the record, made at the first start; given values replace the stored ones.
 
         The domain and the kind of store stay as they were at first, for what they hold would be
         out of reach.

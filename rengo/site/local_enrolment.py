@@ -1,4 +1,4 @@
-"""A device on the site's own machine needs no token to be typed: its operator lies beside it."""
+"""Enrolment on the site's own machine: the operator's identity is there, so no token is typed."""
 
 from __future__ import annotations
 

@@ -59,8 +59,8 @@ class SiteOptions:
 class Preparation:
     """A site that could start: identities, certificates, keys, users and settings, all on disk.
 
-    Made again over the same folder it changes what other options change, and nothing else. Who
-    makes it holds the folder's lock.
+    Preparing the same folder again changes only what the options change. The caller holds the
+    folder's lock.
 
     Args:
         folder: the site's.
@@ -72,7 +72,7 @@ class Preparation:
         listening: how broker and store are reached.
         at: where identities of the site find the broker.
         public_url: where devices elsewhere find it.
-        operator: who steers.
+        operator: the identity of the site's operator.
         broker: its settings; None for a broker of somebody else's.
         store: its settings.
         settings: where each part's settings lie: "broker", "store", "server", in the order in
@@ -184,8 +184,8 @@ class Preparation:
             client_ca=None if folder is None else folder / "ca.pem",
         )
         access = part.access()
-        if not access.known:
-            # the server adds everybody else; whom it added stays
+        if not access.has_users:
+            # the server adds all other users; those it added stay
             access.apply([_user(self._server, Role.SERVER), _user(self.operator, Role.OPERATOR)])
         return part
 

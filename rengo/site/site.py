@@ -64,7 +64,7 @@ class Site:
         options: SiteOptions = _AS_IT_IS,
     ) -> None:
         self._temporary = data_dir is None
-        # named before it is made, so that an interrupt in between leaves nothing behind
+        # the name is set before the folder is made: an interrupt in between leaves nothing behind
         self._root = data_dir or Path(tempfile.gettempdir()) / f"rengo-{secrets.token_hex(8)}"
         self._devices = devices
         self._options = options
@@ -166,7 +166,7 @@ class Site:
                 client.call("devices_admit", {"devices": page})
 
     def check_processes(self) -> None:
-        """Return when the server and every device live, or may still come up.
+        """Raise where the server or a device keeps ending.
 
         Raises:
             TransportError: one has ended again and again; names it and its last line.
@@ -204,7 +204,7 @@ class Site:
         Raises:
             ConfigError: the task or a key is wrong; said before anything is started.
             Mismatch: ``initial`` does not fit the task's model, likewise.
-            RunFailed: the run ended without its model.
+            RunNotCompleted: the run ended without its model.
         """
         spec = task if isinstance(task, str) else task_spec(task)
         values: dict[str, Any] = {

@@ -79,7 +79,7 @@ class Supervisor:
         self.call(lambda: self._end(name))
 
     def call(self, action: Callable[[], None]) -> None:
-        """Do something on the supervisor's thread, between two looks; raises what it raises."""
+        """Run ``action`` on the supervisor's thread and raise what it raises."""
         request = _Request(action)
         with self._changed:
             if self._stopping or not self._thread.is_alive():
@@ -107,7 +107,7 @@ class Supervisor:
     def _run(self) -> None:
         while True:
             with self._changed:
-                # a child's death is no event that a thread can wait for beside another
+                # a thread cannot wait for a child's end and a condition at once
                 self._changed.wait_for(lambda: self._requests or self._stopping, _LOOK_EVERY_S)
                 requests, self._requests = self._requests, []
                 stopping = self._stopping

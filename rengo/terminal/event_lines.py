@@ -96,7 +96,7 @@ class SiteEventLines:
         return lines
 
     def _run(self, document: RunDocument) -> list[str]:
-        # a run waits for a blink of time between any two rounds
+        # between two rounds a run is "waiting" for an instant
         status = "running" if document.status == "waiting" else document.status
         before = self._runs.get(document.run_id)
         self._runs[document.run_id] = status

@@ -88,7 +88,7 @@ def open_bar(what: str, total: int, out: TextIO) -> Iterator[Watch]:
     with Progress(*columns, console=Console(file=out, highlight=False)) as progress:
 
         def watch(done: int) -> None:
-            # what was there before does not count for the speed
+            # bytes of an earlier attempt do not count for the speed
             if not progress.task_ids:
                 progress.add_task(what, total=total, completed=done)
             progress.update(progress.task_ids[0], completed=done)

@@ -22,7 +22,7 @@ def draw_accuracy(accuracies: Mapping[int, float], title: str, path: Path) -> No
         OSError: the file cannot be written.
     """
     try:
-        # the figure's own class draws by Agg, without a window system and without global state
+        # Figure alone draws with Agg: no window system and no global state
         from matplotlib.figure import Figure  # noqa: PLC0415  (an extra, and slow)
         from matplotlib.ticker import MaxNLocator  # noqa: PLC0415
     except ImportError as error:

@@ -1,8 +1,8 @@
 """Which of several installations an agent runs from, so that a new one is tried once.
 
-Three symbolic links, each replaced by one rename: ``next`` waits to be tried, ``trying`` is what
-the launcher made of it, ``current`` has proved itself. The launcher takes ``next`` away before
-it starts it: whatever ends a trial before its commit, a power cut included, brings the old back.
+Three symbolic links, each replaced by one rename: ``next`` is to be tried, ``trying`` is being
+tried, ``current`` has worked. The launcher renames ``next`` before it starts it: whatever
+ends the trial before its commit, a power cut included, brings the old installation back.
 """
 
 from __future__ import annotations

@@ -36,13 +36,13 @@ def short_address(path: Path) -> Iterator[str]:
 
 
 class UnixSocketServer:
-    """A socket of one's own user (mode 0600), with a thread that waits there until ``close``.
+    """A socket for this user (mode 0600), with a thread that accepts connections until ``close``.
 
     Args:
-        path: of the socket; what lies there goes.
+        path: of the socket; a file that is there is removed.
         name: of the thread.
-        visit: called on it with each visitor, whom it closes; what it raises ends the waiting.
-        lost: logged when the waiting ends before ``close``.
+        visit: called on that thread with each connection, to be closed by it; an error ends it.
+        lost: logged when the thread ends before ``close``.
 
     Raises:
         OSError: there can be no socket.
@@ -69,7 +69,7 @@ class UnixSocketServer:
         self._thread.start()
 
     def close(self) -> None:
-        """Take the socket away; visitors who are there see its end."""
+        """Remove the socket; open connections are closed."""
         self._closed = True
         # wakes the thread that waits in accept()
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Identity files: who a process is to the broker and to its peers, one file per role, mode 0600."""
+"""Identity files: a process's name, keys and credentials, one file per role, mode 0600."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 A token holds a secret of 128 random bits, the domain, the server's public key and, where the site
 has an authority of its own, that certificate's fingerprint: whoever has the token knows which
-server to believe before it has said anything. From the secret come the token's id, the password of
+server to trust before the first message. From the secret come the token's id, the password of
 the claim at the broker, and the key that signs the claim. The server keeps the id, the password and
 the public key, from which nobody can make the token again.
 """

@@ -62,7 +62,7 @@ class Transfers:
     Args:
         settings: how patient they are.
         tls: whom to trust behind https URLs; None trusts the system's authorities.
-        meter: is told of bytes as they move, on the threads that move them.
+        count_bytes: is told of bytes as they move, on the threads that move them.
 
     Raises:
         ConfigError: the TLS material is not usable.
@@ -72,10 +72,10 @@ class Transfers:
         self,
         settings: TransferSettings | None = None,
         tls: Tls | None = None,
-        meter: Callable[[int], None] | None = None,
+        count_bytes: Callable[[int], None] | None = None,
     ) -> None:
         self._settings = settings or TransferSettings()
-        self._meter = meter
+        self._count_bytes = count_bytes
         self._tls = tls
         if tls is not None:
             tls.context()  # what is not usable is told now, and not at the first transfer
@@ -127,7 +127,9 @@ class Transfers:
         """
         what = f"GET {http.place(url)}"
         deadline = time.monotonic() + self._settings.total_s
-        journey = _Journey(what, url, renew, cancel, deadline, watch=watch, meter=self._meter)
+        journey = _Journey(
+            what, url, renew, cancel, deadline, watch=watch, count_bytes=self._count_bytes
+        )
         if path.is_file() and path.stat().st_size == size and _hash(path, journey) == sha256:
             return 0
         part = path.with_name(f"{path.name}.part")
@@ -163,7 +165,7 @@ class Transfers:
         """
         what = f"PUT {http.place(url)}"
         deadline = time.monotonic() + self._settings.total_s
-        journey = _Journey(what, url, renew, cancel, deadline, meter=self._meter)
+        journey = _Journey(what, url, renew, cancel, deadline, count_bytes=self._count_bytes)
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             self._persist(journey, lambda: self._send(journey, file, size, headers or {}))
@@ -193,7 +195,9 @@ class Transfers:
             Corrupt: the file changed its size meanwhile, or the store keeps losing parts.
         """
         what = f"PUT {http.place(place.complete_url)}"
-        journey = _Journey(what, place.complete_url, None, cancel, 0.0, meter=self._meter)
+        journey = _Journey(
+            what, place.complete_url, None, cancel, 0.0, count_bytes=self._count_bytes
+        )
 
         def blocks(file: BufferedReader, size: int) -> Iterator[memoryview]:
             return _blocks(file, size, journey)
@@ -274,15 +278,15 @@ class _Journey:
     deadline: float
     moved: int = 0
     watch: Watch | None = None
-    meter: Callable[[int], None] | None = None
+    count_bytes: Callable[[int], None] | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def count(self, size: int) -> None:
         """Count bytes that were moved; any thread of the transfer calls it."""
         with self._lock:
             self.moved += size
-        if self.meter is not None:
-            self.meter(size)
+        if self.count_bytes is not None:
+            self.count_bytes(size)
 
     def check(self) -> None:
         if self.cancel is not None and self.cancel.is_set():

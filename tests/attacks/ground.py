@@ -28,7 +28,8 @@ import paho.mqtt.client as mqtt
 import urllib3
 from paho.mqtt.enums import CallbackAPIVersion
 
-from broker.session.connection import Delivery, Endpoint, Publication
+from broker.session.endpoint import Endpoint
+from broker.session.publication import Delivery, Publication
 from broker.session.session import MqttSession
 from broker.session.signer import MessageSigner
 from broker.wire.messages import (

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from broker.session.connection import Endpoint
+from broker.session.endpoint import Endpoint
 from broker.session.session import MqttSession
 from broker.wire.messages import Claim, ClaimAnswer, DeviceState, decode
 from broker.wire.topics import parse
@@ -277,7 +277,7 @@ def test_a_revoked_device_is_cut_off_and_nothing_of_it_is_left(
         ground.untrusted_broker() as inject,
         Trainer(ground.kind, rex) as online,
     ):
-        inject(task, ground.author.write(task, SAMPLES["order"]).payload)
+        inject(task, ground.author.sign(task, SAMPLES["order"]).payload)
         online.say("info", SAMPLES["device_info"], retain=True)
         ground.wait_status("rex", "ready")
         with ThreadPoolExecutor(1) as pool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
-from broker.session.connection import Endpoint
+from broker.session.endpoint import Endpoint
 from broker.session.session import MqttSession
 from broker.wire.messages import NewPassword
 from runtime.errors import AuthenticationFailed
@@ -109,6 +109,6 @@ def test_a_forged_password_is_not_kept(ground: Ground) -> None:
         # the server's own word, sealed for somebody else
         other = ground.device("mallory").secret_key.public.seal(b"a-password-of-mallorys")
         wrong = NewPassword(rotation=7, sealed=other)
-        inject(topic, ground.author.write(topic, wrong).payload)
+        inject(topic, ground.author.sign(topic, wrong).payload)
         eventually(lambda: rolf.refusals(topic, "sealed for another") == 1)
     assert secrets_of(rolf.identity) == before

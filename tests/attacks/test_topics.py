@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
-from broker.session.connection import Endpoint
+from broker.session.endpoint import Endpoint
 from broker.session.outbox import Outbox
 from broker.session.session import MqttSession
 from broker.wire.messages import DeviceState, Result
@@ -136,7 +136,7 @@ def test_nothing_of_another_is_read(ground: Ground, mallory: Intruder, alice: Id
         *(task.replace("/", "."), f"{task}/#", f"/{task}"),
     )
     assert mallory.connected
-    own = ground.author.write(topics.device("mallory", "task"), SAMPLES["receipt"])
+    own = ground.author.sign(topics.device("mallory", "task"), SAMPLES["receipt"])
     own = replace(own, payload=b"the end")
     with ground.unharmed(), ground.untrusted_broker() as inject, ground.eyes("alice") as eyes:
         mallory.subscribe(own.topic)
@@ -192,7 +192,7 @@ def queued_for(ground: Ground, alice: Identity) -> bytes:
     session.start()
     session.wait_connected(10)
     session.stop()
-    order = ground.author.write(topic, SAMPLES["order"]).payload
+    order = ground.author.sign(topic, SAMPLES["order"]).payload
     with ground.untrusted_broker() as inject:
         inject(topic, order)
     return order
@@ -331,8 +331,8 @@ def test_an_outbox_forgets_nothing_that_the_broker_acknowledged_and_dropped(
     try:
         session.wait_connected(10)
         with ground.unharmed(), ground.eyes() as eyes:
-            session.send("dropped", foreign, dropped, until="confirm")
-            session.send("brought", own, brought, until="confirm")
+            session.publish_durably("dropped", foreign, dropped, until="confirm")
+            session.publish_durably("brought", own, brought, until="confirm")
             # the second has come, again and again, so the first was sent as often
             eventually(lambda: eyes.on(own).count(brought) > 2)
             assert dropped not in eyes.payloads

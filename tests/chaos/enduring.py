@@ -6,10 +6,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from fl_client.engines.base import LocalUpdate
-from fl_client.tasks.base import TrainingSettings
+from fl_client.models.local_round import LocalUpdate
+from fl_client.models.settings import TrainingSettings
+from fl_client.tasks.context import LocalContext
 from fl_client.tasks.digits import Digits
-from fl_client.training.participant import LocalContext
 from storage.weights import Vector
 
 

@@ -9,9 +9,9 @@ import os
 import time
 from pathlib import Path
 
-from fl_client.engines.base import LocalUpdate
+from fl_client.models.local_round import LocalUpdate
+from fl_client.tasks.context import LocalContext
 from fl_client.tasks.digits import Digits
-from fl_client.training.participant import LocalContext
 from storage.weights import Vector
 
 FOLDER = "RENGO_CHAOS_GATES"

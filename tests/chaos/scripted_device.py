@@ -14,7 +14,9 @@ from typing import TypeVar
 import numpy as np
 import urllib3
 
-from broker.session.session import Delivery, Endpoint, MqttSession
+from broker.session.endpoint import Endpoint
+from broker.session.publication import Delivery
+from broker.session.session import MqttSession
 from broker.session.signer import MessageSigner
 from broker.wire.messages import (
     DeviceState,
@@ -75,7 +77,7 @@ class ScriptedDevice:
 
     def say(self, leaf: str, message: Message, *, retain: bool = False) -> None:
         topic = self._topics.device(self.id, leaf)
-        assert self._session.publish(self._author.write(topic, message, retain=retain))
+        assert self._session.publish(self._author.sign(topic, message, retain=retain))
         assert self._session.flush(_PATIENCE_S)
 
     def hear(self, kind: type[M], such: Callable[[M], bool]) -> M:

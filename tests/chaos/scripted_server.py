@@ -8,8 +8,9 @@ import queue
 from dataclasses import dataclass, field
 from typing import Any
 
-from broker.session.connection import Publication
-from broker.session.session import Delivery, Endpoint, MqttSession
+from broker.session.endpoint import Endpoint
+from broker.session.publication import Delivery, Publication
+from broker.session.session import MqttSession
 from broker.session.signer import MessageSigner
 from broker.wire.messages import (
     Decline,
@@ -176,5 +177,5 @@ class ScriptedServer:
 
     def _say(self, leaf: str, message: Message) -> None:
         topic = self._topics.device(self._device_id, leaf)
-        publication: Publication = self._author.write(topic, message)
+        publication: Publication = self._author.sign(topic, message)
         self._session.publish(publication)

@@ -21,7 +21,7 @@ import pytest
 
 import algorithms
 from broker.wire.messages import Order
-from fl_client.tasks import load_task
+from fl_client.tasks.registry import load_task
 from fl_client.training.child import ChildEvent, ChildFinished, ChildSettings, TrainingChild
 from fl_client.training.frames import TrainingJob
 from fl_server.rounds.events import RoundClosed, RoundCommitted, RoundStarted, UpdateAccepted

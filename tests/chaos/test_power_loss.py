@@ -32,7 +32,7 @@ import pytest
 
 from broker.session.outbox import Outbox
 from fl_client.jobs.journal import JobJournal
-from fl_client.tasks import load_task
+from fl_client.tasks.registry import load_task
 from fl_client.training.child import ChildEvent, ChildFinished, ChildSettings, TrainingChild
 from fl_client.training.frames import TrainingJob
 from runtime.security.identity import write_identity

@@ -15,7 +15,7 @@ import pytest
 
 from benchmarks import writes
 from benchmarks.endurance import Sample, growth, look
-from fl_client.tasks import load_task
+from fl_client.tasks.registry import load_task
 from tests.chaos.scripted_server import ScriptedServer
 from tests.chaos.test_power_loss import RUN, Device, device, server
 from tests.integration.broker_fixtures import site

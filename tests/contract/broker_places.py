@@ -13,12 +13,11 @@ import paho.mqtt.client as mqtt
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
-from broker.brokers.access_control import MosquittoAccess, NatsAccess
 from broker.brokers.listener import ListenerTls
 from broker.brokers.managed import ManagedUsers
-from broker.brokers.mosquitto import MosquittoBroker
-from broker.brokers.nats import EmbeddedBroker
-from broker.session.connection import Endpoint
+from broker.brokers.mosquitto import MosquittoAccess, MosquittoBroker
+from broker.brokers.nats import EmbeddedBroker, NatsAccess
+from broker.session.endpoint import Endpoint
 from runtime.security.tls import Tls
 from tests.integration.broker_fixtures import Site, eventually
 from tests.support import require

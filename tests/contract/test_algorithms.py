@@ -11,9 +11,12 @@ import torch
 
 import algorithms
 from algorithms.base import Algorithm
-from fl_client.engines.base import LocalRound, LocalUpdate
+from fl_client.datasets.device import Device
 from fl_client.models.layers import Layers, Linear, ReLU
-from fl_client.tasks.base import Device, Split, Task, TrainingSettings
+from fl_client.models.local_round import LocalRound, LocalUpdate
+from fl_client.models.settings import TrainingSettings
+from fl_client.tasks.base import Task
+from fl_client.tasks.split import Split
 from fl_client.training.participant import Participant
 from storage.weights import Weights
 

@@ -19,7 +19,8 @@ import psutil
 import pytest
 
 from broker.brokers.listener import ListenerTls
-from broker.session.connection import Endpoint, Publication
+from broker.session.endpoint import Endpoint
+from broker.session.publication import Publication
 from broker.session.session import MqttSession
 from broker.wire.access import BrokerUser, Grants, Role
 from broker.wire.limits import MAX_MESSAGE_BYTES
@@ -172,7 +173,7 @@ def test_what_a_kill_took_after_its_acknowledgement_is_sent_again_until_confirme
     server = place.session(
         Owner(), endpoint=place.endpoint("server"), outbox=place.outbox(), resend_s=0.5
     )
-    server.send("order", TASK_A, b"order", until="confirm")
+    server.publish_durably("order", TASK_A, b"order", until="confirm")
     eventually(lambda: server.flush(0.01))
     place.restart_after_kill()  # at once: mosquitto may not have written it yet
     device = Owner()
@@ -233,7 +234,7 @@ def test_a_will_tells_of_a_cut_connection_and_names_its_own(place: Place) -> Non
     for boot in (1, 2):
         session = device.session
         assert session is not None
-        link = session._up
+        link = session._connection
         assert link is not None
         began = time.monotonic()
         cut(link._client)
@@ -419,7 +420,7 @@ def test_what_is_acknowledged_and_dropped_is_not_forgotten(place: Place) -> None
     reader = watcher(place)
     outbox = place.outbox()
     device = place.session(Owner(), endpoint=place.endpoint("dev-b"), outbox=outbox, resend_s=0.3)
-    device.send("result", RESULT_A, b"result", until="confirm")
+    device.publish_durably("result", RESULT_A, b"result", until="confirm")
     quiet_for(1.0, reader)
     assert len(outbox) == 1
     widened = BrokerUser("dev-b", "secret-of-dev-b", Grants((f"{BASE}/#",), ()))
@@ -581,7 +582,8 @@ APPLYING = """
 import sys
 from pathlib import Path
 from broker.wire.access import Role
-from broker.brokers.access_control import MosquittoAccess, NatsAccess
+from broker.brokers.mosquitto import MosquittoAccess
+from broker.brokers.nats import NatsAccess
 from tests.integration.broker_fixtures import USERS, user
 kind = {"nats": NatsAccess, "mosquitto": MosquittoAccess}[sys.argv[1]]
 kind(Path(sys.argv[2])).apply([*USERS, user("dev-c", Role.DEVICE)])

@@ -12,9 +12,10 @@ import torch
 
 from fl_client.engines import base
 from fl_client.engines import numpy as numpy_engine
-from fl_client.engines.base import LocalRound, TrainingFailed, load_engine, run_epochs
+from fl_client.engines.base import TrainingFailed, load_engine, run_epochs
+from fl_client.models.local_round import LocalRound
 from fl_client.models.memory import memory_needed
-from fl_client.tasks.base import TrainingSettings
+from fl_client.models.settings import TrainingSettings
 from runtime.processes.rss import rss_bytes
 from tests.contract.test_engines import Normed, Rows, data_of, plan_of, task_of
 

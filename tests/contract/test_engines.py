@@ -10,14 +10,7 @@ import torch
 
 import algorithms
 from fl_client.engines import base
-from fl_client.engines.base import (
-    Dtype,
-    LocalRound,
-    TrainingFailed,
-    batches,
-    load_engine,
-    run_epochs,
-)
+from fl_client.engines.base import Dtype, TrainingFailed, batches, load_engine, run_epochs
 from fl_client.models.layers import (
     Conv2d,
     Flatten,
@@ -29,7 +22,9 @@ from fl_client.models.layers import (
     Sigmoid,
     Tanh,
 )
-from fl_client.tasks.base import Objective, Task, TrainingSettings
+from fl_client.models.local_round import LocalRound
+from fl_client.models.settings import Objective, TrainingSettings
+from fl_client.tasks.base import Task
 from runtime.errors import ConfigError
 from storage.weights import Weights
 

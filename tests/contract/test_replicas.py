@@ -21,9 +21,11 @@ from algorithms.fedprox import FedProx
 from fl_client.engines._torch_replicas import Replicas, seed_devices
 from fl_client.engines._torch_session import Session
 from fl_client.engines._torch_tuning import Mixed
-from fl_client.engines.base import LocalRound, TrainingFailed, Tuning, load_engine, pieces
+from fl_client.engines.base import TrainingFailed, Tuning, load_engine, pieces
 from fl_client.models.layers import Conv2d, Dropout, Flatten, LayerNorm, Linear, ReLU, Reshape
-from fl_client.tasks.base import Task, TrainingSettings
+from fl_client.models.local_round import LocalRound
+from fl_client.models.settings import TrainingSettings
+from fl_client.tasks.base import Task
 from tests.contract.test_engine_steps import Kept, OwnAdam, PowerCutError
 from tests.contract.test_engines import Declarative, Normed, Rows, data_of, plan_of, task_of
 

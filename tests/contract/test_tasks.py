@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 
 import algorithms
-from fl_client.engines.base import LocalRound
-from fl_client.tasks import load_task, names
-from fl_client.tasks.base import Device, Task, TrainingSettings
+from fl_client.datasets.device import Device
+from fl_client.models.local_round import LocalRound
+from fl_client.models.settings import TrainingSettings
+from fl_client.tasks.base import Task
+from fl_client.tasks.listing import names
+from fl_client.tasks.registry import load_task
 from fl_client.training.participant import Participant
 from runtime.errors import ConfigError, MissingExtra
 
@@ -235,8 +238,9 @@ def test_without_torch_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> No
 def test_what_a_waiting_agent_imports_is_light() -> None:
     code = """
 import sys
-import fl_client.training.child, fl_client.machine.hardware, fl_client.tasks, fl_client.tasks.base
-fl_client.tasks.names()
+import fl_client.training.child, fl_client.machine.hardware
+import fl_client.tasks.base, fl_client.tasks.listing
+fl_client.tasks.listing.names()
 fl_client.machine.hardware.describe()
 assert not {"numpy", "torch"} & set(sys.modules)
 import fl_client.models.layers

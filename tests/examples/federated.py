@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from algorithms.base import Algorithm
-from fl_client.engines.base import LocalRound
-from fl_client.tasks.base import Device, Task
+from fl_client.datasets.device import Device
+from fl_client.models.local_round import LocalRound
+from fl_client.tasks.base import Task
 from fl_client.training.participant import Participant
 from storage.weights import Weights
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 import algorithms
-from fl_client.tasks.base import Device
+from fl_client.datasets.device import Device
 from fl_client.tasks.registry import load_task
 from tests.examples import federated
 

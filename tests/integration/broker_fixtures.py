@@ -17,9 +17,10 @@ import pytest
 from pydantic import SecretStr
 
 from broker.brokers.nats import EmbeddedBroker
-from broker.session.connection import Delivery, Endpoint, Publication
+from broker.session.endpoint import Endpoint
 from broker.session.inbox import Connected, Disconnected, SessionEvent, SessionFault
 from broker.session.outbox import Outbox
+from broker.session.publication import Delivery, Publication
 from broker.session.session import MqttSession
 from broker.wire.access import BrokerUser, Grants, Role, grants
 from runtime.security.identity import Identity

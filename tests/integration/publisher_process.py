@@ -8,8 +8,9 @@ import threading
 import time
 from pathlib import Path
 
-from broker.session.connection import Endpoint, Publication
+from broker.session.endpoint import Endpoint
 from broker.session.outbox import Outbox
+from broker.session.publication import Publication
 from broker.session.session import MqttSession
 
 
@@ -26,7 +27,7 @@ def main() -> None:
     )
     session.start()
     for number in range(order.get("first", 0), order.get("first", 0) + order.get("count", 0)):
-        session.send(f"m{number}", order["topic"], str(number).encode(), until="puback")
+        session.publish_durably(f"m{number}", order["topic"], str(number).encode(), until="puback")
     if order.get("connect"):
         session.wait_connected(20)
         print(json.dumps({"flushed": session.flush(20)}), flush=True)

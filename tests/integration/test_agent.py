@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from broker.session.connection import Publication
 from broker.session.outbox import Outbox
+from broker.session.publication import Publication
 from broker.wire.messages import Message, Order, Receipt, Result, RunDocument
 from broker.wire.topics import Topics, parse
 from fl_client.agent.agent import Agent

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import tomli_w
 
-from broker.session.connection import Publication
+from broker.session.publication import Publication
 from rengo.site.site import Site
 from tests.integration.broker_fixtures import eventually
 from tests.integration.commands import rengo

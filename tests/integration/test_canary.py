@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 import rengo
-from broker.session.session import Endpoint, MqttSession
+from broker.session.endpoint import Endpoint
+from broker.session.session import MqttSession
 from broker.session.signer import MessageSigner
 from broker.wire.messages import ProductionDocument
 from broker.wire.topics import Topics
@@ -286,7 +287,7 @@ def test_another_device_cannot_say_what_is_in_production(ground: Ground) -> None
     session = MqttSession(Endpoint.of(forger), [], lambda _: True)
     session.start()
     session.wait_connected(20)
-    session.publish(author.write(topic, document, retain=True))
+    session.publish(author.sign(topic, document, retain=True))
     session.stop()
     ground.arena.start_own([spec_of("eval-5")])  # it gets what is retained
     third = ground.spoiled()

@@ -15,9 +15,9 @@ import pytest
 import safetensors.torch
 import torch
 
+from fl_client.datasets.device import Device
 from fl_client.engines.base import load_engine
 from fl_client.engines.torch import TorchEngine
-from fl_client.tasks.base import Device
 from fl_client.tasks.registry import load_task
 from rengo.cli.common import operator_of
 from rengo.operator.models import manifest_path, verify_file

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from algorithms.fedavg import FedAvg
-from fl_client.engines.base import LocalRound, load_engine
-from fl_client.tasks import load_task
-from fl_client.tasks.base import Device
+from fl_client.datasets.device import Device
+from fl_client.engines.base import load_engine
+from fl_client.models.local_round import LocalRound
+from fl_client.tasks.registry import load_task
 from rengo.operator.runs import wait_for_devices
 from rengo.site.device_process import DeviceSpec
 from rengo.site.site import Site
@@ -26,7 +27,8 @@ from pathlib import Path
 import numpy as np
 
 from fl_client.models.layers import Conv2d, Dropout, Flatten, Linear, ReLU, Reshape
-from fl_client.tasks.base import Task, TrainingSettings
+from fl_client.models.settings import TrainingSettings
+from fl_client.tasks.base import Task
 
 LOG = Path(__file__).with_name("threads.log")
 

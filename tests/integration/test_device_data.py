@@ -16,7 +16,8 @@ from typing import Any
 import tomli_w
 
 from broker.brokers.nats import EmbeddedBroker
-from broker.session.connection import Endpoint, Publication
+from broker.session.endpoint import Endpoint
+from broker.session.publication import Publication
 from broker.session.session import MqttSession
 from broker.wire.access import BrokerUser, Grants
 from fl_client.collectors.order import CollectorOrder

@@ -18,9 +18,10 @@ import psutil
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
-from broker.brokers.managed import RefusedConnection
+from broker.brokers.access_control import RefusedConnection
 from broker.brokers.nats import EmbeddedBroker, nats_server_binary
-from broker.session.connection import Endpoint, Publication
+from broker.session.endpoint import Endpoint
+from broker.session.publication import Publication
 from broker.session.session import MqttSession
 from broker.wire.access import BrokerUser
 from broker.wire.limits import MAX_MESSAGE_BYTES
@@ -344,7 +345,7 @@ def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
 
 def test_whom_the_broker_refused_is_told_once(site: Site) -> None:
     access = site.broker.access
-    assert access.refused() == []
+    assert access.refused_connections() == []
     for user in ("stranger", 'a" - forged', "dev-a"):
         endpoint = Endpoint(*site.broker.endpoint, user, "not-the-password", "somebody")
         session = MqttSession(endpoint, [], lambda _: True)
@@ -355,10 +356,10 @@ def test_whom_the_broker_refused_is_told_once(site: Site) -> None:
     found: list[RefusedConnection] = []
 
     def told() -> bool:
-        found.extend(access.refused())
+        found.extend(access.refused_connections())
         return len(found) == 6  # a session asks once more before it gives up
 
     eventually(told)
     assert [each.user for each in found] == [*2 * ["stranger"], *2 * [""], *2 * ["dev-a"]]
     assert {each.address for each in found} == {"127.0.0.1"}
-    assert access.refused() == []
+    assert access.refused_connections() == []

@@ -18,7 +18,8 @@ from dataclasses import replace
 import numpy as np
 
 from fl_client.models.layers import Linear
-from fl_client.tasks.base import Task, TrainingSettings
+from fl_client.models.settings import TrainingSettings
+from fl_client.tasks.base import Task
 
 
 class Uneven(Task):

@@ -16,9 +16,11 @@ import torch
 from algorithms.base import Algorithm, Arrays
 from algorithms.fedavg import FedAvg
 from algorithms.fedprox import FedProx
-from fl_client.engines.base import LocalRound
+from fl_client.datasets.device import Device
 from fl_client.models.layers import Layers, Linear, ReLU
-from fl_client.tasks.base import Device, Task, TrainingSettings
+from fl_client.models.local_round import LocalRound
+from fl_client.models.settings import TrainingSettings
+from fl_client.tasks.base import Task
 from fl_client.training.participant import Participant
 from fl_server.aggregation.aggregator import RunAggregator, SubmittedUpdate
 from fl_server.aggregation.model_cache import ModelCache

@@ -16,7 +16,7 @@ from fl_client.bundles.store import BundleSettings, DeviceBundles
 from fl_client.jobs.folder import DeviceFolder
 from fl_client.session import events as s
 from fl_client.session.machine import DeviceSession
-from fl_client.tasks import load_task
+from fl_client.tasks.registry import load_task
 from fl_client.training.child import ChildProgressed
 from iot.settings import DeviceSettings
 from iot.steward import steward_of

@@ -8,8 +8,7 @@ import pytest
 import sqlalchemy as sa
 
 import fl_server.server
-from broker.brokers.access_control import ManualAccess
-from broker.brokers.managed import RefusedConnection
+from broker.brokers.access_control import ManualAccess, RefusedConnection
 from runtime.errors import ConfigError, RunNotCompleted, TransportError
 from tests.integration.broker_fixtures import eventually
 from tests.integration.test_server import Site, key_of, place, site
@@ -86,7 +85,7 @@ class Forgetful(ManualAccess):
     def __init__(self) -> None:
         self.looks = 0
 
-    def refused(self) -> list[RefusedConnection]:
+    def refused_connections(self) -> list[RefusedConnection]:
         self.looks += 1
         if self.looks == 1:
             raise TransportError("the log cannot be read")

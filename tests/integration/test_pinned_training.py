@@ -16,7 +16,7 @@ from fl_client.jobs.folder import DeviceFolder
 from fl_client.machine.accelerators import Accelerator
 from fl_client.session import events as s
 from fl_client.settings import AgentSettings
-from fl_client.tasks import load_task
+from fl_client.tasks.registry import load_task
 from fl_client.training.child import ChildProgressed
 from storage.transfer.files import Transfers
 from storage.weights import write_safetensors

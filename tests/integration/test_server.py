@@ -20,7 +20,8 @@ from pydantic import SecretStr
 
 from broker.brokers.access_control import AccessControl, ManualAccess
 from broker.brokers.nats import EmbeddedBroker
-from broker.session.connection import Delivery, Endpoint, Publication
+from broker.session.endpoint import Endpoint
+from broker.session.publication import Delivery, Publication
 from broker.session.session import MqttSession
 from broker.wire.access import BrokerUser, Grants, Role, grants
 from broker.wire.messages import (

@@ -19,10 +19,11 @@ from pathlib import Path
 import pytest
 
 import broker.session.session
-from broker.session.connection import Endpoint, Publication
+from broker.session.endpoint import ClientIdInUse, Endpoint
 from broker.session.inbox import Connected, SessionEvent
 from broker.session.outbox import Outbox
-from broker.session.session import ClientIdInUse, MqttSession
+from broker.session.publication import Publication
+from broker.session.session import MqttSession
 from broker.wire.limits import MAX_MESSAGE_BYTES, MessageTooLarge
 from runtime.errors import (
     AuthenticationFailed,
@@ -209,8 +210,10 @@ def test_the_outbox_sends_each_message_once_over_a_broker_restart(site: Site) ->
     site.broker.kill()
     eventually(lambda: not writer.connected)
     for number in range(60):
-        writer.send(f"k{number}", TOPIC, str(number).encode(), until="puback")
-        writer.send(f"k{number}", TOPIC, str(number).encode(), until="puback")  # a naive retry
+        writer.publish_durably(f"k{number}", TOPIC, str(number).encode(), until="puback")
+        writer.publish_durably(
+            f"k{number}", TOPIC, str(number).encode(), until="puback"
+        )  # a naive retry
     assert not writer.flush(0.1)
     site.start()
     assert writer.flush(20)
@@ -227,7 +230,7 @@ def test_a_message_is_sent_again_until_it_is_confirmed(site: Site) -> None:
     writer = site.session(
         Owner(), endpoint=site.endpoint(client_id="writer"), outbox=outbox, resend_s=0.3
     )
-    writer.send("result", TOPIC, b"result", until="confirm")
+    writer.publish_durably("result", TOPIC, b"result", until="confirm")
     owner.wait(lambda: len(owner.deliveries) >= 3)
     assert len(outbox) == 1
     assert writer.confirm("result")
@@ -245,7 +248,7 @@ def test_an_unconfirmed_message_is_sent_again_after_a_reconnect(site: Site) -> N
     writer = site.session(
         writer_owner, endpoint=site.endpoint(client_id="writer"), outbox=site.outbox(), resend_s=600
     )
-    writer.send("result", TOPIC, b"result", until="confirm")
+    writer.publish_durably("result", TOPIC, b"result", until="confirm")
     owner.wait(lambda: owner.payloads == [b"result"])
     quiet_for(0.5, owner)
     site.restart_after_kill()
@@ -273,7 +276,7 @@ def test_twin_client_ids_are_reported_and_do_not_storm(site: Site) -> None:
 def test_the_socket_does_not_wait_for_acknowledgements(site: Site) -> None:
     owner = Owner()
     session = site.session(owner, TOPIC)
-    link = session._up
+    link = session._connection
     assert link is not None
     sock = link._client.socket()
     assert isinstance(sock, socket.socket)
@@ -289,8 +292,8 @@ def test_a_message_over_the_limit_is_refused_before_it_is_sent(site: Site) -> No
     with pytest.raises(MessageTooLarge, match="262145 bytes"):
         writer.publish(Publication(TOPIC, too_large))
     with pytest.raises(MessageTooLarge):
-        writer.send("k", TOPIC, too_large, until="puback")
-    writer.send("k", TOPIC, bytes(MAX_MESSAGE_BYTES), until="puback")
+        writer.publish_durably("k", TOPIC, too_large, until="puback")
+    writer.publish_durably("k", TOPIC, bytes(MAX_MESSAGE_BYTES), until="puback")
     assert writer.flush(10)
     owner.wait(lambda: [len(each) for each in owner.payloads] == [MAX_MESSAGE_BYTES])
 
@@ -489,7 +492,7 @@ def test_a_removed_user_is_told_and_a_restored_one_comes_back(site: Site) -> Non
 def test_misuse_is_named(site: Site) -> None:
     session = site.session(Owner())
     with pytest.raises(InvalidTransition):
-        session.send("k", TOPIC, b"", until="puback")
+        session.publish_durably("k", TOPIC, b"", until="puback")
     with pytest.raises(InvalidTransition):
         session.start()
     with pytest.raises(ConfigError, match="client id"):
@@ -623,7 +626,7 @@ def test_the_session_is_stopped_while_it_cannot_connect(tmp_path: Path) -> None:
         outbox=outbox,
     )
     session.start()
-    session.send("k", "a/b", b"kept", until="puback")
+    session.publish_durably("k", "a/b", b"kept", until="puback")
     session.stop()
     assert len(outbox) == 1
     outbox.close()

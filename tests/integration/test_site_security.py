@@ -14,7 +14,7 @@ import pytest
 
 from broker.brokers.listener import ListenerTls
 from broker.brokers.mosquitto import MosquittoBroker
-from broker.session.connection import Endpoint
+from broker.session.endpoint import Endpoint
 from broker.session.session import MqttSession
 from broker.wire.access import BrokerUser, Role, grants
 from rengo.site.addresses import OwnCertificate

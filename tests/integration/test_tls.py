@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.session.connection import Endpoint
+from broker.session.endpoint import Endpoint
 from broker.session.session import MqttSession
 from rengo.site.certificates import Authority
 from runtime.errors import (

@@ -19,7 +19,7 @@ import numpy as np
 import psutil
 import pytest
 
-from fl_client.tasks import load_task
+from fl_client.tasks.registry import load_task
 from fl_client.training.child import (
     ChildDied,
     ChildEvent,
@@ -468,7 +468,7 @@ def test_the_algorithms_state_is_pending_until_its_receipt(site: Site) -> None:
     spec = site.task(
         """
         import numpy as np
-        from fl_client.engines.base import LocalUpdate
+        from fl_client.models.local_round import LocalUpdate
         from fl_client.tasks.digits import Digits
         class Own(Digits):
             def local_update(self, weights, context):

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from fl_client.engines.base import LocalUpdate
+from fl_client.models.local_round import LocalUpdate
+from fl_client.tasks.context import LocalContext
 from fl_client.tasks.digits import Digits
-from fl_client.training.participant import LocalContext
 from storage.weights import Vector
 
 ROUNDS = "rounds_counted"

@@ -44,7 +44,7 @@ import psutil
 from fl_client.datasets.sample import Sample
 from fl_client.datasets.settings import SampleStoreSettings
 from fl_client.datasets.store import SampleStore
-from fl_server.rounds.events import RoundCommitted
+from fl_server.rounds.events import EvaluationRecorded, RoundCommitted
 from rengo.operator.bundles import push
 from rengo.operator.canary import CanaryTrial, begin, follow
 from rengo.operator.models import load
@@ -52,7 +52,7 @@ from rengo.operator.runs import submit
 from storage.versions.keys import RunKeys
 from tests.bundles import bundle
 from tests.chaos.arena import Arena, ChaosSite, wait_for
-from tests.old_data.fleet import DEVICES, HERE, TASK, TASK_NAME, TRAINERS, spec_of
+from tests.old_data.fleet import DEVICES, EVALUATORS, HERE, TASK, TASK_NAME, TRAINERS, spec_of
 from tests.support import hold_still
 
 PRODUCT = ("algorithms", "broker", "storage", "fl_client", "fl_server", "iot", "rengo", "runtime")
@@ -158,8 +158,8 @@ class Recording:
         return canary_id
 
     def _evaluated(self, run_id: str) -> bool:
-        report = self.client.call("runs_show", {"run_id": run_id})
-        return bool(report["rounds_completed"] == 1 and report["accuracy"] is not None)
+        told = self.arena.of(run_id, EvaluationRecorded, 1)
+        return {fact.device_id for fact in told} == set(EVALUATORS)
 
     def _jobs(self, names: list[str]) -> set[str]:
         return set().union(*(self.arena.kept_stages(name) for name in names))

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from broker.wire.messages import MAX_NESTING, RunEvent, decode
+from broker.wire.messages import MAX_NESTING, Message, RunEvent, decode
 from broker.wire.topics import Address
 from runtime.errors import PeerError
 from runtime.security.signing import SIGNATURE_BYTES
-from tests.messages import KEY, SAMPLES, address_of, content, envelope, wire
+from tests.messages import EVERY, KEY, address_of, content, envelope, wire
 
-ADDRESSES = [address_of(message) for message in SAMPLES.values()]
+ADDRESSES = [address_of(message) for message in EVERY]
 MUTATIONS, _AT_A_TIME = 100_000, 100
 
 scalars = (
@@ -71,7 +71,7 @@ def mutated(source: random.Random, payload: bytes, other: bytes) -> bytes:
 
 
 def test_a_hundred_thousand_injured_messages() -> None:
-    wires = [content(message) for message in SAMPLES.values()]
+    wires = [content(message) for message in EVERY]
     seen: Counter[str] = Counter()
 
     @settings(max_examples=MUTATIONS // _AT_A_TIME, database=None)
@@ -104,12 +104,11 @@ def test_any_msgpack_value(value: Any) -> None:
 
 @settings(max_examples=150)
 @given(
-    st.sampled_from(sorted(SAMPLES)),
+    st.sampled_from(EVERY),
     st.dictionaries(st.text(max_size=8), values, max_size=3),
     st.data(),
 )
-def test_any_values_in_a_body(kind: str, more: dict[str, Any], data: st.DataObject) -> None:
-    message = SAMPLES[kind]
+def test_any_values_in_a_body(message: Message, more: dict[str, Any], data: st.DataObject) -> None:
     body = message.model_dump()
     for key in data.draw(st.sets(st.sampled_from(sorted(body)), max_size=3)):
         body[key] = data.draw(values)
@@ -118,9 +117,8 @@ def test_any_values_in_a_body(kind: str, more: dict[str, Any], data: st.DataObje
 
 
 @settings(max_examples=100)
-@given(st.sampled_from(sorted(SAMPLES)), st.data())
-def test_any_values_in_an_envelope(kind: str, data: st.DataObject) -> None:
-    message = SAMPLES[kind]
+@given(st.sampled_from(EVERY), st.data())
+def test_any_values_in_an_envelope(message: Message, data: st.DataObject) -> None:
     plain = envelope(message)
     for key in data.draw(st.sets(st.sampled_from(sorted(plain)), min_size=1, max_size=3)):
         plain[key] = data.draw(values)

@@ -24,7 +24,7 @@ class OutboxAgainstADictionary(RuleBasedStateMachine):
         self.folder = tempfile.TemporaryDirectory()
         self.path = Path(self.folder.name) / "outbox.db"
         self.outbox = Outbox(self.path)
-        self.replay = ResendQueue(self.outbox, RESEND_S)
+        self.resend = ResendQueue(self.outbox, RESEND_S)
         self.model: dict[str, tuple[bytes, Until]] = {}
         self.under_way: dict[int, OutboxRow] = {}
         self.sent_here: list[int] = []
@@ -50,7 +50,7 @@ class OutboxAgainstADictionary(RuleBasedStateMachine):
     @rule()
     def pump(self) -> None:
         before = len(self.sent_here)
-        self.replay.pump(self.publish, self.now_s)
+        self.resend.send_due(self.publish, self.now_s)
         again = set(self.sent_here[:before]) & set(self.sent_here[before:])
         assert all(seq not in self.waiting_for_the_broker(before) for seq in again)
         assert {row.seq for row in self.outbox.pending()} <= set(self.sent_here)
@@ -65,7 +65,7 @@ class OutboxAgainstADictionary(RuleBasedStateMachine):
         mid = data.draw(st.sampled_from(sorted(self.under_way)))
         row = self.under_way.pop(mid)
         held = {each.seq for each in self.outbox.pending()}
-        self.replay.acknowledged([mid], self.now_s)
+        self.resend.handle_acknowledged([mid], self.now_s)
         if row.seq in held and row.until == "puback":
             del self.model[row.key]
 
@@ -77,13 +77,13 @@ class OutboxAgainstADictionary(RuleBasedStateMachine):
     def connection_is_lost(self) -> None:
         self.under_way.clear()
         self.sent_here.clear()
-        self.replay.reset()
+        self.resend.reset()
 
     @rule()
     def process_restarts(self) -> None:
         self.outbox.close()
         self.outbox = Outbox(self.path)
-        self.replay = ResendQueue(self.outbox, RESEND_S)
+        self.resend = ResendQueue(self.outbox, RESEND_S)
         self.under_way.clear()
         self.sent_here.clear()
 
@@ -95,7 +95,7 @@ class OutboxAgainstADictionary(RuleBasedStateMachine):
 
     @invariant()
     def settled_means_answered(self) -> None:
-        if self.replay.settled:
+        if self.resend.all_acknowledged:
             assert not self.under_way
             assert all(until == "confirm" for _, until in self.model.values())
 

@@ -22,6 +22,7 @@ from broker.wire.messages import TaskData
 from fl_client.collectors.mqtt import Allowance, decode
 from fl_client.collectors.owned import OwnData
 from fl_client.datasets.dataset import Dataset
+from fl_client.datasets.device import Device
 from fl_client.datasets.reporting import DataReports, report_path
 from fl_client.datasets.sample import BadSample, NoData, Sample, SampleReader, digest
 from fl_client.datasets.settings import (
@@ -34,7 +35,6 @@ from fl_client.datasets.settings import (
 )
 from fl_client.datasets.store import open_store, store_path, stored_refusals, stored_samples
 from fl_client.settings import AgentSettings
-from fl_client.tasks.base import Device
 from rengo.terminal.drift import drift_lines
 from runtime.errors import ConfigError
 from tests.examples import pages

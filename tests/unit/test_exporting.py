@@ -13,6 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from fl_client.datasets.device import Device
 from fl_client.models.layers import (
     Conv2d,
     Flatten,
@@ -24,8 +25,9 @@ from fl_client.models.layers import (
     Sigmoid,
     Tanh,
 )
-from fl_client.tasks.base import Device, Split, Task
+from fl_client.tasks.base import Task
 from fl_client.tasks.registry import load_task
+from fl_client.tasks.split import Split
 from rengo.export import torch as torch_export
 from rengo.export.formats import export, save_safetensors
 from rengo.export.input_shape import example_shape

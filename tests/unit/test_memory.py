@@ -21,7 +21,7 @@ from fl_client.models.layers import (
     Transpose,
 )
 from fl_client.models.memory import evaluation_batch, fits, layer_costs, memory_needed
-from fl_client.tasks.base import TrainingSettings
+from fl_client.models.settings import TrainingSettings
 from runtime.errors import ConfigError
 
 CHILD = """
@@ -30,8 +30,10 @@ from pathlib import Path
 import numpy as np
 import algorithms
 from fl_client.models import layers, memory
-from fl_client.engines.base import LocalRound, load_engine
-from fl_client.tasks.base import Task, TrainingSettings
+from fl_client.engines.base import load_engine
+from fl_client.models.local_round import LocalRound
+from fl_client.models.settings import TrainingSettings
+from fl_client.tasks.base import Task
 
 model, shape, given, algorithm = json.loads(sys.argv[1])
 model = [eval(text, vars(layers)) for text in model]

@@ -12,12 +12,14 @@ import pytest
 
 from broker.wire.messages import (
     KINDS,
+    MAX_EXCHANGE_BYTES,
     MAX_MESSAGE_BYTES,
     MAX_NESTING,
     Decline,
     Message,
     OperatorReply,
     OperatorRequest,
+    Order,
     Result,
     RunEvent,
     decode,
@@ -26,7 +28,18 @@ from broker.wire.messages import (
 from broker.wire.topics import Address
 from runtime.errors import PeerError, RengoError
 from runtime.security.signing import SecretKey
-from tests.messages import KEY, SAMPLES, SHA, address_of, content, envelope, signed, wire
+from tests.messages import (
+    EXCHANGE,
+    EXCHANGED,
+    KEY,
+    SAMPLES,
+    SHA,
+    address_of,
+    content,
+    envelope,
+    signed,
+    wire,
+)
 
 DECLINE = SAMPLES["decline"]
 AT = address_of(DECLINE)
@@ -205,6 +218,14 @@ def test_what_a_body_may_not_hold(change: dict[str, Any]) -> None:
         ("order", {"seed": 1 << 63}),
         ("order", {"time_left_s": float("inf")}),
         ("operator_request", {"operation": "os.system"}),
+        ("order", {"model": None}),
+        ("order", {"payload": b"x"}),
+        ("order", {"phase": "x" * 33}),
+        ("order", {"phase": "a.b"}),
+        ("order", {"seq": 1 << 31}),
+        ("result", {"seq": -1}),
+        ("result", {"payload": b"x"}),
+        ("receipt", {"phase": "A"}),
     ],
 )
 def test_bounds_of_bodies(kind: str, change: dict[str, Any]) -> None:
@@ -213,6 +234,26 @@ def test_bounds_of_bodies(kind: str, change: dict[str, Any]) -> None:
     error = refused(payload, address_of(message))
     assert error.reason == "body"
     assert next(iter(change)) in str(error)
+
+
+@pytest.mark.parametrize("message", [EXCHANGE, EXCHANGED], ids=["order", "result"])
+def test_an_exchange_comes_back_equal_and_its_payload_is_bounded(message: Order | Result) -> None:
+    assert decode(wire(message), address_of(message), KEY.public)[1] == message
+    most = message.model_copy(update={"payload": b"\xff" * MAX_EXCHANGE_BYTES})
+    assert decode(wire(most), address_of(most), KEY.public)[1] == most
+    body = {**message.model_dump(), "payload": b"\xff" * (MAX_EXCHANGE_BYTES + 1)}
+    error = refused(msgpack.packb(envelope(message, body=body)), address_of(message))
+    assert str(error).startswith(f"{message.kind}: payload:")
+
+
+def test_an_order_of_one_message_says_nothing_of_phases() -> None:
+    """A device of before there were any refuses keys that it does not know."""
+    later = {"phase", "seq", "payload"}
+    for kind in ("order", "result", "decline", "request", "receipt"):
+        assert not later & SAMPLES[kind].model_dump().keys()
+    assert later <= EXCHANGE.model_dump().keys()
+    one = EXCHANGE.model_copy(update={"phase": "", "seq": 0, "payload": b""})
+    assert decode(wire(one), address_of(one), KEY.public)[1] == one
 
 
 def test_a_refusal_shows_no_value_of_the_peer() -> None:

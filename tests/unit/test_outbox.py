@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from broker.session.outbox import Outbox, OutboxError, OutboxFull, OutboxRow
-from broker.session.resend import WINDOW, ResendQueue
+from broker.session.resend import MAX_UNACKNOWLEDGED, ResendQueue
 from broker.wire.limits import MAX_MESSAGE_BYTES, MessageTooLarge
 from runtime.errors import ConfigError
 
@@ -171,99 +171,99 @@ class Wire:
 
 
 def test_replay_sends_each_row_once_per_connection(outbox: Outbox) -> None:
-    replay, wire = ResendQueue(outbox, 10.0), Wire()
+    resend, wire = ResendQueue(outbox, 10.0), Wire()
     outbox.put("a", "t", b"", until="puback")
     outbox.put("b", "t", b"", until="confirm")
     for now in (0.0, 1.0, 2.0):
-        replay.pump(wire, now)
+        resend.send_due(wire, now)
     assert wire.keys == ["a", "b"]
-    assert not replay.settled
-    replay.reset()
-    replay.pump(wire, 3.0)
+    assert not resend.all_acknowledged
+    resend.reset()
+    resend.send_due(wire, 3.0)
     assert wire.keys == ["a", "b", "a", "b"]
 
 
 def test_replay_removes_at_puback_only_what_waits_for_no_more(outbox: Outbox) -> None:
-    replay, wire = ResendQueue(outbox, 10.0), Wire()
+    resend, wire = ResendQueue(outbox, 10.0), Wire()
     outbox.put("a", "t", b"", until="puback")
     outbox.put("b", "t", b"", until="confirm")
-    replay.pump(wire, 0.0)
-    replay.acknowledged([1, 2, 77], 1.0)
+    resend.send_due(wire, 0.0)
+    resend.handle_acknowledged([1, 2, 77], 1.0)
     assert [row.key for row in outbox.pending()] == ["b"]
-    assert replay.settled
+    assert resend.all_acknowledged
 
 
 def test_replay_sends_again_until_confirmed(outbox: Outbox) -> None:
-    replay, wire = ResendQueue(outbox, 10.0), Wire()
+    resend, wire = ResendQueue(outbox, 10.0), Wire()
     outbox.put("b", "t", b"", until="confirm")
-    replay.pump(wire, 0.0)
-    replay.acknowledged([1], 1.0)
-    assert replay.next_due_s() == 11.0
-    replay.pump(wire, 10.9)
+    resend.send_due(wire, 0.0)
+    resend.handle_acknowledged([1], 1.0)
+    assert resend.next_due_s() == 11.0
+    resend.send_due(wire, 10.9)
     assert wire.keys == ["b"]
-    replay.pump(wire, 11.0)
+    resend.send_due(wire, 11.0)
     assert wire.keys == ["b", "b"]
-    replay.acknowledged([2], 11.0)
+    resend.handle_acknowledged([2], 11.0)
     outbox.confirm("b")
-    replay.pump(wire, 21.0)
+    resend.send_due(wire, 21.0)
     assert wire.keys == ["b", "b"]
-    assert replay.next_due_s() is None
+    assert resend.next_due_s() is None
 
 
 def test_replay_does_not_let_an_answer_to_the_old_remove_the_new(outbox: Outbox) -> None:
-    replay, wire = ResendQueue(outbox, 10.0), Wire()
+    resend, wire = ResendQueue(outbox, 10.0), Wire()
     outbox.put("a", "t", b"old", until="puback")
-    replay.pump(wire, 0.0)
+    resend.send_due(wire, 0.0)
     outbox.put("a", "t", b"new", until="puback")
-    replay.acknowledged([1], 1.0)
-    replay.pump(wire, 1.0)
+    resend.handle_acknowledged([1], 1.0)
+    resend.send_due(wire, 1.0)
     assert [row.payload for row in wire.sent] == [b"old", b"new"]
 
 
 def test_replay_keeps_a_window_and_goes_on_as_answers_come(outbox: Outbox) -> None:
-    replay, wire = ResendQueue(outbox, 10.0), Wire()
+    resend, wire = ResendQueue(outbox, 10.0), Wire()
     for number in range(80):
         outbox.put(f"k{number}", "t", b"", until="puback")
-    replay.pump(wire, 0.0)
-    assert len(wire.sent) == WINDOW
+    resend.send_due(wire, 0.0)
+    assert len(wire.sent) == MAX_UNACKNOWLEDGED
     done = 0
     while done < len(wire.sent):
-        replay.acknowledged(list(range(done + 1, len(wire.sent) + 1)), 1.0)
+        resend.handle_acknowledged(list(range(done + 1, len(wire.sent) + 1)), 1.0)
         done = len(wire.sent)
-        replay.pump(wire, 1.0)
+        resend.send_due(wire, 1.0)
     assert wire.keys == [f"k{number}" for number in range(80)]
-    assert replay.settled
+    assert resend.all_acknowledged
     assert len(outbox) == 0
 
 
 def test_replay_goes_on_where_a_closed_connection_stopped_it(outbox: Outbox) -> None:
-    replay, wire = ResendQueue(outbox, 10.0), Wire()
+    resend, wire = ResendQueue(outbox, 10.0), Wire()
     outbox.put("a", "t", b"", until="puback")
     wire.open = False
-    replay.pump(wire, 0.0)
-    assert not replay.settled
+    resend.send_due(wire, 0.0)
+    assert not resend.all_acknowledged
     wire.open = True
-    replay.pump(wire, 0.0)
+    resend.send_due(wire, 0.0)
     assert wire.keys == ["a"]
 
 
 def test_replay_sends_again_what_the_broker_refused(outbox: Outbox) -> None:
-    replay, wire = ResendQueue(outbox, 10.0), Wire()
+    resend, wire = ResendQueue(outbox, 10.0), Wire()
     outbox.put("a", "t", b"", until="puback")
-    replay.pump(wire, 0.0)
-    replay.refused(1, 0.0)
+    resend.send_due(wire, 0.0)
+    resend.handle_refused(1, 0.0)
     assert len(outbox) == 1
-    replay.pump(wire, 10.0)
+    resend.send_due(wire, 10.0)
     assert wire.keys == ["a", "a"]
-    replay.acknowledged([2], 11.0)
+    resend.handle_acknowledged([2], 11.0)
     assert len(outbox) == 0
 
 
 def test_replay_tells_a_broker_that_stopped_answering(outbox: Outbox) -> None:
-    replay, wire = ResendQueue(outbox, 10.0), Wire()
+    resend, wire = ResendQueue(outbox, 10.0), Wire()
     outbox.put("a", "t", b"", until="puback")
-    replay.pump(wire, 0.0)
-    replay.pump(wire, 29.0)
-    assert not replay.stalled(29.0)
+    resend.send_due(wire, 0.0)
+    resend.send_due(wire, 29.0)
+    assert not resend.stalled(29.0)
     assert wire.keys == ["a"], "a slow answer is no reason to send it twice"
-    assert replay.stalled(30.1)
+    assert resend.stalled(30.1)

@@ -15,7 +15,11 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 # The agent's process: everything on the device but what the training child alone loads.
-TRAINING_CHILD = ("fl_client.engines.torch", "fl_client.engines._torch")
+TRAINING_CHILD = (
+    "fl_client.engines.torch",
+    "fl_client.engines._torch",
+    "fl_client.torch_models.",
+)
 EXTRAS = (
     *("boto3", "botocore", "matplotlib", "onnx", "onnxruntime", "onnxscript", "psycopg", "scipy"),
     *("sqlalchemy", "torch"),
@@ -58,6 +62,7 @@ NOT_YET = {
     *(
         "fl_client.datasets.settings",
         "fl_client.models.layers",
+        "fl_client.tasks.base",
         "fl_client.training.process",
         "rengo.site.folder",
     ),

@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 
-from broker.brokers.access_control import EmqxAccess, ManualAccess, MosquittoAccess, NatsAccess
+from broker.brokers.access_control import ManualAccess
+from broker.brokers.emqx import EmqxAccess
+from broker.brokers.mosquitto import MosquittoAccess
+from broker.brokers.nats import NatsAccess
 from fl_server.settings import BrokerSettings, ServerConfig
 from runtime.config import validate
 from runtime.errors import ConfigError
@@ -38,7 +41,7 @@ def test_each_kind_has_its_way(
     monkeypatch.chdir(tmp_path)
     access = settings(values).access()
     assert type(access) is kind
-    assert access.ours == ours
+    assert access.manages_users == ours
 
 
 @pytest.mark.parametrize(

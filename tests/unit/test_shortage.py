@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fl_client.engines.base import TrainingFailed
-from fl_client.tasks.base import TrainingSettings
+from fl_client.models.settings import TrainingSettings
 from fl_client.training.out_of_memory import ran_short, shrunk
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fl_client.engines.base import LocalUpdate
+from fl_client.models.local_round import LocalUpdate
 from fl_client.training.frames import TrainingJob
 from fl_client.training.process import _write_state
 

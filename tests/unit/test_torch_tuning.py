@@ -10,11 +10,15 @@ import pytest
 import torch
 
 from algorithms.fedavg import FedAvg
+from fl_client.datasets.device import Device
 from fl_client.engines import torch as torch_engine
 from fl_client.engines._torch_tuning import Mixed, devices_of, half_of
-from fl_client.engines.base import LocalRound, Tuning, load_engine
+from fl_client.engines.base import Tuning, load_engine
 from fl_client.models import layers as ls
-from fl_client.tasks.base import Device, Split, Task, TrainingSettings
+from fl_client.models.local_round import LocalRound
+from fl_client.models.settings import TrainingSettings
+from fl_client.tasks.base import Task
+from fl_client.tasks.split import Split
 from runtime.errors import ConfigError
 from tests.contract.test_engine_steps import Kept, PowerCutError
 

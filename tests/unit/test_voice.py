@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from broker.session.outbox import Outbox
-from broker.session.session import Publication
+from broker.session.publication import Publication
 from broker.wire.messages import DeviceInfo, DeviceState, decode
 from broker.wire.topics import parse
 from fl_client.agent.messages import DeviceMessages

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fl_client.datasets.device import Device
 from fl_client.engines.base import load_engine
-from fl_client.tasks import _watch_data, load_task
+from fl_client.tasks import _watch_data
 from fl_client.tasks._watch_data import HOW, MEMBER, VARIABLE, recordings
-from fl_client.tasks.base import Device
+from fl_client.tasks.registry import load_task
 from runtime.errors import ConfigError, Corrupt
 
 

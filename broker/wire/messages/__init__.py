@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from broker.wire.limits import MAX_MESSAGE_BYTES
+from broker.wire.limits import MAX_EXCHANGE_BYTES, MAX_MESSAGE_BYTES
 from broker.wire.messages.base import Action, KeyText, Message, Sha256, WireModel
 from broker.wire.messages.codec import (
     MAX_NESTING,
@@ -19,7 +19,16 @@ from broker.wire.messages.enrolment import (
 )
 from broker.wire.messages.kinds import KINDS
 from broker.wire.messages.operators import OperatorReply, OperatorRequest
-from broker.wire.messages.orders import Decline, Order, Progress, Receipt, Request, Result, Usage
+from broker.wire.messages.orders import (
+    Decline,
+    Order,
+    OrderMessage,
+    Progress,
+    Receipt,
+    Request,
+    Result,
+    Usage,
+)
 from broker.wire.messages.presence import DeviceState, ServerState
 from broker.wire.messages.production import (
     ModelOffer,
@@ -61,6 +70,7 @@ __all__ = [
     "Envelope",
     "KINDS",
     "KeyText",
+    "MAX_EXCHANGE_BYTES",
     "MAX_MESSAGE_BYTES",
     "MAX_NESTING",
     "MAX_PARTS",
@@ -86,6 +96,7 @@ __all__ = [
     "RunStatus",
     "SCHEMA_VERSION",
     "ServerState",
+    "OrderMessage",
     "Sha256",
     "TaskData",
     "UpdateRef",

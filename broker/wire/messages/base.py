@@ -20,7 +20,9 @@ Size = Annotated[int, Field(ge=0, le=1 << 40)]
 Seconds = Annotated[float, Field(ge=0, le=31_536_000, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Settings = Annotated[dict[str, Any], Field(max_length=128)]
-Action = Literal["train", "evaluate"]
+Action = Literal["train", "evaluate", "exchange"]
+Phase = Annotated[str, Field(pattern=r"^[a-z0-9_-]{0,32}$")]
+Seq = Annotated[int, Field(ge=0, lt=1 << 31)]
 
 
 class WireModel(BaseModel):

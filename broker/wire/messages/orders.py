@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from broker.wire.limits import MAX_EXCHANGE_BYTES
 from broker.wire.messages.base import (
     Action,
     Attempt,
     Finite,
     Id,
     Message,
+    Phase,
     Round,
     Seconds,
+    Seq,
     Settings,
     Size,
     Text,
@@ -22,13 +25,33 @@ from broker.wire.messages.base import (
 from broker.wire.messages.references import BundleRef, ModelRef, UpdateRef, UploadRef
 
 Metrics = Annotated[dict[Annotated[str, Field(max_length=64)], Finite], Field(max_length=64)]
+Payload = Annotated[bytes, Field(max_length=MAX_EXCHANGE_BYTES)]
+_LATER_FIELDS: dict[str, str | int | bytes] = {"phase": "", "seq": 0, "payload": b""}
 
 
-class Order(Message):
-    """The server asks a device to train or to evaluate.
+class OrderMessage(Message):
+    """A message about one order, which (run, action, round, attempt, phase, seq) names.
 
-    The same (run, round, attempt, action) again renews the URLs. ``time_left_s`` counts from
-    receipt, so that no clock must be right. ``upload`` is None for an evaluation.
+    In a round with one order a device ``phase`` and ``seq`` keep their defaults. What keeps its
+    default is not encoded, so that versions before these fields existed read such a message.
+    """
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = serialize(self)
+        for name, default in _LATER_FIELDS.items():
+            if fields.get(name) == default:
+                del fields[name]
+        return fields
+
+
+class Order(OrderMessage):
+    """The server asks a device to train, to evaluate, or to take part in an exchange.
+
+    The same (run, action, round, attempt, phase, seq) again renews the URLs. ``time_left_s`` counts
+    from receipt, so that no clock must be right. ``upload`` is nil for an evaluation. An exchange
+    may have a model or an upload, and has a ``payload``, which the task on the device reads; where
+    it has an upload, the answer goes there.
     """
 
     kind = "order"
@@ -38,18 +61,30 @@ class Order(Message):
     run_id: Id
     round: Round
     attempt: Attempt
+    phase: Phase = ""
+    seq: Seq = 0
     task: Text
     algorithm: Text
     algorithm_settings: Settings
     training: Settings
     seed: Annotated[int, Field(ge=0, lt=1 << 63)]
-    model: ModelRef
-    upload: UploadRef | None
+    model: ModelRef | None = None
+    upload: UploadRef | None = None
     time_left_s: Seconds
     bundle: BundleRef | None = None
+    payload: Payload = b""
+
+    @model_validator(mode="after")
+    def _has_what_its_action_needs(self) -> Order:
+        if self.action != "exchange":
+            if self.model is None:
+                raise ValueError(f"an order to {self.action} needs a model")
+            if self.payload:
+                raise ValueError(f"an order to {self.action} has no payload")
+        return self
 
 
-class Decline(Message):
+class Decline(OrderMessage):
     """A device does not take an order, and why; one that it takes is answered by its result.
 
     ``unusable``: it took the order, and what came of it could never count. Else it may be able to
@@ -62,6 +97,8 @@ class Decline(Message):
     run_id: Id
     round: Round
     attempt: Attempt
+    phase: Phase = ""
+    seq: Seq = 0
     reason: Text
     unusable: bool = False
 
@@ -97,8 +134,12 @@ class Usage(WireModel):
     micro_batch: Size = 0
 
 
-class Result(Message):
-    """A device's answer to an order; sent until the server's receipt has come."""
+class Result(OrderMessage):
+    """A device's answer to an order; sent until the server's receipt has come.
+
+    ``num_examples`` is 0 for an exchange alone. The answer to an exchange is the ``payload``, or,
+    where the order has an upload, the object that ``update`` names, with the sha256 of all of it.
+    """
 
     kind = "result"
     channel = ("dev", "result")
@@ -106,13 +147,25 @@ class Result(Message):
     run_id: Id
     round: Round
     attempt: Attempt
-    num_examples: Annotated[int, Field(ge=1, le=1 << 40)]
+    phase: Phase = ""
+    seq: Seq = 0
+    num_examples: Annotated[int, Field(ge=0, le=1 << 40)]
     metrics: Metrics
     update: UpdateRef | None
     usage: Usage
+    payload: Payload = b""
+
+    @model_validator(mode="after")
+    def _has_what_its_action_gives(self) -> Result:
+        if self.action != "exchange":
+            if not self.num_examples:
+                raise ValueError(f"num_examples of an order to {self.action} is at least 1")
+            if self.payload:
+                raise ValueError(f"the result of an order to {self.action} has no payload")
+        return self
 
 
-class Request(Message):
+class Request(OrderMessage):
     """A device asks for its order with fresh URLs."""
 
     kind = "request"
@@ -121,9 +174,11 @@ class Request(Message):
     run_id: Id
     round: Round
     attempt: Attempt
+    phase: Phase = ""
+    seq: Seq = 0
 
 
-class Receipt(Message):
+class Receipt(OrderMessage):
     """The server's last word on a result, sent after it was journalled.
 
     accepted: counted. late: another set was aggregated. refused: ``reason`` says why. unknown: no
@@ -136,5 +191,7 @@ class Receipt(Message):
     run_id: Id
     round: Round
     attempt: Attempt
+    phase: Phase = ""
+    seq: Seq = 0
     status: Literal["accepted", "late", "refused", "unknown"]
     reason: Text = ""

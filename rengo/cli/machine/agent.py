@@ -102,7 +102,7 @@ def _add_install(verbs: Commands) -> None:
 
 
 def status(options: argparse.Namespace) -> int:
-    """Print what the agents are at."""
+    """Print what the agents are doing."""
     from rengo.device.status import ask_status, lines  # noqa: PLC0415
 
     found = [ask_status(folder) for folder in agent_folders(options)]
@@ -131,7 +131,7 @@ def check_config(options: argparse.Namespace) -> int:
 
 
 def install_service(options: argparse.Namespace) -> int:
-    """Write the unit and what belongs to it, and start it."""
+    """Write the unit and its files, and start it."""
     from rengo.device.install import of_file, plan  # noqa: PLC0415
 
     wanted, identity = _wanted(options)
@@ -239,7 +239,7 @@ def checked_settings(path: Path | None) -> Checked:
 
 
 def patient(options: argparse.Namespace) -> AgentTarget:
-    """Return which agent a doctor looks at, its settings those it runs with or would start with."""
+    """Return the agent to diagnose, with the settings that it runs with or would start with."""
     from rengo.device.config_file import Checked, usual_file  # noqa: PLC0415
     from rengo.doctor.agent import AgentTarget  # noqa: PLC0415
 
@@ -286,7 +286,7 @@ def _running(devices: Path) -> Iterator[Path]:
 
 
 def one_of(folders: list[Path]) -> list[Path]:
-    """Return the only one; ConfigError when several agents run here."""
+    """Return the only agent's folder; ConfigError when several agents run here."""
     if len(folders) > 1:
         names = ", ".join(folder.name for folder in folders)
         raise ConfigError(f"several agents run here ({names}); choose one by --id")

@@ -128,7 +128,7 @@ def _store(options: argparse.Namespace) -> S3Store:
 
 @contextmanager
 def _named(store: S3Store) -> Iterator[None]:
-    """Within the block, what cannot be tried at all is told with the key to look at."""
+    """Within the block, an error names the configuration key to look at."""
     settings = store.settings
     try:
         yield

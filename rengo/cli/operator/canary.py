@@ -1,4 +1,4 @@
-"""``rengo models promote VERSION --canary SHARE``: what it is told, shows and ends with."""
+"""``rengo models promote VERSION --canary SHARE``: its options, progress and exit code."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _seconds(text: str) -> float:
 
 
 def trial_of(options: argparse.Namespace) -> CanaryTrial | None:
-    """Return how the version is to be tried, None when it is to be promoted at once.
+    """Return the canary's settings, None where the version is to be promoted at once.
 
     Raises:
         ConfigError: the options of a canary stand there without ``--canary``.
@@ -88,7 +88,7 @@ def try_out(options: argparse.Namespace, trial: CanaryTrial) -> int:
     """Try a version and wait for the verdict.
 
     Raises:
-        RunFailed: it was not promoted; says why.
+        RunNotCompleted: it was not promoted; says why.
     """
     progress = _Progress(progress_stream(options.json))
     canary_id = ""

@@ -1,4 +1,4 @@
-"""``rengo models get|export|import``: the verbs that bring a model here, turn it and take it in."""
+"""``rengo models get|export|import``: fetching a version's file, exporting and importing models."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-from fl_client.tasks import registry
+from fl_client.tasks import listing, registry
 from fl_client.tasks.base import Task
 from rengo.cli.codes import DONE, INTERRUPTED
 from rengo.cli.common import (
@@ -167,7 +167,7 @@ def _origin(held: FetchedVersion) -> str:
 def _task(spec: str | None, held: FetchedVersion) -> Task | None:
     if spec is not None:
         return registry.load_task(spec)
-    if held.manifest is not None and held.manifest.task in registry.names():
+    if held.manifest is not None and held.manifest.task in listing.names():
         return registry.load_task(held.manifest.task)
     return None
 

@@ -230,7 +230,7 @@ def _ready(store: S3Store) -> S3Store:
 
 
 class _Identity:
-    """Which identity an agent takes: the file it was given, or one of the site on this machine.
+    """Which identity an agent uses: the file it was given, or one of the site on this machine.
 
     Without ``--id`` it takes the first device's identity that no running agent holds, so that
     ``rengo client`` in two terminals is two devices.
@@ -246,7 +246,7 @@ class _Identity:
         named = options.identity or options.config or "RENGO_AGENT_IDENTITY" in os.environ
         if named:
             return self
-        # an agent that was told its identity looks at no site's folder
+        # imported here: an agent with an identity of its own needs no site's folder
         from rengo.site.folder import SiteFolder, default_home  # noqa: PLC0415
 
         folder = SiteFolder(default_home())
@@ -277,7 +277,7 @@ class _Identity:
         path = folder.identity_path(self._options.id)
         if path.exists():
             return path
-        # an agent that is enrolled carries none of this
+        # imported here: an enrolled agent needs none of this
         from rengo.site.local_enrolment import join  # noqa: PLC0415
 
         joined = join(folder, self._options.id, self._options.server)

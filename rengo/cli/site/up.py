@@ -162,7 +162,7 @@ def _watch(site: Site) -> NoReturn:
                         for line in story.take(news):
                             print(line, flush=True)
         except TransportError as error:
-            # the supervisor brings the broker back; meanwhile there is nothing to hear
+            # the supervisor starts the broker again; until then no message comes
             print(f"nothing is heard from the broker: {error}", flush=True)
 
 

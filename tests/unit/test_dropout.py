@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl_client.engines._masks import Masks
+from fl_client.models.dropout import Masks
 
 
 @given(

@@ -7,14 +7,26 @@ from typing import cast
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fl_client.engines._masks import Masks
 from fl_client.models import layers
+from fl_client.models.dropout import Masks
 from runtime.errors import ConfigError
 
 
-def module(model: layers.Layers) -> torch.nn.Sequential:
-    """Return the model as a torch module."""
-    return torch.nn.Sequential(*(_layer(index, layer) for index, layer in enumerate(model)))
+def as_module(model: object, task_name: str) -> torch.nn.Module:
+    """Return what a task's ``model()`` gave as a torch module.
+
+    Raises:
+        ConfigError: it is neither a list of layers nor a torch module.
+    """
+    if isinstance(model, torch.nn.Module):
+        return model
+    if not layers.is_declarative(model):
+        raise ConfigError(
+            f"model() of task {task_name} must return a list of layers or a torch module, "
+            f"not {type(model).__name__}"
+        )
+    declared = enumerate(cast("layers.Layers", model))
+    return torch.nn.Sequential(*(_layer(index, layer) for index, layer in declared))
 
 
 def use_masks(model: torch.nn.Module, masks: Masks) -> None:

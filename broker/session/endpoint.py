@@ -1,0 +1,88 @@
+"""Where a broker is and who connects to it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal
+
+from runtime.errors import ConfigError, TransportError
+from runtime.security.tls import Tls
+
+if TYPE_CHECKING:
+    from runtime.security.identity import Identity
+
+_CLIENT_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
+
+
+class ClientIdInUse(TransportError):
+    """Another process connects with the same client id: stop one of them, or give it its own."""
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where a broker is and who connects.
+
+    Args:
+        host: the broker's name or address.
+        port: its MQTT port.
+        username: the identity.
+        password: its secret, never shown.
+        next_password: of a rotation; tried when the broker refuses ``password``.
+        client_id: unique on the broker: letters, digits, ``_`` and ``-``.
+        keepalive_s: a silent connection is given up after about 1.5 times this.
+        protocol: the MQTT version.
+        tls: which authority to trust and which certificate to present; None connects without TLS.
+        persistent: the broker keeps subscriptions and queued messages between connections; False
+            for a short-lived client, which then leaves nothing behind.
+
+    Raises:
+        ConfigError: the client id, the protocol or the TLS material is not usable.
+    """
+
+    host: str
+    port: int
+    username: str
+    password: str = field(repr=False)
+    client_id: str
+    keepalive_s: int = 15
+    protocol: Literal["3.1.1", "5"] = "3.1.1"
+    tls: Tls | None = None
+    persistent: bool = True
+    next_password: str | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if _CLIENT_ID.fullmatch(self.client_id) is None:
+            raise ConfigError(
+                f"client id {self.client_id!r} is not usable: "
+                "use 1 to 128 letters, digits, '_' and '-'"
+            )
+        if self.protocol not in ("3.1.1", "5"):
+            raise ConfigError(f"MQTT protocol {self.protocol!r}: choose '3.1.1' or '5'")
+        if self.tls is not None:
+            self.tls.context()
+
+    @classmethod
+    def of(cls, identity: Identity) -> Endpoint:
+        """Return an identity's endpoint."""
+        next_password = identity.next_password
+        return cls(
+            identity.host,
+            identity.port,
+            identity.id,
+            identity.password.get_secret_value(),
+            identity.client_id,
+            tls=identity.trust,
+            next_password=None if next_password is None else next_password.get_secret_value(),
+        )
+
+    def with_passwords_swapped(self) -> Endpoint:
+        """Return the same with its two passwords exchanged."""
+        if self.next_password is None:
+            return self
+        return replace(self, password=self.next_password, next_password=self.password)
+
+    @property
+    def address(self) -> str:
+        """Host and port, for messages."""
+        return f"{self.host}:{self.port}"

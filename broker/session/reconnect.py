@@ -1,0 +1,106 @@
+"""When to connect again, and which failures to report: the rules of a session, without I/O."""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+from typing import Final
+
+from broker.session.endpoint import ClientIdInUse
+from runtime.errors import AuthenticationFailed, UntrustedPeer
+from runtime.retry import Backoff
+
+_FIRST_DELAY_S: Final = 0.5
+_LONGEST_DELAY_S: Final = 30.0
+# a broker that reloads its users has them after this
+_RELOAD_S: Final = 0.25
+# a connection that lived longer is no sign of a second process with the same client id
+_STABLE_S: Final = 10.0
+_SHORT_LIVES: Final = 3
+# added while the client id is in use elsewhere or the password is refused: neither ends quickly
+_REPORTED_DELAY_S: Final = 10.0
+
+
+class NextAttempt(Enum):
+    """How to go on after a failed attempt to connect."""
+
+    OTHER_PASSWORD = auto()
+    SAME_AGAIN = auto()
+    REPORT = auto()
+    """As before, and whoever waits for the connection is told of the failure."""
+
+
+class ReconnectPolicy:
+    """Decides for one session; its thread alone calls it."""
+
+    def __init__(self, client_id: str) -> None:
+        self._client_id = client_id
+        self._backoff = Backoff(_FIRST_DELAY_S, _LONGEST_DELAY_S)
+        self._short_lives = 0
+        self._tried_other_password = False
+        self._tried_again = False
+        self._reported: type[Exception] | None = None
+
+    @property
+    def first_attempt(self) -> bool:
+        """Whether no attempt has failed since the last connection that lasted."""
+        return self._backoff.attempts == 0
+
+    def connected(self) -> None:
+        """Note that the broker accepted."""
+        self._tried_other_password = self._tried_again = False
+
+    def connection_ended(
+        self, lived_s: float, error: Exception | None, *, lost: bool
+    ) -> ClientIdInUse | None:
+        """Note the end of a connection that the broker had accepted.
+
+        Args:
+            lived_s: how long it stood.
+            error: what the broker said of its end.
+            lost: whether the broker or the network ended it.
+
+        Returns:
+            What to report, if anything.
+        """
+        if lived_s >= _STABLE_S:
+            self._backoff.reset()
+            self._short_lives = 0
+            self._reported = None
+        elif lost:
+            self._short_lives += 1
+        if not isinstance(error, ClientIdInUse) and self._short_lives < _SHORT_LIVES:
+            return None
+        return ClientIdInUse(
+            f"connections of client id {self._client_id!r} end soon after they "
+            "stand: most likely another process uses the same identity; stop one of them"
+        )
+
+    def attempt_failed(self, error: Exception, *, other_password: bool) -> NextAttempt:
+        """Return how to go on; ``other_password`` says whether the endpoint has a second one."""
+        refused = isinstance(error, AuthenticationFailed)
+        if refused and other_password and not self._tried_other_password:
+            # the broker may have been told the other password meanwhile
+            self._tried_other_password = True
+            return NextAttempt.OTHER_PASSWORD
+        self._tried_other_password = False
+        if refused and not self._tried_again and not isinstance(error, UntrustedPeer):
+            # a broker refuses everybody in the moment in which it reloads its users
+            self._tried_again = True
+            return NextAttempt.SAME_AGAIN
+        return NextAttempt.REPORT
+
+    def is_new(self, error: Exception) -> bool:
+        """Whether to report the error: once for a series of the same kind."""
+        if self._reported is type(error):
+            return False
+        self._reported = type(error)
+        return True
+
+    def next_delay_s(self) -> float:
+        """Return how long to wait before the next attempt: exponential with full jitter."""
+        delay_s = self._backoff.next_s()
+        if self._tried_again:
+            delay_s += _RELOAD_S
+        if self._reported is not None:
+            delay_s += _REPORTED_DELAY_S
+        return delay_s

@@ -1,0 +1,105 @@
+"""What a device's training in one round is given, and what it returns."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+from numpy.typing import NDArray
+
+from algorithms.base import Algorithm
+from fl_client.models.settings import TrainingSettings
+from storage.weights import Vector
+
+Progress: TypeAlias = Callable[[float, float | None], None]
+"""Called at every step with the fraction done and the mean loss of the last whole epoch."""
+
+
+def no_progress(fraction: float, loss: float | None) -> None:
+    """Report to nobody."""
+
+
+class Checkpoint(Protocol):
+    """Where a round's training leaves what it needs to go on after a power cut.
+
+    It belongs to one order on one device and to the model that the order names. All three are
+    called between two steps, by the thread that trains.
+    """
+
+    def load(self) -> dict[str, NDArray[Any]] | None:
+        """Return what was saved last, byte for byte, or None."""
+        ...
+
+    def due(self) -> bool:
+        """Return whether to save now: asked after every step, so it must be cheap."""
+        ...
+
+    def save(self, arrays: dict[str, NDArray[Any]]) -> None:
+        """Keep ``arrays``, of any numpy number type; they change with the next step."""
+        ...
+
+
+@dataclass
+class Tally:
+    """How far and how fast this process came in a round's training.
+
+    Attributes:
+        steps: those that it took itself, in ``steps_s`` seconds; a former process took the others.
+        full_steps: what the epochs give on this data.
+        micro_batch: into what batches were cut, 0 for whole ones.
+    """
+
+    steps: int = 0
+    steps_s: float = 0.0
+    full_steps: int = 0
+    micro_batch: int = 0
+
+
+@dataclass(frozen=True)
+class LocalRound:
+    """What one device's training in one round is a function of, beside weights and data.
+
+    Attributes:
+        seed: the run's seed.
+        device_id: with ``seed`` and ``round`` it fixes the order of the batches.
+        state: the algorithm's client state after this device's last accepted update.
+        checkpoint: where to continue from and what to save to, if anywhere.
+        memory_bytes: what the whole process may hold, 0 where nothing limits it. The numpy
+            engine cuts its batches so that it keeps below.
+        tally: is filled in as the training goes on.
+    """
+
+    algorithm: Algorithm
+    settings: TrainingSettings
+    seed: int
+    round: int
+    device_id: str
+    state: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    progress: Progress = no_progress
+    checkpoint: Checkpoint | None = None
+    memory_bytes: int = 0
+    tally: Tally = field(default_factory=Tally, compare=False)
+
+    @property
+    def local_seed(self) -> int:
+        """A seed for this device and round alone."""
+        text = f"{self.seed}/{self.round}/{self.device_id}"
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+
+
+class LocalUpdate(NamedTuple):
+    """What a device sends, of the algorithm's ``kind``, and the client state to keep."""
+
+    vector: Vector
+    num_examples: int
+    metrics: dict[str, float]
+    state: Mapping[str, NDArray[Any]] = {}
+
+
+class Evaluation(NamedTuple):
+    """Means over ``num_examples`` held-out examples; ``loss`` is among the metrics."""
+
+    num_examples: int
+    metrics: dict[str, float]

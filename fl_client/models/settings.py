@@ -1,0 +1,54 @@
+"""How a device trains in one round, as a task declares it and a run overrides it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Annotated, Any, Literal, TypeAlias
+
+from runtime.errors import ConfigError
+from runtime.records import Bounds, FieldError, build, require_checked
+
+Objective: TypeAlias = Literal["cross_entropy", "mean_squared_error"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings:
+    """How a device trains in one round. The optimiser starts anew in every round.
+
+    Attributes:
+        momentum: of SGD; Adam has its usual 0.9 and 0.999.
+        max_steps: the most steps in a round, 0 for as many as the epochs give.
+        micro_batch: the most examples in memory at once, 0 for the whole batch: the gradients of
+            micro batches add up to the batch's mean. Batch normalisation alone sees the
+            difference: its statistics are those of a micro batch.
+
+    Raises:
+        FieldError: a value that is not allowed.
+    """
+
+    local_epochs: Annotated[int, Bounds(least=1, most=100_000)] = 1
+    batch_size: Annotated[int, Bounds(least=1)] = 32
+    learning_rate: Annotated[float, Bounds(above=0)] = 0.1
+    momentum: Annotated[float, Bounds(least=0, below=1)] = 0.0
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    max_steps: Annotated[int, Bounds(least=0)] = 0
+    micro_batch: Annotated[int, Bounds(least=0)] = 0
+
+    def __post_init__(self) -> None:
+        require_checked(self)
+
+    def overridden(self, overrides: Mapping[str, Any]) -> TrainingSettings:
+        """Return these settings with ``overrides`` in place.
+
+        Raises:
+            ConfigError: an unknown key or a value that is not allowed, by name.
+        """
+        try:
+            return build(TrainingSettings, {**asdict(self), **overrides})
+        except FieldError as error:
+            raise ConfigError(
+                f"training setting {error.field}: {error.reason} "
+                f"(got {overrides.get(error.field)!r}); "
+                f"the settings are: {', '.join(each.name for each in fields(self))}"
+            ) from error
