@@ -26,7 +26,12 @@ from broker.wire.messages.references import BundleRef, ModelRef, UpdateRef, Uplo
 
 Metrics = Annotated[dict[Annotated[str, Field(max_length=64)], Finite], Field(max_length=64)]
 Payload = Annotated[bytes, Field(max_length=MAX_EXCHANGE_BYTES)]
-_LATER_FIELDS: dict[str, str | int | bytes] = {"phase": "", "seq": 0, "payload": b""}
+_LATER_FIELDS: dict[str, str | int | bytes] = {
+    "phase": "",
+    "seq": 0,
+    "payload": b"",
+    "unusable": False,
+}
 
 
 class OrderMessage(Message):
