@@ -32,8 +32,12 @@ demo: $(FOR_DEMO) ## train one model across real processes on this machine
 	$(BIN)/rengo demo $(ARGS)
 
 .PHONY: test
-test: $(FOR_DEV) ## run every test
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
+test: $(FOR_DEV) ## run the tests that every change needs
+	$(BIN)/python -m pytest -n $(JOBS) --durations=10 $(ARGS)
+
+.PHONY: soak
+soak: $(FOR_DEV) ## run the long searches that a release needs too: all seeds, all kill points
+	$(BIN)/python -m pytest -n $(JOBS) --durations=10 -m soak $(ARGS)
 
 .PHONY: check
 check: $(FOR_DEV) ## check format, lint, types and who imports whom

@@ -1,11 +1,11 @@
-"""What went over the network within the last 24 hours, whatever the clock says.
+"""Counts the bytes that went over the network within the last 24 hours.
 
-Time is that of the running machine (sleep counted), not of the calendar, in slots of one hour. How
-long the machine was off is taken from the clock, but only where the clock is known to be right now
-and was when the file was written; else no time has passed, so that a wrong clock never frees data.
+Time is the machine's uptime with sleep, in slots of one hour, not the wall clock. How long the
+machine was off comes from the wall clock, but only if that is synchronised now and was when the
+file was written. Else the time off counts as none, so that a wrong clock never frees data.
 
-Cards wear: the file is written ahead, so that a crash costs a part of the day's data and never
-gives any, and a day writes it some forty times at most.
+To spare flash memory the file states more than was spent: a crash can cost a part of the day's
+data but never adds any, and a day writes the file some forty times at most.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from runtime.files import atomic_write
 
 _LOG = logging.getLogger(__name__)
-# the oldest hour has begun 24 hours ago at least when it goes
+# when the oldest hour is dropped, it began at least 24 hours ago
 _SLOTS = 25
 _SLOT_S = 3600.0
 _AHEAD = 16
@@ -33,7 +33,7 @@ _Count = Annotated[int, Field(ge=0)]
 
 
 class _KeptBudget(BaseModel):
-    """The file. ``boot_id`` and ``boot_s`` tell the time that has passed within one boot."""
+    """The file. ``boot_id`` and ``boot_s`` give the time that has passed within one boot."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, defer_build=True)
 
@@ -46,7 +46,7 @@ class _KeptBudget(BaseModel):
 
 
 def _boot_s() -> float:
-    # sleep counts where the system can say so (Linux)
+    # Linux counts sleep too
     clock = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
     return time.clock_gettime(clock)
 
@@ -60,13 +60,13 @@ def _boot_id() -> str:
 
 @dataclass(frozen=True)
 class Clocks:
-    """The clocks that the books are kept by.
+    """The clocks that the counting uses.
 
     Attributes:
-        boot_s: seconds that only grow, from the machine's start on.
-        boot_id: another one after each start; "" when the system does not tell.
-        wall_s: the calendar's clock, right or wrong.
-        synced: whether the calendar's clock is known to be right.
+        boot_s: seconds since the machine started; they never go back.
+        boot_id: differs after each start; "" where the system has none.
+        wall_s: the wall clock, right or wrong.
+        synced: whether the wall clock is known to be right.
     """
 
     boot_s: Callable[[], float] = _boot_s
@@ -77,13 +77,13 @@ class Clocks:
 
 @dataclass
 class _Hours:
-    """Bytes by the hour in which they were spent, the latest first."""
+    """Bytes by the hour in which they were sent or received, the latest first."""
 
     slots: list[int] = field(default_factory=lambda: [0] * _SLOTS)
     into_slot_s: float = 0.0
 
-    def let_pass(self, seconds: float) -> bool:
-        """Let time pass; returns whether an hour has begun."""
+    def advance(self, seconds: float) -> bool:
+        """Move on by so much time; return whether a new hour has begun."""
         whole, self.into_slot_s = divmod(self.into_slot_s + seconds, _SLOT_S)
         fresh = min(_SLOTS, int(whole))
         self.slots = [*([0] * fresh), *self.slots][:_SLOTS]
@@ -91,12 +91,11 @@ class _Hours:
 
 
 class DataBudget:
-    """Counts bytes within 24 hours. ``spend`` is called on any thread, the rest on one.
+    """Counts bytes within 24 hours. ``spend`` may be called on any thread, the rest on one.
 
     Args:
-        path: where it is kept.
+        path: the file that outlives a restart.
         limit: bytes within 24 hours.
-        clocks: what time it is.
     """
 
     def __init__(self, path: Path, limit: int, clocks: Clocks | None = None) -> None:
@@ -105,50 +104,50 @@ class DataBudget:
         self._clocks = clocks or Clocks()
         self._lock = threading.Lock()
         self._now = _Hours()
-        # what former processes spent: of it alone can time have passed that is not known yet
+        # of earlier processes: only for these bytes can time have passed that is not known yet
         self._before = _Hours()
         self._off_since_s: float | None = None
         self._began_s = self._at_s = self._clocks.boot_s()
-        self._covered = 0  # what the file says of this process's hour
+        self._covered = 0  # what the file states for this process's current hour
         self._load()
 
     def spend(self, count: int) -> None:
-        """Count bytes that were moved; the file is written only where it says too little."""
+        """Count bytes; the file is written only when it states too few."""
         with self._lock:
             self._advance()
             self._now.slots[0] += count
             if self._now.slots[0] > self._covered:
                 self._write(self._now.slots[0] + max(_AHEAD_BYTES, self._limit // _AHEAD))
 
-    def left(self) -> int:
-        """Return how many bytes may still be moved now."""
+    def left_bytes(self) -> int:
+        """Return how many bytes may still be sent or received now."""
         with self._lock:
             self._advance()
             return max(0, self._limit - sum(self._now.slots) - sum(self._before.slots))
 
     def close(self) -> None:
-        """Write what was really spent."""
+        """Write the true count."""
         with self._lock:
             self._advance()
             if self._covered > self._now.slots[0]:
                 self._write(self._now.slots[0])
 
     def _advance(self) -> None:
-        self._recall_off_time()
+        self._count_off_time()
         now_s = self._clocks.boot_s()
         passed_s, self._at_s = max(0.0, now_s - self._at_s), now_s
-        self._before.let_pass(passed_s)
-        if self._now.let_pass(passed_s):
+        self._before.advance(passed_s)
+        if self._now.advance(passed_s):
             self._covered = 0
 
-    def _recall_off_time(self) -> None:
-        """Let the time pass that the machine was off, once the clock is known to be right."""
+    def _count_off_time(self) -> None:
+        """Count the time that the machine was off, once the wall clock is known to be right."""
         if self._off_since_s is None or not self._clocks.synced():
             return
         up_s = self._clocks.boot_s() - self._began_s
         off_s = self._clocks.wall_s() - up_s - self._off_since_s
         self._off_since_s = None
-        self._before.let_pass(max(0.0, off_s))
+        self._before.advance(max(0.0, off_s))
 
     def _load(self) -> None:
         try:
@@ -156,11 +155,13 @@ class DataBudget:
         except FileNotFoundError:
             return
         except (OSError, ValidationError) as error:
-            _LOG.warning("the count of today's data begins anew, %s: %s", self._path, error)
+            _LOG.warning(
+                "%s is not usable, the count of today's data begins at 0: %s", self._path, error
+            )
             return
         self._before = _Hours(list(kept.slots), kept.into_slot_s)
         if kept.boot_id and kept.boot_id == self._clocks.boot_id():
-            self._before.let_pass(max(0.0, self._at_s - kept.boot_s))
+            self._before.advance(max(0.0, self._at_s - kept.boot_s))
         elif kept.clock_synced:
             self._off_since_s = kept.clock_s
 
@@ -168,7 +169,7 @@ class DataBudget:
         mine = [covered, *self._now.slots[1:]]
         kept = _KeptBudget(
             slots=[one + other for one, other in zip(mine, self._before.slots, strict=True)],
-            # the younger of the two, so that nothing is forgotten too early
+            # the smaller of the two, so that nothing is dropped too early
             into_slot_s=min(self._now.into_slot_s, self._before.into_slot_s),
             boot_id=self._clocks.boot_id(),
             boot_s=self._at_s,
@@ -178,6 +179,6 @@ class DataBudget:
         try:
             atomic_write(self._path, json.dumps(kept.model_dump()).encode())
         except OSError as error:
-            # the count in memory holds; a full disk must not end a transfer
-            _LOG.warning("today's data cannot be written down: %s", error)
+            # the count in memory is still right; a full disk must not end a transfer
+            _LOG.warning("the count of today's data cannot be written: %s", error)
         self._covered = covered

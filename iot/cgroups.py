@@ -1,4 +1,4 @@
-"""A control group for the training process, version 1 or 2, where this process may make one."""
+"""A control group (version 1 or 2) for the training process, where this process may create one."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _MOUNT = Path("sys/fs/cgroup")
 
 @dataclass(frozen=True)
 class ControlGroup:
-    """The folders of one group: one for each controller in version 1, one in version 2."""
+    """The folders of one group: in version 1 one for each controller, in version 2 a single one."""
 
     folders: tuple[Path, ...]
 
     @classmethod
-    def made(cls, name: str, budget: Budget, *, root: Path = Path("/")) -> ControlGroup | None:
-        """Return a group with the budget's limits, None where none is asked for or allowed."""
+    def create(cls, name: str, budget: Budget, *, root: Path = Path("/")) -> ControlGroup | None:
+        """Return a group with the budget's limits; None where it has none or creating fails."""
         if budget.memory is None and budget.cpu_share is None:
             return None
         mount = root / _MOUNT
@@ -46,7 +46,7 @@ class ControlGroup:
         return True
 
     def oom_kills(self) -> int:
-        """Return how many processes the kernel has ended here for want of memory."""
+        """Return how many processes of the group the kernel has killed for lack of memory."""
         for path in (
             folder / name
             for folder in self.folders
@@ -59,7 +59,7 @@ class ControlGroup:
         return 0
 
     def remove(self) -> None:
-        """Remove the group; one that still holds a process stays, and is used again."""
+        """Remove the group; one that still has a process stays and is used again."""
         for folder in self.folders:
             try:
                 folder.rmdir()
@@ -68,7 +68,7 @@ class ControlGroup:
 
 
 def _own_groups(root: Path) -> dict[str, str]:
-    """Return this process's group by controller; "" is version 2's only one."""
+    """Return this process's group by controller; version 2 has one, under the name ""."""
     try:
         lines = (root / "proc/self/cgroup").read_text("ascii").splitlines()
     except OSError:
@@ -91,7 +91,7 @@ def _version_1(mount: Path, own: dict[str, str], name: str, budget: Budget) -> C
     for controller, values in wanted.items():
         parent = mount / controller / own.get(controller, "").lstrip("/")
         if not (parent / "cgroup.procs").is_file():
-            # in a container the group's path is the host's, and the mount is already the group
+            # in a container the path is the host's, and the mount itself is our group
             parent = mount / controller
         if not (parent / "cgroup.procs").is_file():
             return None
@@ -104,7 +104,7 @@ def _version_1(mount: Path, own: dict[str, str], name: str, budget: Budget) -> C
 
 
 def _version_2(parent: Path, name: str, budget: Budget) -> ControlGroup | None:
-    """Return a group below our own, if that was given to us alone (systemd: Delegate=yes)."""
+    """Return a group below our own, if ours is delegated to us (systemd: Delegate=yes)."""
     available = (parent / "cgroup.controllers").read_text("ascii").split()
     wanted = [
         controller
@@ -115,7 +115,7 @@ def _version_2(parent: Path, name: str, budget: Budget) -> ControlGroup | None:
         return None
     if set((parent / "cgroup.procs").read_text("ascii").split()) - {str(os.getpid())}:
         return None
-    # a group with controllers for its children may hold no process itself
+    # the kernel allows no process in a group that enables controllers for its children
     agent = parent / "agent"
     agent.mkdir(exist_ok=True)
     (agent / "cgroup.procs").write_text(str(os.getpid()), "ascii")

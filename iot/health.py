@@ -1,7 +1,7 @@
-"""How the machine is, read from what the kernel and the firmware tell; None is unknown.
+"""The machine's health, read from the kernel's and the firmware's files; None is unknown.
 
-Every path is below ``root``, so that tests bring a machine of their own. Nothing here waits long
-or raises: a sensor that is missing or mute is unknown.
+Every path is below ``root``, so that a test can supply its own files. Nothing here waits long or
+raises: a sensor that is missing or does not answer is unknown.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _UNDER_VOLTAGE = 0
 _FIRMWARE = "sys/devices/platform/soc/soc:firmware/get_throttled"
 _VCGENCMD = "usr/bin/vcgencmd"
 _VCGENCMD_S = 2.0
-# eMMC tells its wear in steps of a tenth; 11 is "more than its life"
+# eMMC reports wear in steps of 10 %; 11 is beyond its rated life
 _WEAR_STEP = 10
 
 Run = Callable[[Sequence[str]], str]
@@ -54,7 +54,7 @@ class Sensors:
         self._metered_links = metered_links
 
     def read(self) -> DeviceHealth:
-        """Return all that can be told now; ``paused`` and ``data_left_bytes`` are the steward's."""
+        """Return all that is known now, without ``paused`` and ``data_left_bytes``."""
         bits = self.throttle_bits()
         link = self.link()
         percent, discharging = self._battery()
@@ -79,11 +79,11 @@ class Sensors:
     # --- processor ------------------------------------------------------------------------------
 
     def temperature_c(self) -> float | None:
-        """Return the hottest of the processor's zones, or of all where none is named so."""
+        """Return the hottest of the processor's zones, or of all zones if none is named so."""
         named: dict[str, float] = {}
         for zone in sorted((self._root / "sys/class/thermal").glob("thermal_zone*")):
             value = _number(_text(zone / "temp"))
-            # some zones say 0 or nonsense while their driver sleeps
+            # some zones report 0 or nonsense while their driver is suspended
             if value is not None and -40_000 < value < 150_000 and value != 0:
                 named[f"{_text(zone / 'type')} {zone.name}"] = value / 1000
         own = [
@@ -97,8 +97,8 @@ class Sensors:
         """Return the firmware's ``get_throttled`` bits; only a Raspberry Pi has them."""
         text = _text(self._root / _FIRMWARE)
         if not text and (self._root / _VCGENCMD).exists():
-            said = self._run([str(self._root / _VCGENCMD), "get_throttled"])
-            text = said.strip().partition("throttled=")[2]
+            output = self._run([str(self._root / _VCGENCMD), "get_throttled"])
+            text = output.strip().partition("throttled=")[2]
         try:
             return int(text, 16)
         except ValueError:
@@ -121,7 +121,7 @@ class Sensors:
     # --- memory and disk ------------------------------------------------------------------------
 
     def memory_available_bytes(self) -> int | None:
-        """Return what new work can have without swapping."""
+        """Return the bytes that a new process can use without swapping."""
         for line in _text(self._root / "proc/meminfo").splitlines():
             if line.startswith("MemAvailable:"):
                 value = _number(line.split()[1])
@@ -129,7 +129,7 @@ class Sensors:
         return None
 
     def disk_free_bytes(self) -> int | None:
-        """Return what may still be written where the agent's files lie."""
+        """Return the bytes free on the disk of the agent's files."""
         try:
             found = os.statvfs(self._folder)
         except OSError:
@@ -137,7 +137,7 @@ class Sensors:
         return found.f_bavail * found.f_frsize
 
     def _disk_wear_percent(self) -> int | None:
-        """Return the higher of the two estimates of an eMMC; other media do not tell in sysfs."""
+        """Return the higher of an eMMC's two estimates; sysfs has none for other media."""
         try:
             device = self._folder.stat().st_dev
         except OSError:
@@ -161,7 +161,7 @@ class Sensors:
         return min(routes)[1] if routes else None
 
     def is_metered(self, link: str) -> bool:
-        """Whether the site has named this link as one that costs by the byte."""
+        """Return whether the site has named this link as paid by the byte."""
         return any(fnmatch.fnmatchcase(link, pattern) for pattern in self._metered_links)
 
     def _link_dbm(self, link: str) -> float | None:
@@ -170,12 +170,12 @@ class Sensors:
             fields = rest.split()
             if name.strip() == link and len(fields) >= 3:
                 value = _number(fields[2].rstrip("."))
-                # drivers without a unit count from 0 up
+                # drivers that do not report dBm count from 0 up
                 return value if value is not None and value < 0 else None
         return None
 
     def _battery(self) -> tuple[int | None, bool | None]:
-        """Return the least charge in percent, and whether a battery is being used up."""
+        """Return the lowest charge in percent, and whether a battery is discharging."""
         supplies = self._root / "sys/class/power_supply"
         if not supplies.is_dir():
             return None, None
@@ -190,9 +190,9 @@ class Sensors:
         return min(charges, default=None), discharging
 
     def clock_synced(self) -> bool | None:
-        """Whether the time service says that the clock is right (systemd-timesyncd; else unknown).
+        """Return whether systemd-timesyncd has set the clock; None where it does not run.
 
-        Not asked by a system call: a hardened service may not even read the clock's state.
+        Read from its files, because a hardened service may not make the system call.
         """
         folder = self._root / "run/systemd/timesync"
         if not folder.is_dir():
@@ -212,7 +212,7 @@ def _number(text: str) -> float | None:
         value = float(text)
     except ValueError:
         return None
-    # "nan" and "inf" are numbers to float(), but say nothing
+    # float() accepts "nan" and "inf"
     return value if abs(value) < 1e18 else None
 
 

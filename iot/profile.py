@@ -1,4 +1,4 @@
-"""What a device may use: presets for known boards, each line of which a site can set by itself."""
+"""What a device may use: presets for known boards, of which a site can override any value."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ def _window(text: str) -> str:
     return text
 
 
-InFlightLimit = Annotated[str, AfterValidator(_window)]
+HourWindow = Annotated[str, AfterValidator(_window)]
 Bytes = Annotated[ByteSize, Field(ge=0)]
 Celsius = Annotated[float, Field(ge=20, le=130)]
 Percent = Annotated[int, Field(ge=0, le=100)]
 
 
 class Budget(BaseModel):
-    """What training may take of the machine; None is no limit. Sizes may be written as 96MiB.
+    """What training may use of the machine; None is no limit. Sizes may be written as 96MiB.
 
     Attributes:
-        memory: what the training process may hold.
+        memory: bytes that the training process may hold.
         cpu_share: of one core; 0.25 is a quarter of one, 2 is two.
         threads: of the training process; with more than one, sums have no fixed order.
-        nice: how far training stands back behind everything else, up to 19.
-        data_per_day: what may go over the network within any 24 hours, up and down together.
-        disk: what the agent's folder may grow to.
-        disk_free: what must be left on its disk.
-        pause_at_c: training rests from this temperature on ...
-        resume_at_c: ... until it has fallen to this.
-        battery_percent: on battery, training rests below it, until it is 10 above it.
-        hours: when orders are taken, in local time, as 22:00-06:00; empty is always.
-        metered: whether orders are taken over a link that costs by the byte.
+        nice: the training process's nice value, up to 19.
+        data_per_day: bytes over the network within any 24 hours, up and down together.
+        disk: the most bytes in the agent's folder.
+        disk_free: bytes that must stay free on its disk.
+        pause_at_c: training pauses from this temperature on ...
+        resume_at_c: ... until it has fallen to this one.
+        battery_percent: on battery, training pauses below it until the charge is 10 above it.
+        hours: when orders are accepted, in local time, as 22:00-06:00; empty is always.
+        metered: whether orders are accepted over a link that is paid by the byte.
         metered_links: the names of such links, with * and ?.
     """
 
@@ -57,7 +57,7 @@ class Budget(BaseModel):
     pause_at_c: Celsius = 100.0
     resume_at_c: Celsius = 90.0
     battery_percent: Percent = 20
-    hours: list[InFlightLimit] = []
+    hours: list[HourWindow] = []
     metered: Literal["use", "decline"] = "use"
     metered_links: list[str] = ["wwan*", "ppp*"]
 
@@ -99,7 +99,7 @@ _BOARDS = {
 
 
 def preset_of(profile: str, root: Path = Path("/")) -> str:
-    """Return the preset that a profile means here: ``pi`` is told by the board's own name.
+    """Return the preset's name; the profile ``pi`` follows from the board's model.
 
     Raises:
         ConfigError: there is no such profile.
@@ -115,10 +115,10 @@ def preset_of(profile: str, root: Path = Path("/")) -> str:
 
 
 def budget_of(profile: str, own: Budget, root: Path = Path("/")) -> Budget:
-    """Return the preset of a profile with what the site has set in place.
+    """Return the preset of a profile, overridden by what the site has set.
 
     Raises:
-        ConfigError: there is no such profile, or the two do not go together.
+        ConfigError: there is no such profile, or the values contradict each other.
     """
     preset = PRESETS[preset_of(profile, root)]
     values = {**preset.model_dump(), **own.model_dump(exclude_unset=True)}

@@ -1,11 +1,11 @@
-"""The Raspberry Pi runner: the device agent on the torch-free engine, in small profile."""
+"""The Raspberry Pi runner: the device agent with the numpy engine and a board's budget."""
 
 from __future__ import annotations
 
 from fl_client.agent.agent import Agent
 from fl_client.agent.status_server import StatusServer
+from iot.policy import machine_policy
 from iot.settings import DeviceSettings
-from iot.steward import steward_of
 from runtime.errors import ConfigError
 from runtime.security.identity import Identity
 
@@ -25,4 +25,4 @@ def make_agent(
             f"the Raspberry Pi runner trains on the {ENGINE} engine, not on {settings.engine!r}; "
             "for torch on a Pi use `rengo client`"
         )
-    return Agent(settings, identity, desk, steward_of(settings, identity.id))
+    return Agent(settings, identity, desk, machine_policy(settings, identity.id))

@@ -1,4 +1,4 @@
-"""A device's settings: the agent's own, with what it may use and how it watches itself."""
+"""A device's settings: the agent's own, its budget, and how often health is measured and sent."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from iot.profile import Budget
 
 
 class HealthSettings(BaseModel):
-    """How often a device looks at itself, and says so.
+    """How often health is measured and reported.
 
     Attributes:
-        look_s: between two looks; while training, and near a guard, four times as often.
-        quiet_s: the shortest pause between two reports.
-        report_s: the longest pause.
+        look_s: between two measurements; four times as often in training and while it is paused.
+        quiet_s: the shortest time between two reports.
+        report_s: the longest time between two reports.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -27,14 +27,14 @@ class HealthSettings(BaseModel):
 
 
 class DeviceSettings(AgentSettings):
-    """What a device's agent is told; the section ``budget`` goes over the profile's preset."""
+    """The agent's settings; ``budget`` overrides single values of the profile's preset."""
 
     budget: Budget = Budget()
     health: HealthSettings = HealthSettings()
 
 
 class PiSettings(DeviceSettings):
-    """The same for ``rengo iot``, where the board tells its profile."""
+    """The same for ``rengo iot``, whose profile follows from the board's model."""
 
     engine: Literal["auto", "torch", "numpy"] = "numpy"
     profile: Annotated[str, Field(pattern=r"^[a-z0-9-]{1,32}$")] = "pi"

@@ -8,10 +8,15 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import botocore.session
 import psutil
 import pytest
+from botocore.loaders import create_loader
 from hypothesis import settings
+from xdist.remote import Producer
 
+from tests.distribution import Scheduling, order_of
+from tests.integration.commands import prepared
 from tests.support import (
     CI_FLAG,
     SESSION_MARK,
@@ -30,26 +35,36 @@ settings.load_profile(
 
 _GRACE_S = 5.0
 _HERE = Path(__file__).parent
-# where the tests of a module share servers, which are started once if one worker has them all
-_SHARING = (_HERE / "chaos", _HERE / "integration")
 # where processes of others wait for the machine too: docs/decisions/0022-one-more-try.md
-_REAL = (*_SHARING, _HERE / "attacks", _HERE / "contract")
+_REAL = tuple(_HERE / each for each in ("attacks", "chaos", "contract", "integration"))
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep each module that shares servers on one worker, and try real servers once more."""
+    """Let what may take long begin early, and try real servers once more."""
+    items.sort(key=lambda item: order_of(item.nodeid))
     for item in items:
-        if item.path.parent in _SHARING:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
         if item.path.parent in _REAL:
             item.add_marker(pytest.mark.flaky(reruns=1))
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduling:
+    """Deal the tests out to the workers."""
+    return Scheduling(config, log)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Show why each test that was tried once more had failed: it may be a fault of the product."""
-    for report in terminalreporter.stats.get("rerun", []):
+    first_failures = terminalreporter.stats.get("rerun", [])
+    for report in first_failures:
         terminalreporter.section(f"FAILED AT FIRST: {report.nodeid}")
         terminalreporter.line(report.longreprtext)
+    if first_failures:
+        allowed = terminalreporter.config.option.max_suite_reruns
+        terminalreporter.section(f"{len(first_failures)} failed at first, {allowed} may")
+        for report in first_failures:
+            terminalreporter.line(report.nodeid)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -85,3 +100,19 @@ def nothing_left_behind() -> Iterator[None]:
     ports = own_listening_ports() - ports_before
     assert not lines, "left running at the end of the tests:\n" + "\n".join(lines)
     assert not ports, f"still listening at the end of the tests: {sorted(ports)}"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_loader() -> Iterator[None]:
+    """Let botocore read what it knows of AWS once, not for each of hundreds of clients."""
+    loader = create_loader()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(botocore.session, "create_loader", lambda *_: loader)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def prepared_process(nothing_left_behind: None) -> Iterator[None]:
+    """End the process that commands are forked from."""
+    yield
+    prepared.stop()

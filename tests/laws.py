@@ -510,9 +510,7 @@ class DeviceLaws:
             case device.ServerChanged(epoch=epoch):
                 self.known_epoch = max(self.known_epoch, epoch)
             case device.ReceiptArrived(receipt=receipt):
-                self.answered.add(
-                    device.JobKey(receipt.run_id, receipt.action, receipt.round, receipt.attempt)
-                )
+                self.answered.add(device.JobKey.of(receipt))
         return False
 
     def observe(
@@ -542,7 +540,8 @@ class DeviceLaws:
         self.said = said
         require(said == session.presence, "presence says what is so", (said, session.presence))
         if session.active is None:
-            require(not session.waiting, "an idle device takes the next order", session.waiting)
+            waiting = [job for job in session.waiting if not _state_is_open(job, session)]
+            require(not waiting, "an idle device takes the next order", waiting)
         for job in session.reporting.values():
             require(job.stage == "reporting", "a reported job is reporting", job)
 
@@ -569,3 +568,9 @@ class DeviceLaws:
                     require(key in self.answered, "kept until the receipt", key)
                 self.kept.pop(key, None)
                 self.maybe_stored.discard(key)
+
+
+def _state_is_open(job: device.Job, session: DeviceSession) -> bool:
+    """Whether a result of the job's run, which left a state, waits for its receipt."""
+    runs = {key.run_id for key in session.unanswered}
+    return job.key.action != "evaluate" and job.key.run_id in runs

@@ -25,6 +25,8 @@ _SERVER_FOLDERS = (
 )
 _POLL_S = 0.05
 _STILL_S = 30.0
+# processes that serve a whole session and are ended with it
+standing: set[int] = set()
 
 
 @contextmanager
@@ -116,7 +118,8 @@ def processes_left(mark: str) -> list[psutil.Process]:
     own = psutil.Process()
     family = set(own.children(recursive=True))
     orphans = {p for p in psutil.process_iter() if p.pid != own.pid and _carries(p, mark)}
-    return [process for process in family | orphans if _alive(process)]
+    left = (process for process in family | orphans if process.pid not in standing)
+    return [process for process in left if _alive(process)]
 
 
 def wait_for_none_left(mark: str, grace_s: float) -> list[psutil.Process]:

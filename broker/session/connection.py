@@ -69,7 +69,7 @@ class Connection:
     Args:
         endpoint: where to connect.
         generation: grows with every connection of a session.
-        subscriptions: MQTT filters, subscribed at QoS 1 as soon as the broker accepts.
+        subscriptions: MQTT filters, subscribed as soon as the broker accepts.
         will: published by the broker when the connection is lost.
         callbacks: the session's.
     """
@@ -246,7 +246,9 @@ class Connection:
         # on every connection, session present or not: the broker then sends retained documents
         # again, and one that lost its state has the subscriptions again
         if self._subscriptions:
-            client.subscribe([(each, 1) for each in self._subscriptions])
+            # at QoS 1 the end of a clean session makes NATS lose acknowledged messages of others
+            qos = 1 if self.endpoint.persistent else 0
+            client.subscribe([(each, qos) for each in self._subscriptions])
         self.connected_at_s = time.monotonic()
         self._callbacks.connected(self, flags.session_present)
         self.answered.set()

@@ -34,7 +34,8 @@ class Endpoint:
         protocol: the MQTT version.
         tls: which authority to trust and which certificate to present; None connects without TLS.
         persistent: the broker keeps subscriptions and queued messages between connections; False
-            for a short-lived client, which then leaves nothing behind.
+            for a short-lived client, which leaves nothing behind, subscribes at QoS 0 and asks
+            again for what does not come.
 
     Raises:
         ConfigError: the client id, the protocol or the TLS material is not usable.

@@ -46,7 +46,7 @@ from fl_client.jobs.transfer_thread import TransferCrashed, TransferThread, Urls
 from fl_client.machine.accelerators import for_orders
 from fl_client.machine.hardware import available_engines
 from fl_client.production.folder import ProductionFolder
-from fl_client.production.follower import Followed, ProductionFollower
+from fl_client.production.follower import DownloadEnded, ProductionFollower
 from fl_client.session.events import (
     CancelJob,
     Command,
@@ -133,7 +133,7 @@ class Agent:
         self._seen_orders: dict[int, None] = {}
         self._calm = PresenceDebouncer()
         self._keyring = DeviceCredentials(settings.identity, identity)
-        transfers = Transfers(tls=identity.store_trust, count_bytes=self._steward.spent)
+        transfers = Transfers(tls=identity.store_trust, count_bytes=self._steward.count_bytes)
         self._bundles = DeviceBundles(
             settings.bundles,
             settings.data_dir / "bundles",
@@ -171,7 +171,7 @@ class Agent:
             self._offer,
             will=self._voice.will,
             outbox=self._outbox,
-            count_bytes=self._steward.spent,
+            count_bytes=self._steward.count_bytes,
         )
 
     # --- life ---------------------------------------------------------------------------------
@@ -229,8 +229,8 @@ class Agent:
             item = None
         self._desk.turned(time.monotonic())
         self._say(self._calm.overdue(time.monotonic()))
-        self._follower.look_at_clock(time.monotonic())
-        self._tell_health(self._steward.look(time.monotonic()))
+        self._follower.poll(time.monotonic())
+        self._tell_health(self._steward.poll(time.monotonic()))
         match item:
             case None:
                 pass
@@ -255,8 +255,8 @@ class Agent:
                 _LOG.error("broker session: %s", item.error)
             case ModelFetched() | UpdateUploaded() | JobFailed():
                 self.handle(item)
-            case Followed():
-                self._follower.take(item)
+            case DownloadEnded():
+                self._follower.on_ended(item)
             case UrlsAsked():
                 self._session.publish(self._voice.request(item.key))
             case TransferCrashed():
@@ -310,7 +310,7 @@ class Agent:
             self._session.publish(self._voice.progress(event.job, event.fraction, event.loss))
         elif event is not None:
             self.handle(event)
-            self._tell_data(self._data.news())
+            self._tell_data(self._data.changed())
 
     # --- messages -----------------------------------------------------------------------------
 
@@ -321,7 +321,7 @@ class Agent:
                 envelope, message = decode(delivery.payload, address, self._keyring.server)
                 if isinstance(message, Order):
                     self._require_new(message, envelope)
-                    self._bundles.heard(envelope.sent_ms)
+                    self._bundles.set_server_time(envelope.sent_ms)
                 self._take(message)
         except PeerError as error:
             _LOG.warning("refused a message on %s: %s", delivery.topic, error)
@@ -350,15 +350,17 @@ class Agent:
             case ServerState():
                 self.handle(ServerChanged(message.epoch))
             case ProductionDocument():
-                self._follower.document(message)
+                self._follower.on_document(message)
             case ModelOffer():
-                self._follower.offer(message)
+                self._follower.on_offer(message)
             case NewPassword():
-                self._passwords_changed(self._keyring.keep(message.rotation, message.sealed))
+                self._passwords_changed(
+                    self._keyring.store_password(message.rotation, message.sealed)
+                )
                 self._session.publish(self._voice.password_kept(message.rotation))
 
     def _admitted(self) -> None:
-        identity = self._keyring.admitted(self._session.endpoint.password)
+        identity = self._keyring.confirm_password(self._session.endpoint.password)
         if identity is not None:
             _LOG.info("the password was rotated")
         self._passwords_changed(identity)
@@ -436,7 +438,7 @@ class Agent:
                 case RenewUrls():
                     self._carrier.renew(command.job)
                 case CancelJob():
-                    self._follower.step_aside()
+                    self._follower.interrupt()
                     self._carrier.cancel(command.key)
                     self._workshop.cancel()
                 case KeepJob():
@@ -453,11 +455,11 @@ class Agent:
     def _fetch(self, job: Job) -> None:
         if job.order.model is not None:
             self._desk.store_at(job.order.model.url)
-        self._follower.step_aside()
+        self._follower.interrupt()
         self._carrier.fetch(job)
 
     def _upload(self, job: Job) -> None:
-        self._follower.step_aside()
+        self._follower.interrupt()
         self._carrier.upload(job)
 
     def _forget(self, command: ForgetJob) -> None:

@@ -1,7 +1,7 @@
-"""What keeps an agent within its machine's means: budgets, limits and guards, as it sees them.
+"""What keeps an agent within its machine's resources: budgets, limits and health.
 
-The agent asks before it takes an order and tells what it spends. It knows no sensor and no limit:
-``iot`` has the steward that does, and :class:`Unbounded` is none.
+The agent asks before it accepts an order, and counts what it transfers. It knows no sensor and no
+limit: ``iot.policy`` does, and :class:`Unbounded` has none.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Need:
 
 
 class ResourcePolicy(Protocol):
-    """The agent's owner thread calls it, ``spent`` apart, which any thread may call."""
+    """The agent's owner thread calls it, ``count_bytes`` apart, which any thread may call."""
 
     def refusal(self, order: Order, need: Need) -> str:
         """Return why this order must be declined now, "" when it fits."""
@@ -45,23 +45,23 @@ class ResourcePolicy(Protocol):
     def environment(self) -> Mapping[str, str]:
         """Return what a training process is started with, over the agent's own environment."""
 
-    def adopt(self, pid: int) -> None:
+    def limit_process(self, pid: int) -> None:
         """Keep a training process within its limits, from its start to its end."""
 
     def ran_short(self) -> bool:
-        """Return whether the adopted process was ended because of its memory, asked once."""
+        """Return whether the process was killed for its memory since the last call."""
 
-    def spent(self, count: int) -> None:
-        """Take that so many bytes went over the network."""
+    def count_bytes(self, count: int) -> None:
+        """Count bytes that went over the network."""
 
-    def look(self, now_s: float) -> Message | None:
-        """Look at the machine where that is due; return what to publish, retained.
+    def poll(self, now_s: float) -> Message | None:
+        """Measure the machine if that is due; return what to publish, retained.
 
-        Pauses and resumes the adopted process by itself. ``now_s`` is monotonic.
+        Pauses and resumes the limited process by itself. ``now_s`` is monotonic.
         """
 
     def left_s(self, now_s: float) -> float | None:
-        """Return how long until ``look`` is due, None when it never is."""
+        """Return how long until ``poll`` is due, None when it never is."""
 
     def health(self) -> Message | None:
         """Return what a new connection publishes, retained; None when nothing is known."""
@@ -94,17 +94,17 @@ class Unbounded:
         """Add nothing."""
         return {}
 
-    def adopt(self, pid: int) -> None:
+    def limit_process(self, pid: int) -> None:
         """Leave it alone."""
 
     def ran_short(self) -> bool:
         """Know nothing of it."""
         return False
 
-    def spent(self, count: int) -> None:
+    def count_bytes(self, count: int) -> None:
         """Count nothing."""
 
-    def look(self, now_s: float) -> Message | None:
+    def poll(self, now_s: float) -> Message | None:
         """See nothing."""
         del now_s
         return None

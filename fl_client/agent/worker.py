@@ -173,7 +173,7 @@ class TrainingWorker:
         return None
 
     def _warm(self, order: Order) -> training.TrainingChild:
-        placed = self._tasks.placed(order)
+        placed = self._tasks.environment_of(order)
         if self._child is not None and self._task != placed.name:
             self.close("another task is next")
         if self._child is None:
@@ -200,7 +200,7 @@ class TrainingWorker:
                 self._post,
                 log=self._folder.training_log,
                 environment={**self._steward.environment(), **environment(self._accelerators)},
-                started=self._steward.adopt,
+                started=self._steward.limit_process,
             )
         self._used_s = time.monotonic()
         return self._child

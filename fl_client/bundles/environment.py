@@ -1,7 +1,7 @@
-"""A bundle's own environment: a fresh venv that sees the agent's packages behind its own.
+"""A bundle's own environment: a venv that has the agent's packages after its own.
 
-What a bundle needs and the agent has is taken from the agent; anything else is installed into the
-venv, where the device's settings allow it, never into the agent's environment.
+Dependencies that the agent has are used from there. Others are installed into the venv, if the
+device's settings allow it, and never into the agent's environment.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from storage.bundles.bundle import Dependency
 from storage.transfer.files import Cancelled
 
 _INSTALL_S = 900.0
-_LOOK_S = 0.2
-_MARK = "rengo-environment.json"
+_POLL_S = 0.2
+_MARKER = "rengo-environment.json"
 
 
 def environment(
@@ -36,18 +36,18 @@ def environment(
     settings: BundleSettings,
     cancel: threading.Event,
 ) -> Path:
-    """Return the interpreter of a venv that has the dependencies; made where it is not there.
+    """Return the interpreter of a venv with the dependencies, which is created if necessary.
 
     Args:
-        folder: the venv's own; what is left of a half-made one goes.
+        folder: that of the venv; an incomplete one is removed.
 
     Raises:
         ConfigError: a package is missing and may not or cannot be installed; says which and why.
         Cancelled: ``cancel`` was set.
     """
     python = folder / "bin" / "python"
-    mark = json.dumps({"sees": _agents_folders(), "python": sys.version, "prefix": sys.prefix})
-    if _read(folder / _MARK) == mark and python.exists():
+    marker = json.dumps({"sees": _agent_folders(), "python": sys.version, "prefix": sys.prefix})
+    if _read(folder / _MARKER) == marker and python.exists():
         return python
     missing = [each for each in dependencies if not is_met(each)]
     if missing and settings.install == "never":
@@ -55,22 +55,22 @@ def environment(
     if folder.exists():
         shutil.rmtree(folder)
     venv.EnvBuilder(with_pip=False, symlinks=True).create(folder)
-    _see_the_agents_packages(folder)
+    _link_agent_packages(folder)
     if missing:
         _install(folder, missing, settings, cancel)
-    # the mark must not reach the disk before what it vouches for
+    # the marker must not be on the disk before the files that it stands for
     os.sync()
-    atomic_write(folder / _MARK, mark.encode())
+    atomic_write(folder / _MARKER, marker.encode())
     return python
 
 
 def is_met(dependency: Dependency) -> bool:
-    """Whether the agent's own environment has it.
+    """Return whether the agent's own environment has a dependency.
 
     Raises:
         ConfigError: it is not a requirement.
     """
-    # a device that takes no bundles need not carry it
+    # a device without bundles does not need it
     from packaging.requirements import InvalidRequirement, Requirement  # noqa: PLC0415
 
     try:
@@ -78,7 +78,7 @@ def is_met(dependency: Dependency) -> bool:
     except InvalidRequirement as error:
         raise ConfigError(f"{dependency.requirement!r} is not a requirement: {error}") from error
     if dependency.hashes or wanted.extras:
-        return False  # what is here may be of other bytes, or lack the extra
+        return False  # the installed files may differ, or lack the extra
     try:
         return wanted.specifier.contains(version(wanted.name), prereleases=True)
     except PackageNotFoundError:
@@ -89,17 +89,17 @@ def _lacking(missing: Sequence[Dependency]) -> str:
     return ", ".join(each.requirement for each in missing)
 
 
-def _agents_folders() -> list[str]:
-    """Return where the agent's packages lie, the folder of Rengo itself first."""
+def _agent_folders() -> list[str]:
+    """Return the folders of the agent's packages, that of Rengo itself first."""
     home = Path(fl_client.__file__).resolve().parent.parent
     named = [path for path in sys.path if Path(path).name in {"site-packages", "dist-packages"}]
     return list(dict.fromkeys([str(home), *named]))
 
 
-def _see_the_agents_packages(folder: Path) -> None:
+def _link_agent_packages(folder: Path) -> None:
     (packages,) = folder.glob("lib/python*/site-packages")
-    # addsitedir reads the .pth files there too, of editable installs; what is behind comes later
-    lines = [f"import site; site.addsitedir({path!r})" for path in _agents_folders()]
+    # addsitedir also reads the .pth files of editable installs; these folders come after its own
+    lines = [f"import site; site.addsitedir({path!r})" for path in _agent_folders()]
     (packages / "rengo-agent.pth").write_text("\n".join(lines) + "\n", "utf-8")
 
 
@@ -136,16 +136,16 @@ def _install(
             process.kill()
             process.wait()
     if process.returncode != 0:
-        said = [line for line in log.read_text("utf-8", "replace").splitlines() if line.strip()]
-        errors = [line for line in said if line.startswith("ERROR")]
-        reason = [f"pip ended with {process.returncode}", *said[-1:], *errors[-1:]][-1]
+        output = [line for line in log.read_text("utf-8", "replace").splitlines() if line.strip()]
+        errors = [line for line in output if line.startswith("ERROR")]
+        reason = [f"pip ended with {process.returncode}", *output[-1:], *errors[-1:]][-1]
         raise ConfigError(f"it needs {_lacking(missing)}, which cannot be installed: {reason:.300}")
 
 
 def _await(process: subprocess.Popen[bytes], cancel: threading.Event) -> None:
     deadline = time.monotonic() + _INSTALL_S
     while process.poll() is None:
-        if cancel.wait(_LOOK_S):
+        if cancel.wait(_POLL_S):
             raise Cancelled("the installation of a bundle's packages was cancelled")
         if time.monotonic() > deadline:
             raise ConfigError(f"its packages were not installed within {_INSTALL_S:.0f} s")

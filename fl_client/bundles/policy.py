@@ -1,4 +1,4 @@
-"""Which task bundles a device runs: its own settings, and the judgement by them. No I/O."""
+"""Which task bundles a device runs: its settings, and the decision by them. No I/O."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ Allowed = Annotated[str, Field(pattern=r"^(\*|[a-z0-9_-]{1,64})$")]
 
 
 class BundleSettings(BaseModel):
-    """What may come as a bundle; as it stands, nothing may, because nobody is trusted.
+    """Which bundles are accepted; by default none, because no key is trusted.
 
     Attributes:
-        trust: the public keys of those whose bundles may run here.
-        allow: the names of the tasks that may come so, or "*".
-        install: how packages that a bundle needs and this device has not get into the bundle's
-            environment: not at all, from ``wheels`` alone, or as pip is configured.
+        trust: the public keys of the signers whose bundles may run here.
+        allow: the names of the tasks that are accepted as bundles, or "*".
+        install: how missing packages are installed into the bundle's environment: not at all, from
+            ``wheels`` only, or as pip is configured.
         wheels: the folder of packages for "offline".
-        max_bytes: of a bundle, as it comes and unpacked.
-        keep: how many bundles stay unpacked, the latest used.
+        max_bytes: of a bundle, both packed and unpacked.
+        keep: how many of the bundles used last stay unpacked.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -42,18 +42,18 @@ class BundleSettings(BaseModel):
 
     @property
     def offered(self) -> list[str]:
-        """What the device says that it takes as a bundle: nothing where it trusts nobody."""
+        """The tasks that the device announces as accepted: none if it trusts no key."""
         return list(self.allow) if self.trust else []
 
 
 @dataclass(frozen=True)
 class BundleHost:
-    """What a bundle is held against beside the settings.
+    """What a bundle's requirements are compared with, beside the settings.
 
     Attributes:
         rengo: the version that is installed here.
-        memory_bytes: what a training process may hold; 0 where nothing limits it.
-        clock: returns this machine's time where it is known to be right, else None.
+        memory_bytes: what a training process may hold; 0 for no limit.
+        clock: returns this machine's time in ms if it is known to be right, else None.
     """
 
     rengo: str
@@ -62,7 +62,7 @@ class BundleHost:
 
 
 def refusal_of_order(order: Order, settings: BundleSettings) -> str:
-    """Return why an order's bundle need not even be fetched, "" where it may be."""
+    """Return why an order's bundle is not fetched, "" if it may be."""
     task, bundle = order.task, order.bundle
     if bundle is None:
         return "and the order brings no bundle"
@@ -81,14 +81,14 @@ def refusal_of_order(order: Order, settings: BundleSettings) -> str:
 def refusal_of_bundle(
     signed: SignedManifest, settings: BundleSettings, machine: BundleHost, server_ms: int
 ) -> str:
-    """Return why a bundle must not run here now, "" where it may.
+    """Return why a bundle must not run here now, "" if it may.
 
-    Expiry is judged by the server's time, which came signed with the order, so that a device whose
-    clock is off by years is not fooled; by this machine's clock as well, where it is known to be
-    right, so that the server alone cannot make an expired bundle young.
+    Expiry is checked by the server's time, which is signed with the order, so that it does not
+    depend on a clock that is off by years. If this machine's clock is known to be right, it is
+    checked by that as well, so that the server alone cannot extend a bundle's life.
 
     Args:
-        server_ms: when the order was made, as the server signed it.
+        server_ms: when the server signed the order.
     """
     manifest, signer = signed.manifest, signed.signer
     if signer is None:

@@ -1,11 +1,11 @@
-"""The task bundles on a device: fetched once, verified every time, run only by its own policy.
+"""The task bundles on a device: fetched once, verified every time, run only if its policy allows.
 
-    bundles/{sha256}.rtask             the bundle as it came
+    bundles/{sha256}.rtask             the bundle as it was downloaded
     bundles/{sha256}/task/…            unpacked, read-only
     bundles/{sha256}/venv/…            its environment
 
-A bundle's class is found by the signed manifest and loaded from the bundle's own folder; nothing
-that came over the network is ever an import path.
+The signed manifest names a bundle's class, which is loaded from the bundle's own folder; nothing
+received over the network is ever used as an import path.
 """
 
 from __future__ import annotations
@@ -37,11 +37,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TaskEnvironment:
-    """A task that may run: what the training child loads, by which interpreter.
+    """A task that is ready to run: what the training child loads, with which interpreter.
 
     Attributes:
-        name: tells it from all others: its own, or its bundle's sha256.
-        python: None for the agent's own.
+        name: a unique one: the task's, or the bundle's sha256.
+        spec: the argument for ``load_task``.
+        python: the interpreter; None for the agent's own.
     """
 
     name: str
@@ -52,12 +53,12 @@ class TaskEnvironment:
 class DeviceBundles:
     """The bundles of one agent.
 
-    ``refusal`` and ``placed`` belong to the owner's thread, ``prepare`` to the transfer thread.
+    The transfer thread calls ``prepare``, the owner's thread the other methods.
 
     Args:
-        folder: its own; made when the first bundle comes.
-        installed: what the tasks that need no bundle are loaded by, by their names.
-        memory_bytes: what a training process may hold; 0 where nothing limits it.
+        folder: that of the bundles; created when the first one arrives.
+        installed: for each task that needs no bundle, its argument for ``load_task``.
+        memory_bytes: what a training process may hold; 0 for no limit.
     """
 
     def __init__(
@@ -75,55 +76,55 @@ class DeviceBundles:
         self._installed = installed
         self._memory_bytes = memory_bytes
         self._clock = clock
-        self._placed: dict[str, TaskEnvironment] = {}
+        self._ready: dict[str, TaskEnvironment] = {}
         self._server_ms = 0
 
-    def heard(self, sent_ms: int) -> None:
-        """Take when the server signed the order that came just now."""
+    def set_server_time(self, sent_ms: int) -> None:
+        """Set the server's time: when it signed the latest order."""
         self._server_ms = sent_ms
 
     def refusal(self, order: Order) -> str:
-        """Return why an order for a task that is not installed cannot be done, "" if it may be."""
+        """Return why an order for a task that is not installed is declined, "" if it is not."""
         return refusal_of_order(order, self._settings)
 
-    def placed(self, order: Order) -> TaskEnvironment:
-        """Return what an order's task is run by; a bundle was prepared before.
+    def environment_of(self, order: Order) -> TaskEnvironment:
+        """Return the environment of an order's task; a bundle must have been prepared.
 
-        What is installed comes first: a device's own tasks are not replaced over the network.
+        An installed task has precedence: it cannot be replaced over the network.
         """
         if order.task in self._installed:
             return TaskEnvironment(order.task, self._installed[order.task])
         assert order.bundle is not None
-        return self._placed[order.bundle.sha256]
+        return self._ready[order.bundle.sha256]
 
     def prepare(self, order: Order, renew: Callable[[], str], cancel: threading.Event) -> int:
-        """Make an order's bundle ready to run, and return the bytes that were moved for it.
+        """Make an order's bundle ready to run, and return the bytes transferred for it.
 
         Raises:
             ConfigError: this device must not run it; says why.
-            Corrupt: it is not what was announced or signed.
+            Corrupt: it is not the bundle that was announced or signed.
             StorageError: as :meth:`storage.transfer.files.Transfers.download` says.
         """
         reference = order.bundle
         if reference is None:
             raise ConfigError(f"task {order.task!r} is not installed here and has no bundle")
         make_folder(self._folder)
-        moved, path = self._fetch(reference, renew, cancel)
+        transferred, path = self._fetch(reference, renew, cancel)
         try:
-            self._place(order, path, cancel)
+            self._unpack(order, path, cancel)
         except RengoError as error:
-            self._placed.pop(reference.sha256, None)
+            self._ready.pop(reference.sha256, None)
             # one line for the operator: which bundle, and what is wrong with it
             text = f"bundle {order.task}@{reference.sha256[:12]} is refused: {error}"
             raise type(error)(text) if type(error) in {ConfigError, Corrupt} else error from error
         self._evict(reference.sha256)
-        return moved
+        return transferred
 
     def _fetch(
         self, reference: BundleRef, renew: Callable[[], str], cancel: threading.Event
     ) -> tuple[int, Path]:
         path = self._folder / f"{reference.sha256}.rtask"
-        moved = self._transfers.download(
+        transferred = self._transfers.download(
             reference.url,
             path,
             sha256=reference.sha256,
@@ -132,38 +133,38 @@ class DeviceBundles:
             cancel=cancel,
         )
         os.utime(path)
-        return moved, path
+        return transferred, path
 
-    def _place(self, order: Order, path: Path, cancel: threading.Event) -> None:
-        # loaded here alone: most agents never need it
+    def _unpack(self, order: Order, path: Path, cancel: threading.Event) -> None:
+        # imported here because most agents never need it
         from fl_client.bundles.environment import environment  # noqa: PLC0415
         from storage.bundles.bundle import FILES, read_bundle, unpack  # noqa: PLC0415
 
         with path.open("rb") as file:
             signed, members = read_bundle(file, path.name[:12])
-            self._require_right(order, signed)
-            place = path.with_suffix("")
-            if not _is_unpacked(place, signed.manifest):
-                fresh = self._folder / f"incoming-{place.name}"
+            self._require_allowed(order, signed)
+            folder = path.with_suffix("")
+            if not _is_unpacked(folder, signed.manifest):
+                fresh = self._folder / f"incoming-{folder.name}"
                 shutil.rmtree(fresh, ignore_errors=True)
                 unpack(file, members, fresh)
-                shutil.rmtree(place, ignore_errors=True)
-                fresh.rename(place)
+                shutil.rmtree(folder, ignore_errors=True)
+                fresh.rename(folder)
         manifest = signed.manifest
-        python = environment(place / "venv", manifest.dependencies, self._settings, cancel)
-        spec = f"{place / FILES / manifest.entry}:{manifest.class_name}"
-        self._placed[place.name] = TaskEnvironment(place.name, spec, python)
+        python = environment(folder / "venv", manifest.dependencies, self._settings, cancel)
+        spec = f"{folder / FILES / manifest.entry}:{manifest.class_name}"
+        self._ready[folder.name] = TaskEnvironment(folder.name, spec, python)
 
-    def _require_right(self, order: Order, signed: SignedManifest) -> None:
+    def _require_allowed(self, order: Order, signed: SignedManifest) -> None:
         if signed.manifest.name != order.task:
             raise ConfigError(f"it is of task {signed.manifest.name!r}")
-        machine = BundleHost(version("rengo"), self._memory_bytes, self._clock)
-        reason = refusal_of_bundle(signed, self._settings, machine, self._server_ms)
+        host = BundleHost(version("rengo"), self._memory_bytes, self._clock)
+        reason = refusal_of_bundle(signed, self._settings, host, self._server_ms)
         if reason:
             raise ConfigError(reason)
 
     def _evict(self, latest: str) -> None:
-        """Remove all but the bundles that were used last, and what a power cut left."""
+        """Remove all but the bundles used last, and incomplete ones left by a power cut."""
         kept = sorted(self._folder.glob("*.rtask"), key=lambda path: path.stat().st_mtime)
         names = {path.stem for path in kept[-self._settings.keep :]} | {latest}
         for path in self._folder.iterdir():
@@ -173,14 +174,14 @@ class DeviceBundles:
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
-        self._placed = {name: each for name, each in self._placed.items() if name in names}
+        self._ready = {name: each for name, each in self._ready.items() if name in names}
 
 
-def _is_unpacked(place: Path, manifest: BundleManifest) -> bool:
-    """Whether the files of a bundle lie there as its manifest names them, and no others."""
-    from storage.bundles.bundle import FILES  # noqa: PLC0415  see ``_place``
+def _is_unpacked(folder: Path, manifest: BundleManifest) -> bool:
+    """Return whether the folder has exactly the files that the bundle's manifest names."""
+    from storage.bundles.bundle import FILES  # noqa: PLC0415  see ``_unpack``
 
-    root = place / FILES
+    root = folder / FILES
     if not root.is_dir():
         return False
     there = {path.relative_to(root).as_posix() for path in root.rglob("*") if not path.is_dir()}

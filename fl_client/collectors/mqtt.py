@@ -1,4 +1,4 @@
-"""Samples out of topics of the site's own sensors: a connection that has nothing of Rengo's."""
+"""Receives samples from topics of the site's own broker, over a connection apart from Rengo's."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ _LOG = logging.getLogger(__name__)
 _KEEPALIVE_S = 60
 
 
-class Intake(Protocol):
-    """What takes records."""
+class RecordSink(Protocol):
+    """What receives the records: the collector."""
 
     def offer(self, record: dict[str, Any]) -> bool:
-        """Take a record; False when there are too many already."""
+        """Queue a record; False when the queue is full."""
 
     def refuse(self, reason: str) -> None:
-        """Count a record that is no sample."""
+        """Count a record that cannot be used."""
 
 
 class MqttFeed:
-    """One session with the site's broker; what comes is data, never an order."""
+    """One session with the site's broker; its messages are only ever read as data."""
 
-    def __init__(self, source: MqttSource, intake: Intake) -> None:
+    def __init__(self, source: MqttSource, sink: RecordSink) -> None:
         self._source = source
-        self._intake = intake
-        self._allowance = Allowance(source.max_per_s)
+        self._sink = sink
+        self._rate = MessageRate(source.max_per_s)
         self._session = MqttSession(
             Endpoint(
                 host=source.host,
@@ -52,45 +52,45 @@ class MqttFeed:
                 tls=None if source.ca is None else Tls.trusting(source.ca),
             ),
             source.topics,
-            self._take,
+            self._on_event,
         )
 
     def start(self) -> None:
-        """Connect, for as long as it takes."""
+        """Connect, and try again until it succeeds."""
         self._session.start()
 
     def stop(self) -> None:
-        """Disconnect; the broker keeps the subscription."""
+        """Disconnect; the broker keeps the subscription and queues messages."""
         self._session.stop()
 
-    def _take(self, event: SessionEvent) -> bool:
+    def _on_event(self, event: SessionEvent) -> bool:
         match event:
             case Delivery():
-                taken = self._deliver(event)
-                if taken:
+                accepted = self._deliver(event)
+                if accepted:
                     self._session.ack(event)
-                return taken
+                return accepted
             case SessionFault():
                 _LOG.error("the site's broker: %s", event.error)
         return True
 
     def _deliver(self, delivery: Delivery) -> bool:
-        """Return False for a message that the broker shall bring again."""
+        """Pass a message on; False if the broker has to deliver it again."""
         if delivery.retain:
-            return True  # an old value, which was taken when it was new
-        if not self._allowance.take(time.monotonic()):
-            self._intake.refuse("flood")
+            return True  # an old value, which was received when it was new
+        if not self._rate.allow(time.monotonic()):
+            self._sink.refuse("flood")
             return True
         try:
             record = decode(delivery.payload, self._source)
         except BadSample as error:
-            self._intake.refuse(error.reason)
+            self._sink.refuse(error.reason)
             return True
-        return self._intake.offer(record)
+        return self._sink.offer(record)
 
 
-class Allowance:
-    """So many messages a second, and as many at once as ten seconds allow. Any thread."""
+class MessageRate:
+    """Allows so many messages a second, and bursts of ten seconds' worth. For any thread."""
 
     def __init__(self, per_s: float) -> None:
         self._per_s = per_s
@@ -99,8 +99,8 @@ class Allowance:
         self._at_s: float | None = None
         self._lock = threading.Lock()
 
-    def take(self, now_s: float) -> bool:
-        """Return whether one more is allowed."""
+    def allow(self, now_s: float) -> bool:
+        """Return whether one more message is allowed now, and count it."""
         with self._lock:
             passed_s = 0.0 if self._at_s is None else max(0.0, now_s - self._at_s)
             self._at_s = now_s
@@ -112,7 +112,7 @@ class Allowance:
 
 
 def decode(payload: bytes, source: MqttSource) -> dict[str, Any]:
-    """Return the record of a payload; BadSample when it is too large or none."""
+    """Return the record in a payload; BadSample if it is too large or contains none."""
     if len(payload) > source.max_payload_bytes:
         raise BadSample("a payload beyond its bound", "oversize")
     try:

@@ -1,4 +1,4 @@
-"""What a collector is started with. It holds no secret."""
+"""The argument of a collector's process. It contains no secret."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class CollectorOrder(BaseModel):
     folder: Path | None = None
 
     def device(self) -> Device:
-        """Return the device as a task sees it."""
+        """Return the device that is passed to the task."""
         return Device(
             id=self.device_id,
             index=self.index,

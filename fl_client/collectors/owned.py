@@ -1,4 +1,7 @@
-"""The agent's hold on its own data; where it has none, nothing else of this room is loaded."""
+"""The agent's own data: its collectors and its reports.
+
+If its settings name no data, nothing else of this package is loaded.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,10 @@ if TYPE_CHECKING:
 
 
 class OwnData:
-    """What gathers an agent's data, and what may be told of them. Its owner thread calls it.
+    """Gathers and reports an agent's data. The agent's owner thread calls it.
 
     Args:
-        specs: what each installed task is loaded by.
+        specs: the argument for ``load_task`` of each installed task.
 
     Raises:
         ConfigError: a section is of no task that may run here.
@@ -37,19 +40,19 @@ class OwnData:
         self._reports = DataReports(found)
 
     def start(self) -> None:
-        """Begin to gather."""
+        """Start the collectors."""
         if self._collectors is not None:
             self._collectors.start()
 
     def stop(self) -> None:
-        """End gathering; what is held is written."""
+        """Stop the collectors, after they have written their samples."""
         if self._collectors is not None:
             self._collectors.stop()
 
     def latest(self) -> DataReport | None:
-        """Return what a new connection publishes, if anything."""
+        """Return the report for a new connection, if there is one."""
         return None if self._reports is None else self._reports.latest()
 
-    def news(self) -> DataReport | None:
+    def changed(self) -> DataReport | None:
         """Return the report if it differs from the one returned last."""
-        return None if self._reports is None else self._reports.news()
+        return None if self._reports is None else self._reports.changed()

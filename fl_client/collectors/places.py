@@ -1,6 +1,6 @@
-"""Which data an agent has of its own, and where each task's lie.
+"""Which data an agent has of its own, and where those of each task are.
 
-Where its settings name none, nothing else of these packages is loaded.
+If its settings name none, ``fl_client.datasets`` is not loaded.
 """
 
 from __future__ import annotations

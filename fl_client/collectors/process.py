@@ -1,7 +1,7 @@
 """The collector: a process beside the agent that gathers samples, whether a round runs or not.
 
-``python -m fl_client.collectors.process JSON`` ends at SIGTERM, after it has written what it
-holds. What it holds and has not written, ``store.flush_s`` of samples at most, a kill costs.
+``python -m fl_client.collectors.process JSON`` ends at SIGTERM, after writing the samples that it
+has in memory. A kill loses those, at most the samples of ``store.flush_s``.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from typing import Any, Protocol
 from fl_client.collectors.order import CollectorOrder
 from fl_client.datasets.sample import BadSample, Sample, SampleReader
 from fl_client.datasets.settings import DataPlace, MqttSource, Schema, SensorSource
-from fl_client.datasets.store import SampleStore, StoreDamaged, StoreError, open_store
+from fl_client.datasets.store import SampleStore, SampleStoreDamaged, SampleStoreError, open_store
 from runtime.errors import ConfigError, RengoError
 
 _LOG = logging.getLogger(__name__)
 _BATCH = 256
 _QUEUE_MAX = 2000
-_HELD_MAX = 10_000
-_TELL_EVERY_S = 600.0
+_BUFFER_MAX = 10_000
+_LOG_EVERY_S = 600.0
 
 
 class Feed(Protocol):
-    """Where records come from; it puts them into the collector by ``offer``."""
+    """A source of records, which it passes to the collector by ``offer``."""
 
     def start(self) -> None:
-        """Begin, on threads of its own."""
+        """Start, on threads of its own."""
 
     def stop(self) -> None:
-        """End; nothing is offered from here on."""
+        """Stop: nothing more is offered."""
 
 
 class Collector:
@@ -54,14 +54,14 @@ class Collector:
         self._queue: queue.Queue[Mapping[str, Any]] = queue.Queue(_QUEUE_MAX)
         self._refused: Counter[str] = Counter()
         self._lock = threading.Lock()
-        self._held: list[Sample] = []
+        self._buffer: list[Sample] = []
         self._since_s = 0.0
-        self._told_s: float | None = None
+        self._logged_s: float | None = None
         self._wake = threading.Event()
         self._failure: BaseException | None = None
 
     def offer(self, record: Mapping[str, Any]) -> bool:
-        """Take a record; False when there are too many already."""
+        """Queue a record; False when the queue is full."""
         try:
             self._queue.put_nowait(record)
         except queue.Full:
@@ -69,21 +69,21 @@ class Collector:
         return True
 
     def refuse(self, reason: str) -> None:
-        """Count a record that is no sample."""
+        """Count a record that cannot be used."""
         with self._lock:
             self._refused[reason] += 1
 
     def fail(self, error: BaseException) -> None:
-        """End the collector with an error of its feed."""
+        """Stop the collector with an error of its feed."""
         self._failure = error
         self._wake.set()
 
     def stop(self) -> None:
-        """Ask it to end; a signal handler may call it."""
+        """Tell it to stop; a signal handler may call it."""
         self._wake.set()
 
     def run(self) -> None:
-        """Gather until ``stop``; what is held is written then."""
+        """Gather until ``stop``, then write all samples."""
         pause_s = min(0.5, self._place.settings.store.flush_s / 4)
         try:
             while not self._wake.is_set():
@@ -97,10 +97,10 @@ class Collector:
         if self._failure is not None:
             raise self._failure
 
-    def gather(self, patience_s: float) -> None:
-        """Read what has come, after waiting so long for the first of it."""
+    def gather(self, timeout_s: float) -> None:
+        """Read the queued records, after waiting so long for the first one."""
         try:
-            self._read(self._queue.get(timeout=patience_s) if patience_s else self._next())
+            self._read(self._queue.get(timeout=timeout_s) if timeout_s else self._next())
             for _ in range(_BATCH):
                 self._read(self._next())
         except queue.Empty:
@@ -111,55 +111,55 @@ class Collector:
 
     def _read(self, record: Mapping[str, Any]) -> None:
         try:
-            # without an id or a time, equal readings are still two
+            # without an id or a time, two equal readings are still two samples
             sample = self._reader.read(record, "" if self._named else secrets.token_hex(16))
         except BadSample as error:
             self.refuse(error.reason)
             return
-        if not self._held:
+        if not self._buffer:
             self._since_s = time.monotonic()
-        self._held.append(sample)
+        self._buffer.append(sample)
 
     def flush_if_due(self, now_s: float) -> None:
-        """Write what is held when it is much or old."""
+        """Write the samples in memory if they are many or old."""
         flush_s = self._place.settings.store.flush_s
-        if len(self._held) >= _BATCH or (self._held and now_s - self._since_s >= flush_s):
+        if len(self._buffer) >= _BATCH or (self._buffer and now_s - self._since_s >= flush_s):
             self.flush(now_s)
 
     def flush(self, now_s: float) -> None:
-        """Write what is held; a full disk is tried again later, and the oldest goes meanwhile."""
+        """Write the samples in memory; if that fails they stay there, up to a bound."""
         with self._lock:
             refused, self._refused = self._refused, Counter()
-        self._tell(refused, now_s)
-        if not self._held and not refused:
+        self._log_refused(refused, now_s)
+        if not self._buffer and not refused:
             return
         try:
             self._write(refused, now_s)
-            self._held.clear()
-        except StoreError as error:
-            _LOG.error("%s; %d samples are held", error, len(self._held))
+            self._buffer.clear()
+        except SampleStoreError as error:
+            _LOG.error("%s; %d samples stay in memory", error, len(self._buffer))
             with self._lock:
                 self._refused.update(refused)
             self._since_s = now_s
-            del self._held[:-_HELD_MAX]
+            del self._buffer[:-_BUFFER_MAX]
 
     def _write(self, refused: Counter[str], now_s: float) -> None:
         try:
-            self._store.add(self._held, time.time(), now_s, refused)
-        except StoreDamaged:
+            self._store.add(self._buffer, time.time(), now_s, refused)
+        except SampleStoreDamaged:
             self._store.close()
             self._store = open_store(self._place.folder, self._place.settings.store)
-            self._store.add(self._held, time.time(), now_s, refused)
+            self._store.add(self._buffer, time.time(), now_s, refused)
 
-    def _tell(self, refused: Counter[str], now_s: float) -> None:
-        quiet = self._told_s is not None and now_s - self._told_s < _TELL_EVERY_S
+    def _log_refused(self, refused: Counter[str], now_s: float) -> None:
+        quiet = self._logged_s is not None and now_s - self._logged_s < _LOG_EVERY_S
         if refused and not quiet:
-            self._told_s = now_s
-            _LOG.warning("records that are no samples, by reason: %s", dict(refused))
+            self._logged_s = now_s
+            _LOG.warning("records that cannot be used, by reason: %s", dict(refused))
 
 
 class SensorFeed:
-    """Takes what the task's ``samples(device)`` gives, on one thread."""
+    """Reads what the task's ``samples(device)`` yields, on one thread."""
 
     def __init__(
         self, samples: Callable[[], Any], source: SensorSource, collector: Collector
@@ -171,17 +171,17 @@ class SensorFeed:
         self._thread = threading.Thread(target=self._run, name="sensor", daemon=True)
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Ask it to end; a sensor that gives nothing is not waited for: the process ends."""
+        """Tell the thread to stop, without waiting for a sensor that yields nothing."""
         self._stopping.set()
 
     def _run(self) -> None:
         try:
             for record in self._samples():
-                self._take(record)
+                self._offer(record)
                 if self._stopping.wait(self._every_s):
                     return
             raise ConfigError("the task's samples(device) has ended; it must go on for ever")
@@ -189,7 +189,7 @@ class SensorFeed:
         except (Exception, SystemExit) as error:  # noqa: BLE001
             self._collector.fail(error)
 
-    def _take(self, record: Any) -> None:
+    def _offer(self, record: Any) -> None:
         if not isinstance(record, Mapping):
             self._collector.refuse("type")
             return
@@ -198,7 +198,7 @@ class SensorFeed:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Gather until SIGTERM; 2 when it cannot begin or its sensor fails."""
+    """Gather until SIGTERM; return 2 if it cannot start or its sensor fails."""
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING)
     (text,) = sys.argv[1:] if argv is None else argv
     order = CollectorOrder.model_validate_json(text)

@@ -1,4 +1,4 @@
-"""The agent's side of its collectors: one process a source, started again when it ends."""
+"""Runs the agent's collectors: one process for each source, restarted when it ends."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Collectors:
     """Keeps the collectors running, from ``start`` to ``stop``.
 
     Args:
-        specs: what each installed task is loaded by.
+        specs: the argument for ``load_task`` of each installed task.
     """
 
     def __init__(
@@ -40,10 +40,10 @@ class Collectors:
         found: Sequence[DataPlace],
         specs: Mapping[str, str],
     ) -> None:
-        silent = unread_sensors(settings, [*specs])
-        for task in silent:
+        unread = unread_sensors(settings, [*specs])
+        for task in unread:
             _LOG.warning("the sensor of task %s is not read: the task is not installed here", task)
-        self._keepers = [
+        self._collectors = [
             _SupervisedCollector(
                 CollectorOrder(
                     place=place,
@@ -58,24 +58,24 @@ class Collectors:
                 )
             )
             for place in found
-            if isinstance(place.settings.source, Gathered) and place.task not in silent
+            if isinstance(place.settings.source, Gathered) and place.task not in unread
         ]
 
     def start(self) -> None:
-        """Start them, on threads of their own."""
-        for keeper in self._keepers:
-            keeper.start()
+        """Start them, each supervised by a thread."""
+        for each in self._collectors:
+            each.start()
 
     def stop(self) -> None:
-        """End them in order; what they hold is written."""
-        for keeper in self._keepers:
-            keeper.ask()
-        for keeper in self._keepers:
-            keeper.stop()
+        """Terminate all, and wait until they have written their samples."""
+        for each in self._collectors:
+            each.terminate()
+        for each in self._collectors:
+            each.stop()
 
 
 class _SupervisedCollector:
-    """One collector's process. The kernel ends it with the thread here, which waits for it."""
+    """One collector's process. The kernel kills it when the thread that waits for it ends."""
 
     def __init__(self, order: CollectorOrder) -> None:
         self._order = order
@@ -83,12 +83,12 @@ class _SupervisedCollector:
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
         name = f"collector-{order.place.task}"
-        self._thread = threading.Thread(target=self._keep, name=name, daemon=True)
+        self._thread = threading.Thread(target=self._supervise, name=name, daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
-    def ask(self) -> None:
+    def terminate(self) -> None:
         with self._lock:
             self._stopping.set()
             if self._process is not None:
@@ -103,11 +103,11 @@ class _SupervisedCollector:
                 self._process.kill()
         self._thread.join()
 
-    def _keep(self) -> None:
+    def _supervise(self) -> None:
         backoff = Backoff(_FIRST_PAUSE_S, _LONGEST_PAUSE_S, least=1.0)
         while not self._stopping.is_set():
             began_s = time.monotonic()
-            returncode = self._live()
+            returncode = self._run_once()
             if self._stopping.is_set():
                 return
             _LOG.error(
@@ -118,8 +118,8 @@ class _SupervisedCollector:
                 backoff.reset()
             self._stopping.wait(backoff.next_s())
 
-    def _live(self) -> int | None:
-        """Run the process until it ends; None when it could not be started."""
+    def _run_once(self) -> int | None:
+        """Run the process until it ends and return its status; None if it cannot be started."""
         try:
             process = self._popen()
         except OSError as error:
@@ -138,7 +138,7 @@ class _SupervisedCollector:
         too_long = path.exists() and path.stat().st_size > _LOG_MAX_BYTES
         flags = os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if too_long else os.O_APPEND)
         log = os.open(path, flags, 0o600)
-        # -P: modules are not looked for in the agent's working folder
+        # -P: no module is imported from the agent's working folder
         argv = [sys.executable, "-P", "-m", "fl_client.collectors.process"]
         try:
             with self._lock:

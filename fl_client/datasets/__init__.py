@@ -1,1 +1,1 @@
-"""Data that a device gathers itself: where they come from, how they are kept, how they change."""
+"""A device's own data: their sources, how they are stored and split, and how they change."""

@@ -1,4 +1,4 @@
-"""Examples out of CSV files that are appended to."""
+"""Reads examples from CSV files that another program appends to."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from runtime.errors import ConfigError, Unavailable
 def newest_first(
     source: CsvSource, settings: DataSettings, refused: Counter[str]
 ) -> Iterator[Sample]:
-    """Yield the examples of the last lines first; of a folder, those of the newest file first.
+    """Yield the examples, the last line first; of a folder, the newest file first.
 
-    A line that is not yet whole is left for the next time; one that is no sample is counted.
+    An incomplete last line is ignored until it is complete; an unusable line is counted.
 
     Raises:
         NoData: there is no such file or folder.
@@ -31,7 +31,7 @@ def newest_first(
         try:
             newest.extend(_samples(path, source, reader, refused))
         except FileNotFoundError:
-            continue  # it was rotated away meanwhile
+            continue  # removed by log rotation
         except OSError as error:
             raise Unavailable(f"{path} cannot be read: {error.strerror}") from error
         while newest:

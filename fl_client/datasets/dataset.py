@@ -1,4 +1,4 @@
-"""A device's own data as a task sees them: bounded, and split the same way for ever."""
+"""A device's own data as a task reads them: bounded, and always split the same way."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ Arrays: TypeAlias = tuple[NDArray[Any], NDArray[Any]]
 
 
 class Dataset:
-    """Reads a device's data when asked; each call sees what is there then.
+    """Reads a device's data; every call reads the current state of the source.
 
     Attributes:
-        refused: how many records were no samples at the last reading, by reason.
+        refused: how many records could not be used at the last reading, by reason.
     """
 
     def __init__(self, place: DataPlace) -> None:
@@ -42,7 +42,7 @@ class Dataset:
 
         Raises:
             NoData, Unavailable: the source cannot be read now.
-            ConfigError: the source is not as the settings say.
+            ConfigError: the source does not fit the settings.
         """
         self.refused.clear()
         bounds = self._settings.store
@@ -63,13 +63,13 @@ class Dataset:
         return found
 
     def splits(self) -> tuple[Arrays | None, Arrays | None]:
-        """Return inputs and targets to learn from, and those that are held out.
+        """Return inputs and targets to train on, and those that are held out.
 
-        Inputs are float32, targets the classes' numbers (int64), or float32 where there are no
-        classes. None stands for no examples. What may be told of the data is written beside.
+        Inputs are float32, targets the classes' numbers (int64), or float32 without classes. None
+        stands for no examples. The report of the data is updated if it is due.
 
         Raises:
-            NoData: there are no examples at all yet; else as ``samples``.
+            NoData: there are no examples yet; else as ``samples``.
         """
         samples = self.samples()
         if not samples:
@@ -81,7 +81,7 @@ class Dataset:
         sides = [is_held_out(task, sample, share) for sample in samples]
         kept = [sample for sample, held in zip(samples, sides, strict=True) if not held]
         held_out = [sample for sample, held in zip(samples, sides, strict=True) if held]
-        figures.renew(self._place, samples, len(held_out), sum(self.refused.values()))
+        figures.update(self._place, samples, len(held_out), sum(self.refused.values()))
         return self._arrays(kept), self._arrays(held_out)
 
     def _arrays(self, samples: list[Sample]) -> Arrays | None:

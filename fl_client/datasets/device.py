@@ -20,12 +20,12 @@ class Device:
     """The device that a task gives data to.
 
     Attributes:
-        index: this device's place among the ``count`` devices of the run, from 0.
-        role: a trainer learns from its data, an evaluator holds data that no trainer sees.
-        seed: the same for all devices of a site, so that they can deal out one data set.
+        index: this device's number among the ``count`` devices of the run, from 0.
+        role: a trainer trains on its data, an evaluator has data that no trainer sees.
+        seed: the same for all devices of a site, so that they can partition one data set.
         profile: ``gpu``, ``cpu`` or ``pi``.
-        folder: where the device's own data lies, if anywhere.
-        data: what the device's settings say of the task's data; see ``dataset``.
+        folder: the folder of the device's own data, if any.
+        data: the device's settings of the task's data; see ``dataset``.
     """
 
     id: str
@@ -47,7 +47,7 @@ class Device:
         """Return the task's data that this device gathers itself (``[data.<task>]``).
 
         Raises:
-            ConfigError: the device's settings say nothing of them.
+            ConfigError: the device's settings have no such section.
         """
         from fl_client.datasets.dataset import Dataset  # noqa: PLC0415  needs numpy
 

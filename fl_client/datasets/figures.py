@@ -1,7 +1,7 @@
-"""What is told of a task's data: histograms and their change, worked out where the data are.
+"""Computes the report of a task's data: histograms and how they have changed.
 
 The training process writes two files beside the gathered samples: ``figures.json`` with exact
-counts and edges, which never leaves the device, and ``report.json`` with what the agent sends.
+counts and edges, which never leaves the device, and ``report.json``, which the agent sends.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _Counts = list[Annotated[int, Field(ge=0)]]
 
 
 class _Reference(BaseModel):
-    """One quantity at the first training; ``agreed`` edges are no secret."""
+    """One quantity's reference and latest counts; ``agreed`` edges come from the settings."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     edges: list[float]
@@ -41,20 +41,22 @@ class _Reference(BaseModel):
     previous: _Counts
 
 
-class _KeptFigures(BaseModel):
+class _StoredFigures(BaseModel):
+    """The file ``figures.json``; ``of`` is the fingerprint of the settings."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     of: str
     at_s: float
     quantities: dict[str, _Reference]
 
 
-def renew(place: DataPlace, samples: Sequence[Sample], held_out: int, refused: int) -> None:
-    """Work out what is told of the data, where it is due and there is enough.
+def update(place: DataPlace, samples: Sequence[Sample], held_out: int, refused: int) -> None:
+    """Compute and write the report, if it is due and there are enough samples.
 
     Args:
         samples: the oldest first.
         held_out: how many of them are held out.
-        refused: how many records were none.
+        refused: how many records could not be used.
     """
     settings, now_s = place.settings.drift, time.time()
     path = place.folder / "figures.json"
@@ -69,7 +71,7 @@ def renew(place: DataPlace, samples: Sequence[Sample], held_out: int, refused: i
         name: _reference(name, values[name], known.get(name), place.settings) for name in values
     }
     quantities = [
-        _told(name, known.get(name), now, place.settings) for name, now in references.items()
+        _quantity(name, known.get(name), now, place.settings) for name, now in references.items()
     ]
     least = settings.min_count
     report = TaskData(
@@ -81,39 +83,39 @@ def renew(place: DataPlace, samples: Sequence[Sample], held_out: int, refused: i
         quantities=quantities,
     )
     enough = known or len(samples) >= max(settings.reference_count, least)
-    told = _KeptFigures(
+    figures = _StoredFigures(
         of=_fingerprint(place.settings), at_s=now_s, quantities=references if enough else {}
     )
     try:
-        atomic_write(path, told.model_dump_json().encode())
+        atomic_write(path, figures.model_dump_json().encode())
         atomic_write(report_path(place.folder), report.model_dump_json().encode())
     except OSError as error:
-        # a full card is no reason not to train
+        # a full disk is no reason not to train
         _LOG.error("the figures of task %s cannot be written: %s", place.task, error)
 
 
-def _read(path: Path, fingerprint: str) -> _KeptFigures | None:
+def _read(path: Path, fingerprint: str) -> _StoredFigures | None:
     try:
-        kept = _KeptFigures.model_validate_json(path.read_bytes())
+        kept = _StoredFigures.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         return None
     except (OSError, ValidationError) as error:
-        _LOG.error("%s is of no use, the reference is taken anew: %s", path, error)
+        _LOG.error("%s cannot be used, a new reference begins: %s", path, error)
         return None
     return kept if kept.of == fingerprint else None
 
 
 def _fingerprint(settings: DataSettings) -> str:
-    """Return what the counts depend on: with other bins they cannot be compared."""
+    """Return a digest of all settings on which the counts depend; others cannot be compared."""
     source = settings.source.model_dump_json(exclude={"path", "host", "port", "password_file"})
-    said = [source, *settings.classes, repr(settings.drift.bins), str(settings.drift.min_count)]
-    return hashlib.sha256("\n".join(said).encode()).hexdigest()
+    parts = [source, *settings.classes, repr(settings.drift.bins), str(settings.drift.min_count)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def _values(samples: Sequence[Sample], settings: DataSettings) -> dict[str, list[float]]:
-    """Return the quantities that are looked at: the label, then the first features.
+    """Return the values of each quantity: the label, then the first features.
 
-    A window or a picture is looked at by the mean and the spread of its numbers.
+    The quantities of a window or an image are the mean and the spread of its numbers.
     """
     found: dict[str, list[float]] = {}
     labelled = isinstance(settings.source, Schema) and bool(settings.source.label)
@@ -139,7 +141,7 @@ def _values(samples: Sequence[Sample], settings: DataSettings) -> dict[str, list
 def _reference(
     name: str, values: list[float], known: _Reference | None, settings: DataSettings
 ) -> _Reference:
-    """Return a quantity's reference, with the counts of now as those before the next report."""
+    """Return a quantity's reference, with the present counts as those of the previous report."""
     if name == _LABEL and settings.classes:
         counts = [0] * len(settings.classes)
         for value in values:
@@ -157,15 +159,17 @@ def _reference(
     return _Reference(edges=edges, agreed=agreed, counts=known.counts, previous=counts)
 
 
-def _told(name: str, known: _Reference | None, now: _Reference, settings: DataSettings) -> Quantity:
-    """Return what is told of a quantity; without a reference there is nothing to compare with."""
+def _quantity(
+    name: str, known: _Reference | None, now: _Reference, settings: DataSettings
+) -> Quantity:
+    """Return the report of a quantity; without a reference it has no change."""
     least, counts = settings.drift.min_count, now.previous
     if name == _LABEL and settings.classes:
         bars = _class_bars(counts, settings.classes, least)
     else:
         bars = [
-            Bar(name=_range(run, now), count=drift.rounded(run.count, least))
-            for run in drift.merged(counts, least)
+            Bar(name=_range_name(each, now), count=drift.rounded(each.count, least))
+            for each in drift.merged(counts, least)
         ]
     if known is None:
         return Quantity(name=name, bars=bars)
@@ -174,28 +178,28 @@ def _told(name: str, known: _Reference | None, now: _Reference, settings: DataSe
         bars=bars,
         psi_reference=round(drift.psi(known.counts, counts), 2),
         psi_previous=round(drift.psi(known.previous, counts), 2),
-        by_chance=round(drift.by_chance(len(counts), sum(known.counts), sum(counts)), 2),
+        by_chance=round(drift.psi_by_chance(len(counts), sum(known.counts), sum(counts)), 2),
     )
 
 
 def _class_bars(counts: Sequence[int], classes: Sequence[str], least: int) -> list[Bar]:
-    told, others = drift.pooled(counts, least)
-    # more classes than a message should hold: the largest
-    largest = sorted(told, key=lambda number: (-told[number], number))[:_MOST_BARS]
-    others += sum(told.values()) - sum(told[number] for number in largest)
+    reported, others = drift.pooled(counts, least)
+    # a message has room for the largest classes only
+    largest = sorted(reported, key=lambda number: (-reported[number], number))[:_MOST_BARS]
+    others += sum(reported.values()) - sum(reported[number] for number in largest)
     bars = [
-        Bar(name=classes[number], count=drift.rounded(told[number], least))
+        Bar(name=classes[number], count=drift.rounded(reported[number], least))
         for number in sorted(largest)
     ]
     return [*bars, Bar(name="(others)", count=drift.rounded(others, least))] if others else bars
 
 
-def _range(run: drift.Run, of: _Reference) -> str:
-    """Return what a run of bins is called: agreed edges by their values, others by their place."""
+def _range_name(bins: drift.BinRange, of: _Reference) -> str:
+    """Return the name of a range of bins: by its edges if they are agreed, else by its number."""
     if not of.agreed:
-        return f"part {run.first + 1}" + (f"-{run.end}" if run.end > run.first + 1 else "")
-    low = "" if run.first == 0 else f"{of.edges[run.first - 1]:g}"
-    high = "" if run.end > len(of.edges) else f"{of.edges[run.end - 1]:g}"
+        return f"part {bins.first + 1}" + (f"-{bins.end}" if bins.end > bins.first + 1 else "")
+    low = "" if bins.first == 0 else f"{of.edges[bins.first - 1]:g}"
+    high = "" if bins.end > len(of.edges) else f"{of.edges[bins.end - 1]:g}"
     return (
         f"{low} to {high}"
         if low and high

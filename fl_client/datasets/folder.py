@@ -1,4 +1,4 @@
-"""Examples out of a folder that grows: arrays in files of numpy, and pictures."""
+"""Reads examples from a growing folder: arrays in numpy's files, and images."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _SEPARATORS = ("_", "-")
 def newest_first(
     source: FolderSource, settings: DataSettings, refused: Counter[str]
 ) -> Iterator[Sample]:
-    """Yield the folder's examples, those of the newest files first.
+    """Yield the folder's examples, the newest file first.
 
-    A file that cannot be read (half written, damaged, of another kind) is counted and left out; it
-    is tried again the next time.
+    A file that cannot be read (incomplete, damaged, of another kind) is counted and skipped, and
+    tried again the next time.
 
     Raises:
         NoData: there is no such folder.
-        ConfigError: there are pictures, and no Pillow to read them.
+        ConfigError: there are images, and Pillow is not installed.
     """
     if not source.path.is_dir():
         raise NoData(f"the data folder {source.path} is not there")
@@ -49,7 +49,7 @@ def _newest_files(folder: Path) -> list[Path]:
             try:
                 found.append((path.stat().st_mtime_ns, path))
             except FileNotFoundError:
-                continue  # it has just been removed
+                continue  # just removed
     return [path for _, path in sorted(found, reverse=True)]
 
 
@@ -64,7 +64,7 @@ def _examples(
         if not np.isfinite(features).all() or not np.isfinite(target):
             raise BadSample(f"{path} holds numbers that are not finite", "type")
         shape = repr(features.shape).encode()
-        # by its content: a file that is moved to another class stays on its side of the split
+        # of its content: a file moved to another class stays on its side of the split
         identity = digest("content", shape + np.ascontiguousarray(features).tobytes())
         yield Sample(identity, _group(path, source), target, features)
 
@@ -77,7 +77,7 @@ def _arrays(
             raise BadSample(f"{path} is larger than the bound of all data", "oversize")
         match path.suffix.lower():
             case ".npy":
-                # mapped: a header that promises more than there is costs no memory
+                # mapped: a header that claims more data than the file has allocates no memory
                 yield _float32(path, np.load(path, mmap_mode="r", allow_pickle=False)), None
             case ".npz":
                 yield from _archive(path, limit)
@@ -88,7 +88,7 @@ def _arrays(
 
 
 def _archive(path: Path, limit: int) -> Iterator[tuple[NDArray[np.float32], float | None]]:
-    """Yield the examples of an archive with ``x`` and, unless the folder's name says it, ``y``."""
+    """Yield the examples of an archive with ``x`` and, unless the folder is the class, ``y``."""
     with zipfile.ZipFile(path) as archive:
         if sum(member.file_size for member in archive.infolist()) > limit:
             raise BadSample(f"{path} unpacks to more than the bound of all data", "oversize")
@@ -110,9 +110,9 @@ def _float32(path: Path, value: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def _picture(path: Path, source: FolderSource) -> NDArray[np.float32]:
-    """Return a picture within 0..1, as [channels, height, width]."""
+    """Return an image with values in 0..1, as [channels, height, width]."""
     try:
-        from PIL import Image  # noqa: PLC0415  (optional, and needed for pictures alone)
+        from PIL import Image  # noqa: PLC0415  (optional, only for images)
     except ImportError as error:
         raise ConfigError(f"{path} is a picture: reading it needs `pip install pillow`") from error
     try:

@@ -1,6 +1,6 @@
-"""What the agent sends of its data: the reports that training left, read when they may be new.
+"""What the agent sends about its data: the reports that training processes have written.
 
-Light: the figures were worked out where the data were read.
+It imports no numpy: the figures are computed in the training process.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _LOG = logging.getLogger(__name__)
 
 
 def report_path(folder: Path) -> Path:
-    """Return the file of what may be sent of a task's data."""
+    """Return the file with the report of a task's data."""
     return folder / "report.json"
 
 
@@ -30,22 +30,22 @@ class DataReports:
         self._sent: DataReport | None = None
 
     def latest(self) -> DataReport | None:
-        """Return what a new connection publishes; None where no task has data of its own.
+        """Return the report for a new connection; None if no task has data of its own.
 
-        An empty report takes the place of one that was sent before a person forbade it.
+        An empty report replaces one that was sent before reports were switched off.
         """
         if not self._places:
             return None
-        told = [
+        reports = [
             data
             for place in self._places
             if place.settings.drift.report and (data := _read(place)) is not None
         ]
-        self._sent = DataReport(tasks=told)
+        self._sent = DataReport(tasks=reports)
         return self._sent
 
-    def news(self) -> DataReport | None:
-        """Return the reports if they differ from those returned last."""
+    def changed(self) -> DataReport | None:
+        """Return the report if it differs from the one returned last."""
         before = self._sent
         latest = self.latest()
         return None if latest == before else latest
@@ -58,5 +58,5 @@ def _read(place: DataPlace) -> TaskData | None:
     except FileNotFoundError:
         return None
     except (OSError, ValidationError) as error:
-        _LOG.warning("%s is of no use until the next training: %s", path, error)
+        _LOG.warning("%s cannot be used until the next training: %s", path, error)
         return None

@@ -1,4 +1,4 @@
-"""A sample, and how a record becomes one. Light: no numpy."""
+"""A sample, and how a record becomes one. Imports no numpy, for the collector."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _LAST_SECOND = 253_402_300_799
 
 
 class BadSample(PeerError):
-    """A record is no sample: it is left out and counted."""
+    """A record cannot be used as a sample: it is skipped and counted."""
 
 
 class NoData(RengoError):
-    """The device has no data for a task, or none that can be read."""
+    """The device has no data for a task, or cannot read them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +32,8 @@ class Sample:
     """One example.
 
     Attributes:
-        id: the same for the same example, for ever.
-        group: what stays together in the split; empty: the example stands alone.
+        id: always the same for the same example.
+        group: examples of one group are on the same side of the split; empty for no group.
         label: the class's number, or the target.
         features: float32 numbers, an array of any shape.
     """
@@ -45,7 +45,7 @@ class Sample:
 
     @property
     def size_bytes(self) -> int:
-        """How much of a bound it takes."""
+        """Its size as counted against a bound."""
         count = getattr(self.features, "size", None)
         return 4 * (len(self.features) if count is None else int(count)) + ID_BYTES
 
@@ -54,8 +54,8 @@ class SampleReader:
     """Turns records into samples by a declared schema.
 
     Args:
-        classes: the labels, in order; empty where the target is a number.
-        textual: numbers may come as text, as in CSV.
+        classes: the labels, in order; empty if the target is a number.
+        textual: whether numbers may be text, as in CSV.
     """
 
     def __init__(self, schema: Schema, classes: Sequence[str], *, textual: bool = False) -> None:
@@ -67,10 +67,10 @@ class SampleReader:
         """Return the sample of a record.
 
         Args:
-            name: of the example, where the source itself has one.
+            name: of the example, if the source has one.
 
         Raises:
-            BadSample: a field is missing, of another type or length, or beyond its bounds.
+            BadSample: a field is missing, has another type or length, or is out of bounds.
         """
         schema = self._schema
         features = array("f")
@@ -90,7 +90,7 @@ class SampleReader:
         return numbers
 
     def _spread(self, feature: Feature, value: Any) -> Any:
-        """Return a field as a list: columns hold windows as text (``1 2 3``) or float32 bytes."""
+        """Return a field as a list; a column can have a window as text or as float32 bytes."""
         if feature.length == 1:
             return value if isinstance(value, list) else [value]
         if self._textual and isinstance(value, str):
@@ -105,7 +105,7 @@ class SampleReader:
         if isinstance(value, str) and not self._textual:
             raise BadSample(f"{name} is no number", "type")
         try:
-            # as it is stored and trained on
+            # in the precision that it is stored and trained in
             number = array("f", [float(value)])[0]
         except (ValueError, OverflowError) as error:
             raise BadSample(f"{name} is no number", "type") from error
@@ -128,7 +128,7 @@ class SampleReader:
             return digest("id", _plain(_field(record, self._schema.id)))
         if name:
             return digest("name", name)
-        # a label that a person mends must not move an example to the other side
+        # correcting a label must not move an example to the other side of the split
         fields = {key: record[key] for key in record if key != self._schema.label}
         return digest("fields", json.dumps(fields, sort_keys=True, default=str))
 
@@ -141,7 +141,7 @@ class SampleReader:
 
 
 def digest(kind: str, text: str | bytes) -> bytes:
-    """Return what names an example; ``kind`` keeps names of different kinds apart."""
+    """Return an example's id; ids of different kinds never collide."""
     content = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
     return hashlib.blake2b(content, digest_size=ID_BYTES, person=kind.encode()).digest()
 

@@ -1,6 +1,6 @@
-"""What a device is told about its own data: the ``[data.<task>]`` sections of the agent's file.
+"""The settings of a device's own data: the ``[data.<task>]`` sections of the agent's file.
 
-Imports neither numpy nor a network: a waiting agent reads this too.
+Imports neither numpy nor a network library: a waiting agent reads them too.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ class _Settings(BaseModel):
 
 
 class Feature(_Settings):
-    """One input of the model; in the file its name alone will do.
+    """One input of the model; in the file, a name alone is enough.
 
     Attributes:
         length: how many numbers it has: 1, or a window's length.
-        least: a smaller number is a fault of the sensor, and the sample is refused.
-        most: so is a larger one.
+        least: a sample with a smaller number, a fault of the sensor, is refused.
+        most: a sample with a larger one is, too.
     """
 
     name: Name
@@ -43,12 +43,13 @@ class Schema(_Settings):
     """Which fields of a record make a sample.
 
     Attributes:
-        features: in the order that the model takes them.
-        label: the target's field; empty where there is none (the target is 0).
-        id: what names an example for ever; empty for the digest of all fields but the label.
-        group: examples with the same value stay on one side of the split, such as a session.
-        time: seconds since 1970, or ISO 8601.
-        group_by_day: examples of one day (UTC, by ``time``) stay on one side.
+        features: in the order of the model's inputs.
+        label: the target's field; empty for none (the target is 0).
+        id: the field that identifies an example; empty for a digest of all fields but the label.
+        group: a field, such as a session; examples with the same value are on one side of the
+            split.
+        time: the field of the time, in seconds since 1970 or as ISO 8601.
+        group_by_day: examples of one day (UTC, by ``time``) are on one side of the split.
     """
 
     features: Annotated[
@@ -74,9 +75,9 @@ class FolderSource(_Settings):
     """Files in a folder that grows; a sub-folder's name is its examples' class.
 
     Attributes:
-        image_size: width and height that pictures are brought to.
-        group: "file" keeps the examples of one file together, "prefix" those of all files whose
-            names are alike up to the last ``_`` or ``-``.
+        image_size: width and height to which images are scaled.
+        group: "file" groups the examples of one file, "prefix" those of all files whose names are
+            the same up to the last ``_`` or ``-``.
     """
 
     kind: Literal["folder"]
@@ -95,10 +96,10 @@ class CsvSource(Schema):
 
 
 class SqliteSource(Schema):
-    """A table that grows; it is only ever read.
+    """A growing table, which is only read.
 
     Attributes:
-        rowid: the column that grows, and that names an example unless ``id`` does.
+        rowid: the column that increases; it identifies an example unless ``id`` does.
     """
 
     kind: Literal["sqlite"]
@@ -108,10 +109,10 @@ class SqliteSource(Schema):
 
 
 class SensorSource(Schema):
-    """What the task's own ``samples(device)`` gives, gathered beside the agent.
+    """What the task's ``samples(device)`` yields, in a process beside the agent.
 
     Attributes:
-        every_s: the pause between two samples; 0: the task paces itself.
+        every_s: the pause between two samples; 0 if the task waits itself.
     """
 
     kind: Literal["sensor"]
@@ -119,12 +120,12 @@ class SensorSource(Schema):
 
 
 class MqttSource(Schema):
-    """Topics of the site's own broker, with credentials that are no device's of Rengo.
+    """Topics of the site's own broker, with credentials that have nothing to do with Rengo.
 
     Attributes:
-        password_file: its one line is the password.
-        ca: whom to trust; given, the connection goes by TLS.
-        max_per_s: what comes faster is dropped and counted.
+        password_file: a file with the password as its only line.
+        ca: the authority to trust; if given, the connection uses TLS.
+        max_per_s: messages beyond this rate are dropped and counted.
     """
 
     kind: Literal["mqtt"]
@@ -148,11 +149,11 @@ Source = Annotated[
 
 
 class SampleStoreSettings(_Settings):
-    """How much is kept of what is gathered, and how much is read of what lies elsewhere.
+    """How much gathered data is stored, and how much is read from other sources.
 
     Attributes:
-        max_age_days: what was gathered longer ago goes; 0: nothing goes for its age.
-        flush_s: samples are written to the card together, at most so long after they came.
+        max_age_days: older samples are deleted; 0 for no limit.
+        flush_s: samples are written to the disk together, at most so long after they came.
     """
 
     max_mib: Annotated[float, Field(gt=0, le=1 << 20)] = 32.0
@@ -162,16 +163,16 @@ class SampleStoreSettings(_Settings):
 
 
 class DriftSettings(_Settings):
-    """What is told of the data, in aggregates.
+    """What is reported about the data, in aggregates.
 
     Attributes:
-        report: False: nothing is ever sent.
-        min_count: no count below it is ever sent, and every count is a multiple of it.
-        reference_count: how many examples the reference needs at least.
-        window: the newest so many examples are compared.
-        every_s: the shortest pause between two reports.
-        bins: edges by feature that were agreed on; without, the reference's own quantiles, which
-            are never sent.
+        report: whether anything is sent.
+        min_count: no smaller count is sent, and every count is a multiple of it.
+        reference_count: the least number of examples in the reference.
+        window: how many of the newest examples are compared.
+        every_s: the shortest time between two reports.
+        bins: agreed edges by feature; without them, quantiles of the reference, which are never
+            sent.
     """
 
     report: bool = True
@@ -195,8 +196,7 @@ class DataSettings(_Settings):
     """One task's data on this device.
 
     Attributes:
-        classes: the labels, in the order of the model's outputs; empty where the target is a
-            number.
+        classes: the labels, in the order of the model's outputs; empty if the target is a number.
         held_out: about which share of the examples is never trained on.
     """
 
@@ -214,7 +214,7 @@ class DataSettings(_Settings):
 
 
 class DataPlace(_Settings):
-    """One task's data and the folder of the agent in which what is gathered of them lies."""
+    """One task's data settings and the agent's folder for them."""
 
     task: str
     folder: Path

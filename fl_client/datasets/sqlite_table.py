@@ -1,4 +1,4 @@
-"""Examples out of a table of SQLite that another program fills; it is only ever read."""
+"""Reads examples from an SQLite table that another program fills."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _GONE = {sqlite3.SQLITE_ERROR}
 def newest_first(
     source: SqliteSource, settings: DataSettings, refused: Counter[str]
 ) -> Iterator[Sample]:
-    """Yield the examples of the highest rowids first.
+    """Yield the examples, the highest rowid first.
 
     Raises:
         NoData: there is no such file, or it is damaged.
@@ -45,20 +45,20 @@ def newest_first(
             except BadSample as error:
                 refused[error.reason] += 1
     except sqlite3.Error as error:
-        raise _meant(source, error) from error
+        raise _translated(source, error) from error
     finally:
         db.close()
 
 
 def _columns(source: SqliteSource) -> list[str]:
-    """Return the columns that are read, the rowid first."""
+    """Return the columns to read, the rowid first."""
     named = [feature.name for feature in source.features]
     others = (source.label, source.id, source.group, source.time)
     return list(dict.fromkeys([source.rowid, *named, *(name for name in others if name)]))
 
 
 def _require_columns(db: sqlite3.Connection, source: SqliteSource, columns: list[str]) -> None:
-    # a quoted name that is no column would be taken as text
+    # SQLite reads a quoted name that is no column as text
     found = [row[1] for row in db.execute(f"PRAGMA table_info({_quoted(source.table)})")]
     if not found:
         raise ConfigError(f"{source.path} has no table {source.table!r}")
@@ -74,7 +74,7 @@ def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def _meant(source: SqliteSource, error: sqlite3.Error) -> Exception:
+def _translated(source: SqliteSource, error: sqlite3.Error) -> Exception:
     if is_damage(error):
         return NoData(f"{source.path} is damaged: {error}")
     if getattr(error, "sqlite_errorcode", None) in _GONE:

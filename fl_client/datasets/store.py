@@ -1,7 +1,7 @@
-"""Where gathered samples are kept: a bounded ring in one SQLite file.
+"""Stores gathered samples, up to a bound, in one SQLite file.
 
-One process writes (the collector), others read meanwhile. What was committed outlives a kill and a
-power cut; a power cut may cost the latest commits, never the file.
+One process writes (the collector), others read at the same time. Committed samples survive a kill;
+a power cut can lose the latest commits, but never the file.
 """
 
 from __future__ import annotations
@@ -33,31 +33,31 @@ _PAGE_BYTES = 4096
 _CHECKPOINT_PAGES = 256
 _DAY_S = 86_400.0
 _BUSY_S = 10.0
-# remembered, not indexed: an index of digests would write a page of the card for each sample
-_REMEMBERED = 4096
-# a clock that is off by years must not empty the store at its first wrong word
+# in memory, not indexed: an index of digests would write a page of flash for every sample
+_DEDUPLICATED = 4096
+# a clock that is off by years must not delete everything at once
 _OLD_AT_ONCE = 0.5
 _BELIEVED_AFTER_S = 3600.0
 _LOST = "the samples in it are lost to training"
 
 
-class StoreError(RengoError):
-    """The store cannot be written (disk full, card failed)."""
+class SampleStoreError(RengoError):
+    """The store cannot be written (disk full, disk failed)."""
 
 
-class StoreDamaged(StoreError):
+class SampleStoreDamaged(SampleStoreError):
     """The file is damaged."""
 
 
 def open_store(folder: Path, settings: SampleStoreSettings) -> SampleStore:
-    """Return the store of a folder; a damaged one is set aside and a new one begun."""
+    """Return the store of a folder; a damaged file is set aside and a new one created."""
     return opened_or_begun_anew(
-        lambda path: SampleStore(path, settings), store_path(folder), StoreDamaged, _LOST
+        lambda path: SampleStore(path, settings), store_path(folder), SampleStoreDamaged, _LOST
     )
 
 
 def store_path(folder: Path) -> Path:
-    """Return the file in which a folder's samples are kept."""
+    """Return the file of a folder's samples."""
     return folder / "samples.sqlite"
 
 
@@ -65,8 +65,8 @@ class SampleStore:
     """The writing side. One thread calls it.
 
     Raises:
-        StoreDamaged: the file is damaged.
-        StoreError: it cannot be written.
+        SampleStoreDamaged: the file is damaged.
+        SampleStoreError: it cannot be written.
         ConfigError: another version wrote it, or it cannot be opened.
     """
 
@@ -85,7 +85,7 @@ class SampleStore:
             self._open()
         except sqlite3.Error as error:
             self._db.close()
-            raise _meant(path, error) from error
+            raise _translated(path, error) from error
         except BaseException:
             self._db.close()
             raise
@@ -96,8 +96,8 @@ class SampleStore:
             raise ConfigError(f"{self.path} was written by another version of Rengo")
         (sound,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
         if sound != "ok":
-            raise StoreDamaged(f"{self.path}: {sound}")
-        # pages of old samples are used again, so that the file does not grow beyond its bound
+            raise SampleStoreDamaged(f"{self.path}: {sound}")
+        # pages of deleted samples are reused, so that the file does not grow beyond its bound
         self._db.execute(f"PRAGMA page_size={_PAGE_BYTES}")
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=NORMAL")
@@ -107,7 +107,7 @@ class SampleStore:
         self._db.execute(_REFUSED)
         self._db.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
         newest = self._db.execute(
-            "SELECT id FROM samples ORDER BY seq DESC LIMIT ?", (_REMEMBERED,)
+            "SELECT id FROM samples ORDER BY seq DESC LIMIT ?", (_DEDUPLICATED,)
         ).fetchall()
         self._latest = dict.fromkeys(identity for (identity,) in reversed(newest))
 
@@ -126,15 +126,15 @@ class SampleStore:
         monotonic_s: float,
         refused: Mapping[str, int] | None = None,
     ) -> int:
-        """Keep samples in one commit and drop the oldest beyond the bounds; return how many came.
+        """Store samples in one commit and drop the oldest beyond the bounds; return how many.
 
-        One that came lately, by its id, is left out: a broker may bring it twice.
+        A sample whose id was stored recently is skipped: a broker may deliver it twice.
 
         Args:
-            refused: how many records were no samples, by reason, since the last call.
+            refused: how many records were refused since the last call, by reason.
 
         Raises:
-            StoreDamaged, StoreError: none of them is kept.
+            SampleStoreDamaged, SampleStoreError: none of them is stored.
         """
         fresh = {each.id: each for each in samples if each.id not in self._latest}
         rows = [_row(sample, now_s) for sample in fresh.values()]
@@ -150,9 +150,9 @@ class SampleStore:
                     self._db.execute("ROLLBACK")
                 raise
         except sqlite3.Error as error:
-            raise _meant(self.path, error) from error
+            raise _translated(self.path, error) from error
         self._latest.update(dict.fromkeys(fresh))
-        for identity in list(self._latest)[:-_REMEMBERED]:
+        for identity in list(self._latest)[:-_DEDUPLICATED]:
             del self._latest[identity]
         return len(rows)
 
@@ -194,8 +194,8 @@ class SampleStore:
 def stored_samples(path: Path, limit: int) -> Iterator[Sample]:
     """Yield the newest samples, the newest first, from a file that another process writes.
 
-    A sample that the card has altered is left out; at a page that cannot be read it ends, and the
-    next start of the collector sets the file aside.
+    A sample whose checksum is wrong is skipped. A page that cannot be read ends the iteration; the
+    collector sets the file aside at its next start.
 
     Raises:
         Unavailable: the file is locked or the disk failed.
@@ -219,15 +219,15 @@ def stored_samples(path: Path, limit: int) -> Iterator[Sample]:
     except sqlite3.Error as error:
         if not is_damage(error):
             raise Unavailable(f"{path}: {error}") from error
-        _LOG.error("%s is damaged; what could be read is used: %s", path, error)
+        _LOG.error("%s is damaged; the samples before the damage are used: %s", path, error)
     finally:
         db.close()
         if bad:
-            _LOG.error("%s: %d samples are not as they were written; left out", path, bad)
+            _LOG.error("%s: %d samples have a wrong checksum and are skipped", path, bad)
 
 
 def stored_refusals(path: Path) -> int:
-    """Return how many records the collector has refused in all, 0 where that cannot be read."""
+    """Return how many records the collector has refused in all, 0 if that cannot be read."""
     if not path.exists():
         return 0
     db = sqlite3.connect(f"file:{path.absolute()}?mode=ro", uri=True, timeout=_BUSY_S)
@@ -244,7 +244,7 @@ def stored_refusals(path: Path) -> int:
 
 
 def _is_new(db: sqlite3.Connection) -> bool:
-    """Return whether the collector is still making the file: it writes the version last."""
+    """Return whether the collector is still creating the file: it writes the version last."""
     return bool(db.execute("PRAGMA user_version").fetchone() == (0,))
 
 
@@ -261,12 +261,12 @@ def _sample(identity: bytes, group: str, label: float, features: bytes, crc: int
 
 
 def _crc(identity: bytes, group: str, label: float, features: bytes) -> int:
-    beside = f"{identity.hex()} {label!r} {group}".encode("utf-8", "replace")
-    return zlib.crc32(features, zlib.crc32(beside))
+    fields = f"{identity.hex()} {label!r} {group}".encode("utf-8", "replace")
+    return zlib.crc32(features, zlib.crc32(fields))
 
 
-def _meant(path: Path, error: sqlite3.Error) -> StoreError:
+def _translated(path: Path, error: sqlite3.Error) -> SampleStoreError:
     if is_damage(error):
-        return StoreDamaged(f"{path}: {error}")
+        return SampleStoreDamaged(f"{path}: {error}")
     full = "; is the disk full?" if is_disk_trouble(error) else ""
-    return StoreError(f"{path}: {error}{full}")
+    return SampleStoreError(f"{path}: {error}{full}")

@@ -1,6 +1,7 @@
 """The local optimisers, written once for numpy arrays and torch tensors.
 
-Everything but the step's direction is done in place, so that a step takes no second model.
+Only the step's direction is a new array; all else is in place, so that a step needs no second
+model.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Descent:
         for name, grad in g.items():
             direction = self._adam(name, grad) if adam else self._sgd(name, grad)
             target = w[name]
-            # the product first: a fused form would round otherwise
+            # the product first: a fused operation would round differently
             target -= self._settings.learning_rate * direction
 
     def arrays(self) -> Iterator[tuple[str, Any]]:
@@ -39,8 +40,8 @@ class Descent:
             for name, array in named.items():
                 yield f"{kind}/{name}", array
 
-    def put(self, path: str, array: Any) -> None:
-        """Take one of ``arrays`` back."""
+    def restore(self, path: str, array: Any) -> None:
+        """Set one of the arrays that ``arrays`` gave."""
         kind, _, name = path.partition("/")
         self.state.setdefault(kind, {})[name] = array
 

@@ -1,4 +1,4 @@
-"""What a layer in numpy is given beside its input."""
+"""What the numpy engine passes to a layer beside its input."""
 
 from __future__ import annotations
 
@@ -8,28 +8,30 @@ from typing import Any, TypeAlias
 
 from numpy.typing import NDArray
 
-from fl_client.models.dropout import Masks
+from fl_client.models.dropout import DropoutMasks
 
 Array: TypeAlias = NDArray[Any]
 Backward: TypeAlias = Callable[[Array], Array]
-"""From the gradient at the output, which it may overwrite, to that at the input."""
+"""Returns the gradient at the input for that at the output, which it may overwrite."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """One layer's place in a pass over the model.
+    """One layer's part in a pass over the model.
 
     Attributes:
-        grads: where the gradients of the weights go.
+        index: the layer's number in the model.
+        w: the model's tensors.
+        grads: where the gradients of the weights are stored.
         masks: the dropout of this step; None outside training.
-        in_place: whether nobody needs the input any more, so that it may be overwritten.
-        first: whether nothing before this layer is trained: its input's gradient is not wanted.
+        in_place: whether the input is not needed any more, so that it may be overwritten.
+        first: whether no layer before this one is trained, so that its input needs no gradient.
     """
 
     index: int
     w: Mapping[str, Array]
     grads: MutableMapping[str, Array]
-    masks: Masks | None = None
+    masks: DropoutMasks | None = None
     in_place: bool = False
     first: bool = False
 
@@ -38,9 +40,9 @@ class Call:
         return self.w[f"{self.index}.{part}"]
 
     def optional(self, part: str) -> Array | None:
-        """Return a tensor of this layer, None where the layer has none."""
+        """Return a tensor of this layer, None if it has no such tensor."""
         return self.w.get(f"{self.index}.{part}")
 
-    def gradient(self, part: str, value: Array) -> None:
-        """Leave the gradient of a weight of this layer."""
+    def store_gradient(self, part: str, value: Array) -> None:
+        """Store the gradient of a weight of this layer."""
         self.grads[f"{self.index}.{part}"] = value

@@ -1,7 +1,7 @@
 """Forward and backward of every declarative layer in numpy.
 
-Each function returns the output and a closure that takes the gradient at the output and returns
-the gradient at the input, after leaving the weights' gradients with the call.
+Each function returns the output and a closure: given the gradient at the output, it stores the
+weights' gradients and returns the gradient at the input.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def _pooled(layer: layers.Layer, x: Array) -> tuple[Array, Backward] | None:
 
 
 def _plain(layer: layers.Layer, call: Call, x: Array) -> tuple[Array, Backward]:
-    """Layers without weights that treat every value alike or only move it."""
+    """Return the output of an activation, or of a layer that only reshapes."""
     match layer:
         case layers.Flatten():
             return x.reshape(len(x), -1), lambda dy: dy.reshape(x.shape)
@@ -77,9 +77,9 @@ def _linear(call: Call, x: Array) -> tuple[Array, Backward]:
 
     def backward(dy: Array) -> Array:
         flat_dy, flat_x = dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1])
-        call.gradient("weight", flat_dy.T @ flat_x)
+        call.store_gradient("weight", flat_dy.T @ flat_x)
         if bias is not None:
-            call.gradient("bias", flat_dy.sum(0))
+            call.store_gradient("bias", flat_dy.sum(0))
         return dy if call.first else dy @ weight
 
     y = x @ weight.T
@@ -91,7 +91,7 @@ def _linear(call: Call, x: Array) -> tuple[Array, Backward]:
 def _dropout(rate: float, call: Call, x: Array) -> tuple[Array, Backward]:
     if call.masks is None or rate == 0:
         return x, lambda dy: dy
-    keep, scale = call.masks.keep(call.index, x.shape, rate), 1 / (1 - rate)
+    keep, scale = call.masks.mask(call.index, x.shape, rate), 1 / (1 - rate)
 
     def masked(values: Array) -> Array:
         kept: Array = values * keep
@@ -106,7 +106,7 @@ def _batch_norm(layer: layers.BatchNorm, call: Call, x: Array) -> tuple[Array, B
     column = (1, -1, *(1 for _ in range(2, x.ndim)))
     count = x.size // x.shape[1]
     running_mean, running_var = call.tensor("running_mean"), call.tensor("running_var")
-    # one value has no variance, see the layer
+    # a single value has no variance, see layers.BatchNorm
     over_batch = call.masks is not None and count > 1
     if over_batch:
         mean, variance = x.mean(axes), x.var(axes)
@@ -121,8 +121,8 @@ def _batch_norm(layer: layers.BatchNorm, call: Call, x: Array) -> tuple[Array, B
 
     def backward(dy: Array) -> Array:
         scale, shift = (dy * normal).sum(axes), dy.sum(axes)
-        call.gradient("weight", scale)
-        call.gradient("bias", shift)
+        call.store_gradient("weight", scale)
+        call.store_gradient("bias", shift)
         if call.first:
             return dy
         if over_batch:
@@ -148,8 +148,8 @@ def _layer_norm(layer: layers.LayerNorm, call: Call, x: Array) -> tuple[Array, B
     weight = call.tensor("weight")
 
     def backward(dy: Array) -> Array:
-        call.gradient("weight", (dy * normal).sum(others))
-        call.gradient("bias", dy.sum(others))
+        call.store_gradient("weight", (dy * normal).sum(others))
+        call.store_gradient("bias", dy.sum(others))
         if call.first:
             return dy
         dx: Array = dy * weight

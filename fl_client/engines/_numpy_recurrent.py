@@ -24,11 +24,11 @@ def gru(call: Call, x: Array, *, sequence: bool) -> tuple[Array, Backward]:
     inner, outer = call.tensor("weight_hh_l0"), call.tensor("weight_ih_l0")
     bias = call.tensor("bias_hh_l0")
     hidden = inner.shape[1]
-    # time first, so that a step's values lie together; the gates' inputs become the gates
+    # time first, so that a step's values are contiguous; the gates replace their inputs
     gates = np.ascontiguousarray(x.transpose(1, 0, 2)) @ outer.T
     gates += call.tensor("bias_ih_l0")
     states = np.zeros((len(gates) + 1, len(x), hidden), x.dtype)
-    # what the reset gate lets through, before it does
+    # the values that the reset gate is multiplied with
     recalled = np.empty((len(gates), len(x), hidden), x.dtype)
     for time, gate in enumerate(gates):
         before = states[time] @ inner.T
@@ -42,7 +42,7 @@ def gru(call: Call, x: Array, *, sequence: bool) -> tuple[Array, Backward]:
         states[time + 1] = fresh + update * (states[time] - fresh)
 
     def backward(dy: Array) -> Array:
-        # the gates become the gradients at their inputs
+        # the gradients at the gates' inputs replace the gates
         total, shift = np.zeros_like(inner), np.zeros_like(bias)
         dh = np.zeros_like(states[0]) if sequence else dy
         for time in reversed(range(len(gates))):
@@ -60,12 +60,12 @@ def gru(call: Call, x: Array, *, sequence: bool) -> tuple[Array, Backward]:
             total += at_inner.T @ states[time]
             shift += at_inner.sum(0)
             reset[...], update[...], fresh[...] = d_reset, d_update, d_fresh
-        call.gradient("weight_hh_l0", total)
-        call.gradient("bias_hh_l0", shift)
+        call.store_gradient("weight_hh_l0", total)
+        call.store_gradient("bias_hh_l0", shift)
         flat = gates.reshape(-1, 3 * hidden)
         by_time = x.transpose(1, 0, 2).reshape(-1, x.shape[2])
-        call.gradient("weight_ih_l0", flat.T @ by_time)
-        call.gradient("bias_ih_l0", flat.sum(0))
+        call.store_gradient("weight_ih_l0", flat.T @ by_time)
+        call.store_gradient("bias_ih_l0", flat.sum(0))
         return dy if call.first else (gates @ outer).transpose(1, 0, 2)
 
     if sequence:

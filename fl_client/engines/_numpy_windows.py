@@ -1,7 +1,7 @@
 """Convolution and pooling in numpy, over one or two axes alike.
 
-A convolution is a matrix product with patches of its input. They are copied for a few examples
-at a time, and again in the backward pass: all at once they would be the largest thing in memory.
+A convolution is a matrix product with patches of its input. The patches are copied for a few
+examples at a time, and again in the backward pass, because all of them would need the most memory.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def convolution(
     def backward(dy: Array) -> Array:
         flat = dy.reshape(batch, len(weight), length)
         if bias is not None:
-            call.gradient("bias", flat.sum((0, 2)))
+            call.store_gradient("bias", flat.sum((0, 2)))
         total = np.zeros_like(matrix)
         dx = None if call.first else np.zeros_like(padded)
         for part in parts:
@@ -46,14 +46,14 @@ def convolution(
             if dx is not None:
                 spread = np.matmul(matrix.T, flat[part])
                 _scatter(spread.reshape(windows[part].shape), dx[part], layer.stride)
-        call.gradient("weight", total.reshape(weight.shape))
+        call.store_gradient("weight", total.reshape(weight.shape))
         return dy if dx is None else _without_padding(dx, layer.padding)
 
     return y.reshape(batch, len(weight), *spatial), backward
 
 
 def _windows(x: Array, kernel: layers.Shape, stride: int, padding: int) -> tuple[Array, Array]:
-    """Return a view [batch, channels, *kernel, *positions] of the padded input, and that."""
+    """Return a view [batch, channels, *kernel, *positions], and the padded input under it."""
     axes = tuple(range(2, x.ndim))
     padded = np.pad(x, [(0, 0)] * 2 + [(padding, padding)] * len(axes)) if padding else x
     every = sliding_window_view(padded, kernel, axes)
@@ -68,7 +68,7 @@ def _parts(batch: int, example_bytes: int) -> Iterator[slice]:
 
 
 def _scatter(spread: Array, dx: Array, stride: int) -> None:
-    """Add every patch's gradient where the patch came from."""
+    """Add the gradient of every patch to ``dx`` at the patch's position."""
     axes = dx.ndim - 2
     kernel, positions = spread.shape[2 : 2 + axes], spread.shape[2 + axes :]
     from_offset = np.moveaxis(spread, (0, 1), (axes, axes + 1))
@@ -86,7 +86,7 @@ def _without_padding(dx: Array, padding: int) -> Array:
 
 
 def max_pool(size: int, x: Array) -> tuple[Array, Backward]:
-    """Return each window's maximum; of the input only where they were is kept."""
+    """Return each window's maximum; of the input, only their positions are stored."""
     y: Array | None = None
     best: Array | None = None
     for number, where in enumerate(_offsets(size, x)):
@@ -94,18 +94,18 @@ def max_pool(size: int, x: Array) -> tuple[Array, Backward]:
         if y is None or best is None:
             y, best = values.copy(), np.zeros(values.shape, _index_type(size, x.ndim - 2))
             continue
-        # of equal values the first, and a NaN above all, as torch takes it
+        # of equal values the first, and a NaN above all, as in torch
         better = (values > y) | np.isnan(values)
         np.copyto(y, values, where=better)
         best[better] = number
     if y is None or best is None:
-        raise AssertionError("a window has at least one place")
-    places, shape = best, x.shape
+        raise AssertionError("a window has at least one position")
+    positions, shape = best, x.shape
 
     def backward(dy: Array) -> Array:
         dx = np.zeros(shape, dy.dtype)
         for number, where in enumerate(_offsets(size, dx)):
-            np.copyto(dx[where], dy, where=places == number)
+            np.copyto(dx[where], dy, where=positions == number)
         return dx
 
     return y, backward
@@ -137,7 +137,7 @@ def global_average(x: Array) -> tuple[Array, Backward]:
 
 
 def _offsets(size: int, x: Array) -> Iterator[tuple[slice, ...]]:
-    """Yield the places of every window's first value, then of its second, and so on."""
+    """Yield the positions of the first value of all windows, then of the second, and so on."""
     ends = [side // size * size for side in x.shape[2:]]
     for offset in itertools.product(range(size), repeat=x.ndim - 2):
         inner = (slice(first, end, size) for first, end in zip(offset, ends, strict=True))

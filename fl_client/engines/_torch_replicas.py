@@ -1,4 +1,4 @@
-"""Copies of a model on several devices, each of which computes its part of a batch on a thread."""
+"""Copies of a model on several devices; each computes its part of a batch on its own thread."""
 
 from __future__ import annotations
 
@@ -12,29 +12,30 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from fl_client.engines._torch_tuning import moved
+from fl_client.engines._torch_tuning import to_device
 from fl_client.engines.base import Indices, TrainingFailed
 
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 _LOG = logging.getLogger(__name__)
 
 
 class Replicas:
-    """The copies of a model, of which the first is the one that learns.
+    """The copies of a model, of which the first is the one that is trained.
 
-    What comes back is a function of the weights, the data, the seed and the number of replicas:
-    parts are cut and put together in the replicas' order, whichever is done first.
+    Results depend only on the weights, the data, the seed and the number of replicas: parts are
+    cut and joined in the replicas' order, whichever ends first.
 
-    Random numbers: a CUDA device has its own, which only its replica draws. The CPU's are shared,
-    so what a model draws there would depend on which thread comes first. Therefore replicas take
-    turns until they are seen to draw nothing there, and for ever where they do. Sizes of parts
-    that are new are computed in turns as well: that is when a model is compiled.
+    Random numbers: a CUDA device has its own generator, which only its replica uses. The CPU's is
+    shared, so what a model draws from it would depend on which thread runs first. Therefore
+    replicas run one after the other until they have been seen to draw nothing from it, and always
+    if they do. A new combination of part sizes also runs one after the other: that is when a
+    model is compiled.
 
-    Use it as a context: threads end with it. One thread owns it.
+    It is a context manager that ends the threads. One thread owns it.
 
     Args:
         models: the same model on each device.
-        devices: several of one kind, or as many times the CPU as there are to be threads.
+        devices: several of one kind, or the CPU as often as there shall be threads.
     """
 
     def __init__(self, models: Sequence[torch.nn.Module], devices: Sequence[torch.device]) -> None:
@@ -56,38 +57,38 @@ class Replicas:
     def parts(self, piece: Indices) -> list[Indices]:
         """Return parts of nearly the same size, one for each of the first replicas.
 
-        A small piece is for fewer: batch normalisation takes no single example.
+        Every part has two examples if there are two: batch normalisation needs more than one.
         """
         return np.array_split(piece, max(1, min(len(self), len(piece) // 2)))
 
-    def spread(self) -> None:
-        """Give every replica the weights and buffers of the first.
+    def broadcast(self) -> None:
+        """Copy the weights and buffers of the first replica to all others.
 
-        What the others' buffers came to is lost: the running means of batch normalisation are
-        those of the first replica's parts, as ``torch.nn.DataParallel`` has it.
+        The others' buffers are overwritten: the running means of batch normalisation are those of
+        the first replica's parts, as in ``torch.nn.DataParallel``.
         """
         with torch.no_grad():
             for model in self.models[1:]:
-                for first, other in zip(_held(self.models[0]), _held(model), strict=True):
+                for first, other in zip(_tensors(self.models[0]), _tensors(model), strict=True):
                     other.copy_(first, non_blocking=True)
 
     def each(
         self,
-        work: Callable[[int, Any], Found],
+        work: Callable[[int, Any], Result],
         read: Callable[[Indices], Any],
         parts: Sequence[Indices],
-    ) -> list[Found]:
-        """Return what ``work(number, batch)`` gives for every part, in their order.
+    ) -> list[Result]:
+        """Return the result of ``work(number, batch)`` for every part, in their order.
 
         Args:
             work: called with the replica's number and its batch, by several threads at once.
-            read: gives the batch of a part; called by this thread alone, in the parts' order.
+            read: returns the batch of a part; called by this thread only, in the parts' order.
             parts: one for each of the first replicas.
 
         Raises:
-            TrainingFailed: replicas that had drawn no random numbers on the CPU do so now.
+            TrainingFailed: replicas that had drawn no random numbers on the CPU now do.
         """
-        batches = [moved(read(part), self.devices[number]) for number, part in enumerate(parts)]
+        batches = [to_device(read(part), self.devices[number]) for number, part in enumerate(parts)]
         if len(parts) == 1:
             return [self._on(work, 0, batches[0])]
         sizes = tuple(len(part) for part in parts)
@@ -98,15 +99,15 @@ class Replicas:
             found = list(map(self._on, *arguments))
         else:
             found = list(self._threads.map(self._on, *arguments))
-        self._look_for_draws(before, in_turns=in_turns)
+        self._check_draws(before, in_turns=in_turns)
         self._seen.add(sizes)
         return found
 
-    def _on(self, work: Callable[[int, Any], Found], number: int, batch: Any) -> Found:
+    def _on(self, work: Callable[[int, Any], Result], number: int, batch: Any) -> Result:
         with _current(self.devices[number]):
             return work(number, batch)
 
-    def _look_for_draws(self, before: torch.Tensor, *, in_turns: bool) -> None:
+    def _check_draws(self, before: torch.Tensor, *, in_turns: bool) -> None:
         if self._draws or torch.equal(before, torch.get_rng_state()):
             return
         if not in_turns:
@@ -119,7 +120,7 @@ class Replicas:
 
 
 def seed_devices(seed: int, devices: Sequence[torch.device]) -> None:
-    """Seed torch; every CUDA device but the first draws numbers of its own."""
+    """Seed torch, and every CUDA device but the first with a seed of its own."""
     torch.manual_seed(seed)
     for index, device in enumerate(devices[1:], 1):
         if device.type == "cuda":
@@ -127,11 +128,11 @@ def seed_devices(seed: int, devices: Sequence[torch.device]) -> None:
                 torch.cuda.manual_seed((seed + index) % 2**64)
 
 
-def _held(model: torch.nn.Module) -> Iterator[torch.Tensor]:
+def _tensors(model: torch.nn.Module) -> Iterator[torch.Tensor]:
     yield from model.parameters()
     yield from model.buffers()
 
 
 def _current(device: torch.device) -> AbstractContextManager[Any]:
-    """Have ``tensor.cuda()`` of a task's own code mean this device, on this thread."""
+    """Make this device the current one on this thread, for ``tensor.cuda()`` in a task's code."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

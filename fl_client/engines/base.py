@@ -1,6 +1,6 @@
-"""What an engine is, and what every engine shares: the order of the batches and the loop.
+"""What an engine is, and what all engines share: the order of the batches and the training loop.
 
-An engine owns the derivatives. The order comes from numpy in all of them, so that two engines
+An engine computes the derivatives. The order is drawn by numpy in all of them, so that two engines
 take the same steps.
 """
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 Dtype: TypeAlias = Literal["float32", "float64"]
 Precision: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
 Indices: TypeAlias = NDArray[np.int64]
-_PLACE = "place"
+_POSITION = "place"
 
 
 class TrainingFailed(RengoError):
@@ -39,30 +39,30 @@ class TrainingFailed(RengoError):
 
 
 class Resumable(Protocol):
-    """What an engine's training is a function of between two steps, as named arrays."""
+    """The state of an engine's training between two steps, as named arrays."""
 
     def capture(self) -> dict[str, NDArray[Any]]:
         """Return the state, which may share memory with the training."""
         ...
 
     def restore(self, arrays: Mapping[str, NDArray[Any]]) -> bool:
-        """Take the state back; False, and nothing changed, when it is of another training."""
+        """Set a captured state; False, with nothing changed, when it is of another training."""
         ...
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """How an engine uses the machine; but for rounding it makes no difference to the result.
+    """How an engine uses the machine. Apart from rounding, the result does not depend on it.
 
     Attributes:
-        accelerators: what this process was started for (``cuda:0``, ``mps``, ``cpu``), which it
-            sees as the first ones; none leaves it to the profile. Several share each batch: as
-            with micro batches, batch normalisation sees the difference, and so does a torch
-            module that draws random numbers.
-        precision: of the layers' products; "auto" is half where the accelerator is made for it.
+        accelerators: what this process may use (``cuda:0``, ``mps``, ``cpu``), which are the only
+            ones it sees; if empty, the profile decides. Several share each batch: as with micro
+            batches, batch normalisation then gives another result, and so does a torch module
+            that draws random numbers.
+        precision: of the layers' products; "auto" is 16 bits where the accelerator supports it.
         compile: a backend of ``torch.compile``, for example ``inductor``; "" for none.
-        loader_threads: that read a Dataset's items; what draws random numbers in them is then no
-            longer the same every time.
+        loader_threads: threads that read a Dataset's items. Random numbers drawn in them then
+            differ from run to run.
     """
 
     accelerators: tuple[str, ...] = ()
@@ -72,12 +72,12 @@ class Tuning:
 
 
 class Engine(Protocol):
-    """Trains and evaluates one task. It keeps nothing from one call to the next."""
+    """Trains and evaluates one task. Calls do not depend on earlier calls."""
 
     name: str
 
     def own_process(self) -> None:
-        """Set the whole process up for this engine: called once, by a process that is its own."""
+        """Configure the whole process for this engine: called once, in a process of its own."""
         ...
 
     def train(self, weights: Weights, data: Split, plan: LocalRound) -> LocalUpdate:
@@ -134,7 +134,7 @@ def batches(generator: np.random.Generator, count: int, size: int) -> Iterator[I
 
 
 def pieces(chosen: Indices, settings: TrainingSettings) -> Iterator[tuple[Indices, float]]:
-    """Yield the micro batches of a batch, each with its share of the batch's mean."""
+    """Yield the micro batches of a batch, each with its weight in the batch's mean."""
     size = settings.micro_batch or len(chosen)
     for start in range(0, len(chosen), size):
         piece = chosen[start : start + size]
@@ -147,15 +147,15 @@ def run_epochs(
     step: Callable[[Indices], float],
     training: Resumable | None = None,
 ) -> dict[str, float]:
-    """Call ``step`` with every batch's indices in the order that the plan fixes.
+    """Call ``step`` with every batch's indices, in the order that the plan's seed gives.
 
     Args:
         step: trains on a batch and returns its mean loss.
-        training: what the plan's checkpoint saves and restores beside the place in the order.
+        training: what the plan's checkpoint saves and restores beside the position in the loop.
 
     Returns:
-        ``train_loss``, the mean over the last whole epoch's examples, or over those of the
-        steps taken where ``max_steps`` ends the first epoch early.
+        ``train_loss``, the mean over the last whole epoch's examples, or over the examples so
+        far if ``max_steps`` ends the first epoch early.
 
     Raises:
         TrainingFailed: the loss is no longer a finite number.
@@ -166,11 +166,11 @@ def run_epochs(
     begun_s = time.monotonic()
     while loop.steps < loop.end:
         for chosen in loop.rest_of_epoch():
-            loop.count(step(chosen), len(chosen))
+            loop.add_step(step(chosen), len(chosen))
             plan.tally.steps += 1
             plan.progress(loop.steps / loop.end, loop.mean)
             if plan.checkpoint is not None and training is not None and plan.checkpoint.due():
-                plan.checkpoint.save({**training.capture(), _PLACE: loop.place()})
+                plan.checkpoint.save({**training.capture(), _POSITION: loop.position()})
     plan.tally.steps_s = time.monotonic() - begun_s
     plan.progress(1.0, loop.mean)
     mean = loop.mean if loop.mean is not None or not loop.seen else loop.loss_sum / loop.seen
@@ -178,7 +178,7 @@ def run_epochs(
 
 
 class _Loop:
-    """The place in a round's training: a number of steps, and the losses of this epoch so far."""
+    """The position in a round's training: the steps taken, and the losses of this epoch so far."""
 
     def __init__(self, plan: LocalRound, count: int) -> None:
         self._plan, self._count = plan, count
@@ -192,14 +192,14 @@ class _Loop:
         self._generator = np.random.default_rng(plan.local_seed)
 
     def rest_of_epoch(self) -> Iterator[Indices]:
-        """Yield the batches that are left of the current epoch; ``count`` each before the next."""
+        """Yield the remaining batches of the epoch; ``add_step`` must be called after each."""
         started = self.steps % self._per_epoch
         last = min(self._per_epoch, started + self.end - self.steps)
         order = batches(self._generator, self._count, self._plan.settings.batch_size)
         return itertools.islice(order, started, last)
 
-    def count(self, loss: float, size: int) -> None:
-        """Take a step's loss into account; raises TrainingFailed when it is not finite."""
+    def add_step(self, loss: float, size: int) -> None:
+        """Count a step and its loss; raises TrainingFailed when it is not finite."""
         settings = self._plan.settings
         if not np.isfinite(loss):
             raise TrainingFailed(
@@ -214,49 +214,51 @@ class _Loop:
             self.mean = self.loss_sum / self._count
             self.loss_sum, self.seen = 0.0, 0
 
-    def place(self) -> NDArray[np.int64]:
-        """Return the place as integers, the floats by their bits: any file keeps them exactly."""
+    def position(self) -> NDArray[np.int64]:
+        """Return the position as integers, floats by their bits: a file stores it exactly."""
         mean = np.nan if self.mean is None else self.mean
         floats = np.array([self.loss_sum, mean], np.float64).view(np.int64)
-        return np.array([self._mark(), self.steps, self.seen, *floats], np.int64)
+        return np.array([self._fingerprint(), self.steps, self.seen, *floats], np.int64)
 
     def load(self, checkpoint: Checkpoint, training: Resumable) -> None:
-        """Go to the saved place, unless there is none or it is of another training."""
+        """Continue from the saved position, unless there is none or it is of another training."""
         saved = checkpoint.load()
-        place = None if saved is None else saved.pop(_PLACE, None)
-        if saved is None or place is None or place.shape != (5,) or place[0] != self._mark():
+        position = None if saved is None else saved.pop(_POSITION, None)
+        if saved is None or position is None:
+            return
+        if position.shape != (5,) or position[0] != self._fingerprint():
             return
         if not training.restore(saved):
             return
-        self.steps, self.seen = int(place[1]), int(place[2])
-        self.loss_sum, mean = (float(value) for value in place[3:].view(np.float64))
+        self.steps, self.seen = int(position[1]), int(position[2])
+        self.loss_sum, mean = (float(value) for value in position[3:].view(np.float64))
         self.mean = None if np.isnan(mean) else mean
         for _ in range(self.steps // self._per_epoch):
-            # the order of an epoch is drawn after those of all epochs before it
+            # each epoch's order is drawn from the same generator, one after the other
             self._generator.permutation(self._count)
 
-    def _mark(self) -> int:
-        """A number that differs for another training: saved arrays of that one are of no use."""
+    def _fingerprint(self) -> int:
+        """Return a number that differs for another training, whose saved arrays do not fit."""
         settings = replace(self._plan.settings, micro_batch=0)
         text = repr((self._count, self._plan.local_seed, self._plan.algorithm, settings))
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big", signed=True)
 
 
 class Means:
-    """Means of named figures over batches of different sizes."""
+    """Means of named metrics over batches of different sizes."""
 
     def __init__(self) -> None:
         self._sums: dict[str, float] = {}
         self._count = 0
 
-    def add(self, size: int, figures: Mapping[str, float]) -> None:
-        """Count a batch of ``size`` examples whose means are ``figures``."""
+    def add(self, size: int, metrics: Mapping[str, float]) -> None:
+        """Add a batch of ``size`` examples whose means are ``metrics``."""
         self._count += size
-        for name, value in figures.items():
+        for name, value in metrics.items():
             self._sums[name] = self._sums.get(name, 0.0) + float(value) * size
 
     def evaluation(self) -> Evaluation:
-        """Return the means over everything that was added."""
+        """Return the means over all examples that were added."""
         return Evaluation(
             self._count, {name: value / self._count for name, value in self._sums.items()}
         )

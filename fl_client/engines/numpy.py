@@ -26,7 +26,7 @@ from fl_client.engines.base import (
     run_epochs,
 )
 from fl_client.models import layers, memory
-from fl_client.models.dropout import Masks
+from fl_client.models.dropout import DropoutMasks
 from fl_client.models.local_round import Evaluation, LocalRound, LocalUpdate
 from fl_client.models.settings import Objective
 from fl_client.tasks.base import Task
@@ -43,7 +43,7 @@ _TORCH_ONLY = ("loss", "predict", "training_step", "optimizer")
 def engine(
     task: Task, *, profile: str = "cpu", dtype: Dtype = "float32", tuning: Tuning | None = None
 ) -> NumpyEngine:
-    """Return the numpy engine for ``task``; neither profile nor tuning makes a difference to it."""
+    """Return the numpy engine for ``task``; it uses neither profile nor tuning."""
     del profile, tuning
     return NumpyEngine(task, dtype=dtype)
 
@@ -79,7 +79,7 @@ class NumpyEngine:
         self._first = int(self._trained[0].partition(".")[0])
 
     def own_process(self) -> None:
-        """Numpy needs nothing: its threads are limited by the child's environment."""
+        """Do nothing: numpy's threads are limited by the process's environment."""
 
     def train(self, weights: Weights, data: Split, plan: LocalRound) -> LocalUpdate:
         """Return the update of one round of local training."""
@@ -119,19 +119,19 @@ class NumpyEngine:
             for index, layer in enumerate(self._layers):
                 outputs, _ = forward(layer, Call(index, w, {}), outputs)
             loss, _ = _loss(self._task.objective, outputs, targets[chosen])
-            figures = self._task.metrics(outputs, targets[chosen])
-            means.add(len(outputs), {"loss": loss, **figures})
+            metrics = self._task.metrics(outputs, targets[chosen])
+            means.add(len(outputs), {"loss": loss, **metrics})
         return means.evaluation()
 
     def gradients(self, weights: Weights, data: Split) -> tuple[float, dict[str, Array]]:
         """Return the mean loss on all of ``data`` as one batch, and its gradient by name."""
         w = self._named(weights)
-        # a pass in training moves the running statistics, which are the caller's
+        # a training pass changes the running statistics, which belong to the caller
         w.update((n, w[n].copy()) for n, t in self._tensors.items() if t.role == "statistic")
-        return self._gradients(w, Masks(0), *self._arrays(data))
+        return self._gradients(w, DropoutMasks(0), *self._arrays(data))
 
     def _gradients(
-        self, w: dict[str, Array], masks: Masks, inputs: Array, targets: Array
+        self, w: dict[str, Array], masks: DropoutMasks, inputs: Array, targets: Array
     ) -> tuple[float, dict[str, Array]]:
         grads: dict[str, Array] = {}
         backwards = []
@@ -143,29 +143,29 @@ class NumpyEngine:
             backwards.append(backward)
         loss, dy = _loss(self._task.objective, outputs, targets)
         del outputs
-        # each takes with it what it kept; before the first trained layer nothing is wanted
+        # popping frees what a layer stored; below the first trained layer no gradient is needed
         while len(backwards) > self._first:
             dy = backwards.pop()(dy)
         return loss, {name: grads[name] for name in self._trained}
 
     def _within_memory(self, plan: LocalRound, shape: tuple[int, ...]) -> LocalRound:
-        """Return the plan with a micro batch that the process has room for."""
+        """Return the plan with a micro batch that fits into the process's memory."""
         if not plan.memory_bytes:
             return plan
         size = self._dtype.itemsize
-        room = plan.memory_bytes - self._held_bytes
-        micro = memory.fits(room, self._layers, shape, plan.settings, size)
+        available = plan.memory_bytes - self._initial_rss_bytes
+        micro = memory.largest_micro_batch(available, self._layers, shape, plan.settings, size)
         if micro is None:
             least = memory.memory_needed(self._layers, 1, shape, plan.settings, size)
             raise TrainingFailed(
-                f"training takes {_mebibytes(self._held_bytes + least)} with one example at a "
-                f"time, this device gives it {_mebibytes(plan.memory_bytes)}"
+                f"training takes {_mebibytes(self._initial_rss_bytes + least)} with one example at "
+                f"a time, this device gives it {_mebibytes(plan.memory_bytes)}"
             )
         return replace(plan, settings=replace(plan.settings, micro_batch=micro))
 
     @cached_property
-    def _held_bytes(self) -> int:
-        """What the process held before its first training: later it keeps what it has freed."""
+    def _initial_rss_bytes(self) -> int:
+        """The resident memory before the first training: later it includes freed memory."""
         return rss_bytes(os.getpid()) or 0
 
     def _named(self, weights: Weights) -> dict[str, Array]:
@@ -191,7 +191,7 @@ class NumpyEngine:
 
 
 class _Training:
-    """One round's training: the weights, the algorithm's view of them, and the optimiser."""
+    """One round's training: the weights, the algorithm's state, and the optimiser."""
 
     def __init__(self, w0: dict[str, Array], plan: LocalRound) -> None:
         self._plan, self._w0 = plan, w0
@@ -199,15 +199,15 @@ class _Training:
         self._state = plan.algorithm.begin(w0, plan.state)
         self._descent = Descent(plan.settings)
         self._grads: dict[str, Array] = {}
-        self.masks = Masks(plan.local_seed)
+        self.masks = DropoutMasks(plan.local_seed)
 
     def add(self, grads: dict[str, Array], share: float) -> None:
-        """Take the gradient of a micro batch, which is overwritten, into that of the batch."""
+        """Add the gradient of a micro batch, which is overwritten, to that of the batch."""
         if share == 1.0:
             self._grads = grads
             return
         for name, grad in grads.items():
-            grad *= share  # noqa: PLW2901  in place, which is the point
+            grad *= share  # noqa: PLW2901  in place
             if name in self._grads:
                 self._grads[name] += grad
             else:
@@ -221,7 +221,7 @@ class _Training:
         self.masks.begin(self._descent.steps)
 
     def finish(self) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-        """Return what the device sends and the algorithm's state; the optimiser's is freed."""
+        """Return the update and the algorithm's state; the optimiser's is freed first."""
         self._descent = Descent(self._plan.settings)
         return self._plan.algorithm.finish(self.w, self._w0, self._state)
 
@@ -232,7 +232,7 @@ class _Training:
         return {**found, "steps": np.array([self._descent.steps], np.int64)}
 
     def restore(self, arrays: Mapping[str, Array]) -> bool:
-        """Take captured arrays back; False when they are not of these weights."""
+        """Set a captured state; False when it is not of these weights."""
         saved = {name[2:]: array for name, array in arrays.items() if name.startswith("w/")}
         if "steps" not in arrays or not _same_shapes(saved, self.w):
             return False
@@ -240,7 +240,7 @@ class _Training:
         self._descent.steps = int(arrays["steps"][0])
         for name, array in arrays.items():
             if name.startswith("optimizer/"):
-                self._descent.put(name.removeprefix("optimizer/"), np.array(array))
+                self._descent.restore(name.removeprefix("optimizer/"), np.array(array))
         self.masks.begin(self._descent.steps)
         return True
 

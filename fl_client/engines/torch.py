@@ -13,14 +13,14 @@ import torch
 from numpy.typing import NDArray
 
 from fl_client.engines._torch_replicas import Replicas, seed_devices
-from fl_client.engines._torch_session import Session
+from fl_client.engines._torch_training import TorchTraining
 from fl_client.engines._torch_tuning import (
-    Mixed,
+    MixedPrecision,
     devices_of,
     half_of,
     is_resident,
-    moved,
     reader,
+    to_device,
 )
 from fl_client.engines.base import (
     Dtype,
@@ -33,7 +33,7 @@ from fl_client.engines.base import (
     run_epochs,
 )
 from fl_client.models import layers
-from fl_client.models.dropout import Masks
+from fl_client.models.dropout import DropoutMasks
 from fl_client.models.local_round import Evaluation, LocalRound, LocalUpdate
 from fl_client.tasks.base import Task
 from fl_client.torch_models.layers import as_module, use_masks
@@ -64,10 +64,9 @@ def engine(
 class TorchEngine:
     """Trains and evaluates a task.
 
-    The model is built anew for every call: nothing but the weights passes from round to round.
+    Every call builds the model anew: only the weights pass from round to round.
 
-    On several devices a task's methods are called by several threads at once, each with a model
-    of its own.
+    With several devices, several threads call a task's methods at once, each with its own model.
     """
 
     name = "torch"
@@ -84,7 +83,7 @@ class TorchEngine:
         self._devices = list(devices)
         self._tuning = tuning or Tuning()
         half = half_of(self._devices, self._tuning.precision if dtype == "float32" else "")
-        self._mixed = partial(Mixed, self._devices[0], half, replicas=len(self._devices))
+        self._mixed = partial(MixedPrecision, self._devices[0], half, replicas=len(self._devices))
         self._dtype = torch.float64 if dtype == "float64" else torch.float32
         with _seeded(0, [_CPU]):
             self._declarative = layers.is_declarative(task.model())
@@ -92,8 +91,8 @@ class TorchEngine:
     def own_process(self) -> None:
         """Make torch deterministic, and single-threaded so that sums have one order."""
         torch.set_num_threads(1)
-        # An operation that has no deterministic form warns: the user's model still trains. This
-        # call sets the same switch as use_deterministic_algorithms, which also imports torch's
+        # An operation without a deterministic form only warns, so that the user's model trains.
+        # This call does the same as use_deterministic_algorithms, which also imports torch's
         # compiler: two CPU seconds at the start of every training process.
         torch.set_deterministic_debug_mode("warn")
         torch.backends.cudnn.benchmark = False
@@ -102,10 +101,12 @@ class TorchEngine:
         """Return the update of one round of local training."""
         count, read = self._reader(data)
         with _seeded(plan.local_seed, self._devices), self._replicas(weights) as replicas:
-            session = Session(self._task, replicas, plan, self._mixed(), self._tuning.compile)
-            metrics = run_epochs(plan, count, lambda chosen: session.step(read, chosen), session)
+            training = TorchTraining(
+                self._task, replicas, plan, self._mixed(), self._tuning.compile
+            )
+            metrics = run_epochs(plan, count, lambda chosen: training.step(read, chosen), training)
             with torch.no_grad():
-                update, state = plan.algorithm.finish(session.w, session.w0, session.state)
+                update, state = plan.algorithm.finish(training.w, training.w0, training.state)
         return LocalUpdate(flat_update(weights, to_numpy(update)), count, metrics, to_numpy(state))
 
     def evaluate(self, weights: Weights, data: Split) -> Evaluation:
@@ -121,39 +122,39 @@ class TorchEngine:
                 with torch.no_grad(), mixed.cast():
                     outputs, targets = self._task.predict(models[number], batch)
                     loss = float(self._task.loss(outputs, targets))
-                figures = self._task.metrics(
+                metrics = self._task.metrics(
                     outputs.float().numpy(force=True), targets.numpy(force=True)
                 )
-                return {"loss": loss, **figures}
+                return {"loss": loss, **metrics}
 
             for start in range(0, len(batches), len(replicas)):
                 group = batches[start : start + len(replicas)]
-                for chosen, figures in zip(group, replicas.each(measure, read, group), strict=True):
-                    means.add(len(chosen), figures)
+                for chosen, metrics in zip(group, replicas.each(measure, read, group), strict=True):
+                    means.add(len(chosen), metrics)
         return means.evaluation()
 
     def gradients(self, weights: Weights, data: Split) -> tuple[float, dict[str, NDArray[Any]]]:
         """Return the mean loss on all of ``data`` as one batch, and its gradient by name."""
         count, batch = self.batches(data)
-        model = self.loaded(weights).train()
-        use_masks(model, Masks(0))
+        model = self.load_module(weights).train()
+        use_masks(model, DropoutMasks(0))
         loss = self._task.training_step(model, batch(np.arange(count)))
         parameters = dict(model.named_parameters())
         grads = torch.autograd.grad(loss, list(parameters.values()))
         return float(loss.detach()), to_numpy(dict(zip(parameters, grads, strict=True)))
 
     def _replicas(self, weights: Weights) -> Replicas:
-        return Replicas([self._built(weights).to(each) for each in self._devices], self._devices)
+        return Replicas([self._build(weights).to(each) for each in self._devices], self._devices)
 
-    def loaded(self, weights: Weights) -> torch.nn.Module:
-        """Return the task's module with the weights in it, on the first device.
+    def load_module(self, weights: Weights) -> torch.nn.Module:
+        """Return the task's module with these weights, on the first device.
 
         Raises:
-            ConfigError: the weights are not this module's.
+            ConfigError: the weights are not of this module.
         """
-        return self._built(weights).to(self._devices[0])
+        return self._build(weights).to(self._devices[0])
 
-    def _built(self, weights: Weights) -> torch.nn.Module:
+    def _build(self, weights: Weights) -> torch.nn.Module:
         model = as_module(self._task.model(), self._task.name)
         tensors = model.state_dict()
         expected = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -167,12 +168,12 @@ class TorchEngine:
     def batches(self, data: Split) -> tuple[int, Batch]:
         """Return the number of examples and a function from indices to a batch on the device."""
         count, read = self._reader(data)
-        return count, lambda chosen: moved(read(chosen), self._devices[0])
+        return count, lambda chosen: to_device(read(chosen), self._devices[0])
 
     def _reader(self, data: Split) -> tuple[int, Batch]:
-        """Return the number of examples and what reads some, wherever they lie.
+        """Return the number of examples and a function from indices to a batch on any device.
 
-        Two arrays lie in the first device's memory, if there is room: others get theirs from it.
+        Two arrays are kept in the first device's memory if they fit; other devices copy from it.
         """
         pair = as_pair(data)
         count = len(cast("Any", data) if pair is None else pair[0]) if data is not None else 0
@@ -194,7 +195,7 @@ class TorchEngine:
         return count, read
 
     def _tensor(self, array: NDArray[Any]) -> torch.Tensor:
-        """Return the array as a tensor; labels become int64 as torch wants them."""
+        """Return the array as a tensor; labels become int64, as torch requires."""
         if array.dtype.kind == "f":
             array = array.astype(str(self._dtype).removeprefix("torch."), copy=False)
         elif array.dtype.kind in "ui":
@@ -204,7 +205,7 @@ class TorchEngine:
 
 @contextmanager
 def _seeded(seed: int, devices: Sequence[torch.device]) -> Iterator[None]:
-    """Seed torch's random numbers within the block, and put them back as they were after it."""
+    """Seed torch's random numbers within the block, and restore their state after it."""
     cuda = [device for device in devices if device.type == "cuda"]
     with torch.random.fork_rng(devices=cuda):
         seed_devices(seed, devices)

@@ -1,7 +1,8 @@
-"""The device's identity while it runs: whom it believes, and passwords that are being rotated.
+"""The device's identity while its agent runs, and the rotation of its broker password.
 
-A new password is on disk before the server is told, beside the one in force: whichever the broker
-wants after a power cut is there. The old one goes when the broker has admitted the new one.
+A new password is on disk, beside the old one, before the server gets the confirmation: after a
+power cut the device has whichever the broker accepts. The old one is deleted once the broker has
+accepted the new one.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ class DeviceCredentials:
     """One identity and its file.
 
     Attributes:
-        server: the key of the only server that is believed.
+        server: the key of the only server whose signature is accepted.
     """
 
     def __init__(self, path: Path, identity: Identity) -> None:
@@ -28,15 +29,15 @@ class DeviceCredentials:
         self._path = path
         self._identity = identity
 
-    def keep(self, rotation: int, sealed: bytes) -> Identity | None:
-        """Put a new password on disk; return the changed identity, None when it has it already.
+    def store_password(self, rotation: int, sealed: bytes) -> Identity | None:
+        """Write a new password to disk; return the changed identity, None if it was there already.
 
         Args:
-            rotation: the number of the password; those before the latest are worth nothing.
+            rotation: the number of the password; a lower one than the latest is refused.
             sealed: the password.
 
         Raises:
-            PeerError: it is an older one, was not sealed for this device, or is no password.
+            PeerError: it is an older one, was not sealed for this device, or cannot be a password.
         """
         if rotation < self._identity.rotation:
             raise PeerError("an older password than the one that is kept", "replayed")
@@ -47,8 +48,8 @@ class DeviceCredentials:
             raise PeerError("the new password is not usable", "password")
         return self._write(next_password=SecretStr(text), rotation=rotation)
 
-    def admitted(self, password: str) -> Identity | None:
-        """Drop the old password once the broker has admitted the new one."""
+    def confirm_password(self, password: str) -> Identity | None:
+        """Delete the old password, now that the broker has accepted the new one."""
         following = self._identity.next_password
         if following is None or password != following.get_secret_value():
             return None

@@ -1,9 +1,9 @@
 """Enrolment, the device's side: a join token becomes an identity file, once.
 
-The device makes its own key. The claim goes to a topic that the token's holders alone may use, the
-answer is sealed for the device's key, and both are signed: by the token's key, and by the server's,
-which the token names. What was claimed is on disk first, so that a device which loses power asks
-again as the same one.
+The device generates its own key. The claim goes to a topic that only holders of the token may use,
+and is signed by the token's key. The answer is sealed for the device's key and signed by the
+server's, which the token names. The key is on disk before the claim is sent, so that a device that
+loses power asks again as the same one.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ from runtime.security.tls import fetch_authority
 
 _CONNECT_S = 20.0
 _ANSWER_S = 60.0
-_ASK_AGAIN_S = 3.0
+_RESEND_S = 3.0
 _WELL_KNOWN = frozenset({"domain", "id", "client_id", "password", "store_ca", "index", "count"})
 
 
 @dataclass(frozen=True)
 class Enrolled:
-    """A device that has joined: its identity file, and how far its clock is from the server's."""
+    """An enrolled device: its identity file, and how far its clock is ahead of the server's."""
 
     path: Path
     clock_off_s: float
@@ -60,14 +60,14 @@ def enroll(place: BrokerPlace, token: JoinToken, folder: Path, name: str = "") -
     Args:
         place: the broker's address.
         token: the join token.
-        folder: where the identity goes.
-        name: the id to ask for; "" lets the server choose.
+        folder: that of the identity file.
+        name: the requested id; with "" the server chooses.
 
     Raises:
         UntrustedPeer: the broker or the server is not the one that the token names.
         AuthenticationFailed: the broker does not know the token.
-        ConfigError: the name cannot be one, or is another identity's here; or the server
-            refused, and why.
+        ConfigError: the name is not allowed or is used by another identity here, or the server
+            refused; says why.
         TransportError: no answer.
     """
     if name:
@@ -76,9 +76,9 @@ def enroll(place: BrokerPlace, token: JoinToken, folder: Path, name: str = "") -
     key = _claimed_key(folder, token)
     if name:
         _require_free(folder / f"{name}.json", key)
-    envelope, answer = _ask(place, token, tls, Claim(public_key=key.public.text, name=name))
+    envelope, answer = _request(place, token, tls, Claim(public_key=key.public.text, name=name))
     if not answer.admitted:
-        # signed by the server: nobody will ever ask for this key again
+        # signed by the server: this key will not be claimed again
         _claim_file(folder, token).unlink(missing_ok=True)
         raise ConfigError(f"the server does not take this device in: {answer.reason}")
     identity = _identity(place, token, tls, key, answer.sealed)
@@ -90,7 +90,7 @@ def enroll(place: BrokerPlace, token: JoinToken, folder: Path, name: str = "") -
 
 
 def _require_free(path: Path, key: SecretKey) -> None:
-    """Raise ConfigError when the file is there and holds another key than this."""
+    """Raise ConfigError if the file exists and has another key."""
     if path.exists() and read_identity(path).key.get_secret_value() != key.text:
         raise ConfigError(
             f"{path} is another identity of this machine; remove it if it is no longer used, or "
@@ -99,7 +99,7 @@ def _require_free(path: Path, key: SecretKey) -> None:
 
 
 def _trust(place: BrokerPlace, token: JoinToken) -> TlsTrust | None:
-    """Return how the broker is checked from now on; its authority is fetched by its fingerprint."""
+    """Return how the broker's certificate is checked; its authority is fetched by fingerprint."""
     if not place.tls:
         if token.ca_fingerprint:
             raise ConfigError(
@@ -111,13 +111,13 @@ def _trust(place: BrokerPlace, token: JoinToken) -> TlsTrust | None:
     return TlsTrust(ca=fetch_authority(place.host, place.port, token.ca_fingerprint, _CONNECT_S))
 
 
-def _ask(
+def _request(
     place: BrokerPlace, token: JoinToken, tls: TlsTrust | None, claim: Claim
 ) -> tuple[Envelope, ClaimAnswer]:
-    topics, author = Topics(token.domain), MessageSigner(token.id, token.key)
+    topics, signer = Topics(token.domain), MessageSigner(token.id, token.key)
     answers: queue.SimpleQueue[SessionEvent] = queue.SimpleQueue()
 
-    def offer(event: SessionEvent) -> bool:
+    def enqueue(event: SessionEvent) -> bool:
         answers.put(event)
         return True
 
@@ -130,14 +130,14 @@ def _ask(
         tls=None if tls is None else tls.tls,
         persistent=False,
     )
-    session = MqttSession(endpoint, [topics.enroll(token.id, "result")], offer)
+    session = MqttSession(endpoint, [topics.enroll(token.id, "result")], enqueue)
     session.start()
     try:
         session.wait_connected(_CONNECT_S)
         deadline = time.monotonic() + _ANSWER_S
         while time.monotonic() < deadline:
-            session.publish(author.sign(topics.enroll(token.id), claim))
-            answer = _await(answers, session, token, claim, _ASK_AGAIN_S)
+            session.publish(signer.sign(topics.enroll(token.id), claim))
+            answer = _await(answers, session, token, claim, _RESEND_S)
             if answer is not None:
                 return answer
     except UntrustedPeer:
@@ -162,7 +162,7 @@ def _await(
     claim: Claim,
     timeout_s: float,
 ) -> tuple[Envelope, ClaimAnswer] | None:
-    """Return the answer to this very claim; those to others who hold the token are passed over."""
+    """Return the answer to this claim; answers to other holders of the token are ignored."""
     deadline = time.monotonic() + timeout_s
     while (left := deadline - time.monotonic()) > 0:
         try:
@@ -217,7 +217,7 @@ def _claim_file(folder: Path, token: JoinToken) -> Path:
 
 
 def _claimed_key(folder: Path, token: JoinToken) -> SecretKey:
-    """Return the key of an earlier try with this token, else a new one that is on disk."""
+    """Return the key of an earlier claim with this token, else a new one, written to disk."""
     path = _claim_file(folder, token)
     try:
         return SecretKey(json.loads(path.read_text("ascii"))["key"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sqlite3
-from dataclasses import asdict
+from dataclasses import asdict, astuple, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,22 @@ from runtime.errors import ConfigError, RengoError
 from runtime.sqlite import is_damage, is_disk_trouble, require_sound
 
 _LOG = logging.getLogger(__name__)
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS jobs (
-    run_id TEXT, action TEXT, round INTEGER, attempt INTEGER,
-    stage TEXT NOT NULL, wire_order TEXT NOT NULL, outcome TEXT NOT NULL,
-    PRIMARY KEY (run_id, action, round, attempt)
+    run_id TEXT, action TEXT, round INTEGER, attempt INTEGER, phase TEXT, seq INTEGER,
+    stage TEXT NOT NULL, wire_order TEXT NOT NULL, outcome TEXT NOT NULL, payload BLOB NOT NULL,
+    PRIMARY KEY (run_id, action, round, attempt, phase, seq)
 )
 """
+# before there were exchanges
+_FROM_VERSION_1 = (
+    "ALTER TABLE jobs RENAME TO jobs_1",
+    _SCHEMA,
+    "INSERT INTO jobs SELECT run_id, action, round, attempt, '', 0, stage, wire_order, outcome, x''"
+    " FROM jobs_1",
+    "DROP TABLE jobs_1",
+)
 
 
 class JobJournalError(RengoError):
@@ -46,10 +54,12 @@ class JobJournalUnusable(JobJournalError, ConfigError):
 class JobJournal:
     """One row a job; what is written outlives this process at once. One thread calls it.
 
+    A file of an earlier version is brought to this one's schema when it is opened.
+
     Raises:
-        WorklogDamaged: the file is damaged.
-        WorklogUnusable: another version of Rengo wrote the file, or it cannot be opened.
-        WorklogError: the disk is full.
+        JobJournalDamaged: the file is damaged.
+        JobJournalUnusable: a later version of Rengo wrote the file, or it cannot be opened.
+        JobJournalError: the disk is full.
     """
 
     def __init__(self, path: Path) -> None:
@@ -74,7 +84,7 @@ class JobJournal:
             # of a new file: every change writes whole pages
             self._db.execute("PRAGMA page_size=1024")
             (version,) = self._db.execute("PRAGMA user_version").fetchone()
-            if version not in {0, _SCHEMA_VERSION}:
+            if not 0 <= version <= _SCHEMA_VERSION:
                 raise JobJournalUnusable(
                     f"{self.path} was written by another version of Rengo (schema {version}, this "
                     f"one reads {_SCHEMA_VERSION}); use that version, or another data folder"
@@ -83,8 +93,7 @@ class JobJournal:
             # a power cut may cost the latest rows, never the file: the server asks again for what
             # it has not acknowledged, and cards wear
             self._db.execute("PRAGMA synchronous=NORMAL")
-            self._db.execute(_SCHEMA)
-            self._db.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
+            self._bring_up_to_date(version)
         except sqlite3.Error as error:
             if is_disk_trouble(error):
                 raise JobJournalError(f"{self.path}: {error}; is the disk full?") from error
@@ -92,45 +101,68 @@ class JobJournal:
                 raise JobJournalDamaged(f"{self.path}: {error}") from error
             raise JobJournalUnusable(f"{self.path}: {error}") from error
 
+    def _bring_up_to_date(self, version: int) -> None:
+        """Make the table, or make it anew with what it holds; in one transaction."""
+        if version == _SCHEMA_VERSION:
+            return
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            for statement in _FROM_VERSION_1 if version == 1 else (_SCHEMA,):
+                self._db.execute(statement)
+            self._db.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
+            self._db.execute("COMMIT")
+        except sqlite3.Error:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise
+
     def close(self) -> None:
         """Release the file."""
         self._db.close()
 
     def keep(self, job: Job) -> None:
-        """Write a job's stage and outcome."""
+        """Write a job's stage and outcome; an order's payload, which was used up, is left out."""
         outcome = {} if job.outcome is None else asdict(job.outcome)
-        row = (*_key(job.key), job.stage, job.order.model_dump_json(), json.dumps(outcome))
-        self._execute("INSERT OR REPLACE INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+        payload = outcome.pop("payload", b"")
+        order = job.order.model_copy(update={"payload": b""}).model_dump_json()
+        row = (*astuple(job.key), job.stage, order, json.dumps(outcome), payload)
+        self._execute("INSERT OR REPLACE INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
 
     def forget(self, key: JobKey) -> None:
         """Remove a job; nothing happens when it is not there."""
         self._execute(
-            "DELETE FROM jobs WHERE run_id=? AND action=? AND round=? AND attempt=?", _key(key)
+            "DELETE FROM jobs WHERE (run_id, action, round, attempt, phase, seq)"
+            " = (?, ?, ?, ?, ?, ?)",
+            astuple(key),
         )
 
     def jobs(self) -> list[Job]:
         """Return every kept job; a row that makes none is removed, and its job done again."""
-        rows = self._execute("SELECT rowid, * FROM jobs ORDER BY round, attempt", ()).fetchall()
+        rows = self._execute(
+            "SELECT rowid, * FROM jobs ORDER BY round, attempt, rowid", ()
+        ).fetchall()
         return [job for number, *row in rows if (job := self._job(number, row)) is not None]
 
     def _job(self, number: int, row: list[Any]) -> Job | None:
         # for what a start finds of an earlier one: seldom anything
         from pydantic import TypeAdapter  # noqa: PLC0415
 
-        run_id, action, round_number, attempt, stage, order, outcome = row
+        *key, stage, order, outcome, payload = row
         stages: TypeAdapter[Stage] = TypeAdapter(Stage)
+        names = [each.name for each in fields(JobKey)]
         try:
-            key = {"run_id": run_id, "action": action, "round": round_number, "attempt": attempt}
+            if not isinstance(payload, bytes):
+                raise ValueError("its payload is not bytes")
             job = Job(
-                TypeAdapter(JobKey).validate_python(key),
+                TypeAdapter(JobKey).validate_python(dict(zip(names, key, strict=True))),
                 Order.model_validate_json(order),
                 stages.validate_python(stage),
-                TypeAdapter(Outcome).validate_json(outcome),
+                replace(TypeAdapter(Outcome).validate_json(outcome), payload=payload),
             )
             if job.key != JobKey.of(job.order):
                 raise ValueError("its order is another one's")
         except ValueError as error:
-            what = f"{self.path}: the row of {run_id}, round {round_number} is damaged"
+            what = f"{self.path}: the row of {key[0]}, round {key[2]} is damaged"
             _LOG.error("%s and removed; the server asks again for what it lacks: %s", what, error)
             self._execute("DELETE FROM jobs WHERE rowid=?", (number,))
             return None
@@ -141,7 +173,3 @@ class JobJournal:
             return self._db.execute(statement, values)
         except sqlite3.Error as error:
             raise JobJournalError(f"{self.path}: {error}") from error
-
-
-def _key(key: JobKey) -> tuple[str, str, int, int]:
-    return (key.run_id, key.action, key.round, key.attempt)

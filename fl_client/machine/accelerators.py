@@ -1,7 +1,7 @@
-"""The accelerators of a machine, found without importing torch, and how a process is kept to some.
+"""Finds a machine's accelerators without importing torch, and restricts a process to some of them.
 
-A training process sees only what it is for, one accelerator or several of one kind: to it they
-are the first and only ones, in the order of the settings.
+A training process sees only those that it may use, one accelerator or several of one kind,
+numbered from 0 in the order of the settings.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ AUTO, ALL = "auto", "all"
 
 @dataclass(frozen=True)
 class Accelerator:
-    """Something that orders run on.
+    """A device for computing: a GPU or the CPU.
 
     Attributes:
-        name: ``cuda:0``, ``rocm:0``, ``mps`` or ``cpu``; ``cpu:1`` is one more worker of the CPU.
+        name: ``cuda:0``, ``rocm:0``, ``mps`` or ``cpu``; ``cpu:1`` is a second thread on the CPU.
         capability: CUDA's compute capability (``9.0``) or ROCm's target (``gfx90a``).
-        handle: what the driver's variable takes to show this one alone.
+        handle: its id in the driver's environment variable.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Accelerator:
 
     @property
     def precisions(self) -> list[str]:
-        """What its matrix units are made for, the best first; the last always works."""
+        """What its matrix units support, the best first; the last always works."""
         major = self.capability.partition(".")[0]
         if self.kind == "rocm" or (self.kind == "cuda" and major.isdecimal() and int(major) >= 8):
             return ["bfloat16", "float16", "float32"]
@@ -59,12 +59,12 @@ class Accelerator:
 
 
 CPU = Accelerator("cpu")
-UNTOLD = Accelerator("")
+UNKNOWN = Accelerator("")
 
 
 @dataclass(frozen=True)
 class MachineProbe:
-    """Where to look; another one than this machine in tests."""
+    """Where the drivers' files and commands are; a test supplies its own."""
 
     root: Path = Path("/")
     environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
@@ -73,7 +73,7 @@ class MachineProbe:
     machine: str = field(default_factory=platform.machine)
 
 
-def find(machine: MachineProbe | None = None) -> list[Accelerator]:
+def detect(machine: MachineProbe | None = None) -> list[Accelerator]:
     """Return the accelerators that this process may use, in the order of their numbers."""
     machine = machine or MachineProbe()
     found = _visible("cuda", _nvidia(machine), machine.environ.get("CUDA_VISIBLE_DEVICES"))
@@ -85,18 +85,18 @@ def find(machine: MachineProbe | None = None) -> list[Accelerator]:
 
 @functools.cache
 def of_this_machine() -> list[Accelerator]:
-    """Return what ``find`` found first: drivers do not come and go under a running agent."""
-    return find()
+    """Return this machine's accelerators, detected once: drivers do not change under an agent."""
+    return detect()
 
 
 def chosen(
     wanted: Sequence[str], found: Sequence[Accelerator], *, idle: bool
 ) -> tuple[Accelerator, ...]:
-    """Return what this agent's orders run on; another agent may have others of the machine's.
+    """Return the accelerators that this agent uses; another agent may use others.
 
     Args:
-        wanted: names, or "auto" alone, or "all" alone: the first one's kind is then the kind.
-        idle: whether "auto" leaves accelerators alone, by profile.
+        wanted: names, or "auto" alone, or "all" alone, which is all of the first one's kind.
+        idle: whether "auto" is the CPU even if there are accelerators.
 
     Raises:
         ConfigError: a name is not among ``found``.
@@ -109,29 +109,32 @@ def chosen(
 
 
 def for_orders(wanted: Sequence[str], *, profile: str, engine: str) -> tuple[Accelerator, ...]:
-    """Return what an agent's orders run on; ConfigError as ``chosen`` has it.
+    """Return the accelerators that an agent uses, by its settings.
 
-    What was not named and not found is left to the engine, by profile: a library may know of an
-    accelerator that no driver's file tells of.
+    If none is named and none is found, the profile ``gpu`` leaves the choice to the engine: its
+    library may know an accelerator that was not detected here.
+
+    Raises:
+        ConfigError: as ``chosen``, or the engine cannot use them.
     """
     unnamed = list(wanted) in ([AUTO], [ALL])
     if engine == "numpy" and unnamed:
         return (CPU,)
-    taken = chosen(wanted, of_this_machine(), idle=profile != "gpu")
-    if engine == "numpy" and (len(taken) > 1 or taken[0].kind != "cpu"):
-        names = ", ".join(str(each) for each in taken)
+    selected = chosen(wanted, of_this_machine(), idle=profile != "gpu")
+    if engine == "numpy" and (len(selected) > 1 or selected[0].kind != "cpu"):
+        names = ", ".join(str(each) for each in selected)
         raise ConfigError(f"accelerators: the numpy engine trains on one CPU, not on {names}")
-    if unnamed and taken == (CPU,) and profile == "gpu":
-        return (UNTOLD,)
-    return taken
+    if unnamed and selected == (CPU,) and profile == "gpu":
+        return (UNKNOWN,)
+    return selected
 
 
 def environment(accelerators: Sequence[Accelerator]) -> dict[str, str]:
-    """Return what shows a process these accelerators, in this order, and hides the others."""
+    """Return the environment that restricts a process to these accelerators, in this order."""
     handles = ",".join(each.handle for each in accelerators)
     match accelerators[0].kind:
         case "cuda":
-            # the number of a device is its place on the bus, as nvidia-smi counts
+            # numbered by their order on the bus, as nvidia-smi does
             return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": handles}
         case "rocm":
             return {"HIP_VISIBLE_DEVICES": handles}
@@ -141,7 +144,7 @@ def environment(accelerators: Sequence[Accelerator]) -> dict[str, str]:
 
 
 def precision(accelerators: Sequence[Accelerator]) -> str:
-    """Return the best precision that the matrix units of all of them are made for."""
+    """Return the best precision that the matrix units of all of them support."""
     first, *others = (each.precisions for each in accelerators)
     return next(name for name in first if all(name in each for each in others))
 
@@ -152,19 +155,19 @@ def _named(name: str, found: Sequence[Accelerator]) -> Accelerator:
     for each in found:
         if each.name == name:
             return each
-    there = ", ".join([str(each) for each in found] + ["cpu"])
-    raise ConfigError(f"accelerators: {name!r} is not here (there are: {there})")
+    available = ", ".join([str(each) for each in found] + ["cpu"])
+    raise ConfigError(f"accelerators: {name!r} is not here (there are: {available})")
 
 
 def _visible(kind: str, found: Sequence[Accelerator], variable: str | None) -> list[Accelerator]:
-    """Return those that the driver's variable shows, numbered as the process sees them."""
+    """Return those that the driver's variable names, numbered as the process sees them."""
     if variable is None:
         return list(found)
     shown: list[Accelerator] = []
     for token in variable.split(","):
         each = next((one for one in found if _is_named(one, token.strip())), None)
         if each is None:
-            break  # as the driver does: what follows an unknown name is not seen
+            break  # as the driver does: names after an unknown one are ignored
         shown.append(
             Accelerator(
                 f"{kind}:{len(shown)}",
@@ -192,9 +195,9 @@ def _nvidia(machine: MachineProbe) -> list[Accelerator]:
             Accelerator(f"cuda:{index}", name, _mebibytes(memory), capability, uuid)
             for index, (name, uuid, memory, capability) in enumerate(rows)
         ]
-    told = [_colons(folder / "information") for folder in folders]
-    uuids = [facts.get("GPU UUID", "") for facts in told]
-    # a driver that is not ready masks names, and CUDA takes a list of names or one of numbers
+    facts_by_card = [_colons(folder / "information") for folder in folders]
+    uuids = [facts.get("GPU UUID", "") for facts in facts_by_card]
+    # a driver that is not ready masks UUIDs; CUDA accepts only UUIDs or only numbers
     masked = any("?" in uuid or not uuid for uuid in uuids)
     return [
         Accelerator(
@@ -202,17 +205,17 @@ def _nvidia(machine: MachineProbe) -> list[Accelerator]:
             facts.get("Model", "NVIDIA GPU"),
             handle=str(index) if masked else uuids[index],
         )
-        for index, facts in enumerate(told)
+        for index, facts in enumerate(facts_by_card)
     ]
 
 
 def _nvidia_rows(query: Sequence[str]) -> list[list[str]]:
-    """Return name, UUID, memory and compute capability of each, or nothing when nobody tells."""
+    """Return name, UUID, memory and compute capability of each; nothing if the query fails."""
     try:
-        told = subprocess.run(query, capture_output=True, text=True, timeout=_QUERY_S, check=True)
+        done = subprocess.run(query, capture_output=True, text=True, timeout=_QUERY_S, check=True)
     except (OSError, subprocess.SubprocessError):
         return []
-    rows = [[part.strip() for part in line.split(",")] for line in told.stdout.splitlines()]
+    rows = [[part.strip() for part in line.split(",")] for line in done.stdout.splitlines()]
     return [row for row in rows if len(row) == 4]
 
 
@@ -228,7 +231,7 @@ def _amd(machine: MachineProbe) -> list[Accelerator]:
     for node in sorted(nodes, key=lambda path: int(path.name) if path.name.isdecimal() else 0):
         facts = _words(node / "properties")
         if not int(facts.get("simd_count", "0")):
-            continue  # the CPU is a node as well
+            continue  # the CPU is a node too
         memory = sum(
             int(_words(bank).get("size_in_bytes", "0"))
             for bank in node.glob("mem_banks/*/properties")

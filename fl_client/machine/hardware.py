@@ -1,4 +1,4 @@
-"""What this machine is and can do, found without importing torch or numpy."""
+"""This machine's hardware and software, found without importing torch or numpy."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _CGROUP_LIMITS = (
 
 @dataclass(frozen=True)
 class Hardware:
-    """A machine's abilities.
+    """A machine's hardware and software.
 
     Attributes:
-        model: the board's or the system's name, for people.
-        cpus: those that this process may use.
-        ram_bytes: the machine's memory, or less where a control group limits this process; 0 when
-            it cannot be told.
-        accelerators: for example ``cuda:0 NVIDIA H100``; found by their drivers, so that it takes
-            no memory to look.
+        model: the board's or the processor's name.
+        cpus: the number that this process may use.
+        ram_bytes: the machine's memory, or the limit of this process's control group if that is
+            less; 0 if unknown.
+        accelerators: for example ``cuda:0 NVIDIA H100``; found by their drivers, which needs no
+            memory for a library.
         engines: the engines whose library is installed.
     """
 
@@ -48,7 +48,7 @@ class Hardware:
 
 
 def describe() -> Hardware:
-    """Return what this machine is and can do."""
+    """Return this machine's hardware and software."""
     return Hardware(
         model=_model(),
         machine=platform.machine(),
@@ -100,7 +100,7 @@ def _ram_bytes() -> int:
 def _versions() -> dict[str, str]:
     found = {}
     for package in _PACKAGES:
-        # absent is an answer, not an error
+        # a package may be absent
         if any(importlib.metadata.distributions(name=package)):
             found[package] = importlib.metadata.version(package)
     return found

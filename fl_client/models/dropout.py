@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-class Masks:
-    """The dropout of a step, drawn by numpy in every engine so that engines agree."""
+class DropoutMasks:
+    """Which values dropout keeps in a step; drawn by numpy in every engine, so that they agree."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
@@ -19,19 +19,19 @@ class Masks:
         self._generators: dict[int, np.random.Generator] = {}
 
     def begin(self, step: int) -> None:
-        """Go to a step; its masks depend on the seed and its number alone."""
+        """Begin a step; its masks depend on the seed and its number alone."""
         self._step = step
         self._generators = {}
 
-    def among(self, before: int, after: int) -> None:
-        """Say how many examples of the piece come before and after those that are masked here.
+    def set_position(self, before: int, after: int) -> None:
+        """Set how many examples of the micro batch come before and after those masked here.
 
-        An example's mask is then the same, whoever computes the others.
+        An example's mask is then the same, wherever the others are computed.
         """
         self._before, self._after = before, after
 
-    def keep(self, layer: int, shape: tuple[int, ...], rate: float) -> NDArray[np.bool_]:
-        """Return which values of a layer stay; micro batches draw where the last one stopped.
+    def mask(self, layer: int, shape: tuple[int, ...], rate: float) -> NDArray[np.bool_]:
+        """Return which values of a layer are kept; a micro batch draws where the last one ended.
 
         Shapes: the first axis counts the examples.
         """
@@ -45,7 +45,7 @@ class Masks:
 
 
 def _skip(generator: np.random.Generator, count: int) -> None:
-    """Pass over so many float32 draws: each takes half a word, and ``advance`` drops a half."""
+    """Skip so many float32 draws: each takes half a word, and ``advance`` skips whole words."""
     words = cast("np.random.PCG64", generator.bit_generator)
     if count and words.state["has_uint32"]:
         generator.random(dtype=np.float32)

@@ -1,4 +1,4 @@
-"""Declarative models: a list of layers as plain data, which every engine can build.
+"""Declarative models: a list of layers as plain data, which every engine can run.
 
 Weights are named as ``torch.nn.Sequential`` names them: ``0.weight``, ``0.bias``, ``2.weight``.
 Windows of sensor data are [batch, channels, time] for convolutions, [batch, time, features] for
@@ -64,28 +64,28 @@ class Conv1d:
 
 @dataclass(frozen=True)
 class MaxPool1d:
-    """The maximum of each window of ``size``; windows do not overlap, a rest is dropped."""
+    """The maximum of each window of ``size``; windows do not overlap, a remainder is dropped."""
 
     size: int
 
 
 @dataclass(frozen=True)
 class MaxPool2d:
-    """The maximum of each ``size`` x ``size`` window; windows do not overlap, a rest is dropped."""
+    """The maximum of each ``size`` x ``size`` window, as ``MaxPool1d`` has it."""
 
     size: int
 
 
 @dataclass(frozen=True)
 class AvgPool1d:
-    """The mean of each window of ``size``; windows do not overlap, a rest is dropped."""
+    """The mean of each window of ``size``; windows do not overlap, a remainder is dropped."""
 
     size: int
 
 
 @dataclass(frozen=True)
 class AvgPool2d:
-    """The mean of each ``size`` x ``size`` window; windows do not overlap, a rest is dropped."""
+    """The mean of each ``size`` x ``size`` window, as ``AvgPool1d`` has it."""
 
     size: int
 
@@ -99,10 +99,10 @@ class GlobalAvgPool:
 class BatchNorm:
     """Each channel (axis 1) with mean 0 and variance 1 over the batch, then scaled and shifted.
 
-    The running statistics, which evaluation uses, are not trained but travel with the weights:
-    a device sends their change, and the global ones are the weighted mean over the devices as
-    every weight is. Where a batch has one value a channel, which has no variance, the running
-    statistics take its place.
+    The running statistics, which evaluation uses, are not trained but are part of the weights:
+    a device sends their change, and the global ones are the weighted mean over the devices like
+    every weight. For a batch with one value a channel, which has no variance, the running
+    statistics are used instead.
 
     Shapes: weight, bias, running_mean and running_var [features].
     """
@@ -140,9 +140,9 @@ class GRU:
 
 @dataclass(frozen=True)
 class Dropout:
-    """Each value 0 with probability ``rate`` in training, and what stays scaled up for it.
+    """Each value 0 with probability ``rate`` in training, the others scaled up by 1 / (1 - rate).
 
-    Which ones is drawn from the round's seed, the same in every engine.
+    Which ones depends on the round's seed and is the same in every engine.
     """
 
     rate: float
@@ -150,17 +150,17 @@ class Dropout:
 
 @dataclass(frozen=True)
 class Transpose:
-    """[batch, a, b] as [batch, b, a]: from channels first to time first, and back."""
+    """[batch, a, b] becomes [batch, b, a]: from channels first to time first, and back."""
 
 
 @dataclass(frozen=True)
 class Flatten:
-    """Everything but the batch in one axis."""
+    """All axes but the batch become one."""
 
 
 @dataclass(frozen=True)
 class Reshape:
-    """Each example in the given shape, for example a flat image as (1, 8, 8)."""
+    """Each example gets the given shape, for example a flat image (1, 8, 8)."""
 
     shape: tuple[int, ...]
 
@@ -209,9 +209,9 @@ class LayerTensor:
 
     Attributes:
         part: its name within the layer.
-        role: a weight is trained, a statistic is kept beside the weights in the same vector, and
-            a count is an integer that stays what it is.
-        bound: the first values are uniform within ± this, or ``start`` where it is 0.
+        role: a weight is trained, a statistic is in the same vector but not trained, and a count
+            is an integer that does not change.
+        bound: initial values are uniform within ± this, or ``start`` where it is 0.
     """
 
     part: str
@@ -230,7 +230,7 @@ def tensors(layers: Layers) -> dict[str, LayerTensor]:
     """Return every tensor of the model by its full name, in the order of torch's state_dict.
 
     Raises:
-        ConfigError: a layer's sizes make no sense; the text says which layer.
+        ConfigError: a layer's sizes are not possible; the text says which layer.
     """
     found = {}
     for index, layer in enumerate(layers):
@@ -241,7 +241,7 @@ def tensors(layers: Layers) -> dict[str, LayerTensor]:
 
 
 def initial_weights(layers: Layers, seed: int) -> Weights:
-    """Return first weights as torch's layers begin: uniform within ±1/sqrt(fan-in), norms at 1.
+    """Return initial weights as torch's layers have them: within ±1/sqrt(fan-in), norms at 1.
 
     The same ``seed`` gives the same weights on every machine.
     """
@@ -283,7 +283,7 @@ def _tensors_of(layer: Layer) -> Iterator[LayerTensor]:
             yield LayerTensor("bias", (layer.features,))
             yield LayerTensor("running_mean", (layer.features,), "statistic")
             yield LayerTensor("running_var", (layer.features,), "statistic", start=1.0)
-            # of no use here, but a torch module has it, and the names are those of torch
+            # not used here, but torch's module has it, and the names are torch's
             yield LayerTensor("num_batches_tracked", (), "count")
         case LayerNorm():
             yield LayerTensor("weight", layer.shape, start=1.0)

@@ -18,14 +18,14 @@ Progress: TypeAlias = Callable[[float, float | None], None]
 
 
 def no_progress(fraction: float, loss: float | None) -> None:
-    """Report to nobody."""
+    """Report nothing."""
 
 
 class Checkpoint(Protocol):
-    """Where a round's training leaves what it needs to go on after a power cut.
+    """Where a round's training saves what it needs to resume after a power cut.
 
-    It belongs to one order on one device and to the model that the order names. All three are
-    called between two steps, by the thread that trains.
+    It belongs to one order on one device and to the model that the order names. The training
+    thread calls its methods, between two steps.
     """
 
     def load(self) -> dict[str, NDArray[Any]] | None:
@@ -37,18 +37,18 @@ class Checkpoint(Protocol):
         ...
 
     def save(self, arrays: dict[str, NDArray[Any]]) -> None:
-        """Keep ``arrays``, of any numpy number type; they change with the next step."""
+        """Save ``arrays``, of any numpy number type; the next step overwrites them."""
         ...
 
 
 @dataclass
 class Tally:
-    """How far and how fast this process came in a round's training.
+    """How many steps this process took in a round's training, and how long they took.
 
     Attributes:
-        steps: those that it took itself, in ``steps_s`` seconds; a former process took the others.
-        full_steps: what the epochs give on this data.
-        micro_batch: into what batches were cut, 0 for whole ones.
+        steps: its own, in ``steps_s`` seconds, without those of an earlier process.
+        full_steps: those of all epochs on this data.
+        micro_batch: the size of the parts that batches are computed in, 0 for whole batches.
     """
 
     steps: int = 0
@@ -59,16 +59,16 @@ class Tally:
 
 @dataclass(frozen=True)
 class LocalRound:
-    """What one device's training in one round is a function of, beside weights and data.
+    """What one device's training in one round depends on, beside weights and data.
 
     Attributes:
         seed: the run's seed.
-        device_id: with ``seed`` and ``round`` it fixes the order of the batches.
+        device_id: with ``seed`` and ``round`` it determines the order of the batches.
         state: the algorithm's client state after this device's last accepted update.
         checkpoint: where to continue from and what to save to, if anywhere.
-        memory_bytes: what the whole process may hold, 0 where nothing limits it. The numpy
-            engine cuts its batches so that it keeps below.
-        tally: is filled in as the training goes on.
+        memory_bytes: what the whole process may hold, 0 for no limit. The numpy engine computes
+            its batches in parts small enough for it.
+        tally: is filled in during training.
     """
 
     algorithm: Algorithm
@@ -90,7 +90,7 @@ class LocalRound:
 
 
 class LocalUpdate(NamedTuple):
-    """What a device sends, of the algorithm's ``kind``, and the client state to keep."""
+    """What a device sends, of the algorithm's ``kind``, and its next client state."""
 
     vector: Vector
     num_examples: int

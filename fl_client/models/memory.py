@@ -1,8 +1,8 @@
-"""What training takes on the numpy engine, known from the list of layers before it begins.
+"""How much memory training needs on the numpy engine, computed from the list of layers.
 
-A ceiling, not an estimate: it counts what the engine keeps for the backward pass, what a layer
-needs beside that, the gradients, the optimiser and the copies of the model. What the process
-holds before it trains (the interpreter, the data, the global model) comes on top.
+An upper bound, not an estimate: it counts what the engine stores for the backward pass, what a
+layer needs in addition, the gradients, the optimiser and the copies of the model. What the process
+holds before it trains (the interpreter, the data, the global model) is not included.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from fl_client.models.settings import TrainingSettings
 from runtime.errors import ConfigError
 
 PATCH_BYTES = 256 * 1024
-"""A convolution copies patches up to this size at a time, or one example's if that is larger."""
+"""A convolution copies patches of up to this size at a time, or of one example if larger."""
 
 EVALUATION_BYTES = 1 << 20
-"""An evaluation takes as many examples at a time as this has room for, and one at least."""
+"""An evaluation computes as many examples at a time as fit into this, and at least one."""
 
 _RUNTIME_BYTES = 3 << 20
-"""Packing buffers of the matrix products, and what the allocator holds between two uses."""
+"""Packing buffers of the matrix products, and memory that the allocator does not return."""
 
 
 @dataclass(frozen=True)
 class LayerCost:
-    """A layer's part in a pass, in bytes.
+    """The bytes that one layer needs in a pass.
 
     Attributes:
-        output: the shape of one example behind it.
-        kept: by one example, from its forward to its backward pass.
-        beside: by one example, during the layer's own forward or backward pass.
-        once: at one time, whatever the batch.
+        output: the shape of one example's output.
+        kept: for one example, from its forward to its backward pass.
+        beside: for one example, only during the layer's own forward or backward pass.
+        once: whatever the batch.
     """
 
     output: Shape
@@ -49,17 +49,17 @@ def memory_needed(
     """Return the most bytes that a round of training adds to a process.
 
     Args:
-        batch: the examples in memory at once, the micro batch where there is one.
+        batch: the examples in memory at once: the micro batch if there is one.
         shape: of one example's input.
 
     Raises:
-        ConfigError: a layer does not take what the one before it gives.
+        ConfigError: a layer does not accept the output of the one before it.
     """
     costs = layer_costs(model, shape, itemsize)
     kept = math.prod(shape) * itemsize
     example = 0
     for cost in costs:
-        # on the way back, what the layers behind kept has gone
+        # in the backward pass, what later layers stored is already freed
         kept += cost.kept
         example = max(example, kept + cost.beside)
     # the loss needs a few arrays of the outputs' size, the targets among them
@@ -71,12 +71,12 @@ def memory_needed(
     return batch * example + once + training + evaluation + _RUNTIME_BYTES
 
 
-def fits(
+def largest_micro_batch(
     limit_bytes: int, model: Layers, shape: Shape, settings: TrainingSettings, itemsize: int = 4
 ) -> int | None:
-    """Return the largest micro batch that training takes ``limit_bytes`` with, at most the batch.
+    """Return the largest micro batch, at most the batch, with which ``limit_bytes`` are enough.
 
-    None when a single example is too much.
+    None when even one example needs more.
     """
     largest = min(settings.batch_size, settings.micro_batch or settings.batch_size)
     if memory_needed(model, largest, shape, settings, itemsize) <= limit_bytes:
@@ -92,21 +92,21 @@ def fits(
 
 
 def evaluation_batch(model: Layers, shape: Shape, itemsize: int = 4) -> int:
-    """Return how many examples an evaluation takes at a time; of the model alone."""
+    """Return how many examples an evaluation computes at a time; it depends on the model alone."""
     costs = layer_costs(model, shape, itemsize)
     return min(256, max(1, EVALUATION_BYTES // _evaluated_bytes(costs, shape, itemsize)))
 
 
 def _evaluated_bytes(costs: Sequence[LayerCost], shape: Shape, itemsize: int) -> int:
-    """Return what the evaluation of one example takes."""
-    # what a layer kept goes when the next has run
+    """Return the bytes that the evaluation of one example needs."""
+    # what a layer stored is freed when the next has run
     pairs = zip([LayerCost(shape), *costs], costs, strict=False)
     most = max((before.kept + cost.kept + cost.beside for before, cost in pairs), default=0)
     return most + math.prod(shape) * itemsize
 
 
 def layer_costs(model: Layers, shape: Shape, itemsize: int = 4) -> list[LayerCost]:
-    """Return every layer's cost for examples of ``shape``."""
+    """Return the cost of every layer for examples of ``shape``."""
     costs = []
     for index, layer in enumerate(model):
         try:
@@ -125,9 +125,9 @@ def layer_costs(model: Layers, shape: Shape, itemsize: int = 4) -> list[LayerCos
 def overwrites(layer: layers.Layer, before: layers.Layer) -> bool:
     """Return whether ``layer`` writes its output over its input.
 
-    The one before it must have made that input, and must not need it for its backward pass.
+    The layer before it must have created that input, and must not need it in its backward pass.
     """
-    makers = (
+    creators = (
         layers.Linear
         | layers.Conv1d
         | layers.Conv2d
@@ -138,17 +138,17 @@ def overwrites(layer: layers.Layer, before: layers.Layer) -> bool:
         | layers.AvgPool1d
         | layers.AvgPool2d
     )
-    return isinstance(layer, layers.ReLU | layers.Tanh) and isinstance(before, makers)
+    return isinstance(layer, layers.ReLU | layers.Tanh) and isinstance(before, creators)
 
 
 def _model_bytes(
     model: Layers, settings: TrainingSettings, itemsize: int, *, accumulates: bool
 ) -> int:
     sizes = [math.prod(tensor.shape) for tensor in layers.tensors(model).values()]
-    copies = 3  # the weights, their gradients, and what the algorithm makes of these
+    copies = 3  # the weights, the gradients, and the algorithm's version of the gradients
     copies += {"sgd": int(settings.momentum > 0), "adam": 2}[settings.optimizer]
     copies += accumulates
-    # a step's direction and its terms, of one tensor at a time
+    # a step's direction and its terms, for one tensor at a time
     return (copies * sum(sizes) + 4 * max(sizes, default=0)) * itemsize
 
 
@@ -170,11 +170,11 @@ def _cost(layer: layers.Layer, shape: Shape, itemsize: int) -> LayerCost:
         case layers.ReLU() | layers.Tanh() | layers.Sigmoid():
             beside = {"ReLU": 2, "Tanh": 4, "Sigmoid": 5}[type(layer).__name__]
             return LayerCost(shape, size, beside * size)
-    return _moved(layer, shape, itemsize)
+    return _reshaping_cost(layer, shape, itemsize)
 
 
-def _moved(layer: layers.Layer, shape: Shape, itemsize: int) -> LayerCost:
-    """Return the cost of a layer without weights that gives another shape."""
+def _reshaping_cost(layer: layers.Layer, shape: Shape, itemsize: int) -> LayerCost:
+    """Return the cost of a layer without weights whose output has another shape."""
     size = math.prod(shape) * itemsize
     match layer:
         case layers.Flatten():
@@ -203,17 +203,17 @@ def _convolution(layer: layers.Conv1d | layers.Conv2d, shape: Shape, itemsize: i
     wide = layer.inputs * math.prod(padded) * itemsize
     weight = (layer.outputs, layer.inputs, *(layer.kernel for _ in spatial))
     patches = max(PATCH_BYTES, patch_bytes(weight, math.prod(spatial), itemsize))
-    # the products of two passes over one part, and the weight's gradient while it adds up
+    # the products of two passes over one part, and the weight's gradient while it is summed
     once = 2 * patches + 2 * math.prod(weight) * itemsize
     return LayerCost(output, result + (wide if layer.padding else 0), wide + 2 * result, once)
 
 
 def patch_bytes(weight: Shape, length: int, itemsize: int) -> int:
-    """Return what one example's part in a convolution's products takes.
+    """Return the bytes of one example's patches, or of their products, in a convolution.
 
     Args:
         weight: the shape of the convolution's weight.
-        length: the number of positions that its kernel takes.
+        length: the number of positions of its kernel.
     """
     return math.prod(weight[1:]) * max(length, weight[0]) * itemsize
 
@@ -221,7 +221,7 @@ def patch_bytes(weight: Shape, length: int, itemsize: int) -> int:
 def _gru(layer: layers.GRU, shape: Shape, itemsize: int) -> LayerCost:
     time, features = shape
     output = (time, layer.hidden) if layer.sequence else (layer.hidden,)
-    # gates, states, and what the reset gate is applied to; then the input in time's order
+    # gates, states, and what the reset gate is applied to; then the input with time first
     kept = ((3 + 1 + 1) * time + 1) * layer.hidden * itemsize
     at_once = 2 * time * features + 2 * time * layer.hidden + 20 * layer.hidden
     return LayerCost(output, kept, at_once * itemsize)

@@ -14,14 +14,14 @@ Objective: TypeAlias = Literal["cross_entropy", "mean_squared_error"]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSettings:
-    """How a device trains in one round. The optimiser starts anew in every round.
+    """How a device trains in one round. The optimiser's state does not outlive the round.
 
     Attributes:
         momentum: of SGD; Adam has its usual 0.9 and 0.999.
-        max_steps: the most steps in a round, 0 for as many as the epochs give.
-        micro_batch: the most examples in memory at once, 0 for the whole batch: the gradients of
-            micro batches add up to the batch's mean. Batch normalisation alone sees the
-            difference: its statistics are those of a micro batch.
+        max_steps: the most steps in a round, 0 for all steps of the epochs.
+        micro_batch: the most examples in memory at once, 0 for the whole batch. The gradients of
+            micro batches are summed to that of the batch. Only batch normalisation gives another
+            result: its statistics are those of a micro batch.
 
     Raises:
         FieldError: a value that is not allowed.
@@ -39,7 +39,7 @@ class TrainingSettings:
         require_checked(self)
 
     def overridden(self, overrides: Mapping[str, Any]) -> TrainingSettings:
-        """Return these settings with ``overrides`` in place.
+        """Return these settings with some values replaced.
 
         Raises:
             ConfigError: an unknown key or a value that is not allowed, by name.

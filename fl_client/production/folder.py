@@ -1,10 +1,10 @@
-"""The production models that a device holds, whole and verified at every moment.
+"""The production models that a device holds: at any time the last one that was verified.
 
     production/{task}/{promotion}/model.safetensors, manifest.json
-    production/{task}/incoming-{sha256}/...              what is on its way
+    production/{task}/incoming-{sha256}/...              a download in progress
 
-A version gets its place by one rename, when its model is verified and on the disk; those before it
-go after that. So the highest number is the last good version, whenever the power goes.
+A version gets its folder by one rename, once its model is verified and on the disk; older versions
+are removed after that. So the highest number is the last good version, also after a power cut.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _NUMBER = re.compile(r"\d{16}")
 _TASK = re.compile(r"[a-z0-9_-]{1,64}")
 _INCOMING = "incoming-"
 _BLOCK_BYTES = 1 << 20
-_LOOKS = 5
+_TRIES = 5
 
 
 @dataclass(frozen=True)
 class HeldModel:
-    """A version that is held: under which number, and what it is."""
+    """A version that is held, with the number of its promotion."""
 
     promotion: int
     manifest: Manifest
@@ -43,11 +43,11 @@ class HeldModel:
 
 
 class ProductionFolder:
-    """What one agent holds of the tasks that it follows. One thread at a time for one task.
+    """The versions that one agent holds. One thread at a time may use it for one task.
 
     Args:
         root: the agent's data folder.
-        server: whose signature a manifest must bear.
+        server: whose signature a manifest must have.
     """
 
     def __init__(self, root: Path, server: PublicKey) -> None:
@@ -55,17 +55,17 @@ class ProductionFolder:
         self._server = server
 
     def held(self, task: str) -> HeldModel | None:
-        """Return the last good version, None where there is none; its model is not read."""
-        places = _places(self._root / task)
-        if not places:
+        """Return the last good version, None if there is none; its model is not read."""
+        versions = _versions(self._root / task)
+        if not versions:
             return None
         try:
-            return _read(places[-1], task, self._server)
+            return _read(versions[-1], task, self._server)
         except (Corrupt, OSError):
             return None
 
     def is_whole(self, held: HeldModel) -> bool:
-        """Whether the model on the disk is what its manifest says."""
+        """Return whether the model on the disk has the sha256 of its manifest."""
         try:
             _require_whole(held.folder / MODEL, held.manifest)
         except (Corrupt, OSError):
@@ -73,16 +73,16 @@ class ProductionFolder:
         return True
 
     def incoming(self, task: str, sha256: str) -> Path:
-        """Return where a version is to be fetched to; what came of others is removed."""
-        place = self._root / task / f"{_INCOMING}{sha256}"
-        make_folder(place)
+        """Return the path to download a version to; downloads of other versions are removed."""
+        folder = self._root / task / f"{_INCOMING}{sha256}"
+        make_folder(folder)
         for other in self._root.joinpath(task).glob(f"{_INCOMING}*"):
-            if other != place:
+            if other != folder:
                 shutil.rmtree(other)
-        return place / MODEL
+        return folder / MODEL
 
-    def adopt(self, task: str, promotion: int, document: bytes, manifest: Manifest) -> HeldModel:
-        """Put a fetched and verified version in the place of the one before, and return it.
+    def store(self, task: str, promotion: int, document: bytes, manifest: Manifest) -> HeldModel:
+        """Replace the held version by one that was downloaded and verified, and return it.
 
         Args:
             document: the manifest's signed file.
@@ -90,24 +90,24 @@ class ProductionFolder:
         incoming = self.incoming(task, manifest.sha256).parent
         _sync(incoming / MODEL)
         atomic_write(incoming / MANIFEST, document)
-        return HeldModel(promotion, manifest, self._place(task, incoming, promotion))
+        return HeldModel(promotion, manifest, self._rename(task, incoming, promotion))
 
-    def promote_again(self, task: str, held: HeldModel, promotion: int) -> HeldModel:
-        """Give the version that is held a higher number, and return it."""
-        return HeldModel(promotion, held.manifest, self._place(task, held.folder, promotion))
+    def renumber(self, task: str, held: HeldModel, promotion: int) -> HeldModel:
+        """Give the held version the number of its latest promotion, and return it."""
+        return HeldModel(promotion, held.manifest, self._rename(task, held.folder, promotion))
 
-    def _place(self, task: str, folder: Path, promotion: int) -> Path:
-        place = self._root / task / f"{promotion:016d}"
-        if place.exists():
-            shutil.rmtree(place)  # damaged, or it would be held
-        folder.rename(place)
-        sync_folder(place.parent)
-        self.tidy(task)
-        return place
+    def _rename(self, task: str, folder: Path, promotion: int) -> Path:
+        numbered = self._root / task / f"{promotion:016d}"
+        if numbered.exists():
+            shutil.rmtree(numbered)  # damaged, or it would be held
+        folder.rename(numbered)
+        sync_folder(numbered.parent)
+        self.remove_older(task)
+        return numbered
 
-    def tidy(self, task: str) -> None:
-        """Remove the versions before the last good one; a power cut may have left some."""
-        for older in _places(self._root / task)[:-1]:
+    def remove_older(self, task: str) -> None:
+        """Remove the versions before the last one; a power cut may have left some."""
+        for older in _versions(self._root / task)[:-1]:
             shutil.rmtree(older)
 
 
@@ -119,26 +119,26 @@ def load(folder: Path, task: str, server: PublicKey) -> tuple[Manifest, Weights]
         server: the key of the site's server, as the device's identity file has it.
 
     Raises:
-        ConfigError: that is no name of a task.
-        NotFound: the device has followed no production of this task yet.
+        ConfigError: that is not a task's name.
+        NotFound: the device holds no production model of this task yet.
         Corrupt: a file is not what the server signed: do not use it.
     """
-    # a device's agent must not carry numpy
+    # the agent must not load numpy
     from storage.weights import read_safetensors  # noqa: PLC0415
 
     if _TASK.fullmatch(task) is None:
         raise ConfigError(f"{task!r} is no task's name")
-    for look in range(_LOOKS):
-        places = _places(folder / "production" / task)
-        if not places:
+    for attempt in range(_TRIES):
+        versions = _versions(folder / "production" / task)
+        if not versions:
             break
         try:
-            held = _read(places[-1], task, server)
+            held = _read(versions[-1], task, server)
             _require_whole(held.folder / MODEL, held.manifest)
             return held.manifest, read_safetensors(held.folder / MODEL)
         except FileNotFoundError as error:
-            # the agent may have put another version in its place meanwhile
-            if look == _LOOKS - 1:
+            # the agent may have replaced the version meanwhile
+            if attempt == _TRIES - 1:
                 raise Corrupt(f"{error.filename} is missing") from error
     raise NotFound(
         f"no production model of task {task!r} in {folder}: has its agent been connected since "
@@ -146,22 +146,22 @@ def load(folder: Path, task: str, server: PublicKey) -> tuple[Manifest, Weights]
     )
 
 
-def _places(folder: Path) -> list[Path]:
-    """Return the folders of the versions that are held, the last promoted at the end."""
+def _versions(folder: Path) -> list[Path]:
+    """Return the folders of the held versions, the last promoted at the end."""
     if not folder.is_dir():
         return []
     return sorted(each for each in folder.iterdir() if _NUMBER.fullmatch(each.name))
 
 
-def _read(place: Path, task: str, server: PublicKey) -> HeldModel:
+def _read(folder: Path, task: str, server: PublicKey) -> HeldModel:
     # most agents hold no model
     from storage.versions.manifest import Manifest  # noqa: PLC0415
 
-    path = place / MANIFEST
+    path = folder / MANIFEST
     manifest = Manifest.decode(path.read_bytes(), server, str(path))
     if manifest.task != task:
         raise Corrupt(f"{path} is of task {manifest.task!r}")
-    return HeldModel(int(place.name), manifest, place)
+    return HeldModel(int(folder.name), manifest, folder)
 
 
 def _require_whole(path: Path, manifest: Manifest) -> None:

@@ -1,8 +1,7 @@
-"""A device follows production: it hears what is promoted, fetches it when nothing else is to do.
+"""Follows production: holds the model that was promoted last, of every installed task.
 
-The follower belongs to the agent's owner thread. A download is done on the agent's transfer thread
-and steps aside for every transfer of a round: it ends where it is, and goes on from there when its
-turn comes again.
+The follower belongs to the agent's owner thread. Downloads run on the agent's transfer thread. The
+transfers of a round have precedence: a download stops for them, and resumes after them.
 """
 
 from __future__ import annotations
@@ -33,13 +32,18 @@ _LONGEST_PAUSE_S = 600.0
 
 @dataclass(eq=False)
 class PendingDownload:
-    """A version that is to be held."""
+    """A version that is to be downloaded, or whose held copy is to be checked.
+
+    Attributes:
+        document: the manifest's signed file.
+        due_s: when to request a URL again.
+    """
 
     promotion: int
     manifest: Manifest
     document: bytes
     url: str = ""
-    # a fleet that lost its store must not come back at one moment
+    # random, so that a fleet whose store was down does not return at the same moment
     backoff: Backoff = field(
         default_factory=lambda: Backoff(_FIRST_PAUSE_S, _LONGEST_PAUSE_S, factor=3.0, least=0.5)
     )
@@ -48,33 +52,33 @@ class PendingDownload:
 
 
 @dataclass(frozen=True)
-class Followed:
+class DownloadEnded:
     """A download or a check ended.
 
     Attributes:
-        held: the version, where it is held now.
-        trouble: why it is not; None also when the download stepped aside.
-        damaged: it was held until now.
+        held: the version, if it is held now.
+        error: why it is not; None also if the download was interrupted for a round.
+        damaged: whether it was held until now.
     """
 
     task: str
-    wish: PendingDownload
+    download: PendingDownload
     held: HeldModel | None = None
-    trouble: Exception | None = None
+    error: Exception | None = None
     damaged: bool = False
 
 
 class ProductionFollower:
-    """Keeps the last good production version of each task.
+    """Holds the last good production version of each task.
 
     Args:
-        folder: where they are kept.
-        server: whose signature a manifest must bear.
+        folder: that of the versions.
+        server: whose signature a manifest must have.
         tasks: those that are installed; others are not followed.
-        transfers: the way to the store.
-        ask: publishes the wish for a URL.
-        submit: has work done on the transfer thread, then gives its end back by ``take``.
-        forbids: why so many bytes must not be fetched now, "" when they may.
+        transfers: downloads from the store.
+        request_url: publishes a request for a URL, by task and sha256.
+        submit: runs work on the transfer thread, and passes its result to ``on_ended``.
+        refusal: returns why so many bytes must not be downloaded now, "" when they may.
     """
 
     def __init__(
@@ -83,199 +87,195 @@ class ProductionFollower:
         server: PublicKey,
         tasks: Iterable[str],
         transfers: Transfers,
-        ask: Callable[[str, str], object],
-        submit: Callable[[Callable[[], Followed]], None],
-        forbids: Callable[[int], str] = lambda _: "",
+        request_url: Callable[[str, str], object],
+        submit: Callable[[Callable[[], DownloadEnded]], None],
+        refusal: Callable[[int], str] = lambda _: "",
     ) -> None:
         self._folder = folder
         self._server = server
         self._transfers = transfers
-        self._ask = ask
+        self._request = request_url
         self._submit = submit
-        self._forbids = forbids
+        self._refusal = refusal
         self._held: dict[str, HeldModel | None] = {}
         for task in tasks:
-            folder.tidy(task)
+            folder.remove_older(task)
             self._held[task] = folder.held(task)
         self._checked: set[str] = set()
-        self._wishes: dict[str, PendingDownload] = {}
+        self._pending: dict[str, PendingDownload] = {}
 
-    # --- what the server says -----------------------------------------------------------------
+    # --- messages of the server ---------------------------------------------------------------
 
-    def document(self, said: ProductionDocument) -> None:
-        """Take the word that a version is in production.
+    def on_document(self, document: ProductionDocument) -> None:
+        """Begin to hold the version that is in production.
 
         Raises:
-            PeerError: the manifest is not the server's, or a newer promotion was heard of before.
+            PeerError: the manifest is not the server's, or a newer promotion is known.
         """
-        if said.task not in self._held:
+        task, promotion = document.task, document.promotion
+        if task not in self._held:
             return
-        manifest = self._manifest(said)
-        held, wish = self._held[said.task], self._wishes.get(said.task)
-        known = [(each.promotion, each.manifest.sha256) for each in (held, wish) if each]
+        manifest = self._manifest(document)
+        held, pending = self._held[task], self._pending.get(task)
+        known = [(each.promotion, each.manifest.sha256) for each in (held, pending) if each]
         newest = max(known, default=(0, ""))
-        if said.promotion < newest[0] or (
-            said.promotion == newest[0] and manifest.sha256 != newest[1]
-        ):
-            raise PeerError(
-                f"promotion {said.promotion} of {said.task} after {newest[0]}", "replayed"
-            )
+        if promotion < newest[0] or (promotion == newest[0] and manifest.sha256 != newest[1]):
+            raise PeerError(f"promotion {promotion} of {task} after {newest[0]}", "replayed")
         if held is not None and held.manifest.sha256 == manifest.sha256:
-            self._hold_on(held, said)
-        elif wish is not None and wish.manifest.sha256 == manifest.sha256:
-            wish.promotion = said.promotion
-            if not wish.url:
-                self._ask_for(said.task, wish)
+            self._check_held(held, document)
+        elif pending is not None and pending.manifest.sha256 == manifest.sha256:
+            pending.promotion = promotion
+            if not pending.url:
+                self._request_url(task, pending)
         else:
-            self._wish(manifest, said)
+            self._cancel(task)
+            pending = PendingDownload(promotion, manifest, document.manifest)
+            self._pending[task] = pending
+            self._request_url(task, pending)
 
-    def offer(self, offer: ModelOffer) -> None:
-        """Take the answer to ``ask``."""
-        wish = self._wishes.get(offer.task)
-        if wish is not None and not wish.url and wish.manifest.sha256 == offer.model.sha256:
-            wish.url = offer.model.url
-            self._fetch(offer.task, wish)
+    def on_offer(self, offer: ModelOffer) -> None:
+        """Download from the URL that was requested."""
+        pending = self._pending.get(offer.task)
+        if (
+            pending is not None
+            and not pending.url
+            and pending.manifest.sha256 == offer.model.sha256
+        ):
+            pending.url = offer.model.url
+            self._start(offer.task, pending)
 
-    def _manifest(self, said: ProductionDocument) -> Manifest:
+    def _manifest(self, document: ProductionDocument) -> Manifest:
         from storage.versions.manifest import Manifest  # noqa: PLC0415  most agents hold no model
 
+        task = document.task
         try:
-            manifest = Manifest.decode(said.manifest, self._server, f"production of {said.task}")
+            manifest = Manifest.decode(document.manifest, self._server, f"production of {task}")
         except RengoError as error:
             raise PeerError(str(error), "manifest") from error
-        if manifest.task != said.task:
+        if manifest.task != task:
             raise PeerError(f"{manifest.name} is of task {manifest.task!r}", "manifest")
         return manifest
 
-    # --- keeping what is held -----------------------------------------------------------------
+    # --- the version that is held -------------------------------------------------------------
 
-    def _hold_on(self, held: HeldModel, said: ProductionDocument) -> None:
-        """Keep the version that is held, under its new number; look once whether it is whole."""
-        self._drop_wish(said.task)
-        if said.promotion == held.promotion and said.task in self._checked:
+    def _check_held(self, held: HeldModel, document: ProductionDocument) -> None:
+        """Hold the same version under its new number; check its file once per process."""
+        task, promotion = document.task, document.promotion
+        self._cancel(task)
+        if promotion == held.promotion and task in self._checked:
             return
-        wish = self._new_wish(held.manifest, said)
-        # what is older is refused from here on; the disk follows
-        self._held[said.task] = replace(held, promotion=said.promotion)
-        self._checked.add(said.task)
-        self._submit(lambda: self._keep(said.task, wish))
+        check = PendingDownload(promotion, held.manifest, document.manifest)
+        # older promotions are refused from here on; the folder is renamed later
+        self._held[task] = replace(held, promotion=promotion)
+        self._checked.add(task)
+        self._submit(lambda: self._verify(task, check))
 
-    def _keep(self, task: str, wish: PendingDownload) -> Followed:
-        """Do so; on the transfer thread."""
-        held, sha256 = self._folder.held(task), wish.manifest.sha256
+    def _verify(self, task: str, check: PendingDownload) -> DownloadEnded:
+        """Verify and renumber the held version, on the transfer thread."""
+        held, sha256 = self._folder.held(task), check.manifest.sha256
         try:
             if held is None or held.manifest.sha256 != sha256 or not self._folder.is_whole(held):
-                trouble = Corrupt("what was held is damaged")
-                return Followed(task, wish, trouble=trouble, damaged=True)
-            if wish.promotion > held.promotion:
-                held = self._folder.promote_again(task, held, wish.promotion)
+                error = Corrupt("what was held is damaged")
+                return DownloadEnded(task, check, error=error, damaged=True)
+            if check.promotion > held.promotion:
+                held = self._folder.renumber(task, held, check.promotion)
         except OSError as error:
-            return Followed(task, wish, trouble=error)
-        return Followed(task, wish, held)
+            return DownloadEnded(task, check, error=error)
+        return DownloadEnded(task, check, held)
 
-    # --- fetching -----------------------------------------------------------------------------
+    # --- downloads ----------------------------------------------------------------------------
 
-    def _ask_for(self, task: str, wish: PendingDownload) -> None:
-        wish.url = ""
-        reason = self._forbids(wish.manifest.size_bytes)
+    def _request_url(self, task: str, pending: PendingDownload) -> None:
+        pending.url = ""
+        reason = self._refusal(pending.manifest.size_bytes)
         if reason:
-            _LOG.warning("%s of task %s waits: %s", wish.manifest.name, task, reason)
-            wish.due_s = time.monotonic() + _LONGEST_PAUSE_S
+            _LOG.warning("%s of task %s waits: %s", pending.manifest.name, task, reason)
+            pending.due_s = time.monotonic() + _LONGEST_PAUSE_S
             return
-        wish.due_s = time.monotonic() + _OFFER_S
-        self._ask(task, wish.manifest.sha256)
+        pending.due_s = time.monotonic() + _OFFER_S
+        self._request(task, pending.manifest.sha256)
 
-    def _fetch(self, task: str, wish: PendingDownload) -> None:
-        wish.due_s = math.inf
-        wish.cancelled = threading.Event()
-        self._submit(lambda: self._download(task, wish))
+    def _start(self, task: str, pending: PendingDownload) -> None:
+        pending.due_s = math.inf
+        pending.cancelled = threading.Event()
+        self._submit(lambda: self._download(task, pending))
 
-    def _download(self, task: str, wish: PendingDownload) -> Followed:
-        """Fetch a version and put it in its place; on the transfer thread."""
-        manifest = wish.manifest
+    def _download(self, task: str, pending: PendingDownload) -> DownloadEnded:
+        """Download a version and store it, on the transfer thread."""
+        manifest = pending.manifest
         try:
             path = self._folder.incoming(task, manifest.sha256)
             self._transfers.download(
-                wish.url,
+                pending.url,
                 path,
                 sha256=manifest.sha256,
                 size=manifest.size_bytes,
-                cancel=wish.cancelled,
+                cancel=pending.cancelled,
             )
-            held = self._folder.adopt(task, wish.promotion, wish.document, manifest)
+            held = self._folder.store(task, pending.promotion, pending.document, manifest)
         except Cancelled:
-            return Followed(task, wish)
+            return DownloadEnded(task, pending)
         except (RengoError, OSError) as error:
-            return Followed(task, wish, trouble=error)
-        return Followed(task, wish, held)
+            return DownloadEnded(task, pending, error=error)
+        return DownloadEnded(task, pending, held)
 
-    def take(self, ended: Followed) -> None:
-        """Take the end of what was submitted."""
-        task, wish = ended.task, ended.wish
+    def on_ended(self, ended: DownloadEnded) -> None:
+        """Apply the result of what was submitted."""
+        task, download = ended.task, ended.download
         if ended.held is not None:
-            self._take_held(task, wish, ended.held)
+            self._hold(task, download, ended.held)
             return
-        if ended.trouble is not None:
-            _LOG.warning("%s of task %s: %s", wish.manifest.name, task, ended.trouble)
-        if ended.damaged and task not in self._wishes:
+        if ended.error is not None:
+            _LOG.warning("%s of task %s: %s", download.manifest.name, task, ended.error)
+        if ended.damaged and task not in self._pending:
             self._held[task] = None
-            self._wishes[task] = wish
-            self._ask_for(task, wish)
-        elif self._wishes.get(task) is wish:
-            self._go_on(task, wish, ended.trouble)
+            self._pending[task] = download
+            self._request_url(task, download)
+        elif self._pending.get(task) is download:
+            self._retry(task, download, ended.error)
 
-    def _take_held(self, task: str, wish: PendingDownload, held: HeldModel) -> None:
-        known, promotion = self._held[task], max(held.promotion, wish.promotion)
+    def _hold(self, task: str, download: PendingDownload, held: HeldModel) -> None:
+        known, promotion = self._held[task], max(held.promotion, download.promotion)
         if known is None or promotion >= known.promotion:
             self._held[task] = replace(held, promotion=promotion)
         self._checked.add(task)
-        if self._wishes.get(task) is wish:
-            del self._wishes[task]
-            _LOG.info("%s of task %s is held", wish.manifest.name, task)
-            if wish.promotion > held.promotion:  # promoted again just now
-                self._submit(lambda: self._keep(task, wish))
+        if self._pending.get(task) is download:
+            del self._pending[task]
+            _LOG.info("%s of task %s is held", download.manifest.name, task)
+            if download.promotion > held.promotion:  # promoted again meanwhile
+                self._submit(lambda: self._verify(task, download))
 
-    def _go_on(self, task: str, wish: PendingDownload, trouble: Exception | None) -> None:
-        if trouble is None:
-            self._fetch(task, wish)  # behind the transfers that it stepped aside for
-        elif isinstance(trouble, AccessDenied) and not wish.backoff.attempts:
-            wish.backoff.next_s()  # counts: a second refusal waits
-            self._ask_for(task, wish)  # its URL has expired
+    def _retry(self, task: str, pending: PendingDownload, error: Exception | None) -> None:
+        if error is None:
+            self._start(task, pending)  # after the transfers for which it was interrupted
+        elif isinstance(error, AccessDenied) and not pending.backoff.attempts:
+            pending.backoff.next_s()  # counts: a second refusal waits
+            self._request_url(task, pending)  # its URL has expired
         else:
-            wish.url = ""
-            wish.due_s = time.monotonic() + wish.backoff.next_s()
+            pending.url = ""
+            pending.due_s = time.monotonic() + pending.backoff.next_s()
 
-    # --- the agent's turns --------------------------------------------------------------------
+    # --- called by the agent ------------------------------------------------------------------
 
-    def step_aside(self) -> None:
-        """Let a transfer of a round go first."""
-        for wish in self._wishes.values():
-            wish.cancelled.set()
+    def interrupt(self) -> None:
+        """Interrupt downloads, so that a round's transfer runs first."""
+        for pending in self._pending.values():
+            pending.cancelled.set()
 
-    stop = step_aside
+    stop = interrupt
 
     def left_s(self, now_s: float) -> float | None:
-        """Return how long until ``look_at_clock`` has something to do, None for never."""
-        due_s = min((wish.due_s for wish in self._wishes.values()), default=math.inf)
+        """Return how long until ``poll`` is due, None for never."""
+        due_s = min((pending.due_s for pending in self._pending.values()), default=math.inf)
         return None if due_s == math.inf else max(0.0, due_s - now_s)
 
-    def look_at_clock(self, now_s: float) -> None:
-        """Ask again for what is overdue."""
-        for task, wish in self._wishes.items():
-            if wish.due_s <= now_s:
-                self._ask_for(task, wish)
+    def poll(self, now_s: float) -> None:
+        """Request again the URLs that are overdue."""
+        for task, pending in self._pending.items():
+            if pending.due_s <= now_s:
+                self._request_url(task, pending)
 
-    # --- wishes -------------------------------------------------------------------------------
-
-    def _wish(self, manifest: Manifest, said: ProductionDocument) -> None:
-        self._drop_wish(said.task)
-        wish = self._wishes[said.task] = self._new_wish(manifest, said)
-        self._ask_for(said.task, wish)
-
-    def _new_wish(self, manifest: Manifest, said: ProductionDocument) -> PendingDownload:
-        return PendingDownload(said.promotion, manifest, said.manifest)
-
-    def _drop_wish(self, task: str) -> None:
-        wish = self._wishes.pop(task, None)
-        if wish is not None:
-            wish.cancelled.set()
+    def _cancel(self, task: str) -> None:
+        pending = self._pending.pop(task, None)
+        if pending is not None:
+            pending.cancelled.set()

@@ -44,14 +44,16 @@ MAX_WORK_ATTEMPTS = 2
 # a quarter each time: 4096 examples are then one
 MAX_SHRINKS = 6
 MAX_WAITING_EVALUATIONS = 4
+MAX_WAITING_EXCHANGES = 32
 
 
 @dataclass
 class DeviceSession:
     """One device's jobs. Not thread-safe: one owner calls it.
 
-    At most one job is active (fetching, working or uploading); further orders wait, a training
-    order before an evaluation; of a run at most one training order and a few evaluations.
+    At most one job is active (fetching, working or uploading); further orders wait, evaluations
+    behind all others. Of a run at most one training order and a few evaluations wait. Its exchanges
+    are done in the order of (round, attempt), then of their phases as they came, then of ``seq``.
     """
 
     epoch: int = 0
@@ -63,6 +65,8 @@ class DeviceSession:
     _said: Presence = "ready"
     # by run, so that the next round does not run short again
     _shrinks: dict[str, int] = field(default_factory=dict)
+    # of each run, as they came: (round, attempt, phase)
+    _phases: dict[str, list[tuple[int, int, str]]] = field(default_factory=dict)
 
     def restore(self, jobs: Iterable[Job], unanswered: Iterable[JobKey] = ()) -> list[Command]:
         """Take the jobs that a former process kept on disk and go on with them.
@@ -129,43 +133,70 @@ class DeviceSession:
             self._accept(Job(key, order, shrink=shrink), commands)
 
     def _accept(self, job: Job, commands: list[Command]) -> None:
-        place = (job.key.run_id, job.key.action)
-        rivals = [
-            other
-            for other in [*self.waiting, *([self.active] if self.active else [])]
-            if (other.key.run_id, other.key.action) == place
-        ]
-        if job.key.action == "train":
-            newest = max((_pair(other.key) for other in rivals), default=(0, 0))
-            if newest > _pair(job.key):
-                return
-            for other in rivals:
-                self._drop(other, commands)
-        else:
-            # versions are evaluated in order; when too many wait, the oldest goes unmeasured
-            waiting = [other for other in rivals if other in self.waiting]
-            again = [other for other in waiting if other.key == job.key]
-            oldest = waiting[: max(0, len(waiting) + 1 - MAX_WAITING_EVALUATIONS)]
-            for other in again or oldest:
-                self.waiting.remove(other)
-        self.waiting.append(job)
-        self.waiting.sort(key=lambda waiting: (waiting.key.action != "train", _pair(waiting.key)))
+        # an order that came again has fresh URLs
+        self.waiting = [other for other in self.waiting if other.key != job.key]
+        if self._has_room(job, commands):
+            self.waiting.append(job)
+            self.waiting.sort(key=self._turn)
+
+    def _has_room(self, job: Job, commands: list[Command]) -> bool:
+        """Return whether a job may wait, after those that it replaces were dropped."""
+        kind = (job.key.run_id, job.key.action)
+        others = [other for other in self.waiting if (other.key.run_id, other.key.action) == kind]
+        match job.key.action:
+            case "train":
+                if self.active and (self.active.key.run_id, self.active.key.action) == kind:
+                    others.append(self.active)
+                if max((_pair(other.key) for other in others), default=(0, 0)) > _pair(job.key):
+                    return False
+                for other in others:
+                    self._drop(other, commands)
+            case "evaluate":
+                # versions are evaluated in order; when too many wait, the oldest goes unmeasured
+                for other in others[: max(0, len(others) + 1 - MAX_WAITING_EVALUATIONS)]:
+                    self.waiting.remove(other)
+            case "exchange":
+                if len(others) >= MAX_WAITING_EXCHANGES:
+                    reason = f"{len(others)} exchanges of the run wait here already"
+                    commands.append(SendDecline(job.key, reason))
+                    return False
+                self._note_phase(job.key)
+        return True
+
+    def _note_phase(self, key: JobKey) -> None:
+        phases = self._phases.setdefault(key.run_id, [])
+        if _phase(key) not in phases:
+            open_ones = {_phase(job.key) for job in self.waiting if job.key.run_id == key.run_id}
+            # of an earlier attempt those stay that something is left to do of
+            phases[:] = [each for each in phases if each in open_ones or each[:2] >= _pair(key)]
+            phases.append(_phase(key))
+
+    def _turn(self, job: Job) -> tuple[bool, tuple[int, int], int, int]:
+        """Return what the waiting jobs are sorted by."""
+        key = job.key
+        if key.action != "exchange":
+            return (key.action == "evaluate", _pair(key), 0, 0)
+        return (False, _pair(key), self._phases[key.run_id].index(_phase(key)), key.seq)
 
     def _settle(self, commands: list[Command]) -> None:
         """Start the next waiting job when none is active, and say what the device is at."""
         ready = next((job for job in self.waiting if not self._lacks_state(job)), None)
         if self.active is None and ready is not None:
             self.waiting.remove(ready)
-            self.active = ready
-            commands.append(FetchModel(self.active))
+            if ready.order.model is None and ready.order.bundle is None:
+                self.active = replace(ready, stage="working")
+                commands.append(DoWork(self.active))
+            else:
+                self.active = ready
+                commands.append(FetchModel(self.active))
         if self.presence != self._said:
             self._said = self.presence
             commands.append(PublishState(self.presence))
 
     def _lacks_state(self, job: Job) -> bool:
-        """Whether it is open which state a training begins with: an earlier one may yet count."""
+        """Whether it is open which state a job begins with: an earlier one's may yet count."""
         runs = {key.run_id for key in self.unanswered}
-        return job.key.action == "train" and job.key.run_id in runs
+        return job.key.action != "evaluate" and job.key.run_id in runs
 
     # --- the job's steps ----------------------------------------------------------------------
 
@@ -197,7 +228,7 @@ class DeviceSession:
                 commands.append(ForgetJob(job.key, accepted=False))
 
     def _worked(self, job: Job, commands: list[Command]) -> None:
-        if job.key.action == "evaluate":
+        if job.order.upload is None:
             self.active = None
             self._report(job, commands)
             return
@@ -239,8 +270,8 @@ class DeviceSession:
         self._runs[event.run_id] = event
         if event.ended:
             self.unanswered = {key for key in self.unanswered if key.run_id != event.run_id}
-        if event.ended:
             self._shrinks.pop(event.run_id, None)
+            self._phases.pop(event.run_id, None)
         for job in [*self.waiting, *([self.active] if self.active else [])]:
             if job.key.run_id == event.run_id and self._is_over(job.key):
                 self._drop(job, commands)
@@ -250,7 +281,7 @@ class DeviceSession:
         view = self._runs.get(key.run_id)
         if view is None:
             return False
-        if view.ended or key.action == "evaluate":
+        if view.ended or key.action != "train":
             return view.ended
         current = (view.round, view.attempt)
         pair = (key.round, key.attempt)
@@ -282,3 +313,7 @@ def _wants_less(job: Job, failure: JobFailed) -> bool:
 
 def _pair(key: JobKey) -> tuple[int, int]:
     return (key.round, key.attempt)
+
+
+def _phase(key: JobKey) -> tuple[int, int, str]:
+    return (key.round, key.attempt, key.phase)

@@ -1,7 +1,7 @@
-"""The smartwatch recordings: found, checked, and cut into one small file per person.
+"""Finds the smartwatch recordings, checks them, and writes one small file per person.
 
-The published file is pickled and 18 MB; a device opens it once at most, after its hash has been
-checked, and from then on the file of its own person.
+The published file is a pickle of 18 MB. A device opens it at most once, after checking its hash,
+and later only the file of its own person.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ _LOG = logging.getLogger(__name__)
 def recordings(person: int, folder: Path | None = None) -> list[Recording]:
     """Return the recordings of one person, from 1 to 10.
 
-    Looked for in this order: the person's file in ``folder``; what ``RENGO_WATCH_DATA`` names (a
-    folder of such files, the wheel of seglearn 1.2.5, or its npy); the installed package. What
-    had to be converted is kept in the user's cache.
+    They are looked for in this order: the person's file in ``folder``; what ``RENGO_WATCH_DATA``
+    names (a folder of such files, the wheel of seglearn 1.2.5, or its npy); the installed package.
+    Converted files are stored in the user's cache.
 
     Raises:
         ConfigError: there are none; the text says how to get them.
-        Corrupt: they are not the ones that were published.
+        Corrupt: they are not the published ones.
     """
     source = os.environ.get(VARIABLE)
     named = Path(source) if source else None
-    for place in (folder, named, _cache()):
-        if place is not None and (place / _name(person)).is_file():
-            return _read(place / _name(person))
+    for where in (folder, named, _cache()):
+        if where is not None and (where / _name(person)).is_file():
+            return _read(where / _name(person))
     found = named if named is not None else _installed()
     if found is None:
         raise ConfigError(HOW)
@@ -63,16 +63,16 @@ def recordings(person: int, folder: Path | None = None) -> list[Recording]:
     try:
         write(everyone, _cache())
     except OSError as error:
-        # a read-only system: converted again at the next start
+        # on a read-only system they are converted again at the next start
         _LOG.warning("no cache of the watch recordings in %s: %s", _cache(), error.strerror)
     return everyone[person]
 
 
 def published(path: Path) -> dict[int, list[Recording]]:
-    """Return every person's recordings out of the wheel or the npy file.
+    """Return every person's recordings from the wheel or the npy file.
 
     Raises:
-        Corrupt: the file is not the published one. It is not unpickled then.
+        Corrupt: the file is not the published one, and was not unpickled.
     """
     with _opened(path) as file:
         digest = hashlib.sha256()
@@ -133,8 +133,8 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
 def _installed() -> Path | None:
     """Return the npy of an installed seglearn, without importing it."""
     found = importlib.util.find_spec("seglearn")
-    for place in (found.submodule_search_locations or []) if found else []:
-        path = Path(place) / "data" / "watch_dataset.npy"
+    for package in (found.submodule_search_locations or []) if found else []:
+        path = Path(package) / "data" / "watch_dataset.npy"
         if path.is_file():
             return path
     return None

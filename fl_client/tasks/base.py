@@ -1,4 +1,4 @@
-"""What a task is: a model, a device's data and, where the defaults do not fit, how to learn.
+"""What a task is: a model, a device's data and, if the defaults do not fit, how to train.
 
 This module imports neither numpy nor torch.
 """
@@ -26,11 +26,10 @@ if TYPE_CHECKING:
 
 
 class Task:
-    """A learning task; a subclass gives ``model`` and ``data``, and overrides what else it must.
+    """A learning task; a subclass defines ``model`` and ``data``, and overrides what it needs to.
 
     ``name`` is the class's name in snake case unless the subclass sets it. A task whose model is
-    a list of layers, and which overrides none of the methods marked torch only, runs on every
-    engine.
+    a list of layers, and that overrides no method marked torch only, runs on every engine.
     """
 
     name: ClassVar[str] = "task"
@@ -49,14 +48,14 @@ class Task:
     def data(self, device: Device) -> tuple[Split, Split]:
         """Return the device's training split and its held-out split.
 
-        Called once per process, and for every job where the device gathers the data itself.
+        Called once per process, or for every job if the device gathers the data itself.
         """
         raise ConfigError(f"task {self.name} does not define data(device)")
 
     def samples(self, device: Device) -> Iterable[Mapping[str, Any]]:
-        """Yield what the device's sensor gives, for ever, one record a sample.
+        """Yield the samples of the device's sensor as records, without end.
 
-        Runs in a process of its own beside the agent where the settings name a ``sensor`` source.
+        Runs in a process of its own beside the agent if the settings name a ``sensor`` source.
         """
         raise ConfigError(f"task {self.name} does not define samples(device)")
 
@@ -74,14 +73,14 @@ class Task:
         return initial_weights(lambda: as_module(self.model(), self.name), seed)
 
     def metrics(self, outputs: NDArray[Any], targets: NDArray[Any]) -> dict[str, float]:
-        """Return means over a batch of numpy outputs and targets, beside the loss."""
+        """Return further metrics than the loss, as means over a batch of outputs and targets."""
         if self.objective == "cross_entropy":
             return {"accuracy": float((outputs.argmax(1) == targets).mean())}
         return {}
 
     def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return the mean loss of a batch (overriding it: torch only)."""
-        from torch.nn import functional  # noqa: PLC0415  only the torch engine comes here
+        from torch.nn import functional  # noqa: PLC0415  only the torch engine calls this
 
         if self.objective == "cross_entropy":
             return functional.cross_entropy(outputs, targets)
@@ -97,24 +96,24 @@ class Task:
         return self.loss(*self.predict(model, batch))
 
     def optimizer(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer | None:
-        """Return the local optimiser, None for the engine's own SGD (overriding it: torch only)."""
+        """Return the local optimiser, None for that of the settings (overriding it: torch only)."""
         del parameters
         return None
 
     def local_update(
         self, weights: Vector, context: LocalContext
     ) -> LocalUpdate | tuple[Vector, int, dict[str, float]]:
-        """Return this device's part of a round; override it to replace local training whole.
+        """Return this device's update of a round; override it to replace local training entirely.
 
-        An override needs neither ``model`` nor ``data`` nor an engine, and none is loaded.
+        An override that needs no ``model``, ``data`` or engine causes none to be loaded.
 
         Args:
             weights: the global weights as a flat float32 vector, read-only.
             context: the device, the round, the settings, the algorithm and its state, a seed.
 
         Returns:
-            The vector to send (a change of the weights or the weights, as the algorithm's ``kind``
-            says), the number of examples, and metrics.
+            The vector to send (the change of the weights or the weights, by the algorithm's
+            ``kind``), the number of examples, and metrics.
         """
         del weights
         return context.train()

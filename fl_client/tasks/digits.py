@@ -24,7 +24,7 @@ _Arrays = tuple[NDArray[Any], NDArray[Any]]
 
 
 class Digits(Task):
-    """Digits dealt to the devices by Dirichlet; a fifth is kept back for the evaluators."""
+    """Digits, partitioned over the devices by Dirichlet; a fifth is for the evaluators alone."""
 
     training = TrainingSettings(local_epochs=5, learning_rate=0.3, momentum=0.5)
     alpha: ClassVar[float] = 0.5
@@ -39,17 +39,19 @@ class Digits(Task):
         """Return a trainer's part (a tenth of it held out) or an evaluator's held-out fifth."""
         images, labels = load_digits()
         order = np.random.default_rng(device.seed).permutation(len(labels))
-        kept_back = round(self.held_out * len(labels))
+        reserved = round(self.held_out * len(labels))
         if device.role == "evaluator":
-            return None, _take(images, labels, order[:kept_back])
-        rest = order[kept_back:]
+            return None, _select(images, labels, order[:reserved])
+        rest = order[reserved:]
         smallest = min(self.min_examples, len(rest) // device.count)
         parts = dirichlet(labels[rest], device.count, self.alpha, device.seed, smallest)
         own = np.random.default_rng([device.seed, device.index]).permutation(
             rest[parts[device.index]]
         )
         cut = len(own) // 10
-        return _take(images, labels, own[cut:]), _take(images, labels, own[:cut]) if cut else None
+        return _select(images, labels, own[cut:]), _select(
+            images, labels, own[:cut]
+        ) if cut else None
 
 
 def load_digits() -> _Arrays:
@@ -59,5 +61,5 @@ def load_digits() -> _Arrays:
         return stored["images"].astype(np.float32) / 16, stored["labels"].astype(np.int64)
 
 
-def _take(images: NDArray[Any], labels: NDArray[Any], chosen: NDArray[Any]) -> _Arrays:
+def _select(images: NDArray[Any], labels: NDArray[Any], chosen: NDArray[Any]) -> _Arrays:
     return images[chosen], labels[chosen]

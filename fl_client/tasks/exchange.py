@@ -74,8 +74,8 @@ class ExchangeContext:
     of what is here: the message, the state, the data, and ``random``.
     """
 
-    def __init__(self, participant: DataOwner, step: ExchangeStep) -> None:
-        self._participant = participant
+    def __init__(self, owner: DataOwner, step: ExchangeStep) -> None:
+        self._owner = owner
         self.step = step
         self.next_state: Mapping[str, NDArray[Any]] = {}
 
@@ -107,17 +107,17 @@ class ExchangeContext:
     @property
     def device(self) -> Device:
         """The device that answers."""
-        return self._participant.device
+        return self._owner.device
 
     @property
     def train_split(self) -> Split:
         """The device's training data; ConfigError when it has none."""
-        return self._participant.train_split
+        return self._owner.train_split
 
     @property
     def held_out_split(self) -> Split:
         """The device's held-out data; ConfigError when it has none."""
-        return self._participant.held_out_split
+        return self._owner.held_out_split
 
     def random(self) -> np.random.Generator:
         """Return random numbers that are this message's on this device, the same every time.

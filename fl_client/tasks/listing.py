@@ -1,8 +1,8 @@
-"""What a task specification names, found without running the task's code.
+"""The names of tasks, found without running their code.
 
-The agent's process must know a task's name but never its libraries, so a file is parsed, not
-imported: ``Task`` gives every class a name of its own, the literal ``name`` or the class's name in
-snake case.
+The agent's process needs a task's name but must not load its libraries, so a file is parsed, not
+imported. The name is the class's literal ``name`` or the class's name in snake case, as for
+``Task``.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def built_in() -> list[str]:
 
 def installed() -> list[EntryPoint]:
     """Return the tasks that installed packages declare."""
-    # a process that trains what is built in needs none of it
+    # slow, and not needed for a built-in task
     from importlib.metadata import entry_points  # noqa: PLC0415
 
     return sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda point: point.name)
@@ -50,14 +50,14 @@ def snake_case(class_name: str) -> str:
 
 @dataclass(frozen=True)
 class TaskReference:
-    """A task's name on the network and what ``load_task`` loads it by, with an absolute path."""
+    """A task's name on the network and its argument for ``load_task``, with an absolute path."""
 
     name: str
     spec: str
 
 
 def resolve(spec: str) -> TaskReference:
-    """Return what ``spec`` names: an installed task, or ``FILE.py:CLASS``.
+    """Return the task that ``spec`` names: an installed one, or ``FILE.py:CLASS``.
 
     Raises:
         ConfigError: there is no such task, file or class, or its name is not usable.

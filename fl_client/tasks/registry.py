@@ -1,4 +1,4 @@
-"""Tasks by name: those of this folder, those of installed packages, or a class in a file."""
+"""Loads a task: one of this folder, one of an installed package, or a class in a file."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def load_task(spec: str) -> Task:
     """Return the task that ``spec`` names.
 
     Args:
-        spec: a name out of ``names()``, or ``path/to/file.py:Class``. A file runs as it would as a
-            script: modules beside it can be imported.
+        spec: a name that ``listing.names()`` has, or ``path/to/file.py:Class``. As with a script,
+            modules beside the file can be imported.
 
     Raises:
         ConfigError: there is no such task, or it cannot be loaded; the text lists the choices or
@@ -54,7 +54,7 @@ def _from_file(spec: str, path: Path) -> ModuleType:
     folder = str(path.resolve().parent)
     if folder not in sys.path:
         sys.path.append(folder)
-    # dataclasses and pickling torch loaders look their module up here
+    # dataclasses and torch loaders that pickle look up their module here
     sys.modules[name] = module
     try:
         found.loader.exec_module(module)
@@ -73,12 +73,12 @@ def _imported(spec: str, module_name: str) -> ModuleType:
 def _load_error(spec: str, error: BaseException) -> ConfigError:
     if isinstance(error, ModuleNotFoundError) and error.name in _EXTRAS:
         return MissingExtra(error.name, _EXTRAS[error.name])
-    where = "" if isinstance(error, ImportError | SyntaxError) else _place(error)
+    where = "" if isinstance(error, ImportError | SyntaxError) else _location(error)
     return ConfigError(f"task {spec} cannot be loaded: {type(error).__name__}: {error}{where}")
 
 
-def _place(error: BaseException) -> str:
-    """Return where the error rose, in parentheses."""
+def _location(error: BaseException) -> str:
+    """Return where the error was raised, in parentheses."""
     frames = traceback.extract_tb(error.__traceback__)
     return f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
 

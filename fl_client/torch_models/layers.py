@@ -1,4 +1,4 @@
-"""Every declarative layer as a torch module, with the names and the behaviour of the numpy one."""
+"""Declared layers as torch modules, with the names and the behaviour of the numpy engine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fl_client.models import layers
-from fl_client.models.dropout import Masks
+from fl_client.models.dropout import DropoutMasks
 from runtime.errors import ConfigError
 
 
@@ -29,8 +29,8 @@ def as_module(model: object, task_name: str) -> torch.nn.Module:
     return torch.nn.Sequential(*(_layer(index, layer) for index, layer in declared))
 
 
-def use_masks(model: torch.nn.Module, masks: Masks) -> None:
-    """Let the model's declared dropout draw from ``masks``."""
+def use_masks(model: torch.nn.Module, masks: DropoutMasks) -> None:
+    """Make the model's declared dropout use ``masks``."""
     for part in model.modules():
         if isinstance(part, _Dropout):
             part.masks = masks
@@ -39,21 +39,21 @@ def use_masks(model: torch.nn.Module, masks: Masks) -> None:
 class _Dropout(torch.nn.Module):
     def __init__(self, index: int, rate: float) -> None:
         super().__init__()
-        self.masks: Masks | None = None
+        self.masks: DropoutMasks | None = None
         self._index, self._rate = index, rate
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training or self.masks is None or self._rate == 0:
             return x
-        keep = torch.from_numpy(self.masks.keep(self._index, tuple(x.shape), self._rate))
+        keep = torch.from_numpy(self.masks.mask(self._index, tuple(x.shape), self._rate))
         return x * keep.to(x.device) * (1 / (1 - self._rate))
 
 
 class _Norm(_BatchNorm):
-    """Batch normalisation of any number of axes that also takes a batch of one value."""
+    """Batch normalisation for any number of axes, also for a batch of one value."""
 
     def _check_input_dim(self, input: torch.Tensor) -> None:  # noqa: A002  torch's name
-        """Take any: torch has a class for each number of axes."""
+        """Accept any shape: torch has one class for each number of axes."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002  torch's name
         if input.numel() > input.shape[1]:
@@ -79,7 +79,7 @@ class _Reshape(torch.nn.Module):
         self._shape = shape
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        # len() would fix the batch's size in an exported graph
+        # len() would make the batch's size a constant of an exported graph
         return x.reshape(x.shape[0], *self._shape)
 
 
@@ -94,7 +94,7 @@ class _GlobalAvgPool(torch.nn.Module):
 
 
 def _layer(index: int, layer: layers.Layer) -> torch.nn.Module:
-    found = _weighted(layer) or _moving(layer) or _plain(index, layer)
+    found = _weighted(layer) or _reshaping(layer) or _plain(index, layer)
     if found is None:
         raise ConfigError(f"the torch engine has no layer {layer!r}")
     return found
@@ -117,10 +117,10 @@ def _weighted(layer: layers.Layer) -> torch.nn.Module | None:
     return None
 
 
-def _moving(layer: layers.Layer) -> torch.nn.Module | None:
+def _reshaping(layer: layers.Layer) -> torch.nn.Module | None:
     match layer:
         case layers.MaxPool1d() | layers.MaxPool2d() | layers.AvgPool1d() | layers.AvgPool2d():
-            # these have torch's own names
+            # they have the names of torch's modules
             return cast("torch.nn.Module", getattr(torch.nn, type(layer).__name__)(layer.size))
         case layers.GlobalAvgPool():
             return _GlobalAvgPool()

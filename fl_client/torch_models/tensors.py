@@ -1,4 +1,4 @@
-"""Between numpy arrays and torch tensors."""
+"""Conversion between numpy arrays and torch tensors."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 
 def to_tensor(array: NDArray[Any]) -> torch.Tensor:
-    """Return the array as a tensor of the CPU, which shares its memory where it may be written."""
-    # torch warns of a read-only array
+    """Return the array as a CPU tensor that shares its memory, or has a copy if it is read-only."""
+    # torch warns about a read-only array
     return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 

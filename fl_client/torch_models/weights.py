@@ -1,4 +1,4 @@
-"""Between a torch module and the global model's weights."""
+"""Conversion between a torch module and the global model's weights."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _TYPES = {
 
 
 def initial_weights(build: Callable[[], torch.nn.Module], seed: int) -> Weights:
-    """Return the weights of the module that ``build`` makes, the same for the same ``seed``."""
+    """Return the weights of a module that ``build`` returns, the same for the same ``seed``."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         tensors = build().state_dict()
@@ -36,7 +36,7 @@ def initial_weights(build: Callable[[], torch.nn.Module], seed: int) -> Weights:
 
 
 def state_dict(weights: Weights) -> dict[str, torch.Tensor]:
-    """Return every tensor in its own type, as ``state_dict()`` of the model has it."""
+    """Return what ``load_state_dict`` of the model accepts: every tensor in its own type."""
     arrays = weights.arrays()
     return {
         spec.name: to_tensor(arrays[spec.name]).to(_TYPES[spec.dtype], copy=True)

@@ -56,7 +56,7 @@ def save_onnx(weights: Weights, task: Task, path: Path) -> OnnxCheck:
     for package in _NEEDED:
         _require(package)
     engine = TorchEngine(task)
-    model = engine.loaded(weights).float().eval()
+    model = engine.load_module(weights).float().eval()
     calls = _calls_by(engine, task, model)
     # beside the target, under its own name: a large model refers to a second file by name
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -13,15 +12,6 @@ from runtime.security.identity import Identity
 from tests.attacks.ground import KINDS_OF_SITE, Ground, Intruder, Kind
 from tests.chaos import gated
 from tests.support import require, scratch
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the attacks on one site on one worker, so that it is started once."""
-    here = Path(__file__).parent
-    for item in items:
-        if here in item.path.parents:
-            kind = item.callspec.params["ground"]  # type: ignore[attr-defined]
-            item.add_marker(pytest.mark.xdist_group(f"attacks-on-{kind.broker}"))
 
 
 @pytest.fixture(scope="package", params=KINDS_OF_SITE, ids=lambda kind: kind.broker)

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import iot.runner
-from iot.steward import steward_of
+from iot.policy import machine_policy
 from rengo.cli.main import main
 
 _ZONE = "sys/class/thermal/thermal_zone0"
@@ -53,5 +53,5 @@ class Board:
 
 
 if __name__ == "__main__":
-    iot.runner.steward_of = functools.partial(steward_of, root=Path(sys.argv[1]))  # type: ignore[attr-defined]
+    iot.runner.machine_policy = functools.partial(machine_policy, root=Path(sys.argv[1]))  # type: ignore[attr-defined]
     sys.exit(main(sys.argv[2:]))

@@ -42,20 +42,45 @@ SPECS = [
     DeviceSpec(name, engine="numpy", index=index, count=2)
     for index, name in enumerate((FAST, SLOW))
 ]
-KILLS, KILLED_ROUNDS, SEED = 6, 8, 39
-# whatever the machine's speed, the device whose work was cut is among those asked again
-UNTAKEN = [
-    Moment("verifying", "before-accept", number, nth)
-    for number, nth in ((8, 1), (9, 2), (10, 1), (11, 2))
+SEED, DEADLINE_S = 39, 120.0
+# Moments at which the device whose work was cut is among those asked again, whatever the machine's
+# speed: the first or the second update is about to be counted.
+UNTAKEN = ((1, 1), (2, 2), (3, 1), (4, 2))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """So many kills at drawn moments in the first rounds, and some of those above in the rest."""
+
+    kills: int
+    killed_rounds: int
+    untaken: int
+
+    @property
+    def rounds(self) -> int:
+        return self.killed_rounds + self.untaken
+
+    @property
+    def moments(self) -> list[Moment]:
+        after = self.killed_rounds - 1
+        return [
+            *draw(SEED, 1, self.kills, self.killed_rounds)[0],
+            *(
+                Moment("verifying", "before-accept", after + number, nth)
+                for number, nth in UNTAKEN[: self.untaken]
+            ),
+        ]
+
+
+PLANS = [
+    pytest.param(Plan(1, 2, 2), id="short"),
+    pytest.param(Plan(6, 8, 4), id="long", marks=pytest.mark.soak),
 ]
-ROUNDS = KILLED_ROUNDS + len(UNTAKEN)
-DEADLINE_S = 120.0
-RUN = {
-    "rounds": ROUNDS,
-    "seed": SEED,
-    "cohort": {"size": 2, "quorum": 2, "gather_s": 5.0, "deadline_s": DEADLINE_S, "fit": "time"},
-    "evaluation": {"on": "devices"},
-}
+
+
+def run_of(rounds: int) -> dict[str, Any]:
+    cohort = {"size": 2, "quorum": 2, "gather_s": 5.0, "deadline_s": DEADLINE_S, "fit": "time"}
+    return {"rounds": rounds, "seed": SEED, "cohort": cohort, "evaluation": {"on": "devices"}}
 
 
 @pytest.fixture(scope="module")
@@ -65,16 +90,16 @@ def arena(folder: Path) -> Iterator[Arena]:
         yield opened
 
 
-@pytest.fixture(scope="module")
-def run_id(arena: Arena) -> str:
+@pytest.fixture(scope="module", params=PLANS)
+def run_id(arena: Arena, request: pytest.FixtureRequest) -> str:
     """A run that was completed although its server was killed at all the moments."""
-    plan = [*draw(SEED, 1, KILLS, KILLED_ROUNDS)[0], *UNTAKEN]
+    plan: Plan = request.param
     before = arena.site.restarts("server")
-    arena.plan(plan)
-    report = arena.run(RUN)
+    arena.plan(plan.moments)
+    report = arena.run(run_of(plan.rounds))
     assert arena.moments_left() == []
-    assert arena.site.restarts("server") - before == len(plan)
-    assert report["rounds_completed"] == ROUNDS
+    assert arena.site.restarts("server") - before == len(plan.moments)
+    assert report["rounds_completed"] == plan.rounds
     honest_rounds(arena, report["run_id"], {FAST, SLOW})
     return str(report["run_id"])
 
@@ -106,7 +131,7 @@ def test_the_devices_did_what_the_journal_says(arena: Arena, run_id: str) -> Non
         usage = fact.update.usage
         wanted = work[fact.round][fact.device_id].max_steps or usage["full_steps"]
         assert usage["steps"] == wanted
-    fitted = [work[number] for number in range(2, ROUNDS + 1)]
+    fitted = [work[number] for number in range(2, len(work) + 1)]
     assert all(each[FAST].max_steps == 0 for each in fitted), "who is faster does all"
     assert all(each[SLOW].max_steps > 0 for each in fitted)
 

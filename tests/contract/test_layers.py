@@ -122,7 +122,7 @@ def test_the_gradients_of_every_layer_are_those_of_torch(kind: type[Layer], data
     weights = random_weights(task, seed)
     x = np.random.default_rng(seed).standard_normal((batch, *shape))
     with torch.no_grad():
-        module = load_engine("torch", task, dtype="float64").loaded(weights)  # type: ignore[attr-defined]
+        module = load_engine("torch", task, dtype="float64").load_module(weights)  # type: ignore[attr-defined]
         y = module.eval()(torch.from_numpy(x)).numpy()
     both(task, weights, (x, np.random.default_rng(seed + 1).standard_normal(y.shape)))
 
@@ -136,7 +136,7 @@ def test_so_are_its_values_in_evaluation(kind: type[Layer], data: Any) -> None:
     weights = random_weights(task, 5)
     x = np.random.default_rng(6).standard_normal((3, *shape))
     with torch.no_grad():
-        module = load_engine("torch", task, dtype="float64").loaded(weights)  # type: ignore[attr-defined]
+        module = load_engine("torch", task, dtype="float64").load_module(weights)  # type: ignore[attr-defined]
         y = module.eval()(torch.from_numpy(x)).numpy()
     # the loss is 0 where the outputs are those of torch
     found = load_engine("numpy", task, dtype="float64").evaluate(weights, (x, y))
@@ -210,7 +210,7 @@ def test_patches_in_many_parts_give_the_same(monkeypatch: pytest.MonkeyPatch) ->
 def test_first_weights_begin_as_those_of_torch() -> None:
     task = sensor_task()
     ours = task.initial_weights(0)
-    theirs = load_engine("torch", task).loaded(ours).state_dict()  # type: ignore[attr-defined]
+    theirs = load_engine("torch", task).load_module(ours).state_dict()  # type: ignore[attr-defined]
     assert {s.name: s.shape for s in ours.layout.tensors} == {
         name: tuple(tensor.shape) for name, tensor in theirs.items()
     }

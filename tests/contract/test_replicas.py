@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from algorithms.fedavg import FedAvg
 from algorithms.fedprox import FedProx
 from fl_client.engines._torch_replicas import Replicas, seed_devices
-from fl_client.engines._torch_session import Session
-from fl_client.engines._torch_tuning import Mixed
+from fl_client.engines._torch_training import TorchTraining
+from fl_client.engines._torch_tuning import MixedPrecision
 from fl_client.engines.base import TrainingFailed, Tuning, load_engine, pieces
 from fl_client.models.layers import Conv2d, Dropout, Flatten, LayerNorm, Linear, ReLU, Reshape
 from fl_client.models.local_round import LocalRound
@@ -385,18 +385,18 @@ def test_a_checkpoint_keeps_the_random_numbers_of_every_cuda_device(
         torch.cuda, "set_rng_state", lambda state, device: given.update({device.index: state})
     )
 
-    def session(count: int) -> Session:
+    def training(count: int) -> TorchTraining:
         # no step is taken: the models may lie elsewhere
-        task, mixed = Plain(), Mixed(torch.device("cuda", 0), None, replicas=count)
+        task, mixed = Plain(), MixedPrecision(torch.device("cuda", 0), None, replicas=count)
         devices = [torch.device("cuda", index) for index in range(count)]
         replicas = Replicas([task.model() for _ in devices], devices)
-        return Session(task, replicas, plan_of(task), mixed)
+        return TorchTraining(task, replicas, plan_of(task), mixed)
 
-    kept = session(2).capture()
-    assert session(2).restore(kept)
+    kept = training(2).capture()
+    assert training(2).restore(kept)
     assert {index: state.tolist() for index, state in given.items()} == {0: [0] * 16, 1: [1] * 16}
     given.clear()
-    assert not session(3).restore(kept)
+    assert not training(3).restore(kept)
     assert not given
 
 

@@ -481,7 +481,7 @@ def test_a_disk_that_is_full(tmp_path: Path, home: Path) -> None:
 
 # --- bugs of our own --------------------------------------------------------------------------
 
-BUG = "import rengo.doctor.checks\nrengo.doctor.diagnose = lambda *_: 1 / 0\n"
+BUG = "import rengo.doctor.checks as checks\nchecks.diagnose = lambda *_: 1 / 0\n"
 
 
 def test_a_bug_is_one_line_too_and_a_traceback_only_with_debug(tmp_path: Path) -> None:

@@ -220,7 +220,7 @@ def test_onnx_for_onnxruntime(home: Path, model: Path, tmp_path: Path) -> None:
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {session.get_inputs()[0].name: images})
     with torch.no_grad():
-        wanted = TorchEngine(task).loaded(read_safetensors(model))(torch.from_numpy(images))
+        wanted = TorchEngine(task).load_module(read_safetensors(model))(torch.from_numpy(images))
     assert np.abs(found - wanted.numpy()).max() <= 1e-5
     assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
 

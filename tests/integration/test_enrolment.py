@@ -83,6 +83,14 @@ def site(home: Path, *arguments: object) -> Iterator[Terminal]:
         yield up
 
 
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of a site that several tests enrol devices of their own at."""
+    folder = tmp_path_factory.mktemp("site")
+    with site(folder):
+        yield folder
+
+
 def invite(home: Path, *arguments: object) -> dict[str, Any]:
     told = rengo("devices", "invite", *arguments, "--json", "-", home=home)
     assert told.code == 0, told.err
@@ -109,10 +117,10 @@ def enroll(home: Path, made: dict[str, Any], *arguments: object) -> Told:
 @pytest.mark.parametrize(
     ("broker", "host", "scheme"),
     [
-        ("nats", "127.0.0.1", "mqtt"),
+        pytest.param("nats", "127.0.0.1", "mqtt", marks=pytest.mark.soak),
         ("nats", "0.0.0.0", "mqtts"),
         ("mosquitto", "127.0.0.1", "mqtt"),
-        ("mosquitto", "0.0.0.0", "mqtts"),
+        pytest.param("mosquitto", "0.0.0.0", "mqtts", marks=pytest.mark.soak),
     ],
 )
 def test_from_an_invitation_to_a_trained_model_and_out_again(
@@ -171,37 +179,35 @@ def test_an_enrolled_device_is_known_after_the_site_and_it_were_stopped(tmp_path
         assert told.code == 0, told.err
 
 
-def test_the_token_comes_by_flag_file_or_standard_input(tmp_path: Path) -> None:
-    home = tmp_path / "site"
-    with site(home):
-        made = invite(home, "--uses", 3)
-        assert enroll(tmp_path / "a", made, "--only", "--name", "a").code == 0
-        file = tmp_path / "token"
-        file.write_text(f"{made['token']}\n")
-        assert enroll(tmp_path / "b", made, "--token-file", file, "--only", "--name", "b").code == 0
-        arguments = ("enroll", made["url"], "--only", "--name", "c")
-        with terminal(tmp_path / "c", *arguments, stdin=f"{made['token']}\n") as typed:
-            typed.until("Enrolled as c")
-        assert set(devices(home)) == {"a", "b", "c"}
-        told = enroll(tmp_path / "d", made, "--only")
-        assert (told.code, "the token is used up" in told.line) == (2, True)
-        assert not list((tmp_path / "d").rglob("*.*")), "a key that nobody took in"
-        # the same words again, as a container has them, are no second enrolment
-        again = enroll(tmp_path / "a", made, "--only", "--once")
-        assert (again.code, again.out) == (0, "")
+def test_the_token_comes_by_flag_file_or_standard_input(home: Path, tmp_path: Path) -> None:
+    before = set(devices(home))
+    made = invite(home, "--uses", 3)
+    assert enroll(tmp_path / "a", made, "--only", "--name", "a").code == 0
+    file = tmp_path / "token"
+    file.write_text(f"{made['token']}\n")
+    assert enroll(tmp_path / "b", made, "--token-file", file, "--only", "--name", "b").code == 0
+    arguments = ("enroll", made["url"], "--only", "--name", "c")
+    with terminal(tmp_path / "c", *arguments, stdin=f"{made['token']}\n") as typed:
+        typed.until("Enrolled as c")
+    assert set(devices(home)) - before == {"a", "b", "c"}
+    told = enroll(tmp_path / "d", made, "--only")
+    assert (told.code, "the token is used up" in told.line) == (2, True)
+    assert not list((tmp_path / "d").rglob("*.*")), "a key that nobody took in"
+    # the same words again, as a container has them, are no second enrolment
+    again = enroll(tmp_path / "a", made, "--only", "--once")
+    assert (again.code, again.out) == (0, "")
 
 
-def test_on_the_site_s_own_machine_a_device_joins_by_its_name(tmp_path: Path) -> None:
-    home = tmp_path / "site"
-    with site(home):
-        url = invite(home)["url"]
-        with terminal(home, "iot", "--server", url, "--id", "pi-0") as joined:
-            joined.until("this machine is now device pi-0")
-        assert set(devices(home)) == {"pi-0"}
-        with terminal(home, "iot", "--server", url, "--id", "pi-0"):
-            one = ("--rounds", 1, "--set", "cohort.size=1", "--follow")
-            told = rengo("run", "digits", *one, "--output", tmp_path / "out", home=home)
-            assert told.code == 0, told.err
+def test_on_the_site_s_own_machine_a_device_joins_by_its_name(home: Path, tmp_path: Path) -> None:
+    before = set(devices(home))
+    url = invite(home)["url"]
+    with terminal(home, "iot", "--server", url, "--id", "pi-0") as joined:
+        joined.until("this machine is now device pi-0")
+    assert set(devices(home)) - before == {"pi-0"}
+    with terminal(home, "iot", "--server", url, "--id", "pi-0"):
+        one = ("--rounds", 1, "--set", "cohort.size=1", "--follow")
+        told = rengo("run", "digits", *one, "--output", tmp_path / "out", home=home)
+        assert told.code == 0, told.err
 
 
 @pytest.mark.parametrize("name", ["Attic", "../attic", "a b", "x" * 65])
@@ -217,26 +223,25 @@ def test_a_name_that_no_device_can_have_is_told_before_anything_is_made(
     assert not list((tmp_path / "d").rglob("*.*"))
 
 
-def test_a_device_that_lost_power_while_it_enrolled_asks_again_as_the_same(tmp_path: Path) -> None:
-    home, attic = tmp_path / "site", tmp_path / "attic"
-    with site(home):
-        made = invite(home)
-        assert enroll(attic, made, "--only").code == 0
-        (path,) = (attic / "identities").glob("device-*.json")
-        first = read_identity(path)
-        # as if the answer had come and the power had gone before the identity was on disk
-        claim = attic / "identities" / f"{made['token_id']}.claim"
-        claim.write_text(json.dumps({"key": first.secret_key.text}))
-        path.unlink()
-        assert enroll(attic, made, "--only").code == 0
-        assert read_identity(path) == first
-        assert not claim.exists()
+def test_a_device_that_lost_power_while_it_enrolled_asks_again_as_the_same(
+    home: Path, tmp_path: Path
+) -> None:
+    attic = tmp_path / "attic"
+    made = invite(home)
+    assert enroll(attic, made, "--only").code == 0
+    (path,) = (attic / "identities").glob("device-*.json")
+    first = read_identity(path)
+    # as if the answer had come and the power had gone before the identity was on disk
+    claim = attic / "identities" / f"{made['token_id']}.claim"
+    claim.write_text(json.dumps({"key": first.secret_key.text}))
+    path.unlink()
+    assert enroll(attic, made, "--only").code == 0
+    assert read_identity(path) == first
+    assert not claim.exists()
 
 
-def test_a_qr_code_and_a_line_to_type(tmp_path: Path) -> None:
-    home = tmp_path / "site"
-    with site(home):
-        told = rengo("devices", "invite", "--qr", "--expires", "30m", home=home)
+def test_a_qr_code_and_a_line_to_type(home: Path) -> None:
+    told = rengo("devices", "invite", "--qr", "--expires", "30m", home=home)
     assert told.code == 0, told.err
     assert re.search(r"^  rengo enroll mqtt://127\.0\.0\.1:\d+ --token rengo_\S+$", told.out, re.M)
     assert "good for 30m" in told.out
@@ -244,16 +249,15 @@ def test_a_qr_code_and_a_line_to_type(tmp_path: Path) -> None:
 
 
 def test_a_name_that_is_another_identity_s_on_this_machine_is_not_overwritten(
-    tmp_path: Path,
+    home: Path, tmp_path: Path
 ) -> None:
-    home, attic = tmp_path / "site", tmp_path / "attic"
-    with site(home):
-        assert enroll(attic, invite(home), "--only", "--name", "attic").code == 0
-        path = attic / "identities" / "attic.json"
-        before = path.read_bytes()
-        told = enroll(attic, invite(home), "--only", "--name", "attic")
-        assert (told.code, "is another identity of this machine" in told.line) == (2, True)
-        assert path.read_bytes() == before
+    attic = tmp_path / "attic"
+    assert enroll(attic, invite(home), "--only", "--name", "attic").code == 0
+    path = attic / "identities" / "attic.json"
+    before = path.read_bytes()
+    told = enroll(attic, invite(home), "--only", "--name", "attic")
+    assert (told.code, "is another identity of this machine" in told.line) == (2, True)
+    assert path.read_bytes() == before
 
 
 def test_a_clock_that_is_off_by_years_is_told_on_both_sides(

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from iot.cgroups import ControlGroup
-from iot.limits import Limiter, Share
+from iot.limits import CpuShare, Limiter
 from iot.profile import Budget
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits are kept on Linux only")
@@ -71,24 +71,24 @@ HOLD = """
 def test_a_process_that_holds_too_much_is_ended(workers: Workers) -> None:
     limiter = Limiter(budget(memory="64MiB"), "test", root=NOWHERE)
     process = workers.start("input(); " + textwrap.dedent(HOLD.format(size=100 * MIB)))
-    limiter.adopt(process.pid)
+    limiter.limit(process.pid)
     assert process.stdin is not None
     process.stdin.write("\n")
     process.stdin.flush()
     assert process.wait(60) == -signal.SIGKILL
-    assert limiter.how == "own measure"
+    assert limiter.method == "own measure"
     assert limiter.ran_short()
-    soon(lambda: not limiter.holds)
+    soon(lambda: not limiter.has_process)
 
 
 def test_a_process_within_its_memory_stays_and_stands_back(workers: Workers) -> None:
     limiter = Limiter(budget(memory="64MiB", nice=7), "test", root=NOWHERE)
     process = workers.start(HOLD.format(size=10 * MIB))
-    limiter.adopt(process.pid)
+    limiter.limit(process.pid)
     assert psutil.Process(process.pid).nice() == 7
     assert Path(f"/proc/{process.pid}/oom_score_adj").read_text().strip() == "800"
     assert resource.prlimit(process.pid, resource.RLIMIT_DATA)[0] == 256 * MIB
-    assert limiter.holds
+    assert limiter.has_process
     assert not limiter.ran_short()
     limiter.close()
     assert process.poll() is None
@@ -105,7 +105,7 @@ def test_a_reservation_far_beyond_the_budget_is_an_error_and_not_a_kill(workers:
             print("MemoryError", flush=True)
         """
     )
-    limiter.adopt(process.pid)
+    limiter.limit(process.pid)
     assert process.communicate("\n", timeout=60)[0] == "MemoryError\n"
 
 
@@ -116,16 +116,16 @@ def state(pid: int) -> str:
 def test_a_process_rests_and_goes_on_and_so_does_the_next(workers: Workers) -> None:
     limiter = Limiter(budget(), "test", root=NOWHERE)
     process = workers.start(HOLD.format(size=1))
-    limiter.adopt(process.pid)
-    limiter.rest(resting=True)
+    limiter.limit(process.pid)
+    limiter.set_paused(paused=True)
     soon(lambda: state(process.pid) == psutil.STATUS_STOPPED)
     following = workers.start(HOLD.format(size=1))
-    limiter.adopt(following.pid)
+    limiter.limit(following.pid)
     soon(lambda: state(following.pid) == psutil.STATUS_STOPPED)
-    limiter.rest(resting=False)
+    limiter.set_paused(paused=False)
     assert following.communicate("\n", timeout=60)[0] == "held\n"
-    soon(lambda: not limiter.holds)
-    limiter.rest(resting=True)  # nobody is there: nothing happens
+    soon(lambda: not limiter.has_process)
+    limiter.set_paused(paused=True)  # nobody is there: nothing happens
     limiter.close()
 
 
@@ -138,8 +138,8 @@ def test_a_resting_process_ends_with_an_agent_that_is_killed(tmp_path: Path) -> 
         limiter = Limiter(Budget(), "test", root=Path("/nowhere"))
         child = subprocess.Popen([sys.executable, "-c", "input()"], process_group=0,
                                  stdin=subprocess.PIPE)
-        limiter.adopt(child.pid)
-        limiter.rest(resting=True)
+        limiter.limit(child.pid)
+        limiter.set_paused(paused=True)
         Path({str(tmp_path / "pid")!r}).write_text(str(child.pid))
         print("ready", flush=True)
         time.sleep(600)
@@ -158,9 +158,10 @@ def test_a_resting_process_ends_with_an_agent_that_is_killed(tmp_path: Path) -> 
 
 
 def test_a_process_gets_its_share_of_a_core(workers: Workers) -> None:
-    limiter = Limiter(budget(cpu_share=0.25), "test", root=NOWHERE)
+    # so little that other work does not leave it less, and it has to be stopped
+    limiter = Limiter(budget(cpu_share=0.05), "test", root=NOWHERE)
     process = workers.start("while True: pass")
-    limiter.adopt(process.pid)
+    limiter.limit(process.pid)
     watched = psutil.Process(process.pid)
     seen: queue.Queue[str] = queue.Queue()
     began_s = time.monotonic()
@@ -169,9 +170,9 @@ def test_a_process_gets_its_share_of_a_core(workers: Workers) -> None:
         seen.put(watched.status())
         return watched.cpu_times().user + watched.cpu_times().system
 
-    soon(lambda: used_s() > 1.0)
+    soon(lambda: used_s() > 0.4)
     # a process never gets more than it is given; on a busy machine it may get less
-    assert used_s() <= 0.25 * (time.monotonic() - began_s) + 0.5
+    assert used_s() <= 0.05 * (time.monotonic() - began_s) + 0.3
     assert psutil.STATUS_STOPPED in [seen.get() for _ in range(seen.qsize())]
     limiter.close()
     soon(lambda: watched.status() != psutil.STATUS_STOPPED)
@@ -179,19 +180,19 @@ def test_a_process_gets_its_share_of_a_core(workers: Workers) -> None:
 
 def test_a_share_is_kept_over_any_time() -> None:
     """A process that runs whenever it may, looked at every 50 ms."""
-    share, now_s, used_s = Share(0.25), 0.0, 0.0
+    share, now_s, used_s = CpuShare(0.25), 0.0, 0.0
     for _ in range(1000):
-        still_s = share.take(now_s, used_s)
+        still_s = share.charge(now_s, used_s)
         now_s += max(still_s, 0.05)
         used_s += 0.0 if still_s else 0.05
     assert used_s == pytest.approx(0.25 * now_s, abs=0.2)
 
 
 def test_an_idle_process_saves_up_no_more_than_a_burst() -> None:
-    share = Share(0.5, burst_s=0.1)
-    share.take(0.0, 0.0)
-    assert share.take(1000.0, 0.1) == 0
-    assert share.take(1001.0, 1.1) == pytest.approx(1.8)
+    share = CpuShare(0.5, burst_s=0.1)
+    share.charge(0.0, 0.0)
+    assert share.charge(1000.0, 0.1) == 0
+    assert share.charge(1001.0, 1.1) == pytest.approx(1.8)
 
 
 # --- control groups -------------------------------------------------------------------------------
@@ -200,7 +201,7 @@ def test_an_idle_process_saves_up_no_more_than_a_burst() -> None:
 def test_a_group_of_version_1_takes_limits_and_processes(tmp_path: Path) -> None:
     root = version_1(tmp_path)
     limits = budget(memory="96MiB", cpu_share=0.25)
-    group = ControlGroup.made("rengo-d", limits, root=root)
+    group = ControlGroup.create("rengo-d", limits, root=root)
     assert group is not None
     memory, cpu = group.folders
     assert memory == root / "sys/fs/cgroup/memory/site/rengo-d"
@@ -234,7 +235,7 @@ def version_2(root: Path, members: str) -> Path:
 
 def test_a_group_of_version_2_below_a_service_that_was_given_its_own(tmp_path: Path) -> None:
     own = version_2(tmp_path, f"{os.getpid()}\n")
-    group = ControlGroup.made("rengo-d", budget(memory="96MiB", cpu_share=1.5), root=tmp_path)
+    group = ControlGroup.create("rengo-d", budget(memory="96MiB", cpu_share=1.5), root=tmp_path)
     assert group is not None
     assert group.folders == (own / "rengo-d",)
     assert (own / "rengo-d/memory.max").read_text() == str(96 * MIB)
@@ -245,22 +246,22 @@ def test_a_group_of_version_2_below_a_service_that_was_given_its_own(tmp_path: P
 
 def test_a_group_that_holds_others_too_is_left_alone(tmp_path: Path) -> None:
     own = version_2(tmp_path, f"{os.getpid()}\n1\n")
-    assert ControlGroup.made("rengo-d", budget(memory="96MiB"), root=tmp_path) is None
+    assert ControlGroup.create("rengo-d", budget(memory="96MiB"), root=tmp_path) is None
     assert not (own / "rengo-d").exists()
 
 
 def test_without_limits_or_groups_none_is_made(tmp_path: Path) -> None:
-    assert ControlGroup.made("rengo-d", budget(), root=version_1(tmp_path)) is None
-    assert ControlGroup.made("rengo-d", budget(memory="1GiB"), root=NOWHERE) is None
+    assert ControlGroup.create("rengo-d", budget(), root=version_1(tmp_path)) is None
+    assert ControlGroup.create("rengo-d", budget(memory="1GiB"), root=NOWHERE) is None
 
 
 def test_a_real_group_where_this_machine_lets_us(workers: Workers) -> None:
     limiter = Limiter(budget(memory="64MiB"), f"test-{os.getpid()}")
-    if limiter.how != "control group":
+    if limiter.method != "control group":
         pytest.skip("no control group may be made here")
     try:
         process = workers.start("input(); " + textwrap.dedent(HOLD.format(size=100 * MIB)))
-        limiter.adopt(process.pid)
+        limiter.limit(process.pid)
         assert process.stdin is not None
         process.stdin.write("\n")
         process.stdin.flush()

@@ -18,8 +18,8 @@ from fl_client.session import events as s
 from fl_client.session.machine import DeviceSession
 from fl_client.tasks.registry import load_task
 from fl_client.training.child import ChildProgressed
+from iot.policy import machine_policy
 from iot.settings import DeviceSettings
-from iot.steward import steward_of
 from storage.transfer.files import Transfers
 from storage.weights import write_safetensors
 
@@ -64,7 +64,7 @@ class Device:
             }
         )
         # no control groups, so that every machine shows the same
-        self.steward = steward_of(settings, "d", root=folder / "nowhere")
+        self.steward = machine_policy(settings, "d", root=folder / "nowhere")
         self.events: queue.Queue[object] = queue.Queue()
         self.folder = DeviceFolder(settings.data_dir)
         bundles = DeviceBundles(

@@ -21,7 +21,7 @@ from broker.wire.messages import Result, decode
 from broker.wire.topics import parse
 from fl_client.datasets.store import store_path, stored_refusals, stored_samples
 from fl_client.jobs.journal import JobJournal
-from fl_server.rounds.events import UpdateAccepted
+from fl_server.rounds.events import RunCompleted, UpdateAccepted
 from rengo.operator.bundles import bundles
 from rengo.operator.canary import follow
 from runtime.security.identity import read_identity
@@ -96,9 +96,17 @@ def resumed(old: Restored, middle: str) -> Iterator[Resumed]:
         arena.runs.append(middle)
         for name in DEVICES:
             arena.prepare(spec_of(name)).start()
+        wait_for(lambda: is_over(arena, middle), f"the end of {middle}", arena.story)
         report = arena.finish(middle)
         canary = follow(arena.client, old.expected["canary"]["canary_id"], lambda _: None)
         yield Resumed(arena, facts, audit, awaited, jobs, report, canary)
+
+
+def is_over(arena: Arena, run_id: str) -> bool:
+    """Whether the run has ended; a device that has ended with an error is not waited for."""
+    for name in DEVICES:
+        assert arena.own[name].running, f"{name}: {arena.log(name)[-1000:]}"
+    return isinstance(arena.facts(run_id)[-1], RunCompleted)
 
 
 # --- before anything is started: these come first ----------------------------------------------

@@ -19,6 +19,7 @@ import numpy as np
 import psutil
 import pytest
 
+from broker.wire.limits import MAX_EXCHANGE_BYTES
 from fl_client.tasks.registry import load_task
 from fl_client.training.child import (
     ChildDied,
@@ -502,4 +503,112 @@ def test_the_algorithms_state_is_pending_until_its_receipt(site: Site) -> None:
     # no person is there to mend a card that has lost it
     state.write_bytes(b"damaged")
     assert count() == 0
-    assert "the algorithm's state of this device is lost" in site.log.read_text()
+    assert "the run's state on this device is lost" in site.log.read_text()
+
+
+# --- exchanges ------------------------------------------------------------------------------------
+
+EXCHANGING = """
+    import numpy as np
+    from fl_client.tasks.digits import Digits
+    class Own(Digits):
+        def exchange(self, context):
+            if context.phase == "large":
+                return b"x" * int(context.payload)
+            if context.phase == "text":
+                return "text"
+            before = context.state.get("count", np.zeros(1))
+            context.keep({"count": before + 1})
+            said = f"{context.phase}/{context.seq}/{context.payload.decode()}/{int(before[0])}"
+            norm = 0.0 if context.weights is None else float(abs(context.weights.vector).max())
+            drawn = context.random().integers(1 << 30)
+            return f"{said}/{context.device.id}/{drawn}".encode(), {"norm": norm}
+    """
+
+
+def exchange_job(site: Site, **fields: Any) -> TrainingJob:
+    without = {"model_path": None, "base_sha256": "", "update_path": None}
+    said = {"action": "exchange", "phase": "share", "seq": 4, "payload": b"said"}
+    files = {
+        "state_path": str(site.folder / "run.safetensors"),
+        "next_state_path": str(site.folder / "run.next"),
+    }
+    return site.job(**{**without, **said, **files, **fields})
+
+
+def answered(site: Site, child: TrainingChild, **fields: Any) -> ChildFinished:
+    child.submit(exchange_job(site, **fields))
+    done = site.wait(ChildFinished, ChildFailed, ChildDied)
+    assert isinstance(done, ChildFinished), done
+    return done
+
+
+def test_a_task_answers_an_exchange_and_its_state_waits_for_the_receipt(site: Site) -> None:
+    child = site.child(replace(DIGITS, task=site.task(EXCHANGING)))
+    first = answered(site, child)
+    said, _, drawn = first.result.payload.decode().rpartition("/")
+    assert said == "share/4/said/0/edge-1"
+    assert (first.result.num_examples, first.result.size_bytes) == (0, 0)
+    assert first.result.keeps_state
+    assert first.result.metrics == {"norm": 0.0}
+    # killed before its receipt, it is asked again, and answers the same, in a new process too
+    child.kill()
+    assert site.wait(ChildDied).expected
+    again = answered(site, child)
+    assert again.result.payload == first.result.payload
+    (site.folder / "run.next").replace(site.folder / "run.safetensors")
+    after = answered(site, child, seq=5)
+    assert after.result.payload.startswith(b"share/5/said/1/edge-1/")
+    assert not after.result.payload.endswith(drawn.encode()), "each message has its own numbers"
+    with_model = answered(
+        site, child, model_path=str(site.model()), base_sha256="0" * 64, phase="other"
+    )
+    assert with_model.result.metrics["norm"] > 0
+
+
+def test_an_answer_goes_to_a_file_where_the_order_has_an_upload(site: Site) -> None:
+    child, path = (
+        site.child(replace(DIGITS, task=site.task(EXCHANGING))),
+        site.folder / "answer.upd",
+    )
+    size = MAX_EXCHANGE_BYTES + 1
+    done = answered(site, child, phase="large", payload=str(size).encode(), update_path=str(path))
+    assert path.read_bytes() == b"x" * size
+    assert done.result.header_sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert (done.result.size_bytes, done.result.payload) == (size, b"")
+    assert not done.result.keeps_state
+    most = answered(site, child, phase="large", payload=str(MAX_EXCHANGE_BYTES).encode())
+    assert len(most.result.payload) == MAX_EXCHANGE_BYTES
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"phase": "text"}, "exchange gave a str, not bytes"),
+        (
+            {"phase": "large", "payload": b"131073"},
+            "a payload of 131073 bytes in phase 'large'; a message holds at most 131072",
+        ),
+    ],
+)
+def test_an_answer_that_is_none_is_told_with_what_it_may_be(
+    fields: dict[str, Any], reason: str, site: Site
+) -> None:
+    child = site.child(replace(DIGITS, task=site.task(EXCHANGING)))
+    child.submit(exchange_job(site, **fields))
+    failed = site.wait(ChildFailed, ChildFinished, ChildDied)
+    assert isinstance(failed, ChildFailed), failed
+    assert reason in failed.reason
+    assert not failed.retryable
+    assert not (site.folder / "run.next").exists()
+
+
+def test_a_task_that_takes_part_in_no_exchange_says_so(site: Site) -> None:
+    child = site.child()
+    child.submit(exchange_job(site))
+    failed = site.wait(ChildFailed, ChildFinished, ChildDied)
+    assert isinstance(failed, ChildFailed), failed
+    assert failed.reason == (
+        "task digits takes part in no exchange (phase 'share'): it does not define "
+        "exchange(context)"
+    )

@@ -50,7 +50,7 @@ def test_what_chance_gives_is_rarely_exceeded() -> None:
     def draw() -> list[int]:
         return drift.histogram([chooser.random() for _ in range(400)], edges)
 
-    above = sum(drift.psi(draw(), draw()) > drift.by_chance(10, 400, 400) for _ in range(400))
+    above = sum(drift.psi(draw(), draw()) > drift.psi_by_chance(10, 400, 400) for _ in range(400))
     assert 5 <= above <= 40
 
 

@@ -13,8 +13,8 @@ from fl_client.machine.accelerators import (
     Accelerator,
     MachineProbe,
     chosen,
+    detect,
     environment,
-    find,
     for_orders,
     precision,
 )
@@ -43,11 +43,11 @@ def with_nvidia(root: Path) -> Path:
 
 
 def test_a_machine_without_any_has_none(tmp_path: Path) -> None:
-    assert find(linux(tmp_path)) == []
+    assert detect(linux(tmp_path)) == []
 
 
 def test_nvidia_devices_are_told_by_their_tool(tmp_path: Path) -> None:
-    found = find(linux(with_nvidia(tmp_path), query=TWO))
+    found = detect(linux(with_nvidia(tmp_path), query=TWO))
     assert [str(each) for each in found] == ["cuda:0 NVIDIA H100 PCIe", "cuda:1 Tesla T4"]
     assert found[0].memory_bytes == 81559 << 20
     assert [each.capability for each in found] == ["9.0", "7.5"]
@@ -57,7 +57,7 @@ def test_nvidia_devices_are_told_by_their_tool(tmp_path: Path) -> None:
 
 
 def test_without_the_tool_the_driver_still_names_them(tmp_path: Path) -> None:
-    found = find(linux(with_nvidia(tmp_path)))
+    found = detect(linux(with_nvidia(tmp_path)))
     assert [str(each) for each in found] == ["cuda:0 H100", "cuda:1 T4"]
     # the second one's UUID is masked, and CUDA reads a list of numbers or one of UUIDs
     assert [each.handle for each in found] == ["0", "1"]
@@ -77,7 +77,7 @@ def test_without_the_tool_the_driver_still_names_them(tmp_path: Path) -> None:
 def test_what_the_agent_itself_may_not_see_is_not_found(
     tmp_path: Path, variable: str, models: list[str]
 ) -> None:
-    found = find(linux(with_nvidia(tmp_path), query=TWO, CUDA_VISIBLE_DEVICES=variable))
+    found = detect(linux(with_nvidia(tmp_path), query=TWO, CUDA_VISIBLE_DEVICES=variable))
     assert [each.model for each in found] == models
     assert [each.name for each in found] == [f"cuda:{index}" for index in range(len(models))]
 
@@ -89,14 +89,14 @@ def test_amd_devices_are_told_by_the_kernel(tmp_path: Path) -> None:
         bank.mkdir(parents=True)
         (nodes / number / "properties").write_text(f"cpu_cores_count 0\n{facts}\n")
         (bank / "properties").write_text(f"heap_type 1\nsize_in_bytes {64 * GIB}\n")
-    (one,) = find(linux(tmp_path))
+    (one,) = detect(linux(tmp_path))
     assert (one.name, one.capability, one.memory_bytes) == ("rocm:0", "gfx90a", 64 * GIB)
     assert environment([one]) == {"HIP_VISIBLE_DEVICES": "0"}
-    assert find(linux(tmp_path, HIP_VISIBLE_DEVICES="")) == []
+    assert detect(linux(tmp_path, HIP_VISIBLE_DEVICES="")) == []
 
 
 def test_a_mac_has_its_own() -> None:
-    (one,) = find(MachineProbe(Path("/none"), {}, system="darwin", machine="arm64"))
+    (one,) = detect(MachineProbe(Path("/none"), {}, system="darwin", machine="arm64"))
     assert one.name == "mps"
 
 

@@ -59,7 +59,7 @@ class Device:
             memory_bytes=100 << 20,
             clock=lambda: self.own_ms,
         )
-        self.bundles.heard(NOW_MS)
+        self.bundles.set_server_time(NOW_MS)
 
     def order(self, data: bytes, task: str = "tiny") -> Order:
         self.shelf.data = data
@@ -101,7 +101,7 @@ def device(tmp_path: Path) -> Device:
 
 def test_a_bundle_of_a_trusted_key_is_unpacked_for_a_child_of_its_own(device: Device) -> None:
     order = device.prepare(bundle())
-    placed = device.bundles.placed(order)
+    placed = device.bundles.environment_of(order)
     path, _, class_name = placed.spec.rpartition(":")
     assert class_name == "Tiny"
     assert Path(path).read_bytes() == SOURCE
@@ -119,7 +119,7 @@ def test_it_is_fetched_once(device: Device) -> None:
 
 def test_what_is_installed_comes_before_a_bundle_of_its_name(device: Device) -> None:
     order = device.order(bundle(name="digits"), "digits")
-    placed = device.bundles.placed(order)
+    placed = device.bundles.environment_of(order)
     assert (placed.spec, placed.python) == ("digits", None)
 
 
@@ -147,17 +147,17 @@ def test_a_bundle_that_must_not_run_is_refused_by_name(
         device.prepare(data)
     assert str(caught.value).startswith("bundle tiny@")
     with pytest.raises(KeyError):
-        device.bundles.placed(device.order(data))
+        device.bundles.environment_of(device.order(data))
 
 
 def test_a_bundle_expires_between_two_rounds(device: Device) -> None:
     data = bundle(expires_ms=NOW_MS + DAY_MS)
     order = device.prepare(data)
-    device.bundles.heard(NOW_MS + DAY_MS)
+    device.bundles.set_server_time(NOW_MS + DAY_MS)
     with pytest.raises(ConfigError, match="it expired"):
         device.prepare(data)
     with pytest.raises(KeyError):
-        device.bundles.placed(order)
+        device.bundles.environment_of(order)
 
 
 def test_expiry_is_judged_by_the_servers_time_and_by_a_clock_that_is_known_to_be_right(
@@ -170,7 +170,7 @@ def test_expiry_is_judged_by_the_servers_time_and_by_a_clock_that_is_known_to_be
     with pytest.raises(ConfigError, match="it expired"):
         device.prepare(data)
     device.own_ms = 0
-    device.bundles.heard(NOW_MS + 2 * DAY_MS)
+    device.bundles.set_server_time(NOW_MS + 2 * DAY_MS)
     with pytest.raises(ConfigError, match="it expired"):
         device.prepare(data)
 
@@ -231,7 +231,7 @@ def test_a_file_that_the_manifest_does_not_name(device: Device) -> None:
 
 def test_what_was_altered_on_the_device_is_put_right(device: Device) -> None:
     order = device.prepare(bundle())
-    path = Path(device.bundles.placed(order).spec.rpartition(":")[0])
+    path = Path(device.bundles.environment_of(order).spec.rpartition(":")[0])
     path.chmod(0o600)
     path.write_bytes(b"evil = 1")
     (path.parent / "numpy.py").write_bytes(b"evil = 1")

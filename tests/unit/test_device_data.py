@@ -19,7 +19,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from broker.wire.messages import TaskData
-from fl_client.collectors.mqtt import Allowance, decode
+from fl_client.collectors.mqtt import MessageRate, decode
 from fl_client.collectors.owned import OwnData
 from fl_client.datasets.dataset import Dataset
 from fl_client.datasets.device import Device
@@ -430,10 +430,10 @@ def test_payloads_of_both_kinds() -> None:
 
 
 def test_a_flood_is_held_to_its_allowance() -> None:
-    allowance = Allowance(2.0)
-    assert sum(allowance.take(0.0) for _ in range(100)) == 20
-    assert sum(allowance.take(1.0) for _ in range(100)) == 2
-    assert not allowance.take(0.5)
+    rate = MessageRate(2.0)
+    assert sum(rate.allow(0.0) for _ in range(100)) == 20
+    assert sum(rate.allow(1.0) for _ in range(100)) == 2
+    assert not rate.allow(0.5)
 
 
 # --- figures ----------------------------------------------------------------------------------
@@ -524,8 +524,8 @@ def test_a_report_that_was_forbidden_is_replaced_by_an_empty_one(tmp_path: Path)
     source = {**CSV, "path": str(path)}
     Dataset(place(tmp_path, source)).splits()
     open_hand = DataReports([place(tmp_path, source)])
-    assert open_hand.news() is not None
-    assert open_hand.news() is None
+    assert open_hand.changed() is not None
+    assert open_hand.changed() is None
     closed = DataReports([place(tmp_path, source, drift={"report": False})]).latest()
     assert closed is not None
     assert closed.tasks == []

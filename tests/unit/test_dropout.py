@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl_client.models.dropout import Masks
+from fl_client.models.dropout import DropoutMasks
 
 
 @given(
@@ -18,14 +18,14 @@ from fl_client.models.dropout import Masks
 def test_the_masks_of_parts_are_the_mask_of_the_whole(
     sizes: list[int], pieces: int, row: list[int], step: int
 ) -> None:
-    whole, parts = Masks(7), [Masks(7) for _ in sizes]
+    whole, parts = DropoutMasks(7), [DropoutMasks(7) for _ in sizes]
     for each in (whole, *parts):
         each.begin(step)
     for _ in range(pieces):
-        expected = whole.keep(2, (sum(sizes), *row), 0.5)
+        expected = whole.mask(2, (sum(sizes), *row), 0.5)
         found, before = [], 0
         for masks, size in zip(parts, sizes, strict=True):
-            masks.among(before, sum(sizes) - before - size)
-            found.append(masks.keep(2, (size, *row), 0.5))
+            masks.set_position(before, sum(sizes) - before - size)
+            found.append(masks.mask(2, (size, *row), 0.5))
             before += size
         assert np.array_equal(np.concatenate(found), expected)

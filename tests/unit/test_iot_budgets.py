@@ -56,11 +56,11 @@ def test_what_was_spent_comes_back_after_a_day_and_not_before(machine: Machine) 
     day.spend(60_000_000)
     machine.run_for(10 * HOUR)
     day.spend(30_000_000)
-    assert day.left() == 10_000_000
+    assert day.left_bytes() == 10_000_000
     machine.run_for(13.9 * HOUR)
-    assert day.left() == 10_000_000
+    assert day.left_bytes() == 10_000_000
     machine.run_for(1.2 * HOUR)
-    assert day.left() == 70_000_000
+    assert day.left_bytes() == 70_000_000
 
 
 def test_what_was_spent_late_in_an_hour_stays_for_a_whole_day(machine: Machine) -> None:
@@ -68,9 +68,9 @@ def test_what_was_spent_late_in_an_hour_stays_for_a_whole_day(machine: Machine) 
     machine.run_for(0.9 * HOUR)
     day.spend(60_000_000)
     machine.run_for(23.9 * HOUR)
-    assert day.left() == 40_000_000
+    assert day.left_bytes() == 40_000_000
     machine.run_for(0.2 * HOUR)
-    assert day.left() == LIMIT
+    assert day.left_bytes() == LIMIT
 
 
 @pytest.mark.parametrize("years", [-60, -3, 3, 60])
@@ -78,19 +78,19 @@ def test_a_clock_that_jumps_neither_frees_nor_costs(machine: Machine, years: int
     day = machine.start()
     day.spend(60_000_000)
     machine.wall_s += years * 365 * 24 * HOUR
-    assert day.left() == 40_000_000
+    assert day.left_bytes() == 40_000_000
     day.close()
     again = machine.start()
-    assert again.left() == 40_000_000, "within one boot, the machine's own clock counts"
+    assert again.left_bytes() == 40_000_000, "within one boot, the machine's own clock counts"
     machine.run_for(25 * HOUR)
-    assert again.left() == LIMIT
+    assert again.left_bytes() == LIMIT
 
 
 def test_a_clock_that_stands_still_holds_nothing_up(machine: Machine) -> None:
     day = machine.start()
     day.spend(60_000_000)
     machine.boot_s += 25 * HOUR
-    assert day.left() == LIMIT
+    assert day.left_bytes() == LIMIT
 
 
 def test_time_off_counts_where_the_clock_is_known_to_be_right(machine: Machine) -> None:
@@ -98,7 +98,7 @@ def test_time_off_counts_where_the_clock_is_known_to_be_right(machine: Machine) 
     day.spend(60_000_000)
     day.close()
     machine.off_for(25 * HOUR)
-    assert machine.start().left() == LIMIT
+    assert machine.start().left_bytes() == LIMIT
 
 
 def test_time_off_counts_once_the_clock_is_set_and_for_what_was_before_alone(
@@ -110,15 +110,15 @@ def test_time_off_counts_once_the_clock_is_set_and_for_what_was_before_alone(
     machine.off_for(0)  # no clock chip: it starts where it stopped
     machine.synced = False
     again = machine.start()
-    assert again.left() == 40_000_000
+    assert again.left_bytes() == 40_000_000
     again.spend(10_000_000)
-    assert again.left() == 30_000_000
+    assert again.left_bytes() == 30_000_000
     machine.run_for(60)
     machine.wall_s += 25 * HOUR
     machine.synced = True
-    assert again.left() == 90_000_000
+    assert again.left_bytes() == 90_000_000
     machine.run_for(23 * HOUR)
-    assert again.left() == 90_000_000
+    assert again.left_bytes() == 90_000_000
 
 
 def test_a_wrong_clock_never_frees_data_at_a_start(machine: Machine) -> None:
@@ -128,7 +128,7 @@ def test_a_wrong_clock_never_frees_data_at_a_start(machine: Machine) -> None:
     machine.off_for(60)
     machine.synced = False
     machine.wall_s += 30 * 365 * 24 * HOUR
-    assert machine.start().left() == 40_000_000
+    assert machine.start().left_bytes() == 40_000_000
 
 
 def test_a_clock_that_was_wrong_when_the_machine_went_off_frees_nothing(machine: Machine) -> None:
@@ -138,14 +138,14 @@ def test_a_clock_that_was_wrong_when_the_machine_went_off_frees_nothing(machine:
     day.close()
     machine.off_for(60)
     machine.synced, machine.wall_s = True, 1.8e9
-    assert machine.start().left() == 40_000_000
+    assert machine.start().left_bytes() == 40_000_000
 
 
 def test_a_crash_costs_a_little_and_gives_nothing(machine: Machine) -> None:
     day = machine.start()
     for _ in range(50):
         day.spend(1_000_000)
-    left = machine.start().left()
+    left = machine.start().left_bytes()
     assert 40_000_000 <= left <= 50_000_000
 
 
@@ -169,9 +169,9 @@ def test_a_damaged_file_begins_the_day_anew(machine: Machine, damage: bytes) -> 
     machine.start().spend(5)
     machine.path.write_bytes(damage)
     day = machine.start()
-    assert day.left() == LIMIT
+    assert day.left_bytes() == LIMIT
     day.spend(7)
-    assert day.left() == LIMIT - 7
+    assert day.left_bytes() == LIMIT - 7
 
 
 def test_a_disk_that_is_full_costs_the_record_alone(
@@ -183,7 +183,7 @@ def test_a_disk_that_is_full_costs_the_record_alone(
     monkeypatch.setattr(budgets, "atomic_write", full)
     day = machine.start()
     day.spend(60_000_000)
-    assert day.left() == 40_000_000
+    assert day.left_bytes() == 40_000_000
 
 
 @settings(max_examples=60, deadline=None)
@@ -231,4 +231,4 @@ def test_never_more_is_left_than_a_true_clock_would_say(
                     machine.wall_s -= error_s
                     error_s = 0.0
         within = sum(count for at, count in spent if at > true_s - 24 * HOUR)
-        assert day.left() <= max(0, LIMIT - within)
+        assert day.left_bytes() <= max(0, LIMIT - within)

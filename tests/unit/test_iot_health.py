@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.wire.messages import DeviceHealth
-from iot.guards import Guards, Hysteresis, is_news
+from iot.guards import Guards, Hysteresis, is_worth_reporting
 from iot.health import Sensors, run_command
 from iot.profile import Budget, budget_of
 
@@ -179,7 +179,7 @@ def test_a_program_that_fails_or_is_missing_says_nothing() -> None:
 def test_heat_stops_training_once_and_lets_it_go_on_once() -> None:
     guards = Guards(budget_of("pi4", Budget()))
     course = [60.0, 74.9, 75.0, 74.0, 70.0, None, 65.1, 65.0, 70.0, 74.9]
-    rests = [bool(guards.see(DeviceHealth(temperature_c=at))) for at in course]
+    rests = [bool(guards.update(DeviceHealth(temperature_c=at))) for at in course]
     assert rests == [False, False, True, True, True, True, True, False, False, False]
 
 
@@ -187,7 +187,7 @@ def test_a_low_battery_stops_training_until_it_is_charged_or_at_the_charger() ->
     guards = Guards(Budget(battery_percent=20))
 
     def rests(percent: int | None, on_battery: bool | None) -> bool:
-        return bool(guards.see(DeviceHealth(battery_percent=percent, on_battery=on_battery)))
+        return bool(guards.update(DeviceHealth(battery_percent=percent, on_battery=on_battery)))
 
     course = [(21, True), (20, True), (19, True), (22, True), (29, True), (30, True), (20, True)]
     assert [rests(*at) for at in course] == [False, False, True, True, True, False, False]
@@ -196,7 +196,7 @@ def test_a_low_battery_stops_training_until_it_is_charged_or_at_the_charger() ->
 
 
 def test_a_machine_without_sensors_never_rests() -> None:
-    assert Guards(Budget()).see(DeviceHealth()) == ""
+    assert Guards(Budget()).update(DeviceHealth()) == ""
 
 
 @given(figures=st.lists(st.floats(0, 120)), shut=st.floats(50, 100), gap=st.floats(0.1, 30))
@@ -206,7 +206,7 @@ def test_a_guard_changes_its_mind_only_beyond_the_gap(
     guard, last = Hysteresis(shut, shut - gap), None
     for figure in figures:
         before = guard.closed
-        if guard.see(figure) != before:
+        if guard.update(figure) != before:
             assert last is None or abs(figure - last) >= gap or guard.closed
             last = figure
             assert figure >= shut if guard.closed else figure <= shut - gap
@@ -214,9 +214,11 @@ def test_a_guard_changes_its_mind_only_beyond_the_gap(
 
 def test_small_changes_are_no_news() -> None:
     before = DeviceHealth(temperature_c=50.0, memory_available_bytes=1000, load=0.1)
-    assert is_news(None, before)
-    assert not is_news(before, before.model_copy(update={"temperature_c": 54.9, "load": 3.0}))
-    assert not is_news(before, before.model_copy(update={"memory_available_bytes": 600}))
+    assert is_worth_reporting(None, before)
+    assert not is_worth_reporting(
+        before, before.model_copy(update={"temperature_c": 54.9, "load": 3.0})
+    )
+    assert not is_worth_reporting(before, before.model_copy(update={"memory_available_bytes": 600}))
     for change in (
         {"temperature_c": 55.0},
         {"temperature_c": None},
@@ -225,4 +227,4 @@ def test_small_changes_are_no_news() -> None:
         {"clock_synced": False},
         {"paused": "hot"},
     ):
-        assert is_news(before, before.model_copy(update=change)), change
+        assert is_worth_reporting(before, before.model_copy(update=change)), change

@@ -20,7 +20,12 @@ from fl_client.models.layers import (
     Reshape,
     Transpose,
 )
-from fl_client.models.memory import evaluation_batch, fits, layer_costs, memory_needed
+from fl_client.models.memory import (
+    evaluation_batch,
+    largest_micro_batch,
+    layer_costs,
+    memory_needed,
+)
 from fl_client.models.settings import TrainingSettings
 from runtime.errors import ConfigError
 
@@ -122,11 +127,14 @@ def test_a_real_training_stays_below_its_ceiling(
 def test_the_micro_batch_that_fits_is_the_largest() -> None:
     settings = TrainingSettings(batch_size=128)
     shape = (3, 32, 32)
-    assert fits(10**12, IMAGES, shape, settings) == 128
-    assert fits(10**12, IMAGES, shape, TrainingSettings(batch_size=128, micro_batch=5)) == 5
-    assert fits(1000, IMAGES, shape, settings) is None
+    assert largest_micro_batch(10**12, IMAGES, shape, settings) == 128
+    assert (
+        largest_micro_batch(10**12, IMAGES, shape, TrainingSettings(batch_size=128, micro_batch=5))
+        == 5
+    )
+    assert largest_micro_batch(1000, IMAGES, shape, settings) is None
     limit = 16 << 20
-    found = fits(limit, IMAGES, shape, settings)
+    found = largest_micro_batch(limit, IMAGES, shape, settings)
     assert found is not None
     assert 1 < found < 128
     assert memory_needed(IMAGES, found, shape, settings) <= limit

@@ -8,7 +8,12 @@ import pytest
 
 from broker.wire.messages import Action, ModelRef, Order, Receipt, UploadRef
 from fl_client.session import events as s
-from fl_client.session.machine import MAX_SHRINKS, MAX_WAITING_EVALUATIONS, DeviceSession
+from fl_client.session.machine import (
+    MAX_SHRINKS,
+    MAX_WAITING_EVALUATIONS,
+    MAX_WAITING_EXCHANGES,
+    DeviceSession,
+)
 
 OUTCOME = s.Outcome(10, {}, header_sha256="a" * 64, size_bytes=100)
 METRICS = s.Outcome(10, {"accuracy": 0.5})
@@ -433,3 +438,122 @@ def test_a_run_that_has_ended_needs_no_state() -> None:
     session = stateful(orphan=False)
     session.handle(run_at(1, ended=True))
     assert s.ForgetJob(key(), accepted=False) in session.handle(receipt(key()))
+
+
+# --- exchanges ------------------------------------------------------------------------------------
+
+
+def exchange(
+    phase: str = "a", seq: int = 0, round_number: int = 1, attempt: int = 1, *, upload: bool = False
+) -> Order:
+    plain = order("train", round_number, attempt)
+    changes = {"action": "exchange", "phase": phase, "seq": seq, "model": None, "payload": b"said"}
+    return plain.model_copy(update=changes if upload else {**changes, "upload": None})
+
+
+def answer(*, keeps_state: bool = False) -> s.Outcome:
+    return s.Outcome(0, {}, payload=b"answer", keeps_state=keeps_state)
+
+
+def done_in_order(session: DeviceSession) -> list[tuple[int, int, str, int]]:
+    """Do all that waits, and return in which order that was."""
+    found = []
+    while session.active is not None:
+        done = session.active.key
+        found.append((done.round, done.attempt, done.phase, done.seq))
+        session.handle(s.WorkFinished(done, answer()))
+    return found
+
+
+def test_an_exchange_without_a_model_begins_at_once_and_is_reported_from_the_disk() -> None:
+    session = DeviceSession()
+    asked = exchange()
+    commands = arrive(session, asked)
+    assert kinds(commands) == ["DoWork", "PublishState"]
+    key = s.JobKey.of(asked)
+    commands = session.handle(s.WorkFinished(key, answer()))
+    assert kinds(commands) == ["KeepJob", "SendResult", "PublishState"]
+    assert session.handle(s.ReceiptArrived(receipt_of(key))) == [s.ForgetJob(key, accepted=True)]
+
+
+def test_an_exchange_with_a_model_and_an_upload_brings_both() -> None:
+    session = DeviceSession()
+    asked = exchange(upload=True).model_copy(update={"model": order().model})
+    key = s.JobKey.of(asked)
+    assert kinds(arrive(session, asked))[:1] == ["FetchModel"]
+    assert kinds(session.handle(s.ModelFetched(key))) == ["DoWork"]
+    assert kinds(session.handle(s.WorkFinished(key, OUTCOME))) == ["KeepJob", "UploadUpdate"]
+    assert kinds(session.handle(s.UpdateUploaded(key)))[:2] == ["KeepJob", "SendResult"]
+
+
+def receipt_of(key: s.JobKey) -> Receipt:
+    return Receipt(
+        action=key.action,
+        run_id=key.run_id,
+        round=key.round,
+        attempt=key.attempt,
+        phase=key.phase,
+        seq=key.seq,
+        status="accepted",
+    )
+
+
+def test_exchanges_are_done_by_attempt_then_by_phase_as_they_came_then_by_number() -> None:
+    session = DeviceSession()
+    arrive(session, exchange("first"))
+    for phase, seq, attempt in (
+        *(("b", 2, 1), ("a", 1, 1), ("b", 0, 1), ("a", 0, 1), ("c", 0, 2)),
+        *(("b", 1, 1), ("a", 0, 2)),
+    ):
+        arrive(session, exchange(phase, seq, attempt=attempt))
+    assert done_in_order(session) == [
+        (1, 1, "first", 0),
+        *((1, 1, "b", 0), (1, 1, "b", 1), (1, 1, "b", 2), (1, 1, "a", 0), (1, 1, "a", 1)),
+        *((1, 2, "c", 0), (1, 2, "a", 0)),
+    ]
+
+
+def test_an_exchange_that_comes_again_is_done_once_with_its_latest_urls() -> None:
+    session = DeviceSession()
+    arrive(session, exchange("a"), exchange("b"))
+    again = exchange("b").model_copy(update={"time_left_s": 9.0})
+    assert arrive(session, again) == []
+    assert [job.order for job in session.waiting] == [again]
+
+
+def test_an_exchange_goes_before_an_evaluation() -> None:
+    session = DeviceSession()
+    arrive(session, exchange("a"), order("evaluate", 1), exchange("b", round_number=2))
+    assert [job.key.action for job in session.waiting] == ["exchange", "evaluate"]
+
+
+def test_an_exchange_waits_until_it_is_known_which_state_it_begins_with() -> None:
+    session = DeviceSession()
+    arrive(session, exchange("a"), exchange("b"))
+    key = s.JobKey.of(exchange("a"))
+    assert "DoWork" not in kinds(session.handle(s.WorkFinished(key, answer(keeps_state=True))))
+    assert session.active is None
+    commands = session.handle(s.ReceiptArrived(receipt_of(key)))
+    # the state becomes permanent before the next one begins with it
+    assert kinds(commands) == ["ForgetJob", "DoWork", "PublishState"]
+
+
+def test_too_many_exchanges_are_declined_and_no_earlier_one_is_lost() -> None:
+    session = DeviceSession()
+    arrive(session, exchange("begun"))
+    for number in range(MAX_WAITING_EXCHANGES):
+        assert arrive(session, exchange(seq=number)) == []
+    (refused,) = arrive(session, exchange(seq=99))
+    assert isinstance(refused, s.SendDecline)
+    assert "32 exchanges of the run wait here" in refused.reason
+    assert len(session.waiting) == MAX_WAITING_EXCHANGES
+
+
+def test_the_exchanges_of_a_run_that_has_ended_are_dropped() -> None:
+    session = DeviceSession()
+    arrive(session, exchange("a"), exchange("b"), exchange("c", round_number=2))
+    assert session.handle(run_at(2, closed=True)) == [], "another round is no end"
+    commands = session.handle(run_at(2, ended=True))
+    assert kinds(commands) == ["CancelJob", "ForgetJob", "PublishState"]
+    assert session.waiting == []
+    assert arrive(session, exchange("d")) == []

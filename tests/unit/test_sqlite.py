@@ -14,7 +14,7 @@ from broker.session.outbox import Outbox, OutboxDamaged
 from fl_client.jobs.journal import JobJournal, JobJournalDamaged
 from runtime.errors import ConfigError
 from runtime.sqlite import opened_or_begun_anew
-from tests.unit.test_worklog import job
+from tests.unit.test_job_journal import job
 
 SEED, CASES = 11, 60
 
@@ -23,7 +23,7 @@ def open_outbox(path: Path) -> Outbox:
     return opened_or_begun_anew(Outbox, path, OutboxDamaged, "nothing")
 
 
-def open_worklog(path: Path) -> JobJournal:
+def open_journal(path: Path) -> JobJournal:
     return opened_or_begun_anew(JobJournal, path, JobJournalDamaged, "nothing")
 
 
@@ -38,15 +38,15 @@ def fill_outbox(path: Path) -> None:
     outbox.close()
 
 
-def fill_worklog(path: Path) -> None:
-    worklog = JobJournal(path)
+def fill_journal(path: Path) -> None:
+    journal = JobJournal(path)
     for number in range(1, 12):
-        worklog.keep(job(number))
-    worklog.close()
-    worklog = JobJournal(path)
-    worklog.forget(job(3).key)
+        journal.keep(job(number))
+    journal.close()
+    journal = JobJournal(path)
+    journal.forget(job(3).key)
     keep_beside(path)
-    worklog.close()
+    journal.close()
 
 
 def keep_beside(path: Path) -> None:
@@ -62,11 +62,11 @@ def use_outbox(path: Path) -> None:
     outbox.close()
 
 
-def use_worklog(path: Path) -> None:
-    worklog = open_worklog(path)
-    worklog.keep(job(50))
-    assert worklog.jobs()[-1].key.round == 50
-    worklog.close()
+def use_journal(path: Path) -> None:
+    journal = open_journal(path)
+    journal.keep(job(50))
+    assert journal.jobs()[-1].key.round == 50
+    journal.close()
 
 
 def damaged(data: bytes, rng: random.Random) -> bytes:
@@ -83,7 +83,7 @@ def damaged(data: bytes, rng: random.Random) -> bytes:
             return bytes(len(data))
 
 
-@pytest.mark.parametrize(("fill", "use"), [(fill_outbox, use_outbox), (fill_worklog, use_worklog)])
+@pytest.mark.parametrize(("fill", "use"), [(fill_outbox, use_outbox), (fill_journal, use_journal)])
 def test_no_damage_keeps_an_agent_from_starting(
     fill: Callable[[Path], None], use: Callable[[Path], None], tmp_path: Path
 ) -> None:
@@ -129,7 +129,7 @@ def test_what_a_newer_version_wrote_is_not_set_aside(tmp_path: Path) -> None:
     db = sqlite3.connect(path)
     db.execute("PRAGMA user_version = 99")
     db.close()
-    for opens in (open_outbox, open_worklog):
+    for opens in (open_outbox, open_journal):
         with pytest.raises(ConfigError, match=r"version|newer"):
             opens(path)
     assert [each.name for each in tmp_path.iterdir()] == ["a.sqlite"]

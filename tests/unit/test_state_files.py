@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fl_client.models.local_round import LocalUpdate
 from fl_client.training.frames import TrainingJob
-from fl_client.training.process import _write_state
+from fl_client.training.work import _write_state
 
 
 def test_a_state_is_on_the_disk_with_its_name(
@@ -43,5 +42,5 @@ def test_a_state_is_on_the_disk_with_its_name(
         next_state_path=str(folder / "r.1-1.next"),
     )
     state = {"counted": np.ones(1, np.float32)}
-    _write_state(job, LocalUpdate(np.zeros(1, np.float32), 1, {}, state))
+    _write_state(job, state)
     assert seen == ["forced r.1-1.next.part", "named r.1-1.next", "forced state"]

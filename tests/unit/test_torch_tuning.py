@@ -12,7 +12,7 @@ import torch
 from algorithms.fedavg import FedAvg
 from fl_client.datasets.device import Device
 from fl_client.engines import torch as torch_engine
-from fl_client.engines._torch_tuning import Mixed, devices_of, half_of
+from fl_client.engines._torch_tuning import MixedPrecision, devices_of, half_of
 from fl_client.engines.base import Tuning, load_engine
 from fl_client.models import layers as ls
 from fl_client.models.local_round import LocalRound
@@ -65,7 +65,7 @@ def test_the_cpu_computes_in_the_weights_own_precision_unless_told() -> None:
 
 def test_the_scale_keeps_gradients_that_float16_would_lose() -> None:
     weight, x = torch.nn.Parameter(torch.ones(2, 4)), torch.ones(3, 4)
-    mixed = Mixed(torch.device("cpu"), torch.float16)
+    mixed = MixedPrecision(torch.device("cpu"), torch.float16)
 
     def objective() -> torch.Tensor:
         # on its way back the gradient 1e-9 meets a product in half, where it is 0
@@ -79,7 +79,7 @@ def test_the_scale_keeps_gradients_that_float16_would_lose() -> None:
 
 
 def test_a_step_that_overflows_is_left_out_and_the_scale_is_halved() -> None:
-    mixed = Mixed(torch.device("cpu"), torch.float16)
+    mixed = MixedPrecision(torch.device("cpu"), torch.float16)
     before = mixed.scale
     assert mixed.overflowed({"w": torch.tensor([1.0, float("inf")])})
     assert mixed.scale == before / 2
@@ -89,7 +89,7 @@ def test_a_step_that_overflows_is_left_out_and_the_scale_is_halved() -> None:
 
 
 def test_without_float16_there_is_no_scale_to_keep() -> None:
-    mixed = Mixed(torch.device("cpu"), torch.bfloat16)
+    mixed = MixedPrecision(torch.device("cpu"), torch.bfloat16)
     assert not mixed.overflowed({"w": torch.tensor([float("inf")])})
     assert mixed.capture() == {}
 

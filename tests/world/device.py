@@ -153,7 +153,7 @@ class Device:
         self.give(s.OrderArrived(order, "this device drains" if self.draining else ""))
 
     def _answered(self, receipt: Receipt) -> None:
-        key = s.JobKey(receipt.run_id, receipt.action, receipt.round, receipt.attempt)
+        key = s.JobKey.of(receipt)
         self.disk.outbox.pop(key, None)
         self.give(s.ReceiptArrived(receipt))
 
@@ -267,7 +267,7 @@ class Device:
         active, kernel = self.session.active, self.kernel
         if transfer != self.transfer or active is None:
             return
-        model = active.order.model
+        model = active.model
         if is_expired(model.url, kernel.now):
             self._expired(self._fetched, key)
         elif kernel.happens(kernel.odds.download_fails):

@@ -1,4 +1,4 @@
-"""How a data set is dealt out to devices. Pure: the same seed, the same parts, everywhere.
+"""Partitions a data set over devices. Pure: the same seed gives the same parts everywhere.
 
 Every function returns one sorted index array per device. The parts are disjoint and hold every
 example.
@@ -18,7 +18,7 @@ Indices = NDArray[np.int64]
 
 
 def iid(count: int, parts: int, seed: int) -> list[Indices]:
-    """Deal ``count`` examples out at random, in parts that differ by at most one."""
+    """Partition ``count`` examples at random into parts whose sizes differ by at most one."""
     _check(count, parts, 1)
     order = np.random.default_rng(seed).permutation(count)
     return [np.sort(part) for part in np.array_split(order, parts)]
@@ -27,10 +27,10 @@ def iid(count: int, parts: int, seed: int) -> list[Indices]:
 def dirichlet(
     labels: ArrayLike, parts: int, alpha: float, seed: int, min_size: int = 1
 ) -> list[Indices]:
-    """Deal every class out in proportions drawn from Dirichlet(``alpha``).
+    """Partition every class in proportions drawn from Dirichlet(``alpha``).
 
     A small ``alpha`` gives each device few classes. Parts below ``min_size`` are filled up, one
-    random example at a time, from the part that is largest at that moment.
+    random example at a time, from the part that is then the largest.
 
     Source: Hsu et al., "Measuring the Effects of Non-Identical Data Distribution for Federated
     Visual Classification", 2019, https://arxiv.org/abs/1909.06335.
@@ -66,12 +66,12 @@ def shards(labels: ArrayLike, parts: int, k: int, seed: int) -> list[Indices]:
     order = generator.permutation(found.size)
     order = order[np.argsort(found[order], kind="stable")]
     pieces = np.array_split(order, parts * k)
-    deal = generator.permutation(parts * k).reshape(parts, k)
-    return [np.sort(np.concatenate([pieces[shard] for shard in own])) for own in deal]
+    dealt = generator.permutation(parts * k).reshape(parts, k)
+    return [np.sort(np.concatenate([pieces[shard] for shard in own])) for own in dealt]
 
 
 def by_id(ids: Sequence[Any] | NDArray[Any]) -> dict[Any, Indices]:
-    """Return the examples of each natural owner (a person, a site), in sorted order of owners."""
+    """Return the examples of each owner (a person, a site), in sorted order of the owners."""
     owners, inverse = np.unique(np.asarray(ids), return_inverse=True)
     return {
         owner.item(): np.flatnonzero(inverse.reshape(-1) == index)
@@ -98,12 +98,12 @@ def _check(count: int, parts: int, min_size: int) -> None:
 
 
 def _fill_up(parts: list[Indices], min_size: int, generator: np.random.Generator) -> None:
-    """Move examples in place until every part has ``min_size``; ``_check`` saw that there are."""
+    """Move examples in place until every part has ``min_size``; ``_check`` ensures that it can."""
     sizes = [part.size for part in parts]
     while min(sizes) < min_size:
-        poor, rich = int(np.argmin(sizes)), int(np.argmax(sizes))
-        taken = int(generator.integers(sizes[rich]))
-        parts[poor] = np.append(parts[poor], parts[rich][taken])
-        parts[rich] = np.delete(parts[rich], taken)
-        sizes[poor] += 1
-        sizes[rich] -= 1
+        smallest, largest = int(np.argmin(sizes)), int(np.argmax(sizes))
+        moved = int(generator.integers(sizes[largest]))
+        parts[smallest] = np.append(parts[smallest], parts[largest][moved])
+        parts[largest] = np.delete(parts[largest], moved)
+        sizes[smallest] += 1
+        sizes[largest] -= 1

@@ -144,8 +144,8 @@ def run_client(options: argparse.Namespace) -> int:
     """Run an agent until it is told to stop."""
     from fl_client.agent.agent import Agent  # noqa: PLC0415  (other commands need no agent)
     from fl_client.machine.accelerators import of_this_machine  # noqa: PLC0415
+    from iot.policy import machine_policy  # noqa: PLC0415
     from iot.settings import DeviceSettings  # noqa: PLC0415
-    from iot.steward import steward_of  # noqa: PLC0415
 
     configure_logs(debug=options.debug)
     given = _given(options, ("engine", "profile", "accelerators"))
@@ -154,7 +154,7 @@ def run_client(options: argparse.Namespace) -> int:
         if "profile" not in settings.model_fields_set and of_this_machine():
             settings = settings.model_copy(update={"profile": "gpu"})
         identity = found.read(settings.identity)
-        agent = Agent(settings, identity, _desk(), steward_of(settings, identity.id))
+        agent = Agent(settings, identity, _desk(), machine_policy(settings, identity.id))
         serve(agent.run_forever, agent.stop)
     return 0
 

@@ -1,4 +1,4 @@
-"""The steward: orders that do not fit are declined whole, with a reason; reports are calm."""
+"""The machine's policy: an order that does not fit is declined with a reason; reports are few."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from fl_client.agent.resource_policy import Need
 from iot.budgets import Clocks
 from iot.health import Sensors
 from iot.limits import Limiter
+from iot.policy import MachinePolicy, is_within, used_bytes
 from iot.profile import Budget
 from iot.settings import HealthSettings
-from iot.steward import MachinePolicy, is_within, used_bytes
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -47,7 +47,7 @@ class Case:
         self.boot_s, self.wall_s = 10.0, NOON
         self.between_orders_s = 1.0
         clocks = Clocks(lambda: self.boot_s, lambda: "boot", lambda: self.wall_s, lambda: False)
-        self.steward = MachinePolicy(
+        self.policy = MachinePolicy(
             budget,
             HealthSettings(),
             folder,
@@ -73,7 +73,7 @@ class Case:
             time_left_s=60.0,
         )
         self.boot_s += self.between_orders_s
-        return self.steward.refusal(order, Need(**need))
+        return self.policy.refusal(order, Need(**need))
 
 
 Make = Callable[..., Case]
@@ -96,7 +96,7 @@ def test_orders_that_come_together_are_judged_by_one_look_and_the_data_that_are_
     case.between_orders_s = 0.0
     assert case.refusal(download_bytes=10 * MIB) == ""
     case.sensors.change(under_voltage=True)
-    case.steward.spent(MIB)
+    case.policy.count_bytes(MIB)
     assert "over the network" in case.refusal(download_bytes=10 * MIB)
     assert case.refusal(download_bytes=9 * MIB) == ""
     case.between_orders_s = 1.0
@@ -143,7 +143,7 @@ def test_what_is_promised_counts_as_spent(make: Make) -> None:
     case = make(data_per_day="10MiB")
     assert case.refusal(download_bytes=5 * MIB, promised_bytes=5 * MIB) == ""
     assert case.refusal(download_bytes=5 * MIB, promised_bytes=5 * MIB + 1)
-    case.steward.spent(6 * MIB)
+    case.policy.count_bytes(6 * MIB)
     assert case.refusal(download_bytes=5 * MIB)
     case.boot_s += 25 * 3600
     assert case.refusal(download_bytes=5 * MIB) == ""
@@ -163,7 +163,7 @@ def test_reports_come_at_first_on_news_and_at_long_last(make: Make) -> None:
     for second in range(0, 2000, 5):
         if second == 200:
             case.sensors.change(temperature_c=50.0)
-        if case.steward.look(float(second)) is not None:
+        if case.policy.poll(float(second)) is not None:
             told.append(second)
     assert told[:2] == [0, 200]
     assert told[2:] == [1100], "the longest silence is 900 s"
@@ -174,43 +174,43 @@ def test_a_figure_that_jumps_about_is_told_once_a_minute(make: Make) -> None:
     told = 0
     for second in range(0, 600, 5):
         case.sensors.change(temperature_c=40.0 if second % 40 else 60.0)
-        told += case.steward.look(float(second)) is not None
+        told += case.policy.poll(float(second)) is not None
     assert told <= 11
 
 
 def test_a_pause_is_told_at_once_and_its_end_too(make: Make) -> None:
     case = make(pause_at_c=75, resume_at_c=65)
-    assert case.steward.look(0.0) is not None
+    assert case.policy.poll(0.0) is not None
     case.sensors.change(temperature_c=76.0)
-    hot = case.steward.look(20.0)
+    hot = case.policy.poll(20.0)
     assert hot is not None
     assert hot.paused
-    assert case.steward.left_s(20.0) == 5.0, "near a guard it looks more often"
-    assert case.steward.look(25.0) is None
+    assert case.policy.left_s(20.0) == 5.0, "a paused device measures more often"
+    assert case.policy.poll(25.0) is None
     case.sensors.change(temperature_c=64.0)
-    cool = case.steward.look(30.0)
+    cool = case.policy.poll(30.0)
     assert cool is not None
     assert not cool.paused
 
 
 def test_it_looks_only_when_that_is_due(make: Make) -> None:
     case = make()
-    case.steward.look(100.0)
+    case.policy.poll(100.0)
     case.sensors.change(under_voltage=True)
-    assert case.steward.look(119.0) is None
-    assert case.steward.left_s(119.0) == 1.0
+    assert case.policy.poll(119.0) is None
+    assert case.policy.left_s(119.0) == 1.0
 
 
 def test_the_day_survives_the_process(make: Make) -> None:
     case = make(data_per_day="10MiB")
-    case.steward.spent(9 * MIB)
-    case.steward.close()
+    case.policy.count_bytes(9 * MIB)
+    case.policy.close()
     again = make(data_per_day="10MiB")
-    assert again.steward.status()["health"]["data_left_bytes"] == MIB
+    assert again.policy.status()["health"]["data_left_bytes"] == MIB
 
 
 def test_threads_go_to_the_training_process(make: Make) -> None:
-    assert make(threads=3).steward.environment()["OMP_NUM_THREADS"] == "3"
+    assert make(threads=3).policy.environment()["OMP_NUM_THREADS"] == "3"
 
 
 def test_the_files_of_a_folder(tmp_path: Path) -> None:
@@ -222,7 +222,7 @@ def test_the_files_of_a_folder(tmp_path: Path) -> None:
 
 def test_a_model_for_use_is_fetched_within_the_budgets_at_any_hour(make: Make) -> None:
     case = make(data_per_day="10MiB", hours=["22:00-06:00"], metered="decline")
-    assert case.steward.download_refusal(10 * MIB) == ""
-    assert "over the network" in case.steward.download_refusal(10 * MIB + 1)
+    assert case.policy.download_refusal(10 * MIB) == ""
+    assert "over the network" in case.policy.download_refusal(10 * MIB + 1)
     case.sensors.change(link="wwan0", metered=True)
-    assert "is metered" in case.steward.download_refusal(1)
+    assert "is metered" in case.policy.download_refusal(1)

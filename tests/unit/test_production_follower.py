@@ -20,7 +20,7 @@ import rengo
 from broker.wire.messages import ModelOffer, ModelRef, ProductionDocument
 from fl_client.production import folder as production
 from fl_client.production.folder import MODEL, ProductionFolder, load
-from fl_client.production.follower import Followed, ProductionFollower
+from fl_client.production.follower import DownloadEnded, ProductionFollower
 from runtime.errors import (
     AccessDenied,
     ConfigError,
@@ -104,7 +104,7 @@ class Device:
     root: Path
     store: Store = field(default_factory=Store)
     asked: list[str] = field(default_factory=list)
-    waiting: list[Callable[[], Followed]] = field(default_factory=list)
+    waiting: list[Callable[[], DownloadEnded]] = field(default_factory=list)
     forbidden: str = ""
 
     def __post_init__(self) -> None:
@@ -126,15 +126,15 @@ class Device:
         model = ModelRef(
             url=str(value), key=known.key, sha256=known.sha256, size_bytes=known.size_bytes
         )
-        self.follower.offer(ModelOffer(task=TASK, model=model))
+        self.follower.on_offer(ModelOffer(task=TASK, model=model))
 
     def work(self) -> None:
         """Do what the transfer thread has to do, and take its ends."""
         while self.waiting:
-            self.follower.take(self.waiting.pop(0)())
+            self.follower.on_ended(self.waiting.pop(0)())
 
     def follow(self, value: float, promotion: int) -> None:
-        self.follower.document(document(value, promotion))
+        self.follower.on_document(document(value, promotion))
         self.offer(value)
         self.work()
 
@@ -177,16 +177,16 @@ def test_an_older_promotion_is_refused(device: Device) -> None:
     device.follow(2, 5)
     for each in (device, device.restart()):
         with pytest.raises(PeerError, match="promotion 4 of digits after 5"):
-            each.follower.document(document(1, 4))
+            each.follower.on_document(document(1, 4))
         with pytest.raises(PeerError):
-            each.follower.document(document(1, 5))
+            each.follower.on_document(document(1, 5))
         assert each.value() == 2
 
 
 def test_a_promotion_older_than_one_that_is_being_fetched_is_refused(device: Device) -> None:
-    device.follower.document(document(2, 5))
+    device.follower.on_document(document(2, 5))
     with pytest.raises(PeerError):
-        device.follower.document(document(1, 4))
+        device.follower.on_document(document(1, 4))
 
 
 def test_a_rollback_has_a_higher_number(device: Device) -> None:
@@ -199,33 +199,33 @@ def test_a_rollback_has_a_higher_number(device: Device) -> None:
 
 def test_what_is_held_and_promoted_again_is_not_fetched_again(device: Device) -> None:
     device.follow(1, 4)
-    device.follower.document(document(1, 6))
+    device.follower.on_document(document(1, 6))
     device.work()
     assert device.store.urls == ["1"]
     assert device.folders() == [f"{6:016d}"]
     with pytest.raises(PeerError):
-        device.follower.document(document(2, 5))
+        device.follower.on_document(document(2, 5))
     assert device.value() == 1
 
 
 def test_promotions_in_quick_succession(device: Device) -> None:
     device.follow(1, 4)
     for promotion in (6, 7, 9):
-        device.follower.document(document(1, promotion))
+        device.follower.on_document(document(1, promotion))
     with pytest.raises(PeerError):
-        device.follower.document(document(2, 8))
+        device.follower.on_document(document(2, 8))
     device.work()
     assert (device.store.urls, device.folders()) == (["1"], [f"{9:016d}"])
 
 
 def test_a_promotion_again_while_it_is_being_put_in_its_place(device: Device) -> None:
-    device.follower.document(document(1, 4))
+    device.follower.on_document(document(1, 4))
     device.offer(1)
     ended = device.waiting.pop()()
-    device.follower.document(document(1, 6))
-    device.follower.take(ended)
+    device.follower.on_document(document(1, 6))
+    device.follower.on_ended(ended)
     with pytest.raises(PeerError):
-        device.follower.document(document(2, 5))
+        device.follower.on_document(document(2, 5))
     device.work()
     assert (device.store.urls, device.folders()) == (["1"], [f"{6:016d}"])
 
@@ -233,17 +233,17 @@ def test_a_promotion_again_while_it_is_being_put_in_its_place(device: Device) ->
 def test_a_forged_manifest_has_no_effect(device: Device) -> None:
     device.follow(1, 4)
     with pytest.raises(PeerError, match="not signed"):
-        device.follower.document(document(2, 5, FORGER))
+        device.follower.on_document(document(2, 5, FORGER))
     signed = manifest(2, task="faces").encode(KEY)
     other = ProductionDocument(task=TASK, manifest=signed, promotion=5, epoch=1)
     with pytest.raises(PeerError, match="faces"):
-        device.follower.document(other)
+        device.follower.on_document(other)
     assert (device.asked[1:], device.value()) == ([], 1)
 
 
 def test_a_task_that_is_not_installed_is_not_followed(device: Device) -> None:
     signed = manifest(1, task="faces").encode(KEY)
-    device.follower.document(
+    device.follower.on_document(
         ProductionDocument(task="faces", manifest=signed, promotion=1, epoch=1)
     )
     assert device.asked == []
@@ -251,19 +251,19 @@ def test_a_task_that_is_not_installed_is_not_followed(device: Device) -> None:
 
 def test_an_offer_that_nobody_asked_for_is_nothing(device: Device) -> None:
     device.offer(1)
-    device.follower.document(document(1, 4))
+    device.follower.on_document(document(1, 4))
     device.offer(2)
     assert device.waiting == []
 
 
 def test_a_round_goes_first(device: Device) -> None:
-    device.follower.document(document(1, 4))
+    device.follower.on_document(document(1, 4))
     device.offer(1)
-    device.follower.step_aside()
+    device.follower.interrupt()
     device.waiting.append(lambda: pytest.fail("the round's transfer"))
     [download, the_round] = device.waiting
     device.waiting.clear()
-    device.follower.take(download())  # ends where it is
+    device.follower.on_ended(download())  # ends where it is
     assert device.waiting, "its turn comes again, behind the round"
     del the_round
     device.work()
@@ -272,9 +272,9 @@ def test_a_round_goes_first(device: Device) -> None:
 
 
 def test_a_newer_promotion_ends_the_fetching_of_an_older_one(device: Device) -> None:
-    device.follower.document(document(1, 4))
+    device.follower.on_document(document(1, 4))
     device.offer(1)
-    device.follower.document(document(2, 5))
+    device.follower.on_document(document(2, 5))
     device.offer(2)
     device.work()
     assert device.value() == 2
@@ -283,30 +283,30 @@ def test_a_newer_promotion_ends_the_fetching_of_an_older_one(device: Device) -> 
 
 def test_a_rollback_to_what_is_held_ends_the_fetching(device: Device) -> None:
     device.follow(1, 4)
-    device.follower.document(document(2, 5))
+    device.follower.on_document(document(2, 5))
     device.offer(2)
     device.store.failures = [Unavailable("gone")]
-    device.follower.document(document(1, 6))
+    device.follower.on_document(document(1, 6))
     device.work()
     assert device.value() == 1
-    assert device.follower.left_s(0) is None, "nothing is wished for"
+    assert device.follower.left_s(0) is None, "nothing is pending"
 
 
 def test_the_failed_fetching_of_what_nobody_wants_any_more_is_nothing(device: Device) -> None:
     device.follow(1, 4)
     device.store.failures = [Unavailable("gone")]
-    device.follower.document(document(2, 5))
+    device.follower.on_document(document(2, 5))
     device.offer(2)
     ended = device.waiting.pop()()
-    device.follower.document(document(1, 6))
-    device.follower.take(ended)
+    device.follower.on_document(document(1, 6))
+    device.follower.on_ended(ended)
     device.work()
     assert len(device.asked) == 2
     assert device.value() == 1
 
 
 def test_an_offer_that_comes_twice_is_taken_once(device: Device) -> None:
-    device.follower.document(document(1, 4))
+    device.follower.on_document(document(1, 4))
     device.offer(1)
     device.offer(1)
     assert len(device.waiting) == 1
@@ -353,9 +353,9 @@ def test_trouble_is_tried_again_later_and_the_last_good_one_stays(
     left_s = device.follower.left_s(now_s)
     assert left_s is not None
     assert 0 < left_s <= 5
-    device.follower.look_at_clock(now_s + left_s - 0.01)
+    device.follower.poll(now_s + left_s - 0.01)
     assert len(device.asked) == 2
-    device.follower.look_at_clock(now_s + left_s)
+    device.follower.poll(now_s + left_s)
     assert len(device.asked) == 3
     device.offer(2)
     device.work()
@@ -363,23 +363,23 @@ def test_trouble_is_tried_again_later_and_the_last_good_one_stays(
 
 
 def test_a_server_that_does_not_answer_is_asked_again(device: Device) -> None:
-    device.follower.document(document(1, 4))
+    device.follower.on_document(document(1, 4))
     left_s = device.follower.left_s(time.monotonic())
     assert left_s is not None
-    device.follower.look_at_clock(time.monotonic() + left_s + 1)
+    device.follower.poll(time.monotonic() + left_s + 1)
     assert len(device.asked) == 2
-    device.follower.document(document(1, 4))  # it is back
+    device.follower.on_document(document(1, 4))  # it is back
     assert len(device.asked) == 3
 
 
 def test_a_model_waits_while_this_device_may_not_fetch_it(device: Device) -> None:
     device.forbidden = "the data of today is spent"
-    device.follower.document(document(1, 4))
+    device.follower.on_document(document(1, 4))
     left_s = device.follower.left_s(time.monotonic())
     assert left_s is not None
     assert device.asked == []
     device.forbidden = ""
-    device.follower.look_at_clock(time.monotonic() + left_s + 1)
+    device.follower.poll(time.monotonic() + left_s + 1)
     assert len(device.asked) == 1
 
 
@@ -388,7 +388,7 @@ def test_what_is_damaged_on_the_disk_is_fetched_again(device: Device) -> None:
     path = device.root / "production" / TASK / f"{4:016d}" / MODEL
     path.write_bytes(body(9))
     again = device.restart()
-    again.follower.document(document(1, 4))
+    again.follower.on_document(document(1, 4))
     again.work()
     again.offer(1)
     again.work()

@@ -6,14 +6,15 @@ from pathlib import Path
 
 from broker.session.outbox import Outbox
 from broker.session.publication import Publication
-from broker.wire.messages import DeviceInfo, DeviceState, decode
+from broker.wire.messages import Decline, DeviceInfo, DeviceState, Request, Result, decode
 from broker.wire.topics import parse
 from fl_client.agent.messages import DeviceMessages
 from fl_client.machine.accelerators import CPU, Accelerator
-from fl_client.session.events import JobKey
+from fl_client.session.events import Job, JobKey, Outcome, SendDecline
 from fl_client.settings import AgentSettings
 from fl_server.members.presence import PresenceTable
 from runtime.security.identity import new_identity
+from tests.messages import EXCHANGE
 
 IDENTITY = new_identity("device", "home", "d-1", "127.0.0.1", 1)
 
@@ -72,3 +73,42 @@ def test_it_names_every_accelerator_that_an_order_runs_on(tmp_path: Path) -> Non
         ("cuda:0", "NVIDIA H100", "float16"),
         ("cuda:1", "Tesla T4", "float16"),
     ]
+
+
+class SentBox:
+    """Stands where the session is; keeps what is to be sent until its receipt."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, str, bytes]] = []
+
+    def send(self, key: str, topic: str, payload: bytes, *, until: str) -> None:
+        assert until == "confirm"
+        self.sent.append((key, topic, payload))
+
+
+def test_the_result_of_an_exchange_carries_its_answer_and_is_found_in_the_outbox(
+    tmp_path: Path,
+) -> None:
+    key = JobKey.of(EXCHANGE)
+    outcome = Outcome(0, {"norm": 1.0}, payload=b"\xff\x00")
+    box = SentBox()
+    voice(tmp_path).send_result(box, Job(key, EXCHANGE, "reporting", outcome), None)  # type: ignore[arg-type]
+    ((name, topic, payload),) = box.sent
+    _, message = decode(payload, parse(topic), IDENTITY.secret_key.public)
+    assert isinstance(message, Result)
+    assert (message.phase, message.seq, message.payload) == (key.phase, key.seq, b"\xff\x00")
+    assert message.update is None
+    outbox = Outbox(tmp_path / "outbox.sqlite")
+    outbox.put(name, topic, payload, until="confirm")
+    assert DeviceMessages.keys_in(outbox) == {key}
+    outbox.close()
+
+
+def test_what_a_device_says_of_an_exchange_names_its_phase(tmp_path: Path) -> None:
+    key, messages = JobKey.of(EXCHANGE), voice(tmp_path)
+    for publication in (messages.request(key), messages.decline(SendDecline(key, "no"))):
+        _, message = decode(
+            publication.payload, parse(publication.topic), IDENTITY.secret_key.public
+        )
+        assert isinstance(message, Request | Decline)
+        assert (message.action, message.phase, message.seq) == ("exchange", key.phase, key.seq)

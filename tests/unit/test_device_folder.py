@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from broker.wire.messages import Order, Patch
+from broker.wire.messages import Order, Patch, UploadRef
 from fl_client.jobs.folder import DeviceFolder
-from fl_client.session.events import Job, JobKey
+from fl_client.session.events import Job, JobKey, Outcome
 from storage.transfer.byte_ranges import Earlier
 from storage.transfer.multipart_upload import arrived_path
-from tests.messages import SAMPLES
+from tests.messages import EXCHANGE, SAMPLES
 
 NEAR, FAR, OTHER = "1" * 64, "2" * 64, "3" * 64
 
@@ -163,3 +165,31 @@ def test_the_state_of_a_run_goes_with_it(tmp_path: Path) -> None:
     folder.forget_state("r")
     assert not state.exists()
     assert others.exists()
+
+
+def test_the_files_of_an_exchange_are_its_own_and_go_with_its_receipt(tmp_path: Path) -> None:
+    folder = DeviceFolder(tmp_path)
+    order = EXCHANGE.model_copy(update={"upload": UploadRef(url="u", key="k")})
+    key = JobKey.of(order)
+    others = (
+        replace(key, seq=0),
+        replace(key, phase="reveal"),
+        replace(key, phase="", seq=0),
+        JobKey(key.run_id, "train", key.round, key.attempt),
+    )
+    assert len({folder.update(each) for each in (key, *others)}) == 1 + len(others)
+    assert len({folder.next_state(each) for each in (key, *others)}) == 1 + len(others)
+    # what a device of before there were exchanges has on its disk
+    assert folder.update(others[-1]).name == "sum-1-2-1.upd"
+    assert folder.next_state(others[-1]).name == "sum-1.2-1.next"
+    folder.update(key).write_bytes(b"answer")
+    folder.next_state(key).write_bytes(b"after")
+    sha256 = hashlib.sha256(b"answer").hexdigest()
+    job = Job(key, order, "uploading", Outcome(0, {}, header_sha256=sha256, size_bytes=6))
+    assert folder.is_whole(job)
+    folder.sweep([key])
+    folder.settle(key, accepted=True, active=job)
+    assert folder.state(key).read_bytes() == b"after"
+    assert not folder.update(key).exists()
+    folder.update(key).write_bytes(b"another")
+    assert not folder.is_whole(job)

@@ -210,7 +210,7 @@ def test_an_order_without_a_place_for_the_update_fails_the_job() -> None:
     lease = TransferContext(job(action="evaluate"))
     event = JobTransfers(Scripted(), never).upload(lease, Path("u"))
     assert isinstance(event, JobFailed)
-    assert "names no place" in event.reason
+    assert "has no upload" in event.reason
 
 
 def test_a_cancelled_job_ends_in_silence() -> None:

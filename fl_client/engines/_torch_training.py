@@ -1,4 +1,4 @@
-"""One round's training on the torch engine: the steps, and what they are a function of."""
+"""One round's training on the torch engine: its steps and its state."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from algorithms.base import Arrays
 from fl_client.engines._descent import Descent
 from fl_client.engines._torch_replicas import Replicas
-from fl_client.engines._torch_tuning import Mixed, compiled, moved
+from fl_client.engines._torch_tuning import MixedPrecision, compiled, to_device
 from fl_client.engines.base import Indices, pieces
-from fl_client.models.dropout import Masks
+from fl_client.models.dropout import DropoutMasks
 from fl_client.models.local_round import LocalRound
 from fl_client.tasks.base import Task
 from fl_client.torch_models.layers import use_masks
@@ -27,29 +27,34 @@ Gradients: TypeAlias = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class _View:
-    """A replica as the loss and the algorithm see it; ``w`` shares memory with the model."""
+    """A replica's tensors for the loss and the algorithm; ``w`` shares memory with the model."""
 
     forward: torch.nn.Module
     trainable: dict[str, torch.nn.Parameter]
-    masks: Masks
+    masks: DropoutMasks
     w: dict[str, torch.Tensor]
     w0: Arrays
     state: Arrays
 
 
-class Session:
-    """One round's training: the model, the algorithm's view of it, and the local optimiser.
+class TorchTraining:
+    """One round's training: the model, the algorithm's state, and the local optimiser.
 
-    Every replica computes the gradient of its part of a batch. The first takes the step, with
-    their sum, added up in the replicas' order.
+    Every replica computes the gradient of its part of a batch. The first takes the step along
+    their sum, which is added up in the replicas' order.
 
     Args:
-        replicas: of the model, with the global weights in it.
+        replicas: of the model, with the global weights.
         backend: of ``torch.compile``, "" for none.
     """
 
     def __init__(
-        self, task: Task, replicas: Replicas, plan: LocalRound, mixed: Mixed, backend: str = ""
+        self,
+        task: Task,
+        replicas: Replicas,
+        plan: LocalRound,
+        mixed: MixedPrecision,
+        backend: str = "",
     ) -> None:
         self._task, self._replicas, self._plan, self._mixed = task, replicas, plan, mixed
         self._model, self._device = replicas.models[0], replicas.devices[0]
@@ -68,25 +73,25 @@ class Session:
         self._descent, self._steps = Descent(plan.settings), 0
 
     def _view(self, number: int, backend: str) -> _View:
-        model, masks = self._replicas.models[number].train(), Masks(self._plan.local_seed)
+        model, masks = self._replicas.models[number].train(), DropoutMasks(self._plan.local_seed)
         use_masks(model, masks)
         named = model.named_parameters()
-        # only a loss of the algorithm's own is computed where the replica is
-        asked = self._plan.algorithm.needs_loss
+        # only an algorithm with its own loss needs these tensors on the replica's device
+        needed = self._plan.algorithm.needs_loss
         device = self._replicas.devices[number]
         return _View(
             forward=compiled(model, backend),
             trainable={name: weight for name, weight in named if weight.requires_grad},
             masks=masks,
             w=_floats(model),
-            w0=moved(self.w0, device) if asked else {},
-            state=moved(self.state, device) if asked else {},
+            w0=to_device(self.w0, device) if needed else {},
+            state=to_device(self.state, device) if needed else {},
         )
 
     def step(self, read: Callable[[Indices], Any], chosen: Indices) -> float:
-        """Train on one batch, of which ``read`` gives any part, and return its loss."""
+        """Train on one batch, whose parts ``read`` returns, and return its loss."""
         total, g = 0.0, Gradients()
-        self._replicas.spread()
+        self._replicas.broadcast()
         for piece, _ in pieces(chosen, self._plan.settings):
             parts = self._parts(piece)
             found = self._replicas.each(self._gradients, read, parts)
@@ -104,10 +109,10 @@ class Session:
         return total
 
     def _parts(self, piece: Indices) -> list[Indices]:
-        """Return each replica's part of a micro batch; its dropout is that of these examples."""
+        """Return each replica's part of a micro batch, after setting its dropout to that part."""
         parts, before = self._replicas.parts(piece), 0
         for part, view in zip(parts, self._views, strict=False):
-            view.masks.among(before, len(piece) - before - len(part))
+            view.masks.set_position(before, len(piece) - before - len(part))
             before += len(part)
         return parts
 
@@ -140,7 +145,7 @@ class Session:
             view.masks.begin(step)
 
     def capture(self) -> dict[str, NDArray[Any]]:
-        """Return the model, the optimiser's state and torch's random numbers, of every device."""
+        """Return the model, the optimiser's state, and torch's random state of every device."""
         found: dict[str, Any] = {
             f"model/{name}": tensor for name, tensor in self._model.state_dict().items()
         }
@@ -157,7 +162,7 @@ class Session:
         return to_numpy(found) | self._mixed.capture()
 
     def restore(self, arrays: Mapping[str, NDArray[Any]]) -> bool:
-        """Take captured arrays back; False when they are not of this model on these devices."""
+        """Set a captured state; False when it is not of this model on these devices."""
         if not self._fits(arrays):
             return False
         self._mixed.restore(arrays)
@@ -167,7 +172,7 @@ class Session:
         self._begin(int(arrays["steps"][0]))
         self._descent.steps = self._steps
         for name, array in _under("optimizer", arrays):
-            self._descent.put(name, to_tensor(array).to(self._device, copy=True))
+            self._descent.restore(name, to_tensor(array).to(self._device, copy=True))
         if self._optimizer is not None:
             self._restore_own(self._optimizer, arrays)
         torch.set_rng_state(to_tensor(arrays["random/cpu"]))
@@ -183,20 +188,20 @@ class Session:
         return (
             given == expected
             and generators == set(self._generators())
-            # as many CPUs leave no other trace
+            # several CPU replicas have no generators to tell them by
             and np.array_equal(arrays.get("replicas", 0), [len(self._replicas)])
             and self._mixed.fits(arrays)
         )
 
     def _generators(self) -> dict[str, torch.device]:
-        """Return the devices with random numbers of their own, by what a checkpoint calls them."""
+        """Return the devices with random numbers of their own, by their names in a checkpoint."""
         numbered = enumerate(self._replicas.devices)
         return {f"random/cuda/{n}": device for n, device in numbered if device.type == "cuda"}
 
     def _restore_own(
         self, optimizer: torch.optim.Optimizer, arrays: Mapping[str, NDArray[Any]]
     ) -> None:
-        """Give a task's own optimiser its state back; the groups are those it was made with."""
+        """Restore the state of a task's own optimiser; its parameter groups do not change."""
         saved = optimizer.state_dict()
         state: dict[int, dict[str, Any]] = {}
         for path, array in _under("own", arrays):
@@ -206,7 +211,7 @@ class Session:
 
 
 def _floats(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Return the floating point tensors of a model, in its own memory: they follow every step."""
+    """Return the model's floating point tensors, which share its memory."""
     return {n: tensor for n, tensor in model.state_dict().items() if tensor.is_floating_point()}
 
 

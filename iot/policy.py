@@ -1,4 +1,4 @@
-"""The steward of a real machine: asks the sensors, keeps the budgets, and says no in time."""
+"""The resource policy of a real machine: declines what does not fit, pauses and limits training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from broker.wire.messages import DeviceHealth, Order
 from fl_client.agent.resource_policy import Need
 from iot.budgets import Clocks, DataBudget
-from iot.guards import Guards, is_news
+from iot.guards import Guards, is_worth_reporting
 from iot.health import Sensors
 from iot.limits import Limiter
 from iot.profile import Budget, budget_of
@@ -20,24 +20,24 @@ from runtime.clock import synced_ms
 
 _LOG = logging.getLogger(__name__)
 _FASTER = 4
-_LATELY_S = 1.0
-# weights, gradient, momentum and update beside a process that has loaded its engine
+_RECENT_S = 1.0
+# weights, gradient, momentum and update, beside a process that has loaded its engine
 _COPIES = 4
 _ENGINE_BYTES = 40 << 20
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
 
-def steward_of(
+def machine_policy(
     settings: DeviceSettings, device_id: str, *, root: Path = Path("/")
 ) -> MachinePolicy:
-    """Return the steward of this machine.
+    """Return the policy of this machine.
 
     Raises:
         ConfigError: there is no such profile, or the budget contradicts it.
     """
     budget = budget_of(settings.profile, settings.budget, root)
     sensors = Sensors(settings.data_dir, root=root, metered_links=budget.metered_links)
-    # beside systemd's service, whoever else keeps the clock tells the kernel
+    # other time services than systemd's tell the kernel
     clocks = Clocks(synced=lambda: sensors.clock_synced() is True or synced_ms() is not None)
     return MachinePolicy(
         budget,
@@ -50,7 +50,7 @@ def steward_of(
 
 
 class MachinePolicy:
-    """See ``fl_client.agent.resource_policy.ResourcePolicy``, whose shape this has."""
+    """Implements ``fl_client.agent.resource_policy.ResourcePolicy``."""
 
     def __init__(
         self,
@@ -74,16 +74,16 @@ class MachinePolicy:
             else DataBudget(folder / "data.json", budget.data_per_day, clocks)
         )
         self._due_s = 0.0
-        self._seen: DeviceHealth | None = None
-        self._seen_s = 0.0
-        self._said: DeviceHealth | None = None
-        self._said_s = 0.0
+        self._measured: DeviceHealth | None = None
+        self._measured_s = 0.0
+        self._reported: DeviceHealth | None = None
+        self._reported_s = 0.0
 
     # --- orders ---------------------------------------------------------------------------------
 
     def refusal(self, order: Order, need: Need) -> str:
         """Return why this order must be declined now, "" when it fits."""
-        health = self._seen_lately()
+        health = self._recent_health()
         reasons: tuple[Callable[[], str], ...] = (
             lambda: health.paused,
             lambda: _power(health),
@@ -100,8 +100,8 @@ class MachinePolicy:
         return int(self._budget.memory or 0)
 
     def download_refusal(self, size_bytes: int) -> str:
-        """Return why a model for use must not be fetched now, "" when it may."""
-        health = self._look_now()
+        """Return why a production model must not be fetched now, "" when it may."""
+        health = self._measure()
         need = Need(download_bytes=size_bytes)
         return self._link(health) or self._traffic(health, need) or self._disk(health, size_bytes)
 
@@ -139,7 +139,7 @@ class MachinePolicy:
         if limit is not None and wanted > limit:
             return f"training takes {_mib(wanted)} of memory at least, the budget is {_mib(limit)}"
         free = health.memory_available_bytes
-        if free is not None and wanted > free and not self._limiter.holds:
+        if free is not None and wanted > free and not self._limiter.has_process:
             return f"training takes {_mib(wanted)} of memory at least, {_mib(free)} are free"
         return ""
 
@@ -164,87 +164,90 @@ class MachinePolicy:
         """Return what a training process is started with, over the agent's own environment."""
         return dict.fromkeys(_THREADS, str(self._budget.threads))
 
-    def adopt(self, pid: int) -> None:
+    def limit_process(self, pid: int) -> None:
         """Keep a training process within its limits, from its start to its end."""
-        self._limiter.adopt(pid)
+        self._limiter.limit(pid)
 
     def ran_short(self) -> bool:
-        """Return whether the adopted process was ended because of its memory, asked once."""
+        """Return whether the process was killed for its memory since the last call."""
         return self._limiter.ran_short()
 
-    def spent(self, count: int) -> None:
-        """Take that so many bytes went over the network."""
+    def count_bytes(self, count: int) -> None:
+        """Count bytes that went over the network."""
         if self._data is not None:
             self._data.spend(count)
 
     # --- health ---------------------------------------------------------------------------------
 
-    def look(self, now_s: float) -> DeviceHealth | None:
-        """Look at the machine where that is due; return what is worth a message."""
+    def poll(self, now_s: float) -> DeviceHealth | None:
+        """Measure health if that is due, pause or resume training, and return what to publish."""
         if now_s < self._due_s:
             return None
-        health = self._look_now()
-        hurry = self._guards.near or self._limiter.holds
-        self._due_s = now_s + self._pace.look_s / (_FASTER if hurry else 1)
-        silent_s = now_s - self._said_s
-        paused = self._said is not None and bool(self._said.paused) != bool(health.paused)
-        overdue = silent_s >= self._pace.report_s
-        news = silent_s >= self._pace.quiet_s and is_news(self._said, health)
-        if not (self._said is None or paused or overdue or news):
+        health = self._measure()
+        soon = self._guards.pause_reason or self._limiter.has_process
+        self._due_s = now_s + self._pace.look_s / (_FASTER if soon else 1)
+        silence_s = now_s - self._reported_s
+        paused = self._reported is not None and bool(self._reported.paused) != bool(health.paused)
+        overdue = silence_s >= self._pace.report_s
+        changed = silence_s >= self._pace.quiet_s and is_worth_reporting(self._reported, health)
+        if not (self._reported is None or paused or overdue or changed):
             return None
-        self._said, self._said_s = health, now_s
+        self._reported, self._reported_s = health, now_s
         return health
 
     def left_s(self, now_s: float) -> float | None:
-        """Return how long until ``look`` is due."""
+        """Return how long until ``poll`` is due."""
         return max(0.0, self._due_s - now_s)
 
     def health(self) -> DeviceHealth | None:
         """Return what a new connection publishes."""
-        self._said = self._seen or self._look_now()
-        return self._said
+        self._reported = self._measured or self._measure()
+        return self._reported
 
-    def _look_now(self) -> DeviceHealth:
-        seen = self._sensors.read()
-        before, resting = self._guards.resting, self._guards.see(seen)
-        if bool(before) != bool(resting):
-            _LOG.warning("%s", resting or "training may go on")
-            self._limiter.rest(resting=bool(resting))
-        self._seen, self._seen_s = (
-            seen.model_copy(update={"paused": resting}),
+    def _measure(self) -> DeviceHealth:
+        read = self._sensors.read()
+        before, reason = self._guards.pause_reason, self._guards.update(read)
+        if bool(before) != bool(reason):
+            _LOG.warning("%s", reason or "training may go on")
+            self._limiter.set_paused(paused=bool(reason))
+        self._measured, self._measured_s = (
+            read.model_copy(update={"paused": reason}),
             self._clocks.boot_s(),
         )
-        return self._with_data_left(self._seen)
+        return self._with_data_left(self._measured)
 
-    def _seen_lately(self) -> DeviceHealth:
-        """Return what was seen a moment ago: each look reads twenty files, and an order waits."""
-        if self._seen is None or not 0.0 <= self._clocks.boot_s() - self._seen_s < _LATELY_S:
-            return self._look_now()
-        return self._with_data_left(self._seen)
+    def _recent_health(self) -> DeviceHealth:
+        """Return health measured within the last second: a measurement reads twenty files."""
+        if (
+            self._measured is None
+            or not 0.0 <= self._clocks.boot_s() - self._measured_s < _RECENT_S
+        ):
+            return self._measure()
+        return self._with_data_left(self._measured)
 
-    def _with_data_left(self, seen: DeviceHealth) -> DeviceHealth:
-        left = None if self._data is None else self._data.left()
-        self._seen = seen.model_copy(update={"data_left_bytes": left})
-        return self._seen
+    def _with_data_left(self, health: DeviceHealth) -> DeviceHealth:
+        left = None if self._data is None else self._data.left_bytes()
+        self._measured = health.model_copy(update={"data_left_bytes": left})
+        return self._measured
 
     def status(self) -> dict[str, Any]:
         """Return budgets and health as plain data, for a person."""
-        seen = self._seen or self._look_now()
+        health = self._measured or self._measure()
         return {
-            "health": seen.model_dump(exclude={"kind"}),
+            "health": health.model_dump(exclude={"kind"}),
             "budget": self._budget.model_dump(mode="json"),
-            "limits_by": self._limiter.how,
+            "limits_by": self._limiter.method,
         }
 
     def close(self) -> None:
-        """Write down what must outlive the agent."""
+        """Write what must outlive the agent."""
         self._limiter.close()
         if self._data is not None:
             self._data.close()
 
 
 def is_within(window: str, minute: int) -> bool:
-    """Whether a minute of the day lies in a window, which may go over midnight.
+    """Return whether a minute of the day lies in a window, which may span midnight.
 
     >>> is_within("22:00-06:00", 23 * 60), is_within("22:00-06:00", 12 * 60)
     (True, False)
@@ -256,7 +259,7 @@ def is_within(window: str, minute: int) -> bool:
 
 
 def used_bytes(folder: Path) -> int:
-    """Return what the files of a folder take."""
+    """Return the bytes of the files in a folder."""
     total = 0
     for path in folder.rglob("*"):
         try:
