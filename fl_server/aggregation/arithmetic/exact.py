@@ -104,10 +104,9 @@ class BlockSum:
     def merge(self, other: BlockSum, work: Workspace) -> None:
         """Add another sum of the same block, exactly."""
         rest, _ = work.doubles(self.count)
-        half = LIMB_BITS - _WEIGHT_BITS
         for place, limb in enumerate(other.limbs):
-            for part, exponent in ((limb >> half, half), (limb & ((1 << half) - 1), 0)):
-                # at most 2**51: exact in float64
+            # in halves, which float64 holds exactly
+            for part, exponent in ((limb >> 31, 31), (limb & ((1 << 31) - 1), 0)):
                 np.multiply(part, 2.0 ** (other.unit + LIMB_BITS * place + exponent), out=rest)
                 if not self.limbs:
                     self.unit = other.unit
@@ -257,7 +256,7 @@ def _rounded(limbs: list[Int64s], unit: int) -> Float64s:
     is_full = np.zeros(len(high), np.bool_)
     for below in reversed(range(len(digits) - 1)):
         digit = digits[below]
-        is_short = high < (1 << 22)
+        is_short = high < (_FULL >> LIMB_BITS)
         is_next = ~is_full & ~is_short
         low[is_full & (digit != 0)] |= 1
         low[is_next], place[is_next] = digit[is_next], below
