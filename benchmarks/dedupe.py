@@ -23,6 +23,7 @@ from rengo.site.device_process import DeviceSpec
 from rengo.site.site import Site
 from storage.updates.info import UpdateInfo
 from storage.updates.stream import write_update
+from storage.weights import stored_size
 
 _TASKS = Path(__file__).with_name("finetune.py")
 _CASES = ("head", "whole")
@@ -101,7 +102,7 @@ def whole_files(spec: str) -> tuple[int, int]:
         metrics={"train_loss": 1.0},
     )
     weights.vector.fill(1.0)
-    return weights.layout.stored_bytes, write_update(io.BytesIO(), info, weights.vector).size_bytes
+    return stored_size(weights.layout), write_update(io.BytesIO(), info, weights.vector).size_bytes
 
 
 def print_table(rows: list[Row]) -> None:

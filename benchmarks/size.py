@@ -40,7 +40,7 @@ from runtime.files import file_sha256
 from storage.store.multipart_writer import PartWriter
 from storage.store.s3 import S3Store
 from storage.transfer.files import Transfers
-from storage.transfer.multipart import PartsPlace
+from storage.transfer.multipart import MultipartTarget
 from tests.proxy import Fault, Proxy
 
 _TASK = f"{Path(large.__file__)}:Large"
@@ -72,7 +72,7 @@ def client() -> None:
                     order["url"], Path(order["path"]), sha256=order["sha256"], size=order["size"]
                 )
             case "put":
-                transfers.upload_in_parts(PartsPlace(**order["place"]), Path(order["path"]))
+                transfers.upload_in_parts(MultipartTarget(**order["place"]), Path(order["path"]))
         print("done", flush=True)
 
 
@@ -145,9 +145,9 @@ def _all(processes: list[subprocess.Popen[str]], order: Callable[[int], dict[str
 # --- transfers --------------------------------------------------------------------------------
 
 
-def place_for(store: S3Store, key: str, size: int) -> PartsPlace:
+def place_for(store: S3Store, key: str, size: int) -> MultipartTarget:
     upload_id, part_bytes = store.begin_upload(key), store.sizes.part_for(size)
-    return PartsPlace(
+    return MultipartTarget(
         upload_id,
         part_bytes,
         [

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 
 from fl_client.session import events as device
 from fl_client.session.machine import DeviceSession
+from fl_server.flows.flow import Step
 from fl_server.rounds import events as e
 from fl_server.rounds.ledger import Ledger
-from fl_server.rounds.machine import RoundMachine, Step
+from fl_server.rounds.machine import RoundMachine
 from fl_server.selection import uniform
 
 Pair = tuple[int, int]

@@ -7,12 +7,14 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 import pytest
+from _pytest.mark import ParameterSet
 
 CI_FLAG = "RENGO_CI"
 SESSION_MARK = "RENGO_TEST_SESSION"
@@ -49,6 +51,14 @@ def scratch(root: Path, gates: str) -> Iterator[Path]:
     left = sorted(temporary.iterdir())
     assert not left, f"temporary files left: {left}"
     assert not (root / "home").exists(), "a site was looked for outside its folder"
+
+
+T = TypeVar("T")
+
+
+def soaking(cases: Iterable[T], long: Callable[[T], bool]) -> list[T | ParameterSet]:
+    """Return a test's parameters, of which those that are long are left to `make soak`."""
+    return [pytest.param(each, marks=pytest.mark.soak) if long(each) else each for each in cases]
 
 
 def find_binary(name: str) -> Path | None:

@@ -6,8 +6,8 @@ from enum import Enum, auto
 from typing import Final
 
 from broker.session.endpoint import ClientIdInUse
+from runtime.backoff import Backoff
 from runtime.errors import AuthenticationFailed, UntrustedPeer
-from runtime.retry import Backoff
 
 _FIRST_DELAY_S: Final = 0.5
 _LONGEST_DELAY_S: Final = 30.0

@@ -89,7 +89,7 @@ RULES: dict[Role, _Rule] = {
             ("server", "", "state"),
             ("dev", _ANY, "task"),
             ("dev", _ANY, "receipt"),
-            # a device that is lost or revoked cannot clear its own retained documents
+            # a device that is lost or revoked cannot delete its own retained documents
             ("dev", _ANY, "state"),
             ("dev", _ANY, "info"),
             ("dev", _ANY, "health"),
@@ -138,7 +138,7 @@ def grants(role: Role, domain: str, identity: str) -> Grants:
     """Return what ``identity`` may do in ``domain``; a claimant's identity is its nonce.
 
     Raises:
-        ConfigError: the domain or the identity cannot stand in a topic.
+        ConfigError: the domain or the identity cannot be a level of a topic.
     """
     require_level(identity, f"{role} id")
     topics = Topics(domain)
@@ -168,14 +168,14 @@ def _filter(topics: Topics, entry: tuple[Area, str, str], identity: str) -> str:
 
 
 def require_users(users: Sequence[BrokerUser]) -> None:
-    """Return when a broker can be given these users.
+    """Raise unless a broker can be configured with these users.
 
     Raises:
-        ConfigError: there are none, or a name stands twice.
+        ConfigError: there are none, or two have one name.
     """
     names = [user.name for user in users]
     if not names:
-        raise ConfigError("the broker needs at least one user; without any it admits everybody")
+        raise ConfigError("the broker needs at least one user; without any it accepts everybody")
     twice = sorted(name for name, times in Counter(names).items() if times > 1)
     if twice:
         raise ConfigError(f"broker users named twice: {', '.join(twice)}")

@@ -1,4 +1,4 @@
-"""What every message must keep to before it is stored or sent."""
+"""The limits that every message is checked against before it is stored or sent."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class MessageTooLarge(RengoError):
 
 
 def check_message(topic: str, payload: bytes) -> None:
-    """Refuse what a broker would answer by closing the connection.
+    """Raise for a message on which a broker would close the connection.
 
     Raises:
         ConfigError: the topic holds an empty level, a wildcard, a space or another character that
@@ -28,5 +28,5 @@ def check_message(topic: str, payload: bytes) -> None:
     if len(payload) > MAX_MESSAGE_BYTES:
         raise MessageTooLarge(
             f"a message of {len(payload)} bytes on {topic} exceeds {MAX_MESSAGE_BYTES}; "
-            "weights and files travel by the object store"
+            "weights and files go through the object store"
         )

@@ -7,8 +7,8 @@
     rengo/v1/{domain}/op/{id}/{request,reply}
     rengo/v1/{domain}/enroll/{nonce}[/result]
 
-Every level matches ``[a-z0-9_-]{1,64}``: safe on NATS (no dot, no space), and no wildcard or ``$``
-can be smuggled in with an id.
+Every level matches ``[a-z0-9_-]{1,64}``: safe on NATS (no dot, no space), and no id can bring a
+wildcard or ``$`` into a topic.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ RETAINED: frozenset[tuple[Area, str]] = frozenset(
 
 
 def require_level(value: str, what: str) -> str:
-    """Return ``value`` when it can stand as one topic level.
+    """Return ``value`` when it can be one topic level.
 
     Raises:
-        ConfigError: it cannot; names ``what`` and the rule.
+        ConfigError: it cannot; the text names ``what`` and the rule.
     """
     if LEVEL.fullmatch(value) is None:
         raise ConfigError(
@@ -67,7 +67,7 @@ def require_level(value: str, what: str) -> str:
 
 @dataclass(frozen=True)
 class Address:
-    """A parsed topic. ``id`` is empty for the server, ``leaf`` for a bare enrolment nonce."""
+    """A parsed topic. ``id`` is empty for the server, ``leaf`` for a claim of enrolment."""
 
     domain: str
     area: Area
@@ -76,7 +76,7 @@ class Address:
 
     @property
     def topic(self) -> str:
-        """The topic, as ``parse`` read it."""
+        """The topic as text."""
         levels = (PREFIX, self.domain, self.area, self.id, self.leaf)
         return "/".join(level for level in levels if level)
 
@@ -118,7 +118,7 @@ class Topics:
         return self._join("op", operator_id, leaf)
 
     def enroll(self, nonce: str, leaf: str = "") -> str:
-        """A claimant's topic; the bare nonce carries the claim, ``result`` the answer."""
+        """A claimant's topic: without a leaf for the claim, ``result`` for the answer."""
         topic = self._join("enroll", nonce, leaf)
         return topic.rstrip("/")
 

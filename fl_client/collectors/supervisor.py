@@ -15,8 +15,8 @@ from fl_client.collectors.order import CollectorOrder
 from fl_client.collectors.places import unread_sensors
 from fl_client.datasets.settings import DataPlace, Gathered
 from fl_client.settings import AgentSettings
+from runtime.backoff import Backoff
 from runtime.processes.child import die_with_parent
-from runtime.retry import Backoff
 
 _LOG = logging.getLogger(__name__)
 _FIRST_PAUSE_S = 1.0

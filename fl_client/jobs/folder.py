@@ -9,8 +9,8 @@ from pathlib import Path
 from fl_client.session.events import Job, JobKey
 from runtime.errors import Corrupt
 from runtime.files import file_sha256, make_folder, sync_folder
-from storage.transfer.byte_ranges import Earlier, length
-from storage.transfer.multipart import arrived_path
+from storage.transfer.byte_ranges import EarlierVersion, length
+from storage.transfer.multipart import uploaded_parts_path
 
 _KEPT_MODELS = 2
 _MAX_LOG_BYTES, _KEPT_LOG_BYTES = 1 << 20, 1 << 16
@@ -37,10 +37,10 @@ class DeviceFolder:
         """The order's model, once it has been fetched and verified."""
         return self._model(job, job.model.sha256)
 
-    def earlier_model(self, job: Job) -> Earlier | None:
+    def earlier_model(self, job: Job) -> EarlierVersion | None:
         """Return the model here that, as the order has it, least must be fetched beside."""
         here = [
-            Earlier(path, patch.changed)
+            EarlierVersion(path, patch.changed)
             for patch in job.model.patches
             if (path := self._model(job, patch.base_sha256)).is_file()
         ]
@@ -111,7 +111,7 @@ class DeviceFolder:
         for key in wanted:
             if key.action != "evaluate":
                 update = self.update(key)
-                kept |= {update, arrived_path(update), self.next_state(key)}
+                kept |= {update, uploaded_parts_path(update), self.next_state(key)}
         for path in [
             *self.root.glob("updates/*"),
             *self.root.glob("state/*.next"),
@@ -144,7 +144,7 @@ class DeviceFolder:
         if key.action != "evaluate":
             update = self.update(key)
             update.unlink(missing_ok=True)
-            arrived_path(update).unlink(missing_ok=True)
+            uploaded_parts_path(update).unlink(missing_ok=True)
             self.checkpoint(key).unlink(missing_ok=True)
             kept, written = self.state(key), self.next_state(key)
             if written.exists() and accepted:

@@ -24,9 +24,9 @@ from fl_client.session.events import (
 )
 from runtime.errors import AccessDenied, RengoError, Unavailable
 from runtime.retry import retrying_until
-from storage.transfer.byte_ranges import Earlier
+from storage.transfer.byte_ranges import EarlierVersion
 from storage.transfer.files import Cancelled, Transfers
-from storage.transfer.multipart import PartsPlace
+from storage.transfer.multipart import MultipartTarget
 
 _LOG = logging.getLogger(__name__)
 _RENEWAL_S = 20.0
@@ -94,7 +94,7 @@ class JobTransfers:
         self._ask = ask
 
     def fetch(
-        self, lease: TransferContext, path: Path, earlier: Earlier | None = None
+        self, lease: TransferContext, path: Path, earlier: EarlierVersion | None = None
     ) -> ModelFetched | JobFailed | None:
         """Bring the order's model to ``path``; None when the job was cancelled.
 
@@ -136,7 +136,7 @@ class JobTransfers:
 
         def work() -> None:
             parts = _parts(lease.job.upload)
-            if parts is not None and parts.takes(path.stat().st_size):
+            if parts is not None and parts.fits(path.stat().st_size):
                 lease.bytes_up += self._send_parts(lease, path, parts)
             else:
                 lease.bytes_up += self._send(lease, path)
@@ -153,8 +153,8 @@ class JobTransfers:
             cancel=lease.cancelled,
         )
 
-    def _send_parts(self, lease: TransferContext, path: Path, parts: PartsPlace) -> int:
-        def renew() -> PartsPlace:
+    def _send_parts(self, lease: TransferContext, path: Path, parts: MultipartTarget) -> int:
+        def renew() -> MultipartTarget:
             fresh = _parts(lease.fresh(self._ask).upload)
             if fresh is None:
                 raise AccessDenied(f"no fresh URLs for the parts of {lease.key}")
@@ -175,11 +175,11 @@ class JobTransfers:
         return None
 
 
-def _parts(upload: UploadRef) -> PartsPlace | None:
+def _parts(upload: UploadRef) -> MultipartTarget | None:
     found = upload.parts
     if found is None:
         return None
-    return PartsPlace(found.upload_id, found.part_bytes, found.urls, found.complete_url)
+    return MultipartTarget(found.upload_id, found.part_bytes, found.urls, found.complete_url)
 
 
 def _log_waiting(error: BaseException) -> None:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 from broker.wire.messages import ModelOffer, ProductionDocument
 from fl_client.production.folder import HeldModel, ProductionFolder
+from runtime.backoff import Backoff
 from runtime.errors import AccessDenied, Corrupt, PeerError, RengoError
-from runtime.retry import Backoff
 from runtime.security.signing import PublicKey
 from storage.transfer.files import Cancelled, Transfers
 

@@ -29,7 +29,7 @@ from fl_server.rounds.events import Model, Update
 from runtime.errors import Corrupt, NotFound
 from runtime.files import file_sha256
 from storage.store.multipart_writer import PartWriter
-from storage.store.objects import ObjectStore
+from storage.store.objects import ObjectStore, abort_uploads
 from storage.transfer.byte_ranges import Range
 from storage.updates.header import read_header, require_origin
 from storage.updates.info import Origin
@@ -343,7 +343,7 @@ class RunAggregator:
         """Leave nothing but the retained versions, unfinished uploads included."""
         self._close_round()
         self.forget(None)
-        self._store.abort_uploads(self.keys.prefix)
+        abort_uploads(self._store, self.keys.prefix)
         retained = self._retention.retained(model.version)
         stray = [
             info.key

@@ -12,7 +12,7 @@ from pathlib import Path
 from fl_server.rounds.events import Model
 from runtime.errors import Corrupt
 from runtime.files import file_sha256
-from storage.store.objects import ObjectStore
+from storage.store.objects import Objects
 from storage.weights import Weights, write_safetensors
 
 _LOG = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ class ModelCache:
     whole copies are hashed before their first use, since none is forced to the disk.
     """
 
-    def __init__(self, folder: Path, store: ObjectStore, keep: int = 2) -> None:
+    def __init__(self, folder: Path, store: Objects, keep: int = 2) -> None:
         self.folder = folder
         self._store = store
         self._keep = keep

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from broker.wire.messages import BundleRef
-from fl_server.runs.active import URL_LIFETIME_S
+from fl_server.dataplane.urls import URL_LIFETIME_S, SharedUrls
 from runtime.errors import ConfigError, Corrupt, NotFound
 from storage.bundles.bundle import SignedManifest, read_bundle
 from storage.store.objects import ObjectStore
@@ -22,7 +22,6 @@ from storage.versions.keys import BundleKeys
 
 MAX_BUNDLE_BYTES = 256 << 20
 _BLOCK_BYTES = 1 << 20
-_SHARE_URL_S = 60.0
 
 
 class Named(Protocol):
@@ -65,7 +64,7 @@ class SiteBundles:
         self._folder = folder
         self._known: dict[str, KeptBundle] = {}
         self._awaited: dict[str, float] = {}
-        self._urls: dict[str, tuple[str, float]] = {}
+        self._urls = SharedUrls(store)
         self._lock = threading.Lock()
         self.keys = BundleKeys(project)
 
@@ -153,12 +152,8 @@ class SiteBundles:
             self._known.pop(sha256, None)
 
     def reference(self, named: Named) -> BundleRef:
-        """Return what an order says of a bundle; a cohort shares one URL for a while."""
-        now = time.monotonic()
-        url, since = self._urls.get(named.sha256, ("", 0.0))
-        if not url or now - since > _SHARE_URL_S:
-            url = self._store.presign_get(self.keys.bundle(named.sha256), URL_LIFETIME_S)
-            self._urls = {named.sha256: (url, now)}
+        """Return what an order says of a bundle. The owner's thread calls it."""
+        url = self._urls.of(self.keys.bundle(named.sha256))
         return BundleRef(url=url, sha256=named.sha256, size_bytes=named.size_bytes)
 
     def _fetch(self, sha256: str, key: str, keep_as: str = "") -> KeptBundle:

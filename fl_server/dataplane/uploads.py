@@ -10,8 +10,8 @@ import threading
 from dataclasses import dataclass
 
 from broker.wire.messages import MAX_PARTS, PartsRef
-from fl_server.runs.active import URL_LIFETIME_S
-from storage.store.objects import ObjectStore
+from fl_server.dataplane.urls import URL_LIFETIME_S
+from storage.store.objects import ObjectStore, abort_uploads
 from storage.versions.keys import RunKeys
 
 # of a message of 256 KiB: what else an order or a reply says has room beside it
@@ -94,7 +94,7 @@ class Uploads:
 
     def abort_all(self, keys: RunKeys) -> None:
         """End all uploads of a run, those of a former process included."""
-        self._store.abort_uploads(keys.prefix)
+        abort_uploads(self._store, keys.prefix)
         self.forget(keys)
 
     def forget(self, keys: RunKeys) -> None:

@@ -5,39 +5,13 @@ Called on the owner's thread.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 from broker.wire.messages import Message, ModelOffer, ModelRef, ModelRequest, ProductionDocument
 from broker.wire.topics import Topics
-from fl_server.runs.active import URL_LIFETIME_S
+from fl_server.dataplane.urls import SharedUrls
 from storage.registry.registry import ModelRegistry
-from storage.store.objects import ObjectStore
 from storage.versions.index import Version
-
-_SHARE_URL_S = 60.0
-_KEPT_URLS = 64
-
-
-@dataclass
-class SharedUrls:
-    """Presigned GETs that many devices share: signing one for each costs more than all else."""
-
-    store: ObjectStore
-    _signed: dict[str, tuple[str, float]] = field(default_factory=dict, repr=False)
-
-    def of(self, key: str) -> str:
-        """Return a URL of an object, signed a minute ago at most."""
-        now_s = time.monotonic()
-        url, signed_s = self._signed.get(key, ("", -_SHARE_URL_S))
-        if not url or now_s - signed_s > _SHARE_URL_S:
-            url = self.store.presign_get(key, URL_LIFETIME_S)
-            self._signed.pop(key, None)
-            self._signed[key] = (url, now_s)
-            if len(self._signed) > _KEPT_URLS:
-                del self._signed[next(iter(self._signed))]
-        return url
 
 
 class ProductionDocuments:

@@ -61,7 +61,7 @@ class MessageGate:
         self._noted = RateLimit(_NOTED_PER_S, _NOTED_AT_ONCE)
         self._results: dict[tuple[str, str, int], None] = {}
 
-    def hear(self, delivery: Delivery) -> VerifiedMessage | None:
+    def verify(self, delivery: Delivery) -> VerifiedMessage | None:
         """Return what was said, None for the clearing of a document.
 
         Raises:

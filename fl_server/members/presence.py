@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from broker.wire.messages import DeviceInfo, DeviceState, Message
-from fl_server.rounds.events import DeviceJoined, DeviceLeft
+from fl_server.flows.events import DeviceJoined, DeviceLeft
 
 
 @dataclass
@@ -43,13 +43,13 @@ class PresenceTable:
         self._reports.pop(device_id, None)
         self._heard.discard(device_id)
 
-    def take_info(self, device_id: str, info: DeviceInfo) -> None:
+    def store_info(self, device_id: str, info: DeviceInfo) -> None:
         """Keep what a device says of itself."""
         self._infos[device_id] = info
         if device_id in self.devices:
             self.devices[device_id].info = info
 
-    def take_report(self, device_id: str, report: Message) -> None:
+    def store_report(self, device_id: str, report: Message) -> None:
         """Keep the latest report of its kind; it is for people alone."""
         self._reports.setdefault(device_id, {})[report.kind] = report
 
@@ -57,7 +57,7 @@ class PresenceTable:
         """Return a device's latest reports by kind."""
         return self._reports.get(device_id, {})
 
-    def take_state(self, device_id: str, state: DeviceState) -> DeviceJoined | DeviceLeft | None:
+    def apply_state(self, device_id: str, state: DeviceState) -> DeviceJoined | DeviceLeft | None:
         """Take a presence message and return the event that it means, if any.
 
         A will that comes late, after the device is back with a new boot id, means nothing.

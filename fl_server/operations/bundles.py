@@ -10,9 +10,9 @@ from pydantic import Field
 
 from broker.wire.messages import Sha256
 from fl_server.dataplane.bundles import MAX_BUNDLE_BYTES, KeptBundle, row
+from fl_server.dataplane.urls import URL_LIFETIME_S
 from fl_server.members.rules import AuditEvent
 from fl_server.operations.arguments import PAGE_BYTES, Arguments, Deferred, Result
-from fl_server.runs.active import URL_LIFETIME_S
 from fl_server.runs.definition import RunDefinition
 from runtime.errors import ConfigError
 

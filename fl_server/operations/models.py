@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 from pydantic import Field
 
 from fl_server.dataplane.bundles import KeptBundle, Named
-from fl_server.deployment.service import CanaryRequest
+from fl_server.dataplane.urls import URL_LIFETIME_S
+from fl_server.deployment.canaries import CanaryRequest
+from fl_server.kinds.sync import SyncFlow
 from fl_server.members.rules import AuditEvent
 from fl_server.operations.arguments import PAGE_BYTES, Arguments, Deferred, Name, Result
-from fl_server.runs.active import URL_LIFETIME_S
 from fl_server.runs.definition import ModelsSection
 from runtime.errors import ConfigError
 from storage.store.objects import ObjectInfo, UnfinishedUpload
@@ -153,7 +154,7 @@ class ModelOperations:
 
     def models_url(self, wanted: OneVersion) -> Result | Deferred:
         """A presigned GET of a version, and its signed manifest to check it by."""
-        run = self._server.runs.get(wanted.name)
+        run = self._server.runner.of(SyncFlow).get(wanted.name)
         latest = 0 if run is None else run.machine.ledger.model.version
         if run is not None and not self._registry.has(wanted.name, latest):
             # committed a moment ago: its manifest is being written
@@ -173,7 +174,7 @@ class ModelOperations:
 
     def _row(self, version: Version) -> Result:
         manifest, record = version.manifest, version.record
-        run = self._server.runs.get(manifest.run_id)
+        run = self._server.runner.of(SyncFlow).get(manifest.run_id)
         measured = {} if run is None else run.machine.ledger.metrics(manifest.version)
         production = self._registry.production(manifest.task)
         return {
@@ -208,7 +209,7 @@ class ModelOperations:
     def _tried(self, candidate: Version, wish: CanaryRequest) -> Result | Deferred:
         """Begin a canary, with the bundle of the candidate's run where the site still has it."""
         caller = self._caller()
-        run = self._server.runs.get(candidate.manifest.run_id)
+        run = self._server.runner.of(SyncFlow).get(candidate.manifest.run_id)
         section = None if run is None else run.record.definition.bundle
 
         def begun(bundle: Named | None) -> Result:
@@ -285,7 +286,7 @@ class ModelOperations:
         """Remove a version and all that belongs to it."""
         version = self._registry.find(wanted.name)
         self._server.canaries.require_free(version)
-        run = self._server.runs.get(version.manifest.run_id)
+        run = self._server.runner.of(SyncFlow).get(version.manifest.run_id)
         if run is not None and not run.ended:
             raise ConfigError(
                 f"{version.name}: its run goes on; wait for its end or `rengo runs stop` it"
@@ -376,7 +377,7 @@ class ModelOperations:
     def _stray_of_run(self, keys: RunKeys, listed: list[ObjectInfo]) -> list[ObjectInfo]:
         there = {info.key for info in listed}
         known = {version.manifest.version for version in self._registry.versions(keys.run_id)}
-        run = self._server.runs.get(keys.run_id)
+        run = self._server.runner.of(SyncFlow).get(keys.run_id)
         policy = ModelsSection() if run is None else run.record.definition.models
         latest = max(known, default=-1) if run is None else run.machine.ledger.model.version
         retained = self._registry.retained(keys.run_id, latest, policy.keep, policy.keep_every)

@@ -32,7 +32,7 @@ class OperatorEndpoint:
         self._reply = reply
         self._underway: set[tuple[str, str]] = set()
 
-    def take(self, operator_id: str, request: OperatorRequest) -> None:
+    def handle(self, operator_id: str, request: OperatorRequest) -> None:
         """Carry out one request; called on the owner's thread."""
         asked = (operator_id, request.request_id)
         if asked in self._underway:

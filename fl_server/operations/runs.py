@@ -16,6 +16,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from broker.wire.messages import KeyText, Message, Sha256
+from fl_server.dataplane.urls import URL_LIFETIME_S
+from fl_server.flows.events import PauseRequested, ResumeRequested, StopRequested
+from fl_server.flows.flow import Flow
+from fl_server.kinds.sync import SyncFlow
 from fl_server.members.presence import DevicePresence
 from fl_server.members.rules import MAX_USES, AuditEvent, DeviceRecord
 from fl_server.operations.arguments import (
@@ -29,18 +33,10 @@ from fl_server.operations.arguments import (
 )
 from fl_server.operations.bundles import BundleOperations
 from fl_server.operations.models import ModelOperations
-from fl_server.persistence.journal import AwaitedModel, PreparedRun, RunRecord
-from fl_server.rounds.events import (
-    Model,
-    PauseRequested,
-    ResumeRequested,
-    StopRequested,
-)
-from fl_server.rounds.ledger import Ledger
-from fl_server.rounds.workload import known_speeds
+from fl_server.rounds.events import Model
 from fl_server.runs import report
-from fl_server.runs.active import URL_LIFETIME_S, ActiveRun
 from fl_server.runs.definition import RunDefinition, parse_definition
+from fl_server.runs.record import AwaitedModel, PreparedRun
 from runtime.config import validate
 from runtime.errors import ConfigError, NotFound
 from runtime.security.join_token import CLAIM_PREFIX
@@ -172,9 +168,9 @@ class Operations:
         return {
             "domain": server.domain,
             "epoch": server.epoch,
-            "runs": len(server.runs),
+            "runs": len(server.runner.submitted()),
             "devices_online": sum(each.online for each in server.presence.devices.values()),
-            "refused_messages": dict(server.reception.refused),
+            "refused_messages": dict(server.gate.refused),
         }
 
     def devices_ls(self, page: Page) -> Result:
@@ -195,15 +191,16 @@ class Operations:
 
     def runs_ls(self, _: NoArguments) -> Result:
         """Every run in one row, the latest first."""
-        runs = list(self._server.runs.values())[::-1]
-        rows = [report.summary(run.record, run.machine.ledger) for run in runs[:200]]
+        rows = [self._summary(each) for each in self._server.runner.submitted()[::-1][:200]]
         return {"runs": [row | {"reason": row["reason"][:200]} for row in rows]}
 
     def runs_show(self, arguments: OneRun) -> Result:
         """One run with its rounds, refusals, devices and metrics."""
-        run = self._run(arguments.run_id)
+        flow = self._flow(arguments.run_id)
+        if not isinstance(flow, SyncFlow):
+            return self._summary(flow.run_id)
         facts = self._server.journal.facts(arguments.run_id)
-        shown = report.report(run.record, run.machine.ledger, facts)
+        shown = report.report(flow.record, flow.machine.ledger, facts)
         for row in shown["devices"]:
             device = self._server.presence.devices.get(row["id"])
             info = None if device is None else device.info
@@ -253,7 +250,7 @@ class Operations:
         device = members.revoke(self._caller, wanted.device_id)
 
         def forgotten(_: object) -> Result:
-            server.forget(device)
+            server.forget_device(device)
             return result
 
         return Deferred(lambda: members.cut_off(device), forgotten)
@@ -303,7 +300,7 @@ class Operations:
 
     def runs_submit(self, arguments: RunSubmission) -> Result | Deferred:
         """Start a prepared run whose version 0 is in the store; asked again, say so again."""
-        if arguments.run_id in self._server.runs:
+        if arguments.run_id in self._server.runner.flows:
             return {"run_id": arguments.run_id}
         prepared = self._prepared_run(arguments.run_id)
         self._note("run submitted", arguments.run_id)
@@ -316,6 +313,7 @@ class Operations:
     def _complete(self, arguments: Definition) -> RunDefinition:
         """Return the definition with the version that it begins with, if it is one of ours."""
         definition = parse_definition(arguments.definition, "run definition")
+        self._server.runner.kind_of(definition).check(definition)
         size = len(definition.model_dump_json())
         if size > _DEFINITION_BYTES:
             raise ConfigError(f"a run definition of {size} bytes, at most {_DEFINITION_BYTES}")
@@ -341,38 +339,24 @@ class Operations:
     def _definitions(self) -> dict[str, RunDefinition]:
         """Return the definitions of the runs that go on or are being prepared."""
         going = {
-            run_id: run.record.definition
-            for run_id, run in self._server.runs.items()
-            if not run.ended
+            run_id: self._server.runner.records[run_id].definition
+            for run_id, flow in self._server.runner.flows.items()
+            if not flow.ended
         }
         prepared = {run_id: run.definition for run_id, (run, _) in self._prepared.items()}
         return going | prepared
 
     def _in_use(self, run_id: str) -> bool:
-        run = self._server.runs.get(run_id)
-        return run_id in self._prepared or (run is not None and not run.ended)
+        flow = self._server.runner.flows.get(run_id)
+        return run_id in self._prepared or (flow is not None and not flow.ended)
 
     def _start(self, prepared: PreparedRun, initial: Model) -> Result:
         run_id = prepared.run_id
         if self._prepared.pop(run_id, None) is None:
             return {"run_id": run_id}
-        wanted = prepared.definition
-        online = self._server.presence.online(wanted.task, bundled=wanted.bundled)
-        evaluators = any(device.state.role == "evaluator" for device in online)
-        plan = wanted.plan(
-            run_id, evaluators_online=evaluators, speeds=known_speeds(self._runs_like(wanted))
-        )
-        self._server.start_run(RunRecord(run_id, prepared.definition, plan, initial, time.time()))
+        record = self._server.runner.new_record(run_id, prepared.definition, initial)
+        self._server.start_run(record)
         return {"run_id": run_id}
-
-    def _runs_like(self, wanted: RunDefinition) -> list[Ledger]:
-        """Return the runs, oldest first, whose steps are like those of this one."""
-        return [
-            run.machine.ledger
-            for run in self._server.runs.values()
-            if (run.record.definition.task, run.record.definition.training)
-            == (wanted.task, wanted.training)
-        ]
 
     def _forget_old(self) -> None:
         now = time.monotonic()
@@ -399,21 +383,29 @@ class Operations:
     def _steer(
         self, run_id: str, event: PauseRequested | ResumeRequested | StopRequested
     ) -> Result:
-        run = self._run(run_id)
-        if run.ended:
-            raise ConfigError(f"run {run_id} has ended: {run.machine.ledger.status}")
+        flow = self._flow(run_id)
+        if flow.ended:
+            raise ConfigError(f"run {run_id} has ended: {self._summary(run_id)['status']}")
         self._note(f"run {_STEERED[type(event)]}", run_id)
-        self._server.handle(run, event)
-        return report.summary(run.record, run.machine.ledger)
+        self._server.runner.handle(run_id, event)
+        return self._summary(run_id)
 
     def _note(self, act: str, subject: str) -> None:
         self._server.members.note(AuditEvent(self._caller, act, subject))
 
-    def _run(self, run_id: str) -> ActiveRun:
-        run = self._server.runs.get(run_id)
-        if run is None:
+    def _flow(self, run_id: str) -> Flow:
+        if run_id not in self._server.runner.submitted():
             raise NotFound(f"no run {run_id!r}; `rengo runs ls` lists them")
-        return run
+        return self._server.runner.flows[run_id]
+
+    def _summary(self, run_id: str) -> Result:
+        """Return a run in one row."""
+        flow = self._server.runner.flows[run_id]
+        if isinstance(flow, SyncFlow):
+            return report.summary(flow.record, flow.machine.ledger)
+        return report.summary_of_document(
+            self._server.runner.records[run_id], flow.document(self._server.epoch)
+        )
 
 
 def _reported(reports: Mapping[str, Message]) -> Result:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
 
 from runtime.errors import ConfigError, MissingExtra, RengoError, Unavailable
 from runtime.sqlite import is_disk_trouble
@@ -18,6 +19,7 @@ __all__ = [
     "JournalError",
     "JournalUnreachable",
     "JournalUnusable",
+    "Migration",
     "Transaction",
     "read_meta",
     "sa",
@@ -32,6 +34,9 @@ _meta = sa.Table(
     sa.Column("name", sa.String(64), primary_key=True),
     sa.Column("value", sa.BigInteger, nullable=False),
 )
+
+
+Migration: TypeAlias = Callable[[sa.Connection], None]
 
 
 class JournalError(RengoError):
@@ -64,27 +69,39 @@ class Database:
         """Return a transaction, to be used as a context manager."""
         return Transaction(self._engine, self.name)
 
-    def prepare(self, tables: sa.MetaData, subject: str, version: int) -> None:
+    def prepare(
+        self,
+        tables: sa.MetaData,
+        subject: str,
+        version: int,
+        migrations: Mapping[int, Migration] | None = None,
+    ) -> None:
         """Make the tables that are missing and check which version wrote those that are there.
 
         Args:
             tables: what one user of the database needs.
             subject: its name in the table of versions.
             version: what this Rengo reads and writes.
+            migrations: by the version that was found, what brings the data one version further.
+                All run in one transaction, with the new version's number.
         """
         try:
             _shared.create_all(self._engine)
             tables.create_all(self._engine)
             with self._engine.begin() as connection:
-                found = read_meta(connection, subject, 0)
-                if found == 0:
+                stored = read_meta(connection, subject, 0)
+                found = stored or version
+                while migrate := (migrations or {}).get(found):
+                    migrate(connection)
+                    found += 1
+                if stored != found == version:
                     write_meta(connection, subject, version)
         except DBAPIError as error:
             self.close()
             if self._engine.dialect.name == "sqlite" and not is_disk_trouble(error.orig):
                 raise JournalUnusable(f"journal {self.name}: {error.orig}") from error
             raise _error(error, self.name) from error
-        if found not in (0, version):
+        if found != version:
             self.close()
             raise JournalUnusable(
                 f"journal {self.name} was written by another version of Rengo "

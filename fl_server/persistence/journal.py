@@ -1,24 +1,27 @@
-"""The journal: every run and every fact, on disk before it takes effect.
+"""The journal: every run of every kind and every fact, on disk before it takes effect.
 
-A run's state is the fold of its
-facts, in order; nothing here is ever updated in place but the server's epoch.
+A run's state is the fold of its facts, in order; nothing here is ever updated in place but the
+server's epoch. Which classes a run's plan and facts have follows from the kind of its flow.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from fl_server.persistence.database import Database, JournalUnusable, read_meta, sa, write_meta
-from fl_server.rounds.events import FACTS, Fact, Model, Plan
+from fl_server.persistence.migration import move_canaries
+from fl_server.rounds.events import FACTS, Model, Plan
 from fl_server.runs.definition import RunDefinition
+from fl_server.runs.record import AwaitedModel, FactRecord, PreparedRun, RunRecord, Vocabulary
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+SYNC = Vocabulary(Plan, FACTS)
 _metadata = sa.MetaData()
 _runs = sa.Table(
     "rengo_runs",
@@ -51,48 +54,12 @@ _prepared = sa.Table(
 )
 
 
-@dataclass(frozen=True)
-class RunRecord:
-    """A journalled run. ``at`` is the wall clock's Unix time, for people only."""
-
-    run_id: str
-    definition: RunDefinition
-    plan: Plan
-    initial: Model
-    at: float
-
-
-@dataclass(frozen=True)
-class AwaitedModel:
-    """Where a version 0 goes, and how large it is; its sha256 comes when it is there."""
-
-    key: str
-    size_bytes: int
-
-    def model(self, sha256: str) -> Model:
-        """Return it as it was promised."""
-        return Model(0, self.key, sha256, self.size_bytes)
-
-
-@dataclass(frozen=True)
-class PreparedRun:
-    """A run whose version 0 is awaited."""
-
-    run_id: str
-    definition: RunDefinition
-    awaited: AwaitedModel
-
-
-@dataclass(frozen=True)
-class FactRecord:
-    """A journalled fact with the wall clock's Unix time, for people only."""
-
-    fact: Fact
-    at: float
-
-
 class Journal:
     """The journal behind one database URL. One thread calls it.
+
+    Args:
+        url: of the database.
+        vocabularies: what runs hold, by the kind of their flow.
 
     Raises:
         ConfigError: the URL is not usable.
@@ -101,13 +68,21 @@ class Journal:
         JournalError: the disk is full.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, vocabularies: Mapping[str, Vocabulary] | None = None) -> None:
         self.url = url
         self.database = Database(url)
         self._begin = self.database.begin
         self._name = self.database.name
         self._numbers: dict[str, int] = {}
-        self.database.prepare(_metadata, "schema_version", SCHEMA_VERSION)
+        self._adapters: dict[type, TypeAdapter[Any]] = {}
+        self._vocabularies = dict({"sync": SYNC} if vocabularies is None else vocabularies)
+        self.database.prepare(
+            _metadata, "schema_version", SCHEMA_VERSION, {1: move_canaries(_runs, _facts)}
+        )
+
+    def add_vocabularies(self, vocabularies: Mapping[str, Vocabulary]) -> None:
+        """Read runs of further kinds too."""
+        self._vocabularies |= vocabularies
 
     def close(self) -> None:
         """Release the database."""
@@ -141,7 +116,7 @@ class Journal:
         with self._begin() as connection:
             connection.execute(sa.delete(_prepared).where(_prepared.c.run_id == run_id))
 
-    def add_run(self, record: RunRecord) -> None:
+    def add_run(self, record: RunRecord[Any]) -> None:
         """Write a new run, which is prepared no longer; JournalError when its id is taken."""
         row = {
             "run_id": record.run_id,
@@ -154,7 +129,7 @@ class Journal:
             connection.execute(sa.insert(_runs), row)
             connection.execute(sa.delete(_prepared).where(_prepared.c.run_id == record.run_id))
 
-    def append(self, run_id: str, facts: Sequence[Fact]) -> None:
+    def append(self, run_id: str, facts: Sequence[Any]) -> None:
         """Write facts in order, all or none; they are on disk when this returns."""
         if not facts:
             return
@@ -174,18 +149,61 @@ class Journal:
             connection.execute(_INSERT_FACTS, rows)
         self._numbers[run_id] = number + len(rows)
 
-    def runs(self) -> list[RunRecord]:
+    def runs(self) -> list[RunRecord[Any]]:
         """Return every run, oldest first."""
         with self._begin() as connection:
             rows = connection.execute(sa.select(_runs).order_by(_runs.c.number)).all()
-        return [_run_record(row, self._name) for row in rows]
+        return [self._run_record(row) for row in rows]
 
-    def facts(self, run_id: str) -> list[FactRecord]:
-        """Return a run's facts in order."""
+    def facts(self, run_id: str, flow: str = "sync") -> list[FactRecord]:
+        """Return the facts of a run, whose flow is of the kind ``flow``, in order."""
+        vocabulary = self._vocabulary(run_id, flow)
         query = sa.select(_facts).where(_facts.c.run_id == run_id).order_by(_facts.c.number)
         with self._begin() as connection:
             rows = connection.execute(query).all()
-        return [FactRecord(_fact(row, self._name), row.at) for row in rows]
+        return [FactRecord(self._fact(row, vocabulary), row.at) for row in rows]
+
+    def _vocabulary(self, run_id: str, flow: str) -> Vocabulary:
+        found = self._vocabularies.get(flow)
+        if found is None:
+            raise JournalUnusable(
+                f"journal {self._name}: run {run_id} is of the kind {flow!r}, which this server "
+                f"does not have; it has: {', '.join(sorted(self._vocabularies))}"
+            )
+        return found
+
+    def _adapter(self, kind: type) -> TypeAdapter[Any]:
+        if kind not in self._adapters:
+            self._adapters[kind] = TypeAdapter(kind)
+        return self._adapters[kind]
+
+    def _fact(self, row: Any, vocabulary: Vocabulary) -> Any:
+        kind = vocabulary.facts.get(row.kind)
+        if kind is None:
+            raise JournalUnusable(
+                f"journal {self._name} holds an unknown fact {row.kind!r} of run {row.run_id}"
+            )
+        try:
+            return self._adapter(kind).validate_json(row.body)
+        except ValidationError as error:
+            where = f"{row.run_id}, number {row.number}"
+            raise JournalUnusable(
+                f"journal {self._name} holds a damaged {row.kind}: {where}"
+            ) from error
+
+    def _run_record(self, row: Any) -> RunRecord[Any]:
+        try:
+            definition = RunDefinition.model_validate_json(row.definition)
+            vocabulary = self._vocabulary(row.run_id, definition.flow)
+            return RunRecord(
+                row.run_id,
+                definition,
+                self._adapter(vocabulary.plan).validate_json(row.plan),
+                _MODEL.validate_json(row.initial),
+                row.at,
+            )
+        except ValidationError as error:
+            raise _damaged(row.run_id, self._name) from error
 
     def _next_number(self, run_id: str) -> int:
         if run_id not in self._numbers:
@@ -196,21 +214,8 @@ class Journal:
         return self._numbers[run_id]
 
 
-_ADAPTERS: dict[Any, TypeAdapter[Any]] = {
-    kind: TypeAdapter(kind) for kind in (*FACTS.values(), Plan, Model, AwaitedModel)
-}
-
-
-def _fact(row: Any, journal: str) -> Fact:
-    fact_type = FACTS.get(row.kind)
-    if fact_type is None:
-        raise JournalUnusable(f"journal {journal} holds an unknown fact {row.kind!r}")
-    try:
-        fact: Fact = _ADAPTERS[fact_type].validate_json(row.body)
-    except ValidationError as error:
-        where = f"{row.run_id}, number {row.number}"
-        raise JournalUnusable(f"journal {journal} holds a damaged {row.kind}: {where}") from error
-    return fact
+_MODEL = TypeAdapter(Model)
+_AWAITED = TypeAdapter(AwaitedModel)
 
 
 def _prepared_run(row: Any, journal: str) -> PreparedRun:
@@ -218,20 +223,11 @@ def _prepared_run(row: Any, journal: str) -> PreparedRun:
         return PreparedRun(
             row.run_id,
             RunDefinition.model_validate_json(row.definition),
-            _ADAPTERS[AwaitedModel].validate_json(row.initial),
+            _AWAITED.validate_json(row.initial),
         )
     except ValidationError as error:
-        raise JournalUnusable(f"journal {journal} holds a damaged run {row.run_id}") from error
+        raise _damaged(row.run_id, journal) from error
 
 
-def _run_record(row: Any, journal: str) -> RunRecord:
-    try:
-        return RunRecord(
-            row.run_id,
-            RunDefinition.model_validate_json(row.definition),
-            _ADAPTERS[Plan].validate_json(row.plan),
-            _ADAPTERS[Model].validate_json(row.initial),
-            row.at,
-        )
-    except ValidationError as error:
-        raise JournalUnusable(f"journal {journal} holds a damaged run {row.run_id}") from error
+def _damaged(run_id: str, journal: str) -> JournalUnusable:
+    return JournalUnusable(f"journal {journal} holds a damaged run {run_id}")

@@ -11,15 +11,24 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+from fl_server.flows.commands import ArmTimer, SendReceipt
+from fl_server.flows.events import (
+    Action,
+    DeviceDeclined,
+    DeviceJoined,
+    DeviceLeft,
+    FailureReported,
+    OrderRequested,
+    PauseRequested,
+    ResumeRequested,
+    StopRequested,
+    TimerFired,
+)
 from fl_server.rounds.workload import FitRule, OrderWork
 
 Status: TypeAlias = Literal["running", "paused", "completed", "stopped", "failed"]
 Phase: TypeAlias = Literal["gathering", "collecting", "aggregating", "evaluating", "ended"]
-Role: TypeAlias = Literal["trainer", "evaluator"]
-Timer: TypeAlias = Literal["gather", "deadline", "evaluation", "sweep"]
 EvaluateOn: TypeAlias = Literal["evaluators", "devices", "none"]
-ReceiptStatus: TypeAlias = Literal["accepted", "late", "refused", "unknown"]
-Action: TypeAlias = Literal["train", "evaluate", "exchange"]
 
 
 @dataclass(frozen=True)
@@ -85,22 +94,6 @@ class Update:
 
 
 @dataclass(frozen=True)
-class DeviceJoined:
-    """A device said that it is there; ``accepting`` is False while it drains."""
-
-    device_id: str
-    role: Role = "trainer"
-    accepting: bool = True
-
-
-@dataclass(frozen=True)
-class DeviceLeft:
-    """A device said good-bye, or its will did."""
-
-    device_id: str
-
-
-@dataclass(frozen=True)
 class ResultReceived:
     """A device reported an uploaded update; ``fault`` is why the report itself is not usable.
 
@@ -146,31 +139,6 @@ class UpdateVanished:
 
 
 @dataclass(frozen=True)
-class DeviceDeclined:
-    """A device answered an order with a reason instead of a result.
-
-    ``unusable``: it carried the order out, and what came of it could never count.
-    """
-
-    device_id: str
-    action: Action
-    round: int
-    attempt: int
-    reason: str
-    unusable: bool = False
-
-
-@dataclass(frozen=True)
-class OrderRequested:
-    """A device asks for its order again, with fresh URLs."""
-
-    device_id: str
-    action: Action
-    round: int
-    attempt: int
-
-
-@dataclass(frozen=True)
 class EvaluationReceived:
     """A device reported the metrics of a committed version."""
 
@@ -180,15 +148,6 @@ class EvaluationReceived:
     num_examples: int
     metrics: dict[str, float]
     usage: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class TimerFired:
-    """A timer that ``ArmTimer`` asked for."""
-
-    timer: Timer
-    round: int
-    attempt: int
 
 
 @dataclass(frozen=True)
@@ -206,30 +165,6 @@ class AggregationFailed:
 
     round: int
     attempt: int
-    reason: str
-
-
-@dataclass(frozen=True)
-class PauseRequested:
-    """The operator lets the open round finish and wants no new one."""
-
-
-@dataclass(frozen=True)
-class ResumeRequested:
-    """The operator lets a paused run go on."""
-
-
-@dataclass(frozen=True)
-class StopRequested:
-    """The operator ends the run with the versions committed so far."""
-
-    reason: str = "stopped by the operator"
-
-
-@dataclass(frozen=True)
-class FailureReported:
-    """The shell met an error that no retry mends."""
-
     reason: str
 
 
@@ -425,28 +360,6 @@ class SendOrder:
     action: Action
     round: int
     attempt: int
-
-
-@dataclass(frozen=True)
-class SendReceipt:
-    """Tell the device the last word on its result."""
-
-    device_id: str
-    action: Action
-    round: int
-    attempt: int
-    status: ReceiptStatus
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class ArmTimer:
-    """Bring ``TimerFired`` with the same fields after ``seconds``."""
-
-    timer: Timer
-    round: int
-    attempt: int
-    seconds: float
 
 
 @dataclass(frozen=True)

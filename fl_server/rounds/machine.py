@@ -13,34 +13,38 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from typing import TypeAlias
 
-from fl_server.rounds.events import (
+from fl_server.flows.commands import ArmTimer, ReceiptStatus, SendReceipt
+from fl_server.flows.events import (
     Action,
-    Aggregate,
-    AggregationFailed,
-    AggregationFinished,
-    ArmTimer,
-    Command,
     DeviceDeclined,
     DeviceJoined,
     DeviceLeft,
+    FailureReported,
+    OrderRequested,
+    PauseRequested,
+    ResumeRequested,
+    Role,
+    StopRequested,
+    TimerFired,
+)
+from fl_server.flows.flow import Step
+from fl_server.rounds.events import (
+    Aggregate,
+    AggregationFailed,
+    AggregationFinished,
+    Command,
     DiscardUpdate,
     EvaluationReceived,
     EvaluationRecorded,
     Event,
     Fact,
-    FailureReported,
     FoldUpdate,
     Model,
     OrderDeclined,
-    OrderRequested,
-    PauseRequested,
     Plan,
-    ReceiptStatus,
     ResultReceived,
-    ResumeRequested,
-    Role,
     RoundAbandoned,
     RoundClosed,
     RoundCommitted,
@@ -51,11 +55,8 @@ from fl_server.rounds.events import (
     RunResumed,
     RunStopped,
     SendOrder,
-    SendReceipt,
-    StopRequested,
     SweepRound,
     SweepRun,
-    TimerFired,
     Update,
     UpdateAccepted,
     UpdateRefused,
@@ -69,13 +70,7 @@ from fl_server.rounds.ledger import Ledger
 from fl_server.rounds.workload import FitRule, Speed, fit
 from fl_server.selection import uniform
 
-
-@dataclass
-class Step:
-    """What one event led to: facts first to the journal, then commands to the world."""
-
-    facts: list[Fact] = field(default_factory=list)
-    commands: list[Command] = field(default_factory=list)
+RoundStep: TypeAlias = Step[Fact, Command]
 
 
 class RoundMachine:
@@ -95,9 +90,9 @@ class RoundMachine:
 
     # --- the door -----------------------------------------------------------------------------
 
-    def handle(self, event: Event) -> Step:
+    def handle(self, event: Event) -> RoundStep:
         """Take one event; an event that no longer matters gives an empty step."""
-        step = Step()
+        step = RoundStep()
         match event:
             case DeviceJoined():
                 self._joined(event, step)
@@ -123,9 +118,9 @@ class RoundMachine:
                 self._end(RunFailed(event.reason), step)
         return step
 
-    def resume(self) -> Step:
+    def resume(self) -> RoundStep:
         """Re-issue what was pending when the server went down; orders follow as devices join."""
-        step, ledger = Step(), self.ledger
+        step, ledger = RoundStep(), self.ledger
         for device_id, update in sorted(ledger.accepted.items()):
             if ledger.phase in {"collecting", "aggregating"}:
                 step.commands.append(FoldUpdate(device_id, ledger.round, ledger.attempt, update))
@@ -143,7 +138,7 @@ class RoundMachine:
 
     # --- devices ------------------------------------------------------------------------------
 
-    def _joined(self, event: DeviceJoined, step: Step) -> None:
+    def _joined(self, event: DeviceJoined, step: RoundStep) -> None:
         device_id = event.device_id
         self._online[device_id] = event.role
         self._left.discard(device_id)
@@ -156,7 +151,7 @@ class RoundMachine:
         self._evaluate(device_id, step)
         self._start_if_ready(step)
 
-    def _gone(self, device_id: str, step: Step) -> None:
+    def _gone(self, device_id: str, step: RoundStep) -> None:
         self._online.pop(device_id, None)
         self._draining.discard(device_id)
         self._left.add(device_id)
@@ -165,7 +160,7 @@ class RoundMachine:
             self._ordered_evaluation.discard(device_id)
             self._complete_if_evaluated(step)
 
-    def _device_asked(self, event: DeviceDeclined | OrderRequested, step: Step) -> None:
+    def _device_asked(self, event: DeviceDeclined | OrderRequested, step: RoundStep) -> None:
         device_id, ledger = event.device_id, self.ledger
         if event.action == "evaluate":
             if isinstance(event, OrderRequested):
@@ -185,7 +180,7 @@ class RoundMachine:
 
     # --- updates ------------------------------------------------------------------------------
 
-    def _result(self, event: ResultReceived, step: Step) -> None:
+    def _result(self, event: ResultReceived, step: RoundStep) -> None:
         device_id, ledger = event.device_id, self.ledger
         counted = ledger.counted(event.round, event.attempt, device_id)
         if counted is not None:
@@ -218,7 +213,7 @@ class RoundMachine:
         self._verifying[device_id] = event.update
         step.commands.append(VerifyUpdate(device_id, event.round, event.attempt, event.update))
 
-    def _verified(self, event: UpdateVerified | UpdateRejected, step: Step) -> None:
+    def _verified(self, event: UpdateVerified | UpdateRejected, step: RoundStep) -> None:
         device_id, ledger = event.device_id, self.ledger
         if not self._is_current(event.round, event.attempt):
             self._receipt(event, "late", step, "the round went on without it")
@@ -237,13 +232,13 @@ class RoundMachine:
             step.commands.append(FoldUpdate(device_id, event.round, event.attempt, event.update))
         self._close_if_complete(step)
 
-    def _refuse(self, event: ResultReceived | UpdateRejected, reason: str, step: Step) -> None:
+    def _refuse(self, event: ResultReceived | UpdateRejected, reason: str, step: RoundStep) -> None:
         ledger = self.ledger
         self._record(UpdateRefused(ledger.round, ledger.attempt, event.device_id, reason), step)
         self._receipt(event, "refused", step, reason)
         step.commands.append(DiscardUpdate(event.update.key))
 
-    def _vanished(self, event: UpdateVanished, step: Step) -> None:
+    def _vanished(self, event: UpdateVanished, step: RoundStep) -> None:
         ledger, pair = self.ledger, (event.round, event.attempt)
         if ledger.phase == "aggregating" and pair == (ledger.round, ledger.attempt):
             self._abandon(f"the update of {event.device_id} vanished: {event.reason}", step)
@@ -263,7 +258,7 @@ class RoundMachine:
     def _invitations(self) -> int:
         return math.ceil(self.plan.cohort_size * self.plan.over_selection)
 
-    def _start_if_ready(self, step: Step, *, gathered: bool = False) -> None:
+    def _start_if_ready(self, step: RoundStep, *, gathered: bool = False) -> None:
         ledger, plan = self.ledger, self.plan
         if ledger.phase != "gathering" or ledger.status != "running":
             return
@@ -274,7 +269,7 @@ class RoundMachine:
             self._gather_armed = True
             step.commands.append(ArmTimer("gather", ledger.round, ledger.attempt, plan.gather_s))
 
-    def _start(self, candidates: list[str], step: Step) -> None:
+    def _start(self, candidates: list[str], step: RoundStep) -> None:
         ledger, plan = self.ledger, self.plan
         cohort = uniform.select(
             candidates,
@@ -295,7 +290,7 @@ class RoundMachine:
     def _speeds(self, rule: FitRule) -> dict[str, Speed]:
         return {**rule.known, **self.ledger.speeds}
 
-    def _close_if_complete(self, step: Step, *, deadline: bool = False) -> None:
+    def _close_if_complete(self, step: RoundStep, *, deadline: bool = False) -> None:
         ledger = self.ledger
         if ledger.phase != "collecting":
             return
@@ -317,7 +312,7 @@ class RoundMachine:
                 step,
             )
 
-    def _abandon(self, reason: str, step: Step) -> None:
+    def _abandon(self, reason: str, step: RoundStep) -> None:
         ledger = self.ledger
         if ledger.repeats_itself or ledger.attempt >= self.plan.max_attempts:
             self._end(RunFailed(f"round {ledger.round}, attempt {ledger.attempt}: {reason}"), step)
@@ -327,7 +322,7 @@ class RoundMachine:
         self._record(RoundAbandoned(ledger.round, ledger.attempt, reason), step)
         self._start_if_ready(step)
 
-    def _aggregated(self, event: AggregationFinished | AggregationFailed, step: Step) -> None:
+    def _aggregated(self, event: AggregationFinished | AggregationFailed, step: RoundStep) -> None:
         ledger = self.ledger
         pair = (event.round, event.attempt)
         if ledger.phase != "aggregating" or pair != (ledger.round, ledger.attempt):
@@ -361,7 +356,7 @@ class RoundMachine:
                 return trainers
         return []
 
-    def _evaluate(self, device_id: str, step: Step) -> None:
+    def _evaluate(self, device_id: str, step: RoundStep) -> None:
         ledger, version = self.ledger, self.ledger.model.version
         due = version > 0 and (
             version % self.plan.evaluate_every == 0 or version == self.plan.rounds
@@ -376,7 +371,7 @@ class RoundMachine:
         answered = self.ledger.evaluations.get(self.ledger.model.version, {})
         return self._ordered_evaluation - set(answered)
 
-    def _evaluated(self, event: EvaluationReceived, step: Step) -> None:
+    def _evaluated(self, event: EvaluationReceived, step: RoundStep) -> None:
         ledger = self.ledger
         if not 1 <= event.round <= ledger.model.version:
             self._receipt(event, "unknown", step, f"version {event.round} is not committed here")
@@ -399,13 +394,13 @@ class RoundMachine:
         self._receipt(event, "accepted", step)
         self._complete_if_evaluated(step)
 
-    def _complete_if_evaluated(self, step: Step) -> None:
+    def _complete_if_evaluated(self, step: RoundStep) -> None:
         if self.ledger.phase == "evaluating" and not self._missing_evaluations():
             self._end(RunCompleted(), step)
 
     # --- timers and the operator --------------------------------------------------------------
 
-    def _timer(self, event: TimerFired, step: Step) -> None:
+    def _timer(self, event: TimerFired, step: RoundStep) -> None:
         ledger = self.ledger
         if (event.round, event.attempt) != (ledger.round, ledger.attempt):
             return
@@ -419,7 +414,7 @@ class RoundMachine:
                 self._end(RunCompleted(), step)
 
     def _operator(
-        self, event: PauseRequested | ResumeRequested | StopRequested, step: Step
+        self, event: PauseRequested | ResumeRequested | StopRequested, step: RoundStep
     ) -> None:
         ledger = self.ledger
         match event:
@@ -454,14 +449,14 @@ class RoundMachine:
             and device_id not in self._verifying
         )
 
-    def _order(self, device_id: str, step: Step) -> None:
+    def _order(self, device_id: str, step: RoundStep) -> None:
         step.commands.append(SendOrder(device_id, "train", self.ledger.round, self.ledger.attempt))
 
     def _receipt(
         self,
         event: ResultReceived | UpdateVerified | UpdateRejected | EvaluationReceived,
         status: ReceiptStatus,
-        step: Step,
+        step: RoundStep,
         reason: str = "",
     ) -> None:
         action: Action = "evaluate" if isinstance(event, EvaluationReceived) else "train"
@@ -469,23 +464,23 @@ class RoundMachine:
             SendReceipt(event.device_id, action, event.round, event.attempt, status, reason)
         )
 
-    def _arm_deadline(self, step: Step) -> None:
+    def _arm_deadline(self, step: RoundStep) -> None:
         ledger = self.ledger
         step.commands.append(
             ArmTimer("deadline", ledger.round, ledger.attempt, self.plan.deadline_s)
         )
 
-    def _arm_evaluation(self, step: Step) -> None:
+    def _arm_evaluation(self, step: RoundStep) -> None:
         ledger = self.ledger
         step.commands.append(
             ArmTimer("evaluation", ledger.round, ledger.attempt, self.plan.evaluation_deadline_s)
         )
 
-    def _end(self, fact: RunCompleted | RunStopped | RunFailed, step: Step) -> None:
+    def _end(self, fact: RunCompleted | RunStopped | RunFailed, step: RoundStep) -> None:
         self._verifying.clear()
         self._record(fact, step)
         step.commands.append(SweepRun())
 
-    def _record(self, fact: Fact, step: Step) -> None:
+    def _record(self, fact: Fact, step: RoundStep) -> None:
         self.ledger.apply(fact)
         step.facts.append(fact)

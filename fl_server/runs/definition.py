@@ -100,8 +100,13 @@ class BundleSection(_Section):
 
 
 class RunDefinition(_Section):
-    """One run of one task."""
+    """One run of one task.
 
+    ``flow`` is the kind of flow that coordinates it, ``flow_settings`` are for that kind alone.
+    """
+
+    flow: Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")] = "sync"
+    flow_settings: dict[str, Any] = {}
     task: Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")]
     rounds: Annotated[int, Field(ge=1, le=1_000_000)] = 10
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0

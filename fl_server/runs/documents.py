@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 from broker.wire.messages import Message
 from broker.wire.topics import Topics
-from fl_server.runs.active import ActiveRun
+from fl_server.flows.flow import Flow
 
 # every device reads a run's document: one for each of a round's facts would cost the square of them
 _DELAY_S = 0.25
@@ -30,7 +30,7 @@ class RunDocuments:
 
     def __init__(
         self,
-        runs: Mapping[str, ActiveRun],
+        runs: Mapping[str, Flow],
         topics: Topics,
         epoch: int,
         publish: Callable[[str, Message], None],
@@ -43,13 +43,13 @@ class RunDocuments:
         self._clear = clear
         self._due: dict[str, float] = {}
 
-    def changed(self, run: ActiveRun) -> None:
+    def changed(self, run: Flow) -> None:
         """Have the document say what has changed: a little later, at once of a run that ended."""
         if run.ended:
             self.publish(run)
             self._clear_old(1)
         else:
-            self._due.setdefault(run.record.run_id, time.monotonic() + _DELAY_S)
+            self._due.setdefault(run.run_id, time.monotonic() + _DELAY_S)
 
     def due_s(self) -> float:
         """Return when ``publish_due`` must be called, by the monotonic clock."""
@@ -61,11 +61,12 @@ class RunDocuments:
         for run_id in [each for each, due_s in self._due.items() if due_s <= now_s]:
             self.publish(self._runs[run_id])
 
-    def publish(self, run: ActiveRun) -> None:
-        """Publish a run's document as it is now."""
-        self._due.pop(run.record.run_id, None)
-        topic = self._topics.run(run.record.run_id, "state")
-        self._publish(topic, run.document(self._epoch))
+    def publish(self, run: Flow) -> None:
+        """Publish a run's document as it is now, if it has one."""
+        self._due.pop(run.run_id, None)
+        document = run.document(self._epoch)
+        if document is not None:
+            self._publish(self._topics.run(run.run_id, "state"), document)
 
     def publish_all(self) -> None:
         """Publish every document, after the connection was gone."""
@@ -76,10 +77,10 @@ class RunDocuments:
             if not run.ended or run in kept:
                 self.publish(run)
 
-    def _ended(self) -> list[ActiveRun]:
+    def _ended(self) -> list[Flow]:
         return [run for run in self._runs.values() if run.ended]
 
     def _clear_old(self, latest: int) -> None:
         """Clear the latest documents among those that are not kept."""
         for run in self._ended()[:-_KEPT][-latest:]:
-            self._clear(self._topics.run(run.record.run_id, "state"))
+            self._clear(self._topics.run(run.run_id, "state"))

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fl_server.persistence.journal import RunRecord
 from fl_server.rounds.events import (
     Fact,
     Model,
+    Plan,
     RoundAbandoned,
     RoundCommitted,
     UpdateAccepted,
     UpdateWithdrawn,
 )
+from fl_server.runs.record import RunRecord
 from storage.versions.manifest import MAX_COHORT, Manifest, Parent
 
 
@@ -38,13 +39,13 @@ class Lineage:
         latest: version 0 until a round was committed.
     """
 
-    def __init__(self, record: RunRecord) -> None:
+    def __init__(self, record: RunRecord[Plan]) -> None:
         self.latest = Commit(record.initial, 0, record.definition.models.parent, {})
         self._run_id = record.run_id
         self._accepted: dict[str, int] = {}
 
-    def take(self, fact: Fact) -> Commit | None:
-        """Take the next fact; return the commit that it made, if it made one."""
+    def apply(self, fact: Fact) -> Commit | None:
+        """Apply the next fact; return the commit that it made, if it made one."""
         match fact:
             case UpdateAccepted():
                 self._accepted[fact.device_id] = fact.update.num_examples
@@ -62,7 +63,7 @@ class Lineage:
 
 
 def manifest_of(
-    record: RunRecord, commit: Commit, *, project: str, layout_hash: str, created_ms: int
+    record: RunRecord[Plan], commit: Commit, *, project: str, layout_hash: str, created_ms: int
 ) -> Manifest:
     """Return what is signed of a version."""
     definition, model = record.definition, commit.model

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from broker.wire.messages import Patch
 from fl_server.rounds.events import Model
-from storage.transfer.byte_ranges import Range, coalesced, is_worth_it
+from storage.transfer.byte_ranges import Range, coalesced, saves_enough
 
 _LEAST_BYTES = 1 << 20
 # what a round trip's time would carry: a shorter gap is fetched along
@@ -27,7 +27,7 @@ def patches_to(model: Model, earlier: Sequence[Model]) -> list[Patch]:
         if after.changed is None or base.size_bytes != model.size_bytes:
             break
         changed = coalesced([*changed, *after.changed], gap=_GAP_BYTES)
-        if not is_worth_it(changed, model.size_bytes):
+        if not saves_enough(changed, model.size_bytes):
             break
         if base.sha256 != model.sha256:
             found.append(Patch(base_sha256=base.sha256, changed=changed))

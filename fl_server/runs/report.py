@@ -7,10 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fl_server.persistence.journal import FactRecord, RunRecord
+from broker.wire.messages import RunDocument
 from fl_server.rounds.events import (
     EvaluationRecorded,
     OrderDeclined,
+    Plan,
     RoundAbandoned,
     RoundClosed,
     RoundCommitted,
@@ -21,6 +22,7 @@ from fl_server.rounds.events import (
 )
 from fl_server.rounds.ledger import Ledger
 from fl_server.rounds.workload import OrderWork, measured
+from fl_server.runs.record import FactRecord, RunRecord
 
 MAX_ROUNDS_SHOWN = 200
 _MAX_ROUND_TIMES = 1000
@@ -73,7 +75,7 @@ class _RoundReport:
         self.seconds = at - self.started_at
 
 
-def summary(record: RunRecord, ledger: Ledger) -> dict[str, Any]:
+def summary(record: RunRecord[Plan], ledger: Ledger) -> dict[str, Any]:
     """Return a run in one row."""
     version = _measured_version(ledger)
     return {
@@ -99,7 +101,21 @@ def summary(record: RunRecord, ledger: Ledger) -> dict[str, Any]:
     }
 
 
-def report(record: RunRecord, ledger: Ledger, facts: Iterable[FactRecord]) -> dict[str, Any]:
+def summary_of_document(record: RunRecord[Any], document: RunDocument | None) -> dict[str, Any]:
+    """Return a run of any kind in one row, as its document says."""
+    shown = {} if document is None else document.model_dump()
+    return {
+        "run_id": record.run_id,
+        "task": record.definition.task,
+        "algorithm": record.definition.algorithm.name,
+        "rounds": record.definition.rounds,
+        "submitted_at": record.at,
+        **{name: shown.get(name) for name in ("round", "attempt", "accuracy", "loss")},
+        **{name: shown.get(name, "") for name in ("status", "reason", "phase")},
+    }
+
+
+def report(record: RunRecord[Plan], ledger: Ledger, facts: Iterable[FactRecord]) -> dict[str, Any]:
     """Return a run with its rounds, devices, refusals, bytes and metrics.
 
     It fits into one message: of long runs the latest rounds are shown, of many devices the first.

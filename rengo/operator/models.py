@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from runtime.errors import ConfigError, Corrupt
 from runtime.files import atomic_write, file_sha256
 from runtime.security.signing import PublicKey
-from storage.transfer.files import Transfers, TransferSettings, Watch
+from storage.transfer.files import OnProgress, Transfers, TransferSettings
 from storage.versions.manifest import MAX_DOCUMENT_BYTES, Manifest
 from storage.weights import Weights, read_safetensors
 
@@ -117,7 +117,7 @@ def ask(client: Client, name: str) -> DownloadOffer:
     return DownloadOffer(manifest, signed, answer["url"])
 
 
-def bring(client: Client, offer: DownloadOffer, path: Path, watch: Watch | None = None) -> int:
+def bring(client: Client, offer: DownloadOffer, path: Path, watch: OnProgress | None = None) -> int:
     """Bring a version to ``path``, its manifest beside it, and return the bytes that were moved.
 
     What an interrupted call left in ``<name>.part`` is not moved again. The manifest comes last:
@@ -147,7 +147,7 @@ def bring(client: Client, offer: DownloadOffer, path: Path, watch: Watch | None 
             sha256=manifest.sha256,
             size=manifest.size_bytes,
             renew=lambda: ask(client, manifest.name).url,
-            watch=watch,
+            on_progress=watch,
         )
     except Corrupt as error:
         part_path(path).unlink(missing_ok=True)

@@ -21,7 +21,7 @@ from rengo.operator.models import FetchedVersion
 from rengo.operator.progress import DeviceTable, RunProgress
 from runtime.errors import ConfigError, RunNotCompleted, TransportError
 from runtime.files import file_sha256
-from storage.transfer.multipart import PartsPlace
+from storage.transfer.multipart import MultipartTarget
 from storage.weights import Weights, write_safetensors
 
 _LOG = logging.getLogger(__name__)
@@ -107,9 +107,9 @@ def submit(
 
 
 def _upload(client: OperatorClient, prepared: Mapping[str, Any], path: Path) -> None:
-    def place(answer: Mapping[str, Any]) -> PartsPlace:
+    def place(answer: Mapping[str, Any]) -> MultipartTarget:
         parts = answer["parts"]
-        return PartsPlace(
+        return MultipartTarget(
             parts["upload_id"], parts["part_bytes"], parts["urls"], parts["complete_url"]
         )
 

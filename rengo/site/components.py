@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from broker.brokers.listener import LOOPBACK, ListenerTls
 from broker.brokers.mosquitto import MosquittoAccess, MosquittoBroker
 from broker.brokers.nats import EmbeddedBroker, NatsAccess
-from storage.store.embedded import EmbeddedStore, StoreTls
+from storage.store.embedded import EmbeddedStore
+from storage.store.servers.base import StoreTls
 
 _Port = Annotated[int, Field(ge=1, le=65535)]
 

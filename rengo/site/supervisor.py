@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from runtime.backoff import Backoff
 from runtime.errors import InvalidTransition, RengoError
-from runtime.retry import Backoff
 
 _LOG = logging.getLogger(__name__)
 _LOOK_EVERY_S = 0.1

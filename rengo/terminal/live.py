@@ -27,7 +27,7 @@ from rengo.operator.progress import DeviceTable, RunProgress
 from rengo.terminal import format as wording
 from rengo.terminal.event_lines import Line
 from rengo.terminal.view import View
-from storage.transfer.files import Watch
+from storage.transfer.files import OnProgress
 
 _REFRESH_PER_S = 5
 _MAX_ROWS = 12
@@ -76,7 +76,7 @@ def is_able(out: TextIO) -> bool:
 
 
 @contextmanager
-def open_bar(what: str, total: int, out: TextIO) -> Iterator[Watch]:
+def open_bar(what: str, total: int, out: TextIO) -> Iterator[OnProgress]:
     """Give what is to be called with the bytes that are there; they are shown as a bar."""
     columns = (
         TextColumn("{task.description}"),

@@ -7,14 +7,14 @@ from contextlib import contextmanager
 from typing import TextIO
 
 from rengo.terminal.format import size
-from storage.transfer.files import Watch
+from storage.transfer.files import OnProgress
 
 _WORTH_LINES_BYTES = 1_000_000
 _STEPS = 10
 
 
 @contextmanager
-def open_meter(what: str, total: int, out: TextIO) -> Iterator[Watch]:
+def open_meter(what: str, total: int, out: TextIO) -> Iterator[OnProgress]:
     """Give what is to be called with the bytes that are there, of ``total``."""
     if out.isatty():
         from rengo.terminal.live import is_able, open_bar  # noqa: PLC0415  rich is for terminals alone

@@ -23,7 +23,7 @@ from runtime.errors import ConfigError, Corrupt, InvalidTransition, NotFound
 from runtime.security.signing import SecretKey
 from storage.registry.scan import Document, DocumentCache
 from storage.registry.version_store import VersionStore
-from storage.store.objects import ObjectStore
+from storage.store.objects import Objects
 from storage.versions.index import Version, looks_like_hash
 from storage.versions.keys import RunKeys
 from storage.versions.manifest import Manifest
@@ -55,7 +55,7 @@ class ModelRegistry:
 
     def __init__(
         self,
-        store: ObjectStore,
+        store: Objects,
         project: str,
         key: SecretKey,
         cache: DocumentCache | None = None,

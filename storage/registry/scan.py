@@ -13,7 +13,7 @@ from typing import Protocol
 
 from runtime.errors import Corrupt, NotFound
 from runtime.security.signing import PublicKey
-from storage.store.objects import ObjectInfo, ObjectStore
+from storage.store.objects import ObjectInfo, Objects
 from storage.versions.index import Version, VersionKey
 from storage.versions.keys import RunKeys, runs_prefix
 from storage.versions.manifest import MAX_DOCUMENT_BYTES, Manifest, Record
@@ -66,7 +66,7 @@ class RegistryScan:
 
 
 def read_catalogue(
-    store: ObjectStore, project: str, key: PublicKey, cache: DocumentCache | None
+    store: Objects, project: str, key: PublicKey, cache: DocumentCache | None
 ) -> RegistryScan:
     """Return what the store holds of a project's versions.
 
@@ -76,7 +76,7 @@ def read_catalogue(
     return _Reading(store, project, key, cache).catalogue()
 
 
-def read_record(store: ObjectStore, key: PublicKey, manifest: Manifest) -> Record:
+def read_record(store: Objects, key: PublicKey, manifest: Manifest) -> Record:
     """Return a version's record as it stands in the store.
 
     Raises:
@@ -107,7 +107,7 @@ class _Place:
 
 class _Reading:
     def __init__(
-        self, store: ObjectStore, project: str, key: PublicKey, cache: DocumentCache | None
+        self, store: Objects, project: str, key: PublicKey, cache: DocumentCache | None
     ) -> None:
         self._store = store
         self._project = project
@@ -244,7 +244,7 @@ def _wrong_of_record(record: Record, manifest: Manifest, where: str) -> str:
     return ""
 
 
-def _fetch(store: ObjectStore, key: str) -> bytes:
+def _fetch(store: Objects, key: str) -> bytes:
     data = bytearray()
     with store.open(key) as stream:
         while len(data) <= MAX_DOCUMENT_BYTES:

@@ -15,7 +15,7 @@ from typing import Any
 from runtime.errors import Corrupt, InvalidTransition, NotFound
 from runtime.security.signing import SecretKey
 from storage.registry.scan import DocumentCache, new_record, read_catalogue, read_record
-from storage.store.objects import ObjectStore
+from storage.store.objects import Objects
 from storage.versions.index import Version, VersionIndex, VersionKey
 from storage.versions.manifest import Manifest, Record, Stage
 
@@ -34,7 +34,7 @@ class VersionStore:
 
     def __init__(
         self,
-        store: ObjectStore,
+        store: Objects,
         project: str,
         key: SecretKey,
         now_ms: Callable[[], int],

@@ -1,8 +1,8 @@
-"""The bucket's own broom: a lifecycle rule that ends unfinished uploads under our prefix.
+"""A lifecycle rule of the bucket that aborts unfinished uploads under our prefix.
 
-The server aborts what it knows of; the rule catches what is left when it never comes back. Rules of
-others are never touched, and S3 replaces all rules at once, so beside one of theirs ours is not
-set: their owner may add it.
+The server aborts the uploads that it knows of; the rule aborts those of a server that never starts
+again. S3 replaces all rules of a bucket at once, and rules of others are never touched: where there
+are any, ours is not set, and their owner may add it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def rules(store: S3Store) -> list[dict[str, Any]]:
     """Return the bucket's rules.
 
     Raises:
-        Unavailable, AccessDenied, StorageError: it tells none, with the reason.
+        Unavailable, AccessDenied, StorageError: the store does not tell them, and why.
     """
     try:
         with store.errors("GET LIFECYCLE"):
@@ -31,9 +31,9 @@ def rules(store: S3Store) -> list[dict[str, Any]]:
 
 
 def ensure_rule(store: S3Store) -> str:
-    """Set the rule where that changes nobody else's, and return what was done, for a log.
+    """Set the rule where no other rule exists, and return what was done, for a log.
 
-    A store that has no lifecycle rules, or a key that may not set them, is fine.
+    A store without lifecycle rules, or a key that may not set them, is no error.
 
     Raises:
         Unavailable: the store cannot be reached.
@@ -59,13 +59,13 @@ def ensure_rule(store: S3Store) -> str:
 
 
 def rule_is_set(store: S3Store) -> bool:
-    """Return whether our rule stands; raises as :func:`rules` does."""
+    """Return whether our rule is set; raises as :func:`rules` does."""
     wanted = _rule(store)
     return any(_same(rule, wanted) for rule in rules(store))
 
 
 def remove_rule(store: S3Store) -> None:
-    """Take our rule away again and leave the others."""
+    """Remove our rule and no other."""
     wanted = _rule(store)["ID"]
     rest = [rule for rule in rules(store) if rule.get("ID") != wanted]
     if rest:

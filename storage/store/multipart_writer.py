@@ -1,4 +1,4 @@
-"""An object that is stored in parts while its bytes are still being made."""
+"""An object that is stored in parts while its bytes are still being produced."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _SENDERS = 2
 
 
 class PartWriter:
-    """Takes an object's bytes and sends each part as soon as it is full, while the next one fills.
+    """Writes an object part by part; each part is sent as soon as it is full.
 
-    The object is there when the block ends, and not at all when it ends with an error. Holds three
-    parts in memory: one fills and two are on their way.
+    The object exists when the block ends, and does not when it ends with an error. Three parts are
+    in memory: one is filled while two are sent.
 
     Raises:
-        Unavailable: on entering, in ``write`` or at the end; the object is not there.
+        Unavailable: on entering, in ``write`` or at the end; the object does not exist.
     """
 
     def __init__(self, store: ObjectStore, key: str, part_bytes: int) -> None:
@@ -53,7 +53,7 @@ class PartWriter:
             self._abort(error)
 
     def write(self, data: Part) -> None:
-        """Take the next bytes; waits while two parts are on their way."""
+        """Append bytes; waits while two parts are being sent."""
         view = memoryview(data).cast("B")
         while view:
             count = min(len(view), len(self._buffer) - self._filled)
@@ -92,7 +92,7 @@ class PartWriter:
         try:
             self._store.complete_upload(self._key, self._upload_id, etags)
         except NotFound:
-            # it was completed, and the answer was lost: what is there then is what was sent
+            # an earlier attempt completed it and its answer was lost: the size tells
             if self._store.head(self._key).size != self._size:
                 raise
 

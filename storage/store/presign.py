@@ -1,7 +1,7 @@
-"""Presigned URLs, made in a third of the time that boto3's clients take.
+"""Presigned URLs, made in a third of the time that boto3's clients need.
 
-boto3 serialises a whole request and asks its rules for the endpoint each time; a server signs three
-URLs for each update. The signature itself is botocore's.
+For each URL boto3 serialises a whole request and evaluates its endpoint rules, and a server signs
+three URLs for each update. The signature itself is botocore's.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class UrlSigner:
     Safe for use by many threads.
 
     Args:
-        settings: whose keys sign, for which region.
-        client: knows where the bucket is: in the path of its endpoint, or before the host.
+        settings: the keys and the region.
+        client: knows the bucket's URL, with the bucket in the path or in the host name.
     """
 
     def __init__(self, settings: StoreSettings, client: S3Client) -> None:
@@ -54,19 +54,20 @@ class UrlSigner:
         """Return a URL for one method on one key of the bucket.
 
         Args:
-            key: as it stands in the bucket.
-            query: beside the signature, as ``uploadId``.
-            headers: those that must come with the request.
+            key: the whole key in the bucket.
+            query: parameters besides the signature, as ``uploadId``.
+            headers: those that the request must have.
         """
         from botocore.auth import S3SigV4QueryAuth  # noqa: PLC0415
         from botocore.awsrequest import AWSRequest  # noqa: PLC0415
 
-        asked = "&".join(
+        parameters = "&".join(
             f"{name}={quote(str(value), safe=_IN_A_QUERY)}" for name, value in (query or {}).items()
         )
+        query_text = f"?{parameters}" if parameters else ""
         request = AWSRequest(
             method=method,
-            url=f"{self._bucket_url}{quote(key, safe=_IN_A_PATH)}{'?' if asked else ''}{asked}",
+            url=self._bucket_url + quote(key, safe=_IN_A_PATH) + query_text,
             headers=dict(headers or {}),
         )
         auth = S3SigV4QueryAuth(self._credentials, "s3", self._region, expires=expires_s)

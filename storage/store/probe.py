@@ -1,7 +1,7 @@
-"""What a store can do, found out by trying; nothing of it is left behind.
+"""What a store can do, found out by trying; the probe leaves nothing behind.
 
-Nothing in Rengo depends on conditional PUT, versioning or pinned lengths; the probe says what an
-operator may count on.
+Nothing in Rengo depends on conditional PUT, versioning or pinned lengths; the probe tells an
+operator which of them the store has.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from runtime.errors import (
     StorageError,
 )
 from storage.store.lifecycle import rules
+from storage.store.objects import abort_uploads
 from storage.store.s3 import S3Store
 from storage.transfer import http
 
@@ -32,13 +33,13 @@ LATEST_S = 900.0
 _BODY = b"rengo-probe"
 _ROOT = "probe"
 _URL_S = 300
-# what S3 asks of every part but the last
+# the least that S3 accepts for every part but the last
 _PART = bytes(5 << 20)
 
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What the store did when asked: True, False, or None where it refused the key.
+    """Whether the store did what was tried; None where it refused the key.
 
     Attributes:
         range: a GET of a byte range answers with that range.
@@ -48,11 +49,11 @@ class Capabilities:
         presigned_parts: an upload in parts is sent and completed by presigned URLs alone.
         part_copy: a part can be a range of another object.
         pinned_length: a presigned PUT with a signed length refuses another length.
-        conditional_put: a PUT with If-None-Match leaves an object that is there.
-        versioning: the bucket tells whether it keeps versions (not that it does).
+        conditional_put: a PUT with If-None-Match leaves an existing object.
+        versioning: the bucket tells whether it keeps versions (whether or not it does).
         lifecycle: the bucket tells its lifecycle rules.
-        sse_s3: an object is encrypted by the store's key when asked for (``AES256``).
-        sse_kms: the same by a key service (``aws:kms``).
+        sse_s3: it encrypts an object with its own key on request (``AES256``).
+        sse_kms: the same with a key service's key (``aws:kms``).
     """
 
     range: Answer
@@ -71,10 +72,10 @@ class Capabilities:
 
 @dataclass(frozen=True)
 class Findings:
-    """What was found out.
+    """The results of a probe.
 
     Attributes:
-        keeps_versions: the bucket keeps what is deleted or replaced as old versions.
+        keeps_versions: the bucket keeps deleted and replaced objects as old versions.
         round_trip_s: of the fastest of three small GETs.
         clock_offset_s: the store's clock minus ours, to the second; presigned URLs need it small.
     """
@@ -85,39 +86,39 @@ class Findings:
     clock_offset_s: float
 
 
-def probe(store: S3Store, say: Callable[[str], None] = lambda _: None) -> Findings:
+def probe(store: S3Store, on_step: Callable[[str], None] = lambda _: None) -> Findings:
     """Try everything under a key of its own and leave nothing behind. Blocks; needs the bucket.
 
     Args:
-        store: the store; its public endpoint is not asked, which only devices need.
-        say: told what is tried next.
+        store: the store; its public endpoint, which only devices need, is not tried.
+        on_step: called with what is tried next.
 
     Raises:
-        Unavailable, AccessDenied, NotFound: the plain verbs do not work, with the reason.
-        Corrupt: the store gave back other bytes than it was given.
+        Unavailable, AccessDenied, NotFound: the plain verbs do not work, and why.
+        Corrupt: an object came back with other bytes.
     """
     if store.settings.public_endpoint is not None:
         store = S3Store(store.settings.model_copy(update={"public_endpoint": None}))
-    say("clock")
+    on_step("clock")
     offset_s = clock_offset_s(store)
     folder = f"{_ROOT}/{secrets.token_hex(8)}"
-    with _blaming_the_clock(offset_s), store.errors("HEAD BUCKET"):
-        # first, for some stores make a bucket at the first PUT
+    with _explained_by_the_clock(offset_s), store.errors("HEAD BUCKET"):
+        # first: some stores make a bucket at the first PUT
         store.client.head_bucket(Bucket=store.settings.bucket)
-    with _swept(store, folder):
-        say("plain verbs")
+    with _cleaned_up(store, folder):
+        on_step("plain verbs")
         _plain(store, f"{folder}/object")
         trials = _Trials(store, folder)
         answers = {}
         for field in fields(Capabilities):
-            say(field.name.replace("_", " "))
+            on_step(field.name.replace("_", " "))
             answers[field.name] = trials.answer(getattr(trials, field.name))
         round_trip_s = _round_trip_s(store, f"{folder}/object")
     return Findings(Capabilities(**answers), trials.keeps_versions, round_trip_s, offset_s)
 
 
 def clock_offset_s(store: S3Store) -> float:
-    """Return the store's clock minus ours; it tells the time also to whom it refuses the rest.
+    """Return the store's clock minus ours; a store tells the time also in a refusal.
 
     Raises:
         Unavailable: the store cannot be reached.
@@ -131,39 +132,39 @@ def clock_offset_s(store: S3Store) -> float:
         theirs = parsedate_to_datetime(date)
     except ValueError as error:
         raise StorageError(f"{what}: the store gives its time as {date[:64]!r}") from error
-    # HTTP gives whole seconds: ours is cut alike, so that equal clocks differ by 0 or 1
+    # HTTP gives whole seconds; with ours cut too, equal clocks differ by 0 or 1
     return theirs.timestamp() - math.floor(time.time())
 
 
 @contextmanager
-def _swept(store: S3Store, folder: str) -> Iterator[None]:
+def _cleaned_up(store: S3Store, folder: str) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
         try:
-            _sweep(store, folder)
+            _remove_all(store, folder)
         except StorageError as second:
             error.add_note(f"what the probe left is under {folder}: {second}")
         raise
-    _sweep(store, folder)
+    _remove_all(store, folder)
 
 
-def _sweep(store: S3Store, folder: str) -> None:
-    store.abort_uploads(f"{folder}/")
+def _remove_all(store: S3Store, folder: str) -> None:
+    abort_uploads(store, f"{folder}/")
     store.delete([info.key for info in store.list(f"{folder}/")])
 
 
 def check_encryption(store: S3Store) -> None:
-    """Return when the store encrypts as its settings ask, which it may have to be told first.
+    """Raise unless the store encrypts as its settings ask.
 
     Raises:
-        ConfigError: it does not; says so by the settings' key.
+        ConfigError: it does not; names the setting.
         Unavailable: it cannot be reached.
     """
     if store.settings.sse is None:
         return
     folder = f"{_ROOT}/{secrets.token_hex(8)}"
-    with _swept(store, folder):
+    with _cleaned_up(store, folder):
         _put_encrypted(store, f"{folder}/object")
 
 
@@ -175,7 +176,7 @@ def _put_encrypted(store: S3Store, key: str) -> None:
     except StorageError as error:
         if store.settings.sse is None:
             raise
-        # one that has no key service answers 500, and is well otherwise
+        # a store without a key service answers 500, and works otherwise
         plain = store.settings.model_copy(update={"sse": None, "kms_key": None})
         S3Store(plain).put(key, _BODY)
         raise ConfigError(
@@ -185,7 +186,7 @@ def _put_encrypted(store: S3Store, key: str) -> None:
 
 
 @contextmanager
-def _blaming_the_clock(offset_s: float) -> Iterator[None]:
+def _explained_by_the_clock(offset_s: float) -> Iterator[None]:
     try:
         yield
     except AccessDenied as error:
@@ -215,7 +216,7 @@ def _round_trip_s(store: S3Store, key: str) -> float:
 
 
 class _Trials:
-    """One method for each capability, by its name."""
+    """A trial of each capability, in the method of its name."""
 
     def __init__(self, store: S3Store, folder: str) -> None:
         self._store = store
@@ -224,7 +225,7 @@ class _Trials:
         self.keeps_versions = False
 
     def answer(self, trial: Callable[[], bool]) -> Answer:
-        """Return what the trial came to; an error is an answer while the store serves the rest."""
+        """Return the result of a trial; an error is one as long as other requests succeed."""
         try:
             return trial()
         except AccessDenied:
@@ -257,7 +258,7 @@ class _Trials:
     def multipart(self) -> bool:
         key = f"{self._folder}/parts/object"
         self._store.begin_upload(key)
-        return self._store.abort_uploads(key) == 1
+        return abort_uploads(self._store, key) == 1
 
     def presigned_parts(self) -> bool:
         key, pool = f"{self._folder}/parts/presigned", self._store.http

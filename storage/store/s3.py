@@ -1,8 +1,9 @@
 """An S3 bucket as an object store.
 
-Bytes go through presigned URLs and urllib3, in and out: measured on both embedded stores, a PUT
-then takes a third of boto3's CPU (which hashes every body it signs), and the server and the devices
-meet one set of errors. boto3 does the verbs without bytes, but for the one that a short round has.
+Objects are read and written by presigned URLs and urllib3: on both embedded stores a PUT then takes
+a third of the CPU of boto3, which hashes every body that it signs, and the server and the devices
+handle the same errors. boto3 does the requests without a body, except the single DELETE, which each
+round makes.
 """
 
 from __future__ import annotations
@@ -76,8 +77,8 @@ class S3Store:
         self.settings = settings
         self.sizes = sizes or PartSizes()
         self.client = client_of(settings, settings.endpoint)
-        self._own = UrlSigner(settings, self.client)
-        self._public = self._own
+        self._private = UrlSigner(settings, self.client)
+        self._public = self._private
         if settings.public_endpoint:
             public = client_of(settings, settings.public_endpoint)
             self._public = UrlSigner(settings, public)
@@ -91,7 +92,7 @@ class S3Store:
             self._put_parts(key, source, total)
             return self.head(key)
         headers = self.upload_headers
-        url = self._own.sign("PUT", self.full(key), _OWN_URL_S, headers=headers)
+        url = self._private.sign("PUT", self.full(key), _OWN_URL_S, headers=headers)
         if isinstance(source, bytes):
             etag = self._retry(lambda: http.send(self.http, url, source, total, headers))
         elif source.seekable():
@@ -102,8 +103,8 @@ class S3Store:
         return ObjectInfo(key, total, etag)
 
     def open(self, key: str, start: int = 0, end: int | None = None) -> http.Download:
-        """Return the bytes as a stream; a break within it is Unavailable, to resume by range."""
-        url = self._own.sign("GET", self.full(check_key(key)), _OWN_URL_S)
+        """Return the bytes as a stream; a break is Unavailable, and a range resumes it."""
+        url = self._private.sign("GET", self.full(check_key(key)), _OWN_URL_S)
         return self._retry(lambda: http.fetch(self.http, url, start=start, end=end))
 
     def head(self, key: str) -> ObjectInfo:
@@ -113,28 +114,28 @@ class S3Store:
         return ObjectInfo(key, found["ContentLength"], found["ETag"].strip('"'))
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Remove the objects, up to a thousand a request, and the last of each folder singly.
+        """Remove the objects, up to a thousand in one request, and the last of each folder singly.
 
-        For MinIO's front over a file system takes an emptied folder away only after a single
-        DELETE; elsewhere that is one request more.
+        MinIO's front over a file system removes an empty folder only after a single DELETE; other
+        stores get one request more.
         """
         rest = iter(keys)
         while batch := list(islice(rest, 1000)):
             lasts = {check_key(key).rpartition("/")[0]: key for key in batch}
             self._delete_many(sorted(set(batch) - set(lasts.values())))
             for key in lasts.values():
-                url = self._own.sign("DELETE", self.full(key), _OWN_URL_S)
+                url = self._private.sign("DELETE", self.full(key), _OWN_URL_S)
                 self._retry(partial(http.remove, self.http, url))
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        """Return the objects under the prefix, a page a request."""
+        """Return the objects under the prefix, one page for each request."""
         pages = self.client.get_paginator("list_objects_v2").paginate(
             Bucket=self.settings.bucket, Prefix=self.full(prefix)
         )
         with self.errors(f"LIST {prefix}"):
             for page in pages:
                 for found in page.get("Contents", []):
-                    # a key that ends so is a folder of the store's own, never one of ours
+                    # a key that ends in a slash is a folder that the store made
                     if not found["Key"].endswith("/"):
                         key = found["Key"].removeprefix(self.settings.root)
                         yield ObjectInfo(key, found["Size"], found["ETag"].strip('"'))
@@ -145,11 +146,11 @@ class S3Store:
 
     @property
     def upload_headers(self) -> dict[str, str]:
-        """The headers that are signed into a presigned PUT and have to come with it."""
+        """The headers that are signed into a presigned PUT and must be sent with it."""
         return self.settings.upload_headers
 
     def presign_put(self, key: str, expires_s: int, size: int | None = None) -> str:
-        """Return a URL on the public endpoint that writes the object, its length signed."""
+        """Return a URL on the public endpoint that writes the object, with its length signed."""
         headers = self.upload_headers
         if size is not None:
             headers["Content-Length"] = str(size)
@@ -164,18 +165,18 @@ class S3Store:
     def put_part(self, key: str, upload_id: str, number: int, data: Part) -> str:
         """Store one part and return its ETag."""
         query: dict[str, str | int] = {"uploadId": upload_id, "partNumber": number}
-        url = self._own.sign("PUT", self.full(check_key(key)), _OWN_URL_S, query=query)
+        url = self._private.sign("PUT", self.full(check_key(key)), _OWN_URL_S, query=query)
         size = len(data)
         return self._retry(lambda: http.send(self.http, url, _slices(data), size, {}))
 
     def complete_upload(self, key: str, upload_id: str, etags: Sequence[str]) -> None:
-        """Make the object of its parts."""
+        """Assemble the object from its parts."""
         query = {"uploadId": upload_id}
-        url = self._own.sign("POST", self.full(check_key(key)), _OWN_URL_S, query=query)
+        url = self._private.sign("POST", self.full(check_key(key)), _OWN_URL_S, query=query)
         self._retry(lambda: http.complete_upload(self.http, url, etags))
 
     def abort_upload(self, key: str, upload_id: str) -> None:
-        """Abort a multipart upload that may be gone."""
+        """Abort a multipart upload, if it exists."""
         try:
             with self.errors(f"ABORT UPLOAD {key}"):
                 self.client.abort_multipart_upload(**self._object(key), UploadId=upload_id)
@@ -183,7 +184,7 @@ class S3Store:
             return
 
     def has_upload(self, key: str, upload_id: str) -> bool:
-        """Whether the multipart upload still takes parts."""
+        """Whether the multipart upload is unfinished."""
         try:
             with self.errors(f"LIST PARTS {key}"):
                 self.client.list_parts(**self._object(key), UploadId=upload_id, MaxParts=1)
@@ -193,7 +194,7 @@ class S3Store:
 
     def uploads(self, prefix: str) -> Iterator[UnfinishedUpload]:
         """Return the unfinished multipart uploads under the prefix."""
-        # no prefix in the request: MinIO answers one only with the uploads of that very key
+        # no prefix in the request: MinIO takes it for a whole key
         pages = self.client.get_paginator("list_multipart_uploads").paginate(
             Bucket=self.settings.bucket
         )
@@ -203,13 +204,6 @@ class S3Store:
                     if found["Key"].startswith(self.full(prefix)):
                         key = found["Key"].removeprefix(self.settings.root)
                         yield UnfinishedUpload(key, found["UploadId"])
-
-    def abort_uploads(self, prefix: str) -> int:
-        """Abort the unfinished multipart uploads under the prefix."""
-        found = list(self.uploads(prefix))
-        for upload in found:
-            self.abort_upload(upload.key, upload.id)
-        return len(found)
 
     def presign_part(self, key: str, upload_id: str, number: int, expires_s: int) -> str:
         """Return a URL on the public endpoint that stores one part."""
@@ -222,14 +216,14 @@ class S3Store:
         return self._public.sign("POST", self.full(check_key(key)), expires_s, query=query)
 
     def full(self, key: str) -> str:
-        """Return the key as it stands in the bucket, below the site's own prefix."""
+        """Return the whole key in the bucket, with the site's prefix."""
         return f"{self.settings.root}{key}"
 
     def _object(self, key: str) -> _Object:
         return {"Bucket": self.settings.bucket, "Key": self.full(check_key(key))}
 
     def ensure_bucket(self) -> None:
-        """Make the bucket unless it is there."""
+        """Make the bucket unless it exists."""
         bucket = self.settings.bucket
         try:
             with self.errors(f"HEAD BUCKET {bucket}"):
@@ -272,7 +266,7 @@ class S3Store:
 
     @contextmanager
     def errors(self, what: str) -> Iterator[None]:
-        """Within the block, boto3's errors become ours, with ``what`` and the endpoint."""
+        """Within the block, boto3's errors become ours, which name ``what`` and the endpoint."""
         from botocore.exceptions import (  # noqa: PLC0415  (boto3 is the server's alone)
             BotoCoreError,
             ClientError,
@@ -297,7 +291,7 @@ class S3Store:
 
 
 def _location(region: str) -> dict[str, Any]:
-    """Return where a bucket is to be made: AWS takes this for every region but its first."""
+    """Return the region parameter of a new bucket: AWS wants it for every region but its first."""
     if region == "us-east-1":
         return {}
     return {"CreateBucketConfiguration": {"LocationConstraint": region}}

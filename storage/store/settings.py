@@ -1,4 +1,4 @@
-"""Where a bucket is, who asks, how its objects are to be kept, and boto3's client for it."""
+"""The settings of a bucket, and boto3's client for it."""
 
 from __future__ import annotations
 
@@ -36,17 +36,18 @@ _SSE = "x-amz-server-side-encryption"
 
 
 class StoreSettings(BaseModel):
-    """Where the bucket is, who asks, and how its objects are kept.
+    """Where the bucket is, which key opens it, and how its objects are encrypted.
 
     Attributes:
-        path_style: the bucket stands in the path; else in front of the endpoint's host name.
-        public_endpoint: the store as devices reach it, where that differs from the server's way;
-            presigned URLs name it, and are signed for it.
+        path_style: URLs have the bucket in their path; otherwise before the endpoint's host name.
+        public_endpoint: the endpoint for devices, where it differs from the server's; presigned
+            URLs name it and are signed for it.
         session_token: of temporary keys.
-        ca: a PEM file that signs the certificate at ``endpoint``, where the system's do not.
-        prefix: a folder of the bucket that is this server's own; none holds another's.
-        sse: how the store is asked to encrypt each object; None leaves it to the bucket.
-        kms_key: the id of the key for ``aws:kms``; None is the bucket's own.
+        ca: a PEM file with the authority of the certificate at ``endpoint``, where the system does
+            not trust it.
+        prefix: a folder of the bucket for this server alone; no such folder lies within another.
+        sse: how the store is to encrypt each object; None leaves it to the bucket.
+        kms_key: the id of the key for ``aws:kms``; None for the bucket's own.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -87,13 +88,13 @@ class StoreSettings(BaseModel):
 
     @field_validator("kms_key")
     @classmethod
-    def _has_its_kind(cls, value: str | None, info: ValidationInfo) -> str | None:
+    def _needs_kms(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value is not None and info.data.get("sse") != "aws:kms":
             raise ValueError("is for sse = 'aws:kms' alone")
         return value
 
     @model_validator(mode="after")
-    def _has_a_name_to_stand_before(self) -> StoreSettings:
+    def _endpoints_are_names(self) -> StoreSettings:
         for name in ("endpoint", "public_endpoint"):
             value = getattr(self, name)
             if value is not None and not self.path_style and _is_address(value):
@@ -105,37 +106,35 @@ class StoreSettings(BaseModel):
 
     @property
     def root(self) -> str:
-        """What every key in the bucket begins with."""
+        """The start of every key in the bucket."""
         return f"{self.prefix}/" if self.prefix else ""
 
     @property
     def upload_params(self) -> dict[str, str]:
-        """What boto3 is told when an object or a multipart upload is made."""
+        """The parameters for boto3 where it makes an object or a multipart upload."""
         params = {"ServerSideEncryption": self.sse, "SSEKMSKeyId": self.kms_key}
         return {name: value for name, value in params.items() if value is not None}
 
     @property
     def upload_headers(self) -> dict[str, str]:
-        """The same as headers: S3 takes them in no other way, so they are signed into a PUT's URL
-        and must come with it. Parts of a multipart upload have none.
-        """
+        """The same as headers of a PUT, signed into its URL; parts of an upload have none."""
         headers = {_SSE: self.sse, f"{_SSE}-aws-kms-key-id": self.kms_key}
         return {name: value for name, value in headers.items() if value is not None}
 
 
 class _OfServer(BaseModel):
-    """A server's settings, of which only the store is looked at."""
+    """A server's settings, of which only the store is read."""
 
     model_config = ConfigDict(extra="ignore")
     store: StoreSettings
 
 
 def settings_from(path: Path | None, given: Mapping[str, str]) -> StoreSettings:
-    """Return the store that a server's TOML file and RENGO_SERVER_STORE__… name.
+    """Return the store in a server's TOML file and in RENGO_SERVER_STORE__….
 
     Args:
-        path: the file; None where the environment says all.
-        given: keys that win over both.
+        path: the file; None where the environment has everything.
+        given: keys that override both.
 
     Raises:
         ConfigError: names the file and each key that is missing or wrong.
@@ -157,7 +156,7 @@ def _is_address(url: str) -> bool:
 
 
 def client_of(settings: StoreSettings, endpoint: str) -> S3Client:
-    """Return a client for the settings' bucket by one of its endpoints.
+    """Return a client for the bucket at one of its endpoints.
 
     Raises:
         MissingExtra: boto3 is not installed.
@@ -170,7 +169,7 @@ def client_of(settings: StoreSettings, endpoint: str) -> S3Client:
     config = Config(
         signature_version="s3v4",
         s3={"addressing_style": "path" if settings.path_style else "virtual"},
-        # checksum trailers are refused by some stores and stored as data by others
+        # some stores refuse checksum trailers, others store them as data
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
         retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
@@ -179,7 +178,7 @@ def client_of(settings: StoreSettings, endpoint: str) -> S3Client:
         max_pool_connections=16,
     )
     token = settings.session_token
-    # a session of its own: boto3's default session is not safe across threads
+    # its own session: boto3's default session is not thread-safe
     client = boto3.session.Session().client(
         "s3",
         endpoint_url=endpoint,
@@ -196,6 +195,6 @@ def client_of(settings: StoreSettings, endpoint: str) -> S3Client:
 
 
 def _add_md5(params: dict[str, Any], **_: object) -> None:
-    # MinIO's front refuses the request without it, and boto3 sends a CRC32 instead
+    # MinIO's front requires it, and boto3 sends a CRC32 instead
     digest = hashlib.md5(params["body"], usedforsecurity=False).digest()
     params["headers"]["Content-MD5"] = base64.b64encode(digest).decode()

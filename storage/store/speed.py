@@ -1,4 +1,4 @@
-"""How fast a store takes and gives, by presigned URLs as devices use them."""
+"""How fast a store is, measured by presigned URLs as devices use them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from storage.transfer import http
 SIZES_MB = (1, 8, 64)
 _REPETITIONS = 5
 _URL_S = 3600
-_PATIENCE_S = 60.0
+_MAX_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -28,20 +28,24 @@ class TransferSpeed:
     get_mb_s: float
 
 
-def speeds(store: S3Store, say: Callable[[str], None] = lambda _: None) -> Iterator[TransferSpeed]:
-    """Yield a size after the other and leave nothing behind; sizes that would take long are not
-    tried.
+def speeds(
+    store: S3Store, on_step: Callable[[str], None] = lambda _: None
+) -> Iterator[TransferSpeed]:
+    """Yield the speed at each size and leave nothing behind; slow sizes are skipped.
+
+    Args:
+        on_step: called with what is measured next.
 
     Raises:
-        Unavailable, AccessDenied, StorageError: what went wrong on the way.
+        Unavailable, AccessDenied, StorageError: a transfer failed.
     """
     key = f"probe/{secrets.token_hex(8)}/speed"
     last_s = 0.0
     try:
         for before, size_mb in zip((1, *SIZES_MB), SIZES_MB, strict=False):
-            if last_s * size_mb / before > _PATIENCE_S:
+            if last_s * size_mb / before > _MAX_S:
                 return
-            say(f"speed at {size_mb} MB")
+            on_step(f"speed at {size_mb} MB")
             rounds = _rounds(store, key, os.urandom(size_mb * 1_000_000))
             last_s = max(rounds[-1])
             puts, gets = zip(*rounds, strict=True)
@@ -55,7 +59,7 @@ def speeds(store: S3Store, say: Callable[[str], None] = lambda _: None) -> Itera
 def _rounds(store: S3Store, key: str, data: bytes) -> list[tuple[float, float]]:
     put, get = store.presign_put(key, _URL_S, len(data)), store.presign_get(key, _URL_S)
     took: list[tuple[float, float]] = []
-    while len(took) < _REPETITIONS and sum(map(sum, took)) < _PATIENCE_S / 4:
+    while len(took) < _REPETITIONS and sum(map(sum, took)) < _MAX_S / 4:
         started = time.perf_counter()
         http.send(store.http, put, data, len(data), store.upload_headers)
         sent = time.perf_counter()
@@ -70,4 +74,4 @@ def _read(store: S3Store, url: str, size: int) -> None:
         while block := answer.read(http.BLOCK_BYTES):
             seen += len(block)
     if seen != size:
-        raise Corrupt(f"GET {http.place(url)}: {seen} of {size} bytes came")
+        raise Corrupt(f"GET {http.redacted(url)}: {seen} of {size} bytes came")

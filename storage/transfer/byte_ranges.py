@@ -1,8 +1,8 @@
-"""Patches: which bytes of a file differ from an earlier one, and the file made of both. No numpy.
+"""Patches: a file made of an earlier version and of the byte ranges that changed. No numpy.
 
-The new file is made from its first byte to its last, of bytes that are here and bytes that are
-fetched, so that what a cut leaves is always its beginning, and whoever goes on need not know how it
-came about. Nothing here vouches for a byte: the whole file's hash does.
+The new file is written from its first byte to its last, so that a cut always leaves its beginning,
+and whoever continues need not know which bytes were copied and which downloaded. No byte is
+verified here: the hash of the whole file is.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
 Range: TypeAlias = tuple[int, int]
-"""The bytes from the first up to but without the second."""
+"""The bytes from the first position up to, but not at, the second."""
 
 MAX_RANGES = 256
 MAX_SHARE = 0.75
-"""Of the file: who must fetch more than this fetches it whole."""
+"""The largest part of a file to download by ranges; above it the whole is downloaded."""
 _BLOCK_BYTES = 1 << 20
 
 
 def coalesced(ranges: Iterable[Range], *, gap: int = 0, most: int = MAX_RANGES) -> list[Range]:
-    """Return at most ``most`` ranges, in order and apart, that cover the given ones.
+    """Return at most ``most`` ranges, in order and not touching, that cover the given ones.
 
     Args:
-        gap: what lies between two ranges is taken in where it is not longer.
-        most: beyond it the shortest gaps are taken in.
+        gap: ranges that are not farther apart are joined.
+        most: where there are more, the closest are joined.
     """
     merged: list[Range] = []
     for start, end in sorted(ranges):
@@ -43,76 +43,76 @@ def coalesced(ranges: Iterable[Range], *, gap: int = 0, most: int = MAX_RANGES) 
 
 
 def length(ranges: Iterable[Range]) -> int:
-    """Return how many bytes ranges that are apart have together."""
+    """Return how many bytes the ranges have together, where none overlap."""
     return sum(end - start for start, end in ranges)
 
 
-def is_worth_it(ranges: Sequence[Range], size: int) -> bool:
-    """Whether to fetch ranges of a file of ``size`` bytes and not the whole."""
+def saves_enough(ranges: Sequence[Range], size: int) -> bool:
+    """Whether to download ranges of a file of ``size`` bytes instead of the whole."""
     return length(ranges) <= MAX_SHARE * size
 
 
-def are_sound(ranges: Sequence[Range], size: int) -> bool:
+def are_valid(ranges: Sequence[Range], size: int) -> bool:
     """Whether the ranges are in order, apart, not empty, and within ``size`` bytes."""
-    flat = [0, *(place for each in ranges for place in each), size]
+    flat = [0, *(position for each in ranges for position in each), size]
     return all(before <= after for before, after in pairwise(flat)) and all(
         start < end for start, end in ranges
     )
 
 
 @dataclass(frozen=True)
-class Earlier:
-    """An earlier file that is here, and the ranges of the wanted file that differ from it."""
+class EarlierVersion:
+    """An earlier version of a file, and the ranges in which the wanted version differs."""
 
     path: Path
     changed: Sequence[Range]
 
 
-class Source:
-    """The bytes of the wanted file that an earlier one has."""
+class EarlierReader:
+    """Reads the bytes of the wanted file that an earlier version has."""
 
     def __init__(self, file: BinaryIO, changed: Sequence[Range], size: int) -> None:
         self._file = file
         self._changed = changed
         self._size = size
-        self._useless = False
+        self._failed = False
 
-    def unchanged(self, position: int) -> Iterator[bytes]:
-        """Yield what is here from ``position`` on, up to the next byte that must be fetched."""
+    def read_unchanged(self, position: int) -> Iterator[bytes]:
+        """Yield the unchanged bytes from ``position`` on, up to the next byte to download."""
         left = self._next(position)[0] - position
-        while left > 0 and not self._useless:
+        while left > 0 and not self._failed:
             block = self._read(position, min(left, _BLOCK_BYTES))
             position += len(block)
             left -= len(block)
             yield block
 
     def fetch_until(self, position: int) -> int:
-        """Return up to which byte to fetch from ``position`` on: itself where none is missing."""
-        if self._useless:
+        """Return the end of the bytes to download at ``position``: itself where there are none."""
+        if self._failed:
             return self._size
         start, end = self._next(position)
         return end if start <= position else position
 
     def _next(self, position: int) -> Range:
-        """Return the first range that ends behind ``position``, an empty one at the file's end."""
-        behind = (each for each in self._changed if each[1] > position)
-        return next(behind, (self._size, self._size))
+        """Return the first range that ends after ``position``, an empty one at the file's end."""
+        later = (each for each in self._changed if each[1] > position)
+        return next(later, (self._size, self._size))
 
     def _read(self, position: int, size: int) -> bytes:
-        """Read on; after a failure everything is to be fetched."""
+        """Return the next bytes; after a failure everything is to be downloaded."""
         try:
             self._file.seek(position)
             block = self._file.read(size)
         except OSError:
             block = b""
-        self._useless = not block
+        self._failed = not block
         return block
 
 
 @contextmanager
-def opened(earlier: Earlier | None, size: int) -> Iterator[Source | None]:
-    """Within the block, the earlier file as a source for one of ``size`` bytes; None if unfit."""
-    if earlier is None or not are_sound(earlier.changed, size):
+def open_earlier(earlier: EarlierVersion | None, size: int) -> Iterator[EarlierReader | None]:
+    """Open an earlier version for a file of ``size`` bytes; None where it is not usable."""
+    if earlier is None or not are_valid(earlier.changed, size):
         yield None
         return
     try:
@@ -121,4 +121,4 @@ def opened(earlier: Earlier | None, size: int) -> Iterator[Source | None]:
         yield None
         return
     with file:
-        yield Source(file, earlier.changed, size)
+        yield EarlierReader(file, earlier.changed, size)

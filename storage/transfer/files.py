@@ -1,8 +1,8 @@
-"""The device's side of the store: files to and from presigned URLs, without credentials.
+"""Downloads and uploads of files by presigned URLs, as devices do them, without credentials.
 
-A download goes into ``<name>.part`` beside its place, goes on from there after any cut or restart,
-and gets its name only when its sha256 is right. No ETag is asked to match on the way: the sha256
-covers the whole file, whatever stood behind the URL.
+A download is written to ``<name>.part`` beside its path, is resumed from there after any cut or
+restart, and gets its name only when its sha256 is right. No ETag has to match: the sha256 covers
+the whole file, whatever the URL served.
 """
 
 from __future__ import annotations
@@ -24,29 +24,30 @@ from runtime.errors import AccessDenied, Corrupt, StorageError, Unavailable
 from runtime.retry import retrying
 from runtime.security.tls import Tls
 from storage.transfer import http
-from storage.transfer.byte_ranges import Earlier, Source, opened
-from storage.transfer.multipart import PartsPlace
-from storage.transfer.multipart_upload import MultipartUpload, RenewPlace
+from storage.transfer.byte_ranges import EarlierReader, EarlierVersion, open_earlier
+from storage.transfer.multipart import MultipartTarget
+from storage.transfer.multipart_upload import MultipartUpload, RenewTarget
 
 if TYPE_CHECKING:
     import urllib3
 
-Renew = Callable[[], str]
-Watch = Callable[[int], None]
-"""Called with the bytes that are there after each block; what it raises ends the transfer."""
+RenewUrl = Callable[[], str]
+OnProgress = Callable[[int], None]
+"""Called with the size so far after each block; an exception from it ends the transfer."""
 
 
 class Cancelled(StorageError):
-    """The owner asked for the transfer to end; what has come is kept for the next call."""
+    """The owner cancelled the transfer; what has arrived is kept for the next call."""
 
 
 @dataclass(frozen=True)
 class TransferSettings:
-    """How patient a transfer is.
+    """The limits of a transfer.
 
     Attributes:
-        attempts: tries in a row that move no byte.
-        total_s: the most that one transfer may take in all.
+        attempts: attempts in a row that move no byte.
+        total_s: the most time that one transfer may take.
+        connect_s: the longest wait for a connection.
         read_s: the longest silence of the store.
     """
 
@@ -57,12 +58,12 @@ class TransferSettings:
 
 
 class Transfers:
-    """Downloads and uploads over a shared pool of connections. Safe for use by many threads.
+    """Downloads and uploads over a shared pool of connections. Any thread may call it.
 
     Args:
-        settings: how patient they are.
-        tls: whom to trust behind https URLs; None trusts the system's authorities.
-        count_bytes: is told of bytes as they move, on the threads that move them.
+        settings: their limits.
+        tls: which authority to trust for https URLs; None trusts the system's.
+        count_bytes: called with bytes as they move, on the threads that move them.
 
     Raises:
         ConfigError: the TLS material is not usable.
@@ -78,11 +79,11 @@ class Transfers:
         self._count_bytes = count_bytes
         self._tls = tls
         if tls is not None:
-            tls.context()  # what is not usable is told now, and not at the first transfer
+            tls.context()  # raises now what would fail at the first transfer
 
     @cached_property
     def _http(self) -> urllib3.PoolManager:
-        """The connections, made with the first transfer."""
+        """The connections, made at the first transfer."""
         return http.pool(
             tls=self._tls,
             connect_s=self._settings.connect_s,
@@ -97,49 +98,55 @@ class Transfers:
         *,
         sha256: str,
         size: int,
-        renew: Renew | None = None,
+        renew: RenewUrl | None = None,
         cancel: threading.Event | None = None,
-        watch: Watch | None = None,
-        earlier: Earlier | None = None,
+        on_progress: OnProgress | None = None,
+        earlier: EarlierVersion | None = None,
     ) -> int:
-        """Bring the object to ``path`` and return the bytes that were moved for it.
+        """Download the object to ``path`` and return the bytes that were transferred.
 
-        Nothing is moved when the file is there and right. Blocks the calling thread. The file is
-        not forced to the disk: after a power cut this call finds out what it is worth.
+        None are when the file exists with the right sha256. Blocks the calling thread. The file is
+        not forced to the disk: the next call verifies what a power cut has left of it.
 
         Args:
             url: a presigned GET.
             path: where the file goes; its folder must exist.
             sha256: in hex, of the whole file.
             size: of the whole file, in bytes.
-            renew: asked for another URL when the store refuses this one.
-            cancel: looked at between blocks and during waits.
-            watch: told how much of the file is there.
-            earlier: a file from which what has not changed is taken, as long as it is of use.
+            renew: called for another URL when the store refuses this one.
+            cancel: checked between blocks and during waits.
+            on_progress: called with how much of the file exists.
+            earlier: an earlier version, from which unchanged bytes are copied if it is usable.
 
         Raises:
-            Corrupt: the object is not that file, also when fetched afresh.
+            Corrupt: the object is not that file, also after a second, whole download.
             AccessDenied: a URL was refused, and so was the renewed one.
             NotFound: no such object.
-            Unavailable: too many tries moved no byte, or the time is over.
-            StorageError: the store's certificate was refused; says what a person must do.
+            Unavailable: too many attempts moved no byte, or the time is over.
+            StorageError: the store's certificate was refused; says what to do.
             Cancelled: ``cancel`` was set.
         """
-        what = f"GET {http.place(url)}"
+        what = f"GET {http.redacted(url)}"
         deadline = time.monotonic() + self._settings.total_s
-        journey = _Journey(
-            what, url, renew, cancel, deadline, watch=watch, count_bytes=self._count_bytes
+        state = _TransferState(
+            what,
+            url,
+            renew,
+            cancel,
+            deadline,
+            on_progress=on_progress,
+            count_bytes=self._count_bytes,
         )
-        if path.is_file() and path.stat().st_size == size and _hash(path, journey) == sha256:
+        if path.is_file() and path.stat().st_size == size and _hash(path, state) == sha256:
             return 0
         part = path.with_name(f"{path.name}.part")
         with _open_part(part) as file:
-            target = _Target(file, size, journey)
-            with opened(earlier, size) as source:
-                self._fetch_rest(journey, target, source)
-            self._require_right(journey, target, sha256)
+            target = _PartFile(file, size, state)
+            with open_earlier(earlier, size) as source:
+                self._fetch_rest(state, target, source)
+            self._verify(state, target, sha256)
         part.replace(path)
-        return journey.moved
+        return state.moved
 
     def upload(
         self,
@@ -147,148 +154,151 @@ class Transfers:
         path: Path,
         *,
         headers: Mapping[str, str] | None = None,
-        renew: Renew | None = None,
+        renew: RenewUrl | None = None,
         cancel: threading.Event | None = None,
     ) -> int:
-        """Send the file to a presigned PUT and return the bytes that were moved for it.
+        """Upload the file by a presigned PUT and return the bytes that were transferred.
 
         Args:
             url: a presigned PUT.
             path: the file.
             headers: those that are signed into the URL, and into the renewed ones.
-            renew: asked for another URL when the store refuses this one.
-            cancel: looked at between blocks and during waits.
+            renew: called for another URL when the store refuses this one.
+            cancel: checked between blocks and during waits.
 
         Raises:
             AccessDenied, NotFound, Unavailable, StorageError, Cancelled: as for :meth:`download`.
             Corrupt: the file changed its size meanwhile.
         """
-        what = f"PUT {http.place(url)}"
+        what = f"PUT {http.redacted(url)}"
         deadline = time.monotonic() + self._settings.total_s
-        journey = _Journey(what, url, renew, cancel, deadline, count_bytes=self._count_bytes)
+        state = _TransferState(what, url, renew, cancel, deadline, count_bytes=self._count_bytes)
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            self._persist(journey, lambda: self._send(journey, file, size, headers or {}))
-        return journey.moved
+            self._try(state, lambda: self._send(state, file, size, headers or {}))
+        return state.moved
 
     def upload_in_parts(
         self,
-        place: PartsPlace,
+        target: MultipartTarget,
         path: Path,
         *,
-        renew: RenewPlace | None = None,
+        renew: RenewTarget | None = None,
         cancel: threading.Event | None = None,
     ) -> int:
-        """Send a large file in parts and return the bytes that were moved for it.
+        """Upload a large file in parts and return the bytes that were transferred.
 
-        What has arrived is kept beside the file, so that a new process sends only the rest.
+        A list of the uploaded parts is kept beside the file, so that a new process sends the rest.
 
         Args:
-            place: where the parts go.
+            target: where to upload the parts.
             path: the file; ``path.parts`` beside it is written meanwhile and stays.
-            renew: asked for fresh URLs when the store refuses one, or has lost the upload.
-            cancel: looked at between blocks and during waits.
+            renew: called for new URLs when the store refuses one, or has lost the upload.
+            cancel: checked between blocks and during waits.
 
         Raises:
             AccessDenied, NotFound, Unavailable, StorageError, Cancelled: as for :meth:`download`;
-                the time is counted from the last part that arrived.
+                the time is counted from the last uploaded part.
             Corrupt: the file changed its size meanwhile, or the store keeps losing parts.
         """
-        what = f"PUT {http.place(place.complete_url)}"
-        journey = _Journey(
-            what, place.complete_url, None, cancel, 0.0, count_bytes=self._count_bytes
+        what = f"PUT {http.redacted(target.complete_url)}"
+        state = _TransferState(
+            what, target.complete_url, None, cancel, 0.0, count_bytes=self._count_bytes
         )
 
         def blocks(file: BufferedReader, size: int) -> Iterator[memoryview]:
-            return _blocks(file, size, journey)
+            return _blocks(file, size, state)
 
-        with MultipartUpload(self._http, path, place, blocks, renew) as parts:
+        with MultipartUpload(self._http, path, target, blocks, renew) as parts:
             if renew is not None:
-                journey.renew = parts.renewed
+                state.renew = parts.renew_target
             while not parts.completed:
-                journey.deadline = time.monotonic() + self._settings.total_s
-                journey.check()
-                self._persist(journey, parts.step)
-        return journey.moved
+                state.deadline = time.monotonic() + self._settings.total_s
+                state.raise_if_over()
+                self._try(state, parts.step)
+        return state.moved
 
-    def _require_right(self, journey: _Journey, target: _Target, sha256: str) -> None:
+    def _verify(self, state: _TransferState, target: _PartFile, sha256: str) -> None:
         if target.digest.hexdigest() != sha256:
-            # what an earlier call, file or answer left may be what is wrong: once more, whole
+            # what an earlier call, version or answer left may be wrong: once more, the whole
             target.restart()
-            self._fetch_rest(journey, target, None)
+            self._fetch_rest(state, target, None)
         if target.digest.hexdigest() != sha256:
             target.restart()
-            raise Corrupt(f"{journey.what}: the object does not have the sha256 {sha256}")
+            raise Corrupt(f"{state.what}: the object does not have the sha256 {sha256}")
 
-    def _fetch_rest(self, journey: _Journey, target: _Target, source: Source | None) -> None:
+    def _fetch_rest(
+        self, state: _TransferState, target: _PartFile, source: EarlierReader | None
+    ) -> None:
         while target.done < target.size:
             end = target.size
             if source is not None:
-                for block in source.unchanged(target.done):
+                for block in source.read_unchanged(target.done):
                     target.add(block)
                 end = source.fetch_until(target.done)
             if target.done < end:
-                self._persist(journey, partial(self._fetch, journey, target, end))
+                self._try(state, partial(self._fetch, state, target, end))
 
-    def _fetch(self, journey: _Journey, target: _Target, end: int) -> None:
-        """Move what comes; return after any progress, so that the tries begin anew."""
-        journey.check()
+    def _fetch(self, state: _TransferState, target: _PartFile, end: int) -> None:
+        """Write what arrives; return after any progress, so that the attempts are counted anew."""
+        state.raise_if_over()
         before = target.done
         try:
             last = None if end == target.size else end
-            with http.fetch(self._http, journey.url, start=target.done, end=last) as answer:
-                target.align(answer.start, answer.length, end)
+            with http.fetch(self._http, state.url, start=target.done, end=last) as answer:
+                target.prepare_for(answer.start, answer.length, end)
                 while block := answer.read_some(http.BLOCK_BYTES):
-                    journey.count(len(block))
+                    state.count(len(block))
                     target.add(block)
         except Unavailable:
             if target.done <= before:
                 raise
 
     def _send(
-        self, journey: _Journey, file: BufferedReader, size: int, headers: Mapping[str, str]
+        self, state: _TransferState, file: BufferedReader, size: int, headers: Mapping[str, str]
     ) -> None:
-        journey.check()
+        state.raise_if_over()
         file.seek(0)
-        http.send(self._http, journey.url, _blocks(file, size, journey), size, headers)
+        http.send(self._http, state.url, _blocks(file, size, state), size, headers)
 
-    def _persist(self, journey: _Journey, attempt: Callable[[], None]) -> None:
-        left_s = max(0.0, journey.deadline - time.monotonic())
+    def _try(self, state: _TransferState, attempt: Callable[[], None]) -> None:
+        left_s = max(0.0, state.deadline - time.monotonic())
         policy = retrying((Unavailable,), attempts=self._settings.attempts, total_s=left_s)
-        if journey.cancel is not None:
-            policy = policy.copy(sleep=tenacity.sleep_using_event(journey.cancel))
+        if state.cancel is not None:
+            policy = policy.copy(sleep=tenacity.sleep_using_event(state.cancel))
         try:
             policy(attempt)
         except AccessDenied:
-            if journey.renew is None:
+            if state.renew is None:
                 raise
-            # once here, and again only after progress: a long transfer may outlive several URLs
-            journey.url = journey.renew()
+            # once for each piece of progress: a long transfer may need several URLs
+            state.url = state.renew()
             policy(attempt)
 
 
 @dataclass
-class _Journey:
-    """One call's URL, limits and count."""
+class _TransferState:
+    """The URL, limits and byte count of one call."""
 
     what: str
     url: str
-    renew: Renew | None
+    renew: RenewUrl | None
     cancel: threading.Event | None
     deadline: float
     moved: int = 0
-    watch: Watch | None = None
+    on_progress: OnProgress | None = None
     count_bytes: Callable[[int], None] | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def count(self, size: int) -> None:
-        """Count bytes that were moved; any thread of the transfer calls it."""
+        """Count transferred bytes; any thread of the transfer calls it."""
         with self._lock:
             self.moved += size
         if self.count_bytes is not None:
             self.count_bytes(size)
 
-    def check(self) -> None:
+    def raise_if_over(self) -> None:
+        """Raise when the transfer is cancelled or out of time."""
         if self.cancel is not None and self.cancel.is_set():
             raise Cancelled(f"{self.what}: cancelled after {self.moved} bytes")
         if time.monotonic() > self.deadline:
@@ -296,12 +306,12 @@ class _Journey:
 
 
 @dataclass
-class _Target:
-    """The part file, with the hash of what it holds."""
+class _PartFile:
+    """The part file, with the hash of its bytes."""
 
     file: BinaryIO
     size: int
-    journey: _Journey
+    state: _TransferState
     done: int = 0
     digest: Any = field(default_factory=hashlib.sha256)
 
@@ -310,7 +320,7 @@ class _Target:
             self.restart()
         self.file.seek(0)
         while block := self.file.read(http.BLOCK_BYTES):
-            self.journey.check()
+            self.state.raise_if_over()
             self.digest.update(block)
             self.done += len(block)
 
@@ -320,12 +330,12 @@ class _Target:
         self.digest = hashlib.sha256()
         self.done = 0
 
-    def align(self, start: int, length: int, end: int) -> None:
-        """Make ready for bytes from ``start`` up to ``end``: all where the store ignores ranges."""
+    def prepare_for(self, start: int, length: int, end: int) -> None:
+        """Check that an answer has the bytes up to ``end``; a whole object starts the file anew."""
         whole = (start, length) == (0, self.size)
         if (start, start + length) != (self.done, end) and not whole:
             raise Corrupt(
-                f"{self.journey.what}: {length} bytes from {start} where {end - self.done} "
+                f"{self.state.what}: {length} bytes from {start} where {end - self.done} "
                 f"from {self.done} were asked for"
             )
         if start != self.done:
@@ -335,9 +345,9 @@ class _Target:
         self.file.write(block)
         self.digest.update(block)
         self.done += len(block)
-        if self.journey.watch is not None:
-            self.journey.watch(self.done)
-        self.journey.check()
+        if self.state.on_progress is not None:
+            self.state.on_progress(self.done)
+        self.state.raise_if_over()
 
 
 def _open_part(part: Path) -> BinaryIO:
@@ -345,24 +355,24 @@ def _open_part(part: Path) -> BinaryIO:
     return os.fdopen(descriptor, "r+b")
 
 
-def _hash(path: Path, journey: _Journey) -> str:
+def _hash(path: Path, state: _TransferState) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(http.BLOCK_BYTES):
-            journey.check()
+            state.raise_if_over()
             digest.update(block)
     return digest.hexdigest()
 
 
-def _blocks(file: BufferedReader, size: int, journey: _Journey) -> Iterator[memoryview]:
-    """Yield the next bytes of a file; each block is good until the next one is asked for."""
+def _blocks(file: BufferedReader, size: int, state: _TransferState) -> Iterator[memoryview]:
+    """Yield the next bytes of a file; a block is valid until the next one is requested."""
     left = size
     buffer = memoryview(bytearray(min(size, http.PIECE_BYTES)))
     while left:
-        journey.check()
+        state.raise_if_over()
         count = file.readinto(buffer[: min(left, len(buffer))])
         if not count:
-            raise Corrupt(f"{journey.what}: the file lost {left} of its {size} bytes meanwhile")
+            raise Corrupt(f"{state.what}: the file lost {left} of its {size} bytes meanwhile")
         yield buffer[:count]
         left -= count
-        journey.count(count)
+        state.count(count)

@@ -1,6 +1,7 @@
-"""Plain HTTP to a store, with the store's answers and every failure as named errors.
+"""HTTP requests to a store; its refusals and every failure are named errors.
 
-Raised texts give method, host and path, never the query: a presigned URL's query is a credential.
+Their texts have the method, host and path, never the query: that of a presigned URL is a
+credential.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ from runtime.errors import (
 from runtime.security.tls import Tls, tls_error
 from storage.transfer.multipart import complete_body
 
-# urllib3 is loaded with the first transfer: an agent that waits is a megabyte smaller
+# urllib3 is loaded with the first transfer: an idle agent is a megabyte smaller
 if TYPE_CHECKING:
     import urllib3
 
 BLOCK_BYTES = 1 << 20
-# the socket's patience is for all of what it is given at once, so a slow link gets it in pieces
+# the socket's timeout is for a whole send, so a slow link needs small ones
 PIECE_BYTES = 1 << 18
-# a store may put the parts of a large object together while the answer is awaited
+# a store may assemble a large object before it answers
 _COMPLETE_CONNECT_S, _COMPLETE_READ_S = 5.0, 120.0
 _CODE = re.compile(rb"<Code>([A-Za-z]{1,64})</Code>")
 _COMPLETED = b"CompleteMultipartUploadResult"
@@ -44,8 +45,7 @@ def pool(
     """Return a pool of connections that follows no redirect and retries nothing by itself.
 
     Args:
-        tls: for https; None trusts the system's authorities, and loads them only when asked to.
-
+        tls: for https; None trusts the system's authorities, and loads them when needed.
         connect_s: the longest wait for a connection.
         read_s: the longest silence of the store, and of the link while a body is sent.
 
@@ -58,25 +58,25 @@ def pool(
         maxsize=size,
         retries=False,
         timeout=urllib3.Timeout(connect=connect_s, read=read_s),
-        # what one send takes from a body: http.client's 16 KiB costs a third of the rate
+        # how much of a body one send takes: http.client's 16 KiB costs a third of the rate
         blocksize=BLOCK_BYTES,
         ssl_context=None if tls is None else tls.context(),
         cert_reqs="CERT_REQUIRED",
     )
     manager.pool_classes_by_scheme = {
-        "http": _patient(urllib3.HTTPConnectionPool, read_s),
-        "https": _patient(urllib3.HTTPSConnectionPool, read_s),
+        "http": _with_send_timeout(urllib3.HTTPConnectionPool, read_s),
+        "https": _with_send_timeout(urllib3.HTTPSConnectionPool, read_s),
     }
     return manager
 
 
-def _patient(kind: type[urllib3.HTTPConnectionPool], silence_s: float) -> Any:
-    """Return the pool's class with connections that send for as long as bytes go.
+def _with_send_timeout(kind: type[urllib3.HTTPConnectionPool], silence_s: float) -> Any:
+    """Return the pool's class with ``silence_s`` as the timeout of each piece that is sent.
 
-    urllib3 sends under the timeout of the connecting, which a body on a slow link outlasts.
+    urllib3 sends a body under the timeout for connecting, which a slow link exceeds.
     """
 
-    class AgentTarget(kind.ConnectionCls):  # type: ignore[name-defined,misc]
+    class PiecewiseConnection(kind.ConnectionCls):  # type: ignore[name-defined,misc]
         def connect(self) -> None:
             super().connect()
             self.sock.settimeout(silence_s)
@@ -89,12 +89,12 @@ def _patient(kind: type[urllib3.HTTPConnectionPool], silence_s: float) -> Any:
             for start in range(0, len(view), PIECE_BYTES):
                 super().send(view[start : start + PIECE_BYTES])
 
-    return type("PatientPool", (kind,), {"ConnectionCls": AgentTarget})
+    return type("PiecewisePool", (kind,), {"ConnectionCls": PiecewiseConnection})
 
 
-def place(url: str) -> str:
-    """Return the URL without its query and user, fit for a message."""
-    # urlsplit keeps the last hundred that it has seen
+def redacted(url: str) -> str:
+    """Return the URL without its query and user, for messages."""
+    # without the query first: urlsplit caches the last URLs
     parts = urlsplit(url.partition("?")[0])
     host = parts.netloc.rpartition("@")[2]
     return urlunsplit((parts.scheme, host, parts.path, "", ""))
@@ -105,8 +105,8 @@ def named_errors(what: str) -> Iterator[None]:
     """Within the block, urllib3's and the socket's errors become Unavailable.
 
     Raises:
-        Unavailable: with ``what`` and the failure's name.
-        StorageError: a certificate was refused, the store's or ours; says what a person must do.
+        Unavailable: names ``what`` and the failure.
+        StorageError: a certificate was refused, the store's or ours; says what to do.
     """
     from urllib3.exceptions import HTTPError  # noqa: PLC0415
 
@@ -122,9 +122,9 @@ def named_errors(what: str) -> Iterator[None]:
 
 
 def tls_failure(error: BaseException, what: str) -> StorageError | None:
-    """Return the error to raise when TLS is what failed, else None.
+    """Return the error to raise when TLS failed, else None.
 
-    Unavailable may pass, as a certificate that is out of its time does when the clock is set.
+    It is Unavailable where trying again may help, as for an expired certificate and a wrong clock.
     """
     from urllib3.exceptions import SSLError  # noqa: PLC0415
 
@@ -139,7 +139,7 @@ def tls_failure(error: BaseException, what: str) -> StorageError | None:
 
 
 def raise_for_status(status: int, what: str) -> None:
-    """Return on 2xx, else raise the error that says what the caller should do."""
+    """Return on 2xx, else raise the error for what the caller should do."""
     if 200 <= status < 300:
         return
     text = f"{what}: the store answered {status}"
@@ -151,7 +151,7 @@ def raise_for_status(status: int, what: str) -> None:
         raise PreconditionFailed(text)
     if status == 416:
         raise Corrupt(f"{text}: the object is shorter than was asked for")
-    # 501: what was asked for is not there, and will not be there later
+    # 501: not implemented, so not later either
     if status in {408, 429} or (status >= 500 and status != 501):
         raise Unavailable(text)
     raise StorageError(text)
@@ -160,14 +160,14 @@ def raise_for_status(status: int, what: str) -> None:
 def send(
     http: urllib3.PoolManager, url: str, body: Body, size: int, headers: Mapping[str, str]
 ) -> str:
-    """PUT a body of known size and return the ETag; errors name the place.
+    """PUT a body of known size and return the ETag.
 
     Raises:
         Unavailable, AccessDenied, NotFound, PreconditionFailed, StorageError.
     """
-    what = f"PUT {place(url)}"
+    what = f"PUT {redacted(url)}"
     with named_errors(what):
-        # urllib3's types know of no memoryview, which its connections send as it is
+        # urllib3 sends a memoryview, but its types do not say so
         response = http.request(
             "PUT", url, body=cast("Any", body), headers={**headers, "Content-Length": str(size)}
         )
@@ -176,36 +176,36 @@ def send(
 
 
 def remove(http: urllib3.PoolManager, url: str) -> None:
-    """DELETE an object by its presigned URL, whether it is there or not.
+    """DELETE an object, whether or not it exists, by its presigned URL.
 
     Raises:
-        NotFound: there is no such bucket.
+        NotFound: no such bucket.
         Unavailable, AccessDenied, StorageError.
     """
-    what = f"DELETE {place(url)}"
+    what = f"DELETE {redacted(url)}"
     with named_errors(what):
         response = http.request("DELETE", url)
     raise_for_status(response.status, what)
 
 
 def complete_upload(http: urllib3.PoolManager, url: str, etags: Sequence[str]) -> None:
-    """End an upload in parts by its presigned POST; the ETags name the parts in order.
+    """Complete an upload in parts by its presigned POST; the ETags name the parts in order.
 
     Raises:
-        NotFound: no such upload: it was aborted, or completed before, if an answer was lost.
+        NotFound: no such upload: it was aborted, or completed by a request whose answer was lost.
         Corrupt: the store does not have those parts.
         Unavailable, AccessDenied, StorageError.
     """
-    what = f"POST {place(url)}"
+    what = f"POST {redacted(url)}"
     import urllib3  # noqa: PLC0415
 
-    patience = urllib3.Timeout(connect=_COMPLETE_CONNECT_S, read=_COMPLETE_READ_S)
+    timeout = urllib3.Timeout(connect=_COMPLETE_CONNECT_S, read=_COMPLETE_READ_S)
     headers = {"Content-Type": "application/xml"}
     with named_errors(what):
         response = http.request(
-            "POST", url, body=complete_body(etags), headers=headers, timeout=patience
+            "POST", url, body=complete_body(etags), headers=headers, timeout=timeout
         )
-    # a store that has said 200 may still fail at the work, and says so in the body
+    # a store may fail after the status 200, and says so in the body
     code = _CODE.search(response.data)
     name = "" if code is None else code[1].decode()
     if name in _MISSING_PARTS:
@@ -218,11 +218,11 @@ def complete_upload(http: urllib3.PoolManager, url: str, etags: Sequence[str]) -
 
 
 class Download:
-    """A response that is read forward, and what it says of the object.
+    """A response that is read forward, with the range of the object that it has.
 
     Attributes:
-        start: the first byte that comes; 0 when the store ignored the range.
-        length: the bytes that come.
+        start: its first byte; 0 when the store ignored the range.
+        length: its size.
     """
 
     def __init__(self, response: urllib3.BaseHTTPResponse, what: str) -> None:
@@ -238,7 +238,7 @@ class Download:
             return self._response.read(size)
 
     def read_some(self, size: int) -> bytes:
-        """Return what has come, at least a byte before the end, so that no cut loses any."""
+        """Return what has arrived, at least a byte before the end: a cut then loses nothing."""
         with named_errors(self._what):
             return self._response.read1(size)
 
@@ -248,7 +248,7 @@ class Download:
             return self._response.readinto(buffer)
 
     def close(self) -> None:
-        """Give the connection back when all was read, else close it."""
+        """Return the connection to the pool when all was read, else close it."""
         if self._response.length_remaining == 0:
             self._response.release_conn()
         else:
@@ -264,13 +264,13 @@ class Download:
 def fetch(
     http: urllib3.PoolManager, url: str, *, start: int = 0, end: int | None = None
 ) -> Download:
-    """GET the bytes from ``start`` up to but without ``end``.
+    """GET the bytes in ``[start, end)``.
 
     Raises:
         Corrupt: the object has no byte ``start``.
         Unavailable, AccessDenied, NotFound, StorageError.
     """
-    what = f"GET {place(url)}"
+    what = f"GET {redacted(url)}"
     headers = {"Accept-Encoding": "identity"}
     if start or end is not None:
         headers["Range"] = f"bytes={start}-{'' if end is None else end - 1}"

@@ -1,7 +1,7 @@
-"""How much of an upload in parts is on its way: the most that a cut costs, and no pause for it.
+"""A limit on the bytes of an upload in parts that are sent but unanswered: what a cut may cost.
 
-A store answers a part only when it lies there. So that the link does not rest meanwhile, the next
-part begins when the last byte of this one has gone, and pauses where too much is unanswered.
+A store answers when it has stored a part. To use the link meanwhile, the next part begins when the
+last byte of this one was sent, and it pauses while too many bytes are unanswered.
 """
 
 from __future__ import annotations
@@ -13,35 +13,35 @@ from typing import TypeAlias
 
 from runtime.errors import Unavailable
 
-MOST_AT_RISK_BYTES = 16_000_000
+MAX_UNANSWERED_BYTES = 16_000_000
 Paced: TypeAlias = Callable[[Iterable[memoryview]], Iterator[memoryview]]
 
 
 class InFlightLimit:
-    """Lets the bodies of parts go one after another, with so many bytes unanswered.
+    """Sends the bodies of parts one after another, with a limit on the unanswered bytes.
 
-    A part that is larger than the window goes alone. Safe for use by many threads.
+    A part that is larger than the limit is sent alone. Any thread may call it.
 
     Args:
-        most_bytes: of all parts whose answers are awaited, together.
+        most_bytes: of all unanswered parts together.
     """
 
-    def __init__(self, most_bytes: int = MOST_AT_RISK_BYTES) -> None:
+    def __init__(self, most_bytes: int = MAX_UNANSWERED_BYTES) -> None:
         self._most = most_bytes
         self._turn = threading.Lock()
         self._changed = threading.Condition()
         self._unanswered = 0
-        self._left = False
+        self._aborted = False
 
-    def leave(self) -> None:
-        """End what is on its way at its next block."""
+    def abort(self) -> None:
+        """End every body that is being sent, at its next block."""
         with self._changed:
-            self._left = True
+            self._aborted = True
             self._changed.notify_all()
 
     @contextmanager
     def part(self) -> Iterator[Paced]:
-        """Wait until a body may go; the block gets what paces it, and ends with the answer."""
+        """Wait until a body may be sent; yields what paces its blocks, and ends with the answer."""
         sent = 0
         self._turn.acquire()
         has_turn = True
@@ -49,7 +49,7 @@ class InFlightLimit:
         def paced(blocks: Iterable[memoryview]) -> Iterator[memoryview]:
             nonlocal sent, has_turn
             for block in blocks:
-                self._take(len(block), sent)
+                self._reserve(len(block), sent)
                 sent += len(block)
                 yield block
             self._turn.release()
@@ -64,15 +64,15 @@ class InFlightLimit:
                 self._unanswered -= sent
                 self._changed.notify_all()
 
-    def _take(self, size: int, own: int) -> None:
-        """Wait until so many more bytes may go, beside ``own`` of this part."""
+    def _reserve(self, size: int, own: int) -> None:
+        """Wait until ``size`` more bytes may be sent, after ``own`` bytes of this part."""
 
-        def may_go() -> bool:
+        def may_send() -> bool:
             fits = self._unanswered + size <= self._most
-            return self._left or fits or self._unanswered == own
+            return self._aborted or fits or self._unanswered == own
 
         with self._changed:
-            self._changed.wait_for(may_go)
-            if self._left:
-                raise Unavailable("the upload was left")
+            self._changed.wait_for(may_send)
+            if self._aborted:
+                raise Unavailable("the upload was aborted")
             self._unanswered += size

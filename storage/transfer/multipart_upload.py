@@ -1,4 +1,4 @@
-"""One file on its way in parts: which part is next, and what its store's answers mean."""
+"""The upload of one file in parts: which part is next, and what to do with the store's answers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Self
 from runtime.errors import AccessDenied, Corrupt, NotFound, StorageError
 from storage.transfer import http
 from storage.transfer.in_flight import InFlightLimit
-from storage.transfer.multipart import ArrivedParts, PartsPlace, arrived_path
+from storage.transfer.multipart import MultipartTarget, UploadedParts, uploaded_parts_path
 
 if TYPE_CHECKING:
     import urllib3
@@ -19,40 +19,40 @@ if TYPE_CHECKING:
 _MAX_LOSSES = 3
 _SENDERS = 2
 Blocks = Callable[[BufferedReader, int], Iterator[memoryview]]
-RenewPlace = Callable[[], PartsPlace]
+RenewTarget = Callable[[], MultipartTarget]
 
 
 class MultipartUpload:
-    """Sends a file part by part, then completes the upload; every step is tried again as it is.
+    """Uploads a file part by part, then completes the upload; any step may be repeated.
 
-    Leaving the block ends what is on its way. One thread calls it.
+    Leaving the block aborts what is being sent. One thread calls it.
 
     Args:
-        place: where the parts go.
-        blocks: reads the next bytes of a file, and counts them; called on threads of its own.
-        renew: asked for fresh URLs when the store refuses one, or has lost the upload.
+        target: where to upload the parts.
+        blocks: reads the next bytes of a file, and counts them; called on its own threads.
+        renew: called for new URLs when the store refuses one, or has lost the upload.
     """
 
     def __init__(
         self,
         pool: urllib3.PoolManager,
         path: Path,
-        place: PartsPlace,
+        target: MultipartTarget,
         blocks: Blocks,
-        renew: RenewPlace | None,
+        renew: RenewTarget | None,
     ) -> None:
         self._pool = pool
         self._path = path
         self._size = path.stat().st_size
-        self._place = place
+        self._target = target
         self._blocks = blocks
         self._renew = renew
-        self._arrived = ArrivedParts(arrived_path(path))
-        self._arrived.follow(place)
-        self._sending: dict[Future[str], tuple[int, PartsPlace]] = {}
+        self._uploaded = UploadedParts(uploaded_parts_path(path))
+        self._uploaded.load(target)
+        self._sending: dict[Future[str], tuple[int, MultipartTarget]] = {}
         self._senders = ThreadPoolExecutor(_SENDERS, "parts")
-        self._window = InFlightLimit()
-        self._began_again = False
+        self._limit = InFlightLimit()
+        self._restarted = False
         self._losses = 0
         self.completed = False
 
@@ -60,97 +60,97 @@ class MultipartUpload:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._window.leave()
+        self._limit.abort()
         self._senders.shutdown(cancel_futures=True)
-        for sent, (number, place) in self._sending.items():
+        for sent, (number, target) in self._sending.items():
             if not sent.cancelled() and sent.exception() is None:
-                self._keep(number, place, sent.result())
+                self._record(number, target, sent.result())
 
-    def renewed(self) -> str:
-        """Take fresh URLs; those of another upload mean that it begins again."""
+    def renew_target(self) -> str:
+        """Get new URLs and return the one that completes; another upload begins from nothing."""
         if self._renew is not None:
-            self._place = self._renew()
-            self._arrived.follow(self._place)
-        return self._place.complete_url
+            self._target = self._renew()
+            self._uploaded.load(self._target)
+        return self._target.complete_url
 
     def step(self) -> None:
-        """Return when one more part has arrived, or the upload is completed."""
-        self._fill()
+        """Return when one more part was uploaded, or the upload is completed."""
+        self._start_parts()
         if not self._sending:
             self._complete()
             return
         done, _ = wait(self._sending, return_when=FIRST_COMPLETED)
-        self._settle(done.pop())
+        self._handle_answer(done.pop())
 
-    def _fill(self) -> None:
-        """Send parts that have not arrived: one, and the next while its answer is awaited."""
-        place = self._place
+    def _start_parts(self) -> None:
+        """Send missing parts: one, and the next while its answer is awaited."""
+        target = self._target
         busy = {number for number, _ in self._sending.values()}
-        for number in range(1, -(-self._size // place.part_bytes) + 1):
+        for number in range(1, -(-self._size // target.part_bytes) + 1):
             if len(self._sending) >= _SENDERS:
                 return
-            if number not in self._arrived.etags and number not in busy:
-                sent = self._senders.submit(self._send, number, place)
-                self._sending[sent] = (number, place)
+            if number not in self._uploaded.etags and number not in busy:
+                sent = self._senders.submit(self._send, number, target)
+                self._sending[sent] = (number, target)
 
-    def _send(self, number: int, place: PartsPlace) -> str:
-        start = (number - 1) * place.part_bytes
-        size = min(place.part_bytes, self._size - start)
-        with self._path.open("rb") as file, self._window.part() as paced:
+    def _send(self, number: int, target: MultipartTarget) -> str:
+        start = (number - 1) * target.part_bytes
+        size = min(target.part_bytes, self._size - start)
+        with self._path.open("rb") as file, self._limit.part() as paced:
             file.seek(start)
             blocks = paced(self._blocks(file, size))
-            return http.send(self._pool, place.urls[number - 1], blocks, size, {})
+            return http.send(self._pool, target.urls[number - 1], blocks, size, {})
 
-    def _settle(self, sent: Future[str]) -> None:
-        """Keep that a part has arrived, or raise why it has not."""
-        number, place = self._sending.pop(sent)
+    def _handle_answer(self, sent: Future[str]) -> None:
+        """Record that a part was uploaded, or raise why it was not."""
+        number, target = self._sending.pop(sent)
         try:
             etag = sent.result()
         except AccessDenied:
-            if place is self._place:
+            if target is self._target:
                 raise
         except NotFound:
-            if place is self._place and not self._has_another():
+            if target is self._target and not self._replace_lost_upload():
                 raise
         else:
-            self._keep(number, place, etag)
+            self._record(number, target, etag)
 
-    def _keep(self, number: int, place: PartsPlace, etag: str) -> None:
+    def _record(self, number: int, target: MultipartTarget, etag: str) -> None:
         if not etag:
-            where = http.place(place.urls[number - 1])
+            where = http.redacted(target.urls[number - 1])
             raise StorageError(f"PUT {where}: the store gave the part no ETag")
-        if place.upload_id == self._place.upload_id:
-            self._arrived.add(number, etag)
+        if target.upload_id == self._target.upload_id:
+            self._uploaded.add(number, etag)
 
-    def _has_another(self) -> bool:
-        """Ask for another upload in place of one that the store has lost."""
-        lost = self._place.upload_id
+    def _replace_lost_upload(self) -> bool:
+        """Ask for an upload instead of one that the store has lost; whether there is another."""
+        lost = self._target.upload_id
         self._losses += 1
         if self._losses > _MAX_LOSSES:
             return False
-        self.renewed()
-        return self._place.upload_id != lost
+        self.renew_target()
+        return self._target.upload_id != lost
 
     def _complete(self) -> None:
-        was_tried = self._arrived.ended
-        self._arrived.end()
+        was_requested = self._uploaded.completing
+        self._uploaded.mark_completing()
         try:
-            http.complete_upload(self._pool, self._place.complete_url, self._etags())
+            http.complete_upload(self._pool, self._target.complete_url, self._etags())
         except (NotFound, Corrupt) as error:
-            # known no more after an earlier try: it is complete, and that answer was lost; whoever
-            # reads the object verifies it
-            if not (was_tried and isinstance(error, NotFound)):
-                if self._began_again:
+            # unknown after an earlier request: that one completed it and its answer was lost; the
+            # reader of the object verifies it
+            if not (was_requested and isinstance(error, NotFound)):
+                if self._restarted:
                     raise
-                self._begin_again()
+                self._restart()
                 return
         self.completed = True
 
     def _etags(self) -> list[str]:
-        return [etag for _, etag in sorted(self._arrived.etags.items())]
+        return [etag for _, etag in sorted(self._uploaded.etags.items())]
 
-    def _begin_again(self) -> None:
-        """Send every part once more, to another upload if there is one: the store lost some."""
-        self._began_again = True
-        self.renewed()
-        self._arrived.restart()
+    def _restart(self) -> None:
+        """Send every part once more, to another upload if there is one: the store has lost some."""
+        self._restarted = True
+        self.renew_target()
+        self._uploaded.clear()

@@ -25,7 +25,7 @@ from fl_server.aggregation.aggregator import RunAggregator
 from fl_server.persistence.journal import Journal
 from fl_server.rounds.events import EvaluationRecorded, RoundClosed, RoundCommitted, RoundStarted
 from fl_server.rounds.events import UpdateAccepted as Accepted
-from fl_server.server import Server
+from fl_server.shell.connection import ServerConnection
 from rengo.cli.main import main
 from tests.chaos.moments import read_plan, write_plan
 
@@ -138,7 +138,7 @@ def bind(fate: Fate) -> None:
         fate.passes("version-stored", key[0])
 
     _around(Journal, "append", appending)
-    _around(Server, "_publish", publishing)
+    _around(ServerConnection, "publish", publishing)
     _around(RunAggregator, "verify", verifying)
     _around(RunAggregator, "fold", folding)
     _around(RunAggregator, "aggregate", aggregating)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from broker.connection import Publication
+from broker.session.publication import Publication
 from tests.contract.broker_places import Place, kind, place
 from tests.integration.broker_fixtures import BASE, Owner
 

@@ -11,7 +11,8 @@ import pytest
 
 from runtime.errors import Corrupt, NotFound
 from storage.registry.registry import ModelRegistry
-from storage.store.objects import MemoryStore, ObjectInfo, ObjectStore, ObjectStream
+from storage.store.memory import MemoryStore
+from storage.store.objects import ObjectInfo, ObjectStore, ObjectStream
 from storage.versions.keys import RunKeys
 from tests.integration.store_fixtures import KINDS, bucket_of, running_store
 from tests.versions import KEY, PROJECT, DictCache, manifest_of, stored

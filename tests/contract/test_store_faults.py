@@ -29,7 +29,8 @@ from fl_server.rounds.events import Model
 from runtime.errors import AccessDenied, Corrupt, NotFound, RengoError, StorageError, Unavailable
 from runtime.retry import instant
 from storage.store.embedded import EmbeddedStore, Kind
-from storage.store.objects import MemoryStore, ObjectStore
+from storage.store.memory import MemoryStore
+from storage.store.objects import ObjectStore, abort_uploads
 from storage.store.s3 import S3Store
 from storage.transfer import http
 from storage.transfer.files import Transfers, TransferSettings
@@ -83,7 +84,7 @@ def rough(embedded_store: EmbeddedStore) -> Iterator[Rough]:  # noqa: F811
     with Proxy(store.settings.endpoint) as proxy, instant():
         yield Rough(store, proxy)
     store.delete([info.key for info in store.list("")])
-    store.abort_uploads("")
+    abort_uploads(store, "")
 
 
 @pytest.fixture(params=["memory", *KINDS])
@@ -158,7 +159,7 @@ def test_a_large_put_cut_midway_leaves_the_old_object_and_no_parts(rough: Rough)
     with pytest.raises(Unavailable, match=KEY):
         faulty.put(KEY, large)
     assert read(rough.store) == OLD
-    assert rough.store.abort_uploads("") == 0
+    assert abort_uploads(rough.store, "") == 0
     rough.behind(Fault(), Fault(cut_up=2 << 20), Fault(cut_down=0)).put(KEY, large)
     assert read(rough.store) == large
 
@@ -318,7 +319,7 @@ def verbs(store: S3Store, folder: Path) -> dict[str, Callable[[], Any]]:
         "head": lambda: store.head(KEY),
         "list": lambda: list(store.list("")),
         "delete": lambda: store.delete(["gone/1", "gone/2"]),
-        "abort": lambda: store.abort_uploads(""),
+        "abort": lambda: abort_uploads(store, ""),
         "bucket": store.ensure_bucket,
         "large": lambda: store.put("large", bytes(7 << 20)),
         "upload": lambda: Transfers(QUICK).upload(store.presign_put(KEY, _URL_S), source),

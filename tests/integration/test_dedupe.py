@@ -18,9 +18,9 @@ from rengo.site.device_process import DeviceSpec
 from rengo.site.site import Site
 from storage.store.embedded import EmbeddedStore
 from storage.store.s3 import S3Store
-from storage.transfer.byte_ranges import Earlier, length
+from storage.transfer.byte_ranges import EarlierVersion, length
 from storage.transfer.files import Transfers, TransferSettings
-from storage.weights import write_safetensors
+from storage.weights import stored_size, write_safetensors
 from tests.integration.moving_part import PART, MovingPart, part_of
 from tests.integration.store_fixtures import bucket_of, embedded_store  # noqa: F401
 from tests.integration.test_patches import CHANGED, NEW, OLD, SHA, SIZE
@@ -30,7 +30,7 @@ TASK = f"{Path(__file__).with_name('moving_part.py')}:MovingPart"
 NAMES = ["device-1", "device-2"]
 START_S = 60.0
 PART_BYTES = 4 * PART
-WHOLE_BYTES = MovingPart().initial_weights(0).layout.stored_bytes
+WHOLE_BYTES = stored_size(MovingPart().initial_weights(0).layout)
 HEADER_BYTES = 1200
 """The most that an update's header with three chunks takes."""
 
@@ -178,7 +178,7 @@ def test_a_real_store_behind_a_line_that_breaks(
             path,
             sha256=SHA,
             size=SIZE,
-            earlier=Earlier(older, CHANGED),
+            earlier=EarlierVersion(older, CHANGED),
         )
         assert proxy.connections >= 3
     assert path.read_bytes() == NEW

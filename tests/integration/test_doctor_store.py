@@ -24,9 +24,11 @@ from rengo.doctor.store import FEATURES, checks, speed_lines
 from rengo.site.certificates import Authority
 from runtime.errors import AccessDenied, ConfigError
 from runtime.processes.ports import free_port
-from storage.store.embedded import EmbeddedStore, StoreTls
+from storage.store.embedded import EmbeddedStore
+from storage.store.objects import abort_uploads
 from storage.store.probe import Capabilities, Findings, check_encryption, clock_offset_s, probe
 from storage.store.s3 import S3Store
+from storage.store.servers.base import StoreTls
 from storage.store.settings import StoreSettings
 from storage.store.speed import TransferSpeed
 from tests.certificates import LOOPBACK
@@ -69,7 +71,7 @@ def config(store: S3Store, tmp_path: Path) -> Path:
 
 
 def empty(store: S3Store) -> bool:
-    return not list(store.list("")) and store.abort_uploads("") == 0
+    return not list(store.list("")) and abort_uploads(store, "") == 0
 
 
 def test_it_tells_what_the_store_can_do_how_fast_and_how_late(

@@ -12,7 +12,8 @@ import pytest
 from fl_server.persistence.database import Database, JournalUnusable, sa, write_meta
 from fl_server.persistence.manifest_cache import DocumentTable
 from storage.registry.registry import Document, ModelRegistry
-from storage.store.objects import MemoryStore, ObjectStream
+from storage.store.memory import MemoryStore
+from storage.store.objects import ObjectStream
 from tests.integration.postgres import Cluster, running_cluster
 from tests.versions import KEY, PROJECT, stored
 

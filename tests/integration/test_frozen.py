@@ -27,7 +27,7 @@ from fl_server.aggregation.model_cache import ModelCache
 from fl_server.aggregation.spool import MemoryBudget
 from fl_server.rounds.events import Model, Update
 from fl_server.runs.patches import patches_to
-from storage.store.objects import MemoryStore
+from storage.store.memory import MemoryStore
 from storage.transfer.byte_ranges import length
 from storage.updates.header import UpdateHeader, read_header
 from storage.updates.info import UpdateInfo

@@ -15,7 +15,7 @@ import pytest
 import sqlalchemy as sa
 
 from fl_server.persistence.database import JournalError
-from fl_server.persistence.journal import AwaitedModel, Journal, PreparedRun, RunRecord
+from fl_server.persistence.journal import Journal
 from fl_server.rounds.events import (
     FACTS,
     EvaluationRecorded,
@@ -38,6 +38,7 @@ from fl_server.rounds.events import (
     UpdateWithdrawn,
 )
 from fl_server.runs.definition import parse_definition
+from fl_server.runs.record import AwaitedModel, PreparedRun, RunRecord
 from runtime.errors import ConfigError
 from runtime.processes.ports import free_port
 from tests.integration.postgres import PASSWORD, Cluster, running_cluster

@@ -16,11 +16,11 @@ import urllib3
 from runtime.errors import AccessDenied, NotFound, StorageError, Unavailable
 from runtime.retry import instant
 from storage.store.embedded import EmbeddedStore
-from storage.store.objects import ObjectStore
+from storage.store.objects import ObjectStore, abort_uploads
 from storage.store.s3 import S3Store
 from storage.transfer import http as http_to_store
 from storage.transfer.files import Cancelled, Transfers, TransferSettings
-from storage.transfer.multipart import ArrivedParts, PartsPlace, arrived_path
+from storage.transfer.multipart import MultipartTarget, UploadedParts, uploaded_parts_path
 from tests.integration.store_fixtures import bucket_of, embedded_store  # noqa: F401
 from tests.proxy import Fault, Proxy
 
@@ -47,10 +47,10 @@ class Way:
     def begin(self) -> str:
         return self.store.begin_upload(KEY)
 
-    def place(self, upload_id: str) -> PartsPlace:
+    def place(self, upload_id: str) -> MultipartTarget:
         signer = self.through
         urls = [signer.presign_part(KEY, upload_id, number, 600) for number in range(1, 6)]
-        return PartsPlace(upload_id, PART, urls, signer.presign_complete(KEY, upload_id, 600))
+        return MultipartTarget(upload_id, PART, urls, signer.presign_complete(KEY, upload_id, 600))
 
     def is_whole(self) -> bool:
         """Whether the store has the file, and no unfinished upload."""
@@ -67,7 +67,7 @@ def way(embedded_store: EmbeddedStore, tmp_path: Path) -> Iterator[Way]:  # noqa
     with Proxy(store.settings.endpoint) as proxy, instant():
         yield Way(store, proxy, source)
     store.delete([info.key for info in store.list("")])
-    store.abort_uploads("")
+    abort_uploads(store, "")
 
 
 def transfers() -> Transfers:
@@ -76,7 +76,7 @@ def transfers() -> Transfers:
 
 def test_a_file_goes_in_parts_and_every_byte_once(way: Way) -> None:
     place = way.place(way.begin())
-    assert place.takes(SIZE)
+    assert place.fits(SIZE)
     assert transfers().upload_in_parts(place, way.source) == SIZE
     assert way.is_whole()
 
@@ -99,8 +99,8 @@ def test_what_is_left_half_way_goes_on_with_the_rest(way: Way, after: int) -> No
     way.proxy.always = Fault(on_up=(after, cancel.set))
     with pytest.raises((Cancelled, Unavailable)):
         transfers().upload_in_parts(place, way.source, cancel=cancel)
-    arrived = ArrivedParts(arrived_path(way.source))
-    arrived.follow(place)
+    arrived = UploadedParts(uploaded_parts_path(way.source))
+    arrived.load(place)
     assert len(arrived.etags) >= 2 * (after // PART) - 1
     there = sum(len(BODY[(number - 1) * PART : number * PART]) for number in arrived.etags)
     way.proxy.always = Fault()
@@ -118,8 +118,8 @@ def test_a_file_that_has_arrived_is_not_sent_again(way: Way) -> None:
 def test_a_completion_whose_answer_was_lost_is_a_completion(way: Way) -> None:
     upload_id = way.begin()
     place = way.place(upload_id)
-    arrived = ArrivedParts(arrived_path(way.source))
-    arrived.follow(place)
+    arrived = UploadedParts(uploaded_parts_path(way.source))
+    arrived.load(place)
     for number in range(1, 6):
         part = BODY[(number - 1) * PART : number * PART]
         arrived.add(number, way.store.put_part(KEY, upload_id, number, part))
@@ -133,10 +133,10 @@ def test_a_refused_url_is_renewed_and_the_upload_goes_on(way: Way) -> None:
     upload_id = way.begin()
     good = way.place(upload_id)
     urls = [*good.urls[:2], *(f"{url[:-4]}0000" for url in good.urls[2:])]
-    bad = PartsPlace(upload_id, PART, urls, good.complete_url)
+    bad = MultipartTarget(upload_id, PART, urls, good.complete_url)
     asked: list[int] = []
 
-    def renew() -> PartsPlace:
+    def renew() -> MultipartTarget:
         asked.append(1)
         return good
 
@@ -147,7 +147,7 @@ def test_a_refused_url_is_renewed_and_the_upload_goes_on(way: Way) -> None:
     assert way.is_whole()
     with pytest.raises(AccessDenied):
         transfers().upload_in_parts(
-            PartsPlace(way.begin(), PART, bad.urls[2:], bad.complete_url), way.source
+            MultipartTarget(way.begin(), PART, bad.urls[2:], bad.complete_url), way.source
         )
 
 
@@ -170,8 +170,8 @@ def test_an_upload_that_the_store_lost_begins_again_elsewhere(way: Way) -> None:
 
 def test_parts_that_the_store_does_not_have_are_sent_again(way: Way) -> None:
     place = way.place(way.begin())
-    arrived = ArrivedParts(arrived_path(way.source))
-    arrived.follow(place)
+    arrived = UploadedParts(uploaded_parts_path(way.source))
+    arrived.load(place)
     for number in range(1, 6):
         arrived.add(number, "0" * 32)
     assert transfers().upload_in_parts(place, way.source) == SIZE
@@ -234,9 +234,9 @@ def complete(state: Completing, tmp_path: Path) -> None:
     """Complete an upload all of whose parts have arrived."""
     source = tmp_path / "file"
     source.write_bytes(b"x" * 15)
-    place = PartsPlace("u", 10, [state.url] * 2, state.url)
-    arrived = ArrivedParts(arrived_path(source))
-    arrived.follow(place)
+    place = MultipartTarget("u", 10, [state.url] * 2, state.url)
+    arrived = UploadedParts(uploaded_parts_path(source))
+    arrived.load(place)
     # in the order in which they arrived
     for number, etag in ((2, 'e"<2>'), (1, "e-1")):
         arrived.add(number, etag)

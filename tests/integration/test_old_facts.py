@@ -6,17 +6,18 @@ import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fl_server.deployment.canary.machine import CanaryMachine
-from fl_server.deployment.canary_log import CanaryLog
+from fl_server.canary.machine import CanaryMachine
+from fl_server.kinds.canary import CanaryKind
+from fl_server.kinds.sync import SyncKind
+from fl_server.persistence.database import JournalError, sa
 from fl_server.persistence.journal import Journal
 from fl_server.rounds.machine import RoundMachine
-from tests.old_data import every_fact
 from tests.old_data.restore import FACTS, holds, read
 
 
@@ -29,11 +30,37 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return path
 
 
+@dataclass(frozen=True)
+class Old:
+    """The rows as the commit wrote them, before a journal of today opened the database."""
+
+    runs: list[tuple[Any, ...]]
+    facts: dict[str, list[tuple[str, Any]]]
+    canaries: list[tuple[Any, ...]]
+    canary_facts: dict[str, list[tuple[str, Any]]]
+
+
 @pytest.fixture
-def journal(database: Path) -> Iterator[Journal]:
-    opened = Journal(f"sqlite:///{database}")
+def old(database: Path) -> Old:
+    return Old(
+        read(database, "SELECT run_id, definition, plan, initial, at FROM rengo_runs"),
+        written(database, "rengo_facts", "run_id"),
+        read(database, "SELECT canary_id, plan, at FROM rengo_canaries ORDER BY number"),
+        written(database, "rengo_canary_facts", "canary_id"),
+    )
+
+
+@pytest.fixture
+def journal(database: Path, old: Old) -> Iterator[Journal]:
+    del old  # read before
+    opened = open_journal(database)
     yield opened
     opened.close()
+
+
+def open_journal(database: Path) -> Journal:
+    kinds = {"sync": SyncKind.vocabulary, "canary": CanaryKind.vocabulary}
+    return Journal(f"sqlite:///{database}", kinds)
 
 
 def written(database: Path, table: str, key: str) -> dict[str, list[tuple[str, Any]]]:
@@ -55,16 +82,15 @@ def plain(fact: Any) -> Any:
     return json.loads(json.dumps(asdict(fact)))
 
 
-def test_the_facts_of_runs(database: Path, journal: Journal) -> None:
-    old = written(database, "rengo_facts", "run_id")
-    assert len({kind for facts in old.values() for kind, _ in facts}) == 14
-    for run_id, facts in old.items():
+def test_the_facts_of_runs(old: Old, journal: Journal) -> None:
+    assert len({kind for facts in old.facts.values() for kind, _ in facts}) == 14
+    for run_id, facts in old.facts.items():
         require_same([record.fact for record in journal.facts(run_id)], facts)
 
 
-def test_runs_go_on_from_what_they_were(database: Path, journal: Journal) -> None:
-    rows = read(database, "SELECT run_id, definition, plan, initial FROM rengo_runs")
-    for record, (run_id, definition, plan, initial) in zip(journal.runs(), rows, strict=True):
+def test_runs_go_on_from_what_they_were(old: Old, journal: Journal) -> None:
+    records = [each for each in journal.runs() if each.definition.flow == "sync"]
+    for record, (run_id, definition, plan, initial, _) in zip(records, old.runs, strict=True):
         assert record.run_id == run_id
         asked = json.loads(definition)
         del asked["aggregation"]  # how a sum is made is the server's own affair
@@ -85,19 +111,52 @@ def test_a_run_whose_version_0_is_awaited(database: Path, journal: Journal) -> N
     assert holds(plain(prepared.awaited), json.loads(initial))
 
 
-def test_the_facts_of_canaries(database: Path, journal: Journal) -> None:
-    old = written(database, "rengo_canary_facts", "canary_id")
-    assert len({kind for facts in old.values() for kind, _ in facts}) == 5
-    plans = read(database, "SELECT canary_id, plan FROM rengo_canaries ORDER BY number")
-    records = CanaryLog(journal.database).canaries()
-    for record, (canary_id, plan) in zip(records, plans, strict=True):
-        assert record.plan.canary_id == canary_id
+def test_canaries_are_runs_by_now(old: Old, journal: Journal) -> None:
+    assert len({kind for facts in old.canary_facts.values() for kind, _ in facts}) == 5
+    records = [each for each in journal.runs() if each.definition.flow == "canary"]
+    for record, (canary_id, plan, at) in zip(records, old.canaries, strict=True):
+        assert (record.run_id, record.plan.canary_id, record.at) == (canary_id, canary_id, at)
         assert holds(plain(record.plan), json.loads(plan))
-        require_same(list(record.facts), old[canary_id])
-        assert CanaryMachine(record.plan, record.facts).state.phase == "ended"
+        candidate = json.loads(plan)["candidate"]
+        assert (record.initial.version, record.initial.key) == (
+            candidate["version"],
+            candidate["key"],
+        )
+        assert record.definition.algorithm.settings == json.loads(plan)["algorithm_settings"]
+        facts = [each.fact for each in journal.facts(canary_id, "canary")]
+        require_same(facts, old.canary_facts[canary_id])
+        assert CanaryMachine(record.plan, facts).state.phase == "ended"
 
 
-def test_what_is_journalled_today_can_be_recorded_too(tmp_path: Path) -> None:
-    path = tmp_path / "journal.sqlite"
-    every_fact.write(path)
-    assert set(written(path, "rengo_facts", "run_id")) == set(every_fact.RUNS)
+def test_canaries_are_moved_once(database: Path, journal: Journal) -> None:
+    before = journal.runs()
+    again = open_journal(database)
+    assert again.runs() == before
+    again.close()
+    tables = {name for (name,) in read(database, "SELECT name FROM sqlite_master")}
+    assert not tables & {"rengo_canaries", "rengo_canary_facts"}
+
+
+def test_a_move_that_fails_leaves_everything_as_it_was(
+    database: Path, old: Old, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise sa.exc.OperationalError("drop", {}, sqlite3.OperationalError("disk is full"))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sa.MetaData, "drop_all", fails)
+        with pytest.raises(JournalError):
+            open_journal(database)
+    assert read(database, "SELECT run_id, definition, plan, initial, at FROM rengo_runs") == (
+        old.runs
+    )
+    journal = open_journal(database)
+    assert len(journal.runs()) == len(old.runs) + len(old.canaries)
+    journal.close()
+
+
+def test_a_canary_that_cannot_be_moved_is_named(database: Path) -> None:
+    with closing(sqlite3.connect(database)) as opened, opened:
+        opened.execute("UPDATE rengo_canaries SET plan = '{}' WHERE number = 1")
+    with pytest.raises(JournalError, match="canary-decided"):
+        open_journal(database)

@@ -12,7 +12,7 @@ import psutil
 
 from rengo.site.folder import SiteFolder
 from runtime.processes.child import Child
-from storage.store.embedded import Keys
+from storage.store.servers.base import Keys
 from tests.integration.broker_fixtures import eventually
 from tests.integration.commands import rengo, surroundings
 from tests.integration.test_enrolment import devices, enroll, invite, terminal

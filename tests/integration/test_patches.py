@@ -16,7 +16,7 @@ import pytest
 from runtime.errors import Corrupt, Unavailable
 from runtime.retry import instant
 from storage.store.embedded import EmbeddedStore
-from storage.transfer.byte_ranges import Earlier, Range, length
+from storage.transfer.byte_ranges import EarlierVersion, Range, length
 from storage.transfer.files import Cancelled, Transfers, TransferSettings
 from tests.integration.store_fixtures import (  # noqa: F401
     Answer,
@@ -69,7 +69,7 @@ def get(
     changed: list[Range] | None = None,
     cancel: threading.Event | None = None,
 ) -> int:
-    earlier = Earlier(older, CHANGED if changed is None else changed)
+    earlier = EarlierVersion(older, CHANGED if changed is None else changed)
     with instant():
         return Transfers(QUICK).download(
             store.url, path, sha256=SHA, size=SIZE, cancel=cancel, earlier=earlier
@@ -88,7 +88,7 @@ def test_a_real_store_sends_the_changed_ranges_alone(
     store = bucket_of(embedded_store)
     store.put("k/model", NEW)
     url = store.presign_get("k/model", 60)
-    earlier = Earlier(older, CHANGED)
+    earlier = EarlierVersion(older, CHANGED)
     moved = Transfers().download(url, path, sha256=SHA, size=SIZE, earlier=earlier)
     assert moved == length(CHANGED)
     assert path.read_bytes() == NEW
@@ -109,7 +109,7 @@ def test_a_device_that_skipped_versions_fetches_the_ranges_of_all_of_them(
         path,
         sha256=hashlib.sha256(latest).hexdigest(),
         size=SIZE,
-        earlier=Earlier(older, changed),
+        earlier=EarlierVersion(older, changed),
     )
     assert moved == length(changed)
     assert path.read_bytes() == latest
@@ -168,11 +168,11 @@ def test_a_process_that_was_killed_leaves_what_another_goes_on_from(
     rough.answers = [Answer(), Answer(block_bytes=5000, pause_s=0.05)]
     code = f"""
 from pathlib import Path
-from storage.transfer.byte_ranges import Earlier
+from storage.transfer.byte_ranges import EarlierVersion
 from storage.transfer.files import Transfers
 Transfers().download(
     {rough.url!r}, Path({str(path)!r}), sha256={SHA!r}, size={SIZE},
-    earlier=Earlier(Path({str(older)!r}), {CHANGED}),
+    earlier=EarlierVersion(Path({str(older)!r}), {CHANGED}),
 )
 """
     child = subprocess.Popen([sys.executable, "-c", code])

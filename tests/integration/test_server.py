@@ -41,7 +41,7 @@ from broker.wire.messages import (
     decode,
 )
 from broker.wire.topics import Topics, parse
-from fl_server.dataplane.plane import Done, JobDone, TaskDone
+from fl_server.dataplane.workers import Done, JobDone, TaskDone
 from fl_server.members.membership import SiteInfo
 from fl_server.persistence.database import JournalError
 from fl_server.persistence.journal import Journal
@@ -239,7 +239,10 @@ class Site:
         """Clear what the test left retained on the broker that others use too."""
         session, _ = self.peer()
         devices = {*self.server.presence.devices, "d-1", "d-2", "d-9"}
-        topics = [TOPICS.server_state, *(TOPICS.run(run, "state") for run in self.server.runs)]
+        topics = [
+            TOPICS.server_state,
+            *(TOPICS.run(run, "state") for run in self.server.runner.flows),
+        ]
         topics += [
             TOPICS.device(name, leaf)
             for name in devices

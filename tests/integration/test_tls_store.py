@@ -15,9 +15,10 @@ from rengo.site.certificates import Authority
 from runtime.errors import ConfigError, StorageError, Unavailable
 from runtime.retry import instant
 from runtime.security.tls import Tls
-from storage.store.embedded import EmbeddedStore, Kind, StoreTls
+from storage.store.embedded import EmbeddedStore, Kind
 from storage.store.probe import probe
 from storage.store.s3 import S3Store
+from storage.store.servers.base import StoreTls
 from storage.transfer.files import Transfers, TransferSettings
 from tests.certificates import LOOPBACK, PAST, issued_then, trust
 from tests.integration.broker_fixtures import eventually

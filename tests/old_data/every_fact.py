@@ -2,7 +2,7 @@
 
     python -m tests.old_data.every_fact         from the repository's root; at once
 
-It writes ``COMMIT.sql``, one line a row, by the journal and the canary log themselves. Later
+It writes ``COMMIT.sql``, one line a row, by the journal itself. Later
 commits must still read it (``tests/integration/test_old_facts.py``): the name of a fact and its
 fields are data on disk. Each run and each canary is a story that the machines accept.
 """
@@ -17,14 +17,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fl_server.deployment.canary import events as c
-from fl_server.deployment.canary.machine import CanaryMachine
-from fl_server.deployment.canary_log import CanaryLog
-from fl_server.persistence.journal import AwaitedModel, Journal, PreparedRun, RunRecord
+from fl_server.canary import events as c
+from fl_server.canary.machine import CanaryMachine
+from fl_server.deployment.canaries import record_of
+from fl_server.persistence.journal import Journal
 from fl_server.rounds import events as e
 from fl_server.rounds.machine import RoundMachine
 from fl_server.rounds.workload import OrderWork, Speed
 from fl_server.runs.definition import RunDefinition, parse_definition
+from fl_server.runs.record import AwaitedModel, PreparedRun, RunRecord
 from tests.old_data.fleet import HERE
 from tests.old_data.record import commit
 
@@ -158,11 +159,10 @@ def write(path: Path) -> None:
         RoundMachine(record.plan, record.initial, facts)
         journal.add_run(record)
         journal.append(run_id, facts)
-    log = CanaryLog(journal.database)
     for canary_id, told in CANARIES.items():
         CanaryMachine(canary_plan(canary_id), told)
-        log.begin(canary_plan(canary_id))
-        log.append(canary_id, told)
+        journal.add_run(record_of(canary_plan(canary_id)))
+        journal.append(canary_id, told)
     journal.close()
 
 

@@ -13,8 +13,9 @@ from typing import TypeAlias
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from fl_server.deployment.canary import events as c
-from fl_server.deployment.canary.machine import CanaryMachine, Step
+from fl_server.canary import events as c
+from fl_server.canary.machine import CanaryMachine
+from fl_server.flows.flow import Step
 from fl_server.rounds import events as e
 from tests.laws import require
 

@@ -17,7 +17,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from runtime.errors import ConfigError, NotFound, Unavailable
 from storage.registry.registry import ModelRegistry
-from storage.store.objects import MemoryStore, ObjectInfo, ObjectStream
+from storage.store.memory import MemoryStore
+from storage.store.objects import ObjectInfo, ObjectStream
 from storage.versions.keys import RunKeys
 from storage.versions.manifest import Manifest
 from tests.laws import require

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
+from fl_server.flows.flow import Step
 from fl_server.rounds import events as e
-from fl_server.rounds.machine import RoundMachine, Step
+from fl_server.rounds.machine import RoundMachine
 from tests.laws import RoundLaws, require
 
 TRAINERS = ("d1", "d2", "d3", "d4", "d5")
@@ -201,7 +202,7 @@ class Rounds(RuleBasedStateMachine):
         order = self.an_order(device_id, choice, action)
         if order is not None:
             place = (device_id, action, order.round, order.attempt)
-            self.give(e.DeviceDeclined(*place, "busy", unusable and self.in_vain))
+            self.give(e.DeviceDeclined(*place, "busy", unusable=unusable and self.in_vain))
 
     @precondition(lambda self: self.laws.collecting and self.in_vain)
     @rule(reason=REASONS, spared=st.sampled_from([0, 0, 0, 1]), upload=st.booleans())
@@ -217,7 +218,7 @@ class Rounds(RuleBasedStateMachine):
                         self.refuse(place, said)
                         break
             else:
-                self.give(e.DeviceDeclined(device_id, "train", *pair, said, True))
+                self.give(e.DeviceDeclined(device_id, "train", *pair, said, unusable=True))
 
     @rule(device_id=st.sampled_from(DEVICES), choice=pick)
     def ask_again(self, device_id: str, choice: int) -> None:

@@ -9,16 +9,23 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from fl_server.deployment.canary import machine as canary
-from fl_server.deployment.canary import state as canary_state
+from fl_server.canary import machine as canary
+from fl_server.canary import state as canary_state
 from runtime.errors import InvalidTransition
 from tests.laws import Violation
 from tests.mutants import Mutant, load_patched
 from tests.property.machine_canary import Canary
 from tests.property.test_mutants import QUICK
+from tests.support import soaking
 
-TestCanary = Canary.TestCase
-TestCanary.settings = settings(max_examples=300, stateful_step_count=40)
+
+class TestCanary(Canary.TestCase):
+    settings = settings(max_examples=100, stateful_step_count=40)
+
+
+@pytest.mark.soak
+class TestCanaryForLong(Canary.TestCase):
+    settings = settings(max_examples=1000, stateful_step_count=40)
 
 
 def planted(name: str, module: types.ModuleType, patches: Mapping[str, str]) -> Mutant:
@@ -122,7 +129,9 @@ def with_bug(mutant: Mutant) -> type[canary.CanaryMachine]:
     return machine
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=str)
+@pytest.mark.parametrize(
+    "mutant", soaking(MUTANTS, lambda each: str(each) == "waits-for-the-dead"), ids=str
+)
 def test_the_search_finds(mutant: Mutant) -> None:
     suspect = type("Planted", (Canary,), {"make": with_bug(mutant)})
     with pytest.raises((Violation, InvalidTransition, IndexError, KeyError)):

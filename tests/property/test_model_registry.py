@@ -19,8 +19,16 @@ from tests.mutants import Mutant, load_patched
 from tests.property.machine_registry import Registry
 from tests.property.test_mutants import QUICK
 
-TestRegistry = Registry.TestCase
-TestRegistry.settings = settings(max_examples=200, stateful_step_count=30)
+
+class TestRegistry(Registry.TestCase):
+    settings = settings(max_examples=30, stateful_step_count=30)
+
+
+@pytest.mark.soak
+class TestRegistryForLong(Registry.TestCase):
+    settings = settings(max_examples=200, stateful_step_count=30)
+
+
 SHORT = settings(QUICK, stateful_step_count=20)
 
 

@@ -15,12 +15,12 @@ from fl_server.rounds.events import Model
 from fl_server.runs.patches import patches_to
 from storage.transfer.byte_ranges import (
     MAX_SHARE,
-    Earlier,
+    EarlierVersion,
     Range,
-    are_sound,
+    are_valid,
     coalesced,
     length,
-    opened,
+    open_earlier,
 )
 
 SIZE = 400
@@ -43,7 +43,7 @@ def test_coalesced_ranges_cover_and_are_few_and_sound(
     found = coalesced(ranges, gap=gap, most=most)
     assert bytes_of(found) >= bytes_of(ranges)
     assert len(found) <= most
-    assert are_sound(found, SIZE)
+    assert are_valid(found, SIZE)
     assert length(found) == len(bytes_of(found))
     assert all(after[0] - before[1] > gap for before, after in pairwise(found))
     assert coalesced(found, gap=gap, most=most) == found
@@ -71,10 +71,10 @@ def size(gap: Range) -> int:
 
 
 def test_unsound_ranges_are_known() -> None:
-    assert are_sound([], 10)
-    assert are_sound([(0, 10)], 10)
+    assert are_valid([], 10)
+    assert are_valid([(0, 10)], 10)
     for bad in ([(0, 11)], [(-1, 2)], [(3, 3)], [(5, 4)], [(4, 6), (0, 2)], [(0, 5), (4, 6)]):
-        assert not are_sound(bad, 10), bad
+        assert not are_valid(bad, 10), bad
 
 
 @st.composite
@@ -97,10 +97,10 @@ def patched(path: Path, changed: list[Range], new: bytes, cuts: list[int]) -> tu
     """Make the new file; at every cut whoever makes it begins again where the bytes end."""
     made, fetched = b"", 0
     for stop in [*sorted(cuts), SIZE]:
-        with opened(Earlier(path, changed), SIZE) as source:
+        with open_earlier(EarlierVersion(path, changed), SIZE) as source:
             assert source is not None
             while len(made) < stop:
-                for block in source.unchanged(len(made)):
+                for block in source.read_unchanged(len(made)):
                     made += block
                 end = min(source.fetch_until(len(made)), max(stop, len(made)))
                 fetched += end - len(made)
@@ -168,7 +168,7 @@ def test_what_an_aggregator_calls_unchanged_is_so_to_the_bit(
         coarse = sum(min(4 << 12, old.nbytes - (4 << 12) * grain) for grain in grains)
         assert coarse > MAX_SHARE * old.nbytes
         return
-    assert are_sound(found, len(after))
+    assert are_valid(found, len(after))
     assert set(differing) <= bytes_of(list(found))
     assert length(found) <= MAX_SHARE * len(after)
     made = bytearray(before)
@@ -207,7 +207,7 @@ def test_an_order_has_at_most_four_patches_each_worth_it(
     assert not patches or size >= MIB
     for distance, patch in enumerate(patches, 1):
         assert patch.base_sha256 == models[-1 - distance].sha256
-        assert are_sound(patch.changed, size)
+        assert are_valid(patch.changed, size)
         assert length(patch.changed) <= MAX_SHARE * size
         since = [each for later in models[-distance:] for each in later.changed or ()]
         assert bytes_blocks(patch.changed) >= bytes_blocks(since)

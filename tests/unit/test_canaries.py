@@ -1,147 +1,71 @@
-"""The canaries' shell and the production documents, on a registry in memory."""
+"""Canaries among a server's flows and the production documents, on a registry in memory."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
-from broker.wire.messages import (
-    Decline,
-    DeviceState,
-    Message,
-    ModelRequest,
-    Order,
-    ProductionDocument,
-    Receipt,
-    Request,
-    Result,
-    RunDocument,
-    Usage,
+from broker.wire.messages import ModelRequest, Order, ProductionDocument, Receipt, RunDocument
+from fl_server.dataplane.urls import SharedUrls
+from fl_server.deployment.canaries import Canaries, CanaryRequest
+from fl_server.deployment.production import ProductionDocuments
+from fl_server.flows.events import (
+    DeviceAnswered,
+    DeviceDeclined,
+    DeviceLeft,
+    OrderRequested,
+    ProductionMoved,
 )
-from broker.wire.topics import Topics
-from fl_server.dataplane.bundles import SiteBundles
-from fl_server.dataplane.plane import DataPlane
-from fl_server.deployment.canary_log import CanaryLog
-from fl_server.deployment.production import ProductionDocuments, SharedUrls
-from fl_server.deployment.service import Canaries, CanaryContext, CanaryRequest
-from fl_server.members.presence import PresenceTable
-from fl_server.members.rules import AuditEvent
-from fl_server.persistence.database import Database
-from fl_server.rounds.events import DeviceJoined, DeviceLeft
 from fl_server.runs.definition import BundleSection
-from runtime.errors import ConfigError, NotFound, RengoError
-from storage.registry.registry import ModelRegistry
-from storage.store.objects import MemoryStore
+from runtime.errors import ConfigError, NotFound
 from storage.versions.index import Version
 from storage.versions.manifest import Manifest
-from tests.versions import KEY, PROJECT, stored
+from tests.flows import TOPICS, FlowServer
+from tests.versions import KEY, stored
 
-TOPICS = Topics("home")
-WISH = CanaryRequest(share=1.0, metric="accuracy", max_drop=0.01, deadline_s=60.0)
+WANTED = CanaryRequest(share=1.0, metric="accuracy", max_drop=0.01, deadline_s=60.0)
 EVALUATORS = ("e1", "e2", "e3")
 
 
-@dataclass
-class Plane:
-    """A data plane whose tasks wait until the test lets them go."""
-
-    store: MemoryStore
-    registry: ModelRegistry
-    tasks: list[Callable[[], None]] = field(default_factory=list)
-
-    def patiently(self, work: Callable[[], Any]) -> Any:
-        return work()
-
-    def start_task(
-        self,
-        work: Callable[[], Any],
-        then: Callable[[Any], None],
-        failed: Callable[[RengoError], None],
-        *,
-        in_order: bool = False,
-    ) -> None:
-        assert in_order, "what is written to the registry has an order"
-
-        def task() -> None:
-            try:
-                result = work()
-            except RengoError as error:
-                failed(error)
-            else:
-                then(result)
-
-        self.tasks.append(task)
-
-    def run(self) -> None:
-        while self.tasks:
-            self.tasks.pop(0)()
-
-
-class Ground:
-    """One server's canaries; ``crash`` gives it another life."""
+class Ground(FlowServer):
+    """One server's canaries."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.store = MemoryStore()
-        self.registry = ModelRegistry(self.store, PROJECT, KEY, now_ms=lambda: 1)
-        self.registry.rebuild()
-        self.database = Database(f"sqlite:///{folder / 'journal.sqlite'}")
-        self.sent: list[tuple[str, Message]] = []
-        self.acts: list[AuditEvent] = []
-        self.moved: list[str] = []
-        self.epoch = 0
+        super().__init__(folder)
         self.old, self.new = (self.commit(number) for number in (1, 2))
-        self.begin_life()
 
     def begin_life(self) -> None:
-        self.epoch += 1
-        self.presence = PresenceTable()
-        self.plane = Plane(self.store, self.registry)
-        house = CanaryContext(
-            TOPICS,
-            self.epoch,
-            cast(DataPlane, self.plane),
-            SiteBundles(self.store, PROJECT, self.folder / "bundles"),
-            self.presence,
-            lambda topic, message: self.sent.append((topic, message)),
-            self.moved.append,
-            self.acts.append,
+        super().begin_life()
+        runner = self.runner
+        self.canaries = Canaries(
+            runner.services, runner.begin, runner.timers.left_s, self.acts.append
         )
-        self.canaries = Canaries(house, CanaryLog(self.database))
-
-    def crash(self) -> None:
-        self.begin_life()
-        self.canaries.resume()
 
     def commit(self, number: int) -> Version:
         manifest: Manifest = stored(self.store, f"r-{number}", 1)
         return self.registry.commit(manifest)
 
     def online(self, *names: str, role: str = "evaluator", **said: Any) -> None:
-        for name in names:
-            state = DeviceState.model_validate(
-                {"status": "ready", "boot_id": "b", "role": role, "tasks": ["digits"], **said}
-            )
-            self.presence.take_state(name, state)
-            self.canaries.heard_of(DeviceJoined(name), state)
+        super().online(*names, role=role, **said)
 
     def begin(self, bundle: BundleSection | None = None, **changes: Any) -> str:
         """Begin a canary of the new version against the old one."""
         if self.registry.production("digits") is None:
             self.registry.promote(self.old, "first")
-        wish = CanaryRequest(**{**vars(WISH), **changes})
-        return self.canaries.begin(self.new, wish, "operator", bundle)
+        wanted = CanaryRequest(**{**vars(WANTED), **changes})
+        return self.canaries.begin(self.new, wanted, "operator", bundle)
 
     def answer(self, canary_id: str, name: str, candidate: float, production: float) -> None:
         for attempt, value in ((1, production), (2, candidate)):
-            self.canaries.result(name, result(canary_id, attempt, value))
+            self.runner.handle(canary_id, result(name, attempt, value))
 
-    def said(self, kind: type[Message]) -> list[Any]:
-        return [message for _, message in self.sent if isinstance(message, kind)]
+    def move_production(self, version: Version) -> None:
+        """Have another version in production, and the flows told of it."""
+        self.registry.promote(version, "now")
+        self.runner.handle_of_task("digits", ProductionMoved(self.in_production()))
 
     def stage(self, version: Version) -> str:
         return self.now(version).record.stage
@@ -154,25 +78,15 @@ class Ground:
         return "" if version is None else version.name
 
 
-def result(canary_id: str, attempt: int, value: float, **changes: Any) -> Result:
-    return Result(
-        **{
-            "action": "evaluate",
-            "run_id": canary_id,
-            "round": 1,
-            "attempt": attempt,
-            "num_examples": 10,
-            "metrics": {"accuracy": value},
-            "update": None,
-            "usage": Usage(),
-            **changes,
-        }
-    )
+def result(name: str, attempt: int, value: float, action: str = "evaluate") -> DeviceAnswered:
+    return DeviceAnswered(name, action, 1, attempt, 10, {"accuracy": value})  # type: ignore[arg-type]
 
 
 @pytest.fixture
-def ground(tmp_path: Path) -> Ground:
-    return Ground(tmp_path)
+def ground(tmp_path: Path) -> Iterator[Ground]:
+    made = Ground(tmp_path)
+    yield made
+    made.close()
 
 
 def test_a_good_candidate_is_promoted(ground: Ground) -> None:
@@ -196,8 +110,8 @@ def test_a_good_candidate_is_promoted(ground: Ground) -> None:
     assert (shown["state"], shown["verdict"], shown["problem"]) == ("ended", "promoted", "")
     assert ground.now(ground.new).record.reason == shown["reason"]
     assert [act.act for act in ground.acts] == ["canary begun", "canary promoted"]
-    [closing] = ground.said(RunDocument)
-    assert (closing.run_id, closing.status) == (canary_id, "completed")
+    closings = ground.said(RunDocument)
+    assert {(each.run_id, each.status) for each in closings} == {(canary_id, "completed")}
 
 
 def test_a_bad_candidate_is_archived(ground: Ground) -> None:
@@ -210,9 +124,9 @@ def test_a_bad_candidate_is_archived(ground: Ground) -> None:
     assert (ground.in_production(), ground.stage(ground.new)) == (ground.old.name, "archived")
     ground.answer(canary_id, "e1", 0.5, 0.9)
     assert ground.said(Receipt)[-1].status == "accepted", "what counted is receipted again"
-    ground.canaries.result("e1", result(canary_id, 1, 0.1, action="train"))
+    ground.runner.handle(canary_id, result("e1", 1, 0.1, action="train"))
     assert ground.said(Receipt)[-1].status == "refused"
-    ground.canaries.result("e9", result(canary_id, 1, 0.1))
+    ground.runner.handle(canary_id, result("e9", 1, 0.1))
     assert ground.said(Receipt)[-1].status == "refused"
 
 
@@ -225,7 +139,7 @@ def test_a_crash_at_any_moment_loses_nothing(ground: Ground) -> None:
     assert len(ground.said(Order)) == 6
     ground.answer(canary_id, "e1", 0.9, 0.9)
     ground.crash()
-    ground.sent.clear()
+    ground.sent.messages.clear()
     ground.online(*EVALUATORS)
     assert len(ground.said(Order)) == 4, "what is owed is ordered again"
     assert all(order.epoch == 3 for order in ground.said(Order))
@@ -256,8 +170,7 @@ def test_what_the_operator_promotes_meanwhile_ends_it(ground: Ground) -> None:
     canary_id = ground.begin()
     ground.plane.run()
     other = ground.commit(3)
-    ground.registry.promote(other, "now")
-    ground.canaries.production_changed("digits")
+    ground.move_production(other)
     ground.plane.run()
     shown = ground.canaries.show(canary_id)
     assert shown["verdict"] == "inconclusive"
@@ -283,7 +196,7 @@ def test_a_production_that_moved_while_the_server_was_away_ends_it(ground: Groun
     ground.plane.run()
     ground.registry.promote(ground.commit(3), "now")
     ground.crash()
-    ground.canaries.compare_production()
+    ground.runner.handle_of_task("digits", ProductionMoved(ground.in_production()))
     assert ground.canaries.show(canary_id)["verdict"] == "inconclusive"
 
 
@@ -303,13 +216,13 @@ def test_the_deadline(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
     ground.online(*EVALUATORS)
     canary_id = ground.begin()
     ground.plane.run()
-    assert ground.canaries.due_s() == now_s + WISH.deadline_s
+    assert ground.runner.timers.due_s() == now_s + WANTED.deadline_s
     ground.answer(canary_id, "e1", 0.9, 0.9)
-    now_s += WISH.deadline_s - 0.1
-    ground.canaries.look_at_clock()
+    now_s += WANTED.deadline_s - 0.1
+    ground.runner.handle_due()
     assert not ground.canaries.show(canary_id)["verdict"]
     now_s += 0.2
-    ground.canaries.look_at_clock()
+    ground.runner.handle_due()
     ground.plane.run()
     shown = ground.canaries.show(canary_id)
     assert (shown["state"], shown["verdict"]) == ("ended", "inconclusive")
@@ -335,9 +248,9 @@ def test_who_comes_back_without_the_task_is_not_ordered(ground: Ground) -> None:
     ground.online("e1")
     ground.begin()
     ground.plane.run()
-    ground.sent.clear()
+    ground.sent.messages.clear()
     ground.online("e1", tasks=["faces"], bundles=["digits"])
-    assert ground.sent == []
+    assert ground.sent.messages == []
 
 
 BUNDLE = BundleSection(sha256="b" * 64, size_bytes=321)
@@ -357,7 +270,7 @@ def test_who_takes_the_candidate_s_bundle_measures_with_it(ground: Ground) -> No
         assert "b" * 64 in order.bundle.url
     # who comes back is ordered what it owes, also by the server's next life
     ground.crash()
-    ground.sent.clear()
+    ground.sent.messages.clear()
     ground.online("e2", tasks=[], bundles=["*"])
     assert [order.bundle.sha256 for order in ground.said(Order)] == ["b" * 64] * 2
     ground.answer(canary_id, "e1", 0.9, 0.9)
@@ -387,30 +300,26 @@ def test_answers_to_orders(ground: Ground) -> None:
     ground.online("e1", "e2")
     canary_id = ground.begin()
     ground.plane.run()
-    ground.sent.clear()
-    place: dict[str, Any] = {
-        "action": "evaluate",
-        "run_id": canary_id,
-        "round": 1,
-        "attempt": 2,
-    }
-    ground.canaries.request("e1", Request(**place))
+    ground.sent.messages.clear()
+    place = ("e1", "evaluate", 1, 2)
+    ground.runner.handle(canary_id, OrderRequested(*place))
     [order] = ground.said(Order)
     assert order.attempt == 2
-    ground.canaries.declined("e1", Decline(**place, reason="no data"))
+    ground.runner.handle(canary_id, DeviceDeclined(*place, "no data"))
     ground.answer(canary_id, "e2", 0.9, 0.9)
     assert ground.canaries.show(canary_id)["verdict"] == "promoted"
-    ground.sent.clear()
-    ground.canaries.request("e1", Request(**place))
+    ground.sent.messages.clear()
+    ground.runner.handle(canary_id, OrderRequested(*place))
     assert [message.run_id for message in ground.said(RunDocument)] == [canary_id]
+    assert all(retained for _, _, retained in ground.sent.messages)
 
 
 def test_what_cannot_begin(ground: Ground) -> None:
     with pytest.raises(ConfigError, match="promote a first one without --canary"):
-        ground.canaries.begin(ground.new, WISH, "operator")
+        ground.canaries.begin(ground.new, WANTED, "operator")
     ground.registry.promote(ground.old, "first")
     with pytest.raises(ConfigError, match="in production already"):
-        ground.canaries.begin(ground.old, WISH, "operator")
+        ground.canaries.begin(ground.old, WANTED, "operator")
     with pytest.raises(ConfigError, match="no device with the task 'digits' is there"):
         ground.begin()
     ground.online("e1")
@@ -419,11 +328,11 @@ def test_what_cannot_begin(ground: Ground) -> None:
     with pytest.raises(ConfigError, match="runs already"):
         ground.begin(max_drop=0.5)
     with pytest.raises(ConfigError, match="runs already"):
-        ground.canaries.begin(ground.commit(3), WISH, "operator")
+        ground.canaries.begin(ground.commit(3), WANTED, "operator")
     with pytest.raises(ConfigError, match="is in a canary"):
         ground.canaries.require_free(ground.new)
     ground.canaries.require_free(ground.old)
-    ground.canaries.heard_of(DeviceLeft("e1"))
+    ground.runner.handle_presence(DeviceLeft("e1"), None)
     with pytest.raises(NotFound):
         ground.canaries.show("canary-none")
 

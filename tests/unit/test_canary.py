@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fl_server.deployment.canary.events import (
+from fl_server.canary.events import (
     ATTEMPT_OF,
     ROUND,
     CanaryPlan,
@@ -16,18 +16,22 @@ from fl_server.deployment.canary.events import (
     DeadlinePassed,
     Fact,
     Judged,
+    OrderSide,
     OrdersOpened,
     Settled,
     SideDeclined,
     SideMeasured,
     Verdict,
 )
-from fl_server.deployment.canary.machine import CanaryMachine, choose, quorum_of
-from fl_server.deployment.canary.messages import order_of, shown
-from fl_server.deployment.canary.state import CanaryState, judge, lower_is_better
-from fl_server.deployment.canary_log import CanaryLog
-from fl_server.persistence.database import Database, JournalUnusable, sa
-from fl_server.rounds.events import DeviceJoined, EvaluationReceived
+from fl_server.canary.machine import CanaryMachine, choose, quorum_of
+from fl_server.canary.messages import order_of, shown
+from fl_server.canary.state import CanaryState, judge, lower_is_better
+from fl_server.deployment.canaries import record_of
+from fl_server.flows.events import DeviceJoined
+from fl_server.kinds.canary import CanaryKind
+from fl_server.persistence.database import JournalUnusable, sa
+from fl_server.persistence.journal import Journal
+from fl_server.rounds.events import EvaluationReceived
 from rengo.cli.operator import canary as command
 from rengo.operator.canary import CanaryTrial
 from runtime.errors import ConfigError, InvalidTransition
@@ -145,9 +149,9 @@ def test_different_seeds_choose_different_devices() -> None:
 
 
 def test_both_orders_of_a_device_share_what_is_random() -> None:
-    orders = [order_of(PLAN, side, 3, "u", 5.0) for side in ATTEMPT_OF]
+    orders = [order_of(PLAN, OrderSide("e1", side)) for side in ATTEMPT_OF]
     assert [order.attempt for order in orders] == [1, 2]
-    assert {(order.seed, order.round, order.run_id) for order in orders} == {(0, 1, "canary-1")}
+    assert {(order.settings.seed, order.round) for order in orders} == {(0, 1)}
     assert [order.model.key for order in orders] == ["k/9", "k/5"]
 
 
@@ -170,43 +174,44 @@ FACTS: list[Fact] = [
 ]
 
 
+def journal_of(path: Path) -> Journal:
+    return Journal(f"sqlite:///{path}", {"canary": CanaryKind.vocabulary})
+
+
 def test_canaries_outlive_the_process(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path / 'journal.sqlite'}"
-    database = Database(url)
-    log = CanaryLog(database)
-    log.begin(PLAN)
-    log.append(PLAN.canary_id, FACTS[:2])
-    log.append(PLAN.canary_id, [])
-    database.close()
-    database = Database(url)
-    log = CanaryLog(database)
-    [record] = log.canaries()
-    assert (record.plan, list(record.facts)) == (PLAN, FACTS[:2])
-    log.append(PLAN.canary_id, FACTS[2:])
-    log.begin(replace(PLAN, canary_id="canary-2"))
-    again = CanaryLog(database).canaries()
-    assert [list(each.facts) for each in again] == [FACTS, []]
-    database.close()
+    path = tmp_path / "journal.sqlite"
+    journal = journal_of(path)
+    journal.add_run(record_of(PLAN))
+    journal.append(PLAN.canary_id, FACTS[:2])
+    journal.close()
+    journal = journal_of(path)
+    journal.append(PLAN.canary_id, FACTS[2:])
+    journal.add_run(record_of(replace(PLAN, canary_id="canary-2")))
+    again = journal.runs()
+    assert again[0].plan == PLAN
+    assert again[0].definition.flow == "canary"
+    told = [[row.fact for row in journal.facts(each.run_id, "canary")] for each in again]
+    assert told == [FACTS, []]
+    journal.close()
 
 
 @pytest.mark.parametrize(
     "damage",
     [
-        "UPDATE rengo_canaries SET plan = '{}'",
-        "UPDATE rengo_canary_facts SET body = '{}' WHERE kind = 'Judged'",
-        "UPDATE rengo_canary_facts SET kind = 'Guessed' WHERE kind = 'Judged'",
+        "UPDATE rengo_runs SET plan = '{}'",
+        "UPDATE rengo_facts SET body = '{}' WHERE kind = 'Judged'",
+        "UPDATE rengo_facts SET kind = 'RoundStarted' WHERE kind = 'Judged'",
     ],
 )
 def test_a_damaged_canary_is_named(tmp_path: Path, damage: str) -> None:
-    database = Database(f"sqlite:///{tmp_path / 'journal.sqlite'}")
-    log = CanaryLog(database)
-    log.begin(PLAN)
-    log.append(PLAN.canary_id, FACTS)
-    with database.begin() as connection:
+    journal = journal_of(tmp_path / "journal.sqlite")
+    journal.add_run(record_of(PLAN))
+    journal.append(PLAN.canary_id, FACTS)
+    with journal.database.begin() as connection:
         connection.execute(sa.text(damage))
     with pytest.raises(JournalUnusable, match="canary-1"):
-        log.canaries()
-    database.close()
+        [journal.facts(record.run_id, "canary") for record in journal.runs()]
+    journal.close()
 
 
 def test_what_is_shown() -> None:

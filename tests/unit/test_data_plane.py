@@ -11,13 +11,14 @@ from types import SimpleNamespace
 import pytest
 
 from fl_server.dataplane import plane as data_module
-from fl_server.dataplane.plane import DataPlane, Done
-from fl_server.persistence.journal import RunRecord
+from fl_server.dataplane.plane import DataPlane
+from fl_server.dataplane.workers import Done
 from fl_server.rounds.events import Model, SweepRound, SweepRun
 from fl_server.runs.definition import parse_definition
+from fl_server.runs.record import RunRecord
 from runtime.security.signing import SecretKey
 from storage.registry.registry import ModelRegistry
-from storage.store.objects import MemoryStore
+from storage.store.memory import MemoryStore
 
 RUN = "r-1"
 
@@ -34,7 +35,7 @@ class Plane:
         self.model = Model(0, self.keys.version(0), "a" * 64, 4)
         definition = parse_definition({"task": "digits", "cohort": {"size": 1}}, "definition")
         plan = definition.plan(RUN, evaluators_online=False, speeds={})
-        self.data.read_registry()
+        registry.rebuild()
         self.data.open_run(RunRecord(RUN, definition, plan, self.model, 0.0))
         self.store.put(self.model.key, io.BytesIO(b"1234"), 4)
 
@@ -44,9 +45,7 @@ class Plane:
         self.carry_out(SweepRound(round_number, 1))
 
     def carry_out(self, command: SweepRound | SweepRun) -> None:
-        self.data.carry_out(RUN, command, self.model)
-        self.data._aggregator.submit(lambda: None).result(10)
-        assert self.ended.empty()
+        assert self.data.perform(RUN, command, self.model) is None
 
     def update(self, round_number: int) -> str:
         return self.keys.update(round_number, 1, "d-1")

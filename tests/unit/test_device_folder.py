@@ -12,8 +12,8 @@ import pytest
 from broker.wire.messages import Order, Patch, UploadRef
 from fl_client.jobs.folder import DeviceFolder
 from fl_client.session.events import Job, JobKey, Outcome
-from storage.transfer.byte_ranges import Earlier
-from storage.transfer.multipart_upload import arrived_path
+from storage.transfer.byte_ranges import EarlierVersion
+from storage.transfer.multipart import uploaded_parts_path
 from tests.messages import EXCHANGE, SAMPLES
 
 NEAR, FAR, OTHER = "1" * 64, "2" * 64, "3" * 64
@@ -39,7 +39,7 @@ def hold(folder: DeviceFolder, *hashes: str, run_id: str = "r") -> None:
 def test_the_model_that_needs_the_fewest_bytes_is_taken(tmp_path: Path, job: Job) -> None:
     folder = DeviceFolder(tmp_path)
     hold(folder, FAR, NEAR)
-    assert folder.earlier_model(job) == Earlier(
+    assert folder.earlier_model(job) == EarlierVersion(
         tmp_path / "models" / f"r.{NEAR}.safetensors", [(0, 10)]
     )
 
@@ -73,12 +73,12 @@ def leave(path: Path, text: str = "x") -> Path:
 def test_what_nobody_knows_is_swept(tmp_path: Path) -> None:
     folder = DeviceFolder(tmp_path)
     known = folder.update(KEY)
-    kept = [leave(known), leave(arrived_path(known))]
+    kept = [leave(known), leave(uploaded_parts_path(known))]
     state = [leave(folder.state(KEY)), leave(folder.next_state(KEY))]
     leave(folder.next_state(JobKey("r", "train", 1, 1)))
     leave(tmp_path / "state" / "r.1-1.next.part")
     unknown = folder.update(JobKey("r", "train", 1, 1))
-    for path in (unknown, arrived_path(unknown), unknown.with_name(f"{unknown.name}.part")):
+    for path in (unknown, uploaded_parts_path(unknown), unknown.with_name(f"{unknown.name}.part")):
         leave(path)
     folder.sweep([KEY, JobKey("r", "evaluate", 1, 1)])
     assert sorted((tmp_path / "updates").iterdir()) == sorted(kept)

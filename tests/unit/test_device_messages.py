@@ -42,10 +42,10 @@ def test_each_connection_has_a_boot_id_that_its_will_and_its_states_share(tmp_pa
 def test_the_will_of_an_older_connection_does_not_make_a_device_lost(tmp_path: Path) -> None:
     speaker, presence = voice(tmp_path), PresenceTable()
     late = state_of(speaker.will())
-    presence.take_state("d-1", state_of(speaker.state("ready")))
+    presence.apply_state("d-1", state_of(speaker.state("ready")))
     speaker.will()
-    presence.take_state("d-1", state_of(speaker.state("ready")))
-    assert presence.take_state("d-1", late) is None
+    presence.apply_state("d-1", state_of(speaker.state("ready")))
+    assert presence.apply_state("d-1", late) is None
     assert presence.devices["d-1"].online
 
 

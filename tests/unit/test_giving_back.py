@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from runtime.processes.memory import give_back
-from storage.transfer.http import place
+from storage.transfer.http import redacted
 
 
 class Circle:
@@ -60,7 +60,8 @@ def test_no_presigned_url_is_kept_for_having_been_named() -> None:
     urllib.parse.clear_cache()  # type: ignore[attr-defined]
     for number in range(5):
         assert (
-            place(f"http://store/bucket/key?X-Amz-Signature={number}") == "http://store/bucket/key"
+            redacted(f"http://store/bucket/key?X-Amz-Signature={number}")
+            == "http://store/bucket/key"
         )
     info = urllib.parse.urlsplit.cache_info()  # type: ignore[attr-defined]
     assert info.currsize == 1

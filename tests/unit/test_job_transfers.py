@@ -20,10 +20,10 @@ from fl_client.session.events import (
     UpdateUploaded,
 )
 from runtime.errors import AccessDenied, ConfigError, Corrupt, StorageError, Unavailable
-from storage.transfer.byte_ranges import Earlier
+from storage.transfer.byte_ranges import EarlierVersion
 from storage.transfer.files import Cancelled, Transfers
-from storage.transfer.multipart import PartsPlace
-from storage.transfer.multipart_upload import RenewPlace
+from storage.transfer.multipart import MultipartTarget
+from storage.transfer.multipart_upload import RenewTarget
 from tests.messages import SAMPLES, SHA
 
 ORDER = SAMPLES["order"]
@@ -52,7 +52,7 @@ class Scripted(Transfers):
         self.urls: list[str] = []
         self.headers: list[dict[str, str]] = []
         self.renews: Callable[[], str] | None = None
-        self.earlier: Earlier | None = None
+        self.earlier: EarlierVersion | None = None
         self.started = threading.Event()
 
     def download(
@@ -65,7 +65,7 @@ class Scripted(Transfers):
         renew: Callable[[], str] | None = None,
         cancel: threading.Event | None = None,
         watch: Callable[[int], object] | None = None,
-        earlier: Earlier | None = None,
+        earlier: EarlierVersion | None = None,
     ) -> int:
         del watch
         self.earlier = earlier
@@ -86,10 +86,10 @@ class Scripted(Transfers):
 
     def upload_in_parts(
         self,
-        place: PartsPlace,
+        place: MultipartTarget,
         path: Path,
         *,
-        renew: RenewPlace | None = None,
+        renew: RenewTarget | None = None,
         cancel: threading.Event | None = None,
     ) -> int:
         assert renew is not None
@@ -151,7 +151,7 @@ def test_a_retry_takes_the_latest_url() -> None:
 
 
 def test_a_fetch_is_told_of_the_earlier_model() -> None:
-    transfers, earlier = Scripted(), Earlier(Path("older"), [(0, 4)])
+    transfers, earlier = Scripted(), EarlierVersion(Path("older"), [(0, 4)])
     JobTransfers(transfers, never).fetch(TransferContext(job()), Path("m"), earlier)
     assert transfers.earlier == earlier
 

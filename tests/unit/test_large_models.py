@@ -13,13 +13,14 @@ from fl_server.aggregation import sums
 from fl_server.aggregation.aggregator import SubmittedUpdate
 from fl_server.aggregation.spool import MemoryBudget
 from fl_server.dataplane.uploads import Uploads
-from fl_server.rounds.events import RoundStarted, SendOrder
+from fl_server.rounds.events import RoundStarted
 from runtime.errors import Unavailable
-from storage.store.objects import MemoryStore, Part
-from storage.transfer.multipart import ArrivedParts, PartSizes, PartsPlace
+from storage.store.memory import MemoryStore
+from storage.store.objects import Part
+from storage.transfer.multipart import MultipartTarget, PartSizes, UploadedParts
 from storage.versions.keys import RunKeys
 from tests.messages import wire
-from tests.unit.test_run import run_of
+from tests.unit.test_run import order_of, run_of
 from tests.unit.test_streaming import Bench
 
 DEVICES = "abcdefghi"
@@ -149,7 +150,9 @@ def test_an_order_with_long_urls_fits_into_a_message() -> None:
     run = run_of(RoundStarted(1, 1, ("d-1",), 1))
     store = LongUrls(sizes=PartSizes())
     parts = Uploads(store).place(key_of(1), 10**10)
-    order = run.order(SendOrder("d-1", "train", 1, 1), store, 1, parts)
+    order = order_of(run)
+    assert order.upload is not None
+    order = order.model_copy(update={"upload": order.upload.model_copy(update={"parts": parts})})
     assert len(wire(order)) < MAX_MESSAGE_BYTES
     assert order.upload is not None
     assert order.upload.parts == parts
@@ -191,13 +194,13 @@ def test_a_run_that_nobody_submitted_leaves_no_upload_of_any_process() -> None:
 # --- what has arrived ---------------------------------------------------------------------------
 
 
-def place_of(upload_id: str = "u-1", part_bytes: int = 10) -> PartsPlace:
-    return PartsPlace(upload_id, part_bytes, ["url"] * 5, "complete")
+def place_of(upload_id: str = "u-1", part_bytes: int = 10) -> MultipartTarget:
+    return MultipartTarget(upload_id, part_bytes, ["url"] * 5, "complete")
 
 
-def followed(path: Path, **changes: Any) -> ArrivedParts:
-    arrived = ArrivedParts(path)
-    arrived.follow(place_of(**changes))
+def followed(path: Path, **changes: Any) -> UploadedParts:
+    arrived = UploadedParts(path)
+    arrived.load(place_of(**changes))
     return arrived
 
 
@@ -218,7 +221,7 @@ def test_what_arrives_after_the_file_was_removed_leaves_none(tmp_path: Path) -> 
     arrived.add(1, "e-1")
     path.unlink()
     arrived.add(2, "e-2")
-    arrived.end()
+    arrived.mark_completing()
     assert arrived.etags == {1: "e-1", 2: "e-2"}
     assert not path.exists()
 
@@ -241,7 +244,7 @@ def test_another_upload_begins_from_nothing(tmp_path: Path, changes: dict[str, A
     other.add(1, "f-1")
     assert followed(path, **changes).etags == {1: "f-1"}
     assert followed(path).etags == {}
-    other.follow(place_of())
+    other.load(place_of())
     assert other.etags == {}
 
 
@@ -249,20 +252,20 @@ def test_that_an_upload_was_to_be_completed_is_known_to_the_next_process(tmp_pat
     path = tmp_path / "u.parts"
     first = followed(path)
     first.add(1, "e-1")
-    assert not followed(path).ended
-    first.end()
-    first.end()
+    assert not followed(path).completing
+    first.mark_completing()
+    first.mark_completing()
     second = followed(path)
-    assert (second.etags, second.ended) == ({1: "e-1"}, True)
-    second.restart()
-    assert (second.etags, second.ended, path.exists()) == ({}, False, False)
+    assert (second.etags, second.completing) == ({1: "e-1"}, True)
+    second.clear()
+    assert (second.etags, second.completing, path.exists()) == ({}, False, False)
 
 
 def test_fresh_urls_of_the_same_upload_change_nothing(tmp_path: Path) -> None:
     arrived = followed(tmp_path / "u.parts")
     arrived.add(1, "e-1")
     (tmp_path / "u.parts").unlink()
-    arrived.follow(place_of())
+    arrived.load(place_of())
     assert arrived.etags == {1: "e-1"}
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from fl_server.persistence.journal import RunRecord
 from fl_server.rounds.events import (
     Fact,
     Model,
@@ -19,6 +18,7 @@ from fl_server.rounds.events import (
 )
 from fl_server.runs.definition import parse_definition
 from fl_server.runs.lineage import Commit, Lineage, manifest_of
+from fl_server.runs.record import RunRecord
 from storage.versions.manifest import MAX_DOCUMENT_BYTES, Manifest, Parent
 
 INITIAL = Model(0, "k0", "0" * 64, 5)
@@ -52,7 +52,7 @@ def accepted(name: str, examples: int, *, at: tuple[int, int] = (1, 1)) -> Updat
 
 def commits(facts: list[Fact]) -> list[Commit]:
     lineage = Lineage(record())
-    return [commit for fact in facts if (commit := lineage.take(fact)) is not None]
+    return [commit for fact in facts if (commit := lineage.apply(fact)) is not None]
 
 
 HISTORY: list[Fact] = [
@@ -88,9 +88,9 @@ def test_the_latest_is_version_0_until_a_round_was_committed() -> None:
     lineage = Lineage(record(parent=parent))
     assert lineage.latest.parent == Parent(**parent)  # type: ignore[arg-type]
     for fact in HISTORY[:10]:
-        lineage.take(fact)
+        lineage.apply(fact)
     assert lineage.latest.model == INITIAL
-    lineage.take(HISTORY[10])
+    lineage.apply(HISTORY[10])
     assert lineage.latest.model == FIRST
 
 

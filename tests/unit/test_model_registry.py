@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from runtime.errors import ConfigError, Corrupt, InvalidTransition, NotFound, Unavailable
 from storage.registry.registry import Document, ModelRegistry, Version
-from storage.store.objects import MemoryStore, ObjectInfo
+from storage.store.memory import MemoryStore
+from storage.store.objects import ObjectInfo
 from storage.versions.keys import RunKeys
 from storage.versions.manifest import MAX_DOCUMENT_BYTES, Record
 from tests.versions import KEY, OTHER_KEY, PROJECT, DictCache, manifest_of, stored

@@ -12,7 +12,8 @@ from fl_server.aggregation.model_cache import ModelCache
 from fl_server.rounds.events import Model
 from runtime.errors import Corrupt, NotFound
 from runtime.files import file_sha256
-from storage.store.objects import MemoryStore, ObjectInfo
+from storage.store.memory import MemoryStore
+from storage.store.objects import ObjectInfo
 
 
 class CountingStore(MemoryStore):

@@ -10,21 +10,23 @@ import pytest
 
 from broker.wire.messages import Order
 from fl_server.dataplane.bundles import SiteBundles
-from fl_server.dataplane.orders import Ordering
-from fl_server.dataplane.plane import DataPlane, Done, TaskDone
+from fl_server.dataplane.orders import OrderSender
+from fl_server.dataplane.plane import DataPlane
+from fl_server.dataplane.workers import Done, TaskDone
+from fl_server.flows.events import StopRequested
+from fl_server.kinds.sync import SyncFlow
 from fl_server.rounds.events import (
     Fact,
     RoundAbandoned,
     RoundClosed,
     RoundStarted,
     SendOrder,
-    StopRequested,
     UpdateAccepted,
 )
 from runtime.errors import AccessDenied, Unavailable
 from runtime.security.signing import SecretKey
 from storage.registry.registry import ModelRegistry
-from storage.store.objects import MemoryStore
+from storage.store.memory import MemoryStore
 from storage.transfer.multipart import PartSizes
 from tests.unit.test_run import UPDATE, run_of
 
@@ -57,9 +59,16 @@ class Post:
         registry = ModelRegistry(store, "default", SecretKey("5e" * 32))
         self.data = DataPlane(store, registry, folder, self.inbox.put)
         self.bundles = SiteBundles(store, "default", folder / "bundles")
-        self.ordering = Ordering(
-            self.data, self.bundles, lambda device, order: self.sent.append((device, order)), 7
+        self.orders = OrderSender(
+            self.data,
+            self.bundles,
+            lambda _, order: order.time_s,
+            lambda device, order: self.sent.append((device, order)),
+            7,
         )
+
+    def send(self, run: SyncFlow, command: SendOrder = TRAIN) -> None:
+        self.orders.send(run, run.order(command))
 
     def turn(self) -> None:
         """Take one thing that ended, as the owner does."""
@@ -69,7 +78,7 @@ class Post:
 
     def still(self) -> None:
         """Return when the placing thread has done all it was given."""
-        self.data._placer.submit(lambda: None).result(10)
+        self.data._uploading.submit(lambda: None).result(10)
 
 
 @pytest.fixture
@@ -81,7 +90,7 @@ def post(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Post]:
 
 @pytest.mark.parametrize("post", [MemoryStore()], indirect=True)
 def test_an_order_of_a_small_model_is_out_at_once(post: Post) -> None:
-    post.ordering.send(run_of(STARTED), TRAIN)
+    post.send(run_of(STARTED))
     assert [(device, order.epoch) for device, order in post.sent] == [("d-1", 7)]
     upload = post.sent[0][1].upload
     assert upload is not None
@@ -89,16 +98,16 @@ def test_an_order_of_a_small_model_is_out_at_once(post: Post) -> None:
 
 
 def test_an_order_to_evaluate_waits_for_nothing(post: Post) -> None:
-    post.ordering.send(run_of(STARTED), SendOrder("d-1", "evaluate", 1, 1))
+    post.send(run_of(STARTED), SendOrder("d-1", "evaluate", 1, 1))
     assert len(post.sent) == 1
 
 
 def test_an_order_of_a_large_model_goes_out_with_its_parts(post: Post) -> None:
     run = run_of(STARTED)
-    post.ordering.send(run, TRAIN)
+    post.send(run)
     assert post.sent == []
     post.turn()
-    post.ordering.send(run, TRAIN)  # the device asks for fresh URLs
+    post.send(run)  # the device asks for fresh URLs
     post.turn()
     first, second = (order.upload for _, order in post.sent)
     assert first is not None
@@ -113,7 +122,7 @@ def test_an_order_of_a_large_model_goes_out_with_its_parts(post: Post) -> None:
 
 def test_an_order_that_nobody_waits_for_any_more_is_not_sent(post: Post) -> None:
     run = run_of(STARTED)
-    post.ordering.send(run, TRAIN)
+    post.send(run)
     run.machine.handle(StopRequested())
     post.turn()
     post.still()
@@ -131,13 +140,15 @@ def test_an_order_that_nobody_waits_for_any_more_is_not_sent(post: Post) -> None
     ids=["answered", "closed", "next attempt"],
 )
 def test_an_order_is_awaited_while_its_attempt_is_open(facts: tuple[Fact, ...]) -> None:
-    assert run_of(STARTED).awaits(TRAIN)
-    assert not run_of(STARTED, *facts).awaits(TRAIN)
+    run = run_of(STARTED)
+    order = run.order(TRAIN)
+    assert run.awaits(order)
+    assert not run_of(STARTED, *facts).awaits(order)
 
 
 @pytest.mark.parametrize("post", [Refusing(AccessDenied("no"))], indirect=True)
 def test_a_store_that_refuses_parts_may_take_the_update_whole(post: Post) -> None:
-    post.ordering.send(run_of(STARTED), TRAIN)
+    post.send(run_of(STARTED))
     post.turn()
     upload = post.sent[0][1].upload
     assert upload is not None
@@ -146,7 +157,7 @@ def test_a_store_that_refuses_parts_may_take_the_update_whole(post: Post) -> Non
 
 @pytest.mark.parametrize("post", [Refusing(Unavailable("down"))], indirect=True)
 def test_a_store_that_cannot_be_reached_costs_time_only(post: Post) -> None:
-    post.ordering.send(run_of(STARTED), TRAIN)
+    post.send(run_of(STARTED))
     post.turn()
     upload = post.sent[0][1].upload
     assert upload is not None

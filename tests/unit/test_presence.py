@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 from broker.wire.messages import DeviceInfo, DeviceState
+from fl_server.flows.events import DeviceJoined, DeviceLeft
 from fl_server.members.presence import PresenceTable
-from fl_server.rounds.events import DeviceJoined, DeviceLeft
 from tests.messages import SAMPLES
 
 Status = Literal["ready", "training", "draining", "offline", "lost"]
@@ -19,96 +19,96 @@ def state(status: Status, boot_id: str = "b-1", tasks: list[str] | None = None) 
 def presence_after(*states: DeviceState) -> PresenceTable:
     presence = PresenceTable()
     for each in states:
-        presence.take_state("d-1", each)
+        presence.apply_state("d-1", each)
     return presence
 
 
 def test_ready_is_a_join() -> None:
     presence = PresenceTable()
-    assert presence.take_state("d-1", state("ready")) == DeviceJoined("d-1", "trainer")
+    assert presence.apply_state("d-1", state("ready")) == DeviceJoined("d-1", "trainer")
     assert [device.id for device in presence.online("digits")] == ["d-1"]
     assert presence.online("other") == []
 
 
 def test_an_evaluator_joins_as_one() -> None:
     evaluator = DeviceState(status="ready", boot_id="b", role="evaluator", tasks=["digits"])
-    assert PresenceTable().take_state("e", evaluator) == DeviceJoined("e", "evaluator")
+    assert PresenceTable().apply_state("e", evaluator) == DeviceJoined("e", "evaluator")
 
 
 def test_draining_is_online_and_takes_no_order() -> None:
     presence = PresenceTable()
-    event = presence.take_state("d-1", state("draining"))
+    event = presence.apply_state("d-1", state("draining"))
     assert event == DeviceJoined("d-1", "trainer", accepting=False)
     assert presence.online("digits")
 
 
 def test_lost_and_offline_are_leaving() -> None:
     presence = presence_after(state("ready"))
-    assert presence.take_state("d-1", state("lost")) == DeviceLeft("d-1")
+    assert presence.apply_state("d-1", state("lost")) == DeviceLeft("d-1")
     assert presence.online("digits") == []
     presence = presence_after(state("training"))
-    assert presence.take_state("d-1", state("offline")) == DeviceLeft("d-1")
+    assert presence.apply_state("d-1", state("offline")) == DeviceLeft("d-1")
 
 
 def test_a_late_will_of_an_older_life_means_nothing() -> None:
     presence = presence_after(state("ready", "b-1"), state("ready", "b-2"))
     for late in ("lost", "offline"):
-        assert presence.take_state("d-1", state(late, "b-1")) is None
+        assert presence.apply_state("d-1", state(late, "b-1")) is None
     assert presence.devices["d-1"].state.boot_id == "b-2"
     assert presence.online("digits")
 
 
 def test_the_will_of_the_living_connection_counts_while_training() -> None:
     presence = presence_after(state("ready", "b-2"), state("training", "b-2"))
-    assert presence.take_state("d-1", state("lost", "b-2")) == DeviceLeft("d-1")
+    assert presence.apply_state("d-1", state("lost", "b-2")) == DeviceLeft("d-1")
 
 
 def test_a_device_that_is_back_after_its_will_joins_again() -> None:
     presence = presence_after(state("ready", "b-1"), state("lost", "b-1"))
-    assert presence.take_state("d-1", state("ready", "b-2")) == DeviceJoined("d-1", "trainer")
+    assert presence.apply_state("d-1", state("ready", "b-2")) == DeviceJoined("d-1", "trainer")
 
 
 def test_the_same_life_that_is_back_after_its_will_joins_again() -> None:
     """A network that went and came: the will was sent, the process lives on."""
     presence = presence_after(state("training", "b-1"), state("lost", "b-1"))
-    again = presence.take_state("d-1", state("training", "b-1"))
+    again = presence.apply_state("d-1", state("training", "b-1"))
     assert isinstance(again, DeviceJoined)
 
 
 def test_training_says_nothing_new_of_a_device_that_was_heard() -> None:
     presence = presence_after(state("ready"))
-    assert presence.take_state("d-1", state("training")) is None
+    assert presence.apply_state("d-1", state("training")) is None
     assert presence.devices["d-1"].state.status == "training"
-    assert presence.take_state("d-1", state("ready")) == DeviceJoined("d-1", "trainer")
+    assert presence.apply_state("d-1", state("ready")) == DeviceJoined("d-1", "trainer")
 
 
 def test_training_of_a_new_life_is_news() -> None:
     presence = presence_after(state("ready", "b-1"))
-    assert isinstance(presence.take_state("d-1", state("training", "b-2")), DeviceJoined)
+    assert isinstance(presence.apply_state("d-1", state("training", "b-2")), DeviceJoined)
 
 
 def test_after_a_gap_everything_is_news() -> None:
     presence = presence_after(state("ready"), state("training"))
     presence.reconnected()
-    assert isinstance(presence.take_state("d-1", state("training")), DeviceJoined)
-    assert presence.take_state("d-1", state("training")) is None
+    assert isinstance(presence.apply_state("d-1", state("training")), DeviceJoined)
+    assert presence.apply_state("d-1", state("training")) is None
 
 
 def test_info_is_kept_whichever_comes_first() -> None:
     info = SAMPLES["device_info"]
     assert isinstance(info, DeviceInfo)
     before = PresenceTable()
-    before.take_info("d-1", info)
-    before.take_state("d-1", state("ready"))
+    before.store_info("d-1", info)
+    before.apply_state("d-1", state("ready"))
     after = presence_after(state("ready"))
-    after.take_info("d-1", info)
+    after.store_info("d-1", info)
     assert before.devices["d-1"].info == after.devices["d-1"].info == info
-    after.take_state("d-1", state("lost"))
+    after.apply_state("d-1", state("lost"))
     assert after.devices["d-1"].info == info, "what a lost device is stays known"
 
 
 def test_the_online_are_in_the_order_of_their_ids() -> None:
     presence = PresenceTable()
     for name in ("d-3", "d-1", "d-2"):
-        presence.take_state(name, state("ready"))
+        presence.apply_state(name, state("ready"))
     assert [device.id for device in presence.online("digits")] == ["d-1", "d-2", "d-3"]

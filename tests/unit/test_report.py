@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from broker.wire.messages import MAX_MESSAGE_BYTES, OperatorReply
-from fl_server.persistence.journal import FactRecord, RunRecord
 from fl_server.rounds.events import (
     EvaluationRecorded,
     Fact,
@@ -24,6 +23,7 @@ from fl_server.rounds.events import (
 from fl_server.rounds.ledger import Ledger
 from fl_server.runs import report as reports
 from fl_server.runs.definition import parse_definition
+from fl_server.runs.record import FactRecord, RunRecord
 from fl_server.runs.report import report, summary
 from tests.messages import wire
 

@@ -7,8 +7,9 @@ import time
 
 import pytest
 
+from runtime.backoff import Backoff
 from runtime.errors import Corrupt, NotFound, StorageError, Unavailable
-from runtime.retry import Backoff, instant, retrying, retrying_until
+from runtime.retry import instant, retrying, retrying_until
 
 
 class Failing:

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from fl_server.flows.flow import Step
 from fl_server.rounds import events as e
 from fl_server.rounds.ledger import LEGAL, Ledger
-from fl_server.rounds.machine import RoundMachine, Step
+from fl_server.rounds.machine import RoundMachine
 from runtime.errors import InvalidTransition
 
 INITIAL = e.Model(0, "g/0", "0" * 64, 100)

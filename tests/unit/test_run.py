@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from broker.wire.messages import MAX_MESSAGE_BYTES, Order
-from fl_server.persistence.journal import FactRecord, RunRecord
+from fl_server.dataplane.bundles import SiteBundles
+from fl_server.dataplane.orders import OrderSender
+from fl_server.dataplane.plane import DataPlane
+from fl_server.flows.events import TimerFired
+from fl_server.kinds.sync import SyncFlow
 from fl_server.rounds.events import (
-    ArmTimer,
     Fact,
     Model,
     RoundClosed,
@@ -18,23 +23,29 @@ from fl_server.rounds.events import (
     UpdateAccepted,
 )
 from fl_server.rounds.workload import OrderWork
-from fl_server.runs.active import ActiveRun
 from fl_server.runs.definition import parse_definition
-from storage.store.objects import MemoryStore
-from storage.versions.keys import RunKeys
+from fl_server.runs.record import FactRecord, RunRecord
+from runtime.security.signing import SecretKey
+from storage.registry.registry import ModelRegistry
+from storage.store.memory import MemoryStore
+from storage.transfer.multipart import PartSizes
 from tests.messages import wire
 
 DEVICES = tuple(f"{'d' * 58}-{number:05d}" for number in range(4000))
 UPDATE = Update("u", 10, "a" * 64, 5, {}, {})
 
 
-def run_of(*facts: Fact) -> ActiveRun:
+def run_of(*facts: Fact) -> SyncFlow:
     definition = parse_definition({"task": "digits", "cohort": {"size": len(DEVICES)}}, "test")
     plan = definition.plan("r", evaluators_online=False)
     record = RunRecord("r", definition, plan, Model(0, "k/0", "0" * 64, 1), 0.0)
-    return ActiveRun.from_journal(
-        record, [FactRecord(fact, 0.0) for fact in facts], RunKeys("default", "r")
-    )
+    return SyncFlow(record, [FactRecord(fact, 0.0) for fact in facts], data_plane(MemoryStore()))
+
+
+def data_plane(store: MemoryStore) -> DataPlane:
+    """Return one that is never given work."""
+    registry = ModelRegistry(store, "default", SecretKey("5e" * 32))
+    return DataPlane(store, registry, Path("nowhere"), lambda _: None)
 
 
 STARTED = RoundStarted(1, 1, DEVICES, len(DEVICES))
@@ -87,7 +98,7 @@ def test_the_patches_are_those_of_the_latest_version() -> None:
 
 def test_the_event_of_a_commit_leaves_the_ranges_out() -> None:
     fact = committed(1)[3]
-    event = run_of(STARTED).event(fact)
+    event = run_of(STARTED).event_of(fact)
     assert event.detail["model"]["sha256"] == version(1).sha256
     assert "changed" not in event.detail["model"]
 
@@ -102,13 +113,13 @@ def test_an_order_carries_what_is_fitted_to_its_device() -> None:
     run = run_of(RoundStarted(1, 1, ("d-1", "d-2"), 2, work))
     assert order_of(run).training == {"max_steps": 7, "micro_batch": 2}
     assert order_of(run, "evaluate").training == {}
-    assert run.event(FITTED).detail["work"].keys() == set(FITTED.cohort[:200])
+    assert run.event_of(FITTED).detail["work"].keys() == set(FITTED.cohort[:200])
     assert order_of(run_of(RoundStarted(1, 1, ("d-1",), 1))).training == {}
 
 
 @pytest.mark.parametrize("fact", [STARTED, FITTED, ACCEPTED[0], CLOSED])
 def test_the_events_of_a_huge_cohort(fact: Fact) -> None:
-    event = run_of(STARTED, *ACCEPTED).event(fact)
+    event = run_of(STARTED, *ACCEPTED).event_of(fact)
     assert len(wire(event)) < MAX_MESSAGE_BYTES
     assert (event.name, event.round, event.attempt) == (type(fact).__name__, 1, 1)
 
@@ -118,23 +129,31 @@ def test_a_run_that_waits_for_devices_says_so() -> None:
     assert run_of(STARTED).document(1).status == "running"
 
 
-def order_of(run: ActiveRun, action: str = "train", place: tuple[int, int] = (1, 1)) -> Order:
-    command = SendOrder("d-1", action, *place)  # type: ignore[arg-type]
-    return run.order(command, MemoryStore(), epoch=4)
+def order_of(run: SyncFlow, action: str = "train", place: tuple[int, int] = (1, 1)) -> Order:
+    """Return an order as it goes out, with as much time as the flow gives."""
+    sent: list[Order] = []
+    data = data_plane(MemoryStore(sizes=PartSizes(large_bytes=1 << 40)))
+    sender = OrderSender(
+        data,
+        SiteBundles(data.store, "default", Path("nowhere")),
+        lambda _, order: order.time_s,
+        lambda _, order: sent.append(order),
+        epoch=4,
+    )
+    sender.send(run, run.order(SendOrder("d-1", action, *place)))  # type: ignore[arg-type]
+    (order,) = sent
+    return order
 
 
 def test_an_order_says_the_time_that_is_left() -> None:
     run = run_of(STARTED)
-    run.deadline_armed(ArmTimer("deadline", 1, 1, 60.0))
-    assert 59.0 < order_of(run).time_left_s <= 60.0
-    assert order_of(run, place=(1, 2)).time_left_s == run.machine.plan.deadline_s
-    assert order_of(run, "evaluate").time_left_s == run.machine.plan.evaluation_deadline_s
-
-
-def test_a_deadline_that_is_over_leaves_no_negative_time() -> None:
-    run = run_of(STARTED)
-    run.deadline_armed(ArmTimer("deadline", 1, 1, -5.0))
-    assert order_of(run).time_left_s == 0.0
+    plan = run.machine.plan
+    train, evaluate = (
+        run.order(SendOrder("d-1", action, 1, 2))  # type: ignore[arg-type]
+        for action in ("train", "evaluate")
+    )
+    assert (train.timer, train.time_s) == (TimerFired("deadline", 1, 2), plan.deadline_s)
+    assert (evaluate.timer, evaluate.time_s) == (None, plan.evaluation_deadline_s)
 
 
 def test_only_an_order_to_train_has_a_place_for_an_update() -> None:

@@ -22,7 +22,7 @@ from fl_server.aggregation.model_cache import ModelCache
 from fl_server.aggregation.spool import MemoryBudget
 from fl_server.rounds.events import Model, Update
 from runtime.errors import Corrupt, NotFound, Unavailable
-from storage.store.objects import MemoryStore
+from storage.store.memory import MemoryStore
 from storage.updates.info import UpdateInfo
 from storage.updates.stream import write_update
 from storage.versions.keys import RunKeys

@@ -17,6 +17,7 @@ from storage.weights import (
     encode_others,
     read_layout,
     read_safetensors,
+    stored_size,
     write_safetensors,
 )
 
@@ -36,7 +37,7 @@ def model() -> Weights:
 def stored(weights: Weights) -> bytes:
     out = io.BytesIO()
     size = write_safetensors(weights, out)
-    assert size == len(out.getvalue()) == weights.layout.stored_bytes
+    assert size == len(out.getvalue()) == stored_size(weights.layout)
     return out.getvalue()
 
 

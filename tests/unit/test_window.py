@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.errors import Unavailable
-from storage.transfer.in_flight import MOST_AT_RISK_BYTES, InFlightLimit
+from storage.transfer.in_flight import MAX_UNANSWERED_BYTES, InFlightLimit
 
 BLOCK = memoryview(bytes(1))
 SOON_S = 5.0
@@ -52,7 +52,7 @@ class Store:
 def store() -> Iterator[Store]:
     found = Store(InFlightLimit(10))
     yield found
-    found.window.leave()
+    found.window.abort()
     for answer in found.answers.values():
         answer.set()
     found.pool.shutdown()
@@ -94,8 +94,8 @@ def test_whoever_leaves_waits_for_no_answer(store: Store) -> None:
     store.send(1, 7)
     second = store.send(2, 7)
     store.wait_for(part1=7, part2=3)
-    store.window.leave()
-    with pytest.raises(Unavailable, match="left"):
+    store.window.abort()
+    with pytest.raises(Unavailable, match="aborted"):
         second.result(SOON_S)
 
 
@@ -130,4 +130,4 @@ def test_every_part_goes_and_what_is_unanswered_stays_below(
 
 
 def test_a_cut_costs_at_most_16_mb() -> None:
-    assert MOST_AT_RISK_BYTES <= 16_000_000
+    assert MAX_UNANSWERED_BYTES <= 16_000_000

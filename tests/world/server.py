@@ -15,9 +15,10 @@ from typing import Any
 
 from broker.wire.messages import DeviceState, ModelRef, Order, Receipt, UploadRef
 from fl_client.session.events import RunChanged
+from fl_server.flows.flow import Step
 from fl_server.members.presence import PresenceTable
 from fl_server.rounds import events as e
-from fl_server.rounds.machine import RoundMachine, Step
+from fl_server.rounds.machine import RoundMachine
 from tests.laws import RoundLaws, require
 from tests.world.broker import SERVER, Broker, Letter
 from tests.world.kernel import Kernel
@@ -151,7 +152,7 @@ class Server:
         match leaf:
             case "state":
                 assert isinstance(body, DeviceState)
-                return self.presence.take_state(sender, body)
+                return self.presence.apply_state(sender, body)
             case "result":
                 return self._result(sender, *body)
             case "ack":

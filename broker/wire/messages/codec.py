@@ -28,8 +28,8 @@ MAX_NESTING = 16
 class Envelope(BaseModel):
     """What surrounds every body.
 
-    ``sent_ms`` is the sender's clock: for people, and the server's for whether a bundle's signature
-    has expired. Nothing else depends on it.
+    ``sent_ms`` is the sender's clock, for people; a device also compares the server's with the date
+    on which a bundle's signature expires. Nothing else depends on it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -53,11 +53,11 @@ def encode(
     seq: int,
     sent_ms: int,
 ) -> bytes:
-    """Return the wire form of a message that goes to ``address``, signed by ``key``.
+    """Return the bytes of a message for ``address``, signed by ``key``.
 
     Raises:
         MessageTooLarge: it is larger than a message may be.
-        ConfigError: a free setting holds what msgpack has no form for, as a date.
+        ConfigError: a setting has a value that msgpack cannot encode, as a date.
     """
     fields = {
         "v": SCHEMA_VERSION,
@@ -82,18 +82,18 @@ def encode(
 
 
 def decode(payload: bytes, address: Address, key: PublicKey | None) -> tuple[Envelope, Message]:
-    """Return the envelope and the validated body of a message that came to ``address``.
+    """Return the envelope and the validated body of a message from ``address``.
 
     Args:
-        payload: the wire form.
-        address: the topic that it came on.
-        key: the key of whoever may write there; None where the reader only shows it to a person
-            and nobody's key is known.
+        payload: the message's bytes.
+        address: its topic.
+        key: the public key of the only sender that may publish there; None where no key is known
+            and the message is only shown to a person.
 
     Raises:
         PeerError: oversized, not signed by ``key``, malformed, of another schema version, of an
-            unknown kind, in the wrong place, or with another sender than its topic says;
-            ``reason`` tells which.
+            unknown kind, on the wrong topic, or of another sender than the topic names; ``reason``
+            says which.
     """
     if len(payload) > MAX_MESSAGE_BYTES:
         raise PeerError(
@@ -112,9 +112,9 @@ def decode(payload: bytes, address: Address, key: PublicKey | None) -> tuple[Env
         raise PeerError(f"unknown kind {envelope.kind!r}", "unknown_kind")
     if message_type.channel != (address.area, address.leaf):
         raise PeerError(f"a {envelope.kind} message does not belong on {address}", "wrong_place")
-    says = envelope.sender
-    if _written_by_owner(address) and says != address.id:
-        raise PeerError(f"sender {says!r} wrote on the topic of {address.id!r}", "wrong_sender")
+    sender = envelope.sender
+    if _written_by_owner(address) and sender != address.id:
+        raise PeerError(f"sender {sender!r} wrote on the topic of {address.id!r}", "wrong_sender")
     try:
         return envelope, message_type.model_validate(envelope.body)
     except ValidationError as error:
@@ -122,7 +122,7 @@ def decode(payload: bytes, address: Address, key: PublicKey | None) -> tuple[Env
 
 
 def _signed(address: Address, envelope: bytes) -> bytes:
-    """Return what a signature covers: the topic, which no envelope can continue, and all else."""
+    """Return what a signature covers: the topic, a byte that ends it, and the envelope."""
     return address.topic.encode() + b"\0" + envelope
 
 

@@ -1,4 +1,4 @@
-"""How a device is admitted, and how its password is changed."""
+"""How a device joins, and how its password is changed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Sealed = Annotated[bytes, Field(max_length=MAX_SEALED_BYTES)]
 
 
 class NewPassword(Message):
-    """The server gives a device another password, sealed for its key; ``rotation`` counts them."""
+    """The server gives a device a new password, sealed for its key; ``rotation`` counts them."""
 
     kind = "new_password"
     channel = ("dev", "task")
@@ -22,7 +22,7 @@ class NewPassword(Message):
 
 
 class PasswordKept(Message):
-    """A device has the new password on disk: the broker may take it from now on."""
+    """A device has the new password on disk: the broker may require it from now on."""
 
     kind = "password_kept"
     channel = ("dev", "ack")
@@ -30,9 +30,9 @@ class PasswordKept(Message):
 
 
 class Claim(Message):
-    """Whoever holds a join token asks to become a device; signed by the token's key.
+    """The holder of a join token asks to become a device; signed by the token's key.
 
-    ``public_key`` is the new device's own, ``name`` the id that it wishes for, if any.
+    ``public_key`` is the new device's own, ``name`` the id that it asks for, if any.
     """
 
     kind = "claim"

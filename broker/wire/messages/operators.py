@@ -1,4 +1,4 @@
-"""What an operator asks of the server, and the answers."""
+"""The requests of an operator, and their answers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from broker.wire.messages.base import Id, Message, Settings, Text
 
 
 class OperatorRequest(Message):
-    """An operator's command line asks for one operation."""
+    """An operator asks the server for one operation."""
 
     kind = "operator_request"
     channel = ("op", "request")

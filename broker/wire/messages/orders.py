@@ -1,4 +1,4 @@
-"""Orders and their results: what the server asks of a device, and what comes of it."""
+"""Orders, and the answers to them."""
 
 from __future__ import annotations
 
@@ -90,10 +90,10 @@ class Order(OrderMessage):
 
 
 class Decline(OrderMessage):
-    """A device does not take an order, and why; one that it takes is answered by its result.
+    """A device refuses an order, and why; an order that it accepts is answered by a result.
 
-    ``unusable``: it took the order, and what came of it could never count. Else it may be able to
-    take a later one.
+    ``unusable``: it accepted the order, and what came of it could never count. Else it may be able
+    to accept a later one.
     """
 
     kind = "decline"
@@ -109,7 +109,7 @@ class Decline(OrderMessage):
 
 
 class Progress(Message):
-    """How far a device is with its order; never needed for correctness."""
+    """How far a device is with its order: for people alone."""
 
     kind = "progress"
     channel = ("dev", "progress")
@@ -123,9 +123,10 @@ class Progress(Message):
 class Usage(WireModel):
     """What an order cost the device.
 
-    ``train_s`` is the whole job, ``steps`` of it took ``steps_s``; ``full_steps`` are what its
-    epochs would give on the device's data. ``micro_batch`` is what batches were cut into, 0 for
-    none. All but the first four are 0 where a device does not count them.
+    ``train_s`` is the time of the whole job, ``steps_s`` that of its ``steps``; ``full_steps`` is
+    the number that all epochs on the device's data would take. ``micro_batch`` is the size that
+    batches were split into, 0 where they were not. All but the first four are 0 where a device does
+    not count them.
     """
 
     train_s: Seconds = 0.0
@@ -184,7 +185,7 @@ class Request(OrderMessage):
 
 
 class Receipt(OrderMessage):
-    """The server's last word on a result, sent after it was journalled.
+    """The server's final answer to a result, sent after it was journalled.
 
     accepted: counted. late: another set was aggregated. refused: ``reason`` says why. unknown: no
     such run or round here.

@@ -1,4 +1,4 @@
-"""Who is there: the retained states of the server and of devices."""
+"""Presence: the retained states of the server and of devices."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class ServerState(Message):
 
 
 class DeviceState(Message):
-    """A device's retained presence; the will carries the boot id of its own connection.
+    """A device's retained presence; the will names the boot id of its own connection.
 
     ``tasks`` are those that are installed, ``bundles`` those that it accepts as a bundle, or "*".
     """

@@ -13,10 +13,10 @@ MAX_MANIFEST_BYTES = 192 << 10
 
 
 class ProductionDocument(Message):
-    """Which version of a task is in production, retained; empty where none is.
+    """Which version of a task is in production, retained; none is where nothing is retained.
 
     ``manifest`` is the version's signed file. ``promotion`` grows with every promotion and every
-    rollback: who has followed a higher one refuses a lower one, which somebody has replayed.
+    rollback: a device that has seen a higher one refuses a lower one, which is a replay.
     """
 
     kind = "production"
@@ -37,7 +37,7 @@ class ModelRequest(Message):
 
 
 class ModelOffer(Message):
-    """The answer; there is none when another version is in production by now."""
+    """The answer to a request; there is none when another version is in production by now."""
 
     kind = "model_offer"
     channel = ("dev", "task")

@@ -17,9 +17,10 @@ ByteRange = Annotated[tuple[Size, Size], Field(strict=False)]
 
 
 class Patch(WireModel):
-    """Who holds the file ``base_sha256`` needs only these byte ranges ``[start, end)`` of another.
+    """The byte ranges ``[start, end)`` in which a file differs from the file ``base_sha256``.
 
-    The ranges are in order and apart; what they leave out is the same in both files.
+    Whoever has that file downloads these alone. They are in order and do not touch; all other bytes
+    are the same in both files.
     """
 
     base_sha256: Sha256
@@ -27,9 +28,9 @@ class Patch(WireModel):
 
 
 class ModelRef(WireModel):
-    """A model in the store, by a presigned URL. ``sha256`` and ``size_bytes`` are of the file.
+    """A model in the store, by a presigned URL. ``sha256`` and ``size_bytes`` are the file's.
 
-    ``patches`` say how it differs from versions before it, where that saves a download.
+    ``patches`` say how it differs from earlier versions, where that saves much of a download.
     """
 
     url: Url
@@ -40,10 +41,10 @@ class ModelRef(WireModel):
 
 
 class PartsRef(WireModel):
-    """Where a large file goes in parts: presigned PUTs in order, and a POST that completes it.
+    """Where to upload a large file in parts: presigned PUTs in order, a POST that completes it.
 
     Every part but the last has ``part_bytes``. The same ``upload_id`` again means that the parts
-    that have arrived still count.
+    that were uploaded still count.
     """
 
     upload_id: Annotated[str, Field(min_length=1, max_length=2048)]
@@ -53,9 +54,9 @@ class PartsRef(WireModel):
 
 
 class UploadRef(WireModel):
-    """Where an update goes: a presigned PUT, with the headers that are signed into it.
+    """Where to upload an update: a presigned PUT, with the headers that are signed into it.
 
-    A large one goes by ``parts``, where they are given.
+    A large update is uploaded by ``parts``, where they are given.
     """
 
     url: Url
@@ -73,7 +74,7 @@ class UpdateRef(WireModel):
 
 
 class BundleRef(WireModel):
-    """A task bundle in the store, by a presigned URL, for whoever has not the task installed."""
+    """A task bundle in the store, by a presigned URL, for devices without the task installed."""
 
     url: Url
     sha256: Sha256

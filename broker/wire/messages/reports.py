@@ -1,4 +1,4 @@
-"""What a device tells of itself, retained: what it can do, how its machine and its data are."""
+"""A device's reports, retained: its capabilities, the health of its machine, and its data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from broker.wire.messages.base import Finite, Id, Message, Size, Text, WireModel
 
 
 class Compute(WireModel):
-    """What a device's orders run on, and the precision of its products there.
+    """A processor that a device's orders run on, and the precision of its matrix products.
 
     ``capability`` is CUDA's compute capability or ROCm's target.
     """
@@ -23,9 +23,9 @@ class Compute(WireModel):
 
 
 class DeviceInfo(Message):
-    """What a device can do, retained.
+    """What a device is and can do, retained.
 
-    ``accelerators`` are those of its machine, ``compute`` what it uses.
+    ``accelerators`` are those of its machine, ``compute`` those that it uses.
     """
 
     kind = "device_info"
@@ -43,12 +43,12 @@ class DeviceInfo(Message):
 
 
 class DeviceHealth(Message):
-    """How a device's machine is, retained. None is unknown: not every machine can tell everything.
+    """The health of a device's machine, retained. None is unknown: not every machine tells all.
 
-    ``load`` is of one minute for each CPU, ``disk_wear_percent`` what the medium says is used of
-    its life, ``link_dbm`` the signal of Wi-Fi. ``throttled`` names what holds the processor back
-    now. ``paused`` is why no training goes on, empty when it may. ``data_left_bytes`` may still go
-    over the network today.
+    ``load`` is the one-minute average for each CPU, ``disk_wear_percent`` the used part of the
+    medium's life as it reports, ``link_dbm`` the Wi-Fi signal. ``throttled`` names what slows the
+    processor down now. ``paused`` is why no training may run, empty when it may.
+    ``data_left_bytes`` is what remains of today's network budget.
     """
 
     kind = "health"
@@ -71,7 +71,7 @@ class DeviceHealth(Message):
 
 
 class Bar(WireModel):
-    """A class or a range of values, and how many examples lie in it."""
+    """A class or a range of values, and the number of examples in it."""
 
     name: Annotated[str, Field(max_length=64)]
     count: Size
@@ -80,8 +80,9 @@ class Bar(WireModel):
 class Quantity(WireModel):
     """The label or a feature of a device's data: a histogram, and how much it has changed.
 
-    PSI is against the reference of the first training, and against the report before;
-    ``by_chance`` is what as few examples may give without any change. None: no reference yet.
+    The PSIs compare with the reference of the first training and with the report before;
+    ``by_chance`` is the PSI that so few examples may give without any change. None: no reference
+    yet.
     """
 
     name: Annotated[str, Field(max_length=80)]
@@ -92,7 +93,7 @@ class Quantity(WireModel):
 
 
 class TaskData(WireModel):
-    """What may be told of one task's data: every count is a multiple of ``min_count``."""
+    """What a device discloses of one task's data: every count is a multiple of ``min_count``."""
 
     task: Id
     min_count: Annotated[int, Field(ge=1)]
@@ -103,7 +104,7 @@ class TaskData(WireModel):
 
 
 class DataReport(Message):
-    """How a device's own data are, retained: aggregates, nothing of a single example."""
+    """A device's own data in aggregates, retained: nothing about a single example."""
 
     kind = "data_report"
     channel = ("dev", "data")

@@ -1,4 +1,4 @@
-"""What everybody may see of a run: its retained document and its live events."""
+"""What a run publishes: its retained document and its live events."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ RunStatus = Literal["waiting", "running", "paused", "completed", "stopped", "fai
 
 
 class RunDocument(Message):
-    """All that a late joiner or a dashboard needs of a run, retained."""
+    """The state of a run, retained: all that a client that connects later needs to know."""
 
     kind = "run_document"
     channel = ("run", "state")

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fl_server.aggregation.arithmetic.exact import Float32s
-from storage.transfer.byte_ranges import MAX_SHARE, Range, coalesced, is_worth_it
+from storage.transfer.byte_ranges import MAX_SHARE, Range, coalesced, saves_enough
 
 Bits: TypeAlias = npt.NDArray[np.uint32]
 
@@ -57,7 +57,7 @@ class Changes:
         if self._left < 0:
             return None
         ranges = coalesced(self._ranges)
-        return tuple(ranges) if is_worth_it(ranges, size) else None
+        return tuple(ranges) if saves_enough(ranges, size) else None
 
 
 def _changed_rows(before: Bits, after: Bits) -> npt.NDArray[np.bool_]:

@@ -22,7 +22,10 @@ from runtime.retry import retrying
 from runtime.security.identity import Identity, TlsTrust, read_identity
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from fl_client.agent.status_server import StatusServer
+    from fl_server.kinds.base import FlowKind
     from rengo.site.folder import SiteFolder
     from storage.store.s3 import S3Store
 
@@ -91,8 +94,16 @@ def add_agent_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--folder", type=Path, help="where the device's data lies")
 
 
-def run_server(options: argparse.Namespace) -> int:
-    """Serve a domain until it is told to stop."""
+def run_server(
+    options: argparse.Namespace, flow_kinds: Mapping[str, FlowKind] | None = None
+) -> int:
+    """Serve a domain until it is told to stop.
+
+    Args:
+        options: of the command line.
+        flow_kinds: kinds of flows beside those of every server, by name: for a program of one's
+            own.
+    """
     # a device's command needs no server
     from fl_server.members.membership import SiteInfo  # noqa: PLC0415
     from fl_server.persistence.journal import Journal  # noqa: PLC0415
@@ -113,7 +124,13 @@ def run_server(options: argparse.Namespace) -> int:
         _text_of(config.store.ca),
     )
     server = Server(
-        ServerSettings(config.data_dir, site, config.project, config.spool_memory_bytes),
+        ServerSettings(
+            config.data_dir,
+            site,
+            config.project,
+            config.spool_memory_bytes,
+            flow_kinds=flow_kinds or {},
+        ),
         identity,
         operators,
         _ready(S3Store(config.store, config.parts)),

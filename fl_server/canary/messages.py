@@ -4,53 +4,32 @@ from __future__ import annotations
 
 from typing import Any
 
-from broker.wire.messages import ModelRef, Order, Receipt, RunDocument
-from fl_server.deployment.canary.events import ATTEMPT_OF, ROUND, CanaryPlan, Side
-from fl_server.deployment.canary.state import CanaryState, lower_is_better, measured_pairs
-from fl_server.rounds.events import SendReceipt
+from broker.wire.messages import RunDocument
+from fl_server.canary.events import ATTEMPT_OF, DEADLINE, ROUND, CanaryPlan, OrderSide
+from fl_server.canary.state import CanaryState, lower_is_better, measured_pairs
+from fl_server.flows.commands import BundleFile, IssueOrder, ModelFile, TaskSettings
 
 _LISTED_DEVICES = 200
 
 
-def order_of(plan: CanaryPlan, side: Side, epoch: int, url: str, time_left_s: float) -> Order:
-    """Return the order to evaluate one of the two versions, which lies at ``url``."""
-    contender = plan.contender(side)
-    return Order(
-        epoch=epoch,
-        action="evaluate",
-        run_id=plan.canary_id,
-        round=ROUND,
-        attempt=ATTEMPT_OF[side],
-        task=plan.task,
-        algorithm=plan.algorithm,
-        algorithm_settings=plan.algorithm_settings,
-        training=plan.training,
-        seed=plan.seed,
-        model=ModelRef(
-            url=url,
-            key=contender.key,
-            sha256=contender.sha256,
-            size_bytes=contender.size_bytes,
-        ),
-        upload=None,
-        time_left_s=time_left_s,
-    )
-
-
-def receipt_of(plan: CanaryPlan, command: SendReceipt) -> Receipt:
-    """Return the last word on a result."""
-    return Receipt(
-        action=command.action,
-        run_id=plan.canary_id,
-        round=command.round,
-        attempt=command.attempt,
-        status=command.status,
-        reason=command.reason,
+def order_of(plan: CanaryPlan, command: OrderSide) -> IssueOrder:
+    """Return the order to evaluate one of the two versions."""
+    contender, bundle = plan.contender(command.side), plan.bundle
+    return IssueOrder(
+        command.device_id,
+        "evaluate",
+        ROUND,
+        ATTEMPT_OF[command.side],
+        TaskSettings(plan.task, plan.algorithm, plan.algorithm_settings, plan.training, plan.seed),
+        ModelFile(contender.key, contender.sha256, contender.size_bytes),
+        bundle=None if bundle is None else BundleFile(bundle.sha256, bundle.size_bytes),
+        timer=DEADLINE,
+        time_s=plan.deadline_s,
     )
 
 
 def closing_of(plan: CanaryPlan, epoch: int) -> RunDocument:
-    """Return what ends the canary's jobs on its devices; not to be retained, it is no run."""
+    """Return the document that ends the canary's jobs on its devices."""
     return RunDocument(
         run_id=plan.canary_id,
         task=plan.task,

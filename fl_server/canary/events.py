@@ -9,18 +9,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from fl_server.rounds.events import (
+from fl_server.flows.commands import SendReceipt
+from fl_server.flows.events import (
     DeviceDeclined,
     DeviceJoined,
     DeviceLeft,
-    EvaluationReceived,
     OrderRequested,
-    SendReceipt,
+    ProductionMoved,
+    TimerFired,
 )
+from fl_server.rounds.events import EvaluationReceived
 
 Side: TypeAlias = Literal["production", "candidate"]
 Verdict: TypeAlias = Literal["promoted", "rolled_back", "inconclusive"]
 ROUND = 1
+DEADLINE = TimerFired("deadline", ROUND, 1)
 ATTEMPTS: dict[int, Side] = {1: "production", 2: "candidate"}
 ATTEMPT_OF: dict[Side, int] = {side: attempt for attempt, side in ATTEMPTS.items()}
 
@@ -96,13 +99,6 @@ class MarkingFailed:
     """The candidate cannot be one."""
 
     reason: str
-
-
-@dataclass(frozen=True)
-class ProductionMoved:
-    """Another version than the one compared with is in production; "" where none is."""
-
-    name: str
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from fl_server.deployment.canary.events import (
+from fl_server.canary.events import (
     ATTEMPT_OF,
     ATTEMPTS,
     CanaryPlan,

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from typing import TypeAlias
 
-from fl_server.deployment.canary.events import (
+from fl_server.canary.events import (
     ATTEMPTS,
     ROUND,
     ArmDeadline,
@@ -30,7 +30,6 @@ from fl_server.deployment.canary.events import (
     MarkingFailed,
     OrderSide,
     OrdersOpened,
-    ProductionMoved,
     Settle,
     Settled,
     Side,
@@ -39,16 +38,17 @@ from fl_server.deployment.canary.events import (
     Verdict,
     VerdictSettled,
 )
-from fl_server.deployment.canary.state import CanaryState, judge, measured_pairs
-from fl_server.rounds.events import (
+from fl_server.canary.state import CanaryState, judge, measured_pairs
+from fl_server.flows.commands import ReceiptStatus, SendReceipt
+from fl_server.flows.events import (
     DeviceDeclined,
     DeviceJoined,
     DeviceLeft,
-    EvaluationReceived,
     OrderRequested,
-    ReceiptStatus,
-    SendReceipt,
+    ProductionMoved,
 )
+from fl_server.flows.flow import Step
+from fl_server.rounds.events import EvaluationReceived
 from fl_server.selection import uniform
 
 _ROUNDING = 1e-9
@@ -66,12 +66,7 @@ def quorum_of(cohort: Iterable[str]) -> int:
     return math.ceil(len(set(cohort)) / 2)
 
 
-@dataclass
-class Step:
-    """What one event led to: facts first to the disk, then commands to the world."""
-
-    facts: list[Fact] = field(default_factory=list)
-    commands: list[Command] = field(default_factory=list)
+CanaryStep: TypeAlias = Step[Fact, Command]
 
 
 class CanaryMachine:
@@ -85,9 +80,9 @@ class CanaryMachine:
         for fact in facts:
             self.state.apply(fact)
 
-    def resume(self) -> Step:
+    def resume(self) -> CanaryStep:
         """Return what is due at the beginning and after a crash; the deadline runs anew."""
-        step = Step()
+        step = CanaryStep()
         match self.state.phase:
             case "opening":
                 step.commands += [ArmDeadline(self.plan.deadline_s), MarkCandidate()]
@@ -99,9 +94,9 @@ class CanaryMachine:
                 self._settle(step)
         return step
 
-    def handle(self, event: Event) -> Step:
+    def handle(self, event: Event) -> CanaryStep:
         """Take one event; an event that no longer matters gives an empty step."""
-        step = Step()
+        step = CanaryStep()
         match event:
             case CandidateMarked() if self.state.phase == "opening":
                 self._record(OrdersOpened(), step)
@@ -131,7 +126,7 @@ class CanaryMachine:
 
     # --- devices ------------------------------------------------------------------------------
 
-    def _joined(self, event: DeviceJoined, step: Step) -> None:
+    def _joined(self, event: DeviceJoined, step: CanaryStep) -> None:
         self._left.discard(event.device_id)
         if event.accepting:
             self._online.add(event.device_id)
@@ -139,24 +134,24 @@ class CanaryMachine:
         else:
             self._online.discard(event.device_id)
 
-    def _order(self, device_id: str, step: Step) -> None:
+    def _order(self, device_id: str, step: CanaryStep) -> None:
         if device_id in self._online:
             step.commands += [OrderSide(device_id, side) for side in self.state.owed(device_id)]
 
-    def _asked(self, event: OrderRequested, step: Step) -> None:
+    def _asked(self, event: OrderRequested, step: CanaryStep) -> None:
         side = _side(event)
         if side is not None and side in self.state.owed(event.device_id):
             step.commands.append(OrderSide(event.device_id, side))
         elif self.state.phase in {"settling", "ended"}:
             step.commands.append(CloseOrders())
 
-    def _declined(self, event: DeviceDeclined, step: Step) -> None:
+    def _declined(self, event: DeviceDeclined, step: CanaryStep) -> None:
         side = _side(event)
         if side is not None and side in self.state.owed(event.device_id):
             self._record(SideDeclined(event.device_id, side, event.reason), step)
             self._judge_if_complete(step)
 
-    def _evaluated(self, event: EvaluationReceived, step: Step) -> None:
+    def _evaluated(self, event: EvaluationReceived, step: CanaryStep) -> None:
         state, side = self.state, _side(event)
         if event.device_id not in self.plan.cohort:
             self._receipt(event, "refused", step, "not in this canary's cohort")
@@ -176,7 +171,7 @@ class CanaryMachine:
             self._judge_if_complete(step)
 
     def _receipt(
-        self, event: EvaluationReceived, status: ReceiptStatus, step: Step, reason: str = ""
+        self, event: EvaluationReceived, status: ReceiptStatus, step: CanaryStep, reason: str = ""
     ) -> None:
         step.commands.append(
             SendReceipt(event.device_id, "evaluate", event.round, event.attempt, status, reason)
@@ -184,7 +179,7 @@ class CanaryMachine:
 
     # --- the verdict --------------------------------------------------------------------------
 
-    def _judge_if_complete(self, step: Step) -> None:
+    def _judge_if_complete(self, step: CanaryStep) -> None:
         if self.state.phase != "measuring":
             return
         pending = {device_id for device_id in self.plan.cohort if self.state.owed(device_id)}
@@ -192,14 +187,14 @@ class CanaryMachine:
             self._record(judge(self.plan, self.state), step)
             self._settle(step)
 
-    def _deadline(self, step: Step) -> None:
+    def _deadline(self, step: CanaryStep) -> None:
         if self.state.phase == "opening":
             self._judge("inconclusive", "the store did not answer in time", step)
         elif self.state.phase == "measuring":
             self._record(judge(self.plan, self.state), step)
             self._settle(step)
 
-    def _moved(self, event: ProductionMoved, step: Step) -> None:
+    def _moved(self, event: ProductionMoved, step: CanaryStep) -> None:
         if event.name != self.plan.production.name and self.state.phase in {"opening", "measuring"}:
             now = f"{event.name} is" if event.name else "no version is"
             self._judge(
@@ -212,16 +207,16 @@ class CanaryMachine:
     def _enough(self) -> bool:
         return len(measured_pairs(self.plan, self.state)) >= self.plan.quorum
 
-    def _judge(self, verdict: Verdict, reason: str, step: Step) -> None:
+    def _judge(self, verdict: Verdict, reason: str, step: CanaryStep) -> None:
         self._record(Judged(verdict, reason, 0, None, None), step)
         self._settle(step)
 
-    def _settle(self, step: Step) -> None:
+    def _settle(self, step: CanaryStep) -> None:
         judged = self.state.judged
         assert judged is not None
         step.commands += [CloseOrders(), Settle(judged.verdict, judged.reason)]
 
-    def _record(self, fact: Fact, step: Step) -> None:
+    def _record(self, fact: Fact, step: CanaryStep) -> None:
         self.state.apply(fact)
         step.facts.append(fact)
 

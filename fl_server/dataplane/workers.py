@@ -1,0 +1,157 @@
+"""Threads for work that blocks; how each piece of work ended comes back to the owner's thread.
+
+Work that changes the store or the registry runs on one thread, in order; other work on a small
+pool. A store that cannot be reached costs time: work tries again until it is back or the server
+stops.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeAlias, TypeVar
+
+from fl_server.flows.commands import StartTask
+from runtime.errors import RengoError, Unavailable
+from runtime.retry import retrying_until
+
+_LOG = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_POOL_THREADS = 4
+
+
+@dataclass(frozen=True)
+class JobDone:
+    """A flow's task ended with an event for the flow."""
+
+    run_id: str
+    event: object
+
+
+@dataclass(frozen=True)
+class TaskDone:
+    """A task of no flow ended; ``then`` continues it on the owner's thread."""
+
+    then: Callable[[], None]
+
+
+@dataclass(frozen=True)
+class JobCrashed:
+    """A job ended with an error that nobody foresaw: our bug, or this machine's trouble.
+
+    ``run_id`` is "" where it was no flow's.
+    """
+
+    run_id: str
+    error: BaseException
+
+
+Done: TypeAlias = JobDone | TaskDone | JobCrashed
+
+
+class Workers:
+    """The threads of one server.
+
+    Args:
+        post: accepts what ended; called on the workers' threads, only enqueues.
+    """
+
+    def __init__(self, post: Callable[[Done], None]) -> None:
+        self._post = post
+        self._stopping = threading.Event()
+        self._attempts = retrying_until(self._stopping, (Unavailable, OSError), _log_waiting)
+        self._pool = ThreadPoolExecutor(_POOL_THREADS, "verify")
+        self._ordered = ThreadPoolExecutor(1, "aggregate")
+        # one thread, so that an order that is asked for twice has one upload
+        self._uploading = ThreadPoolExecutor(1, "uploads")
+
+    def stop(self) -> None:
+        """Let running work end without retries and drop the rest."""
+        self._stopping.set()
+        for threads in (self._pool, self._ordered, self._uploading):
+            threads.shutdown(cancel_futures=True)
+
+    def start_job(self, run_id: str, task: StartTask) -> None:
+        """Do a flow's task; its event, or that of its error, is posted as ``JobDone``."""
+
+        def ended(future: Future[object | None]) -> None:
+            if future.cancelled() or self._stopping.is_set():
+                return
+            error = future.exception()
+            if error is None:
+                event = future.result()
+            elif isinstance(error, RengoError) and task.failed is not None:
+                event = task.failed(error)
+            else:
+                self._post(JobCrashed(run_id, error))
+                return
+            if event is not None:
+                self._post(JobDone(run_id, event))
+
+        threads = self._ordered if task.in_order else self._pool
+        threads.submit(task.work).add_done_callback(ended)
+
+    def start_task(
+        self,
+        work: Callable[[], T],
+        then: Callable[[T], None],
+        failed: Callable[[RengoError], None],
+        *,
+        in_order: bool = False,
+    ) -> None:
+        """Do ``work`` on a thread, then call ``then`` or ``failed`` on the owner's thread."""
+        self._submit(self._ordered if in_order else self._pool, work, then, failed)
+
+    def start_upload(
+        self,
+        work: Callable[[], T],
+        then: Callable[[T], None],
+        failed: Callable[[RengoError], None],
+    ) -> None:
+        """As ``start_task``, on the thread that begins and ends uploads in parts."""
+        self._submit(self._uploading, lambda: self.patiently(work), then, failed)
+
+    def in_order(self, work: Callable[[], None]) -> None:
+        """Do ``work`` after all earlier work in order; nobody waits for its end."""
+        self._submit(self._ordered, lambda: self.patiently(work), _nothing, self._unexpected)
+
+    def patiently(self, work: Callable[[], T]) -> T:
+        """Call ``work`` until the store answers; only stopping ends the retries."""
+        return self._attempts(work)
+
+    def _submit(
+        self,
+        threads: ThreadPoolExecutor,
+        work: Callable[[], T],
+        then: Callable[[T], None],
+        failed: Callable[[RengoError], None],
+    ) -> None:
+        def ended(future: Future[T]) -> None:
+            if future.cancelled() or self._stopping.is_set():
+                return
+            error = future.exception()
+            if error is None:
+                result = future.result()
+                self._post(TaskDone(lambda: then(result)))
+            elif isinstance(error, RengoError):
+                named = error
+                self._post(TaskDone(lambda: failed(named)))
+            else:
+                self._post(JobCrashed("", error))
+
+        threads.submit(work).add_done_callback(ended)
+
+    def _unexpected(self, error: RengoError) -> None:
+        _LOG.error("work in order failed", exc_info=error)
+
+
+def _nothing(_: None) -> None:
+    """Nobody waits for it."""
+
+
+def _log_waiting(error: BaseException) -> None:
+    _LOG.warning("waiting for the store or the disk: %s", error)

@@ -1,0 +1,274 @@
+"""Flows of the kind ``sync``: rounds of training, one model a round.
+
+The round machine decides; what stands here makes its commands of orders, tasks and documents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from broker.wire.messages import Patch, RunDocument, RunEvent, RunStatus
+from fl_server.dataplane.plane import DataCommand, DataPlane
+from fl_server.dataplane.urls import URL_LIFETIME_S
+from fl_server.flows.commands import (
+    ArmTimer,
+    BundleFile,
+    Command,
+    IssueOrder,
+    ModelFile,
+    SendReceipt,
+    StartTask,
+    TaskSettings,
+)
+from fl_server.flows.events import DeviceAnswered, DeviceDeclined, OrderRequested, TimerFired
+from fl_server.flows.flow import Flow, Step, receipt_of
+from fl_server.kinds.base import FlowKind, FlowServices
+from fl_server.rounds.events import (
+    FACTS,
+    EvaluationReceived,
+    Event,
+    Fact,
+    Model,
+    Plan,
+    ResultReceived,
+    RoundCommitted,
+    SendOrder,
+    SweepRun,
+    Update,
+    VerifyUpdate,
+)
+from fl_server.rounds.machine import RoundMachine, RoundStep
+from fl_server.rounds.workload import known_speeds
+from fl_server.runs.definition import RunDefinition
+from fl_server.runs.lineage import Commit, Lineage
+from fl_server.runs.patches import patches_to
+from fl_server.runs.record import FactRecord, RunRecord, Vocabulary
+
+_MAX_LISTED = 1500
+# once more when no upload URL of the run can be alive
+_LAST_SWEEP_S = URL_LIFETIME_S + 60.0
+
+
+class SyncFlow(Flow):
+    """One run in rounds: its record, its machine, and how its versions were made."""
+
+    def __init__(
+        self, record: RunRecord[Plan], facts: Iterable[FactRecord], data: DataPlane
+    ) -> None:
+        known = [row.fact for row in facts]
+        self.run_id, self.record = record.run_id, record
+        self.task, self.bundled = record.definition.task, record.definition.bundled
+        self.keys = data.keys(record.run_id)
+        self.machine = RoundMachine(record.plan, record.initial, known)
+        self._lineage = Lineage(record)
+        self._data = data
+        self._patches: tuple[str, tuple[Patch, ...]] = ("", ())
+        for fact in known:
+            self._lineage.apply(fact)
+        data.open_run(record)
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will happen in it."""
+        return self.machine.ledger.phase == "ended"
+
+    def handle(self, event: object) -> Step[Fact, Command]:
+        """Handle one event of the shell or of the data plane."""
+        match event:
+            case DeviceAnswered(action="exchange"):
+                return Step([], [receipt_of(event, "refused", "a run in rounds has no exchanges")])
+            case DeviceDeclined(action="exchange") | OrderRequested(action="exchange"):
+                return Step()
+            case DeviceAnswered():
+                return self._translated(self.machine.handle(self._result(event)))
+            case TimerFired(timer="sweep"):
+                return Step([], [self._work(SweepRun())])
+            case _ if isinstance(event, Event):
+                return self._translated(self.machine.handle(event))
+        return Step()
+
+    def resume(self) -> Step[Fact, Command]:
+        """Re-issue what was pending, and sign the latest version where that was not yet done."""
+        # the process may have ended between the commit and this
+        signing = self._signing(self._lineage.latest, is_new=False)
+        step = self._translated(self.machine.resume())
+        return Step(step.facts, [signing, *step.commands])
+
+    def awaits(self, order: IssueOrder) -> bool:
+        """Whether an order, issued a while ago, is still to be sent."""
+        ledger = self.machine.ledger
+        is_open = ledger.phase == "collecting"
+        current = (order.round, order.attempt) == (ledger.round, ledger.attempt)
+        return is_open and current and order.device_id not in ledger.answered
+
+    # --- what comes in ------------------------------------------------------------------------
+
+    def _result(self, answer: DeviceAnswered) -> ResultReceived | EvaluationReceived:
+        place = (answer.device_id, answer.round, answer.attempt)
+        usage = dict(answer.usage)
+        if answer.action == "evaluate":
+            measured = (answer.num_examples, dict(answer.metrics))
+            return EvaluationReceived(*place, *measured, usage)
+        own_key = self.keys.update(answer.round, answer.attempt, answer.device_id)
+        reported, fault = answer.update, ""
+        if reported is None:
+            fault = "the result names no update"
+        elif reported.key != own_key:
+            fault = f"the result names {reported.key}, which is not this device's own key"
+        update = Update(
+            own_key,
+            0 if reported is None else reported.size_bytes,
+            "" if reported is None else reported.header_sha256,
+            answer.num_examples,
+            dict(answer.metrics),
+            usage,
+        )
+        return ResultReceived(*place, update, fault)
+
+    # --- what goes out ------------------------------------------------------------------------
+
+    def _translated(self, step: RoundStep) -> Step[Fact, Command]:
+        """Return a step of the machine in the commands of flows.
+
+        A command is bound to the model of this moment: later events may move it.
+        """
+        commits = [self._lineage.apply(fact) for fact in step.facts]
+        signing = [self._signing(commit) for commit in commits if commit is not None]
+        commands = [each for command in step.commands for each in self._commands(command)]
+        return Step(step.facts, [*signing, *commands])
+
+    def _commands(self, command: SendOrder | SendReceipt | ArmTimer | DataCommand) -> list[Command]:
+        ledger = self.machine.ledger
+        match command:
+            case SendOrder():
+                return [self.order(command)]
+            case SendReceipt() | ArmTimer():
+                return [command]
+            case SweepRun():
+                metrics = {version: ledger.metrics(version) for version in ledger.evaluations}
+                store = StartTask(
+                    lambda: self._data.store_metrics(self.run_id, metrics), in_order=True
+                )
+                last = ArmTimer("sweep", ledger.round, ledger.attempt, _LAST_SWEEP_S)
+                return [store, self._work(command), last]
+        return [self._work(command)]
+
+    def _work(self, command: DataCommand) -> StartTask:
+        model = self.machine.ledger.model
+        return StartTask(
+            lambda: self._data.perform(self.run_id, command, model),
+            in_order=not isinstance(command, VerifyUpdate),
+        )
+
+    def _signing(self, commit: Commit, *, is_new: bool = True) -> StartTask:
+        return StartTask(
+            lambda: self._data.sign_version(self.record, commit, is_new=is_new), in_order=True
+        )
+
+    def order(self, command: SendOrder) -> IssueOrder:
+        """Return the order that the machine asks for."""
+        definition, ledger, plan = self.record.definition, self.machine.ledger, self.machine.plan
+        model, trains = ledger.model, command.action == "train"
+        bundle = definition.bundle
+        return IssueOrder(
+            command.device_id,
+            command.action,
+            command.round,
+            command.attempt,
+            TaskSettings(
+                definition.task,
+                definition.algorithm.name,
+                definition.algorithm.settings,
+                self._training(command),
+                definition.seed,
+            ),
+            ModelFile(model.key, model.sha256, model.size_bytes, self._patches_to(model)),
+            upload_key=self.keys.update(command.round, command.attempt, command.device_id)
+            if trains
+            else "",
+            bundle=None if bundle is None else BundleFile(bundle.sha256, bundle.size_bytes),
+            timer=TimerFired("deadline", command.round, command.attempt) if trains else None,
+            time_s=plan.deadline_s if trains else plan.evaluation_deadline_s,
+        )
+
+    def _training(self, command: SendOrder) -> dict[str, Any]:
+        """Return the definition's training settings with what is fitted to the device."""
+        settings = self.record.definition.training
+        work = self.machine.ledger.work.get(command.device_id)
+        if command.action != "train" or work is None:
+            return settings
+        return settings | work.overrides()
+
+    def _patches_to(self, model: Model) -> tuple[Patch, ...]:
+        known, patches = self._patches
+        if known != model.sha256:
+            patches = tuple(patches_to(model, self.machine.ledger.earlier))
+            self._patches = (model.sha256, patches)
+        return patches
+
+    # --- what others see ----------------------------------------------------------------------
+
+    def document(self, epoch: int) -> RunDocument:
+        """Return the retained document."""
+        definition, ledger = self.record.definition, self.machine.ledger
+        version = max(ledger.evaluations, default=0)
+        status: RunStatus = ledger.status
+        if status == "running" and ledger.phase == "gathering":
+            status = "waiting"
+        return RunDocument(
+            run_id=self.run_id,
+            task=definition.task,
+            algorithm=definition.algorithm.name,
+            status=status,
+            reason=ledger.reason[:2000],
+            round=ledger.round,
+            attempt=ledger.attempt,
+            rounds=self.machine.plan.rounds,
+            epoch=epoch,
+            phase=ledger.phase,
+            deadline_s=self.machine.plan.deadline_s,
+            cohort=list(ledger.cohort[:_MAX_LISTED]),
+            answered=sorted(ledger.answered)[:_MAX_LISTED],
+            model_sha256=ledger.model.sha256,
+            accuracy=ledger.metric(version, "accuracy"),
+            loss=ledger.metric(version, "loss"),
+        )
+
+    def event_of(self, fact: Fact) -> RunEvent:
+        """Return what observers are told of a fact."""
+        ledger, event = self.machine.ledger, super().event_of(fact)
+        if isinstance(fact, RoundCommitted):
+            del event.detail["model"]["changed"]  # up to 256 ranges, of use to no reader
+        place = {"round": event.round or ledger.round, "attempt": event.attempt or ledger.attempt}
+        return event.model_copy(update=place)
+
+
+class SyncKind(FlowKind):
+    """Rounds: the server orders a cohort to train, and makes one model of its updates."""
+
+    vocabulary = Vocabulary(Plan, FACTS)
+
+    def plan(self, run_id: str, definition: RunDefinition, services: FlowServices) -> Plan:
+        """Return the plan: "auto" evaluation and what devices were measured at are decided now."""
+        online = services.presence.online(definition.task, bundled=definition.bundled)
+        alike = [
+            flow.machine.ledger
+            for flow in services.flows.values()
+            if isinstance(flow, SyncFlow) and _has_same_steps(flow.record.definition, definition)
+        ]
+        return definition.plan(
+            run_id,
+            evaluators_online=any(device.state.role == "evaluator" for device in online),
+            speeds=known_speeds(alike),
+        )
+
+    def open(
+        self, record: RunRecord[Plan], facts: Sequence[FactRecord], services: FlowServices
+    ) -> SyncFlow:
+        """Return the run as its facts left it."""
+        return SyncFlow(record, facts, services.data)
+
+
+def _has_same_steps(one: RunDefinition, other: RunDefinition) -> bool:
+    return (one.task, one.training) == (other.task, other.training)

