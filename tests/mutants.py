@@ -254,18 +254,6 @@ LEDGER_MUTANTS = [
         in_world=False,
     ),
     Mutant(
-        "gives up for another reason than before",
-        real_state,
-        {"self._causes() == self.causes": "bool(self.causes)"},
-        in_world=False,
-    ),
-    Mutant(
-        "takes another parameter for another reason",
-        real_state,
-        {'_WITH_DIGIT.sub("", reason)': "reason"},
-        in_world=False,
-    ),
-    Mutant(
         "a withdrawn update stays counted",
         real_state,
         {
