@@ -15,7 +15,7 @@ from tests.integration.commands import rengo
 
 TASKS = Path(__file__).with_name("large_numbers.py")
 FAILED = 3
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,15 @@ def test_it_trains(task: str, client: OperatorClient) -> None:
 def test_updates_that_never_count_end_the_run_with_their_reason(tmp_path: Path) -> None:
     """At once: neither attempt waits for its deadline."""
     settings = ("--rounds", "2", "--clients", "2", "--set", "cohort.deadline_s=600")
-    told = rengo("demo", "--task", f"{TASKS}:Diverged", *settings, "--output", tmp_path)
+    told = rengo(
+        "demo",
+        "--task",
+        f"{TASKS}:Diverged",
+        *settings,
+        "--output",
+        tmp_path,
+        patience_s=PATIENCE_S,
+    )
     assert told.code == FAILED
     assert told.line.startswith("run diverged-")
     assert "round 1, attempt 2: every update was refused; that of gpu-1: training " in told.line
