@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 SEEDS  ?= 20000
 ROUNDS ?= 500
-JOBS   ?= 2
+JOBS   ?= 4
 ARCH   ?= arm64
 ARGS   ?=
 

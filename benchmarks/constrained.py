@@ -269,7 +269,7 @@ def _run(
     def look(_: object) -> None:
         site.check_processes()
         if not agent.running:
-            raise RengoError(f"the agent ended with {agent.returncode}: {agent.last_line()}")
+            raise RengoError(f"the agent ended with {agent.returncode}: {agent.explanation()}")
         if time.monotonic() > deadline:
             raise RengoError(f"not within {patience_s:.0f} s")
 
@@ -280,7 +280,7 @@ def _run(
             wait_for_devices(client, names, _START_S, look, DeviceTable())
             deadline = time.monotonic() + patience_s
             result = follow(client, submit(client, task, definition), look)
-            report, accuracy = result.report, result.accuracy
+            report, accuracy = result.report.document(), result.accuracy
     except RengoError as error:
         tail = agent.log.read_text("utf-8", "replace").splitlines()[-12:]
         print(*tail, sep="\n", file=sys.stderr)

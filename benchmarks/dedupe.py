@@ -66,9 +66,13 @@ def measure(case: str, mib: int, clients: int, rounds: int) -> Row:
         with site.connect() as client:
             wait_for_devices(client, [device.name for device in fleet], _START_S)
             # it starts the training processes, and is what a device costs that holds nothing
-            first = follow(client, submit(client, spec, {**definition, "rounds": 1})).report
+            first = follow(
+                client, submit(client, spec, {**definition, "rounds": 1})
+            ).report.document()
             start, server_start = [cost(pid).cpu_s for pid in pids], cost(server_pid).cpu_s
-            run = follow(client, submit(client, spec, {**definition, "rounds": rounds})).report
+            run = follow(
+                client, submit(client, spec, {**definition, "rounds": rounds})
+            ).report.document()
             cpu_s = sum(cost(pid).cpu_s for pid in pids) - sum(start)
             server_cpu_s = cost(server_pid).cpu_s - server_start
     later = rounds - 1

@@ -94,7 +94,7 @@ def _run(site: Site, store: S3Store, clients: int, mib: int, rounds: int) -> dic
         end = [cost(pid) for pid in pids]
         trip_s = _mqtt_round_trip_s(client)
         noticed_s = _noticed_s(client, site, fleet[-1].name)
-    report = result.report
+    report = result.report.document()
     cpu_s = sum(b.cpu_s - a.cpu_s for a, b in zip(start, end, strict=True))
     keys = [info.key for info in store.list("projects/")]
     runs = ((key, RunKeys.of(key)) for key in keys)

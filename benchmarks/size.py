@@ -370,7 +370,7 @@ def run(site: Site, store: S3Store, mib: int, devices: int) -> Run:
         start = time.perf_counter()
         run_id = submit(operator, _TASK, _definition(devices))
         publish_s = time.perf_counter() - start
-        report = follow(operator, run_id).report
+        report = follow(operator, run_id).report.document()
         cpu = [cost(pid).cpu_s - before for pid, before in zip((server, *agents), cpu, strict=True)]
     _settle(store, run_id)
     server_growth = peak_rss_bytes(server) - server_before

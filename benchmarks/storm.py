@@ -176,7 +176,7 @@ def storm(broker: str, count: int) -> Storm:
 def _statuses(operator: OperatorClient, status: str, count: int, deadline: float) -> None:
     """Return when the server shows ``count`` devices in that state."""
     while True:
-        shown = sum(each["status"] == status for each in operator.devices())
+        shown = sum(each.status == status for each in operator.devices())
         if shown == count:
             return
         if time.monotonic() > deadline:

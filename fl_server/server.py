@@ -15,7 +15,6 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from broker.brokers.access_control import AccessControl
 from broker.session.inbox import Connected, Disconnected, SessionEvent, SessionFault
@@ -54,16 +53,15 @@ from fl_server.kinds.listing import FLOW_KINDS
 from fl_server.members.gate import MessageGate, VerifiedMessage
 from fl_server.members.membership import Membership, SiteInfo
 from fl_server.members.presence import PresenceTable
-from fl_server.members.rules import DeviceRecord
 from fl_server.members.store import MemberRegistry
 from fl_server.observers.base import Observer, ObserverList
 from fl_server.observers.log import LogObserver
 from fl_server.observers.mqtt import MqttObserver
+from fl_server.operations.context import OperationsContext
 from fl_server.operations.mqtt import OperatorEndpoint
-from fl_server.operations.runs import Operations
+from fl_server.operations.submission import Operations
 from fl_server.persistence.journal import Journal
 from fl_server.persistence.manifest_cache import DocumentTable
-from fl_server.runs.record import RunRecord
 from fl_server.shell.connection import ServerConnection
 from fl_server.shell.devices import DeviceAdmission
 from fl_server.shell.runner import FlowRunner, RunnerParts
@@ -101,6 +99,7 @@ class Server:
         epoch: grows at every start; devices obey no order of an older one.
         gate: checks every message; counts what was refused.
         runner: the flows.
+        operations: what operators and other callers may do.
     """
 
     def __init__(
@@ -140,9 +139,7 @@ class Server:
         )
         self.gate = MessageGate(self.domain, self.members, self.connection.clear)
         self.runner = self._runner()
-        self.canaries = Canaries(
-            self.runner.services, self.runner.begin, self.runner.timers.left_s, self.members.note
-        )
+        self.canaries = Canaries(self.runner.services, self.runner.begin, self.runner.timers.left_s)
         self._admission = DeviceAdmission(
             self.members, self.gate, self.data, self.connection, self._forget
         )
@@ -155,8 +152,27 @@ class Server:
             connection.clear,
         )
         self._urls = SharedUrls(store)
-        self._operators = OperatorEndpoint(
-            Operations(self), self.data, self.connection.publish_reply
+        self.operations = Operations(self._operations_context(identity))
+        self._operators = OperatorEndpoint(self.operations, self.connection.publish_reply)
+
+    def _operations_context(self, identity: Identity) -> OperationsContext:
+        return OperationsContext(
+            domain=self.domain,
+            epoch=self.epoch,
+            secret=identity.secret_key,
+            journal=self.journal,
+            store=self.store,
+            data=self.data,
+            models=self.models,
+            bundles=self.bundles,
+            members=self.members,
+            audit=self.registry,
+            presence=self.presence,
+            canaries=self.canaries,
+            runs=self.runner,
+            refused_messages=lambda: self.gate.refused,
+            production_changed=self.production_changed,
+            forget_device=self._admission.forget,
         )
 
     def _runner(self) -> FlowRunner:
@@ -194,6 +210,7 @@ class Server:
         self.data.start_task(
             lambda: None, lambda _: self._compare_production(), _unexpected, in_order=True
         )
+        self.operations.resume()
         self._admission.finish_revocations()
         try:
             while self._turn():
@@ -324,16 +341,6 @@ class Server:
             self.connection.publish_receipt(device_id, _unknown(message))
             return
         self.runner.handle(message.run_id, _answer(device_id, message))
-
-    # --- for operations -----------------------------------------------------------------------
-
-    def start_run(self, record: RunRecord[Any]) -> None:
-        """Journal a new run and let it begin."""
-        self.runner.begin(record)
-
-    def forget_device(self, device: DeviceRecord) -> None:
-        """Remove a revoked device, which the broker has forgotten."""
-        self._admission.forget(device)
 
     # --- production ---------------------------------------------------------------------------
 

@@ -32,7 +32,7 @@ _AHEAD_BYTES = 64 << 10
 _Count = Annotated[int, Field(ge=0)]
 
 
-class _KeptBudget(BaseModel):
+class _StoredBudget(BaseModel):
     """The file. ``boot_id`` and ``boot_s`` give the time that has passed within one boot."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, defer_build=True)
@@ -151,7 +151,7 @@ class DataBudget:
 
     def _load(self) -> None:
         try:
-            kept = _KeptBudget.model_validate_json(self._path.read_bytes())
+            kept = _StoredBudget.model_validate_json(self._path.read_bytes())
         except FileNotFoundError:
             return
         except (OSError, ValidationError) as error:
@@ -167,7 +167,7 @@ class DataBudget:
 
     def _write(self, covered: int) -> None:
         mine = [covered, *self._now.slots[1:]]
-        kept = _KeptBudget(
+        kept = _StoredBudget(
             slots=[one + other for one, other in zip(mine, self._before.slots, strict=True)],
             # the smaller of the two, so that nothing is dropped too early
             into_slot_s=min(self._now.into_slot_s, self._before.into_slot_s),

@@ -1,7 +1,7 @@
 """Keeps a training process within its memory and its share of the processor, and pauses it.
 
-By a control group where this process may create one. Else by a limit on its address space and a
-thread that measures it: it kills the process above its memory, and stops it while it has used up
+By a control group where this process may create one. Else by a limit on what it may reserve and
+a thread that measures it: it kills the process above its memory, and stops it while it has used up
 its share. Linux only.
 """
 
@@ -92,7 +92,7 @@ class Limiter:
         self._process = _LimitedProcess(pid, descriptor, self._budget, measured=self._group is None)
         self._process.set_paused(paused=self._paused)
 
-    def ran_short(self) -> bool:
+    def killed_for_memory(self) -> bool:
         """Return whether the process was killed for its memory since the last call."""
         if self._group is None:
             return self._process is not None and self._process.exceeded_memory

@@ -168,9 +168,9 @@ class MachinePolicy:
         """Keep a training process within its limits, from its start to its end."""
         self._limiter.limit(pid)
 
-    def ran_short(self) -> bool:
+    def killed_for_memory(self) -> bool:
         """Return whether the process was killed for its memory since the last call."""
-        return self._limiter.ran_short()
+        return self._limiter.killed_for_memory()
 
     def count_bytes(self, count: int) -> None:
         """Count bytes that went over the network."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from fl_client.agent.agent import Agent
-from fl_client.agent.status_server import StatusServer
+from fl_client.agent.build import build_agent
+from fl_client.agent.status.server import StatusServer
 from iot.policy import machine_policy
 from iot.settings import DeviceSettings
 from runtime.errors import ConfigError
@@ -13,7 +14,7 @@ ENGINE = "numpy"
 
 
 def make_agent(
-    settings: DeviceSettings, identity: Identity, desk: StatusServer | None = None
+    settings: DeviceSettings, identity: Identity, status: StatusServer | None = None
 ) -> Agent:
     """Return the agent of a constrained device.
 
@@ -25,4 +26,4 @@ def make_agent(
             f"the Raspberry Pi runner trains on the {ENGINE} engine, not on {settings.engine!r}; "
             "for torch on a Pi use `rengo client`"
         )
-    return Agent(settings, identity, desk, machine_policy(settings, identity.id))
+    return build_agent(settings, identity, status, machine_policy(settings, identity.id))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fl_client.datasets.device import Device
+    from fl_client.datasets.splits.partitions import dirichlet
     from fl_client.models.layers import (
         GRU,
         AvgPool1d,
@@ -60,6 +61,7 @@ __all__ = [
     "TrainingSettings",
     "Transpose",
     "__version__",
+    "dirichlet",
     "load_model",
     "load_state_dict",
     "production_model",
@@ -88,6 +90,7 @@ _LAYERS = (
 _HOMES = {
     **dict.fromkeys(_LAYERS, "fl_client.models.layers"),
     "Device": "fl_client.datasets.device",
+    "dirichlet": "fl_client.datasets.splits.partitions",
     "Task": "fl_client.tasks.base",
     "TrainingSettings": "fl_client.models.settings",
     **dict.fromkeys(("ProductionModel", "production_model"), "rengo.device.production"),

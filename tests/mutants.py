@@ -318,7 +318,7 @@ SESSION_MUTANTS = [
     Mutant(
         "does not say what it is at",
         real_session,
-        {"if self.presence != self._said:": "if False:"},
+        {"if self.presence != self._presence:": "if False:"},
     ),
 ]
 EVERY_MUTANT = [*ROUND_MUTANTS, *LEDGER_MUTANTS, *SESSION_MUTANTS]

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import json
 import os
 import selectors
@@ -40,9 +41,15 @@ class Prepared:
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def run(
-        self, arguments: Sequence[str], environment: Mapping[str, str], patience_s: float
+        self,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        patience_s: float,
+        constants: Mapping[str, Any],
     ) -> tuple[int, str, str]:
         """Run a command to its end; return its exit code and what it wrote.
+
+        ``constants`` of modules, by their whole name, have another value in it.
 
         Raises:
             TimeoutError: it did not end in time, and was killed.
@@ -57,6 +64,7 @@ class Prepared:
                 "arguments": list(arguments),
                 "environment": dict(environment),
                 "folder": str(Path.cwd()),
+                "constants": dict(constants),
             }
             socket.send_fds(line, [b"x"], [out.fileno(), err.fileno()])
             line.sendall(json.dumps(request).encode() + b"\n")
@@ -165,6 +173,10 @@ def _become(request: dict[str, Any], out: int, err: int) -> NoReturn:
     os.environ.update(request["environment"])
     os.chdir(request["folder"])
     sys.path[0] = request["folder"]
+    for name, value in request["constants"].items():
+        module, _, constant = name.rpartition(".")
+        assert hasattr(importlib.import_module(module), constant)
+        setattr(sys.modules[module], constant, value)
     sys.argv = ["rengo", *request["arguments"]]
     sys.exit(main())
 

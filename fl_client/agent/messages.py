@@ -1,4 +1,4 @@
-"""What a device says: its messages, made and published under its own topics."""
+"""The messages that a device publishes, each made for its own topic and signed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import cast
 
 from broker.session.outbox import Outbox
 from broker.session.publication import Publication
-from broker.session.session import MqttSession
 from broker.session.signer import MessageSigner, new_boot_id
 from broker.wire.messages import (
     Action,
@@ -26,12 +25,13 @@ from broker.wire.messages import (
     Usage,
 )
 from broker.wire.topics import Topics
-from fl_client.jobs.transfer import TransferContext
+from fl_client.jobs.transfer import TransferCost
 from fl_client.machine.accelerators import CPU, Accelerator, precision
 from fl_client.machine.hardware import describe
-from fl_client.session.events import Job, JobKey, SendDecline
+from fl_client.session.events import Job, JobKey, Outcome, SendDecline
 from fl_client.settings import AgentSettings
 from fl_client.training.frames import TrainingJob
+from runtime.errors import InvalidTransition
 from runtime.security.identity import Identity
 
 _RESULT = re.compile(
@@ -42,8 +42,11 @@ _RESULT = re.compile(
 class DeviceMessages:
     """Makes the device's messages; ``boot_id`` tells one connection of the device from others.
 
-    A broker may publish the will of a connection after the next one stands; the server knows by
-    the boot id that it speaks of the past.
+    A broker may publish the will of a connection after the next one is up; by the boot id the
+    server knows that it is of an earlier connection.
+
+    Attributes:
+        broker: its address.
     """
 
     def __init__(
@@ -54,11 +57,11 @@ class DeviceMessages:
         tasks: list[str],
         accelerators: tuple[Accelerator, ...] = (CPU,),
     ) -> None:
-        self._author = MessageSigner(identity.id, identity.secret_key)
+        self._signer = MessageSigner(identity.id, identity.secret_key)
         self._device_id = identity.id
         self._topics = Topics(identity.domain)
         self._domain = identity.domain
-        self.place = f"{identity.host}:{identity.port}"
+        self.broker = f"{identity.host}:{identity.port}"
         self._settings = settings
         self._engine = engine
         self._tasks = tasks
@@ -66,15 +69,15 @@ class DeviceMessages:
 
     @property
     def boot_id(self) -> str:
-        """Which connection speaks."""
-        return self._author.boot_id
+        """What the messages of the current connection carry."""
+        return self._signer.boot_id
 
-    def about(self) -> dict[str, str]:
-        """Return who speaks, and where to."""
-        return {"device": self._device_id, "domain": self._domain, "broker": self.place}
+    def description(self) -> dict[str, str]:
+        """Return whose messages these are, and where they go."""
+        return {"device": self._device_id, "domain": self._domain, "broker": self.broker}
 
     def subscriptions(self) -> list[str]:
-        """Return what the device listens to."""
+        """Return the topics that the device subscribes to."""
         return [
             self._topics.device(self._device_id, "task"),
             self._topics.device(self._device_id, "receipt"),
@@ -84,8 +87,8 @@ class DeviceMessages:
         ]
 
     def will(self) -> Publication:
-        """Return the will of a new connection, whose boot id every state has from here on."""
-        self._author.boot_id = new_boot_id()
+        """Return the will of a new connection, whose boot id all later messages have."""
+        self._signer.boot_id = new_boot_id()
         return self.state("lost")
 
     def state(self, status: str) -> Publication:
@@ -99,7 +102,7 @@ class DeviceMessages:
                 "bundles": self._settings.bundles.offered,
             }
         )
-        return self._own("state", state, retain=True)
+        return self._write("state", state, retain=True)
 
     def info(self) -> Publication:
         """Return the retained description of the device."""
@@ -116,40 +119,40 @@ class DeviceMessages:
             tasks=self._tasks,
             labels=self._settings.labels,
         )
-        return self._own("info", info, retain=True)
+        return self._write("info", info, retain=True)
 
     def health(self, health: Message) -> Publication:
-        """Return the retained report of how the machine is."""
-        return self._own("health", health, retain=True)
+        """Return the retained report of the machine's health."""
+        return self._write("health", health, retain=True)
 
     def data(self, report: Message) -> Publication:
-        """Return the retained report of how the device's own data are."""
-        return self._own("data", report, retain=True)
+        """Return the retained report of the device's own data."""
+        return self._write("data", report, retain=True)
 
     def request(self, key: JobKey) -> Publication:
         """Return the request for the order again, with fresh URLs."""
-        return self._own(
+        return self._write(
             "request",
             Request(**asdict(key)),
         )
 
     def model_request(self, task: str, sha256: str) -> Publication:
         """Return the request for a URL of a production model."""
-        return self._own("request", ModelRequest(task=task, sha256=sha256))
+        return self._write("request", ModelRequest(task=task, sha256=sha256))
 
     def decline(self, command: SendDecline) -> Publication:
         """Return the answer to an order that is not taken."""
         decline = Decline(
             **asdict(command.key), reason=command.reason[:2000], unusable=command.unusable
         )
-        return self._own("ack", decline)
+        return self._write("ack", decline)
 
     def password_kept(self, rotation: int) -> Publication:
-        """Return the word that a new password is on disk."""
-        return self._own("ack", PasswordKept(rotation=rotation))
+        """Return the message that a new password is on disk."""
+        return self._write("ack", PasswordKept(rotation=rotation))
 
     def progress(self, job: TrainingJob, fraction: float, loss: float | None) -> Publication:
-        """Return how far a job is."""
+        """Return the progress of a job."""
         progress = Progress(
             run_id=job.run_id,
             round=job.round,
@@ -157,57 +160,62 @@ class DeviceMessages:
             fraction=min(1.0, max(0.0, fraction)),
             loss=loss,
         )
-        return self._own("progress", progress)
+        return self._write("progress", progress)
 
-    def send_result(self, session: MqttSession, job: Job, lease: TransferContext | None) -> None:
-        """Report a job durably, until its receipt."""
-        outcome, key = job.outcome, job.key
-        assert outcome is not None
+    def result(self, job: Job, cost: TransferCost | None) -> Publication:
+        """Return the report of a job that is done.
+
+        Args:
+            job: it has an outcome.
+            cost: what its transfers took, where this process knows of it.
+        """
+        outcome, upload = job.outcome, job.order.upload
+        if outcome is None:
+            raise InvalidTransition(f"{job.key} is reported without an outcome")
         update = None
-        if job.order.upload is not None:
+        if upload is not None:
             update = UpdateRef(
-                key=job.order.upload.key,
-                size_bytes=outcome.size_bytes,
-                header_sha256=outcome.header_sha256,
+                key=upload.key, size_bytes=outcome.size_bytes, header_sha256=outcome.header_sha256
             )
         result = Result(
-            **asdict(key),
+            **asdict(job.key),
             num_examples=outcome.num_examples,
             metrics=outcome.metrics,
             update=update,
-            usage=Usage(
-                train_s=outcome.train_s,
-                bytes_down=0 if lease is None else lease.bytes_down,
-                bytes_up=0 if lease is None else lease.bytes_up,
-                peak_rss_bytes=outcome.peak_rss_bytes,
-                transfer_s=0.0 if lease is None else lease.transfer_s,
-                steps=outcome.steps,
-                steps_s=outcome.steps_s,
-                full_steps=outcome.full_steps,
-                micro_batch=outcome.micro_batch,
-            ),
+            usage=_usage(outcome, cost),
             payload=outcome.payload,
         )
-        publication = self._own("result", result)
-        session.publish_durably(
-            self.outbox_key(key), publication.topic, publication.payload, until="confirm"
-        )
+        return self._write("result", result)
 
     @staticmethod
     def outbox_key(key: JobKey) -> str:
-        """Return what a job's result is called in the outbox."""
+        """Return the name of a job's result in the outbox."""
         name = f"result/{key.run_id}/{key.action}/{key.round}/{key.attempt}"
         # as they were named before there were phases: an outbox may hold such
         return f"{name}/{key.phase}/{key.seq}" if key.phase or key.seq else name
 
     @staticmethod
     def keys_in(outbox: Outbox) -> set[JobKey]:
-        """Return the jobs whose results wait in the outbox."""
+        """Return the jobs whose results are in the outbox."""
         found = (_RESULT.fullmatch(row.key) for row in outbox.pending())
         return {_key_of(*match.groups()) for match in found if match}
 
-    def _own(self, leaf: str, message: Message, *, retain: bool = False) -> Publication:
-        return self._author.sign(self._topics.device(self._device_id, leaf), message, retain=retain)
+    def _write(self, leaf: str, message: Message, *, retain: bool = False) -> Publication:
+        return self._signer.sign(self._topics.device(self._device_id, leaf), message, retain=retain)
+
+
+def _usage(outcome: Outcome, cost: TransferCost | None) -> Usage:
+    return Usage(
+        train_s=outcome.train_s,
+        bytes_down=0 if cost is None else cost.bytes_down,
+        bytes_up=0 if cost is None else cost.bytes_up,
+        peak_rss_bytes=outcome.peak_rss_bytes,
+        transfer_s=0.0 if cost is None else cost.transfer_s,
+        steps=outcome.steps,
+        steps_s=outcome.steps_s,
+        full_steps=outcome.full_steps,
+        micro_batch=outcome.micro_batch,
+    )
 
 
 def _compute(accelerators: tuple[Accelerator, ...], settings: AgentSettings) -> list[Compute]:

@@ -48,7 +48,7 @@ class ResourcePolicy(Protocol):
     def limit_process(self, pid: int) -> None:
         """Keep a training process within its limits, from its start to its end."""
 
-    def ran_short(self) -> bool:
+    def killed_for_memory(self) -> bool:
         """Return whether the process was killed for its memory since the last call."""
 
     def count_bytes(self, count: int) -> None:
@@ -97,7 +97,7 @@ class Unbounded:
     def limit_process(self, pid: int) -> None:
         """Leave it alone."""
 
-    def ran_short(self) -> bool:
+    def killed_for_memory(self) -> bool:
         """Know nothing of it."""
         return False
 

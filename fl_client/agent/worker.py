@@ -1,7 +1,4 @@
-"""The device's workshop: one training process, warm for one task, whose events the agent reads.
-
-``submit``, ``cancel`` and ``close`` belong to the agent's owner thread.
-"""
+"""Does an agent's jobs in a training process, and says what the process's events mean."""
 
 from __future__ import annotations
 
@@ -9,14 +6,16 @@ import logging
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from broker.wire.messages import Order
 from fl_client.agent.resource_policy import ResourcePolicy
-from fl_client.bundles.store import DeviceBundles
+from fl_client.bundles.store import DeviceBundles, TaskEnvironment
 from fl_client.collectors.places import data_place
 from fl_client.jobs.folder import DeviceFolder
-from fl_client.machine.accelerators import CPU, Accelerator, environment
+from fl_client.machine.accelerators import CPU, Accelerator
+from fl_client.machine.accelerators import environment as accelerator_environment
 from fl_client.session.events import (
     Event,
     Job,
@@ -34,33 +33,39 @@ from runtime.processes.memory import give_back
 _LOG = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class WorkerSetup:
+    """What does not change while the worker lives."""
+
+    device_id: str
+    settings: AgentSettings
+    engine: str
+    accelerators: tuple[Accelerator, ...] = (CPU,)
+
+
 class TrainingWorker:
-    """Runs jobs one at a time in a child process.
+    """Runs jobs one at a time in a child process, which is kept warm for one task.
+
+    ``submit``, ``cancel`` and ``close`` belong to the agent's owner thread.
 
     Args:
-        tasks: what each task is loaded by, installed or come as a bundle.
+        bundles: say what each task is loaded by, installed or come as a bundle.
         post: takes the child's events; called on a thread of its own, only enqueues.
     """
 
     def __init__(
         self,
-        device_id: str,
-        settings: AgentSettings,
-        engine: str,
-        tasks: DeviceBundles,
+        setup: WorkerSetup,
+        bundles: DeviceBundles,
         folder: DeviceFolder,
+        policy: ResourcePolicy,
         post: Callable[[object], None],
-        steward: ResourcePolicy,
-        accelerators: tuple[Accelerator, ...] = (CPU,),
     ) -> None:
-        self._device_id = device_id
-        self._settings = settings
-        self._engine = engine
-        self._tasks = tasks
+        self._setup = setup
+        self._bundles = bundles
         self._folder = folder
+        self._policy = policy
         self._post = post
-        self._steward = steward
-        self._accelerators = accelerators
         self._child: training.TrainingChild | None = None
         self._task = ""
         self._run_id = ""
@@ -74,45 +79,43 @@ class TrainingWorker:
 
     def submit(self, job: Job) -> None:
         """Start the work of a job; it ends as an event that ``translate`` reads."""
-        order, key = job.order, job.key
-        leaves_state = key.action != "evaluate"
-        self._run_id = key.run_id
+        self._run_id = job.key.run_id
         self._folder.trim_log()
-        self._warm(order).submit(
-            TrainingJob(
-                action=key.action,
-                run_id=key.run_id,
-                round=key.round,
-                attempt=key.attempt,
-                phase=key.phase,
-                seq=key.seq,
-                payload=order.payload,
-                device_id=self._device_id,
-                algorithm=order.algorithm,
-                algorithm_settings=order.algorithm_settings,
-                training=order.training,
-                seed=order.seed,
-                shrink=job.shrink,
-                memory_bytes=self._steward.memory_bytes(),
-                **self._model(job),
-                update_path=None if order.upload is None else str(self._folder.update(key)),
-                state_path=str(self._folder.state(key)) if leaves_state else None,
-                next_state_path=str(self._folder.next_state(key)) if leaves_state else None,
-                **(self._checkpoint(key) if key.action == "train" else {}),
-            )
+        child = self._warm(job.order)
+        child.submit(self._training_job(job))
+
+    def _training_job(self, job: Job) -> TrainingJob:
+        order, key, folder = job.order, job.key, self._folder
+        leaves_state = key.action != "evaluate"
+        return TrainingJob(
+            **asdict(key),
+            payload=order.payload,
+            device_id=self._setup.device_id,
+            algorithm=order.algorithm,
+            algorithm_settings=order.algorithm_settings,
+            training=order.training,
+            seed=order.seed,
+            shrink=job.shrink,
+            memory_bytes=self._policy.memory_bytes(),
+            update_path=None if order.upload is None else str(folder.update(key)),
+            state_path=str(folder.state(key)) if leaves_state else None,
+            next_state_path=str(folder.next_state(key)) if leaves_state else None,
+            **self._model(job),
+            **(self._checkpoint(key) if key.action == "train" else {}),
         )
 
     def _model(self, job: Job) -> dict[str, Any]:
+        """Return where the order's model lies, if it has one."""
         if job.order.model is None:
             return {}
-        self._folder.use_model(job)
+        self._folder.mark_latest_model(job)
         path = self._folder.model(job)
         return {"model_path": str(path), "base_sha256": job.order.model.sha256}
 
     def _checkpoint(self, key: JobKey) -> dict[str, Any]:
         """Return where the training goes on from; what other orders left is removed."""
-        path, settings = self._folder.checkpoint(key), self._settings
-        self._folder.drop_checkpoints(but=path)
+        path, settings = self._folder.checkpoint(key), self._setup.settings
+        self._folder.remove_checkpoints(but=path)
         if not settings.checkpoint_mib:
             return {}
         return {
@@ -126,8 +129,8 @@ class TrainingWorker:
         if self._child is not None and self._child.busy:
             self._child.kill()
 
-    def run_ended(self, run_id: str) -> None:
-        """End the process if that run was its last; others' documents come again at any time."""
+    def end_run(self, run_id: str) -> None:
+        """End the process if its last job was of this run, which has ended."""
         if run_id == self._run_id:
             self.close("its run has ended")
 
@@ -143,7 +146,7 @@ class TrainingWorker:
         """Return how long the warm process may still wait, None when there is nothing to end."""
         if self._child is None or not self._child.running or self._child.busy:
             return None
-        return max(0.0, self._used_s + self._settings.keep_warm_s - time.monotonic())
+        return max(0.0, self._used_s + self._setup.settings.keep_warm_s - time.monotonic())
 
     def translate(self, event: object) -> Event | training.ChildProgressed | None:
         """Return what a child's event means to the session, None when nothing."""
@@ -166,44 +169,49 @@ class TrainingWorker:
                 if job is not None:
                     memory = "enough"
                     if event.returncode == -signal.SIGKILL:
-                        memory = "short" if self._steward.ran_short() else "suspected"
+                        memory = "short" if self._policy.killed_for_memory() else "suspected"
                     return JobFailed(_key(job), failure or reason, not failure, memory)
             case training.ChildReady(pid=pid):
                 _LOG.info("training process %d is ready", pid)
         return None
 
     def _warm(self, order: Order) -> training.TrainingChild:
-        placed = self._tasks.environment_of(order)
-        if self._child is not None and self._task != placed.name:
+        """Return the process for the order's task; another task's ends."""
+        environment = self._bundles.environment_of(order)
+        if self._child is not None and self._task != environment.name:
             self.close("another task is next")
         if self._child is None:
-            settings = self._settings
-            self._task = placed.name
+            self._task = environment.name
+            accelerators = accelerator_environment(self._setup.accelerators)
             self._child = training.TrainingChild(
-                training.ChildSettings(
-                    task=placed.spec,
-                    python=placed.python,
-                    engine=self._engine,
-                    device_id=self._device_id,
-                    index=settings.index,
-                    count=settings.count,
-                    role=settings.role,
-                    data_seed=settings.data_seed,
-                    profile=settings.family,
-                    folder=settings.folder,
-                    accelerators=tuple(each.name for each in self._accelerators if each.name),
-                    precision=settings.precision,
-                    compile=settings.compile,
-                    loader_threads=settings.loader_threads,
-                    data=data_place(settings, order.task),
-                ),
+                self._child_settings(order.task, environment),
                 self._post,
                 log=self._folder.training_log,
-                environment={**self._steward.environment(), **environment(self._accelerators)},
-                started=self._steward.limit_process,
+                environment={**self._policy.environment(), **accelerators},
+                started=self._policy.limit_process,
             )
         self._used_s = time.monotonic()
         return self._child
+
+    def _child_settings(self, task: str, environment: TaskEnvironment) -> training.ChildSettings:
+        setup, settings = self._setup, self._setup.settings
+        return training.ChildSettings(
+            task=environment.spec,
+            python=environment.python,
+            engine=setup.engine,
+            device_id=setup.device_id,
+            index=settings.index,
+            count=settings.count,
+            role=settings.role,
+            data_seed=settings.data_seed,
+            profile=settings.family,
+            folder=settings.folder,
+            accelerators=tuple(each.name for each in setup.accelerators if each.name),
+            precision=settings.precision,
+            compile=settings.compile,
+            loader_threads=settings.loader_threads,
+            data=data_place(settings, task),
+        )
 
 
 def _key(job: TrainingJob) -> JobKey:

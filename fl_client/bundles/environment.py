@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 import threading
 import time
@@ -22,6 +21,7 @@ import fl_client
 from fl_client.bundles.policy import BundleSettings
 from runtime.errors import ConfigError
 from runtime.files import atomic_write
+from runtime.processes.child import Child
 from storage.bundles.bundle import Dependency
 from storage.transfer.files import Cancelled
 
@@ -126,15 +126,12 @@ def _install(
         *("--require-hashes",) * any(each.hashes for each in missing),
         *("--requirement", str(wanted), *where),
     ]
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=_without_secrets()
-        )
-        try:
-            _await(process, cancel)
-        finally:
-            process.kill()
-            process.wait()
+    process = Child("pip", argv, log, environment=_without_secrets())
+    process.start()
+    try:
+        _await(process, cancel)
+    finally:
+        process.kill()
     if process.returncode != 0:
         output = [line for line in log.read_text("utf-8", "replace").splitlines() if line.strip()]
         errors = [line for line in output if line.startswith("ERROR")]
@@ -142,9 +139,9 @@ def _install(
         raise ConfigError(f"it needs {_lacking(missing)}, which cannot be installed: {reason:.300}")
 
 
-def _await(process: subprocess.Popen[bytes], cancel: threading.Event) -> None:
+def _await(process: Child, cancel: threading.Event) -> None:
     deadline = time.monotonic() + _INSTALL_S
-    while process.poll() is None:
+    while process.running:
         if cancel.wait(_POLL_S):
             raise Cancelled("the installation of a bundle's packages was cancelled")
         if time.monotonic() > deadline:

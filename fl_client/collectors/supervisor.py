@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import logging
-import os
-import subprocess
+import signal
 import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from fl_client.collectors.order import CollectorOrder
 from fl_client.collectors.places import unread_sensors
 from fl_client.datasets.settings import DataPlace, Gathered
 from fl_client.settings import AgentSettings
 from runtime.backoff import Backoff
-from runtime.processes.child import die_with_parent
+from runtime.errors import ConfigError
+from runtime.processes.child import Child
 
 _LOG = logging.getLogger(__name__)
 _FIRST_PAUSE_S = 1.0
@@ -80,7 +79,14 @@ class _SupervisedCollector:
     def __init__(self, order: CollectorOrder) -> None:
         self._order = order
         self._stopping = threading.Event()
-        self._process: subprocess.Popen[bytes] | None = None
+        # -P: no module is imported from the agent's working folder
+        argv = [sys.executable, "-P", "-m", "fl_client.collectors.process"]
+        self._process = Child(
+            f"the collector of task {order.place.task}",
+            [*argv, order.model_dump_json()],
+            order.place.folder / "collector.log",
+            log_max_bytes=_LOG_MAX_BYTES,
+        )
         self._lock = threading.Lock()
         name = f"collector-{order.place.task}"
         self._thread = threading.Thread(target=self._supervise, name=name, daemon=True)
@@ -91,16 +97,14 @@ class _SupervisedCollector:
     def terminate(self) -> None:
         with self._lock:
             self._stopping.set()
-            if self._process is not None:
-                self._process.terminate()
+            self._process.signal(signal.SIGTERM)
 
     def stop(self) -> None:
         if not self._thread.is_alive():
             return
         self._thread.join(_GRACE_S)
         with self._lock:
-            if self._process is not None:
-                self._process.kill()
+            self._process.kill()
         self._thread.join()
 
     def _supervise(self) -> None:
@@ -111,8 +115,8 @@ class _SupervisedCollector:
             if self._stopping.is_set():
                 return
             _LOG.error(
-                "the collector of task %s ended with status %s; see %s",
-                *(self._order.place.task, returncode, self._log_path()),
+                "%s ended with status %s; see %s",
+                *(self._process.name, returncode, self._process.log),
             )
             if time.monotonic() - began_s >= _STABLE_S:
                 backoff.reset()
@@ -121,41 +125,11 @@ class _SupervisedCollector:
     def _run_once(self) -> int | None:
         """Run the process until it ends and return its status; None if it cannot be started."""
         try:
-            process = self._popen()
-        except OSError as error:
-            _LOG.error("the collector cannot be started: %s", error)
-            return None
-        if process is None:
-            return None
-        returncode = process.wait()
-        with self._lock:
-            self._process = None
-        return returncode
-
-    def _popen(self) -> subprocess.Popen[bytes] | None:
-        path = self._log_path()
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        too_long = path.exists() and path.stat().st_size > _LOG_MAX_BYTES
-        flags = os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if too_long else os.O_APPEND)
-        log = os.open(path, flags, 0o600)
-        # -P: no module is imported from the agent's working folder
-        argv = [sys.executable, "-P", "-m", "fl_client.collectors.process"]
-        try:
             with self._lock:
                 if self._stopping.is_set():
                     return None
-                self._process = subprocess.Popen(
-                    [*argv, self._order.model_dump_json()],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    # one prctl call, no allocation and no lock: safe between fork and exec
-                    preexec_fn=die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509
-                    process_group=0,
-                )
-                return self._process
-        finally:
-            os.close(log)
-
-    def _log_path(self) -> Path:
-        return self._order.place.folder / "collector.log"
+                self._process.start()
+        except ConfigError as error:
+            _LOG.error("%s", error)
+            return None
+        return self._process.wait()

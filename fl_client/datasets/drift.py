@@ -1,8 +1,9 @@
 """Measures how much data have changed, and anonymises the counts that are reported. Pure.
 
-No single example can be inferred from a report. Counts below a minimum are merged with their
-neighbours or pooled; counts are rounded down to a multiple of that minimum, so that two reports
-differ by many examples or by none; edges computed from the data never leave the device.
+A report is built so that no single example can be picked out of it. Counts below a minimum are
+merged with their neighbours or pooled; counts are rounded down to a multiple of that minimum, so
+that two reports differ by many examples or by none; edges computed from the data never leave the
+device.
 """
 
 from __future__ import annotations

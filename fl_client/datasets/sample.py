@@ -141,7 +141,7 @@ class SampleReader:
 
 
 def digest(kind: str, text: str | bytes) -> bytes:
-    """Return an example's id; ids of different kinds never collide."""
+    """Return an example's id; the same text of another kind has another id."""
     content = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
     return hashlib.blake2b(content, digest_size=ID_BYTES, person=kind.encode()).digest()
 

@@ -22,28 +22,12 @@ def gru(call: Call, x: Array, *, sequence: bool) -> tuple[Array, Backward]:
     https://arxiv.org/abs/1406.1078.
     """
     inner, outer = call.tensor("weight_hh_l0"), call.tensor("weight_ih_l0")
-    bias = call.tensor("bias_hh_l0")
     hidden = inner.shape[1]
-    # time first, so that a step's values are contiguous; the gates replace their inputs
-    gates = np.ascontiguousarray(x.transpose(1, 0, 2)) @ outer.T
-    gates += call.tensor("bias_ih_l0")
-    states = np.zeros((len(gates) + 1, len(x), hidden), x.dtype)
-    # the values that the reset gate is multiplied with
-    recalled = np.empty((len(gates), len(x), hidden), x.dtype)
-    for time, gate in enumerate(gates):
-        before = states[time] @ inner.T
-        before += bias
-        gate[:, : 2 * hidden] += before[:, : 2 * hidden]
-        gate[:, : 2 * hidden] = sigmoid(gate[:, : 2 * hidden])
-        reset, update, fresh = np.split(gate, 3, 1)
-        recalled[time] = before[:, 2 * hidden :]
-        fresh += reset * recalled[time]
-        np.tanh(fresh, out=fresh)
-        states[time + 1] = fresh + update * (states[time] - fresh)
+    gates, states, recalled = _forward(call, x)
 
     def backward(dy: Array) -> Array:
         # the gradients at the gates' inputs replace the gates
-        total, shift = np.zeros_like(inner), np.zeros_like(bias)
+        total, shift = np.zeros_like(inner), np.zeros_like(call.tensor("bias_hh_l0"))
         dh = np.zeros_like(states[0]) if sequence else dy
         for time in reversed(range(len(gates))):
             if sequence:
@@ -71,3 +55,28 @@ def gru(call: Call, x: Array, *, sequence: bool) -> tuple[Array, Backward]:
     if sequence:
         return states[1:].transpose(1, 0, 2), backward
     return states[-1], backward
+
+
+def _forward(call: Call, x: Array) -> tuple[Array, Array, Array]:
+    """Return the gates and, one longer, the states of every step, and what the reset gate scales.
+
+    Shapes: each has the time first; gates [time, batch, 3 hidden].
+    """
+    inner, bias = call.tensor("weight_hh_l0"), call.tensor("bias_hh_l0")
+    hidden = inner.shape[1]
+    # time first, so that a step's values are contiguous; the gates replace their inputs
+    gates = np.ascontiguousarray(x.transpose(1, 0, 2)) @ call.tensor("weight_ih_l0").T
+    gates += call.tensor("bias_ih_l0")
+    states = np.zeros((len(gates) + 1, len(x), hidden), x.dtype)
+    recalled = np.empty((len(gates), len(x), hidden), x.dtype)
+    for time, gate in enumerate(gates):
+        before = states[time] @ inner.T
+        before += bias
+        gate[:, : 2 * hidden] += before[:, : 2 * hidden]
+        gate[:, : 2 * hidden] = sigmoid(gate[:, : 2 * hidden])
+        reset, update, fresh = np.split(gate, 3, 1)
+        recalled[time] = before[:, 2 * hidden :]
+        fresh += reset * recalled[time]
+        np.tanh(fresh, out=fresh)
+        states[time + 1] = fresh + update * (states[time] - fresh)
+    return gates, states, recalled

@@ -1,4 +1,4 @@
-"""An agent's folder: where models, updates and client state lie, and when they go."""
+"""An agent's folder: the paths of models, updates, states and checkpoints, and their removal."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class DeviceFolder:
         make_folder(root)
         for name in ("models", "updates", "state", "checkpoints"):
             make_folder(root / name)
-        # the latest may be gone on with; nobody asks for those of earlier power cuts
+        # the latest may be resumed; those of earlier power cuts are never asked for
         self._keep_latest("models/*.part", 1)
         self._keep_latest("checkpoints/*.ckpt", 1)
 
@@ -38,7 +38,7 @@ class DeviceFolder:
         return self._model(job, job.model.sha256)
 
     def earlier_model(self, job: Job) -> EarlierVersion | None:
-        """Return the model here that, as the order has it, least must be fetched beside."""
+        """Return the version here of whose patches the least is to download, None without one."""
         here = [
             EarlierVersion(path, patch.changed)
             for patch in job.model.patches
@@ -46,8 +46,8 @@ class DeviceFolder:
         ]
         return min(here, key=lambda earlier: length(earlier.changed), default=None)
 
-    def drop_partial_model(self, job: Job) -> None:
-        """Remove what a download that nobody needs any more has left."""
+    def remove_partial_model(self, job: Job) -> None:
+        """Remove what a cancelled download has left."""
         if job.order.model is None:
             return
         path = self.model(job)
@@ -81,20 +81,20 @@ class DeviceFolder:
             log.truncate()
 
     def checkpoint(self, key: JobKey) -> Path:
-        """What a training goes on from after a power cut."""
-        return self.root / "checkpoints" / f"{key.run_id}.{key.round}-{key.attempt}.ckpt"
+        """What a training resumes from after a power cut."""
+        return self.root / "checkpoints" / f"{key.run_id}.{_step(key)}.ckpt"
 
-    def drop_checkpoints(self, *, but: Path | None = None) -> None:
-        """Remove the checkpoints, whole or in part, except one: a device trains one thing."""
+    def remove_checkpoints(self, *, but: Path | None = None) -> None:
+        """Remove all checkpoints, whole or in part, except one: a device trains one at a time."""
         for path in (self.root / "checkpoints").iterdir():
             if path != but:
                 path.unlink(missing_ok=True)
 
-    def is_whole(self, job: Job) -> bool:
-        """Whether the job's update is what training wrote, also after a power cut."""
+    def has_whole_update(self, job: Job) -> bool:
+        """Return whether the job's file is what its work wrote: a power cut may have damaged it."""
         if job.outcome is None:
             return False
-        # for what a start finds of an earlier one: seldom anything
+        # a start seldom finds such a file
         from storage.updates.header import verify_file  # noqa: PLC0415
 
         try:
@@ -105,8 +105,8 @@ class DeviceFolder:
             return False
         return True
 
-    def sweep(self, wanted: Iterable[JobKey]) -> None:
-        """Remove what all other jobs left to be sent: a power cut leaves what nobody knows."""
+    def remove_all_but(self, wanted: Iterable[JobKey]) -> None:
+        """Remove the files of all other jobs: a power cut leaves files whose job is lost."""
         kept = set()
         for key in wanted:
             if key.action != "evaluate":
@@ -120,26 +120,26 @@ class DeviceFolder:
             if path not in kept:
                 path.unlink(missing_ok=True)
 
-    def settle_orphan(self, key: JobKey, *, accepted: bool) -> None:
-        """Settle a job that a power cut took out of the journal, if its files lie here."""
+    def remove_lost_job(self, key: JobKey, *, accepted: bool) -> None:
+        """Remove the files, if there are any, of a job that a power cut took out of the journal."""
         files = (self.update(key), self.next_state(key))
         if key.action != "evaluate" and any(path.exists() for path in files):
-            self.settle(key, accepted=accepted)
+            self.remove_job(key, accepted=accepted)
 
-    def use_model(self, job: Job) -> None:
-        """Take a job's model for the latest, also when the clock has jumped back."""
+    def mark_latest_model(self, job: Job) -> None:
+        """Make a job's model the latest file, also when the clock has jumped back."""
         path = self.model(job)
         others = [each.stat().st_mtime for each in path.parent.iterdir() if each != path]
         if path.exists() and others and path.stat().st_mtime <= max(others):
             os.utime(path, (max(others) + 1, max(others) + 1))
 
-    def settle(self, key: JobKey, *, accepted: bool, active: Job | None = None) -> None:
-        """Remove a job's files; the state that its training wrote stays only if it counted.
+    def remove_job(self, key: JobKey, *, accepted: bool, active: Job | None = None) -> None:
+        """Remove a job's files; the state that it wrote becomes the run's state if it counted.
 
         Args:
             key: the job that has ended.
-            accepted: whether it counted.
-            active: the job that is at work, whose model stays.
+            accepted: whether its result counted.
+            active: the job that is under way, whose model stays.
         """
         if key.action != "evaluate":
             update = self.update(key)
@@ -156,18 +156,18 @@ class DeviceFolder:
         in_use = None if active is None or active.order.model is None else self.model(active)
         self._keep_latest("models/*.safetensors", _KEPT_MODELS, but=in_use)
 
-    def forget_models(self, run_id: str) -> None:
+    def remove_models(self, run_id: str) -> None:
         """Remove the models of a run that has ended, whole or in part, and its checkpoint."""
         for name in ("models", "checkpoints"):
             for path in (self.root / name).glob(f"{run_id}.*"):
                 path.unlink(missing_ok=True)
 
-    def forget_state(self, run_id: str) -> None:
-        """Remove the algorithm's state of a run that has ended: no other run reads it."""
+    def remove_state(self, run_id: str) -> None:
+        """Remove the state of a run that has ended: no other run reads it."""
         (self.root / "state" / f"{run_id}.safetensors").unlink(missing_ok=True)
 
     def _model(self, job: Job, sha256: str) -> Path:
-        # no run id holds a dot, so a run's files are told apart from all others'
+        # no run id has a dot, so that no run's files match another run's pattern
         return self.root / "models" / f"{job.key.run_id}.{sha256}.safetensors"
 
     def _keep_latest(self, pattern: str, count: int, but: Path | None = None) -> None:

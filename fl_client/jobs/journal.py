@@ -1,4 +1,4 @@
-"""The device's journal: jobs whose work is done but not yet receipted, across power loss."""
+"""The device's journal: jobs whose work is done and not yet receipted. It survives power loss."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ class JobJournalError(RengoError):
 
 
 class JobJournalDamaged(JobJournalError):
-    """The file is damaged: it is of no use, nor will be."""
+    """The file is damaged and stays so."""
 
 
 class JobJournalUnusable(JobJournalError, ConfigError):
-    """The file is of another version or not to be opened: a person must mend it."""
+    """The file is of a later version or cannot be opened: a person must mend it."""
 
 
 class JobJournal:
@@ -77,7 +77,7 @@ class JobJournal:
             raise
 
     def _open(self) -> None:
-        # a sound file may have a page that lost its content; such a row is no job, see ``jobs``
+        # a sound file may have a page that lost its content: ``jobs`` drops such a row
         self._db.text_factory = partial(str, encoding="utf-8", errors="replace")
         try:
             require_sound(self._db)
@@ -120,7 +120,7 @@ class JobJournal:
         """Release the file."""
         self._db.close()
 
-    def keep(self, job: Job) -> None:
+    def store(self, job: Job) -> None:
         """Write a job's stage and outcome; an order's payload, which was used up, is left out."""
         outcome = {} if job.outcome is None else asdict(job.outcome)
         payload = outcome.pop("payload", b"")
@@ -128,7 +128,7 @@ class JobJournal:
         row = (*astuple(job.key), job.stage, order, json.dumps(outcome), payload)
         self._execute("INSERT OR REPLACE INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
 
-    def forget(self, key: JobKey) -> None:
+    def remove(self, key: JobKey) -> None:
         """Remove a job; nothing happens when it is not there."""
         self._execute(
             "DELETE FROM jobs WHERE (run_id, action, round, attempt, phase, seq)"
@@ -137,14 +137,14 @@ class JobJournal:
         )
 
     def jobs(self) -> list[Job]:
-        """Return every kept job; a row that makes none is removed, and its job done again."""
+        """Return every stored job; a damaged row is removed, and its job is done again."""
         rows = self._execute(
             "SELECT rowid, * FROM jobs ORDER BY round, attempt, rowid", ()
         ).fetchall()
         return [job for number, *row in rows if (job := self._job(number, row)) is not None]
 
     def _job(self, number: int, row: list[Any]) -> Job | None:
-        # for what a start finds of an earlier one: seldom anything
+        # a start seldom finds a job
         from pydantic import TypeAdapter  # noqa: PLC0415
 
         *key, stage, order, outcome, payload = row
@@ -160,7 +160,7 @@ class JobJournal:
                 replace(TypeAdapter(Outcome).validate_json(outcome), payload=payload),
             )
             if job.key != JobKey.of(job.order):
-                raise ValueError("its order is another one's")
+                raise ValueError("its order is of another job")
         except ValueError as error:
             what = f"{self.path}: the row of {key[0]}, round {key[2]} is damaged"
             _LOG.error("%s and removed; the server asks again for what it lacks: %s", what, error)

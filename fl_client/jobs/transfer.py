@@ -1,4 +1,4 @@
-"""A job's transfers: patient with the store, obedient to cancellation, with URLs that renew.
+"""A job's transfers, which can be cancelled and whose URLs are renewed.
 
 Each runs on the agent's one transfer thread and ends as an event. A store that cannot be reached
 costs time only: the transfer tries again until the job is cancelled, which happens when the run
@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from broker.wire.messages import UploadRef
@@ -32,8 +33,17 @@ _LOG = logging.getLogger(__name__)
 _RENEWAL_S = 20.0
 
 
+@dataclass(frozen=True)
+class TransferCost:
+    """What a job's transfers took."""
+
+    bytes_down: int
+    bytes_up: int
+    transfer_s: float
+
+
 class TransferContext:
-    """One job's URLs and whether it still matters. Thread-safe."""
+    """One job's URLs, whether it still matters, and what its transfers took. Thread-safe."""
 
     def __init__(self, job: Job) -> None:
         self.key: JobKey = job.key
@@ -46,7 +56,7 @@ class TransferContext:
         self._version = 0
 
     def renew(self, job: Job) -> None:
-        """Take the URLs of an order that came again (owner's thread)."""
+        """Use the URLs of an order that came again (owner's thread)."""
         with self._changed:
             self._job = job
             self._version += 1
@@ -59,20 +69,25 @@ class TransferContext:
             self._changed.notify_all()
 
     @property
+    def cost(self) -> TransferCost:
+        """What the transfers took so far."""
+        return TransferCost(self.bytes_down, self.bytes_up, self.transfer_s)
+
+    @property
     def job(self) -> Job:
         """The job with its latest URLs."""
         with self._changed:
             return self._job
 
-    def fresh(self, ask: Callable[[JobKey], None]) -> Job:
-        """Ask for fresh URLs and wait for them.
+    def request_fresh_urls(self, request: Callable[[JobKey], None]) -> Job:
+        """Request fresh URLs and wait for them.
 
         Raises:
             AccessDenied: none came in time.
         """
         with self._changed:
             before = self._version
-        ask(self.key)
+        request(self.key)
         with self._changed:
             self._changed.wait_for(
                 lambda: self._version > before or self.cancelled.is_set(), _RENEWAL_S
@@ -86,92 +101,92 @@ class JobTransfers:
     """The two transfers of a job.
 
     Args:
-        ask: publishes a request for fresh URLs; called on the transfer thread.
+        request: publishes a request for fresh URLs; called on the transfer thread.
     """
 
-    def __init__(self, transfers: Transfers, ask: Callable[[JobKey], None]) -> None:
+    def __init__(self, transfers: Transfers, request: Callable[[JobKey], None]) -> None:
         self._transfers = transfers
-        self._ask = ask
+        self._request = request
 
     def fetch(
-        self, lease: TransferContext, path: Path, earlier: EarlierVersion | None = None
+        self, context: TransferContext, path: Path, earlier: EarlierVersion | None = None
     ) -> ModelFetched | JobFailed | None:
         """Bring the order's model to ``path``; None when the job was cancelled.
 
         Args:
             earlier: a version of the model that is here, which most of it may be taken from.
         """
-        reference = lease.job.model
+        reference = context.job.model
 
         def work() -> None:
-            lease.bytes_down += self._transfers.download(
-                lease.job.model.url,
+            context.bytes_down += self._transfers.download(
+                context.job.model.url,
                 path,
                 sha256=reference.sha256,
                 size=reference.size_bytes,
-                renew=lambda: lease.fresh(self._ask).model.url,
-                cancel=lease.cancelled,
+                renew=lambda: context.request_fresh_urls(self._request).model.url,
+                cancel=context.cancelled,
                 earlier=earlier,
             )
 
-        failure = self._patiently(lease, work)
-        return failure or (None if lease.cancelled.is_set() else ModelFetched(lease.key))
+        failure = self._with_retries(context, work)
+        return failure or (None if context.cancelled.is_set() else ModelFetched(context.key))
 
-    def prepare(self, lease: TransferContext, bundles: DeviceBundles) -> JobFailed | None:
+    def prepare(self, context: TransferContext, bundles: DeviceBundles) -> JobFailed | None:
         """Make the order's bundle ready to run; None when it is, or the job was cancelled."""
 
         def renewed() -> str:
-            fresh = lease.fresh(self._ask).order.bundle
+            fresh = context.request_fresh_urls(self._request).order.bundle
             if fresh is None:
-                raise AccessDenied(f"no fresh URL for the bundle of {lease.key}")
+                raise AccessDenied(f"no fresh URL for the bundle of {context.key}")
             return fresh.url
 
         def work() -> None:
-            lease.bytes_down += bundles.prepare(lease.job.order, renewed, lease.cancelled)
+            context.bytes_down += bundles.prepare(context.job.order, renewed, context.cancelled)
 
-        return self._patiently(lease, work)
+        return self._with_retries(context, work)
 
-    def upload(self, lease: TransferContext, path: Path) -> UpdateUploaded | JobFailed | None:
+    def upload(self, context: TransferContext, path: Path) -> UpdateUploaded | JobFailed | None:
         """Bring the update at ``path`` to the store; None when the job was cancelled."""
 
         def work() -> None:
-            parts = _parts(lease.job.upload)
+            parts = _parts(context.job.upload)
             if parts is not None and parts.fits(path.stat().st_size):
-                lease.bytes_up += self._send_parts(lease, path, parts)
+                context.bytes_up += self._send_parts(context, path, parts)
             else:
-                lease.bytes_up += self._send(lease, path)
+                context.bytes_up += self._send(context, path)
 
-        failure = self._patiently(lease, work)
-        return failure or (None if lease.cancelled.is_set() else UpdateUploaded(lease.key))
+        failure = self._with_retries(context, work)
+        return failure or (None if context.cancelled.is_set() else UpdateUploaded(context.key))
 
-    def _send(self, lease: TransferContext, path: Path) -> int:
+    def _send(self, context: TransferContext, path: Path) -> int:
         return self._transfers.upload(
-            lease.job.upload.url,
+            context.job.upload.url,
             path,
-            headers=lease.job.upload.headers,
-            renew=lambda: lease.fresh(self._ask).upload.url,
-            cancel=lease.cancelled,
+            headers=context.job.upload.headers,
+            renew=lambda: context.request_fresh_urls(self._request).upload.url,
+            cancel=context.cancelled,
         )
 
-    def _send_parts(self, lease: TransferContext, path: Path, parts: MultipartTarget) -> int:
+    def _send_parts(self, context: TransferContext, path: Path, parts: MultipartTarget) -> int:
         def renew() -> MultipartTarget:
-            fresh = _parts(lease.fresh(self._ask).upload)
+            fresh = _parts(context.request_fresh_urls(self._request).upload)
             if fresh is None:
-                raise AccessDenied(f"no fresh URLs for the parts of {lease.key}")
+                raise AccessDenied(f"no fresh URLs for the parts of {context.key}")
             return fresh
 
-        return self._transfers.upload_in_parts(parts, path, renew=renew, cancel=lease.cancelled)
+        return self._transfers.upload_in_parts(parts, path, renew=renew, cancel=context.cancelled)
 
-    def _patiently(self, lease: TransferContext, work: Callable[[], None]) -> JobFailed | None:
-        attempts = retrying_until(lease.cancelled, (Unavailable, AccessDenied), _log_waiting)
+    def _with_retries(self, context: TransferContext, work: Callable[[], None]) -> JobFailed | None:
+        attempts = retrying_until(context.cancelled, (Unavailable, AccessDenied), _log_waiting)
         begun_s = time.monotonic()
         try:
             attempts(work)
         except Cancelled:
             return None
         except (RengoError, OSError) as error:
-            return None if lease.cancelled.is_set() else JobFailed(lease.key, str(error)[:2000])
-        lease.transfer_s += time.monotonic() - begun_s
+            return None if context.cancelled.is_set() else JobFailed(context.key, str(error)[:2000])
+        context.transfer_s += time.monotonic() - begun_s
         return None
 
 

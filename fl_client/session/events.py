@@ -1,4 +1,4 @@
-"""What the device's session is given and what it says: jobs, events, and commands."""
+"""The vocabulary of the device's session: jobs, events, and commands."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Memory: TypeAlias = Literal["enough", "suspected", "short"]
 
 @dataclass(frozen=True, order=True)
 class JobKey:
-    """What an order is about; the server and the device call one job by the same key."""
+    """Identifies a job; the server and the device use the same key."""
 
     run_id: str
     action: Action
@@ -61,7 +61,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Job:
-    """One order and how far it is; ``shrink`` is how often its micro batch was quartered."""
+    """One order and its progress; ``shrink`` is how often its micro batch was quartered."""
 
     key: JobKey
     order: Order
@@ -98,14 +98,14 @@ class OrderArrived:
 
 @dataclass(frozen=True)
 class ReceiptArrived:
-    """The server's last word on a result."""
+    """The server's receipt of a result."""
 
     receipt: Receipt
 
 
 @dataclass(frozen=True)
 class RunChanged:
-    """A run's retained document: what the server is at now.
+    """A run's retained document: where the server is now.
 
     ``closed`` says that this (round, attempt) takes no more updates. A document may come after
     the order that it precedes (another topic), so "not yet collecting" must not read as closed.
@@ -206,14 +206,14 @@ class UploadUpdate:
 
 @dataclass(frozen=True)
 class SendResult:
-    """Report durably, again and again until the receipt."""
+    """Report the result durably, again and again until the receipt."""
 
     job: Job
 
 
 @dataclass(frozen=True)
 class SendDecline:
-    """Say that an order is not taken, and why; its result answers one that is."""
+    """Tell the server that an order is not taken, and why."""
 
     key: JobKey
     reason: str
@@ -229,7 +229,7 @@ class RenewUrls:
 
 @dataclass(frozen=True)
 class CancelJob:
-    """Stop its transfer or its work; no event is awaited of it any more."""
+    """Stop its transfer or its work; no event of it matters any more."""
 
     key: JobKey
 
@@ -243,7 +243,7 @@ class KeepJob:
 
 @dataclass(frozen=True)
 class ForgetJob:
-    """Remove the job's files and its journal row; the algorithm's new state stays if accepted."""
+    """Remove the job's files and its journal row; the new state stays if accepted."""
 
     key: JobKey
     accepted: bool
@@ -251,7 +251,7 @@ class ForgetJob:
 
 @dataclass(frozen=True)
 class PublishState:
-    """Say on the presence topic what the device is at."""
+    """Publish the presence."""
 
     presence: Presence
 

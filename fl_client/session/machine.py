@@ -62,14 +62,14 @@ class DeviceSession:
     reporting: dict[JobKey, Job] = field(default_factory=dict)
     unanswered: set[JobKey] = field(default_factory=set)
     _runs: dict[str, RunChanged] = field(default_factory=dict)
-    _said: Presence = "ready"
+    _presence: Presence = "ready"
     # by run, so that the next round does not run short again
     _shrinks: dict[str, int] = field(default_factory=dict)
     # of each run, as they came: (round, attempt, phase)
     _phases: dict[str, list[tuple[int, int, str]]] = field(default_factory=dict)
 
     def restore(self, jobs: Iterable[Job], unanswered: Iterable[JobKey] = ()) -> list[Command]:
-        """Take the jobs that a former process kept on disk and go on with them.
+        """Go on with the jobs that an earlier process stored.
 
         Args:
             jobs: those that are whole.
@@ -87,11 +87,11 @@ class DeviceSession:
                 commands.append(UploadUpdate(self.active))
             else:
                 self._report(job, commands)
-        self._settle(commands)
+        self._start_next(commands)
         return commands
 
     def handle(self, event: Event) -> list[Command]:
-        """Take one event; one that no longer matters gives no command."""
+        """Return what an event leads to; one that no longer matters leads to nothing."""
         commands: list[Command] = []
         match event:
             case OrderArrived():
@@ -105,13 +105,22 @@ class DeviceSession:
             case ModelFetched() | WorkFinished() | UpdateUploaded() | JobFailed():
                 if self.active is not None and self.active.key == event.key:
                     self._advance(self.active, event, commands)
-        self._settle(commands)
+        self._start_next(commands)
         return commands
 
     @property
     def presence(self) -> Presence:
-        """What the presence topic should say now."""
+        """What the presence topic should hold now."""
         return "training" if self.active is not None else "ready"
+
+    @property
+    def unfinished(self) -> list[Job]:
+        """The jobs whose work is not done: the active one, then those that wait."""
+        return [*([self.active] if self.active else []), *self.waiting]
+
+    def knows(self, key: JobKey) -> bool:
+        """Return whether this very job is under way, waits, or is reported."""
+        return key in self.reporting or any(job.key == key for job in self.unfinished)
 
     # --- orders -------------------------------------------------------------------------------
 
@@ -178,8 +187,8 @@ class DeviceSession:
             return (key.action == "evaluate", _pair(key), 0, 0)
         return (False, _pair(key), self._phases[key.run_id].index(_phase(key)), key.seq)
 
-    def _settle(self, commands: list[Command]) -> None:
-        """Start the next waiting job when none is active, and say what the device is at."""
+    def _start_next(self, commands: list[Command]) -> None:
+        """Start the next waiting job when none is active, and publish a changed presence."""
         ready = next((job for job in self.waiting if not self._lacks_state(job)), None)
         if self.active is None and ready is not None:
             self.waiting.remove(ready)
@@ -189,12 +198,12 @@ class DeviceSession:
             else:
                 self.active = ready
                 commands.append(FetchModel(self.active))
-        if self.presence != self._said:
-            self._said = self.presence
+        if self.presence != self._presence:
+            self._presence = self.presence
             commands.append(PublishState(self.presence))
 
     def _lacks_state(self, job: Job) -> bool:
-        """Whether it is open which state a job begins with: an earlier one's may yet count."""
+        """Return whether it is open which state a job begins with: an earlier result may count."""
         runs = {key.run_id for key in self.unanswered}
         return job.key.action != "evaluate" and job.key.run_id in runs
 
@@ -259,7 +268,7 @@ class DeviceSession:
             commands.append(ForgetJob(key, accepted=self.counts(receipt)))
 
     def counts(self, receipt: Receipt) -> bool:
-        """Whether the result was accepted by a run that goes on, which alone needs its state."""
+        """Return whether a run that goes on has accepted a result: only it needs the state."""
         view = self._runs.get(receipt.run_id)
         return receipt.status == "accepted" and (view is None or not view.ended)
 
@@ -277,7 +286,7 @@ class DeviceSession:
                 self._drop(job, commands)
 
     def _is_over(self, key: JobKey) -> bool:
-        """Whether the run's document says that nobody waits for this job any more."""
+        """Return whether the run's document says that this job is not needed any more."""
         view = self._runs.get(key.run_id)
         if view is None:
             return False
@@ -300,9 +309,9 @@ class DeviceSession:
 
 
 def _wants_less(job: Job, failure: JobFailed) -> bool:
-    """Whether the work is done again with less at a time.
+    """Return whether the work is repeated with a smaller micro batch.
 
-    Somebody may have killed the process: the first time it is done again as it was.
+    A killed process may not have lacked memory: the first time the work is repeated as it was.
     """
     if job.key.action != "train" or job.shrink >= MAX_SHRINKS:
         return False

@@ -1,10 +1,10 @@
-"""Where a round's training goes on after a power cut: a file that is whole, or of no use.
+"""The checkpoint of a round's training, from which it resumes after a power cut.
 
     magic, length of the header, header (JSON), the arrays end to end, sha256 of all before
 
 Cards wear, so it is written seldom: the pause between two grows with the training, and a round has
-a budget of bytes that a restart does not renew. It belongs to one order: what was saved for another
-run, round, attempt, model or setting is never gone on from.
+a budget of bytes that a restart does not renew. It belongs to one order: a training never resumes
+from that of another run, round, attempt, model or setting. A damaged file is not used.
 """
 
 from __future__ import annotations
@@ -188,20 +188,20 @@ def _read(
     """Return what the file holds; Corrupt when it is damaged or another order's."""
     digest = hashlib.sha256()
 
-    def take(size: int) -> bytes:
+    def read(size: int) -> bytes:
         data = file.read(size)
         if len(data) < size:
             raise Corrupt("it is cut short")
         digest.update(data)
         return data
 
-    if take(len(_MAGIC)) != _MAGIC:
+    if read(len(_MAGIC)) != _MAGIC:
         raise Corrupt("it is no checkpoint")
-    (length,) = _LENGTH.unpack(take(_LENGTH.size))
+    (length,) = _LENGTH.unpack(read(_LENGTH.size))
     if length > _MAX_HEADER_BYTES:
         raise Corrupt("it is damaged")
     try:
-        header = build(_CheckpointHeader, _table(take(length)))
+        header = build(_CheckpointHeader, _table(read(length)))
     except (ValueError, RecursionError) as error:
         raise Corrupt("its header is damaged") from error
     if header.binding != binding:

@@ -1,4 +1,4 @@
-"""The agent's side of its training child: started when needed, kept warm, its end is an event.
+"""The agent's side of its training child: it is started when needed, and its end is an event.
 
 Light: importing this loads neither numpy nor torch.
 """
@@ -8,13 +8,12 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, TypeAlias, cast
+from typing import TYPE_CHECKING, TypeAlias
 
 from fl_client.training.frames import (
     Answer,
@@ -27,11 +26,11 @@ from fl_client.training.frames import (
     write_frame,
 )
 from runtime.errors import InvalidTransition, PeerError
+from runtime.processes.child import Child
 
 if TYPE_CHECKING:
     from fl_client.datasets.settings import DataPlace
 
-_LOG_TAIL_BYTES = 4000
 # one thread, so that sums have one order; and what a process of one thread does not need
 _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -156,9 +155,9 @@ class TrainingChild:
 
     Args:
         events: called on a reader thread; it must only enqueue.
-        log: where the child's standard error goes (created 0600, appended); None: to ours.
+        log: where the child's standard error goes (created 0600, appended).
         environment: laid over ours.
-        started: is told the process's id at once, before it has done anything.
+        started: called with the process's id before the process has done anything.
     """
 
     def __init__(
@@ -166,7 +165,7 @@ class TrainingChild:
         settings: ChildSettings,
         events: Callable[[ChildEvent], None],
         *,
-        log: Path | None = None,
+        log: Path,
         environment: Mapping[str, str] | None = None,
         started: Callable[[int], None] | None = None,
     ) -> None:
@@ -175,14 +174,14 @@ class TrainingChild:
         self._log = log
         self._environment = {**_ENVIRONMENT, **(environment or {})}
         self._started = started
-        self._life: _ChildProcess | None = None
+        self._process: _ChildProcess | None = None
 
     @property
     def pid(self) -> int | None:
         """The running process's id, None when there is none."""
-        if self._life is None or self._life.process.poll() is not None:
+        if self._process is None or not self._process.process.running:
             return None
-        return self._life.process.pid
+        return self._process.process.pid
 
     @property
     def running(self) -> bool:
@@ -191,20 +190,23 @@ class TrainingChild:
 
     @property
     def busy(self) -> bool:
-        """Whether a job is under way: its end has not been told yet."""
-        return self._life is not None and self._life.job is not None
+        """Whether a job is under way: no event of its end was given yet."""
+        return self._process is not None and self._process.job is not None
 
     def start(self) -> None:
         """Start the process, unless it runs; ``submit`` does so by itself."""
-        if self._life is None or self._life.ended:
-            own = os.environ if self._settings.python is None else _for_a_stranger()
-            process = _popen(self._settings.argv(), self._log, {**own, **self._environment})
+        if self._process is None or self._process.ended:
+            own = os.environ if self._settings.python is None else _environment_for_bundles()
+            environment = {**own, **self._environment}
+            argv = self._settings.argv()
+            process = Child("training", argv, self._log, environment=environment, pipes=True)
+            process.start()
             if self._started is not None:
                 self._started(process.pid)
-            self._life = _ChildProcess(process, self._events, self._log)
+            self._process = _ChildProcess(process, self._events)
 
     def submit(self, job: TrainingJob) -> None:
-        """Hand over a job and return; how it goes arrives as events.
+        """Give the process a job and return; progress and end arrive as events.
 
         Raises:
             InvalidTransition: a job is still under way.
@@ -212,37 +214,31 @@ class TrainingChild:
         if self.busy:
             raise InvalidTransition("the training child already has a job")
         self.start()
-        assert self._life is not None
-        if not self._life.submit(job):
+        assert self._process is not None
+        if not self._process.submit(job):
             # it ended between the two lines: a new one takes the job
             self.start()
-            self._life.submit(job)
+            self._process.submit(job)
 
     def stop(self, grace_s: float = 2.0) -> None:
         """End the process, and with it a job; returns when it has gone."""
-        if self._life is not None:
-            self._life.stop(grace_s)
+        if self._process is not None:
+            self._process.stop(grace_s)
 
     def kill(self) -> None:
         """End the process by SIGKILL; returns when it has gone."""
-        if self._life is not None:
-            self._life.stop(0.0)
+        if self._process is not None:
+            self._process.stop(0.0)
 
 
 class _ChildProcess:
-    """One process from its start to its end, so that a late event never meets the next one."""
+    """One process from its start to its end: its late events never count for the next process."""
 
-    def __init__(
-        self,
-        process: subprocess.Popen[bytes],
-        events: Callable[[ChildEvent], None],
-        log: Path | None,
-    ) -> None:
+    def __init__(self, process: Child, events: Callable[[ChildEvent], None]) -> None:
         self.process = process
         self.job: TrainingJob | None = None
         self.ended = False
         self._events = events
-        self._log = log
         self._lock = threading.Lock()
         self._expected = False
         self._broke = ""
@@ -250,14 +246,14 @@ class _ChildProcess:
         self._reader.start()
 
     def submit(self, job: TrainingJob) -> bool:
-        """Take the job, or return False when the end has already been told."""
+        """Send the job; False when the process has ended, which an event has said."""
         with self._lock:
             if self.ended:
                 return False
             self.job = job
-            # of a process that has gone the reader thread tells, with the job
+            # if the process has gone, the reader thread reports it, with the job
             with contextlib.suppress(BrokenPipeError):
-                write_frame(cast("BinaryIO", self.process.stdin), job)
+                write_frame(self.process.stdin, job)
             return True
 
     def stop(self, grace_s: float) -> None:
@@ -265,20 +261,15 @@ class _ChildProcess:
         if grace_s > 0:
             with self._lock:
                 self._close_stdin()
-            try:
-                self.process.wait(grace_s)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-        else:
-            self.process.kill()
+        self.process.end_within(grace_s)
         self._reader.join()
 
     def _close_stdin(self) -> None:
         with contextlib.suppress(BrokenPipeError):
-            cast("BinaryIO", self.process.stdin).close()
+            self.process.stdin.close()
 
     def _read(self) -> None:
-        answers = cast("BinaryIO", self.process.stdout)
+        answers = self.process.stdout
         try:
             while (answer := read_answer(answers)) is not None:
                 self._events(self._event(answer))
@@ -317,42 +308,11 @@ class _ChildProcess:
             return "training was killed (SIGKILL): out of memory?"
         if returncode < 0:
             return f"training was ended by {signal.Signals(-returncode).name}"
-        last = _last_line(self._log)
+        last = self.process.last_line()
         return f"training exited with status {returncode}" + (f": {last}" if last else "")
 
 
-def _for_a_stranger() -> dict[str, str]:
-    """Return our environment without what is the agent's own: its secrets and its modules."""
+def _environment_for_bundles() -> dict[str, str]:
+    """Return our environment without secrets and without the paths of the agent's modules."""
     own = ("RENGO_AGENT", "RENGO_SERVER", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
     return {name: value for name, value in os.environ.items() if not name.startswith(own)}
-
-
-def _popen(
-    argv: list[str], log: Path | None, environment: Mapping[str, str]
-) -> subprocess.Popen[bytes]:
-    descriptor = None
-    if log is not None:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    try:
-        return subprocess.Popen(
-            argv,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=descriptor,
-            env=environment,
-            # Ctrl-C on the terminal reaches the agent alone, which then ends the child
-            process_group=0,
-        )
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)
-
-
-def _last_line(log: Path | None) -> str:
-    if log is None or not log.exists():
-        return ""
-    with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - _LOG_TAIL_BYTES))
-        lines = file.read().decode("utf-8", "replace").split("\n")
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")

@@ -1,4 +1,4 @@
-"""What the agent and its training child say to each other, and how it is framed.
+"""The messages between an agent and its training child, and their frames.
 
 A frame is its length (u32, big-endian) and a msgpack map. Light: no numpy, no torch.
 """

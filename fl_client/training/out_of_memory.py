@@ -1,4 +1,4 @@
-"""When memory runs short in a training process: how that looks, and training with less of it."""
+"""Recognises an error as a lack of memory, and shrinks the training that ran into it."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def shrunk(settings: TrainingSettings, times: int) -> TrainingSettings:
 
 
 def ran_short(error: BaseException) -> bool:
-    """Whether an error says that there was no memory: Python's own, numpy's, or torch's.
+    """Return whether an error is a lack of memory: Python's own, numpy's, or torch's.
 
-    Torch is not imported here. Its error on an accelerator has a name of its own; on the processor
-    it is a RuntimeError that tells of its allocator.
+    Torch is not imported here. Its error on an accelerator has a name of its own; on the CPU it is
+    a RuntimeError of its allocator.
     """
     seen: BaseException | None = error
     for _ in range(10):

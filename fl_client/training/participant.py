@@ -1,4 +1,4 @@
-"""A device's part in a run: its task, its data and its engine, each loaded when first needed."""
+"""A device's task, data and engine, each loaded when it is first needed."""
 
 from __future__ import annotations
 

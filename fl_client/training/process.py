@@ -40,7 +40,6 @@ from runtime.errors import (
     RengoError,
     StorageError,
 )
-from runtime.processes.child import die_with_parent
 
 if TYPE_CHECKING:
     from fl_client.datasets.settings import DataPlace
@@ -90,9 +89,8 @@ class Channel:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve jobs until standard input ends; returns 2 when the task cannot be loaded."""
+    """Do jobs until standard input ends; returns 2 when the task cannot be loaded."""
     channel = Channel()
-    die_with_parent()
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING)
     options = _parser().parse_args(argv)
     try:

@@ -11,16 +11,15 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from broker.wire.messages import BundleRef
 from fl_server.dataplane.urls import URL_LIFETIME_S, SharedUrls
 from runtime.errors import ConfigError, Corrupt, NotFound
-from storage.bundles.bundle import SignedManifest, read_bundle
+from storage.bundles.bundle import MAX_BUNDLE_BYTES, SignedManifest, read_bundle
 from storage.store.objects import ObjectStore
 from storage.versions.keys import BundleKeys
 
-MAX_BUNDLE_BYTES = 256 << 20
 _BLOCK_BYTES = 1 << 20
 
 
@@ -128,14 +127,17 @@ class SiteBundles:
         return self._store.presign_put(self.keys.incoming(sha256), URL_LIFETIME_S)
 
     def keep(self, sha256: str) -> KeptBundle:
-        """Check the bundle that came and give it its place.
+        """Check the bundle that came and store it under its sha256; it may be there already.
 
         Raises:
+            NotFound: it did not come.
             Corrupt: it is not the bundle that was announced, or not signed; nothing is left of it.
         """
-        incoming = self.keys.incoming(sha256)
+        incoming, final = self.keys.incoming(sha256), self.keys.bundle(sha256)
         try:
-            kept = self._fetch(sha256, incoming, keep_as=self.keys.bundle(sha256))
+            kept = self._fetch(sha256, incoming, keep_as=final)
+        except NotFound as error:
+            kept = self._kept_before(sha256, final, error)
         except Corrupt:
             self._store.delete([incoming])
             raise
@@ -144,6 +146,12 @@ class SiteBundles:
             self._known[sha256] = kept
             self._awaited.pop(sha256, None)
         return kept
+
+    def _kept_before(self, sha256: str, final: str, missing: NotFound) -> KeptBundle:
+        try:
+            return self._fetch(sha256, final)
+        except NotFound:
+            raise missing from None
 
     def remove(self, sha256: str) -> None:
         """Remove a bundle for good."""
@@ -179,20 +187,3 @@ class SiteBundles:
                 file.seek(0)
                 self._store.put(keep_as, file, size)
         return KeptBundle(sha256, size, signed)
-
-
-def row(bundle: KeptBundle) -> dict[str, Any]:
-    """Return what a person is told of a bundle."""
-    manifest = bundle.signed.manifest
-    return {
-        "name": bundle.name,
-        "task": manifest.name,
-        "version": manifest.version,
-        "sha256": bundle.sha256,
-        "size_bytes": bundle.size_bytes,
-        "signer": "" if bundle.signed.signer is None else bundle.signed.signer.text,
-        "created_ms": manifest.created_ms,
-        "expires_ms": manifest.expires_ms,
-        "dependencies": [each.requirement for each in manifest.dependencies],
-        "memory_bytes": manifest.memory_bytes,
-    }

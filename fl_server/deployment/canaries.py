@@ -8,7 +8,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from fl_server.canary.events import DEADLINE, CanaryPlan, Contender, TaskBundle
@@ -17,12 +17,13 @@ from fl_server.dataplane.bundles import Named
 from fl_server.flows.events import TimerFired
 from fl_server.kinds.base import FlowServices
 from fl_server.kinds.canary import CanaryFlow
-from fl_server.members.rules import AuditEvent
 from fl_server.rounds.events import Model
 from fl_server.runs.definition import AlgorithmSection, BundleSection, RunDefinition
 from fl_server.runs.record import RunRecord
 from runtime.errors import ConfigError, NotFound
 from storage.versions.index import Version
+
+_PREFIX = "canary-"
 
 
 @dataclass(frozen=True)
@@ -40,13 +41,17 @@ class CanaryRequest:
     deadline_s: float
 
 
+def new_canary_id() -> str:
+    """Return an id by chance, from which the canary's devices are chosen too."""
+    return f"{_PREFIX}{secrets.token_hex(8)}"
+
+
 class Canaries:
     """Every canary of one server, those that have ended too.
 
     Args:
         begin: starts the flow of a record.
         time_left_s: of a run's timer, None where it is not armed.
-        note: writes to the audit log.
     """
 
     def __init__(
@@ -54,29 +59,25 @@ class Canaries:
         services: FlowServices,
         begin: Callable[[RunRecord[Any]], None],
         time_left_s: Callable[[str, TimerFired], float | None],
-        note: Callable[[AuditEvent], None],
     ) -> None:
         self._services = services
         self._begin = begin
         self._time_left_s = time_left_s
-        self._note = note
 
     def begin(
         self,
         candidate: Version,
         wanted: CanaryRequest,
-        caller: str,
+        canary_id: str,
         bundle: Named | None = None,
-        canary_id: str = "",
     ) -> str:
         """Start a canary and return its id; the same request again gives that of the running one.
 
         Args:
             candidate: the version to be tried.
             wanted: how.
-            caller: the operator's id.
+            canary_id: of the new one, as :func:`new_canary_id` makes them.
             bundle: the one of the site that devices without the task may take.
-            canary_id: of the new one; "" for one that is made here.
 
         Raises:
             ConfigError: there is nothing to compare with, nobody to measure, or one runs already.
@@ -86,13 +87,9 @@ class Canaries:
             asked = (plan.candidate.name, plan.metric, plan.max_drop, plan.deadline_s)
             if asked == (candidate.name, wanted.metric, wanted.max_drop, wanted.deadline_s):
                 return plan.canary_id  # the answer was lost, or somebody waits for it again
-        plan = self._plan(candidate, self._baseline(candidate), wanted, bundle)
-        if canary_id:
-            plan = replace(plan, canary_id=canary_id)
-        detail = {"canary": plan.canary_id, "against": plan.production.name}
-        self._note(AuditEvent(caller, "canary begun", candidate.name, detail))
+        plan = self._plan(candidate, wanted, canary_id, bundle)
         self._begin(record_of(plan))
-        return plan.canary_id
+        return canary_id
 
     def _baseline(self, candidate: Version) -> Version:
         task = candidate.manifest.task
@@ -112,9 +109,9 @@ class Canaries:
         return production
 
     def _plan(
-        self, candidate: Version, production: Version, wanted: CanaryRequest, bundle: Named | None
+        self, candidate: Version, wanted: CanaryRequest, canary_id: str, bundle: Named | None
     ) -> CanaryPlan:
-        manifest, token = candidate.manifest, secrets.token_hex(8)
+        production, manifest = self._baseline(candidate), candidate.manifest
         online = self._services.presence.online(manifest.task, bundled=bundle is not None)
         evaluators = [each.id for each in online if each.state.role == "evaluator"]
         measured_by: Literal["evaluators", "devices"] = "evaluators" if evaluators else "devices"
@@ -124,9 +121,9 @@ class Canaries:
             raise ConfigError(
                 f"no device with the task {manifest.task!r}{way} is there to measure the candidate"
             )
-        cohort = choose(there, wanted.share, int(token, 16))
+        cohort = choose(there, wanted.share, int(canary_id.removeprefix(_PREFIX), 16))
         return CanaryPlan(
-            canary_id=f"canary-{token}",
+            canary_id=canary_id,
             task=manifest.task,
             candidate=_contender(candidate),
             production=_contender(production),

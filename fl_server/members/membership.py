@@ -12,7 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import msgpack
 
@@ -29,6 +29,7 @@ from fl_server.members.rules import (
     DeviceRecord,
     NewCredentials,
     TokenRecord,
+    TokenTerms,
     forgettable,
     judge,
     newcomers,
@@ -131,41 +132,38 @@ class Membership:
 
     # --- enrolment ----------------------------------------------------------------------------
 
-    def invite(
-        self, operator: str, *, group: str, project: str, uses: int, lifetime_s: float
-    ) -> JoinToken:
-        """Return a new join token; the broker knows its holder after :meth:`settle`.
+    def token_of(self, secret: bytes) -> JoinToken:
+        """Return the join token of this site that a secret gives."""
+        server_key = self._server.secret_key.public
+        return JoinToken.of(secret, self._server.domain, server_key, self.site.ca_fingerprint)
+
+    def invite(self, operator: str, token: JoinToken, terms: TokenTerms) -> None:
+        """Make a join token valid; the broker knows its holder after :meth:`settle`.
 
         Raises:
             ConfigError: the broker's users are made by somebody else.
         """
         self._door.require_ours("no join token can be made")
         now = time.time()
-        token = JoinToken.generate(
-            self._server.domain, self._server.secret_key.public, self.site.ca_fingerprint
-        )
         record = TokenRecord(
             id=token.id,
             public_key=token.key.public.text,
             broker_password=token.broker_password,
-            group=group,
-            project=project,
-            uses=uses,
+            group=terms.group,
+            project=terms.project,
+            uses=terms.uses,
             used=0,
-            expires_at=now + lifetime_s,
+            expires_at=now + terms.lifetime_s,
             made_by=operator,
             made_at=now,
         )
         gone = forgettable(self.tokens.values(), now)
-        detail = {"group": group, "project": project, "uses": uses, "lifetime_s": lifetime_s}
-        self._registry.write(
-            [AuditEvent(operator, "token made", token.id, detail)], tokens=[record], forget=gone
-        )
+        act = AuditEvent(operator, "token made", token.id, asdict(terms))
+        self._registry.write([act], tokens=[record], forget=gone)
         for each in gone:
             del self.tokens[each]
         self.tokens[token.id] = record
         self._door.want(self._users())
-        return token
 
     def claim(self, token_id: str, claim: Claim, clock_off_s: float) -> ClaimAnswer:
         """Return the answer to a claim, to be sent after :meth:`settle`.
@@ -296,6 +294,8 @@ class Membership:
         device = self.devices.get(device_id)
         if device is None:
             raise NotFound(f"no device {device_id!r}; `rengo devices ls` lists them")
+        if device.status == "revoked":
+            return device
         revoking = replace(device, status="revoking", next_password="")
         if device.status == "active":
             self._registry.write(
@@ -314,6 +314,8 @@ class Membership:
         token = self.tokens.get(token_id)
         if token is None:
             raise NotFound(f"no join token {token_id!r}; `rengo audit` shows which were made")
+        if not token.uses:
+            return
         ended = replace(token, uses=0, expires_at=min(token.expires_at, time.time()))
         self._registry.write([AuditEvent(operator, "token withdrawn", token_id)], tokens=[ended])
         self.tokens[token_id] = ended
@@ -328,7 +330,9 @@ class Membership:
         end_session(self._endpoint, device.client_id)
 
     def is_cut_off(self, device: DeviceRecord) -> None:
-        """Keep that the broker has forgotten a device."""
+        """Note that the broker has forgotten a device."""
+        if self.devices[device.id].status == "revoked":
+            return
         revoked = replace(device, status="revoked")
         self._registry.write([AuditEvent("server", "device cut off", device.id)], devices=[revoked])
         self.devices[device.id] = revoked

@@ -65,6 +65,16 @@ class TokenRecord:
 
 
 @dataclass(frozen=True)
+class TokenTerms:
+    """For whom a join token is, how many devices may use it, and for how long."""
+
+    group: str
+    project: str
+    uses: int
+    lifetime_s: float
+
+
+@dataclass(frozen=True)
 class AuditEvent:
     """What somebody did: an operator, a device, a token's holder or the server itself."""
 

@@ -118,14 +118,14 @@ class MemberRegistry:
             tokens: new or changed.
             forget: ids of tokens that go.
         """
-        with self._database.begin() as connection:
+        with self._database.change() as connection:
             for table, records in ((_devices, devices), (_tokens, tokens)):
                 for record in records:
                     connection.execute(sa.delete(table).where(table.c.id == record.id))
                     connection.execute(sa.insert(table), asdict(record))
             for token_id in forget:
                 connection.execute(sa.delete(_tokens).where(_tokens.c.id == token_id))
-            _append(connection, acts)
+            append_audit(connection, acts)
 
     def audit(self, *, before: int | None = None, limit: int = 100) -> list[AuditEntry]:
         """Return the latest entries, the latest first, those before number ``before`` if given."""
@@ -159,7 +159,8 @@ class MemberRegistry:
         return [record(**{name: row[name] for name in names}) for row in rows]
 
 
-def _append(connection: sa.Connection, acts: Sequence[AuditEvent]) -> None:
+def append_audit(connection: sa.Connection, acts: Sequence[AuditEvent]) -> None:
+    """Write to the audit log within a transaction of the caller's."""
     if not acts:
         return
     last = connection.execute(

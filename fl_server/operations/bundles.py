@@ -2,133 +2,131 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from collections.abc import Sequence
+from typing import Any
 
-from pydantic import Field
-
-from broker.wire.messages import Sha256
-from fl_server.dataplane.bundles import MAX_BUNDLE_BYTES, KeptBundle, row
+from fl_server.dataplane.bundles import KeptBundle
 from fl_server.dataplane.urls import URL_LIFETIME_S
 from fl_server.members.rules import AuditEvent
-from fl_server.operations.arguments import PAGE_BYTES, Arguments, Deferred, Result
-from fl_server.runs.definition import RunDefinition
-from runtime.errors import ConfigError
-
-if TYPE_CHECKING:
-    from fl_server.server import Server
-
-Operation: TypeAlias = Callable[[Any], Result | Deferred]
-
-
-class BundlesPage(Arguments):
-    """How many bundles to pass over."""
-
-    skip: Annotated[int, Field(ge=0)] = 0
-
-
-class NewBundle(Arguments):
-    """A bundle that is to be uploaded."""
-
-    sha256: Sha256
-    size_bytes: Annotated[int, Field(ge=1, le=MAX_BUNDLE_BYTES)]
-
-
-class OneBundle(Arguments):
-    """Names a bundle: NAME, or NAME@ and the start of its sha256."""
-
-    name: Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}(@[0-9a-f]{1,64})?$")]
+from fl_server.operations import catalogue
+from fl_server.operations.arguments import NewBundle, NoArguments, OneBundle
+from fl_server.operations.call import Binding, Call, Deferred
+from fl_server.operations.context import OperationsContext
+from fl_server.operations.results import BundleList, BundleRow, BundleUpload, BundleUrl
+from fl_server.operations.runs import RunOperations
+from runtime.errors import ConfigError, NotFound
 
 
 class BundleOperations:
-    """The operations on bundles. All are called on the owner's thread.
+    """The operations on bundles.
 
     Args:
-        caller: returns who asks.
-        in_use: returns the definitions of the runs that go on or are being prepared, by run.
+        runs: says which bundles runs need.
     """
 
-    def __init__(
-        self,
-        server: Server,
-        caller: Callable[[], str],
-        in_use: Callable[[], dict[str, RunDefinition]],
-    ) -> None:
-        self._server = server
-        self._caller = caller
-        self._in_use = in_use
-        self.table: dict[str, tuple[type[Arguments], Operation]] = {
-            "bundles_ls": (BundlesPage, self.bundles_ls),
-            "bundles_prepare": (NewBundle, self.bundles_prepare),
-            "bundles_keep": (NewBundle, self.bundles_keep),
-            "bundles_find": (OneBundle, self.bundles_find),
-            "bundles_rm": (OneBundle, self.bundles_rm),
-        }
+    def __init__(self, context: OperationsContext, runs: RunOperations) -> None:
+        self._context = context
+        self._bundles = context.bundles
+        self._runs = runs
 
-    def bundles_ls(self, page: BundlesPage) -> Deferred:
-        """The bundles, the latest made first; ``more`` says that there are others behind them."""
-
-        def listed(bundles: list[KeptBundle]) -> Result:
-            rows: list[Result] = []
-            left = PAGE_BYTES
-            for bundle in bundles[page.skip :]:
-                rows.append(row(bundle))
-                left -= len(json.dumps(rows[-1]))
-                if left < 0:
-                    break
-            return {"bundles": rows, "more": page.skip + len(rows) < len(bundles)}
-
-        return Deferred(self._server.bundles.list, listed)
-
-    def bundles_prepare(self, wanted: NewBundle) -> Deferred:
-        """Say where a bundle is to be uploaded."""
-        store, bundles = self._server.store, self._server.bundles
-        return Deferred(
-            lambda: bundles.place(wanted.sha256),
-            lambda url: {"url": url, "headers": store.upload_headers},
+    def bindings(self) -> Sequence[Binding[Any, Any]]:
+        """Return what carries out each operation."""
+        return (
+            Binding(catalogue.BUNDLES_LS, self.bundles_ls),
+            Binding(catalogue.BUNDLES_PREPARE, self.bundles_prepare),
+            Binding(catalogue.BUNDLES_KEEP, self.bundles_keep),
+            Binding(catalogue.BUNDLES_FIND, self.bundles_find),
+            Binding(catalogue.BUNDLES_RM, self.bundles_rm),
         )
 
-    def bundles_keep(self, wanted: NewBundle) -> Deferred:
-        """Check an uploaded bundle and keep it."""
-        caller, bundles = self._caller(), self._server.bundles
+    def bundles_ls(self, _: NoArguments, __: Call) -> Deferred[BundleList]:
+        """Return the bundles, the latest made first."""
 
-        def kept(bundle: KeptBundle) -> Result:
-            shown = row(bundle)
-            detail = {"sha256": bundle.sha256, "signer": shown["signer"]}
-            self._server.members.note(AuditEvent(caller, "bundle pushed", bundle.name, detail))
-            return shown
+        def listed(bundles: list[KeptBundle]) -> BundleList:
+            return BundleList(bundles=[BundleRow(**_row(each)) for each in bundles])
 
-        return Deferred(lambda: bundles.keep(wanted.sha256), kept)
+        return Deferred(self._bundles.list, listed)
 
-    def bundles_find(self, wanted: OneBundle) -> Deferred:
-        """One bundle, with a presigned GET of it."""
-        store, bundles = self._server.store, self._server.bundles
+    def bundles_prepare(self, wanted: NewBundle, _: Call) -> Deferred[BundleUpload]:
+        """Say where a bundle is to be uploaded."""
+        headers = self._context.store.upload_headers
+        return Deferred(
+            lambda: self._bundles.place(wanted.sha256),
+            lambda url: BundleUpload(url=url, headers=headers),
+        )
 
-        def found(bundle: KeptBundle) -> Result:
-            key = bundles.keys.bundle(bundle.sha256)
-            return row(bundle) | {"url": store.presign_get(key, URL_LIFETIME_S)}
+    def bundles_keep(self, wanted: NewBundle, call: Call) -> Deferred[BundleRow]:
+        """Check an uploaded bundle and store it under its sha256, where it may be already."""
 
-        return Deferred(lambda: bundles.find(wanted.name), found)
+        def kept(bundle: KeptBundle) -> BundleRow:
+            row = BundleRow(**_row(bundle))
+            detail = {"sha256": bundle.sha256, "signer": row.signer}
+            act = AuditEvent(call.caller, "bundle pushed", bundle.name, detail)
+            return call.conclude(row, act)
 
-    def bundles_rm(self, wanted: OneBundle) -> Deferred:
-        """Remove a bundle that neither a run nor a canary needs any more."""
-        caller, bundles = self._caller(), self._server.bundles
+        return Deferred(lambda: self._bundles.keep(wanted.sha256), kept)
 
-        def found(bundle: KeptBundle) -> Deferred:
-            for run_id, definition in self._in_use().items():
-                if definition.bundle is not None and definition.bundle.sha256 == bundle.sha256:
-                    raise ConfigError(
-                        f"{bundle.name}: run {run_id} needs it; wait for its end or stop it"
-                    )
-            canary = self._server.canaries.needs(bundle.sha256)
-            if canary:
-                raise ConfigError(f"{bundle.name}: {canary} needs it; wait for its verdict")
+    def bundles_find(self, wanted: OneBundle, _: Call) -> Deferred[BundleUrl]:
+        """Return one bundle, with a presigned GET of it."""
 
-            def removed(_: object) -> Result:
-                self._server.members.note(AuditEvent(caller, "bundle removed", bundle.name))
-                return row(bundle)
+        def found(bundle: KeptBundle) -> BundleUrl:
+            key = self._bundles.keys.bundle(bundle.sha256)
+            url = self._context.store.presign_get(key, URL_LIFETIME_S)
+            return BundleUrl(**_row(bundle), url=url)
 
-            return Deferred(lambda: bundles.remove(bundle.sha256), removed)
+        return Deferred(lambda: self._bundles.find(wanted.name), found)
 
-        return Deferred(lambda: bundles.find(wanted.name), found)
+    def bundles_rm(self, wanted: OneBundle, call: Call) -> Deferred[BundleRow]:
+        """Remove a bundle that neither a run nor a canary needs any more.
+
+        Its row is written first: afterwards there is nothing to tell.
+        """
+        planned = call.planned(BundleRow)
+
+        def find() -> KeptBundle | None:
+            try:
+                return self._bundles.find(wanted.name)
+            except NotFound:
+                if planned is None:
+                    raise
+                return None
+
+        def found(bundle: KeptBundle | None) -> BundleRow | Deferred[BundleRow]:
+            if bundle is None:
+                assert planned is not None
+                return removed(planned)
+            self._require_unneeded(bundle)
+            row = BundleRow(**_row(bundle))
+            call.plan(row)
+            return Deferred(lambda: self._bundles.remove(bundle.sha256), lambda _: removed(row))
+
+        def removed(row: BundleRow) -> BundleRow:
+            return call.conclude(row, AuditEvent(call.caller, "bundle removed", row.name))
+
+        return Deferred(find, found)
+
+    def _require_unneeded(self, bundle: KeptBundle) -> None:
+        for run_id, definition in self._runs.definitions().items():
+            if definition.bundle is not None and definition.bundle.sha256 == bundle.sha256:
+                raise ConfigError(
+                    f"{bundle.name}: run {run_id} needs it; wait for its end or stop it"
+                )
+        canary = self._context.canaries.needs(bundle.sha256)
+        if canary:
+            raise ConfigError(f"{bundle.name}: {canary} needs it; wait for its verdict")
+
+
+def _row(bundle: KeptBundle) -> dict[str, Any]:
+    manifest = bundle.signed.manifest
+    return {
+        "name": bundle.name,
+        "task": manifest.name,
+        "version": manifest.version,
+        "sha256": bundle.sha256,
+        "size_bytes": bundle.size_bytes,
+        "signer": "" if bundle.signed.signer is None else bundle.signed.signer.text,
+        "created_ms": manifest.created_ms,
+        "expires_ms": manifest.expires_ms,
+        "dependencies": [each.requirement for each in manifest.dependencies],
+        "memory_bytes": manifest.memory_bytes,
+    }

@@ -1,94 +1,123 @@
-"""The desk: takes operators' requests from MQTT to the operations and brings the answers back."""
+"""The adapter of operations to MQTT: requests come as messages, and a message has a limit.
+
+A result that is one document is cut to what fits. A list is sent in pages: the reply's ``next``,
+where it is not there is no more, is what the client sends as ``after`` among the arguments, with
+the same request id.
+"""
 
 from __future__ import annotations
 
+import re
+from collections import OrderedDict
 from collections.abc import Callable
+from typing import Any
 
 from broker.wire.messages import OperatorReply, OperatorRequest
-from fl_server.dataplane.plane import DataPlane
-from fl_server.operations.arguments import Deferred, Result
-from fl_server.operations.runs import Operations
-from fl_server.persistence.database import JournalError
-from runtime.errors import ConfigError, InvalidTransition, NotFound, PeerError, RengoError
+from fl_server.operations.call import Caller, Outcome
+from fl_server.operations.paging import AFTER, NEXT
+from fl_server.operations.requests import RequestKey
+from fl_server.operations.results import Listing, Result, encoded_bytes
+from fl_server.operations.submission import Operations
 
+PAGE_BYTES = 150_000
+ROW_BYTES = 16_000
+# of a message of 256 KiB: what surrounds a result has room beside it
+RESULT_BYTES = 240_000
+_LISTINGS_KEPT = 4
+_PLACE = re.compile(r"[0-9]{1,9}:[^\n]{1,256}")
 _USAGE, _FAILED = 2, 3
 
 
 class OperatorEndpoint:
-    """Every request gets one reply, now or when its deferred work has ended.
+    """Answers every request by one reply, now or when its operation has ended.
 
     Args:
         reply: publishes a reply to an operator.
     """
 
-    def __init__(
-        self,
-        operations: Operations,
-        data: DataPlane,
-        reply: Callable[[str, OperatorReply], None],
-    ) -> None:
+    def __init__(self, operations: Operations, reply: Callable[[str, OperatorReply], None]) -> None:
         self._operations = operations
-        self._data = data
         self._reply = reply
-        self._underway: set[tuple[str, str]] = set()
+        self._awaited: set[RequestKey] = set()
+        # the latest lists of several pages, so that all pages are of one moment
+        self._listings: OrderedDict[RequestKey, Listing] = OrderedDict()
 
     def handle(self, operator_id: str, request: OperatorRequest) -> None:
         """Carry out one request; called on the owner's thread."""
-        asked = (operator_id, request.request_id)
-        if asked in self._underway:
+        key = RequestKey(operator_id, request.request_id)
+        if key in self._awaited:
             return  # asked again because it takes long: the answer is on its way
-        self._underway.add(asked)
-
-        def answer(result: Result) -> None:
-            self._underway.discard(asked)
-            reply = OperatorReply(request_id=request.request_id, result=result)
-            self._reply(operator_id, reply)
-
-        def fail(error: RengoError) -> None:
-            self._underway.discard(asked)
-            usage = isinstance(error, ConfigError | NotFound)
-            reply = OperatorReply(
-                request_id=request.request_id,
-                result={},
-                error=str(error)[:2000],
-                exit_code=_USAGE if usage else _FAILED,
-            )
-            self._reply(operator_id, reply)
-
-        _attempt(lambda: self._call(operator_id, request, answer, fail), fail)
-
-    def _call(
-        self,
-        operator_id: str,
-        request: OperatorRequest,
-        answer: Callable[[Result], None],
-        fail: Callable[[RengoError], None],
-    ) -> None:
-        outcome = self._operations.call(request.operation, request.arguments, operator_id)
-        self._finish(outcome, answer, fail)
-
-    def _finish(
-        self,
-        outcome: Result | Deferred,
-        answer: Callable[[Result], None],
-        fail: Callable[[RengoError], None],
-    ) -> None:
-        if not isinstance(outcome, Deferred):
-            answer(outcome)
+        arguments = dict(request.arguments)
+        after = str(arguments.pop(AFTER, ""))
+        if after and _PLACE.fullmatch(after) is None:
+            error = f"{request.operation}: {AFTER!r} is no place in a list"
+            self._send(key, "", Outcome(None, error, "usage"))
             return
-        then = outcome.then
-        self._data.start_task(
-            outcome.work,
-            lambda value: _attempt(lambda: self._finish(then(value), answer, fail), fail),
-            fail,
-            in_order=outcome.in_order,
+        listing = self._listings.get(key) if after else None
+        if listing is not None:
+            self._send(key, after, Outcome(listing))
+            return
+        self._awaited.add(key)
+        answer = self._operations.submit(
+            request.operation, arguments, Caller(operator_id, "operator"), request.request_id
         )
+        answer.then(lambda outcome: self._send(key, after, outcome))
+
+    def _send(self, key: RequestKey, after: str, outcome: Outcome) -> None:
+        self._awaited.discard(key)
+        result: dict[str, Any] = {}
+        error, exit_code = outcome.error, 0
+        if outcome.result is None:
+            exit_code = _FAILED if outcome.fault == "failed" else _USAGE
+        elif isinstance(outcome.result, Listing):
+            result = self._page(key, after, outcome.result)
+        else:
+            fitted = outcome.result.fitted(RESULT_BYTES)
+            if encoded_bytes(fitted) <= RESULT_BYTES:
+                result = fitted.document()
+            else:
+                error, exit_code = "the result is too large for a message", _FAILED
+        reply = OperatorReply(
+            request_id=key.request_id, result=result, error=error, exit_code=exit_code
+        )
+        self._reply(key.caller, reply)
+
+    def _page(self, key: RequestKey, after: str, listing: Listing) -> dict[str, Any]:
+        rows, start = listing.rows, _position(listing, after)
+        shown: list[dict[str, Any]] = []
+        left = PAGE_BYTES
+        for row in rows[start:]:
+            fitted = row.fitted(ROW_BYTES)
+            left -= encoded_bytes(fitted)
+            if shown and left < 0:
+                break
+            shown.append(fitted.document())
+        end = start + len(shown)
+        page: dict[str, Any] = {listing.rows_key: shown}
+        if end < len(rows):
+            page[NEXT] = f"{end}:{_id(listing, rows[end - 1])}"
+            self._keep(key, listing)
+        return page
+
+    def _keep(self, key: RequestKey, listing: Listing) -> None:
+        self._listings[key] = listing
+        self._listings.move_to_end(key)
+        if len(self._listings) > _LISTINGS_KEPT:
+            self._listings.popitem(last=False)
 
 
-def _attempt(action: Callable[[], None], fail: Callable[[RengoError], None]) -> None:
-    try:
-        action()
-    except (PeerError, InvalidTransition, JournalError):
-        raise  # a machine may be ahead of its journal: this process must not go on
-    except RengoError as error:
-        fail(error)
+def _position(listing: Listing, after: str) -> int:
+    """Return how many rows the client has, of a list that may have changed since."""
+    if not after:
+        return 0
+    number, _, row_id = after.partition(":")
+    rows = listing.rows
+    count = min(int(number), len(rows))
+    if count > 0 and _id(listing, rows[count - 1]) == row_id:
+        return count
+    found = (index for index, row in enumerate(rows, 1) if _id(listing, row) == row_id)
+    return next(found, count)
+
+
+def _id(listing: Listing, row: Result) -> str:
+    return str(getattr(row, listing.id_key))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 from runtime.errors import ConfigError, MissingExtra, RengoError, Unavailable
@@ -15,6 +16,7 @@ except ImportError as error:
     raise MissingExtra("sqlalchemy", "server") from error
 
 __all__ = [
+    "Companion",
     "Database",
     "JournalError",
     "JournalUnreachable",
@@ -37,6 +39,7 @@ _meta = sa.Table(
 
 
 Migration: TypeAlias = Callable[[sa.Connection], None]
+Companion: TypeAlias = Callable[[sa.Connection], None]
 
 
 class JournalError(RengoError):
@@ -63,11 +66,33 @@ class Database:
 
     def __init__(self, url: str) -> None:
         self._engine = _engine(url)
+        self._companion: Companion | None = None
         self.name = self._engine.url.render_as_string(hide_password=True)
 
     def begin(self) -> Transaction:
         """Return a transaction, to be used as a context manager."""
         return Transaction(self._engine, self.name)
+
+    def change(self) -> Transaction:
+        """Return a transaction that writes what somebody asked for; see :meth:`together`."""
+        companion, self._companion = self._companion, None
+        return Transaction(self._engine, self.name, companion)
+
+    @contextmanager
+    def together(self, companion: Companion) -> Iterator[None]:
+        """Call ``companion`` within the block's first :meth:`change`, just before its commit.
+
+        So an effect and the note that it took place are on disk together or not at all. A block
+        that changes nothing gives it a transaction of its own, at the end.
+        """
+        self._companion = companion
+        try:
+            yield
+            if self._companion is not None:
+                with self.change():
+                    pass
+        finally:
+            self._companion = None
 
     def prepare(
         self,
@@ -115,19 +140,34 @@ class Database:
 
 
 class Transaction:
-    """``engine.begin()`` whose database errors are JournalError."""
+    """``engine.begin()`` whose database errors are JournalError.
 
-    def __init__(self, engine: sa.Engine, name: str) -> None:
+    Args:
+        companion: called before the commit, if nothing failed before.
+    """
+
+    def __init__(self, engine: sa.Engine, name: str, companion: Companion | None = None) -> None:
         self._context = engine.begin()
         self._name = name
+        self._companion = companion
 
     def __enter__(self) -> sa.Connection:
         try:
-            return self._context.__enter__()
+            self._connection = self._context.__enter__()
         except DBAPIError as error:
             raise _error(error, self._name) from error
+        return self._connection
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if error is None and self._companion is not None:
+            try:
+                self._companion(self._connection)
+            except BaseException as failure:
+                self._end(type(failure), failure, failure.__traceback__)
+                raise
+        self._end(kind, error, trace)
+
+    def _end(self, kind: Any, error: Any, trace: Any) -> None:
         try:
             self._context.__exit__(kind, error, trace)
         except DBAPIError as failure:

@@ -102,7 +102,7 @@ class Journal:
             "definition": run.definition.model_dump_json(),
             "initial": json.dumps(asdict(run.awaited)),
         }
-        with self._begin() as connection:
+        with self.database.change() as connection:
             connection.execute(sa.insert(_prepared), row)
 
     def prepared(self) -> list[PreparedRun]:
@@ -125,7 +125,7 @@ class Journal:
             "initial": json.dumps(asdict(record.initial)),
             "at": record.at,
         }
-        with self._begin() as connection:
+        with self.database.change() as connection:
             connection.execute(sa.insert(_runs), row)
             connection.execute(sa.delete(_prepared).where(_prepared.c.run_id == record.run_id))
 
@@ -145,7 +145,7 @@ class Journal:
             }
             for offset, fact in enumerate(facts)
         ]
-        with self._begin() as connection:
+        with self.database.change() as connection:
             connection.execute(_INSERT_FACTS, rows)
         self._numbers[run_id] = number + len(rows)
 

@@ -106,6 +106,10 @@ class FlowRunner:
             raise ConfigError(f"no flow {definition.flow!r}; there are: {there}")
         return found
 
+    def check(self, definition: RunDefinition) -> None:
+        """Raise ConfigError where no flow of this server can carry out the definition."""
+        self.kind_of(definition).check(definition)
+
     def of(self, kind: type[FlowType]) -> dict[str, FlowType]:
         """Return the flows of one class by their runs' ids, oldest first."""
         return {run_id: flow for run_id, flow in self.flows.items() if isinstance(flow, kind)}

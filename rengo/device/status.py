@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
-from fl_client.agent.status_server import SOCKET
+from fl_client.agent.status.question_socket import SOCKET
 from rengo.terminal.format import duration, size
 from rengo.terminal.health import health_lines
 from runtime.errors import AccessDenied, TransportError

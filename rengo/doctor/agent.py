@@ -47,17 +47,17 @@ class AgentTarget:
     data_dir: Path
 
 
-def diagnose_agent(patient: AgentTarget, machine: MachineFacts | None = None) -> list[Check]:
+def diagnose_agent(target: AgentTarget, machine: MachineFacts | None = None) -> list[Check]:
     """Return what was looked at, in the order to read it."""
-    identity, found = _identity(patient)
-    status, running = _running(patient.data_dir)
-    checks = [*_settings(patient.settings), found, *_service(), running]
+    identity, found = _identity(target)
+    status, running = _running(target.data_dir)
+    checks = [*_settings(target.settings), found, *_service(), running]
     if identity is not None:
         checks += _broker(identity, status)
     checks += _store(identity, status)
-    checks += _engine(patient.settings.values)
-    checks += _data({"data_dir": patient.data_dir, **patient.settings.values})
-    return [*checks, *diagnose_device(patient.data_dir, machine)]
+    checks += _engine(target.settings.values)
+    checks += _data({"data_dir": target.data_dir, **target.settings.values})
+    return [*checks, *diagnose_device(target.data_dir, machine)]
 
 
 def _settings(checked: Checked) -> Iterator[Check]:
@@ -69,8 +69,8 @@ def _settings(checked: Checked) -> Iterator[Check]:
         yield Check("settings", False, detail, problem.mend)
 
 
-def _identity(patient: AgentTarget) -> tuple[Identity | None, Check]:
-    path = patient.settings.values.get("identity")
+def _identity(target: AgentTarget) -> tuple[Identity | None, Check]:
+    path = target.settings.values.get("identity")
     if not path:
         return None, Check("identity", False, "none is named", "rengo enroll URL --token TOKEN")
     try:
@@ -107,19 +107,19 @@ def _service() -> Iterator[Check]:
     known = [
         each
         for each in ([systemctl, "is-active", UNIT], [systemctl, "--user", "is-active", UNIT])
-        if _word_of(each) not in {"", "inactive"}
+        if _output_of(each) not in {"", "inactive"}
     ]
     if not known:
         mend = "rengo agent install-service, so that it starts with the machine"
         yield Check("service", False, "not installed or not started", mend, required=False)
         return
-    state = _word_of(known[0])
+    state = _output_of(known[0])
     scope = "--user " if "--user" in known[0] else ""
     mend = "" if state == "active" else f"journalctl {scope}-u {UNIT} -n 50 says why"
     yield Check("service", state == "active", f"{UNIT} is {state}", mend)
 
 
-def _word_of(argv: list[str]) -> str:
+def _output_of(argv: list[str]) -> str:
     done = subprocess.run(argv, capture_output=True, text=True, timeout=10, check=False)
     return done.stdout.strip()
 

@@ -9,6 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fl_server.operations.catalogue import (
+    BUNDLES_FIND,
+    BUNDLES_KEEP,
+    BUNDLES_LS,
+    BUNDLES_PREPARE,
+)
+from fl_server.operations.results import BundleRow
 from rengo.operator.bundle_files import distrust, extract, read
 from rengo.operator.client import OperatorClient
 from runtime.errors import ConfigError
@@ -26,7 +33,7 @@ class ChosenBundle:
     definition: dict[str, Any]
 
 
-def push(client: OperatorClient, path: Path) -> dict[str, Any]:
+def push(client: OperatorClient, path: Path) -> BundleRow:
     """Upload a signed bundle to the site, and return what the site says of it.
 
     Raises:
@@ -36,20 +43,14 @@ def push(client: OperatorClient, path: Path) -> dict[str, Any]:
     if signed.signer is None:
         raise ConfigError(f"{path}: nobody has signed it; `rengo task sign` does")
     wanted = {"sha256": sha256, "size_bytes": path.stat().st_size}
-    place = client.call("bundles_prepare", wanted)
-    client.transfers().upload(place["url"], path, headers=place["headers"])
-    return client.call("bundles_keep", wanted, timeout_s=_KEEP_S)
+    upload = client.request(BUNDLES_PREPARE, wanted)
+    client.transfers().upload(upload.url, path, headers=upload.headers)
+    return client.request(BUNDLES_KEEP, wanted, timeout_s=_KEEP_S)
 
 
-def bundles(client: OperatorClient) -> list[dict[str, Any]]:
-    """Return every bundle of the site, the latest made first, page by page."""
-    found: list[dict[str, Any]] = []
-    more = True
-    while more:
-        page = client.call("bundles_ls", {"skip": len(found)})
-        found += page["bundles"]
-        more = page["more"]
-    return found
+def bundles(client: OperatorClient) -> list[BundleRow]:
+    """Return every bundle of the site, the latest made first."""
+    return client.request(BUNDLES_LS).bundles
 
 
 @contextmanager
@@ -67,21 +68,19 @@ def chosen(
     Raises:
         ConfigError: there is no such bundle, or its code may not run here.
     """
-    found = client.call("bundles_find", {"name": bundle})
-    definition = {key: found[key] for key in ("sha256", "size_bytes")}
+    found = client.request(BUNDLES_FIND, {"name": bundle})
+    definition = {"sha256": found.sha256, "size_bytes": found.size_bytes}
     if task is not None:
         yield ChosenBundle(task, definition)
         return
     with tempfile.TemporaryDirectory(prefix="rengo-bundle-") as folder:
         path = Path(folder) / "bundle.rtask"
-        client.transfers().download(
-            found["url"], path, sha256=found["sha256"], size=found["size_bytes"]
-        )
+        client.transfers().download(found.url, path, sha256=found.sha256, size=found.size_bytes)
         signed = extract(path, Path(folder) / "files")
         reason = distrust(signed, trusted)
         if reason:
             raise ConfigError(
-                f"{found['name']} would build version 0 here, and {reason}; name the task as "
+                f"{found.name} would build version 0 here, and {reason}; name the task as "
                 "FILE.py:CLASS, or trust the key by --trust"
             )
         manifest = signed.manifest

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
 
 from broker.wire.messages import RunDocument
+from fl_server.operations.catalogue import CANARY_BEGIN, CANARY_SHOW
+from fl_server.operations.results import CanaryReport
 from rengo.operator.client import OperatorClient
 
 _LOOK_EVERY_S = 1.0
@@ -34,26 +35,18 @@ def begin(client: OperatorClient, name: str, trial: CanaryTrial) -> str:
     Raises:
         ConfigError: there is nothing to compare with, nobody to measure, or one runs already.
     """
-    arguments = {
-        "share": trial.share,
-        "metric": trial.metric,
-        "max_drop": trial.max_drop,
-        "deadline_s": trial.deadline_s,
-    }
-    answer = client.call("models_promote", {"name": name, "canary": arguments})
-    canary_id: str = answer["canary_id"]
-    return canary_id
+    return client.request(CANARY_BEGIN, {"name": name, **asdict(trial)}).canary_id
 
 
 def follow(
-    client: OperatorClient, canary_id: str, tell: Callable[[dict[str, Any]], None]
-) -> dict[str, Any]:
-    """Return how a canary ended; ``tell`` gets how it stands, now and again."""
+    client: OperatorClient, canary_id: str, show: Callable[[CanaryReport], None]
+) -> CanaryReport:
+    """Return how a canary ended; ``show`` gets how it stands, about once a second."""
     while True:
-        shown = client.call("canary_show", {"canary_id": canary_id})
-        tell(shown)
-        if shown["state"] == "ended":
-            return shown
+        report = client.request(CANARY_SHOW, {"canary_id": canary_id})
+        show(report)
+        if report.state == "ended":
+            return report
         for news in client.news(_LOOK_EVERY_S):
             if isinstance(news.message, RunDocument) and news.message.run_id == canary_id:
                 break  # it is over: no need to wait

@@ -5,9 +5,11 @@ from __future__ import annotations
 import queue
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
+
+from pydantic import ValidationError
 
 from broker.session.endpoint import Endpoint
 from broker.session.inbox import Connected, SessionEvent, SessionFault
@@ -16,6 +18,10 @@ from broker.session.session import MqttSession
 from broker.session.signer import MessageSigner
 from broker.wire.messages import Message, OperatorReply, OperatorRequest, decode
 from broker.wire.topics import Address, Topics, parse
+from fl_server.operations.catalogue import DEVICES_LS, Operation, R
+from fl_server.operations.paging import AFTER, NEXT
+from fl_server.operations.results import DeviceRow
+from runtime.config import validate
 from runtime.errors import ConfigError, PeerError, RunNotCompleted, TransportError
 from runtime.security.identity import Identity
 from runtime.security.signing import PublicKey
@@ -87,44 +93,78 @@ class OperatorClient:
         """Return the way to the site's object store."""
         return Transfers(settings, tls=self._identity.store_trust)
 
+    def request(
+        self,
+        operation: Operation[Any, R],
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        timeout_s: float = 30.0,
+    ) -> R:
+        """Have the server do one operation; both ways are checked by the operation's models.
+
+        Raises:
+            ConfigError: the arguments are wrong, by these models or by what the server says.
+            RunNotCompleted: the server could not do it.
+            TransportError: no answer in time, or one that is no result of this operation.
+        """
+        given = validate(operation.arguments, arguments or {}, operation.name)
+        document = self.call(
+            operation.name, given.model_dump(mode="json", exclude_unset=True), timeout_s=timeout_s
+        )
+        try:
+            return operation.result.read(document)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise TransportError(
+                f"the server's answer to {operation.name!r} is not understood ({where}: "
+                f"{first['msg']}); is it of another version of Rengo?"
+            ) from error
+
     def call(
         self, operation: str, arguments: dict[str, Any] | None = None, *, timeout_s: float = 30.0
     ) -> dict[str, Any]:
-        """Ask the server for one operation, again and again until it answers.
+        """Have the server do one operation; return its result as it came, all pages of a list.
+
+        The request is sent again, with the same id, until it is answered: the server does it once.
 
         Raises:
             ConfigError: the server says that the request is wrong.
-            RunFailed: the server could not do it.
-            TransportError: no answer in time.
+            RunNotCompleted: the server could not do it.
+            TransportError: no answer in time, of one page where there are several.
         """
-        request = OperatorRequest(
-            request_id=secrets.token_hex(8), operation=operation, arguments=arguments or {}
-        )
+        request_id = secrets.token_hex(8)
+        result: dict[str, Any] = {}
+        after: str | None = ""
+        while after is not None:
+            given = {**(arguments or {}), **({AFTER: after} if after else {})}
+            request = OperatorRequest(request_id=request_id, operation=operation, arguments=given)
+            page = self._ask(request, timeout_s)
+            after = page.pop(NEXT, None)
+            for key, value in page.items():
+                result[key] = result[key] + value if key in result else value
+        return result
+
+    def _ask(self, request: OperatorRequest, timeout_s: float) -> dict[str, Any]:
         deadline = time.monotonic() + timeout_s
+        topic = self._topics.operator(self._identity.id, "request")
         while (left := deadline - time.monotonic()) > 0:
-            topic = self._topics.operator(self._identity.id, "request")
             self._session.publish(self._author.sign(topic, request))
             reply = self._await_reply(request.request_id, min(_ASK_AGAIN_S, left))
             if reply is not None:
                 return _result(reply)
         raise TransportError(
-            f"the server did not answer {operation!r} within {timeout_s:.0f} s; is it running?"
+            f"the server did not answer {request.operation!r} within {timeout_s:.0f} s; "
+            "is it running?"
         )
 
-    def devices(self, *, timeout_s: float = 30.0) -> list[dict[str, Any]]:
-        """Return every device that the server ever heard of, by id, page by page.
+    def devices(self, *, timeout_s: float = 30.0) -> list[DeviceRow]:
+        """Return every device that was ever admitted, by id.
 
         Raises:
             TransportError: a page did not come within ``timeout_s``.
         """
-        devices: list[dict[str, Any]] = []
-        more = True
-        while more:
-            after = {"after": devices[-1]["id"] if devices else ""}
-            page = self.call("devices_ls", after, timeout_s=timeout_s)
-            devices += page["devices"]
-            more = page["more"]
-        return devices
+        return self.request(DEVICES_LS, timeout_s=timeout_s).devices
 
     def news(self, timeout_s: float) -> Iterator[News]:
         """Yield what came meanwhile, then what comes within ``timeout_s``."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from fl_server.operations.catalogue import MODELS_URL, Operation, R
 from runtime.errors import ConfigError, Corrupt
 from runtime.files import atomic_write, file_sha256
 from runtime.security.signing import PublicKey
@@ -29,8 +30,8 @@ class Client(Protocol):
         """The key of the site's server."""
         ...
 
-    def call(self, operation: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Ask the server for one operation."""
+    def request(self, operation: Operation[Any, R], arguments: Mapping[str, Any]) -> R:
+        """Have the server do one operation; return its result."""
         ...
 
     def transfers(self, settings: TransferSettings) -> Transfers:
@@ -109,12 +110,12 @@ def ask(client: Client, name: str) -> DownloadOffer:
         ConfigError: the name means several.
         Corrupt: the manifest is not the server's, or not of what it offers.
     """
-    answer = client.call("models_url", {"name": name})
-    signed = answer["manifest"].encode()
+    found = client.request(MODELS_URL, {"name": name})
+    signed = found.manifest.encode()
     manifest = Manifest.decode(signed, client.server_key, f"manifest of {name}")
-    if manifest.sha256 != answer["sha256"] or manifest.name != answer["name"]:
-        raise Corrupt(f"manifest of {name}: the server offers {answer['name']} with another's")
-    return DownloadOffer(manifest, signed, answer["url"])
+    if manifest.sha256 != found.sha256 or manifest.name != found.name:
+        raise Corrupt(f"manifest of {name}: the server offers {found.name} with another's")
+    return DownloadOffer(manifest, signed, found.url)
 
 
 def bring(client: Client, offer: DownloadOffer, path: Path, watch: OnProgress | None = None) -> int:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 from broker.wire.messages import DeviceInfo, DeviceState, RunDocument, RunEvent
+from fl_server.operations.results import RunSummary
 from rengo.operator.client import News
 
 _ENDED = frozenset({"completed", "stopped", "failed"})
@@ -131,8 +131,8 @@ class RunProgress:
         Its document and its events travel apart, so the document may come before the last events.
         """
         last = self.events[-1].name if self.events else ""
-        patient_s = self.clock() - self._ended_s
-        return self.ended and (last in _LAST_EVENTS or patient_s > _EVENTS_GRACE_S)
+        since_end_s = self.clock() - self._ended_s
+        return self.ended and (last in _LAST_EVENTS or since_end_s > _EVENTS_GRACE_S)
 
     @property
     def ended(self) -> bool:
@@ -146,11 +146,11 @@ class RunProgress:
             number for number, each in self.rounds.items() if each.committed_s is not None
         )
 
-    def know(self, report: Mapping[str, Any]) -> None:
+    def know(self, summary: RunSummary) -> None:
         """Take in what only the run's definition says."""
-        self.cohort_size, self.bundled = report["cohort_size"], report["bundled"]
-        self._evaluate_on = report["evaluate_on"]
-        self._evaluate_every = report["evaluate_every"]
+        self.cohort_size, self.bundled = summary.cohort_size, summary.bundled
+        self._evaluate_on = summary.evaluate_on
+        self._evaluate_every = summary.evaluate_every
 
     @property
     def accuracies(self) -> dict[int, float]:

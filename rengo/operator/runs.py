@@ -14,6 +14,15 @@ from typing import Any
 from broker.wire.messages import DeviceState
 from fl_client.tasks.base import Task
 from fl_client.tasks.registry import load_task
+from fl_server.operations.catalogue import (
+    MODELS_SHOW,
+    MODELS_URL,
+    RUNS_PREPARE,
+    RUNS_RENEW,
+    RUNS_SHOW,
+    RUNS_SUBMIT,
+)
+from fl_server.operations.results import DeviceRow, RoundRow, RunReport, RunUpload
 from fl_server.runs.definition import parse_definition
 from rengo.operator.client import OperatorClient
 from rengo.operator.layout_match import fit
@@ -38,30 +47,36 @@ class RunResult:
     Attributes:
         accuracy: of the last measured version; None where nobody measured.
         history: a row for each round's attempt: outcome, seconds, included, refused, accuracy.
+        report: all that the server tells of it.
         model_path: the final model, once it was fetched.
     """
 
     run_id: str
     status: str
     accuracy: float | None
-    history: list[dict[str, Any]]
-    report: dict[str, Any]
+    history: list[RoundRow]
+    report: RunReport
     model_path: Path | None = None
 
     def document(self) -> dict[str, Any]:
         """Return the JSON document of ``--json``."""
         report = self.report
-        keys = ("run_id", "task", "rounds_completed", "accuracy", "loss")
-        device_keys = ("id", "profile", "engine", "rounds", "peak_rss_bytes")
+        device_keys = {"id", "profile", "engine", "rounds", "peak_rss_bytes"}
         return {
-            **{key: report[key] for key in keys},
+            "run_id": report.run_id,
+            "task": report.task,
+            "rounds_completed": report.rounds_completed,
+            "accuracy": report.accuracy,
+            "loss": report.loss,
             "model_path": None if self.model_path is None else str(self.model_path),
-            "model_sha256": report["model_sha256"],
-            "wall_s": report["wall_s"],
-            "round_s": report["round_s"],
-            "bytes_up": report["bytes_up"],
-            "bytes_down": report["bytes_down"],
-            "devices": [{key: row[key] for key in device_keys} for row in report["devices"]],
+            "model_sha256": report.model_sha256,
+            "wall_s": report.wall_s,
+            "round_s": report.round_s,
+            "bytes_up": report.bytes_up,
+            "bytes_down": report.bytes_down,
+            "devices": [
+                each.model_dump(mode="json", include=device_keys) for each in report.devices
+            ],
         }
 
 
@@ -89,38 +104,33 @@ def submit(
         path = Path(folder) / "initial.safetensors"
         with path.open("wb") as file:
             write_safetensors(weights, file)
-        arguments: dict[str, Any] = {
-            "definition": values,
-            "size_bytes": path.stat().st_size,
-            **parent_of(client, initial),
-        }
-        prepared = client.call("runs_prepare", arguments)
+        size_bytes = path.stat().st_size
+        wanted = {"definition": values, "size_bytes": size_bytes, **parent_of(client, initial)}
+        prepared = client.request(RUNS_PREPARE, wanted)
         with ThreadPoolExecutor(1, "hash") as beside:
             sha256 = beside.submit(file_sha256, path)
             _upload(client, prepared, path)
     # the server reads it once, and hashes it
-    patience_s = _SUBMIT_S + arguments["size_bytes"] / _READ_BYTES_S
-    run_id: str = prepared["run_id"]
-    submission = {"run_id": run_id, "sha256": sha256.result()}
-    client.call("runs_submit", submission, timeout_s=patience_s)
-    return run_id
+    patience_s = _SUBMIT_S + size_bytes / _READ_BYTES_S
+    submission = {"run_id": prepared.run_id, "sha256": sha256.result()}
+    return client.request(RUNS_SUBMIT, submission, timeout_s=patience_s).run_id
 
 
-def _upload(client: OperatorClient, prepared: Mapping[str, Any], path: Path) -> None:
-    def place(answer: Mapping[str, Any]) -> MultipartTarget:
-        parts = answer["parts"]
-        return MultipartTarget(
-            parts["upload_id"], parts["part_bytes"], parts["urls"], parts["complete_url"]
-        )
-
-    if "parts" not in prepared:
-        client.transfers().upload(prepared["url"], path, headers=prepared["headers"])
+def _upload(client: OperatorClient, prepared: RunUpload, path: Path) -> None:
+    if prepared.parts is None:
+        client.transfers().upload(prepared.url, path, headers=prepared.headers)
         return
+    run = {"run_id": prepared.run_id}
     client.transfers().upload_in_parts(
-        place(prepared),
-        path,
-        renew=lambda: place(client.call("runs_renew", {"run_id": prepared["run_id"]})),
+        _parts_of(prepared), path, renew=lambda: _parts_of(client.request(RUNS_RENEW, run))
     )
+
+
+def _parts_of(upload: RunUpload) -> MultipartTarget:
+    parts = upload.parts
+    if parts is None:
+        raise TransportError(f"the server takes version 0 of {upload.run_id} in parts no more")
+    return MultipartTarget(parts.upload_id, parts.part_bytes, parts.urls, parts.complete_url)
 
 
 def version_0(task: Task, seed: int, initial: FetchedVersion | None) -> Weights:
@@ -137,7 +147,7 @@ def parent_of(client: OperatorClient, initial: FetchedVersion | None) -> dict[st
         return {}
     sha256 = initial.manifest.sha256
     try:
-        client.call("models_show", {"name": sha256})
+        client.request(MODELS_SHOW, {"name": sha256})
     except ConfigError:
         return {}  # a file may outlive its version
     return {"parent": sha256}
@@ -166,17 +176,17 @@ def with_cohort_size(
     trainers = [
         device
         for device in client.devices()
-        if device["role"] == "trainer"
-        and device["status"] in {"ready", "training"}
-        and _takes(device, task_name, bundled="bundle" in definition)
+        if device.role == "trainer"
+        and device.status in {"ready", "training"}
+        and _can_run(device, task_name, bundled="bundle" in definition)
     ]
     return {**definition, "cohort": {**cohort, "size": max(1, len(trainers))}}
 
 
-def _takes(device: Mapping[str, Any], task_name: str, *, bundled: bool) -> bool:
+def _can_run(device: DeviceRow, task_name: str, *, bundled: bool) -> bool:
     """Whether a device has a task, or takes it as a bundle where the run has one."""
-    taken = {task_name, "*"}.intersection(device.get("bundles", ()))
-    return task_name in device["tasks"] or (bundled and bool(taken))
+    taken = {task_name, "*"}.intersection(device.bundles or ())
+    return task_name in device.tasks or (bundled and bool(taken))
 
 
 def wait_for_devices(
@@ -231,7 +241,7 @@ def _ready(client: OperatorClient, timeout_s: float) -> set[str]:
     except TransportError as error:
         _LOG.debug("who is ready is not known: %s", error)
         return set()
-    return {device["id"] for device in devices if device["status"] == "ready"}
+    return {device.id for device in devices if device.status == "ready"}
 
 
 def follow(
@@ -250,7 +260,8 @@ def follow(
         RunFailed: it ended without its model, and why.
     """
     follower = RunProgress(run_id, DeviceTable() if crowd is None else crowd)
-    follower.know(client.call("runs_show", {"run_id": run_id}))
+    run = {"run_id": run_id}
+    follower.know(client.request(RUNS_SHOW, run))
     while not follower.told:
         for news in client.news(_LOOK_EVERY_S):
             follower.take(news)
@@ -260,21 +271,19 @@ def follow(
                 break
         if watch is not None:
             watch(follower)
-    report = client.call("runs_show", {"run_id": run_id})
-    if report["status"] == "failed":
-        raise RunNotCompleted(f"run {run_id} failed: {report['reason']}")
-    return RunResult(run_id, report["status"], report["accuracy"], report["history"], report)
+    report = client.request(RUNS_SHOW, run)
+    if report.status == "failed":
+        raise RunNotCompleted(f"run {run_id} failed: {report.reason}")
+    return RunResult(run_id, report.status, report.accuracy, report.history, report)
 
 
 def fetch_model(client: OperatorClient, result: RunResult, output: Path) -> RunResult:
     """Bring the run's model to ``output/{run_id}/model.safetensors``."""
-    reference = client.call("models_url", {"name": result.run_id})
+    model = client.request(MODELS_URL, {"name": result.run_id})
     path = output / result.run_id / "model.safetensors"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"{path.parent} cannot be made: {error.strerror}") from error
-    client.transfers().download(
-        reference["url"], path, sha256=reference["sha256"], size=reference["size_bytes"]
-    )
+    client.transfers().download(model.url, path, sha256=model.sha256, size=model.size_bytes)
     return replace(result, model_path=path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fl_client.identity.enrolment import enroll
+from fl_server.operations.catalogue import DEVICES_INVITE
 from rengo.operator.client import OperatorClient
 from rengo.site.folder import SiteFolder
 from runtime.broker_url import parse_url
@@ -33,6 +34,6 @@ def join(folder: SiteFolder, name: str, server: str | None) -> Path:
         )
     wanted = {"group": "", "project": "default", "uses": 1, "lifetime_s": _LIFETIME_S}
     with OperatorClient(operators[0]) as client:
-        made = client.call("devices_invite", wanted)
-    token = JoinToken.parse(made["token"])
-    return enroll(parse_url(server or made["url"]), token, folder.identities, name).path
+        made = client.request(DEVICES_INVITE, wanted)
+    token = JoinToken.parse(made.token)
+    return enroll(parse_url(server or made.url), token, folder.identities, name).path

@@ -14,6 +14,7 @@ from typing import IO, Any, Self
 
 from fl_client.tasks.base import Task
 from fl_client.tasks.registry import load_task
+from fl_server.operations.catalogue import DEVICES_ADMIT, SERVER_INFO
 from rengo.operator.client import OperatorClient
 from rengo.operator.models import load
 from rengo.operator.progress import DeviceTable, RunProgress
@@ -110,7 +111,7 @@ class Site:
         with self.connect() as client:
             while True:
                 try:
-                    client.call("server_info", timeout_s=_LOOK_EVERY_S)
+                    client.request(SERVER_INFO, timeout_s=_LOOK_EVERY_S)
                 except TransportError:
                     if time.monotonic() > deadline:
                         raise
@@ -122,7 +123,7 @@ class Site:
         """Raise what the server's process said, when it has ended."""
         if self._supervisor.restarts()["server"] == 0:
             return
-        said = self.children["server"].last_line().removeprefix("rengo: ")
+        said = self.children["server"].explanation().removeprefix("rengo: ")
         raise ConfigError(f"the server does not start: {said}")
 
     def connect(self) -> OperatorClient:
@@ -163,7 +164,7 @@ class Site:
         with self.connect() as client:
             for start in range(0, len(devices), _ADMITTED_AT_ONCE):
                 page = devices[start : start + _ADMITTED_AT_ONCE]
-                client.call("devices_admit", {"devices": page})
+                client.request(DEVICES_ADMIT, {"devices": page})
 
     def check_processes(self) -> None:
         """Raise where the server or a device keeps ending.
@@ -174,7 +175,7 @@ class Site:
         for name, restarts in self._supervisor.restarts().items():
             child = self.children.get(name)
             if child is not None and restarts >= _STARTS_TRIED:
-                raise TransportError(f"{child.name} does not stay up: {child.last_line()}")
+                raise TransportError(f"{child.name} does not stay up: {child.explanation()}")
 
     def stop_device(self, name: str) -> None:
         """Stop a device's process."""

@@ -45,8 +45,8 @@ def loading_lines(model: Path) -> list[str]:
 
 def _verdict(result: RunResult) -> str:
     report = result.report
-    rounds = wording.count(report["rounds_completed"], "round")
-    took = wording.duration(report["wall_s"])
+    rounds = wording.count(report.rounds_completed, "round")
+    took = wording.duration(report.wall_s)
     ended = "Done" if result.status == "completed" else result.status.capitalize()
     if result.accuracy is None:
         return f"{ended}: {rounds} in {took}; the accuracy was not measured."
@@ -55,13 +55,11 @@ def _verdict(result: RunResult) -> str:
 
 def _plot(result: RunResult, model: Path) -> str:
     """Return where the plot lies, or why there is none: a run never fails for its plot."""
-    accuracies = {
-        row["round"]: row["accuracy"] for row in result.history if row["accuracy"] is not None
-    }
+    accuracies = {row.round: row.accuracy for row in result.history if row.accuracy is not None}
     if not accuracies:
         return "none: the accuracy was not measured"
     path = model.with_name("accuracy.png")
-    title = f"{result.report['task']} by {result.report['algorithm']}, {result.run_id}"
+    title = f"{result.report.task} by {result.report.algorithm}, {result.run_id}"
     try:
         draw_accuracy(accuracies, title, path)
     except (MissingExtra, OSError) as error:

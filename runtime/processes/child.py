@@ -15,15 +15,17 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO, cast
 
 from runtime.errors import ConfigError, TransportError
 
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 _POLL_S = 0.02
+_LOG_TAIL_BYTES = 4000
 
 
-def die_with_parent() -> None:
+def _die_with_parent() -> None:
     """Ask the kernel to end this process when the thread that started it ends (Linux only).
 
     The kernel watches the thread, not the process: start children from a thread that stays.
@@ -35,13 +37,17 @@ def die_with_parent() -> None:
 class Child:
     """One child process with its output in a log file.
 
+    It has a process group of its own, so that Ctrl-C on the terminal reaches only the parent, which
+    then stops its children in order. One thread starts it and must outlive it; the other methods
+    may be called from any thread.
+
     Args:
         name: what a person calls it, for messages.
         argv: the command; it must hold no secret.
         log: where stdout and stderr go (created 0600, appended).
         environment: replaces the inherited environment where given.
-        own_group: a process group of its own, so that Ctrl-C on the terminal reaches only the
-            parent, which then stops its children in order.
+        pipes: its stdin and stdout are pipes, and only stderr goes to the log.
+        log_max_bytes: a log longer than this is emptied at the start.
     """
 
     def __init__(
@@ -52,14 +58,16 @@ class Child:
         *,
         environment: Mapping[str, str] | None = None,
         cwd: Path | None = None,
-        own_group: bool = True,
+        pipes: bool = False,
+        log_max_bytes: int | None = None,
     ) -> None:
         self.name = name
         self._argv = list(argv)
         self.log = log
         self._environment = None if environment is None else dict(environment)
         self._cwd = cwd
-        self._own_group = own_group
+        self._pipes = pipes
+        self._log_max_bytes = log_max_bytes
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -79,34 +87,55 @@ class Child:
         """Whether the process is alive now."""
         return self._process is not None and self._process.poll() is None
 
+    @property
+    def stdin(self) -> BinaryIO:
+        """The pipe to a started process that has ``pipes``."""
+        assert self._process is not None
+        return cast("BinaryIO", self._process.stdin)
+
+    @property
+    def stdout(self) -> BinaryIO:
+        """The pipe from a started process that has ``pipes``."""
+        assert self._process is not None
+        return cast("BinaryIO", self._process.stdout)
+
     def start(self) -> None:
         """Start the process; it must not be running.
 
         Raises:
-            ConfigError: its program cannot be run.
+            ConfigError: its program cannot be run, or its log cannot be written.
         """
         if self.running:
             raise TransportError(f"{self.name} is already running as pid {self.pid}")
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
-            self._process = subprocess.Popen(
+            self._process = self._popen()
+        except OSError as error:
+            path = error.filename or self._argv[0]
+            raise ConfigError(f"{self.name} cannot be started: {path}: {error.strerror}") from error
+
+    def _popen(self) -> subprocess.Popen[bytes]:
+        log = self._open_log()
+        try:
+            return subprocess.Popen(
                 self._argv,
-                stdin=subprocess.DEVNULL,
-                stdout=descriptor,
-                stderr=descriptor,
+                stdin=subprocess.PIPE if self._pipes else subprocess.DEVNULL,
+                stdout=subprocess.PIPE if self._pipes else log,
+                stderr=log,
                 env=self._environment,
                 cwd=self._cwd,
                 # one prctl call, no allocation and no lock: safe between fork and exec
-                preexec_fn=die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509
-                process_group=0 if self._own_group else None,
+                preexec_fn=_die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509
+                process_group=0,
             )
-        except OSError as error:
-            raise ConfigError(
-                f"{self.name} cannot be started: {self._argv[0]}: {error.strerror}"
-            ) from error
         finally:
-            os.close(descriptor)
+            os.close(log)
+
+    def _open_log(self) -> int:
+        self.log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        if self._log_max_bytes is not None and os.fstat(descriptor).st_size > self._log_max_bytes:
+            os.ftruncate(descriptor, 0)
+        return descriptor
 
     def wait_ready(self, ready: Callable[[], bool], timeout_s: float) -> None:
         """Return when ``ready()`` holds.
@@ -117,23 +146,38 @@ class Child:
         deadline = time.monotonic() + timeout_s
         while not ready():
             if not self.running:
-                raise TransportError(
-                    f"{self.name} ended at start with status {self.returncode}: {self.last_line()}"
-                )
+                ended = f"{self.name} ended at start with status {self.returncode}"
+                raise TransportError(f"{ended}: {self.explanation()}")
             if time.monotonic() > deadline:
-                raise TransportError(
-                    f"{self.name} was not ready within {timeout_s:.0f} s: {self.last_line()}"
-                )
+                late = f"{self.name} was not ready within {timeout_s:.0f} s"
+                raise TransportError(f"{late}: {self.explanation()}")
             time.sleep(_POLL_S)
 
     def last_line(self) -> str:
-        """Return the last line of the log that is not empty."""
+        """Return the last line of the log that is not blank, "" when there is none."""
         try:
-            tail = self.log.read_bytes()[-4000:]
+            with self.log.open("rb") as log:
+                log.seek(max(0, log.seek(0, os.SEEK_END) - _LOG_TAIL_BYTES))
+                lines = log.read().decode("utf-8", "replace").splitlines()
         except FileNotFoundError:
-            return f"no log at {self.log}"
-        lines = [line for line in tail.decode("utf-8", "replace").splitlines() if line.strip()]
-        return lines[-1] if lines else f"nothing in {self.log}"
+            return ""
+        return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+    def explanation(self) -> str:
+        """Return the last line of the log, or that there is none, for a message."""
+        return self.last_line() or f"its log {self.log} is empty"
+
+    def wait(self, timeout_s: float | None = None) -> int:
+        """Wait for the end of a started process; return its exit status.
+
+        Raises:
+            TimeoutError: it did not end within ``timeout_s``.
+        """
+        assert self._process is not None
+        try:
+            return self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            raise TimeoutError(f"{self.name} did not end within {timeout_s} s") from None
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the process, if it runs."""
@@ -141,19 +185,22 @@ class Child:
             self._process.send_signal(number)
 
     def kill(self) -> None:
-        """End the process at once (SIGKILL) and reap it."""
+        """End the process and its group at once (SIGKILL) and reap it."""
         if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
+            if self._process.poll() is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
 
     def stop(self, grace_s: float = 10.0) -> None:
         """Ask the process to end, kill it after ``grace_s``, and reap it."""
-        if self._process is None:
-            return
-        if self._process.poll() is None:
-            self._process.terminate()
-            try:
-                self._process.wait(grace_s)
-            except subprocess.TimeoutExpired:
-                self.kill()
+        if self._process is not None:
+            self.signal(signal.SIGTERM)
+            self.end_within(grace_s)
+
+    def end_within(self, grace_s: float) -> None:
+        """Wait for the end of a started process, and kill it after ``grace_s``."""
+        try:
+            self.wait(grace_s)
+        except TimeoutError:
+            self.kill()

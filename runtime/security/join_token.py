@@ -51,6 +51,13 @@ class JoinToken:
         """Return a new token."""
         return cls(secrets.token_bytes(_SECRET_BYTES), domain, server_key, ca_fingerprint)
 
+    @classmethod
+    def of(
+        cls, secret: bytes, domain: str, server_key: PublicKey, ca_fingerprint: str = ""
+    ) -> JoinToken:
+        """Return the token that a longer secret gives."""
+        return cls(secret[:_SECRET_BYTES], domain, server_key, ca_fingerprint)
+
     @property
     def id(self) -> str:
         """The token's name, no secret: the claimant's user at the broker and its topic level."""

@@ -1,9 +1,9 @@
-"""An archive in one form: a zip of stored files whose every byte follows from its members.
+"""A canonical archive: a zip of uncompressed files whose every byte follows from its members.
 
-What is written can be listed by any unzip. What is read must be what would be written, byte for
-byte, so a hostile archive has nowhere to hide: no compression, no links, no comments, no second
-entry for a name, no bytes between or behind the members, no header that says something else in
-another place. The same members give the same archive on every machine.
+Any unzip can list it. Reading accepts only what writing produces, byte for byte, so that a hostile
+archive can hide nothing: no compression, no links, no comments, no second entry for a name, no
+bytes between or after the members, no headers that contradict each other. The same members give the
+same archive on every machine.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _LOCAL = struct.Struct("<4s5H3I2H")
 _CENTRAL = struct.Struct("<4s6H3I5H2I")
 _END = struct.Struct("<4s4H2IH")
 _VERSION, _UNIX = 20, 0x0314
-_DAY = 0x21  # 1 January 1980, the first that a zip can say
+_DAY = 0x21  # 1 January 1980, the first day that a zip can have
 _FILE_MODE = 0o100644 << 16
 Source: TypeAlias = bytes | Path
 
 
 @dataclass(frozen=True)
 class Member:
-    """One file of an archive: its name, where its bytes begin, how many and their CRC-32."""
+    """One file of an archive: its name, the offset and the number of its bytes, their CRC-32."""
 
     name: str
     start: int
@@ -44,12 +44,12 @@ class Member:
 
 
 def is_name(name: str) -> bool:
-    """Whether a member may be called so: a plain relative path, no part of which hides."""
+    """Whether it is a valid name of a member: a plain relative path without hidden parts."""
     return len(name) <= MAX_NAME_CHARS and _NAME.fullmatch(name) is not None
 
 
 def require_names(names: Sequence[str], where: str) -> None:
-    """Return when files of these names can lie in one folder on any system.
+    """Raise unless files of these names can be in one folder on any system.
 
     Raises:
         Corrupt: too many, a name that is not allowed, one twice, or a file that is a folder too.
@@ -61,7 +61,7 @@ def require_names(names: Sequence[str], where: str) -> None:
     for name in names:
         if not is_name(name):
             raise Corrupt(f"{where}: the name {name!r} is not allowed")
-        # some systems take two spellings for one file
+        # some systems treat names that differ in case as one file
         folded = name.casefold()
         parts = folded.split("/")
         folders |= {"/".join(parts[:count]) for count in range(1, len(parts))}
@@ -76,26 +76,26 @@ def write_archive(out: BinaryIO, sources: Sequence[tuple[str, Source]]) -> None:
     """Write files under their names, in the given order.
 
     Raises:
-        Corrupt: the names cannot be used, or the whole is too large.
+        Corrupt: the names are not valid, or the archive is too large.
         ConfigError: a file changed while it was read.
     """
     require_names([name for name, _ in sources], "archive")
-    place = 0
+    offset = 0
     members = []
     for name, source in sources:
         size, crc = _measure(source)
-        member = Member(name, place + _LOCAL.size + len(name), size, crc)
+        member = Member(name, offset + _LOCAL.size + len(name), size, crc)
         _require_size(member.start + size)
         out.write(_local(member))
         if _copy(source, out) != (size, crc):
             raise ConfigError(f"{source!s:.200} changed while it was packed")
         members.append(member)
-        place = member.start + size
-    out.write(_directory(members, place))
+        offset = member.start + size
+    out.write(_directory(members, offset))
 
 
 def read_archive(file: BinaryIO, where: str) -> list[Member]:
-    """Return an archive's members once every byte of the file was checked. Memory is bounded.
+    """Return an archive's members after every byte of the file was checked, in bounded memory.
 
     Args:
         where: names the file in the error.
@@ -104,32 +104,32 @@ def read_archive(file: BinaryIO, where: str) -> list[Member]:
         Corrupt: it is not what :func:`write_archive` writes.
     """
     members: list[Member] = []
-    place = 0
+    offset = 0
     file.seek(0)
     while len(header := file.read(_LOCAL.size)) == _LOCAL.size and header[:4] == b"PK\3\4":
         if len(members) == MAX_MEMBERS:
             raise Corrupt(f"{where}: more than {MAX_MEMBERS} files")
-        member = _member(file, header, place, where)
+        member = _member(file, header, offset, where)
         _require_size(member.start + member.size)
         if _crc_of(file, member.size) != member.crc:
             raise Corrupt(f"{where}: {member.name} is damaged or cut short")
         members.append(member)
-        place = member.start + member.size
+        offset = member.start + member.size
     require_names([member.name for member in members], where)
     if not members:
         raise Corrupt(f"{where}: not such an archive")
-    expected = _directory(members, place)
-    file.seek(place)
+    expected = _directory(members, offset)
+    file.seek(offset)
     if file.read(len(expected) + 1) != expected:
-        raise Corrupt(f"{where}: something stands behind its last file that does not belong there")
+        raise Corrupt(f"{where}: there are bytes after its last file that do not belong there")
     return members
 
 
 def first_member(file: BinaryIO, where: str, most: int) -> tuple[Member, bytes]:
-    """Return the first member and its bytes; nothing behind it is read.
+    """Return the first member and its bytes; nothing after it is read.
 
     Raises:
-        Corrupt: it is not there, damaged, or larger than ``most``.
+        Corrupt: it is missing, damaged, or larger than ``most``.
     """
     file.seek(0)
     header = file.read(_LOCAL.size)
@@ -145,7 +145,7 @@ def first_member(file: BinaryIO, where: str, most: int) -> tuple[Member, bytes]:
 
 
 def blocks(file: BinaryIO, member: Member) -> Iterator[bytes]:
-    """Yield a member's bytes; they were checked before."""
+    """Yield a member's bytes, which were checked before."""
     file.seek(member.start)
     left = member.size
     while left > 0 and (block := file.read(min(left, _BLOCK_BYTES))):
@@ -153,15 +153,15 @@ def blocks(file: BinaryIO, member: Member) -> Iterator[bytes]:
         yield block
 
 
-def _member(file: BinaryIO, header: bytes, place: int, where: str) -> Member:
-    """Return the member whose local header this is; its name is read, its bytes are not."""
+def _member(file: BinaryIO, header: bytes, offset: int, where: str) -> Member:
+    """Return the member of a local header; its name is read, its bytes are not."""
     fields = _LOCAL.unpack(header)
     crc, size, length = fields[6], fields[8], fields[9]
     raw = file.read(min(length, MAX_NAME_CHARS + 1))
     name = raw.decode("ascii", "replace")
     if not is_name(name):
         raise Corrupt(f"{where}: the name {name[:MAX_NAME_CHARS]!r} is not allowed")
-    member = Member(name, place + _LOCAL.size + len(raw), size, crc)
+    member = Member(name, offset + _LOCAL.size + len(raw), size, crc)
     if _local(member) != header + raw:
         raise Corrupt(f"{where}: {name} is not stored as a bundle stores its files")
     return member
@@ -172,8 +172,8 @@ def _local(member: Member) -> bytes:
     return _LOCAL.pack(b"PK\3\4", *fixed) + member.name.encode()
 
 
-def _directory(members: Sequence[Member], place: int) -> bytes:
-    """Return all that stands behind the members."""
+def _directory(members: Sequence[Member], offset: int) -> bytes:
+    """Return everything after the members."""
     entries = b""
     for member in members:
         name = member.name.encode()
@@ -186,7 +186,7 @@ def _directory(members: Sequence[Member], place: int) -> bytes:
             + name
         )
     count = len(members)
-    return entries + _END.pack(b"PK\5\6", 0, 0, count, count, len(entries), place, 0)
+    return entries + _END.pack(b"PK\5\6", 0, 0, count, count, len(entries), offset, 0)
 
 
 def _require_size(size: int) -> None:
@@ -195,7 +195,7 @@ def _require_size(size: int) -> None:
 
 
 def _crc_of(file: BinaryIO, size: int) -> int:
-    """Return the CRC-32 of the next ``size`` bytes, or -1 where there are not as many."""
+    """Return the CRC-32 of the next ``size`` bytes, or -1 where there are fewer."""
     crc, left = 0, size
     while left > 0:
         block = file.read(min(left, _BLOCK_BYTES))

@@ -1,10 +1,10 @@
-"""Task bundles: a task's code with a manifest that says what it is and holds, signed by a person.
+"""Task bundles: a task's code with a manifest, signed by a person.
 
     bundle.json          {"signed": "<the manifest>", "key": "<hex>", "signature": "<hex>"}
     task/…               the files, each named in the manifest with its sha256
 
-Who signed is in the file, who is trusted is not: that is the device's own setting. ``key`` and
-``signature`` are empty in a bundle that nobody has signed yet.
+The file names its signer; whom to trust is a setting of the device. ``key`` and ``signature`` are
+empty in a bundle that is not signed yet.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ MANIFEST = "bundle.json"
 FILES = "task/"
 MAX_MANIFEST_BYTES = 192 << 10
 MAX_FILES = 511
+MAX_BUNDLE_BYTES = 256 << 20
 _PURPOSE = b"rengo-bundle-1\0"
 _VERSION = r"[0-9]+(?:\.[0-9]+){0,3}"
 # a name with extras and versions: no URL, no path, no option
@@ -48,12 +49,12 @@ _REQUIREMENT = re.compile(
 Milliseconds = Annotated[int, Field(ge=0, lt=1 << 53)]
 
 
-class _Part(BaseModel):
+class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)
 
 
-class Dependency(_Part):
-    """A package that the task needs, and the sha256 of what may be installed, if that is said."""
+class Dependency(_Model):
+    """A package that the task needs, with the sha256 of its installable files, if given."""
 
     requirement: Annotated[str, Field(min_length=1, max_length=300)]
     hashes: Annotated[list[Sha256], Field(max_length=64)] = []
@@ -65,7 +66,7 @@ class Dependency(_Part):
         return self
 
 
-class PackedFile(_Part):
+class PackedFile(_Model):
     """One file of a bundle, by its path below the task's folder."""
 
     path: Annotated[str, Field(min_length=1, max_length=190)]
@@ -73,17 +74,17 @@ class PackedFile(_Part):
     size_bytes: Annotated[int, Field(ge=0, lt=1 << 32)]
 
 
-class BundleManifest(_Part):
-    """What a bundle is and holds.
+class BundleManifest(_Model):
+    """What is in a bundle, and what it needs.
 
     Attributes:
         name: the task's name on the network.
         version: the author's, for people.
-        entry: the file that holds the class, and ``class_name``: data, never an import path.
+        entry: the file of the class ``class_name``; both are data, never an import path.
         created_ms: by the packer's clock, for people.
-        expires_ms: from when on no device may run it; 0 for never.
+        expires_ms: when devices stop running it; 0 for never.
         rengo: the oldest version of Rengo that it runs with.
-        memory_bytes: what training needs on a device at least; 0 where the author does not say.
+        memory_bytes: the least that training needs on a device; 0 where the author gives none.
     """
 
     format: Literal[1] = 1
@@ -99,7 +100,7 @@ class BundleManifest(_Part):
     memory_bytes: Annotated[int, Field(ge=0, lt=1 << 50)] = 0
 
     @model_validator(mode="after")
-    def _hangs_together(self) -> BundleManifest:
+    def _is_consistent(self) -> BundleManifest:
         paths = [file.path for file in self.files]
         for path in paths:
             if not is_name(FILES + path):
@@ -112,13 +113,13 @@ class BundleManifest(_Part):
 
     @property
     def size_bytes(self) -> int:
-        """What its files take on a disk."""
+        """The size of its files together."""
         return sum(file.size_bytes for file in self.files)
 
 
 @dataclass(frozen=True)
 class SignedManifest:
-    """A manifest and who signed it; ``signer`` is None where nobody has."""
+    """A manifest and its signer, None where it is not signed."""
 
     manifest: BundleManifest
     text: str
@@ -126,7 +127,7 @@ class SignedManifest:
     signature: str = ""
 
 
-class _BundleEnvelope(_Part):
+class _BundleEnvelope(_Model):
     signed: Annotated[str, Field(max_length=MAX_MANIFEST_BYTES)]
     key: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
     signature: Annotated[str, Field(pattern=r"^([0-9a-f]{128})?$")]
@@ -140,7 +141,7 @@ def sign(manifest: BundleManifest, key: SecretKey) -> SignedManifest:
 
 
 def unsigned(manifest: BundleManifest) -> SignedManifest:
-    """Return the manifest as it is before anybody signs it."""
+    """Return the manifest without a signature."""
     return SignedManifest(manifest, manifest.model_dump_json())
 
 
@@ -166,10 +167,10 @@ def write_bundle(out: BinaryIO, signed: SignedManifest, sources: Sequence[Source
 
 
 def read_manifest(file: BinaryIO, where: str) -> SignedManifest:
-    """Return a bundle's manifest when its signature is its signer's; its files are not read.
+    """Return a bundle's manifest with its signature verified; its files are not read.
 
     Raises:
-        Corrupt: it is not a bundle, or the manifest is not what was signed.
+        Corrupt: it is not a bundle, or the signature is not that of the manifest.
     """
     member, data = first_member(file, where, MAX_MANIFEST_BYTES)
     if member.name != MANIFEST:
@@ -178,13 +179,13 @@ def read_manifest(file: BinaryIO, where: str) -> SignedManifest:
 
 
 def decode_manifest(data: bytes, where: str) -> SignedManifest:
-    """Return the manifest that ``bundle.json`` holds; see :func:`read_manifest`."""
+    """Return the manifest in the bytes of ``bundle.json``; see :func:`read_manifest`."""
     try:
         envelope = _BundleEnvelope.model_validate_json(data)
         manifest = BundleManifest.model_validate_json(envelope.signed)
         if not envelope.key:
             if envelope.signature:
-                raise Corrupt(f"{where}: a signature of nobody's")
+                raise Corrupt(f"{where}: a signature without a key")
             return SignedManifest(manifest, envelope.signed)
         signer = PublicKey(envelope.key)
         signer.verify(bytes.fromhex(envelope.signature), _PURPOSE + envelope.signed.encode())
@@ -197,10 +198,10 @@ def decode_manifest(data: bytes, where: str) -> SignedManifest:
 
 
 def read_bundle(file: BinaryIO, where: str) -> tuple[SignedManifest, list[Member]]:
-    """Return a bundle's manifest and files when all of it is what the manifest says.
+    """Return a bundle's manifest and members, with every file verified.
 
     Raises:
-        Corrupt: it is not.
+        Corrupt: a file is not what the manifest says.
     """
     signed = read_manifest(file, where)
     first, *members = read_archive(file, where)
@@ -220,7 +221,7 @@ def read_bundle(file: BinaryIO, where: str) -> tuple[SignedManifest, list[Member
 
 
 def unpack(file: BinaryIO, members: Sequence[Member], folder: Path) -> None:
-    """Write a checked bundle's files below ``folder``, which must be empty; nobody may write them.
+    """Write a verified bundle's files, read-only, below ``folder``, which must be empty.
 
     Args:
         members: as :func:`read_bundle` returned them.

@@ -23,7 +23,7 @@ def load(name: str, settings: Mapping[str, Any] | None = None) -> Codec:
     Raises:
         ConfigError: no such codec, or it has no such setting; the text lists the choices.
     """
-    # the listing decides what is imported, never the name itself: it may come from a peer
+    # only a listed name is imported: it may come from a peer
     if name not in names():
         raise ConfigError(f"codec {name[:64]!r} is not one of {', '.join(names())}")
     module = importlib.import_module(f"{__name__}.{name}")

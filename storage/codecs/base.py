@@ -1,4 +1,4 @@
-"""What a codec is: how a block of an update's vector becomes bytes and comes back. Pure."""
+"""The interface of a codec, which encodes a block of an update's vector and decodes it. Pure."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ Buffer = bytes | bytearray | memoryview
 
 @dataclass(frozen=True)
 class Codec(abc.ABC):
-    """One way to write a block; a subclass's fields are its settings, all with defaults.
+    """One encoding of a block; a subclass's fields are its settings, all with defaults.
 
-    Decoding needs no settings: the bytes and the count say all.
+    Decoding needs no settings, only the bytes and the count.
     """
 
     lossless: ClassVar[bool]
@@ -23,7 +23,7 @@ class Codec(abc.ABC):
 
     @abc.abstractmethod
     def max_bytes(self, count: int) -> int:
-        """Return the most bytes that a block of ``count`` parameters may take."""
+        """Return the most bytes of an encoded block of ``count`` parameters."""
 
     @abc.abstractmethod
     def error_bound(self, block: Vector) -> float:

@@ -1,7 +1,7 @@
-"""What a bucket says of a project's versions: one listing, and a GET for each unknown document.
+"""Reads a project's versions from a bucket: one listing, and a GET for each document not cached.
 
-Whatever else wrote to the bucket, reading it never fails for what stands there: a document that is
-damaged, signed by another or out of its place counts as not there, and is named.
+The contents of the bucket never make the scan fail: a document that is damaged, signed by another
+key or stored at a wrong key counts as absent and is reported.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _READERS = 8
 
 @dataclass(frozen=True)
 class Document:
-    """A stored file with the ETag that a listing shows of it."""
+    """A stored file with the ETag of a listing."""
 
     key: str
     etag: str
@@ -31,81 +31,81 @@ class Document:
 
 
 class DocumentCache(Protocol):
-    """Documents as they were read, so that a rebuild reads only what is new. Never trusted."""
+    """Documents of earlier scans, so that a scan reads only new ones. They are verified again."""
 
     def get(self, wanted: Mapping[str, str]) -> dict[str, bytes]:
-        """Return by key the documents that are held with the given ETag and no other."""
+        """Return by key the cached documents whose ETag is the given one."""
         ...
 
     def put(self, documents: Iterable[Document]) -> None:
-        """Hold the documents in the place of older ones."""
+        """Cache the documents instead of older ones."""
         ...
 
     def forget(self, keys: Iterable[str]) -> None:
-        """Drop the documents."""
+        """Remove the documents from the cache."""
         ...
 
 
 @dataclass
 class RegistryScan:
-    """What a listing came to.
+    """The result of a scan.
 
     Attributes:
-        versions: those with a sound manifest and a model in the store.
-        unreadable: versions of which a manifest or record is there that cannot be believed.
-        strays: records' keys that belong to none of the versions.
-        read: documents that the cache did not hold.
-        lines: what was wrong, for people.
+        versions: those with a valid manifest and a model in the store.
+        unreadable: versions with a manifest or record that is not valid.
+        orphan_records: the keys of records without a version.
+        fetched: documents that the cache did not have.
+        problems: what was wrong, for people.
     """
 
     versions: list[Version] = field(default_factory=list)
     unreadable: set[VersionKey] = field(default_factory=set)
-    strays: set[str] = field(default_factory=set)
-    read: list[Document] = field(default_factory=list)
-    lines: list[str] = field(default_factory=list)
+    orphan_records: set[str] = field(default_factory=set)
+    fetched: list[Document] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
 
 
-def read_catalogue(
+def scan_registry(
     store: Objects, project: str, key: PublicKey, cache: DocumentCache | None
 ) -> RegistryScan:
-    """Return what the store holds of a project's versions.
+    """Return a project's versions in the store.
 
     Raises:
-        Unavailable, AccessDenied: nothing can be said.
+        Unavailable, AccessDenied: the store could not be read.
     """
-    return _Reading(store, project, key, cache).catalogue()
+    return _Scanner(store, project, key, cache).scan()
 
 
 def read_record(store: Objects, key: PublicKey, manifest: Manifest) -> Record:
-    """Return a version's record as it stands in the store.
+    """Return a version's record in the store.
 
     Raises:
         NotFound: it has none.
-        Corrupt: it cannot be believed.
+        Corrupt: it is not valid.
     """
-    where = RunKeys(manifest.project, manifest.run_id).record(manifest.version)
-    record = Record.decode(_fetch(store, where), key, where)
-    wrong = _wrong_of_record(record, manifest, where)
-    if wrong:
-        raise Corrupt(wrong)
+    record_key = RunKeys(manifest.project, manifest.run_id).record(manifest.version)
+    record = Record.decode(_fetch(store, record_key), key, record_key)
+    problem = _record_mismatch(record, manifest, record_key)
+    if problem:
+        raise Corrupt(problem)
     return record
 
 
 def new_record(manifest: Manifest) -> Record:
-    """Return what holds of a version that has no record."""
+    """Return the record of a version that has none in the store."""
     return Record(run_id=manifest.run_id, version=manifest.version, sha256=manifest.sha256)
 
 
 @dataclass
-class _Place:
-    """Which of a version's objects the listing shows."""
+class _ListedObjects:
+    """A version's objects in the listing."""
 
     manifest: ObjectInfo | None = None
     record: ObjectInfo | None = None
     model: ObjectInfo | None = None
 
 
-class _Reading:
+class _Scanner:
     def __init__(
         self, store: Objects, project: str, key: PublicKey, cache: DocumentCache | None
     ) -> None:
@@ -116,47 +116,47 @@ class _Reading:
         self._found = RegistryScan()
         self._manifests: dict[str, Manifest] = {}
         self._records: dict[str, Record] = {}
-        self._wrong: dict[str, str] = {}
+        self._problem_of: dict[str, str] = {}
 
-    def catalogue(self) -> RegistryScan:
-        places = self._places()
+    def scan(self) -> RegistryScan:
+        listed = self._list()
         self._read(
             [
                 info
-                for place in places.values()
-                for info in (place.manifest, place.record)
+                for objects in listed.values()
+                for info in (objects.manifest, objects.record)
                 if info is not None
             ]
         )
-        for run_id, number in sorted(places):
-            self._take(RunKeys(self._project, run_id), number, places[run_id, number])
+        for run_id, number in sorted(listed):
+            self._add_version(RunKeys(self._project, run_id), number, listed[run_id, number])
         return self._found
 
-    def _places(self) -> dict[VersionKey, _Place]:
-        places: dict[VersionKey, _Place] = {}
+    def _list(self) -> dict[VersionKey, _ListedObjects]:
+        listed: dict[VersionKey, _ListedObjects] = {}
         for info in self._store.list(runs_prefix(self._project)):
             keys = RunKeys.of(info.key)
             number = None if keys is None else keys.version_of(info.key)
             if keys is None or number is None:
                 continue
-            place = places.setdefault((keys.run_id, number), _Place())
+            objects = listed.setdefault((keys.run_id, number), _ListedObjects())
             if info.key == keys.manifest(number):
-                place.manifest = info
+                objects.manifest = info
             elif info.key == keys.record(number):
-                place.record = info
+                objects.record = info
             elif info.key == keys.version(number):
-                place.model = info
+                objects.model = info
             elif info.key != keys.state(number):
-                self._found.lines.append(f"{info.key}: no key that Rengo writes")
-        return places
+                self._found.problems.append(f"{info.key}: no key that Rengo writes")
+        return listed
 
     def _read(self, documents: list[ObjectInfo]) -> None:
-        """Decode the documents: from the cache where it holds them and they are sound."""
+        """Decode the documents: from the cache where it has them and they are valid."""
         if self._cache is not None:
-            # no ETag, no way to tell one revision from the next
+            # without an ETag one revision cannot be told from the next
             wanted = {info.key: info.etag for info in documents if info.etag}
-            for where, held in self._cache.get(wanted).items():
-                self._decode(where, held)
+            for key, cached in self._cache.get(wanted).items():
+                self._decode(key, cached)
         missing = [
             info
             for info in documents
@@ -165,9 +165,9 @@ class _Reading:
         with ThreadPoolExecutor(_READERS, "registry") as readers:
             for info, data in zip(missing, readers.map(self._fetch, missing), strict=True):
                 if data is None:
-                    self._wrong[info.key] = f"{info.key}: listed, but not there"
+                    self._problem_of[info.key] = f"{info.key}: listed, but not there"
                 elif self._decode(info.key, data) and info.etag:
-                    self._found.read.append(Document(info.key, info.etag, data))
+                    self._found.fetched.append(Document(info.key, info.etag, data))
 
     def _fetch(self, info: ObjectInfo) -> bytes | None:
         try:
@@ -175,72 +175,76 @@ class _Reading:
         except NotFound:
             return None
 
-    def _decode(self, where: str, data: bytes) -> bool:
+    def _decode(self, key: str, data: bytes) -> bool:
         try:
-            if "/manifests/" in where:
-                self._manifests[where] = Manifest.decode(data, self._key, where)
+            if "/manifests/" in key:
+                self._manifests[key] = Manifest.decode(data, self._key, key)
             else:
-                self._records[where] = Record.decode(data, self._key, where)
+                self._records[key] = Record.decode(data, self._key, key)
         except Corrupt as error:
-            self._wrong[where] = str(error)
+            self._problem_of[key] = str(error)
             return False
         return True
 
-    def _take(self, keys: RunKeys, number: int, place: _Place) -> None:
-        if place.manifest is None:
-            self._note_stray(keys, number, place)
+    def _add_version(self, keys: RunKeys, number: int, objects: _ListedObjects) -> None:
+        if objects.manifest is None:
+            self._note_orphan_record(keys, number, objects)
             return
-        manifest = self._manifests.get(place.manifest.key)
-        wrong = self._wrong.get(place.manifest.key, "")
+        manifest = self._manifests.get(objects.manifest.key)
+        problem = self._problem_of.get(objects.manifest.key, "")
         if manifest is not None:
-            wrong = _wrong_of_manifest(manifest, keys, number)
-        if manifest is None or wrong:
+            problem = _manifest_mismatch(manifest, keys, number)
+        if manifest is None or problem:
             self._found.unreadable.add((keys.run_id, number))
-            self._found.lines.append(wrong)
+            self._found.problems.append(problem)
             return
-        if place.model is None:
-            self._found.lines.append(f"{place.manifest.key}: its model {manifest.key} is not there")
-            self._note_stray(keys, number, place)
+        if objects.model is None:
+            self._found.problems.append(
+                f"{objects.manifest.key}: its model {manifest.key} is not there"
+            )
+            self._note_orphan_record(keys, number, objects)
             return
-        if place.model.size != manifest.size_bytes:
-            self._found.lines.append(
-                f"{manifest.key}: {place.model.size} bytes, "
+        if objects.model.size != manifest.size_bytes:
+            self._found.problems.append(
+                f"{manifest.key}: {objects.model.size} bytes, "
                 f"its manifest says {manifest.size_bytes}: it will be refused"
             )
-        self._found.versions.append(Version(manifest, self._record(manifest, place.record)))
+        self._found.versions.append(Version(manifest, self._record(manifest, objects.record)))
 
     def _record(self, manifest: Manifest, info: ObjectInfo | None) -> Record:
         if info is None:
             return new_record(manifest)
         record = self._records.get(info.key)
-        wrong = self._wrong.get(info.key, "")
+        problem = self._problem_of.get(info.key, "")
         if record is not None:
-            wrong = _wrong_of_record(record, manifest, info.key)
-        if record is None or wrong:
+            problem = _record_mismatch(record, manifest, info.key)
+        if record is None or problem:
             self._found.unreadable.add((manifest.run_id, manifest.version))
-            self._found.lines.append(f"{wrong}; {manifest.name} counts as without stage and tags")
+            self._found.problems.append(
+                f"{problem}; {manifest.name} counts as without stage and tags"
+            )
             return new_record(manifest)
         return record
 
-    def _note_stray(self, keys: RunKeys, number: int, place: _Place) -> None:
-        if place.record is not None:
-            self._found.strays.add(place.record.key)
-            if place.manifest is None:
-                self._found.lines.append(f"{place.record.key}: a record without a manifest")
+    def _note_orphan_record(self, keys: RunKeys, number: int, objects: _ListedObjects) -> None:
+        if objects.record is not None:
+            self._found.orphan_records.add(objects.record.key)
+            if objects.manifest is None:
+                self._found.problems.append(f"{objects.record.key}: a record without a manifest")
 
 
-def _wrong_of_manifest(manifest: Manifest, keys: RunKeys, number: int) -> str:
+def _manifest_mismatch(manifest: Manifest, keys: RunKeys, number: int) -> str:
     named = manifest.project, manifest.run_id, manifest.version, manifest.key
     if named == (keys.project, keys.run_id, number, keys.version(number)):
         return ""
     return f"{keys.manifest(number)}: the manifest of {manifest.project}/{manifest.name}"
 
 
-def _wrong_of_record(record: Record, manifest: Manifest, where: str) -> str:
+def _record_mismatch(record: Record, manifest: Manifest, key: str) -> str:
     if (record.run_id, record.version) != (manifest.run_id, manifest.version):
-        return f"{where}: the record of {record.run_id}:{record.version}"
+        return f"{key}: the record of {record.run_id}:{record.version}"
     if record.sha256 != manifest.sha256:
-        return f"{where}: the record of sha256 {record.sha256[:8]}…, not of its manifest's"
+        return f"{key}: the record of sha256 {record.sha256[:8]}…, not of its manifest's"
     return ""
 
 

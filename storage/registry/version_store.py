@@ -1,7 +1,7 @@
-"""A project's versions in memory, and the writing of their documents.
+"""A project's versions in memory, and the writes of their documents.
 
-A write that fails leaves it open what the store holds: the version is then in doubt until it was
-read again. An act that a crash or a failure left half done is completed from what stands there.
+After a failed write it is unknown what the store has: the version is then in doubt until it is read
+again. An operation that a crash or a failure interrupted is completed from what the store has.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from runtime.errors import Corrupt, InvalidTransition, NotFound
 from runtime.security.signing import SecretKey
-from storage.registry.scan import DocumentCache, new_record, read_catalogue, read_record
+from storage.registry.scan import DocumentCache, new_record, read_record, scan_registry
 from storage.store.objects import Objects
 from storage.versions.index import Version, VersionIndex, VersionKey
 from storage.versions.manifest import Manifest, Record, Stage
@@ -24,12 +24,12 @@ _MAX_PROMOTIONS = 1000
 
 
 class VersionStore:
-    """The versions as they are known. One thread at a time writes, any may look.
+    """The known versions. One thread at a time writes, any may read.
 
     Args:
         key: signs what is written; only what it signed is read.
         now_ms: the wall clock, for people.
-        cache: saves requests when the store is read.
+        cache: saves requests when the store is scanned.
     """
 
     def __init__(
@@ -45,95 +45,95 @@ class VersionStore:
         self._key = key
         self._now_ms = now_ms
         self._cache = cache
-        self._looking = threading.Lock()
+        self._lock = threading.Lock()
         self._index = VersionIndex()
-        self._was_read = False
+        self._scanned = False
         self._uncertain: set[VersionKey] = set()
         self._unreadable: set[VersionKey] = set()
-        self._strays: set[str] = set()
-        # whose removal failed half way
-        self._leaving: dict[VersionKey, Version] = {}
+        self._orphan_records: set[str] = set()
+        # versions whose removal was interrupted
+        self._being_removed: dict[VersionKey, Version] = {}
         self._promotions = 0
 
     @contextmanager
-    def look(self) -> Iterator[VersionIndex]:
-        """Within the block the index stays as it is; a block never waits for anything."""
-        with self._looking:
+    def index(self) -> Iterator[VersionIndex]:
+        """Within the block the index does not change; a block must not wait for anything."""
+        with self._lock:
             yield self._index
 
     def unreadable(self, run_id: str) -> set[int]:
-        """Return the versions of a run with a document that cannot be believed."""
-        with self._looking:
+        """Return the versions of a run with a document that is not valid."""
+        with self._lock:
             return {number for run, number in self._unreadable if run == run_id}
 
     def in_doubt(self, run_id: str) -> set[int]:
-        """Return the versions of a run of which it is not known what the store holds."""
-        with self._looking:
+        """Return the versions of a run of which it is unknown what the store has."""
+        with self._lock:
             unsure = self._uncertain | self._unreadable
         return {number for run, number in unsure if run == run_id}
 
-    def require_read(self) -> None:
-        """Raise InvalidTransition before the store was read: all would seem to be absent."""
-        if not self._was_read:
+    def require_scan(self) -> None:
+        """Raise InvalidTransition before the first scan: every version would seem to be absent."""
+        if not self._scanned:
             raise InvalidTransition("the model registry was not read yet: call rebuild first")
 
     def current(self, key: VersionKey) -> Version:
         """Return the version as it is now."""
-        with self._looking:
+        with self._lock:
             return self._index.get(key)
 
     def production(self, task: str) -> Version | None:
         """Return the task's version in production."""
-        with self._looking:
+        with self._lock:
             return next(iter(self._index.in_production(task)), None)
 
     # --- the store ----------------------------------------------------------------------------
 
-    def read(self) -> list[str]:
-        """Take everything from the store; return what was wrong and what was completed."""
-        found = read_catalogue(self._store, self.project, self._key.public, self._cache)
-        with self._looking:
+    def scan(self) -> list[str]:
+        """Read everything from the store; return what was wrong and what was completed."""
+        found = scan_registry(self._store, self.project, self._key.public, self._cache)
+        with self._lock:
             self._index = VersionIndex(found.versions)
             self._unreadable = found.unreadable
             self._uncertain = set()
-        self._strays = found.strays
-        self._leaving = {}
+        self._orphan_records = found.orphan_records
+        self._being_removed = {}
         self._promotions = max((each.promoted for each in found.versions), default=0)
-        self._was_read = True
-        if self._cache is not None and found.read:
-            self._cache.put(found.read)
-        return found.lines + self._mend()
+        self._scanned = True
+        if self._cache is not None and found.fetched:
+            self._cache.put(found.fetched)
+        return found.problems + self._complete_interrupted()
 
-    def settle(self) -> None:
-        """Find out what the store holds where a write failed, and complete what was begun."""
-        self.require_read()
-        for version in list(self._leaving.values()):
+    def resolve_doubts(self) -> None:
+        """Read what the store has where a write failed, and complete interrupted operations."""
+        self.require_scan()
+        for version in list(self._being_removed.values()):
             if self._has_model(version):
-                del self._leaving[version.id]
+                del self._being_removed[version.id]
             else:
                 self.remove(version)
-        with self._looking:
+        with self._lock:
             unsure = [self._index.get(key) for key in self._uncertain if self._index.has(key)]
         if not unsure:
             return
         found = [replace(each, record=self._read_again(each)) for each in unsure]
-        with self._looking:
+        with self._lock:
             for version in found:
                 self._index.put(version)
-        self._mend()
-        with self._looking:
+        self._complete_interrupted()
+        with self._lock:
             self._uncertain = set()
 
     def add(self, manifest: Manifest) -> Version:
         """Write a new version's manifest."""
         version = Version(manifest, new_record(manifest))
-        stray = version.keys.record(manifest.version)
-        if stray in self._strays:
-            # what is left of a removed version says nothing of this one
-            self._store.delete([stray])
-            self._strays.discard(stray)
+        orphan = version.keys.record(manifest.version)
+        if orphan in self._orphan_records:
+            # the record of a removed version does not belong to this one
+            self._store.delete([orphan])
+            self._orphan_records.discard(orphan)
         self._store.put(version.keys.manifest(manifest.version), manifest.encode(self._key))
-        with self._looking:
+        with self._lock:
             self._index.put(version)
             self._unreadable.discard(version.id)
         return version
@@ -145,50 +145,50 @@ class VersionStore:
             | changes
             | {"revision": version.record.revision + 1, "changed_ms": self._now_ms()}
         )
-        with self._looking:
+        with self._lock:
             self._uncertain.add(version.id)
         self._store.put(version.keys.record(record.version), record.encode(self._key))
         changed = replace(version, record=record)
-        with self._looking:
+        with self._lock:
             self._uncertain.discard(version.id)
             self._unreadable.discard(version.id)
             self._index.put(changed)
         return changed
 
     def remove(self, version: Version) -> None:
-        """Delete a version's objects, the model first: without it, the rest is no version."""
+        """Delete a version's objects, the model first: without it the others are no version."""
         keys, number = version.keys, version.manifest.version
-        self._leaving[version.id] = version
+        self._being_removed[version.id] = version
         self._store.delete([version.manifest.key])
-        self._strays.add(keys.record(number))
+        self._orphan_records.add(keys.record(number))
         self.forget([version])
         self._store.delete([keys.state(number), keys.record(number), keys.manifest(number)])
-        self._strays.discard(keys.record(number))
-        del self._leaving[version.id]
+        self._orphan_records.discard(keys.record(number))
+        del self._being_removed[version.id]
 
     def forget(self, versions: list[Version]) -> None:
-        """Take note that the versions are gone."""
-        with self._looking:
+        """Remove the versions from memory: the store has them no more."""
+        with self._lock:
             for version in versions:
-                self._index.drop(version.id)
+                self._index.remove(version.id)
                 self._uncertain.discard(version.id)
                 self._unreadable.discard(version.id)
         if self._cache is not None and versions:
             self._cache.forget(
-                place(each.manifest.version)
+                key_of(each.manifest.version)
                 for each in versions
-                for place in (each.keys.manifest, each.keys.record)
+                for key_of in (each.keys.manifest, each.keys.record)
             )
 
     def forget_unreadable(self, run_id: str, kept: Collection[int]) -> None:
-        """Take note that a run's other documents are gone."""
-        with self._looking:
+        """Note that the run's invalid documents were deleted, except those of ``kept``."""
+        with self._lock:
             self._unreadable = {
                 (run, number) for run, number in self._unreadable if run != run_id or number in kept
             }
 
     def require_model(self, version: Version) -> None:
-        """Return when the version's model is in the store with the size that it should have.
+        """Raise unless the version's model is in the store with the right size.
 
         Raises:
             NotFound, Corrupt.
@@ -211,16 +211,16 @@ class VersionStore:
         except NotFound:
             return new_record(version.manifest)
         except Corrupt:
-            with self._looking:
+            with self._lock:
                 self._unreadable.add(version.id)
             return new_record(version.manifest)
 
-    # --- steps of acts ------------------------------------------------------------------------
+    # --- steps of operations ------------------------------------------------------------------
 
     def earlier(self, task: str) -> Version | None:
-        """Return the version that a rollback goes to: one whose model is still there."""
-        with self._looking:
-            found = self._index.earlier(task)
+        """Return the version that a rollback returns to: one whose model still exists."""
+        with self._lock:
+            found = self._index.rollback_targets(task)
         for version in found:
             try:
                 self.require_model(version)
@@ -230,8 +230,8 @@ class VersionStore:
         return None
 
     def holders(self, label: str) -> list[Version]:
-        """Return who has a tag, the one that counts first."""
-        with self._looking:
+        """Return the versions with a tag, the valid one first."""
+        with self._lock:
             return self._index.holders(label)
 
     def stage(self, version: Version, stage: Stage, reason: str) -> Version:
@@ -241,8 +241,8 @@ class VersionStore:
         return self.write(version, stage=stage, reason=_cut(reason))
 
     def promote(self, version: Version, reason: str) -> Version:
-        """Make a version what counts as production, beside what is in that stage."""
-        # counted before it is written: a write that failed may have been done nonetheless
+        """Make a version the one in production; others may still have that stage."""
+        # counted before the write: a failed write may have reached the store
         self._promotions += 1
         promotions = [*version.record.promotions, self._promotions][-_MAX_PROMOTIONS:]
         return self.write(
@@ -254,18 +254,18 @@ class VersionStore:
         )
 
     def withdraw(self, version: Version, reason: str) -> Version:
-        """Mark a version as one that a rollback takes out of production."""
+        """Mark a version that a rollback removes from production."""
         return self.write(version, withdrawn=True, reason=_cut(reason))
 
     def archive_others(self, production: Version) -> list[str]:
-        """Archive whatever else of the task is in production; return what was done."""
-        with self._looking:
+        """Archive the task's other versions in production; return what was done."""
+        with self._lock:
             found = self._index.in_production(production.manifest.task)
         lines = []
         for other in found:
             if other.id != production.id:
                 line = f"{production.name} is in production"
-                # why it was withdrawn is worth more
+                # the reason of a withdrawal stays
                 self.stage(
                     other, "archived", other.record.reason if other.record.withdrawn else line
                 )
@@ -273,14 +273,14 @@ class VersionStore:
         return lines
 
     def untag(self, version: Version, label: str) -> Version:
-        """Take a tag away."""
+        """Remove a tag."""
         return self.write(version, tags=[each for each in version.record.tags if each != label])
 
-    # --- completing what was begun ------------------------------------------------------------
+    # --- completing interrupted operations ----------------------------------------------------
 
-    def _mend(self) -> list[str]:
-        """Leave one version in production for each task, and one for each tag."""
-        with self._looking:
+    def _complete_interrupted(self) -> list[str]:
+        """Leave one version in production for each task, and one version for each tag."""
+        with self._lock:
             tasks, labels = self._index.tasks_in_production(), self._index.labels()
         lines: list[str] = []
         for label in labels:
@@ -289,11 +289,11 @@ class VersionStore:
                 self.untag(other, label)
                 lines.append(f"{other.name}: has no longer the tag {label}, {holder.name} has it")
         for task in tasks:
-            lines += self._mend_production(task)
+            lines += self._complete_production(task)
         return lines
 
-    def _mend_production(self, task: str) -> list[str]:
-        with self._looking:
+    def _complete_production(self, task: str) -> list[str]:
+        with self._lock:
             top = self._index.in_production(task)[0]
         if not top.record.withdrawn:
             return self.archive_others(top)

@@ -1,9 +1,9 @@
-"""An update's header: the hash of every chunk, and what the update answers. No numpy here.
+"""The header of an update: the order that it answers, and the hash of every chunk. No numpy.
 
 The file is ``RGU1``, the header's length (u32, big-endian), the header in msgpack, and the chunks
-end to end. The result message carries the sha256 of all that stands before the chunks, and the
-header that of each chunk, so a reader uses no byte that it has not verified. In a delta, a chunk of
-no bytes stands for as many zeros as its count says.
+end to end. The result message has the sha256 of everything before the chunks, and the header that
+of each chunk, so that a reader uses no unverified byte. In a delta, a chunk of no bytes means as
+many zeros as its count says.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ _READ_BYTES = 1 << 20
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-# built when first used, here and where devices read documents: most of them need few
+# built when first used: most devices need few of them
 _STRICT = ConfigDict(
     strict=True, frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True
 )
 
 
 class Chunk(BaseModel):
-    """One block of the vector: its bytes, its parameters and the hash of its bytes."""
+    """One block of the vector: its size in bytes, its parameters and the hash of its bytes."""
 
     model_config = _STRICT
     size: int = Field(ge=0, le=MAX_CHUNK_BYTES)
@@ -55,12 +55,12 @@ class Chunk(BaseModel):
 
     @property
     def is_zero(self) -> bool:
-        """Whether it stands for zeros."""
+        """Whether it means zeros."""
         return self.size == 0
 
 
 class UpdateHeader(BaseModel):
-    """The header as it stands in the file."""
+    """The header in the file."""
 
     model_config = _STRICT
     run_id: Name
@@ -74,10 +74,10 @@ class UpdateHeader(BaseModel):
     metrics: dict[Annotated[str, Field(min_length=1, max_length=64)], Finite] = Field(
         default_factory=dict, max_length=MAX_METRICS
     )
-    # not Literal[1], which takes 1.0 and True
+    # not Literal[1], which accepts 1.0 and True
     schema_version: int = Field(default=SCHEMA_VERSION, ge=SCHEMA_VERSION, le=SCHEMA_VERSION)
     codec: Name
-    # a list where it is decoded, so the tuple is taken leniently; each chunk stays strict
+    # decoding gives a list: the tuple accepts one, each chunk is still strict
     chunks: tuple[Chunk, ...] = Field(max_length=MAX_CHUNKS, strict=False)
 
     @model_validator(mode="after")
@@ -108,11 +108,11 @@ def read_header(
     Args:
         stream: from the first byte of the file.
         header_sha256: as the result message gave it.
-        max_bytes: the most that the whole update may take.
+        max_bytes: the most that the whole update may have.
         key: the object's key, for messages.
 
     Raises:
-        Corrupt: not that header, or a header that breaks a bound.
+        Corrupt: it is not that header, or exceeds a limit.
     """
     prefix = _read(stream, PREFIX.size, f"{key}: the header's length")
     magic, length = PREFIX.unpack(prefix)
@@ -131,7 +131,7 @@ def read_header(
 
 
 def require_origin(header: UpdateHeader, expected: Origin, key: str = "update") -> None:
-    """Raise Corrupt, naming the field, when the update does not answer the expected order."""
+    """Raise Corrupt, which names the field, unless the update answers the expected order."""
     for field in fields(Origin):
         found, wanted = getattr(header, field.name), getattr(expected, field.name)
         if found != wanted:
@@ -139,10 +139,11 @@ def require_origin(header: UpdateHeader, expected: Origin, key: str = "update") 
 
 
 def verify_file(path: Path, *, header_sha256: str) -> None:
-    """Return when a written update's file is whole: the header, every chunk, and no byte more.
+    """Raise unless the file of an update is whole: the header, every chunk, and no byte more.
 
     Raises:
-        Corrupt: it is not what was written (a power cut, a damaged disk); OSError: not readable.
+        Corrupt: it is not what was written (a power cut, a damaged disk).
+        OSError: it cannot be read.
     """
     with path.open("rb") as file:
         size = path.stat().st_size
@@ -161,7 +162,7 @@ def verify_file(path: Path, *, header_sha256: str) -> None:
             raise Corrupt(f"{path}: bytes follow the last chunk")
 
 
-def _unique(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+def _no_duplicates(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("a key stands twice")
@@ -170,11 +171,11 @@ def _unique(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
 
 def _decode_header(text: bytes, key: str) -> UpdateHeader:
     try:
-        # the bounds matter before the model sees anything: msgpack allocates what a length claims
+        # limits before validation: msgpack allocates what a length claims
         fields = msgpack.unpackb(
             text,
             raw=False,
-            object_pairs_hook=_unique,
+            object_pairs_hook=_no_duplicates,
             max_array_len=MAX_CHUNKS,
             max_map_len=128,
             max_str_len=4096,

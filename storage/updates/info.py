@@ -1,7 +1,7 @@
-"""What an update says of itself, and how that is written: ``storage.updates.header`` reads it.
+"""What the sender of an update writes into its header; ``storage.updates.header`` reads it.
 
-Light: neither numpy nor pydantic, which the process that trains has no room for. Whoever reads an
-update believes nothing of it and checks all.
+Without numpy and pydantic, for which the training process has no memory to spare. The reader of an
+update trusts nothing of it and checks everything.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ NOTHING_SHA256 = hashlib.sha256().hexdigest()
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """What an update answers: which order of which round, on which model, by whom."""
+    """Which order an update answers: of which round, on which model, to which device."""
 
     run_id: str
     round: int
@@ -43,10 +43,10 @@ class Origin:
 
 @dataclass(frozen=True, kw_only=True)
 class UpdateInfo(Origin):
-    """What a device says about its update.
+    """What a device states about its update.
 
     Raises:
-        FieldError: a field is not what it may be.
+        FieldError: a field is out of its bounds.
     """
 
     num_examples: Annotated[int, Bounds(least=1, most=MAX_EXAMPLES)]
@@ -61,7 +61,7 @@ class UpdateInfo(Origin):
 
 @dataclass(frozen=True)
 class Block:
-    """One chunk's bytes, its parameters and the hash of its bytes."""
+    """One chunk: its size in bytes, its parameters and the hash of its bytes."""
 
     size: int
     count: int
@@ -69,7 +69,7 @@ class Block:
 
 
 def encode_header(info: UpdateInfo, codec: str, chunks: Sequence[Block]) -> bytes:
-    """Return all that stands before the chunks; ConfigError when it is too long."""
+    """Return everything before the chunks; ConfigError when it is too long."""
     fields: dict[str, Any] = {
         **asdict(info),
         "schema_version": SCHEMA_VERSION,

@@ -1,7 +1,7 @@
 """Updates: a flat float32 vector to a stream of verified chunks, and back, block by block.
 
-What a delta leaves as it is costs nothing: a run of zeros is a chunk of no bytes, whatever the
-codec. A negative zero may come back as a positive one, for a change has no use for the difference.
+A run of zeros in a delta is a chunk of no bytes, whatever the codec. A negative zero may come back
+as a positive one, which makes no difference to a sum.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _READ_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class WrittenUpdate:
-    """What the result message says of a written update."""
+    """What the result message says about a written update."""
 
     header_sha256: str
     size_bytes: int
@@ -62,11 +62,11 @@ def write_update(
 ) -> WrittenUpdate:
     """Write an update of a flat float32 vector.
 
-    Holds the encoded chunks until the header is known: nothing for float32, whose bytes are the
-    vector's own, and less than the vector for a codec that compresses.
+    The encoded chunks stay in memory until the header is known: no memory for float32, whose bytes
+    are the vector's own, and less than the vector's for a codec that compresses.
 
     Raises:
-        Corrupt: a parameter is not finite; the text gives its place.
+        Corrupt: a parameter is not finite; the text has its index.
         ConfigError: no such codec, or a chunk size that a reader would refuse.
     """
     if not 1 <= chunk_params <= MAX_CHUNK_PARAMS or vector.size > MAX_CHUNKS * chunk_params:
@@ -96,7 +96,7 @@ def _spans(vector: Vector, chunk_params: int, info: UpdateInfo) -> Iterator[tupl
     """Yield the chunks' (start, end, is_zero), at most ``MAX_CHUNKS`` of them."""
     runs: list[tuple[int, int]] = []
     if info.kind == "delta":
-        # each run may add two chunks to those that the vector takes without any
+        # each run may add two chunks to those of a vector without runs
         most = (MAX_CHUNKS - 1 - vector.size // chunk_params) // 2
         runs = zero_runs(vector, most, min(GRAIN, chunk_params))
     position = 0
@@ -116,8 +116,9 @@ def verified_blocks(
 ) -> Iterator[Vector]:
     """Yield the vector's blocks in order, each verified, decoded and finite.
 
-    A block may share one buffer with the next: it holds only until the next is asked for, and is
-    only read. Nothing may be kept of an update before the iterator has ended without an error.
+    A block may share its buffer with the next: it is valid until the next is requested, and must
+    not be changed. Nothing of an update may be used for good before the iterator has ended without
+    an error.
 
     Raises:
         Corrupt: a chunk is not what the header says, is not finite, or bytes follow the last.

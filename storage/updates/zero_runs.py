@@ -1,4 +1,4 @@
-"""Where a vector is zero: the runs that an update of a frozen layer need not carry. Pure."""
+"""The runs of zeros in a vector, which an update need not carry, as of a frozen layer. Pure."""
 
 from __future__ import annotations
 
@@ -7,22 +7,23 @@ import numpy as np
 from storage.weights import Vector
 
 GRAIN = 1 << 12
-"""Values: every run of twice as many zeros is found, and none of fewer."""
+"""In values: every run of at least twice as many zeros is found, and none shorter than this."""
 _ROWS = 64
 
 
 def zero_runs(vector: Vector, most: int, grain: int = GRAIN) -> list[tuple[int, int]]:
-    """Return where runs of zeros begin and end, in order: the ``most`` longest if there are more.
+    """Return the start and end of runs of zeros, in order: the ``most`` longest if there are more.
 
-    Positive and negative zeros both count. A vector without zeros costs one look for each grain.
+    Positive and negative zeros both count. In a vector without zeros one value of each grain is
+    read.
     """
     rows = vector[: vector.size // grain * grain].reshape(-1, grain)
-    quiet = rows[:, 0] == 0
-    found = np.flatnonzero(quiet)
+    is_zero = rows[:, 0] == 0
+    found = np.flatnonzero(is_zero)
     for start in range(0, found.size, _ROWS):
         part = found[start : start + _ROWS]
-        quiet[part] = ~rows[part].any(axis=1)
-    edges = np.flatnonzero(np.diff(quiet, prepend=False, append=False))
+        is_zero[part] = ~rows[part].any(axis=1)
+    edges = np.flatnonzero(np.diff(is_zero, prepend=False, append=False))
     firsts, lasts = edges[::2], edges[1::2]
     if firsts.size > most:
         kept = np.sort(np.argsort(firsts - lasts, kind="stable")[: max(0, most)])
@@ -34,7 +35,7 @@ def zero_runs(vector: Vector, most: int, grain: int = GRAIN) -> list[tuple[int, 
 
 
 def _widened(vector: Vector, start: int, end: int, grain: int) -> tuple[int, int]:
-    """Return the run with the zeros on both sides of it, which are fewer than a grain."""
+    """Return the run with the zeros on both sides of it, fewer than a grain each."""
     before = np.flatnonzero(vector[max(0, start - grain) : start][::-1])
     after = np.flatnonzero(vector[end : end + grain])
     left = int(before[0]) if before.size else min(start, grain)

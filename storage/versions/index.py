@@ -1,4 +1,4 @@
-"""The versions of a project as they stand in memory, and the names that people give them. Pure."""
+"""The versions of a project in memory, and the names by which people find them. Pure."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class Version:
-    """A committed version: what it is for ever, and what may change about it."""
+    """A committed version: its manifest, which never changes, and its record, which may."""
 
     manifest: Manifest
     record: Record
@@ -43,7 +43,7 @@ class Version:
 
     @property
     def promoted(self) -> int:
-        """The count of its last promotion, 0 where it never was in production."""
+        """The count of its last promotion, 0 where it was never in production."""
         return max(self.record.promotions, default=0)
 
 
@@ -67,8 +67,8 @@ class VersionIndex:
             yield from versions.values()
 
     def put(self, version: Version) -> None:
-        """Take a version, or what it has become."""
-        self.drop(version.id)
+        """Add a version, or replace it."""
+        self.remove(version.id)
         run_id, number = version.id
         self._runs.setdefault(run_id, {})[number] = version
         if version.record.stage == "production":
@@ -76,8 +76,8 @@ class VersionIndex:
         for label in version.record.tags:
             self._tags[label].add(version.id)
 
-    def drop(self, key: VersionKey) -> None:
-        """Forget a version, if it is there."""
+    def remove(self, key: VersionKey) -> None:
+        """Remove a version, if it exists."""
         versions = self._runs.get(key[0], {})
         version = versions.pop(key[1], None)
         if version is None:
@@ -108,11 +108,12 @@ class VersionIndex:
         return [versions[number] for number in sorted(versions, reverse=True)]
 
     def newest_first(self) -> list[Version]:
-        """Return all versions by the time when they were made."""
+        """Return all versions, the newest first."""
         return sorted(self, key=_made, reverse=True)
 
     def in_production(self, task: str) -> list[Version]:
-        """Return the versions in that stage, the one that counts first; then none or leftovers."""
+        """Return a task's versions in that stage: the valid one, then leftovers of interrupted
+        operations."""
         found = (self.get(key) for key in self._in_production)
         return sorted(
             (each for each in found if each.manifest.task == task), key=_promoted, reverse=True
@@ -122,8 +123,8 @@ class VersionIndex:
         """Return the tasks that have a version in production."""
         return sorted({self.get(key).manifest.task for key in self._in_production})
 
-    def earlier(self, task: str) -> list[Version]:
-        """Return what a rollback may go to, what it prefers first."""
+    def rollback_targets(self, task: str) -> list[Version]:
+        """Return the versions that a rollback may return to, the preferred one first."""
         found = (
             each
             for each in self
@@ -135,7 +136,7 @@ class VersionIndex:
         return sorted(found, key=_promoted, reverse=True)
 
     def holders(self, label: str) -> list[Version]:
-        """Return who has a tag, the last that got it first; more than one after a crash."""
+        """Return the versions with a tag, the latest holder first; several only after a crash."""
         found = (self.get(key) for key in self._tags.get(label, ()))
         return sorted(found, key=lambda each: (each.record.changed_ms, *each.id), reverse=True)
 
@@ -144,7 +145,7 @@ class VersionIndex:
         return sorted(label for label, holders in self._tags.items() if holders)
 
     def find(self, name: str) -> Version:
-        """Return the version that a person names.
+        """Return the version of a name.
 
         Args:
             name: ``RUN:VERSION``, ``RUN`` for its latest, ``TASK@production``, ``production`` where
@@ -152,7 +153,7 @@ class VersionIndex:
 
         Raises:
             NotFound: there is none.
-            ConfigError: it names several, or is no name.
+            ConfigError: it names several versions, or is not a name.
         """
         if ":" in name:
             run_id, _, number = name.rpartition(":")
@@ -161,7 +162,7 @@ class VersionIndex:
             return self.get((run_id, int(number)))
         if name == "production" or "@" in name:
             return self._find_production(name)
-        found = {each.id: (each, how) for how, each in self._called(name)}
+        found = {each.id: (each, how) for how, each in self._matches(name)}
         if not found:
             raise NotFound(
                 f"no version is named {name!r}: a name is RUN:VERSION, RUN, TASK{_AT}, a tag, "
@@ -189,14 +190,14 @@ class VersionIndex:
             raise NotFound(f"no version of task {task!r} is in production ({there})")
         return found[0]
 
-    def _called(self, name: str) -> Iterator[tuple[str, Version]]:
+    def _matches(self, name: str) -> Iterator[tuple[str, Version]]:
         if looks_like_hash(name):
             yield from (("the hash of", each) for each in self._with_hash(name))
         yield from (("the tag of", each) for each in self.holders(name)[:1])
         yield from (("the latest of its run:", each) for each in self.of_run(name)[:1])
 
     def _with_hash(self, start: str) -> list[Version]:
-        """Return one version for each hash that begins so: the first that had those bytes."""
+        """Return one version for each hash with that start: the first with those bytes."""
         first: dict[str, Version] = {}
         for each in sorted(self, key=_made):
             if each.manifest.sha256.startswith(start):

@@ -1,4 +1,4 @@
-"""Object keys: the only place that builds or parses them.
+"""Object keys: the only module that builds or parses them.
 
 projects/{p}/runs/{run}/global/{version}.safetensors
 projects/{p}/runs/{run}/manifests/{version}.json
@@ -31,18 +31,18 @@ class RunKeys:
 
     @classmethod
     def of(cls, key: str) -> RunKeys | None:
-        """Return the keys of the run that a key belongs to, None for other keys."""
+        """Return the keys of the run that a key belongs to, or None."""
         match = _RUN.match(key)
         return None if match is None else cls(match[1], match[2])
 
     @property
     def prefix(self) -> str:
-        """What every key of the run begins with."""
+        """The start of every key of the run."""
         return f"{runs_prefix(self.project)}{self.run_id}/"
 
     @property
     def updates(self) -> str:
-        """What every update's key begins with."""
+        """The start of every update's key."""
         return f"{self.prefix}updates/"
 
     def version(self, version: int) -> str:
@@ -50,11 +50,11 @@ class RunKeys:
         return f"{self.prefix}global/{version:06d}.safetensors"
 
     def manifest(self, version: int) -> str:
-        """What a version is and comes from, signed; never changed."""
+        """A version's manifest, signed; never changed."""
         return f"{self.prefix}manifests/{version:06d}.json"
 
     def record(self, version: int) -> str:
-        """A version's stage, tags and metrics, signed; replaced when one of them changes."""
+        """A version's stage, tags and metrics, signed; replaced when one changes."""
         return f"{self.prefix}records/{version:06d}.json"
 
     def state(self, version: int) -> str:
@@ -62,22 +62,22 @@ class RunKeys:
         return f"{self.prefix}state/{version:06d}.safetensors"
 
     def update(self, round_number: int, attempt: int, device_id: str) -> str:
-        """Where a device puts its update."""
+        """A device's update."""
         return f"{self.updates}{round_number:06d}/{attempt:03d}/{device_id}.upd"
 
     def is_spent_update(self, key: str, round_number: int, attempt: int) -> bool:
-        """Whether the key is an update of a round and attempt up to this one."""
+        """Whether the key is an update of this round and attempt or of an earlier one."""
         match = _UPDATE.fullmatch(key.removeprefix(self.prefix))
         return match is not None and (int(match[1]), int(match[2])) <= (round_number, attempt)
 
     def version_of(self, key: str) -> int | None:
-        """Return which version a model, state, manifest or record belongs to, else None."""
+        """Return the number of the version that an object of the run belongs to, or None."""
         match = _VERSION.fullmatch(key.removeprefix(self.prefix))
         return None if match is None else int(match[1] or match[2])
 
 
 def runs_prefix(project: str) -> str:
-    """What the keys of all of a project's runs begin with."""
+    """Return the start of the keys of all runs of a project."""
     return f"projects/{project}/runs/"
 
 
@@ -89,12 +89,12 @@ class BundleKeys:
 
     @property
     def prefix(self) -> str:
-        """What every key of a bundle begins with."""
+        """The start of every bundle's key."""
         return f"projects/{self.project}/bundles/"
 
     @property
     def arriving(self) -> str:
-        """What the keys of bundles begin with that nobody has checked yet."""
+        """The start of the keys of bundles that are not checked yet."""
         return f"{self.prefix}incoming/"
 
     def bundle(self, sha256: str) -> str:
@@ -102,10 +102,10 @@ class BundleKeys:
         return f"{self.prefix}{sha256}.rtask"
 
     def incoming(self, sha256: str) -> str:
-        """Where an operator puts a bundle."""
+        """A bundle that an operator has uploaded."""
         return f"{self.arriving}{sha256}.rtask"
 
     def sha256_of(self, key: str) -> str | None:
-        """Return which bundle a key is, None for other keys."""
+        """Return the sha256 of the bundle of a key, or None."""
         match = _BUNDLE.fullmatch(key.removeprefix(self.prefix))
         return None if match is None else match[1]

@@ -1,8 +1,8 @@
-"""What a version of the global model is: its lineage and its hash, signed by the server. Pure.
+"""The signed documents of a version of the global model: its manifest and its record. Pure.
 
 A file is JSON in JSON: ``{"signed": "<the document>", "signature": "<hex>"}``. The signature covers
-the very characters of the document after a purpose, so nothing must be written the same way twice
-to be verified.
+a purpose and the exact characters of the document, so that no document has to be encoded again to
+be verified.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from runtime.security.signing import PublicKey, SecretKey
 from storage.updates.header import Finite, Name, Sha256
 
 MAX_DOCUMENT_BYTES = 192 << 10
-"""Fits into one message beside what surrounds it."""
+"""Fits into one message with its envelope."""
 
 Stage = Literal["none", "candidate", "production", "archived"]
 Label = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
@@ -40,7 +40,7 @@ class Signed(_Document):
 
     @classmethod
     def purpose(cls) -> bytes:
-        """What the signature says that the document is."""
+        """The prefix under the signature that says which kind of document it is."""
         return f"rengo-{cls.__name__.lower()}-1\0".encode()
 
     def encode(self, key: SecretKey) -> bytes:
@@ -94,16 +94,17 @@ class Parent(_Document):
 
 
 class Manifest(Signed):
-    """One committed version, for ever.
+    """One committed version; never changed.
 
     Attributes:
-        version: the round that made it; 0 is what the run began with.
+        version: the round that produced it; 0 for the weights that the run began with.
         attempt: the round's attempt that was committed; 0 for version 0.
-        parent: None where a run began with weights that no version of this project holds.
-        cohort: whose updates are in it; at most the first 2,000, ``cohort_size`` counts them all.
-        num_examples: the updates' examples together.
+        parent: None where a run began with weights that are no version of this project.
+        cohort: the devices whose updates are in it; at most the first 2,000, ``cohort_size`` counts
+            them all.
+        num_examples: the sum over the updates.
         changed: byte ranges ``[start, end)`` of the file that differ from the parent's, where both
-            have the same layout and it is worth knowing; None where it is not known.
+            have the same layout and a patch saves a download; None where unknown.
         created_ms: by the server's clock, for people.
     """
 
@@ -132,18 +133,18 @@ class Manifest(Signed):
 
     @property
     def name(self) -> str:
-        """How a person names the version: ``RUN:VERSION``."""
+        """The version's name for people: ``RUN:VERSION``."""
         return f"{self.run_id}:{self.version}"
 
 
 class Record(Signed):
-    """What may change about a version.
+    """What may change of a version.
 
     Attributes:
         revision: grows with every change.
-        promotions: the project's count of promotions at each time this version was promoted; the
-            version of a task with the highest is what ``production`` means.
-        withdrawn: it was in production and was rolled back: a rollback does not return to it.
+        promotions: the project's count of promotions each time this version was promoted; the
+            version of a task with the highest count is the one in production.
+        withdrawn: it was rolled back from production, and no rollback returns to it.
         reason: why it has its stage, in words.
     """
 

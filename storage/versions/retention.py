@@ -10,10 +10,10 @@ from storage.versions.manifest import Record
 
 @dataclass(frozen=True)
 class Policy:
-    """What stays of a run by number alone.
+    """Which versions of a run to keep by their number.
 
     Attributes:
-        keep: how many of the latest versions.
+        keep: how many of the latest.
         keep_every: every version that this divides, version 0 included; 0 for none.
     """
 
@@ -21,15 +21,15 @@ class Policy:
     keep_every: int = 0
 
 
-def by_number(policy: Policy, latest: int) -> set[int]:
-    """Return the versions up to ``latest`` that stay whatever was done with them."""
+def kept_by_number(policy: Policy, latest: int) -> set[int]:
+    """Return the versions up to ``latest`` that the policy keeps."""
     kept = set(range(max(0, latest - policy.keep + 1), latest + 1))
     if policy.keep_every:
         kept |= set(range(0, latest + 1, policy.keep_every))
     return kept
 
 
-def is_held(record: Record) -> bool:
+def is_pinned(record: Record) -> bool:
     """Whether a version stays until it is removed by name: it has a tag or a stage."""
     return bool(record.tags) or record.stage != "none"
 
@@ -41,4 +41,4 @@ def retained(policy: Policy, latest: int, records: Iterable[Record]) -> set[int]
         latest: the last version that was committed.
         records: of the run's versions.
     """
-    return by_number(policy, latest) | {each.version for each in records if is_held(each)}
+    return kept_by_number(policy, latest) | {each.version for each in records if is_pinned(each)}

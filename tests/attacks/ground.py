@@ -535,7 +535,7 @@ class Ground:
     def row(self, device_id: str) -> dict[str, Any]:
         """Return the server's row of a device."""
         with self.site.connect() as client:
-            return next(each for each in client.devices() if each["id"] == device_id)
+            return next(row.document() for row in client.devices() if row.id == device_id)
 
     def audit(self, **wanted: str) -> list[dict[str, Any]]:
         """Return the entries that have these values, the latest first."""

@@ -20,7 +20,7 @@ from fl_client.session.events import OrderArrived
 from fl_client.session.machine import DeviceSession
 from rengo.cli.main import main
 
-_METHODS = ((Outbox, ("put", "_delete")), (JobJournal, ("keep", "forget")))
+_METHODS = ((Outbox, ("put", "_delete")), (JobJournal, ("store", "remove")))
 _WRITING = os.O_WRONLY | os.O_RDWR
 
 

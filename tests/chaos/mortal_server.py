@@ -22,6 +22,9 @@ from typing import Any, NoReturn
 from broker.wire.messages import Order, Receipt
 from broker.wire.topics import parse
 from fl_server.aggregation.aggregator import RunAggregator
+from fl_server.operations.mqtt import OperatorEndpoint
+from fl_server.operations.requests import RequestLog
+from fl_server.persistence.database import Transaction
 from fl_server.persistence.journal import Journal
 from fl_server.rounds.events import EvaluationRecorded, RoundClosed, RoundCommitted, RoundStarted
 from fl_server.rounds.events import UpdateAccepted as Accepted
@@ -137,6 +140,18 @@ def bind(fate: Fate) -> None:
         yield
         fate.passes("version-stored", key[0])
 
+    @contextmanager
+    def passing(before: str, after: str) -> Iterator[None]:
+        if before:
+            fate.passes(before, 0)
+        yield
+        if after:
+            fate.passes(after, 0)
+
+    _around(RequestLog, "find", lambda *_: passing("", "request-sought"))
+    _around(RequestLog, "write", lambda *_: passing("", "request-written"))
+    _around(Transaction, "__exit__", lambda *_: passing("", "transaction-ended"))
+    _around(OperatorEndpoint, "_send", lambda *_: passing("before-reply", "replied"))
     _around(Journal, "append", appending)
     _around(ServerConnection, "publish", publishing)
     _around(RunAggregator, "verify", verifying)

@@ -10,15 +10,18 @@ import pytest
 
 from fl_server.rounds.events import RoundCommitted, RoundStarted
 from rengo.demo import DemoSettings, definition, fleet
-from tests.chaos.arena import TRAINERS, Arena, Opened, honest_rounds, wait_for
+from tests.chaos.arena import Arena, Opened, honest_rounds, wait_for
 
-RUN = definition(DemoSettings(rounds=5, seed=1))
+# one device of each kind: a training process with torch takes seconds to start
+DEVICES = 3
+TRAINERS = {"edge-1", "gpu-1", "pi-1"}
+RUN = definition(DemoSettings(rounds=5, seed=1, clients=DEVICES))
 
 
 @pytest.fixture(scope="module")
 def demo(folder: Path) -> Iterator[Arena]:
     with Opened(folder, "digits") as arena:
-        arena.start_fleet(fleet(len(TRAINERS)))
+        arena.start_fleet(fleet(DEVICES))
         yield arena
 
 

@@ -185,7 +185,8 @@ class Trainer:
     def of(cls, spec: DeviceSpec, run_id: str, folder: Path) -> Trainer:
         events: queue.SimpleQueue[ChildEvent] = queue.SimpleQueue()
         settings = ChildSettings(QUICKLY, "numpy", spec.name, spec.index, spec.count)
-        return cls(spec.name, run_id, folder, TrainingChild(settings, events.put), events)
+        child = TrainingChild(settings, events.put, log=folder / "training.log")
+        return cls(spec.name, run_id, folder, child, events)
 
     def train(
         self, weights: Weights, number: int, training: dict[str, Any]

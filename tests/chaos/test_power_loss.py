@@ -214,7 +214,8 @@ def unsettled(device: Device) -> list[Any]:
 def undisturbed(folder: Path, rounds: list[int]) -> dict[int, str]:
     """Return the sha256 of each round's update as a training gives it that nobody cuts."""
     events: queue.SimpleQueue[ChildEvent] = queue.SimpleQueue()
-    child = TrainingChild(ChildSettings(TASK, "numpy", NAME, 0, 6), events.put)
+    settings = ChildSettings(TASK, "numpy", NAME, 0, 6)
+    child = TrainingChild(settings, events.put, log=folder / "reference.log")
     found = {}
     for number in rounds:
         model, update = folder / "reference.safetensors", folder / "reference.upd"

@@ -119,7 +119,7 @@ def _run(
     def look(_: object) -> None:
         site.check_processes()
         if not agent.running:
-            raise TransportError(f"the emulated agent has ended: {agent.last_line()}")
+            raise TransportError(f"the emulated agent has ended: {agent.explanation()}")
         if time.monotonic() > deadline:
             raise TransportError(f"the run did not end within {_START_S + _RUN_S:.0f} s")
 
@@ -180,7 +180,7 @@ def _definition(wanted: InstallRequest) -> dict[str, Any]:
 def _row(
     wanted: InstallRequest, name: str, crowd: DeviceTable, result: RunResult
 ) -> tuple[str, ...]:
-    info, report = crowd.infos[name], result.report
+    info, report = crowd.infos[name], result.report.document()
     rounds = {row["id"]: row["rounds"] for row in report["devices"]}
     assert rounds[name] == wanted.rounds, f"{name} was in {rounds[name]} of {wanted.rounds} rounds"
     versions = {**info.versions}

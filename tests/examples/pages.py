@@ -10,10 +10,10 @@ _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _FILE = re.compile(r"# (\S+\.py)\n")
 
 
-def blocks(page: str, language: str) -> list[str]:
-    """Return the page's code blocks of one language, in order."""
+def blocks(page: str, language: str | None = None) -> list[str]:
+    """Return the page's code blocks, or those of one language, in order."""
     text = (ROOT / page).read_text(encoding="utf-8")
-    return [body for name, body in _BLOCK.findall(text) if name == language]
+    return [body for name, body in _BLOCK.findall(text) if language in {None, name}]
 
 
 def files(page: str) -> dict[str, str]:

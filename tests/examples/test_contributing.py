@@ -12,7 +12,7 @@ import pytest
 from tests.examples import pages
 
 ALGORITHM = "algorithms/fedavgm.py"
-TEST = "tests/unit/test_fedavgm.py"
+TEST = "tests/unit/algorithms/test_fedavgm.py"
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tests.prepared import Prepared
 
@@ -50,16 +51,19 @@ def rengo(
     patience_s: float = 60.0,
     environment: Mapping[str, str] | None = None,
     before: Callable[[], None] | None = None,
+    constants: Mapping[str, Any] | None = None,
 ) -> Told:
     """Run a command to its end; beyond ``patience_s`` the test fails.
 
     It is a process of its own, forked from one that has imported what it needs; a new interpreter
-    where that makes a difference: with ``before`` or with modules of the test's own.
+    where that makes a difference: with ``before`` or with modules of the test's own. In a fork,
+    ``constants`` of modules may have another value, as {"storage.store.speed._REPETITIONS": 1}.
     """
+    assert constants is None or before is None
     words, began = [str(each) for each in arguments], time.monotonic()
     around = surroundings(home, environment)
     if before is None and "PYTHONPATH" not in (environment or {}):
-        code, out, err = prepared.run(words, around, patience_s)
+        code, out, err = prepared.run(words, around, patience_s, constants or {})
         return Told(code, out, err, time.monotonic() - began)
     done = subprocess.run(
         [sys.executable, "-m", "rengo", *words],

@@ -14,6 +14,7 @@ from broker.session.publication import Publication
 from broker.wire.messages import Message, Order, Receipt, Result, RunDocument
 from broker.wire.topics import Topics, parse
 from fl_client.agent.agent import Agent
+from fl_client.agent.build import build_agent
 from fl_client.jobs.folder import DeviceFolder
 from fl_client.jobs.journal import JobJournal
 from fl_client.session.events import Job, JobKey, Outcome
@@ -45,10 +46,10 @@ class Running:
         self._thread = threading.Thread(target=self._run, args=(settings, identity))
         self._thread.start()
         self.agent = self._made.get(timeout=20)
-        self.outbox: Outbox = self.agent._outbox
+        self.outbox: Outbox = self.agent.parts.outbox
 
     def _run(self, settings: AgentSettings, identity: Identity) -> None:
-        agent = Agent(settings, identity)
+        agent = build_agent(settings, identity)
         self._made.put(agent)
         agent.run_forever()
 
@@ -143,10 +144,10 @@ def test_a_state_whose_result_waits_outlives_an_older_journal(
         same = {name: getattr(answer, name) for name in ("run_id", "action", "round", "attempt")}
         order = SAMPLES["order"].model_copy(update=same)
         assert isinstance(order, Order)
-        worklog = JobJournal(settings.data_dir / "jobs.sqlite")
-        worklog.keep(Job(key, order, "uploading", Outcome(10, {}, header_sha256="a" * 64)))
-        assert len(worklog.jobs()) == 1
-        worklog.close()
+        journal = JobJournal(settings.data_dir / "jobs.sqlite")
+        journal.store(Job(key, order, "uploading", Outcome(10, {}, header_sha256="a" * 64)))
+        assert len(journal.jobs()) == 1
+        journal.close()
     running = heard(site, running_after)
     say(site, "receipt", answer)
     eventually(lambda: len(running.outbox) == 0)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from fl_client.agent.status_server import SOCKET
+from fl_client.agent.status.question_socket import SOCKET
 from rengo.device.status import StatusClient
 from runtime.security.identity import write_identity
 from tests.integration.broker_fixtures import DOMAIN, Owner, Site, site

@@ -30,8 +30,6 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("rengo", "algorithms", "broker", "storage", "fl_server", "fl_client", "iot", "runtime")
 NAME = "dev-a"
 PATIENCE_S = 60.0
-# RENGO_UPDATE_KILLS=20 kills at so many random moments; once, at the beginning, by default
-KILLS = int(os.environ.get("RENGO_UPDATE_KILLS", "1"))
 LONGEST_S = 25.0
 SITE_PACKAGES = Path("lib") / f"python{sys.version_info.major}.{sys.version_info.minor}"
 
@@ -136,13 +134,24 @@ def device(site: Site, tmp_path: Path) -> Iterator[Device]:
             supervisor.wait(PATIENCE_S)
 
 
+@pytest.mark.parametrize(
+    "kills",
+    [
+        pytest.param([0.0], id="killed at once"),
+        pytest.param(
+            [random.Random(5).uniform(0, LONGEST_S) for _ in range(20)],
+            id="killed at any moment",
+            marks=[pytest.mark.soak, pytest.mark.timeout(1800)],
+        ),
+    ],
+)
 def test_an_update_is_taken_when_it_holds_and_taken_back_when_it_does_not(
-    device: Device, tmp_path: Path
+    device: Device, tmp_path: Path, kills: list[float]
 ) -> None:
     until(lambda: device.running == "venv")
     good = make_wheel(tmp_path, "0.1.1")
-    for _ in range(KILLS):
-        _ended_in_between_leaves_what_works(device, good)
+    for after_s in kills:
+        _ended_in_between_leaves_what_works(device, good, after_s)
     done = device.update(good)
     out, _ = done.communicate(timeout=3 * PATIENCE_S)
     assert done.returncode == 0, out
@@ -162,14 +171,13 @@ def test_an_update_is_taken_when_it_holds_and_taken_back_when_it_does_not(
     assert left == {taken}
 
 
-def _ended_in_between_leaves_what_works(device: Device, wheel: Path) -> None:
-    """Kill the update at a random moment, and the agent with it."""
+def _ended_in_between_leaves_what_works(device: Device, wheel: Path, after_s: float) -> None:
+    """Kill the update, so long after it began, and the agent with it."""
     seen = set(device.root.glob("rengo-env-*"))
     killed = device.update(wheel)
     until(lambda: bool(set(device.root.glob("rengo-env-*")) - seen) or killed.poll() is not None)
-    if KILLS > 1:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            killed.wait(random.uniform(0, LONGEST_S))
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        killed.wait(after_s)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(killed.pid, signal.SIGKILL)
     killed.communicate()

@@ -202,8 +202,8 @@ def test_a_lower_loss_is_better(ground: Ground) -> None:
         ),
         lambda _: None,
     )
-    assert shown["verdict"] == "rolled_back", shown
-    assert shown["candidate_mean"] > shown["production_mean"] + 0.5
+    assert shown.verdict == "rolled_back", shown
+    assert shown.candidate_mean > shown.production_mean + 0.5
 
 
 def test_a_killed_server_goes_on_with_its_canary(ground: Ground) -> None:
@@ -230,7 +230,7 @@ def test_a_killed_server_goes_on_with_its_canary(ground: Ground) -> None:
         assert pairs() == others
         arena.kill("server")
     shown = follow(arena.client, canary_id, lambda _: None)
-    assert (shown["verdict"], shown["pairs"]) == ("promoted", len(EVALUATORS)), shown
+    assert (shown.verdict, shown.pairs) == ("promoted", len(EVALUATORS)), shown
     assert ground.production() == ground.better
     ground.wait_held(["eval-3", "t-1"], ground.better)
 
@@ -243,7 +243,7 @@ def test_a_device_that_vanishes_is_not_waited_for(ground: Ground) -> None:
         canary_id = begin(arena.client, ground.better, WHOLE)
         arena.signal("eval-4", signal.SIGKILL)
         shown = follow(arena.client, canary_id, lambda _: None)
-        assert (shown["verdict"], shown["pairs"]) == ("promoted", len(EVALUATORS) - 1), shown
+        assert (shown.verdict, shown.pairs) == ("promoted", len(EVALUATORS) - 1), shown
     finally:
         arena.own["eval-4"].kill()
         arena.start_own([spec_of("eval-4")])
@@ -256,8 +256,8 @@ def test_production_that_moves_meanwhile_ends_a_canary(ground: Ground) -> None:
         canary_id = begin(arena.client, spoiled, WHOLE)
         ground.promote(ground.better)
         shown = follow(arena.client, canary_id, lambda _: None)
-    assert shown["verdict"] == "inconclusive"
-    assert f"{ground.better} is in production by now" in shown["reason"]
+    assert shown.verdict == "inconclusive"
+    assert f"{ground.better} is in production by now" in shown.reason
     assert ground.shown(spoiled)["stage"] == "archived"
     assert ground.production() == ground.better
 

@@ -96,12 +96,17 @@ def test_before_the_start_there_is_no_pid(make: Callable[[str], Child]) -> None:
     child.stop()
     child.kill()
     child.signal(signal.SIGHUP)
-    assert "no log at" in child.last_line()
+    assert child.last_line() == ""
+    assert child.explanation() == f"its log {child.log} is empty"
 
 
 def test_a_program_that_is_not_there_is_named(tmp_path: Path) -> None:
     child = Child("the helper", [str(tmp_path / "none")], tmp_path / "log")
     with pytest.raises(ConfigError, match=r"the helper cannot be started: .*/none: No such file"):
+        child.start()
+    (tmp_path / "file").touch()
+    child = Child("the helper", [sys.executable], tmp_path / "file" / "log")
+    with pytest.raises(ConfigError, match=r"the helper cannot be started: .*/file: File exists"):
         child.start()
 
 
@@ -113,6 +118,44 @@ def test_the_log_is_private_and_kept_over_starts(make: Callable[[str], Child]) -
             child.wait_ready(lambda: False, 30)
         assert child.log.read_text().count("hello") == count
     assert stat.S_IMODE(child.log.stat().st_mode) == 0o600
+
+
+def test_a_log_that_is_too_long_is_emptied_at_the_start(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    child = Child("the helper", [sys.executable, "-c", "print('x' * 9)"], log, log_max_bytes=15)
+    sizes = []
+    for _ in range(3):
+        child.start()
+        assert child.wait(30) == 0
+        sizes.append(log.stat().st_size)
+    assert sizes == [10, 20, 10]
+
+
+def test_with_pipes_only_its_errors_go_to_the_log(tmp_path: Path) -> None:
+    code = "import sys; print(input()[::-1], flush=True); sys.exit('no more input')"
+    child = Child("the helper", [sys.executable, "-c", code], tmp_path / "log", pipes=True)
+    child.start()
+    with child.stdin as stdin, child.stdout as stdout:
+        stdin.write(b"abc\n")
+        stdin.flush()
+        assert stdout.readline() == b"cba\n"
+        assert child.wait(30) == 1
+    assert child.log.read_text() == "no more input\n"
+    assert child.last_line() == "no more input"
+
+
+def test_killing_it_kills_what_it_has_started(make: Callable[[str], Child]) -> None:
+    code = (
+        "import subprocess, sys\n"
+        "inner = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        "print('up', inner.pid, flush=True)\ninner.wait()"
+    )
+    child = make(code)
+    child.start()
+    child.wait_ready(up(child), 30)
+    inner = psutil.Process(int(child.last_line().split()[1]))
+    child.kill()
+    inner.wait(10)
 
 
 def test_a_signal_on_the_terminal_does_not_reach_it(make: Callable[[str], Child]) -> None:

@@ -129,7 +129,7 @@ def check_skipped_rounds(client: OperatorClient) -> None:
     rounds = 14
     wanted = {1, 2, 4, 5}
     seed = next(seed for seed in itertools.count() if wanted <= skips(seed, rounds))
-    report = follow(client, submit(client, TASK, definition(1, rounds, seed))).report
+    report = follow(client, submit(client, TASK, definition(1, rounds, seed))).report.document()
     chosen = cohorts(seed, rounds)
     assert report["model_sha256"] == model_after(rounds, seed)
     for name in NAMES:
@@ -148,7 +148,7 @@ def check_a_damaged_model_and_a_killed_server(site: Site, client: OperatorClient
     first_life = site.children["server"].pid
     site.children["server"].kill()
     resume(client, run_id)
-    report = follow(client, run_id).report
+    report = follow(client, run_id).report.document()
     assert site.children["server"].pid != first_life
     assert version < rounds
     assert report["model_sha256"] == model_after(rounds, 0)

@@ -32,9 +32,10 @@ from storage.store.servers.base import StoreTls
 from storage.store.settings import StoreSettings
 from storage.store.speed import TransferSpeed
 from tests.certificates import LOOPBACK
-from tests.integration.commands import rengo, surroundings
+from tests.integration.commands import Told, rengo, surroundings
 from tests.integration.store_fixtures import bucket_of, embedded_store  # noqa: F401
 
+ONCE = {"storage.store.speed._REPETITIONS": 1}
 # the table of docs/stores.md
 ANSWERS = {
     "juicefs": {
@@ -53,6 +54,11 @@ def written(path: Path, settings: StoreSettings, **changes: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(tomli_w.dumps({"store": values | changes}).encode())
     return path
+
+
+def doctor_store(*arguments: object, **more: Any) -> Told:
+    """Ask the store; each size is timed once, where a user has the median of five."""
+    return rengo("doctor", "store", *arguments, constants=ONCE, **more)
 
 
 def kind_of(embedded: EmbeddedStore) -> str:
@@ -79,7 +85,7 @@ def test_it_tells_what_the_store_can_do_how_fast_and_how_late(
     config: Path,
     embedded_store: EmbeddedStore,  # noqa: F811
 ) -> None:
-    told = rengo("doctor", "store", "--config", config)
+    told = doctor_store("--config", config)
     assert told.code == 0, told.err
     assert told.err == ""
     shown = told.out.splitlines()
@@ -103,7 +109,7 @@ def test_the_document_says_the_same(
     embedded_store: EmbeddedStore,  # noqa: F811
 ) -> None:
     written(tmp_path / "server" / "server.toml", store.settings, prefix="berlin/lab")
-    told = rengo("doctor", "store", "--json", home=tmp_path)
+    told = doctor_store("--json", home=tmp_path)
     assert told.code == 0, told.err
     document = json.loads(told.out)
     assert document["ok"] is True
@@ -147,11 +153,11 @@ def test_the_environment_alone_names_a_store(store: S3Store) -> None:
         "RENGO_SERVER_STORE__ACCESS_KEY": settings.access_key,
         "RENGO_SERVER_STORE__SECRET": settings.secret.get_secret_value(),
     }
-    assert rengo("doctor", "store", environment=environment).code == 0
+    assert doctor_store(environment=environment).code == 0
 
 
 def test_no_store_at_all_is_said(tmp_path: Path) -> None:
-    told = rengo("doctor", "store", home=tmp_path / "none")
+    told = doctor_store(home=tmp_path / "none")
     assert told.code == 2
     assert told.line.startswith("no store is named: give")
     told = rengo("doctor", "--bucket", "x", home=tmp_path / "none")
@@ -160,18 +166,18 @@ def test_no_store_at_all_is_said(tmp_path: Path) -> None:
 
 def test_a_wrong_endpoint_is_one_line(config: Path) -> None:
     nowhere = f"http://127.0.0.1:{free_port()}"
-    told = rengo("doctor", "store", "--config", config, "--endpoint", nowhere)
+    told = doctor_store("--config", config, "--endpoint", nowhere)
     assert told.code == 4
     assert nowhere in told.line
     assert "is store.endpoint right?" in told.line
-    told = rengo("doctor", "store", "--config", config, "--endpoint", "127.0.0.1:9000")
+    told = doctor_store("--config", config, "--endpoint", "127.0.0.1:9000")
     assert told.code == 2
     assert "'store.endpoint': must be http://host:port" in told.line
 
 
 def test_a_wrong_secret_is_one_line_without_it(store: S3Store, tmp_path: Path) -> None:
     config = written(tmp_path / "server.toml", store.settings, secret="wrong-and-private")
-    told = rengo("doctor", "store", "--config", config)
+    told = doctor_store("--config", config)
     assert told.code == 4
     assert "check store.access_key and store.secret" in told.line
     assert "private" not in told.err
@@ -179,7 +185,7 @@ def test_a_wrong_secret_is_one_line_without_it(store: S3Store, tmp_path: Path) -
 
 
 def test_a_wrong_bucket_is_one_line_and_is_not_made(store: S3Store, config: Path) -> None:
-    told = rengo("doctor", "store", "--config", config, "--bucket", "another")
+    told = doctor_store("--config", config, "--bucket", "another")
     assert told.code == 2
     assert told.line.startswith(f"there is no bucket another at {store.settings.endpoint}")
     assert [each["Name"] for each in store.client.list_buckets()["Buckets"]] == ["rengo"]
@@ -193,15 +199,15 @@ def test_a_wrong_ca_is_one_line(tmp_path: Path) -> None:
     try:
         settings = bucket_of(embedded).settings
         config = written(tmp_path / "wrong.toml", settings, ca=str(stranger.certificate_path))
-        told = rengo("doctor", "store", "--config", config)
+        told = doctor_store("--config", config)
         assert told.code == 4
         assert "comes from no authority that is trusted here" in told.line
         config = written(tmp_path / "none.toml", settings, ca=str(tmp_path / "none.crt"))
-        told = rengo("doctor", "store", "--config", config)
+        told = doctor_store("--config", config)
         assert told.code == 2
         assert "none.crt cannot be read" in told.line
         config = written(tmp_path / "right.toml", settings)
-        assert rengo("doctor", "store", "--config", config).code == 0
+        assert doctor_store("--config", config).code == 0
     finally:
         embedded.stop()
 
@@ -214,7 +220,7 @@ def test_encryption_that_is_asked_for_and_not_there_is_said(
     can = ANSWERS[kind_of(embedded_store)]
     for sse, name in (("AES256", "sse_s3"), ("aws:kms", "sse_kms")):
         config = written(tmp_path / "server.toml", store.settings, sse=sse)
-        told = rengo("doctor", "store", "--config", config)
+        told = doctor_store("--config", config)
         asked = S3Store(store.settings.model_copy(update={"sse": sse}))
         if can[name]:
             assert told.code == 0

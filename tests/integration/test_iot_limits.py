@@ -77,7 +77,7 @@ def test_a_process_that_holds_too_much_is_ended(workers: Workers) -> None:
     process.stdin.flush()
     assert process.wait(60) == -signal.SIGKILL
     assert limiter.method == "own measure"
-    assert limiter.ran_short()
+    assert limiter.killed_for_memory()
     soon(lambda: not limiter.has_process)
 
 
@@ -89,7 +89,7 @@ def test_a_process_within_its_memory_stays_and_stands_back(workers: Workers) -> 
     assert Path(f"/proc/{process.pid}/oom_score_adj").read_text().strip() == "800"
     assert resource.prlimit(process.pid, resource.RLIMIT_DATA)[0] == 256 * MIB
     assert limiter.has_process
-    assert not limiter.ran_short()
+    assert not limiter.killed_for_memory()
     limiter.close()
     assert process.poll() is None
 
@@ -266,7 +266,7 @@ def test_a_real_group_where_this_machine_lets_us(workers: Workers) -> None:
         process.stdin.write("\n")
         process.stdin.flush()
         assert process.wait(60) == -signal.SIGKILL
-        assert limiter.ran_short()
-        assert not limiter.ran_short(), "it is told once"
+        assert limiter.killed_for_memory()
+        assert not limiter.killed_for_memory(), "it is told once"
     finally:
         limiter.close()

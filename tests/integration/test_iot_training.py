@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from broker.wire.messages import ModelRef, Order, UploadRef
-from fl_client.agent.worker import TrainingWorker
+from fl_client.agent.worker import TrainingWorker, WorkerSetup
 from fl_client.bundles.store import BundleSettings, DeviceBundles
 from fl_client.jobs.folder import DeviceFolder
 from fl_client.session import events as s
@@ -47,7 +47,7 @@ KILLED = "os.kill(os.getpid(), signal.SIGKILL) if at_once > 2 else None"
 
 
 class Device:
-    """A session and a workshop, without a network."""
+    """A session and a worker, without a network."""
 
     def __init__(self, folder: Path, hold: str) -> None:
         self.log = folder / "batches.log"
@@ -64,7 +64,7 @@ class Device:
             }
         )
         # no control groups, so that every machine shows the same
-        self.steward = machine_policy(settings, "d", root=folder / "nowhere")
+        self.policy = machine_policy(settings, "d", root=folder / "nowhere")
         self.events: queue.Queue[object] = queue.Queue()
         self.folder = DeviceFolder(settings.data_dir)
         bundles = DeviceBundles(
@@ -73,8 +73,8 @@ class Device:
             Transfers(),
             {"hungry": f"{folder / 'own.py'}:Hungry"},
         )
-        self.workshop = TrainingWorker(
-            "d", settings, "numpy", bundles, self.folder, self.events.put, self.steward
+        self.worker = TrainingWorker(
+            WorkerSetup("d", settings, "numpy"), bundles, self.folder, self.policy, self.events.put
         )
         self.session = DeviceSession()
 
@@ -92,8 +92,8 @@ class Device:
                 if isinstance(command, s.UploadUpdate | s.SendDecline):
                     return command
                 if isinstance(command, s.DoWork):
-                    self.workshop.submit(command.job)
-            event = self.workshop.translate(self.events.get(timeout=60))
+                    self.worker.submit(command.job)
+            event = self.worker.translate(self.events.get(timeout=60))
             commands = []
             if event is not None and not isinstance(event, ChildProgressed):
                 commands = self.session.handle(event)
@@ -119,9 +119,9 @@ class Device:
         return [int(line) for line in self.log.read_text().split()]
 
     def close(self) -> None:
-        self.workshop.cancel()
-        self.workshop.close("the test ends")
-        self.steward.close()
+        self.worker.cancel()
+        self.worker.close("the test ends")
+        self.policy.close()
 
 
 Make = Callable[[str], Device]

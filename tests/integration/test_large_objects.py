@@ -23,6 +23,7 @@ from storage.transfer.files import Cancelled, Transfers, TransferSettings
 from storage.transfer.multipart import MultipartTarget, UploadedParts, uploaded_parts_path
 from tests.integration.store_fixtures import bucket_of, embedded_store  # noqa: F401
 from tests.proxy import Fault, Proxy
+from tests.support import soaking
 
 KEY = "projects/p/runs/r/updates/000001/001/d.upd"
 PART = 5 << 20
@@ -81,7 +82,7 @@ def test_a_file_goes_in_parts_and_every_byte_once(way: Way) -> None:
     assert way.is_whole()
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", soaking(range(6), lambda seed: seed >= 2))
 def test_cuts_at_random_bytes_cost_at_most_a_part_each(way: Way, seed: int) -> None:
     source = random.Random(seed)
     cuts = [source.randrange(1, 2 * PART) for _ in range(3)]

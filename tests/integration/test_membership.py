@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-import fl_server.server
+import fl_server.shell.devices
 from broker.brokers.access_control import ManualAccess, RefusedConnection
 from runtime.errors import ConfigError, RunNotCompleted, TransportError
 from tests.integration.broker_fixtures import eventually
@@ -95,7 +95,7 @@ class Forgetful(ManualAccess):
 def test_a_look_at_the_broker_that_failed_is_not_the_last(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fl_server.server, "_LOOK_AT_BROKER_EVERY_S", 0.05)
+    monkeypatch.setattr(fl_server.shell.devices, "_POLL_BROKER_EVERY_S", 0.05)
     site.stop()
     site.access = Forgetful()
     site.start()

@@ -9,7 +9,7 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fl_server.operations.catalogue import Operation, R
 from rengo.operator.models import (
     Client,
     ask,
@@ -66,10 +67,10 @@ class Server:
     def server_key(self) -> Any:
         return KEY.public
 
-    def call(self, operation: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        assert operation == "models_url"
+    def request(self, operation: Operation[Any, R], arguments: Mapping[str, Any]) -> R:
+        assert operation.name == "models_url"
         self.calls.append(arguments["name"])
-        return {
+        document = {
             "name": self.manifest.name,
             "url": self.url,
             "key": self.manifest.key,
@@ -78,6 +79,7 @@ class Server:
             "manifest": self.manifest.encode(self.key).decode(),
             **self.answer,
         }
+        return operation.result.read(document)
 
     def transfers(self, settings: TransferSettings) -> Transfers:
         return Transfers(settings)

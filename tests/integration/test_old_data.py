@@ -98,7 +98,8 @@ def resumed(old: Restored, middle: str) -> Iterator[Resumed]:
             arena.prepare(spec_of(name)).start()
         wait_for(lambda: is_over(arena, middle), f"the end of {middle}", arena.story)
         report = arena.finish(middle)
-        canary = follow(arena.client, old.expected["canary"]["canary_id"], lambda _: None)
+        canary_id = old.expected["canary"]["canary_id"]
+        canary = follow(arena.client, canary_id, lambda _: None).document()
         yield Resumed(arena, facts, audit, awaited, jobs, report, canary)
 
 
@@ -271,17 +272,17 @@ def test_devices_follow_what_is_promoted_now(old: Restored) -> None:
 
 def test_members_and_bundles_are_known(resumed: Resumed) -> None:
     assert resumed.arena.online() == set(DEVICES)
-    rows = {each["id"]: each["status"] for each in resumed.arena.client.devices()}
+    rows = {each.id: each.status for each in resumed.arena.client.devices()}
     assert set(rows) == {*DEVICES, "revoked-1"}
     assert rows["revoked-1"] == "revoked"
     (tiny,) = bundles(resumed.arena.client)
-    assert tiny["name"].startswith("tiny@")
+    assert tiny.name.startswith("tiny@")
 
 
 def test_the_rotation_of_a_password_is_brought_to_its_end(resumed: Resumed) -> None:
     def rotating() -> bool:
-        rows = {each["id"]: each for each in resumed.arena.client.devices()}
-        return bool(rows["t-3"]["rotating"])
+        rows = {each.id: each for each in resumed.arena.client.devices()}
+        return bool(rows["t-3"].rotating)
 
     wait_for(lambda: not rotating(), "t-3 has its new password", resumed.arena.story)
 

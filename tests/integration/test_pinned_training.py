@@ -10,7 +10,7 @@ import pytest
 
 from broker.wire.messages import ModelRef, Order, UploadRef
 from fl_client.agent.resource_policy import Unbounded
-from fl_client.agent.worker import TrainingWorker
+from fl_client.agent.worker import TrainingWorker, WorkerSetup
 from fl_client.bundles.store import BundleSettings, DeviceBundles
 from fl_client.jobs.folder import DeviceFolder
 from fl_client.machine.accelerators import Accelerator
@@ -44,21 +44,21 @@ def looked(folder: Path, *accelerators: Accelerator) -> set[str]:
     place = DeviceFolder(settings.data_dir)
     tasks = {"looking": f"{folder / 'own.py'}:Looking"}
     bundles = DeviceBundles(BundleSettings(), folder / "bundles", Transfers(), tasks)
-    workshop = TrainingWorker(
-        "d", settings, "numpy", bundles, place, events.put, Unbounded(), accelerators
+    worker = TrainingWorker(
+        WorkerSetup("d", settings, "numpy", accelerators), bundles, place, Unbounded(), events.put
     )
     job = s.Job(s.JobKey("run", "train", 1, 1), order())
     with place.model(job).open("wb") as out:
         write_safetensors(load_task("digits").initial_weights(0), out)
-    workshop.submit(job)
+    worker.submit(job)
     try:
         while True:
-            event = workshop.translate(events.get(timeout=60))
+            event = worker.translate(events.get(timeout=60))
             if event is not None and not isinstance(event, ChildProgressed):
                 assert isinstance(event, s.WorkFinished), event
                 return {name for name, seen in event.outcome.metrics.items() if seen}
     finally:
-        workshop.close("the test ends")
+        worker.close("the test ends")
 
 
 def order() -> Order:

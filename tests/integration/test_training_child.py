@@ -386,15 +386,17 @@ def test_a_frame_that_is_none_ends_it_with_an_answer(site: Site, junk: bytes) ->
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's death signal is Linux's")
 def test_it_dies_with_its_agent(site: Site) -> None:
     code = """
-import sys, time
+import pathlib, sys, time
 from fl_client.training.child import ChildReady, ChildSettings, TrainingChild
 def told(event):
     print(event.pid, flush=True)
-child = TrainingChild(ChildSettings("digits", "numpy", "edge-1"), told)
+log = pathlib.Path(sys.argv[1])
+child = TrainingChild(ChildSettings("digits", "numpy", "edge-1"), told, log=log)
 child.start()
 time.sleep(60)
 """
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as agent:
+    argv = [sys.executable, "-c", code, str(site.log)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE) as agent:
         assert agent.stdout is not None
         trainer = psutil.Process(int(agent.stdout.readline()))
         agent.kill()

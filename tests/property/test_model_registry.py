@@ -1,4 +1,4 @@
-"""The registry under every order of acts, kills and outages, and with bugs planted in it."""
+"""The registry under every order of operations, kills and outages, and with bugs planted in it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from runtime.errors import RengoError
-from storage.registry import registry
-from storage.registry import scan as catalogue
-from storage.registry import version_store as book
+from storage.registry import registry, scan, version_store
 from storage.versions import retention
 from tests.laws import Violation
 from tests.mutants import Mutant, load_patched
@@ -41,8 +39,8 @@ MUTANTS = [
         "archives before it promotes",
         registry,
         {
-            "                self._book.require_model(found)\n": (
-                "                before and self._book.stage(before, 'archived', reason)\n"
+            "                self._versions.require_model(found)\n": (
+                "                before and self._versions.stage(before, 'archived', reason)\n"
             )
         },
     ),
@@ -50,17 +48,19 @@ MUTANTS = [
         "withdraws after it has promoted",
         registry,
         {
-            "self._book.withdraw(now, reason)": "pass",
-            "found = self._book.promote(target, reason)": (
-                "found = self._book.promote(target, reason)\n"
-                "            now and self._book.withdraw(now, reason)"
+            "self._versions.withdraw(now, reason)": "pass",
+            "found = self._versions.promote(target, reason)": (
+                "found = self._versions.promote(target, reason)\n"
+                "            now and self._versions.withdraw(now, reason)"
             ),
         },
     ),
-    planted("completes no rollback", book, {"if not top.record.withdrawn:": "if True:"}),
+    planted("completes no rollback", version_store, {"if not top.record.withdrawn:": "if True:"}),
     planted("rolls back twice", registry, {"if failed is not None and": "if False and"}),
     planted(
-        "archives nothing after a crash", book, {"return self.archive_others(top)": "return []"}
+        "archives nothing after a crash",
+        version_store,
+        {"return self.archive_others(top)": "return []"},
     ),
     planted(
         "takes a tag away first",
@@ -68,29 +68,39 @@ MUTANTS = [
         {
             "            tags = found.record.tags\n": (
                 "            tags = found.record.tags\n"
-                "            for other in self._book.holders(label):\n"
-                "                found.id != other.id and self._book.untag(other, label)\n"
+                "            for other in self._versions.holders(label):\n"
+                "                found.id != other.id and self._versions.untag(other, label)\n"
             )
         },
     ),
-    planted("leaves a tag twice", book, {"= self.holders(label)\n": "= self.holders(label)[:1]\n"}),
+    planted(
+        "leaves a tag twice",
+        version_store,
+        {"= self.holders(label)\n": "= self.holders(label)[:1]\n"},
+    ),
     planted(
         "counts promotions anew",
-        book,
+        version_store,
         {
             "max((each.promoted for each in found.versions), default=0)": "0",
         },
     ),
-    planted("takes a failed write for none", book, {"self._uncertain.add(version.id)": "pass"}),
+    planted(
+        "takes a failed write for none", version_store, {"self._uncertain.add(version.id)": "pass"}
+    ),
     planted(
         "does not mend after an outage",
-        book,
-        {"        self._mend()\n        with": "        with"},
+        version_store,
+        {"        self._complete_interrupted()\n        with": "        with"},
     ),
-    planted("gives a new version an old record", book, {"if stray in self._strays:": "if False:"}),
+    planted(
+        "gives a new version an old record",
+        version_store,
+        {"if orphan in self._orphan_records:": "if False:"},
+    ),
     planted(
         "removes the model last",
-        book,
+        version_store,
         {
             "self._store.delete([version.manifest.key])": "pass",
             "keys.record(number), keys.manifest(number)])": (
@@ -98,7 +108,11 @@ MUTANTS = [
             ),
         },
     ),
-    planted("forgets a removal that failed", book, {"in list(self._leaving.values())": "in ()"}),
+    planted(
+        "forgets a removal that failed",
+        version_store,
+        {"in list(self._being_removed.values())": "in ()"},
+    ),
     planted("sweeps what has a tag", retention, {"bool(record.tags) or": ""}),
     planted("sweeps what is archived", retention, {'!= "none"': 'in ("candidate", "production")'}),
     planted(
@@ -112,12 +126,12 @@ MUTANTS = [
 def with_bug(mutant: Mutant) -> type[registry.ModelRegistry]:
     """Return the registry with the bug in it, or in what it stands on."""
     names: dict[types.ModuleType, dict[str, object]] = {}
-    for module in (retention, catalogue, book, registry):
+    for module in (retention, scan, version_store, registry):
         patched = mutant if module is mutant.module else planted("none", module, {})
         names[module] = load_patched(patched)
     for module, needs in (
-        (book, (catalogue,)),
-        (registry, (retention, catalogue, book)),
+        (version_store, (scan,)),
+        (registry, (retention, scan, version_store)),
     ):
         for need in needs:
             own = {name: names[need][name] for name in vars(need) if name in names[module]}

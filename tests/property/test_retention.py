@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage.versions.manifest import Record, Stage
-from storage.versions.retention import Policy, by_number, is_held, retained
+from storage.versions.retention import Policy, is_pinned, kept_by_number, retained
 
 STAGES: tuple[Stage, ...] = ("none", "candidate", "production", "archived")
 policies = st.builds(Policy, st.integers(1, 8), st.integers(0, 5))
@@ -51,8 +51,8 @@ def test_more_tags_and_stages_never_take_a_version_away(
 
 @given(policy=policies, latest=st.integers(0, 40))
 def test_what_was_let_go_never_has_to_come_back(policy: Policy, latest: int) -> None:
-    kept = by_number(policy, latest)
-    assert by_number(policy, latest + 1) <= kept | {latest + 1}
+    kept = kept_by_number(policy, latest)
+    assert kept_by_number(policy, latest + 1) <= kept | {latest + 1}
 
 
 @given(policy=policies, latest=st.integers(0, 40), known=records)
@@ -62,12 +62,12 @@ def test_the_latest_always_stays(policy: Policy, latest: int, known: list[Record
 
 def test_a_tag_or_a_stage_holds() -> None:
     plain = Record(run_id="r", version=1, sha256="0a" * 32)
-    assert not is_held(plain)
-    assert is_held(plain.model_copy(update={"tags": ["best"]}))
-    assert [is_held(plain.model_copy(update={"stage": stage})) for stage in STAGES] == [
+    assert not is_pinned(plain)
+    assert is_pinned(plain.model_copy(update={"tags": ["best"]}))
+    assert [is_pinned(plain.model_copy(update={"stage": stage})) for stage in STAGES] == [
         False,
         True,
         True,
         True,
     ]
-    assert not is_held(plain.model_copy(update={"promotions": [1], "metrics": {"loss": 1.0}}))
+    assert not is_pinned(plain.model_copy(update={"promotions": [1], "metrics": {"loss": 1.0}}))

@@ -13,6 +13,7 @@ from fl_client.session.events import Stage
 from fl_server.rounds.events import FACTS, Phase
 from fl_server.rounds.ledger import LEGAL
 from tests import protocol_page
+from tests.examples import pages
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
@@ -21,6 +22,17 @@ PAGES = sorted(
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 _LINK = re.compile(r"(?<!`)\[[^\]]*\]\(([^)#\s]+)?(#[^)\s]*)?\)")
 _HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
+SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+ROOMS = SETTINGS["tool"]["importlinter"]["root_packages"]
+# What users read; the pages about the code's own structure show its modules.
+FOR_USERS = [
+    page
+    for page in PAGES
+    if page == "README.md" or (page.count("/") == 1 and page != "docs/architecture.md")
+]
+_IMPORT = re.compile(r"^\s*(?:>>> )?(?:from|import) +([\w.]+)", re.MULTILINE)
+_CHANGE = re.compile(r"^\| ([^|]+) \| ([^|]+) \|$", re.MULTILINE)
+_PATH = re.compile(r"`([\w<>./]+\.\w+)`")
 
 
 def legal_table() -> str:
@@ -34,9 +46,8 @@ def legal_table() -> str:
 
 def layers_table() -> str:
     """Return the layers of each room as the architecture page has to show them."""
-    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     lines = ["| room | layers, from the top |", "| --- | --- |"]
-    for contract in settings["tool"]["importlinter"]["contracts"]:
+    for contract in SETTINGS["tool"]["importlinter"]["contracts"]:
         if contract["type"] == "layers" and "containers" in contract:
             (room,) = contract["containers"]
             layers = (layer.replace(" | ", " \\| ") for layer in contract["layers"])
@@ -60,6 +71,35 @@ def test_the_layers_are_those_that_are_checked() -> None:
 def test_the_protocol_page_is_the_code_s() -> None:
     shown = (ROOT / "docs" / "protocol.md").read_text(encoding="utf-8")
     assert shown == protocol_page.render(), "python -m tests.protocol_page > docs/protocol.md"
+
+
+def foreign_imports(code: str) -> list[str]:
+    """Return the modules that code imports from a room, or a part of one, that is not ``rengo``."""
+    named = _IMPORT.findall(code)
+    return [name for name in named if name != "rengo" and name.partition(".")[0] in ROOMS]
+
+
+@pytest.mark.parametrize("page", FOR_USERS)
+def test_users_import_rengo_alone(page: str) -> None:
+    assert [name for code in pages.blocks(page) for name in foreign_imports(code)] == []
+
+
+def test_an_import_of_another_room_is_noticed() -> None:
+    code = "import rengo\n    from storage.weights import Weights\nimport rengo.export.formats\n"
+    assert foreign_imports(code) == ["storage.weights", "rengo.export.formats"]
+
+
+def changes() -> dict[str, list[str]]:
+    """Return the paths that CONTRIBUTING's table names for each change."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    section = text.partition("## What a change touches\n")[2].partition("\n## ")[0]
+    return {change: _PATH.findall(files) for change, files in _CHANGE.findall(section)[2:]}
+
+
+def test_the_files_that_a_change_touches_are_there() -> None:
+    assert len(changes()) >= 20
+    named = [path for paths in changes().values() for path in paths]
+    assert [path for path in named if not [*ROOT.glob(path.replace("<name>", "[!_]*"))]] == []
 
 
 @pytest.mark.parametrize("state", [*get_args(Phase), *get_args(Stage)])

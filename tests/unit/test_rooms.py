@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import pkgutil
@@ -48,7 +49,8 @@ WAITING = (
     "rengo.cli.site.roles",
     "iot.runner",
     "iot.settings",
-    "fl_client.agent.status_server",
+    "fl_client.agent.build",
+    "fl_client.agent.status.server",
 )
 NOT_YET = {
     *("numpy", "urllib3", "venv", "packaging", "xml.sax.saxutils", "pydantic.type_adapter"),
@@ -129,6 +131,23 @@ def test_the_base_install_is_enough_to_import(room: str) -> None:
 def test_a_blocked_extra_is_noticed() -> None:
     with pytest.raises(AssertionError, match="torch"):
         python(BLOCKED, ["fl_client.engines.torch"], EXTRAS)
+
+
+def classes() -> dict[str, list[str]]:
+    """Return the files that define each class of the product, by the class's name."""
+    found: dict[str, list[str]] = {}
+    for room in ("fl_server", *BASE_ROOMS):
+        for path in sorted((ROOT / room).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.ClassDef):
+                    found.setdefault(node.name, []).append(path.relative_to(ROOT).as_posix())
+    return found
+
+
+def test_no_two_classes_share_a_name() -> None:
+    found = classes()
+    assert found["Child"] == ["runtime/processes/child.py"]
+    assert {name: files for name, files in found.items() if len(files) > 1} == {}
 
 
 # One breach of each contract; the contract's name is what lint-imports prints.

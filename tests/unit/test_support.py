@@ -60,5 +60,12 @@ def test_a_missing_program_skips_here_and_fails_in_ci(monkeypatch: pytest.Monkey
         support.require("no-such-server", "postgresql")
 
 
+def test_what_is_long_is_marked_and_the_rest_is_as_it_was() -> None:
+    first, second = support.soaking(["short", "long"], lambda each: each == "long")
+    assert first == "short"
+    assert isinstance(second, support.ParameterSet)
+    assert (second.values, [mark.name for mark in second.marks]) == (("long",), ["soak"])
+
+
 def test_a_program_on_the_path_is_returned() -> None:
     assert support.require("sh") == Path(support.find_binary("sh") or "")

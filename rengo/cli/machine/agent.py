@@ -238,7 +238,7 @@ def checked_settings(path: Path | None) -> Checked:
     return check(path or usual_file(), DeviceSettings)
 
 
-def patient(options: argparse.Namespace) -> AgentTarget:
+def agent_target(options: argparse.Namespace) -> AgentTarget:
     """Return the agent to diagnose, with the settings that it runs with or would start with."""
     from rengo.device.config_file import Checked, usual_file  # noqa: PLC0415
     from rengo.doctor.agent import AgentTarget  # noqa: PLC0415
@@ -279,7 +279,7 @@ def agent_folders(options: argparse.Namespace) -> list[Path]:
 
 
 def _running(devices: Path) -> Iterator[Path]:
-    from fl_client.agent.status_server import SOCKET  # noqa: PLC0415
+    from fl_client.agent.status.question_socket import SOCKET  # noqa: PLC0415
 
     if devices.is_dir():
         yield from (path.parent for path in sorted(devices.glob(f"*/{SOCKET}")))

@@ -76,13 +76,13 @@ def _print(found: Sequence[Check]) -> None:
 
 
 def _examine_agent(options: argparse.Namespace) -> int:
-    from rengo.cli.machine.agent import patient  # noqa: PLC0415
+    from rengo.cli.machine.agent import agent_target  # noqa: PLC0415
     from rengo.doctor.agent import diagnose_agent  # noqa: PLC0415
     from rengo.site.folder import default_home  # noqa: PLC0415  see ``add_site``
 
     if options.data_dir != default_home():
         raise ConfigError("--data-dir is a site's folder; name the agent by --config or --id")
-    return _show(options, diagnose_agent(patient(options)))
+    return _show(options, diagnose_agent(agent_target(options)))
 
 
 def _examine_store(options: argparse.Namespace) -> int:

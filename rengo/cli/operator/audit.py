@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
+from fl_server.operations.catalogue import AUDIT_LS, AUDIT_VERIFY, SERVER_INFO
 from rengo.cli.common import Commands, add_command, add_site, connect, print_json
-from rengo.operator.client import OperatorClient
 from rengo.terminal.tables import print_table, when
 from runtime.errors import ConfigError
 
@@ -29,21 +28,26 @@ def run(options: argparse.Namespace) -> int:
     if options.last < 1:
         raise ConfigError(f"--last {options.last}: show at least one entry")
     with connect(options) as client:
-        verified = client.call("audit_verify")["entries"] if options.verify else None
-        entries = _latest(client, options.last)
-        refused = client.call("server_info")["refused_messages"]
+        verified = client.request(AUDIT_VERIFY).entries if options.verify else None
+        latest = client.request(AUDIT_LS, {"last": options.last}).entries
+        entries = latest[::-1]
+        refused = client.request(SERVER_INFO).refused_messages
     if options.json:
-        document = {"entries": entries, "verified": verified, "refused": refused}
+        document = {
+            "entries": [each.document() for each in entries],
+            "verified": verified,
+            "refused": refused,
+        }
         print_json(document, options.json)
         return 0
     rows = [
         [
-            str(each["number"]),
-            when(each["at"]),
-            each["actor"],
-            each["act"],
-            each["subject"],
-            ", ".join(f"{name}={value}" for name, value in each["detail"].items()),
+            str(each.number),
+            when(each.at),
+            each.actor,
+            each.act,
+            each.subject,
+            ", ".join(f"{name}={value}" for name, value in each.detail.items()),
         ]
         for each in entries
     ]
@@ -56,18 +60,3 @@ def run(options: argparse.Namespace) -> int:
             f"\nThe log is as it was written: {verified} entries, each chained to the one before."
         )
     return 0
-
-
-def _latest(client: OperatorClient, count: int) -> list[dict[str, Any]]:
-    """Return the latest entries, the oldest first, page by page."""
-    entries: list[dict[str, Any]] = []
-    before: int | None = None
-    while len(entries) < count:
-        page = client.call("audit_ls", {"before": before})["entries"]
-        if not page:
-            break
-        entries += page
-        before = page[-1]["number"]
-        if before == 1:
-            break
-    return entries[:count][::-1]

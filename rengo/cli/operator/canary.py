@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import re
 from dataclasses import dataclass
-from typing import Any, TextIO
+from typing import TextIO
 
+from fl_server.operations.results import CanaryReport
 from rengo.cli.codes import DONE
 from rengo.cli.common import connect, interruptible, print_json, progress_stream
 from rengo.operator.canary import CanaryTrial, begin, follow
@@ -100,22 +101,20 @@ def try_out(options: argparse.Namespace, trial: CanaryTrial) -> int:
         if canary_id:
             progress.say(f"{canary_id} goes on, and decides by itself.")
         raise
-    print_json(shown, options.json)
-    if shown["verdict"] == "promoted" and not shown["problem"]:
-        progress.say(
-            f"{shown['candidate']} is in production for task {shown['task']}: {shown['reason']}."
-        )
+    print_json(shown.document(), options.json)
+    if shown.verdict == "promoted" and not shown.problem:
+        progress.say(f"{shown.candidate} is in production for task {shown.task}: {shown.reason}.")
         return DONE
     raise RunNotCompleted(_refused(shown))
 
 
-def _refused(shown: dict[str, Any]) -> str:
+def _refused(shown: CanaryReport) -> str:
     came = {
         "promoted": "was not promoted",
         "rolled_back": "was rolled back",
         "inconclusive": "was not promoted, the canary is inconclusive",
-    }[shown["verdict"]]
-    return f"{shown['candidate']} {came}: {shown['problem'] or shown['reason']}"
+    }[shown.verdict]
+    return f"{shown.candidate} {came}: {shown.problem or shown.reason}"
 
 
 @dataclass
@@ -125,18 +124,18 @@ class _Progress:
     out: TextIO
     _pairs: int | None = None
 
-    def tell(self, shown: dict[str, Any]) -> None:
+    def tell(self, shown: CanaryReport) -> None:
         """Say how it stands, unless that was said."""
         if self._pairs is None:
-            devices = count(shown["cohort_size"], shown["measured_by"].removesuffix("s"))
+            devices = count(shown.cohort_size, shown.measured_by.removesuffix("s"))
             self.say(
-                f"{shown['candidate']} against {shown['production']} on {devices}, for at most "
-                f"{duration(shown['deadline_s'])} ({shown['canary_id']})"
+                f"{shown.candidate} against {shown.production} on {devices}, for at most "
+                f"{duration(shown.deadline_s)} ({shown.canary_id})"
             )
             self._pairs = 0
-        if shown["pairs"] > self._pairs:
-            self._pairs = shown["pairs"]
-            self.say(f"{self._pairs} of {shown['cohort_size']} have measured both")
+        if shown.pairs > self._pairs:
+            self._pairs = shown.pairs
+            self.say(f"{self._pairs} of {shown.cohort_size} have measured both")
 
     def say(self, line: str) -> None:
         """Print a line at once."""

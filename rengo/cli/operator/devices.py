@@ -8,6 +8,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from fl_server.operations.catalogue import DEVICES_INVITE, DEVICES_REVOKE, DEVICES_ROTATE
+from fl_server.operations.results import DeviceRow
 from rengo.cli.common import Commands, add_command, add_site, connect, print_json
 from rengo.terminal.drift import drift_lines
 from rengo.terminal.health import health_lines
@@ -55,7 +57,7 @@ def _add_invitation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--qr", action="store_true", help="show the token as a QR code too")
 
 
-def _devices(options: argparse.Namespace) -> list[dict[str, Any]]:
+def _devices(options: argparse.Namespace) -> list[DeviceRow]:
     with connect(options) as client:
         return client.devices()
 
@@ -64,20 +66,20 @@ def list_devices(options: argparse.Namespace) -> int:
     """Print the devices."""
     devices = _devices(options)
     if options.json:
-        print_json({"devices": devices}, options.json)
+        print_json({"devices": [each.document() for each in devices]}, options.json)
         return 0
     rows = []
     for device in devices:
-        info = device["info"] or {}
+        info = device.info
         rows.append(
             [
-                device["id"],
-                device["status"],
-                device["role"],
-                info.get("profile", "-"),
-                info.get("engine", "-"),
-                device.get("group") or "-",
-                ", ".join(device["tasks"]),
+                device.id,
+                device.status,
+                device.role,
+                "-" if info is None else info.profile,
+                "-" if info is None else info.engine,
+                device.group or "-",
+                ", ".join(device.tasks),
             ]
         )
     head = ["device", "status", "role", "profile", "engine", "group", "tasks"]
@@ -87,7 +89,7 @@ def list_devices(options: argparse.Namespace) -> int:
 
 def show_device(options: argparse.Namespace) -> int:
     """Print one device."""
-    found = [device for device in _devices(options) if device["id"] == options.device_id]
+    found = [each.document() for each in _devices(options) if each.id == options.device_id]
     if not found:
         raise ConfigError(f"no device {options.device_id!r}; `rengo devices ls` lists them")
     if options.json:
@@ -124,29 +126,27 @@ def invite(options: argparse.Namespace) -> int:
         "lifetime_s": lifetime_s,
     }
     with connect(options) as client:
-        made = client.call("devices_invite", arguments)
-    line = f"rengo enroll {made['url']} --token {made['token']}"
+        made = client.request(DEVICES_INVITE, arguments)
+    line = f"rengo enroll {made.url} --token {made.token}"
     if options.json:
-        print_json({**made, "expires_s": lifetime_s, "command": line}, options.json)
+        print_json({**made.document(), "expires_s": lifetime_s, "command": line}, options.json)
         return 0
     uses = "one device" if options.uses == 1 else f"{options.uses} devices"
-    print(
-        f"Token {made['token_id']} for {uses}, good for {options.expires}:\n\n  {made['token']}\n"
-    )
+    print(f"Token {made.token_id} for {uses}, good for {options.expires}:\n\n  {made.token}\n")
     print(f"On the device, once:\n\n  {line}\n")
     if options.qr:
-        _print_qr(made["token"])
+        _print_qr(made.token)
     return 0
 
 
 def rotate(options: argparse.Namespace) -> int:
     """Give a device another password."""
     with connect(options) as client:
-        done = client.call("devices_rotate", {"device_id": options.device_id})
+        done = client.request(DEVICES_ROTATE, {"device_id": options.device_id})
     if options.json:
-        print_json(done, options.json)
+        print_json(done.document(), options.json)
         return 0
-    when = "now" if done["online"] else "as soon as it is online"
+    when = "now" if done.online else "as soon as it is online"
     print(f"{options.device_id} gets another password {when}; the old one holds until it has it.")
     return 0
 
@@ -154,9 +154,9 @@ def rotate(options: argparse.Namespace) -> int:
 def revoke(options: argparse.Namespace) -> int:
     """Cut a device off."""
     with connect(options) as client:
-        done = client.call("devices_revoke", {"device_id": options.device_id})
+        done = client.request(DEVICES_REVOKE, {"device_id": options.device_id})
     if options.json:
-        print_json(done, options.json)
+        print_json(done.document(), options.json)
         return 0
     print(f"{options.device_id} is revoked: cut off from the broker, its queue and state removed.")
     return 0

@@ -8,14 +8,27 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from fl_server.operations.catalogue import (
+    MODELS_GC,
+    MODELS_LS,
+    MODELS_PRODUCTION,
+    MODELS_PROMOTE,
+    MODELS_RM,
+    MODELS_ROLLBACK,
+    MODELS_SHOW,
+    MODELS_TAG,
+    MODELS_UNTAG,
+    Operation,
+)
+from fl_server.operations.results import ModelDetail, ModelRow
 from rengo.cli.codes import DONE
 from rengo.cli.common import Commands, add_command, add_site, connect, print_json
 from rengo.cli.operator import canary
 from rengo.cli.operator.model_files import add_file_verbs
-from rengo.operator.client import OperatorClient
 from rengo.operator.models import ask, bring, manifest_path, verify_file
 from rengo.terminal.format import count, figure, size
 from rengo.terminal.tables import print_table, when
+from storage.versions.manifest import Manifest, Parent
 
 _NAME = "RUN:VERSION, RUN (its latest), TASK@production, a tag, or the start of the sha256"
 
@@ -81,19 +94,19 @@ def _add_rollback(parser: argparse.ArgumentParser) -> None:
 def list_models(options: argparse.Namespace) -> int:
     """Print the versions."""
     with connect(options) as client:
-        models = _all(client, options.run, options.task)
+        models = client.request(MODELS_LS, {"run_id": options.run, "task": options.task}).models
     if options.json:
-        print_json({"models": models}, options.json)
+        print_json({"models": [each.document() for each in models]}, options.json)
         return DONE
     rows = [
         [
-            row["name"],
+            row.name,
             _stage(row),
-            figure(row["metrics"].get("accuracy")),
-            size(row["size_bytes"]),
-            row["task"],
-            row["sha256"][:12],
-            ", ".join(row["tags"]),
+            figure(row.metrics.get("accuracy")),
+            size(row.size_bytes),
+            row.task,
+            row.sha256[:12],
+            ", ".join(row.tags),
         ]
         for row in models
     ]
@@ -102,70 +115,59 @@ def list_models(options: argparse.Namespace) -> int:
     return DONE
 
 
-def _all(client: OperatorClient, run_id: str, task: str) -> list[dict[str, Any]]:
-    """Return the versions, the latest first, page by page."""
-    models: list[dict[str, Any]] = []
-    more = True
-    while more:
-        page = client.call("models_ls", {"run_id": run_id, "task": task, "skip": len(models)})
-        models += page["models"]
-        more = page["more"]
-    return models
-
-
-def _stage(row: dict[str, Any]) -> str:
-    return "-" if row["stage"] == "none" else str(row["stage"])
+def _stage(row: ModelRow) -> str:
+    return "-" if row.stage == "none" else str(row.stage)
 
 
 def show_model(options: argparse.Namespace) -> int:
     """Print one version."""
     with connect(options) as client:
-        row = client.call("models_show", {"name": options.name})
+        row = client.request(MODELS_SHOW, {"name": options.name})
     if options.json:
-        print_json(row, options.json)
+        print_json(row.document(), options.json)
     else:
         print("\n".join(_lines(row)))
     return DONE
 
 
-def _lines(row: dict[str, Any]) -> list[str]:
-    manifest = row["manifest"]
-    reason = f": {row['record']['reason']}" if row["record"]["reason"] else ""
-    settings = ", ".join(f"{key} {value}" for key, value in manifest["algorithm_settings"].items())
-    training = ", ".join(f"{key} {value}" for key, value in manifest["training"].items())
-    metrics = ", ".join(f"{name} {figure(value)}" for name, value in sorted(row["metrics"].items()))
+def _lines(row: ModelDetail) -> list[str]:
+    manifest = row.manifest
+    reason = f": {row.record.reason}" if row.record.reason else ""
+    settings = ", ".join(f"{key} {value}" for key, value in manifest.algorithm_settings.items())
+    training = ", ".join(f"{key} {value}" for key, value in manifest.training.items())
+    metrics = ", ".join(f"{name} {figure(value)}" for name, value in sorted(row.metrics.items()))
     return [
-        f"version   {row['name']}",
+        f"version   {row.name}",
         f"stage     {_stage(row)}{reason}",
-        f"tags      {', '.join(row['tags']) or '-'}",
-        f"task      {row['task']}, seed {manifest['seed']}",
-        f"algorithm {row['algorithm']}{f' ({settings})' if settings else ''}",
+        f"tags      {', '.join(row.tags) or '-'}",
+        f"task      {row.task}, seed {manifest.seed}",
+        f"algorithm {row.algorithm}{f' ({settings})' if settings else ''}",
         f"training  {training or 'as the task has it'}",
-        f"made      {when(row['created_ms'] / 1000)}, {_making(manifest)}",
-        f"parent    {_parent(manifest['parent'])}",
+        f"made      {when(row.created_ms / 1000)}, {_making(manifest)}",
+        f"parent    {_parent(manifest.parent)}",
         f"metrics   {metrics or '-'}",
-        f"size      {size(row['size_bytes'])}",
-        f"sha256    {row['sha256']}",
-        f"key       {manifest['key']}",
+        f"size      {size(row.size_bytes)}",
+        f"sha256    {row.sha256}",
+        f"key       {manifest.key}",
     ]
 
 
-def _making(manifest: dict[str, Any]) -> str:
-    if manifest["version"] == 0:
+def _making(manifest: Manifest) -> str:
+    if manifest.version == 0:
         return "what the run began with"
-    names = ", ".join(manifest["cohort"][:12])
-    more = ", …" if manifest["cohort_size"] > 12 else ""
+    names = ", ".join(manifest.cohort[:12])
+    more = ", …" if manifest.cohort_size > 12 else ""
     return (
-        f"round {manifest['version']}, attempt {manifest['attempt']}: "
-        f"{count(manifest['cohort_size'], 'update')} of {manifest['num_examples']} examples "
+        f"round {manifest.version}, attempt {manifest.attempt}: "
+        f"{count(manifest.cohort_size, 'update')} of {manifest.num_examples} examples "
         f"({names}{more})"
     )
 
 
-def _parent(parent: dict[str, Any] | None) -> str:
+def _parent(parent: Parent | None) -> str:
     if parent is None:
         return "-"
-    return f"{parent['run_id']}:{parent['version']} (sha256 {parent['sha256'][:12]})"
+    return f"{parent.run_id}:{parent.version} (sha256 {parent.sha256[:12]})"
 
 
 def promote(options: argparse.Namespace) -> int:
@@ -174,52 +176,53 @@ def promote(options: argparse.Namespace) -> int:
     if trial is not None:
         return canary.try_out(options, trial)
     return _changed(
-        options, "models_promote", {"name": options.name, "reason": options.reason}, _in_production
+        options, MODELS_PROMOTE, {"name": options.name, "reason": options.reason}, _in_production
     )
 
 
 def rollback(options: argparse.Namespace) -> int:
     """Put the version before back into production."""
     with connect(options) as client:
-        now = client.call("models_production", {"task": options.task})
-    arguments = {"name": now["name"], "reason": options.reason}
-    return _changed(options, "models_rollback", arguments, _in_production)
+        now = client.request(MODELS_PRODUCTION, {"task": options.task})
+    arguments = {"name": now.name, "reason": options.reason}
+    return _changed(options, MODELS_ROLLBACK, arguments, _in_production)
 
 
 def tag(options: argparse.Namespace) -> int:
     """Give or take a tag."""
     arguments = {"name": options.name, "label": options.label}
-    return _changed(options, f"models_{options.verb}", arguments, _tagged)
+    operation = MODELS_TAG if options.verb == "tag" else MODELS_UNTAG
+    return _changed(options, operation, arguments, _tagged)
 
 
 def remove(options: argparse.Namespace) -> int:
     """Remove a version."""
     return _changed(
-        options, "models_rm", {"name": options.name}, lambda row: f"{row['name']} was removed."
+        options, MODELS_RM, {"name": options.name}, lambda row: f"{row.name} was removed."
     )
 
 
 def _changed(
     options: argparse.Namespace,
-    operation: str,
+    operation: Operation[Any, ModelRow],
     arguments: dict[str, Any],
-    say: Callable[[dict[str, Any]], str],
+    say: Callable[[ModelRow], str],
 ) -> int:
     with connect(options) as client:
-        row = client.call(operation, arguments)
+        row = client.request(operation, arguments)
     if options.json:
-        print_json(row, options.json)
+        print_json(row.document(), options.json)
     else:
         print(say(row))
     return DONE
 
 
-def _in_production(row: dict[str, Any]) -> str:
-    return f"{row['name']} is in production for task {row['task']}."
+def _in_production(row: ModelRow) -> str:
+    return f"{row.name} is in production for task {row.task}."
 
 
-def _tagged(row: dict[str, Any]) -> str:
-    return f"{row['name']} has {', '.join(row['tags']) or 'no tags'}."
+def _tagged(row: ModelRow) -> str:
+    return f"{row.name} has {', '.join(row.tags) or 'no tags'}."
 
 
 def verify(options: argparse.Namespace) -> int:
@@ -247,17 +250,17 @@ def verify(options: argparse.Namespace) -> int:
 def clean(options: argparse.Namespace) -> int:
     """Remove what nobody needs."""
     with connect(options) as client:
-        answer = client.call("models_gc", {"dry_run": options.dry_run}, timeout_s=600.0)
+        answer = client.request(MODELS_GC, {"dry_run": options.dry_run}, timeout_s=600.0)
     if options.json:
-        print_json(answer, options.json)
+        print_json(answer.document(), options.json)
         return DONE
-    for key in answer["keys"]:
+    for key in answer.keys:
         print(key)
-    if answer["objects"] > len(answer["keys"]):
-        print(f"… and {answer['objects'] - len(answer['keys'])} more")
-    done = "Would remove" if answer["dry_run"] else "Removed"
+    if answer.objects > len(answer.keys):
+        print(f"… and {answer.objects - len(answer.keys)} more")
+    done = "Would remove" if answer.dry_run else "Removed"
     print(
-        f"{done} {count(answer['objects'], 'object')} of {size(answer['bytes'])} and "
-        f"{count(answer['uploads'], 'unfinished upload')}."
+        f"{done} {count(answer.objects, 'object')} of {size(answer.bytes)} and "
+        f"{count(answer.uploads, 'unfinished upload')}."
     )
     return DONE

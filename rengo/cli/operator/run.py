@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from fl_server.operations.catalogue import RUNS_SHOW
 from rengo.cli.codes import DONE, INTERRUPTED
 from rengo.cli.common import (
     Commands,
@@ -115,10 +116,10 @@ def _begin(client: OperatorClient, options: argparse.Namespace, definition: dict
 def _submit(options: argparse.Namespace, definition: dict[str, Any]) -> int:
     with interruptible(), connect(options) as client:
         run_id = _begin(client, options, definition)
-        shown = client.call("runs_show", {"run_id": run_id})
+        shown = client.request(RUNS_SHOW, {"run_id": run_id})
     print(f"Run {run_id} is submitted.")
-    if shown["phase"] == "gathering":
-        waits = f"It waits for devices that have task {shown['task']!r}"
+    if shown.phase == "gathering":
+        waits = f"It waits for devices that have task {shown.task!r}"
         if options.bundle is not None:
             print(f"{waits}, or take it as a bundle.")
         else:

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
+from fl_server.operations.catalogue import (
+    RUNS_LS,
+    RUNS_PAUSE,
+    RUNS_RESUME,
+    RUNS_SHOW,
+    RUNS_STOP,
+)
+from fl_server.operations.results import RoundRow, RunDevice, RunReport, RunSummary
 from rengo.cli.codes import DONE
 from rengo.cli.common import Commands, add_command, add_site, connect, print_json
 from rengo.terminal.format import figure, size
 from rengo.terminal.tables import print_table
+
+_STEERING = {"pause": RUNS_PAUSE, "resume": RUNS_RESUME, "stop": RUNS_STOP}
 
 
 def add(commands: Commands) -> None:
@@ -32,20 +41,20 @@ def add(commands: Commands) -> None:
 def list_runs(options: argparse.Namespace) -> int:
     """Print the runs."""
     with connect(options) as client:
-        answer = client.call("runs_ls")
+        answer = client.request(RUNS_LS)
     if options.json:
-        print_json(answer, options.json)
+        print_json(answer.document(), options.json)
         return DONE
     rows = [
         [
-            run["run_id"],
-            "waiting" if _waits(run) else run["status"],
-            f"{run['rounds_completed']}/{run['rounds']}",
-            figure(run["accuracy"]),
-            run["task"],
-            run["algorithm"],
+            run.run_id,
+            "waiting" if _waits(run) else run.status,
+            f"{run.rounds_completed}/{run.rounds}",
+            figure(run.accuracy),
+            run.task,
+            run.algorithm,
         ]
-        for run in answer["runs"]
+        for run in answer.runs
     ]
     print_table(["run", "status", "rounds", "accuracy", "task", "algorithm"], rows, "no runs yet")
     return DONE
@@ -54,101 +63,99 @@ def list_runs(options: argparse.Namespace) -> int:
 def show_run(options: argparse.Namespace) -> int:
     """Print one run."""
     with connect(options) as client:
-        run = client.call("runs_show", {"run_id": options.run_id})
+        run = client.request(RUNS_SHOW, {"run_id": options.run_id})
     if options.json:
-        print_json(run, options.json)
+        print_json(run.document(), options.json)
         return DONE
     print("\n".join(_head(run)))
     print()
-    rows = [_history_row(row) for row in run["history"]]
+    rows = [_history_row(row) for row in run.history]
     headings = ["round", "attempt", "outcome", "updates", "seconds", "accuracy"]
     print_table(headings, rows, "no round has begun")
     refusals = [
-        f"round {row['round']}.{row['attempt']}: {device_id} refused: {reason}"
-        for row in run["history"]
-        for device_id, reason in row["refused"].items()
+        f"round {row.round}.{row.attempt}: {device_id} refused: {reason}"
+        for row in run.history
+        for device_id, reason in row.refused.items()
     ]
     print("\n".join(["", *refusals]) if refusals else "")
-    devices = [_device_row(row) for row in run["devices"]]
+    devices = [_device_row(row) for row in run.devices]
     headings = ["device", "profile", "engine", "rounds", "steps", "up", "down", "memory"]
     print_table(headings, devices, "")
     return DONE
 
 
-def _head(run: dict[str, Any]) -> list[str]:
-    reason = f": {run['reason']}" if run["reason"] else ""
-    phase = "" if run["phase"] == "ended" else f", {run['phase']}"
+def _head(run: RunReport) -> list[str]:
+    reason = f": {run.reason}" if run.reason else ""
+    phase = "" if run.phase == "ended" else f", {run.phase}"
     if _waits(run):
         devices = (
-            "1 device that has"
-            if run["cohort_size"] == 1
-            else f"{run['cohort_size']} devices that have"
+            "1 device that has" if run.cohort_size == 1 else f"{run.cohort_size} devices that have"
         )
-        phase = f", waiting for {devices} task {run['task']!r}{_bundled(run)}"
+        phase = f", waiting for {devices} task {run.task!r}{_bundled(run)}"
     return [
-        f"run       {run['run_id']}",
-        f"task      {run['task']}, {run['algorithm']}, seed {run['seed']}",
-        f"status    {run['status']}{phase}{reason}",
-        f"rounds    {run['rounds_completed']} of {run['rounds']}, "
-        f"cohort {run['cohort_size']}, quorum {run['quorum']}{_fitted(run)}",
-        f"accuracy  {figure(run['accuracy'])}",
-        f"moved     {size(run['bytes_up'])} up, {size(run['bytes_down'])} down",
-        f"model     {run['model_key']}",
-        f"sha256    {run['model_sha256']}",
+        f"run       {run.run_id}",
+        f"task      {run.task}, {run.algorithm}, seed {run.seed}",
+        f"status    {run.status}{phase}{reason}",
+        f"rounds    {run.rounds_completed} of {run.rounds}, "
+        f"cohort {run.cohort_size}, quorum {run.quorum}{_fitted(run)}",
+        f"accuracy  {figure(run.accuracy)}",
+        f"moved     {size(run.bytes_up)} up, {size(run.bytes_down)} down",
+        f"model     {run.model_key}",
+        f"sha256    {run.model_sha256}",
     ]
 
 
-def _bundled(run: dict[str, Any]) -> str:
-    one = run["cohort_size"] == 1
-    return f" or {'takes' if one else 'take'} its bundle" if run["bundled"] else ""
+def _bundled(run: RunReport) -> str:
+    one = run.cohort_size == 1
+    return f" or {'takes' if one else 'take'} its bundle" if run.bundled else ""
 
 
-def _fitted(run: dict[str, Any]) -> str:
-    return "" if run["fit"] == "off" else ", orders fitted to the devices' speed"
+def _fitted(run: RunReport) -> str:
+    return "" if run.fit == "off" else ", orders fitted to the devices' speed"
 
 
-def _waits(run: dict[str, Any]) -> bool:
-    return bool(run["phase"] == "gathering" and run["status"] == "running")
+def _waits(run: RunSummary) -> bool:
+    return run.phase == "gathering" and run.status == "running"
 
 
-def _device_row(row: dict[str, Any]) -> list[str]:
+def _device_row(row: RunDevice) -> list[str]:
     return [
-        row["id"],
-        row["profile"] or "-",
-        row["engine"] or "-",
-        str(row["rounds"]),
+        row.id,
+        row.profile or "-",
+        row.engine or "-",
+        str(row.rounds),
         _steps(row),
-        size(row["bytes_up"]),
-        size(row["bytes_down"]),
-        size(row["peak_rss_bytes"]),
+        size(row.bytes_up),
+        size(row.bytes_down),
+        size(row.peak_rss_bytes),
     ]
 
 
-def _steps(row: dict[str, Any]) -> str:
+def _steps(row: RunDevice) -> str:
     """Return what a device did of its epochs in its latest round, and how fast."""
-    if not row["steps"]:
+    if not row.steps:
         return "-"
-    return f"{row['steps']} of {row['full_steps']}, {1 / row['step_s']:.3g}/s"
+    return f"{row.steps} of {row.full_steps}, {1 / row.step_s:.3g}/s"
 
 
 def steer(options: argparse.Namespace) -> int:
     """Pause, resume or stop a run."""
     with connect(options) as client:
-        run = client.call(f"runs_{options.verb}", {"run_id": options.run_id})
+        run = client.request(_STEERING[options.verb], {"run_id": options.run_id})
     if options.json:
-        print_json(run, options.json)
+        print_json(run.document(), options.json)
     else:
-        print(f"{run['run_id']}: {run['status']}, {run['rounds_completed']} rounds committed")
+        print(f"{run.run_id}: {run.status}, {run.rounds_completed} rounds committed")
     return DONE
 
 
-def _history_row(row: dict[str, Any]) -> list[str]:
-    reason = f" ({row['reason']})" if row["reason"] else ""
+def _history_row(row: RoundRow) -> list[str]:
+    reason = f" ({row.reason})" if row.reason else ""
     return [
-        str(row["round"]),
-        str(row["attempt"]),
-        row["outcome"] + reason,
-        f"{row['updates']} of {row['invited']}",
-        "-" if row["seconds"] is None else f"{row['seconds']:.2f}",
-        figure(row["accuracy"]),
+        str(row.round),
+        str(row.attempt),
+        row.outcome + reason,
+        f"{row.updates} of {row.invited}",
+        "-" if row.seconds is None else f"{row.seconds:.2f}",
+        figure(row.accuracy),
     ]

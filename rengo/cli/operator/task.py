@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from fl_server.operations.catalogue import BUNDLES_RM
 from rengo.cli.codes import DONE
 from rengo.cli.common import (
     Commands,
@@ -214,10 +215,10 @@ def push_task(options: argparse.Namespace) -> int:
     with connect(options) as client:
         kept = push(client, options.bundle)
     if options.json:
-        print_json(kept, options.json)
+        print_json(kept.document(), options.json)
         return DONE
-    print(f"{kept['name']} is on the site.")
-    print(f"Train it: {command_name()} run FILE.py:CLASS --bundle {kept['name']}")
+    print(f"{kept.name} is on the site.")
+    print(f"Train it: {command_name()} run FILE.py:CLASS --bundle {kept.name}")
     return DONE
 
 
@@ -226,16 +227,16 @@ def list_tasks(options: argparse.Namespace) -> int:
     with connect(options) as client:
         found = bundles(client)
     if options.json:
-        print_json({"bundles": found}, options.json)
+        print_json({"bundles": [each.document() for each in found]}, options.json)
         return DONE
     rows = [
         [
-            each["name"],
-            each["version"],
-            size(each["size_bytes"]),
-            each["signer"][:16],
-            _expiry(each["expires_ms"]),
-            ", ".join(each["dependencies"]),
+            each.name,
+            each.version,
+            size(each.size_bytes),
+            each.signer[:16],
+            _expiry(each.expires_ms),
+            ", ".join(each.dependencies),
         ]
         for each in found
     ]
@@ -247,11 +248,11 @@ def list_tasks(options: argparse.Namespace) -> int:
 def remove_task(options: argparse.Namespace) -> int:
     """Remove a bundle from the site."""
     with connect(options) as client:
-        removed = client.call("bundles_rm", {"name": options.name})
+        removed = client.request(BUNDLES_RM, {"name": options.name})
     if options.json:
-        print_json(removed, options.json)
+        print_json(removed.document(), options.json)
         return DONE
-    print(f"{removed['name']} is removed.")
+    print(f"{removed.name} is removed.")
     return DONE
 
 

@@ -24,7 +24,7 @@ from runtime.security.identity import Identity, TlsTrust, read_identity
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from fl_client.agent.status_server import StatusServer
+    from fl_client.agent.status.server import StatusServer
     from fl_server.kinds.base import FlowKind
     from rengo.site.folder import SiteFolder
     from storage.store.s3 import S3Store
@@ -159,7 +159,7 @@ def _identity_of(role: str, path: Path) -> Identity:
 
 def run_client(options: argparse.Namespace) -> int:
     """Run an agent until it is told to stop."""
-    from fl_client.agent.agent import Agent  # noqa: PLC0415  (other commands need no agent)
+    from fl_client.agent.build import build_agent  # noqa: PLC0415  (other commands need no agent)
     from fl_client.machine.accelerators import of_this_machine  # noqa: PLC0415
     from iot.policy import machine_policy  # noqa: PLC0415
     from iot.settings import DeviceSettings  # noqa: PLC0415
@@ -171,7 +171,8 @@ def run_client(options: argparse.Namespace) -> int:
         if "profile" not in settings.model_fields_set and of_this_machine():
             settings = settings.model_copy(update={"profile": "gpu"})
         identity = found.read(settings.identity)
-        agent = Agent(settings, identity, _desk(), machine_policy(settings, identity.id))
+        policy = machine_policy(settings, identity.id)
+        agent = build_agent(settings, identity, _status_server(), policy)
         serve(agent.run_forever, agent.stop)
     return 0
 
@@ -185,13 +186,13 @@ def run_iot(options: argparse.Namespace) -> int:
     given = _given(options, ("profile",))
     with _Identity(options) as found:
         settings = load(PiSettings, options.config, "RENGO_AGENT", found.defaults | given)
-        agent = make_agent(settings, found.read(settings.identity), _desk())
+        agent = make_agent(settings, found.read(settings.identity), _status_server())
         serve(agent.run_forever, agent.stop)
     return 0
 
 
-def _desk() -> StatusServer:
-    from fl_client.agent.status_server import StatusServer  # noqa: PLC0415
+def _status_server() -> StatusServer:
+    from fl_client.agent.status.server import StatusServer  # noqa: PLC0415
 
     share_one_heap()
     return StatusServer(Notifier.of_environment(), UpdateTrial.of_environment())

@@ -1,0 +1,121 @@
+"""What operations use of the server around them: named here, so that they do not import it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from fl_server.dataplane.bundles import Named, SiteBundles
+from fl_server.dataplane.plane import DataPlane
+from fl_server.deployment.canaries import CanaryRequest
+from fl_server.flows.flow import Flow
+from fl_server.members.membership import Membership
+from fl_server.members.presence import PresenceTable
+from fl_server.members.rules import DeviceRecord
+from fl_server.members.store import MemberRegistry
+from fl_server.persistence.journal import Journal
+from fl_server.rounds.events import Model
+from fl_server.runs.definition import RunDefinition
+from fl_server.runs.record import RunRecord
+from runtime.security.signing import SecretKey
+from storage.registry.registry import ModelRegistry
+from storage.store.objects import ObjectStore
+from storage.versions.index import Version
+
+FlowType = TypeVar("FlowType", bound=Flow)
+
+
+class RunControl(Protocol):
+    """What operations do with runs.
+
+    Attributes:
+        flows: the flow of every run by its id, the oldest first, canaries too.
+        records: their records, likewise.
+    """
+
+    flows: dict[str, Flow]
+    records: dict[str, RunRecord[Any]]
+
+    def submitted(self) -> list[str]:
+        """Return the ids of the runs that operators submitted, the oldest first."""
+        ...
+
+    def of(self, kind: type[FlowType]) -> dict[str, FlowType]:
+        """Return the flows of one class by their runs' ids, the oldest first."""
+        ...
+
+    def check(self, definition: RunDefinition) -> None:
+        """Raise ConfigError where no flow of this server can carry out the definition."""
+        ...
+
+    def new_record(self, run_id: str, definition: RunDefinition, initial: Model) -> RunRecord[Any]:
+        """Return the record of a run that may begin now."""
+        ...
+
+    def begin(self, record: RunRecord[Any]) -> None:
+        """Journal a new run and let it begin."""
+        ...
+
+    def handle(self, run_id: str, *events: object) -> None:
+        """Give events to a run; journal and carry out what follows."""
+        ...
+
+
+class CanaryControl(Protocol):
+    """What operations do with canaries."""
+
+    def begin(
+        self,
+        candidate: Version,
+        wanted: CanaryRequest,
+        canary_id: str,
+        bundle: Named | None = None,
+    ) -> str:
+        """Start a canary and return its id, or that of the one that goes on in the same way.
+
+        Raises:
+            ConfigError: there is nothing to compare with, nobody to measure, or one runs already.
+        """
+        ...
+
+    def show(self, canary_id: str) -> Mapping[str, Any]:
+        """Return how a canary stands; NotFound where there is none of this id."""
+        ...
+
+    def require_free(self, version: Version) -> None:
+        """Raise ConfigError when a canary that runs tries this version."""
+        ...
+
+    def needs(self, sha256: str) -> str:
+        """Return the id of a running canary whose devices may take this bundle, "" if none."""
+        ...
+
+
+@dataclass(frozen=True)
+class OperationsContext:
+    """What operations use. All of it is called on the owner's thread.
+
+    Attributes:
+        secret: the server's own key, from which the secrets of answers are derived.
+        refused_messages: returns how many messages were refused, by reason.
+        production_changed: is told the task whose production has changed.
+        forget_device: takes out a revoked device, which the broker has forgotten.
+    """
+
+    domain: str
+    epoch: int
+    secret: SecretKey
+    journal: Journal
+    store: ObjectStore
+    data: DataPlane
+    models: ModelRegistry
+    bundles: SiteBundles
+    members: Membership
+    audit: MemberRegistry
+    presence: PresenceTable
+    canaries: CanaryControl
+    runs: RunControl
+    refused_messages: Callable[[], Mapping[str, int]]
+    production_changed: Callable[[str], None]
+    forget_device: Callable[[DeviceRecord], None]
