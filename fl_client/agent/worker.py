@@ -160,7 +160,9 @@ class TrainingWorker:
                 self._load_failure = reason  # the process ends next, and takes its job along
             case training.ChildFailed(job=TrainingJob() as job):
                 memory: Memory = "short" if event.out_of_memory else "enough"
-                return JobFailed(_key(job), event.reason, event.retryable, memory)
+                return JobFailed(
+                    _key(job), event.reason, event.retryable, memory, unusable=event.unusable
+                )
             case training.ChildDied(job=job, reason=reason, expected=False):
                 _LOG.warning("%s", reason)
                 failure, self._load_failure = self._load_failure, ""

@@ -231,9 +231,9 @@ class DeviceSession:
             case JobFailed(retryable=True), "working" if job.work_attempts < MAX_WORK_ATTEMPTS:
                 self.active = replace(job, work_attempts=job.work_attempts + 1)
                 commands.append(DoWork(self.active))
-            case JobFailed(reason=reason), _:
+            case JobFailed(reason=reason, unusable=unusable), _:
                 self.active = None
-                commands.append(SendDecline(job.key, reason=reason))
+                commands.append(SendDecline(job.key, reason=reason, unusable=unusable))
                 commands.append(ForgetJob(job.key, accepted=False))
 
     def _worked(self, job: Job, commands: list[Command]) -> None:

@@ -126,6 +126,7 @@ class ChildFailed:
     reason: str
     retryable: bool
     out_of_memory: bool = False
+    unusable: bool = False
 
 
 @dataclass(frozen=True)
@@ -289,7 +290,9 @@ class _ChildProcess:
                 return ChildReady(self.process.pid)
             case Failed():
                 job, self.job = self.job, None
-                return ChildFailed(job, answer.reason, answer.retryable, answer.out_of_memory)
+                return ChildFailed(
+                    job, answer.reason, answer.retryable, answer.out_of_memory, answer.unusable
+                )
             case StepProgress() | Done() if self.job is None:
                 raise PeerError(f"the training child sent {answer.kind} without a job")
             case StepProgress(fraction=fraction, loss=loss):

@@ -17,7 +17,7 @@ from broker.wire.messages import (
     RunDocument,
 )
 from fl_client.agent.status.question_socket import Question
-from fl_client.session.events import JobKey, Outcome
+from fl_client.session.events import JobKey, JobOutcome
 from tests.agent_bench import Bench, order, receipt_of
 from tests.messages import EXCHANGE, SAMPLES
 
@@ -57,7 +57,7 @@ def test_a_training_goes_from_its_order_to_its_receipt(bench: Bench) -> None:
 
 
 def test_an_exchange_is_answered_with_its_phase_and_no_transfer(bench: Bench) -> None:
-    bench.worker.gives = Outcome(0, {}, payload=b"answer", keeps_state=True)
+    bench.worker.gives = JobOutcome(0, {}, payload=b"answer", keeps_state=True)
     bench.run(EXCHANGE, EXCHANGE.model_copy(update={"seq": 1}))
     (job,) = bench.worker.jobs
     assert (job.key.phase, job.key.seq, job.order.payload) == (
@@ -124,7 +124,7 @@ def test_the_end_of_a_run_takes_its_files_and_its_process(bench: Bench) -> None:
 def test_a_killed_agent_sends_what_it_had_done(tmp_path: Path) -> None:
     """The next process has the files alone."""
     killed = Bench(tmp_path)
-    killed.worker.gives = Outcome(0, {}, payload=b"answer")
+    killed.worker.gives = JobOutcome(0, {}, payload=b"answer")
     killed.run(EXCHANGE)
     killed.parts.outbox.close()
     killed.parts.journal.close()
@@ -141,7 +141,7 @@ def test_a_killed_agent_sends_what_it_had_done(tmp_path: Path) -> None:
 
 
 def test_the_status_names_the_phase_of_an_exchange(bench: Bench) -> None:
-    bench.worker.gives = Outcome(0, {"norm": 1.0}, payload=b"answer")
+    bench.worker.gives = JobOutcome(0, {"norm": 1.0}, payload=b"answer")
     bench.run(EXCHANGE)
     answers: list[dict[str, Any]] = []
     bench.parts.inbox.put(Question("status", 1, answers.append))
