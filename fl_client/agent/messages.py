@@ -142,7 +142,10 @@ class DeviceMessages:
 
     def decline(self, command: SendDecline) -> Publication:
         """Return the answer to an order that is not taken."""
-        return self._write("ack", Decline(**asdict(command.key), reason=command.reason[:2000]))
+        decline = Decline(
+            **asdict(command.key), reason=command.reason[:2000], unusable=command.unusable
+        )
+        return self._write("ack", decline)
 
     def password_kept(self, rotation: int) -> Publication:
         """Return the message that a new password is on disk."""

@@ -152,13 +152,15 @@ class UpdateUploaded:
 class JobFailed:
     """A step of the job failed for good, or ``retryable`` by doing the work again.
 
-    ``memory`` says that it ran short of memory, or may have: the process was killed.
+    ``memory`` says that it ran short of memory, or may have: the process was killed. ``unusable``:
+    the work was done, and its update could never count.
     """
 
     key: JobKey
     reason: str
     retryable: bool = False
     memory: Memory = "enough"
+    unusable: bool = False
 
 
 Event: TypeAlias = (
@@ -215,6 +217,7 @@ class SendDecline:
 
     key: JobKey
     reason: str
+    unusable: bool = False
 
 
 @dataclass(frozen=True)

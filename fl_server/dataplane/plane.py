@@ -17,7 +17,6 @@ from typing import TypeAlias
 from algorithms.registry import load as load_algorithm
 from broker.wire.messages import PartsRef
 from fl_server.aggregation.aggregator import Refused, RoundKey, RunAggregator, SubmittedUpdate
-from fl_server.aggregation.arithmetic.exact import FixedPoint
 from fl_server.aggregation.model_cache import ModelCache
 from fl_server.aggregation.spool import MemoryBudget
 from fl_server.dataplane.uploads import Uploads
@@ -113,7 +112,6 @@ class DataPlane(Workers):
         self._runs[record.run_id] = RunAggregator(
             self.keys(record.run_id),
             load_algorithm(definition.algorithm.name, definition.algorithm.settings),
-            FixedPoint(definition.aggregation.scale_bits, definition.aggregation.weight_bits),
             record.plan.cohort_size,
             retention,
             self.store,
@@ -272,6 +270,10 @@ class DataPlane(Workers):
         self._models_of(prepared.run_id).forget()
         if self.uploads.is_large(awaited.size_bytes):
             self.in_order(lambda: self.uploads.abort_all(keys))
+
+    def forget_copies(self, run_id: str) -> None:
+        """Remove the local copies of a run's models, after all earlier work in order."""
+        self.in_order(self._models_of(run_id).forget)
 
     def _models_of(self, run_id: str) -> ModelCache:
         return ModelCache(self._folder / run_id, self.store)

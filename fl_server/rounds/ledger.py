@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 from fl_server.rounds.events import (
@@ -13,6 +14,7 @@ from fl_server.rounds.events import (
     RoundAbandoned,
     RoundClosed,
     RoundCommitted,
+    RoundOpened,
     RoundStarted,
     RunCompleted,
     RunFailed,
@@ -29,11 +31,13 @@ from fl_server.rounds.workload import OrderWork, Speed, measured
 from runtime.errors import InvalidTransition
 
 _KEPT_EARLIER = 4
+_WITH_DIGIT = re.compile(r"\S*\d\S*")
 _ALWAYS: frozenset[type[Fact]] = frozenset(
     {EvaluationRecorded, RunPaused, RunResumed, RunStopped, RunFailed}
 )
 LEGAL: dict[Phase, frozenset[type[Fact]]] = {
-    "gathering": _ALWAYS | {RoundStarted},
+    "waiting": _ALWAYS | {RoundOpened},
+    "gathering": _ALWAYS | {RoundOpened, RoundStarted},
     "collecting": _ALWAYS
     | {
         UpdateAccepted,
@@ -55,13 +59,17 @@ class Ledger:
 
     Attributes:
         rounds: how many rounds the run has.
-        model: the latest committed version.
+        model: the latest committed version, or the base of the requested round.
         earlier: the few before it, nearest last.
         round: the round in progress, from 1; it and ``attempt`` stay after the last commit, so that
             the pair never goes back.
         accepted: this attempt's counted updates by device.
         refused: this attempt's refusals and declines by device, with their reasons.
+        unusable: the devices among them whose update was refused, or could never count.
+        causes: why every update of the attempt before was refused; empty if some were not.
         evaluations: version -> device -> (num_examples, metrics).
+        on_request: each round waits until somebody outside requests it.
+        made: what the latest requested round committed, None before that.
         work: what this attempt's devices are asked for, where orders are fitted.
         speeds: what devices were measured at in this run, smoothed.
     """
@@ -81,13 +89,31 @@ class Ledger:
     speeds: dict[str, Speed] = field(default_factory=dict)
     accepted: dict[str, Update] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    unusable: set[str] = field(default_factory=set)
+    causes: frozenset[str] = frozenset()
     evaluations: dict[int, dict[str, tuple[int, dict[str, float]]]] = field(default_factory=dict)
+    on_request: bool = False
+    made: Model | None = None
     _counted: dict[tuple[int, int, str], str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.on_request:
+            self.phase = "waiting"
 
     @property
     def answered(self) -> set[str]:
         """The devices of the cohort from which nothing more is awaited."""
         return set(self.accepted) | set(self.refused)
+
+    @property
+    def all_unusable(self) -> bool:
+        """Whether the update of every member of the cohort was refused."""
+        return bool(self.cohort) and self.unusable == set(self.cohort)
+
+    @property
+    def repeats_itself(self) -> bool:
+        """Whether every update was refused as every one of the attempt before was."""
+        return self.all_unusable and self._causes() == self.causes
 
     def counted(self, round_number: int, attempt: int, device_id: str) -> str | None:
         """Return the header sha256 of the device's update that was accepted then, or None."""
@@ -118,6 +144,9 @@ class Ledger:
         """
         self._require_legal(fact)
         match fact:
+            case RoundOpened():
+                self._next(fact.round, fact.attempt)
+                self.model, self.earlier, self.made = fact.base, (), None
             case RoundStarted():
                 self.phase, self.cohort, self.target = "collecting", fact.cohort, fact.target
                 self.work = fact.work
@@ -127,35 +156,52 @@ class Ledger:
                 key = (fact.round, fact.attempt, fact.device_id)
                 self._counted[key] = fact.update.header_sha256
             case UpdateRefused() | OrderDeclined():
-                self.refused[fact.device_id] = fact.reason
+                self._refuse(fact)
             case UpdateWithdrawn():
                 del self.accepted[fact.device_id]
                 del self._counted[(fact.round, fact.attempt, fact.device_id)]
             case RoundClosed():
                 self.phase, self.included = "aggregating", fact.included
             case RoundAbandoned():
+                self.causes = self._causes() if self.all_unusable else frozenset()
                 self._next(self.round, self.attempt + 1)
             case RoundCommitted():
                 self.earlier = (*self.earlier, self.model)[-_KEPT_EARLIER:]
-                self.model = fact.model
+                self.model, self.causes = fact.model, frozenset()
+                if self.on_request:
+                    self.made = fact.model
                 if fact.round == self.rounds:
                     self._next(self.round, self.attempt)
                     self.phase = "evaluating"
                 else:
                     self._next(fact.round + 1, 1)
+                    self.phase = "waiting" if self.on_request else "gathering"
             case EvaluationRecorded():
                 of_version = self.evaluations.setdefault(fact.round, {})
                 of_version[fact.device_id] = (fact.num_examples, fact.metrics)
-            case RunPaused():
-                self.status = "paused"
-            case RunResumed():
-                self.status = "running"
+            case RunPaused() | RunResumed():
+                self.status = "paused" if isinstance(fact, RunPaused) else "running"
+            case RunCompleted() | RunStopped() | RunFailed():
+                self._end(fact)
+
+    def _end(self, fact: RunCompleted | RunStopped | RunFailed) -> None:
+        self.phase = "ended"
+        match fact:
             case RunCompleted():
-                self.status, self.phase = "completed", "ended"
+                self.status = "completed"
             case RunStopped():
-                self.status, self.phase, self.reason = "stopped", "ended", fact.reason
+                self.status, self.reason = "stopped", fact.reason
             case RunFailed():
-                self.status, self.phase, self.reason = "failed", "ended", fact.reason
+                self.status, self.reason = "failed", fact.reason
+
+    def _refuse(self, fact: UpdateRefused | OrderDeclined) -> None:
+        self.refused[fact.device_id] = fact.reason
+        if isinstance(fact, UpdateRefused) or fact.unusable:
+            self.unusable.add(fact.device_id)
+
+    def _causes(self) -> frozenset[str]:
+        """Return the reasons without what differs by device, attempt or parameter."""
+        return frozenset(_WITH_DIGIT.sub("", reason) for reason in self.refused.values())
 
     def _measure(self, fact: UpdateAccepted) -> None:
         speed, before = measured(fact.update.usage), self.speeds.get(fact.device_id)
@@ -166,12 +212,17 @@ class Ledger:
         self.phase, self.round, self.attempt = "gathering", round_number, attempt
         self.cohort, self.target, self.included, self.work = (), 0, (), {}
         self.accepted, self.refused = {}, {}
+        self.unusable = set()
 
     def _require_legal(self, fact: Fact) -> None:
         where = f"{self.phase}, round {self.round}, attempt {self.attempt}"
         if type(fact) not in LEGAL[self.phase]:
             raise InvalidTransition(f"{type(fact).__name__} cannot follow in {where}")
         pair = (getattr(fact, "round", self.round), getattr(fact, "attempt", self.attempt))
+        if isinstance(fact, RoundOpened):
+            if not self.on_request or pair < (self.round, self.attempt):
+                raise InvalidTransition(f"{fact} cannot be opened in {where}")
+            return
         if hasattr(fact, "attempt") and pair != (self.round, self.attempt):
             raise InvalidTransition(f"{fact} does not belong to {where}")
         if isinstance(fact, RoundStarted) and not fact.cohort:
