@@ -37,6 +37,7 @@ class Plane:
     store: MemoryStore
     registry: ModelRegistry
     jobs: list[Callable[[], None]] = field(default_factory=list)
+    forgotten: list[str] = field(default_factory=list)
     handle_done: Callable[[list[JobDone]], None] = field(default=lambda _: None)
 
     def __post_init__(self) -> None:
@@ -57,6 +58,9 @@ class Plane:
                 self.handle_done([JobDone(run_id, event)])
 
         self.jobs.append(job)
+
+    def forget_copies(self, run_id: str) -> None:
+        self.forgotten.append(run_id)
 
     def run(self) -> None:
         while self.jobs:

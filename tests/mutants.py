@@ -161,7 +161,11 @@ ROUND_MUTANTS = [
     Mutant(
         "adds nothing again at resume",
         real_rounds,
-        {'if ledger.phase in {"collecting", "aggregating"}:': "if False:"},
+        {
+            'if ledger.phase in {"collecting", "aggregating"}:\n                step.commands': (
+                "if False:\n                step.commands"
+            )
+        },
     ),
     Mutant(
         "gathers only once",

@@ -113,7 +113,7 @@ class TrainingWorker:
         return {"model_path": str(path), "base_sha256": job.order.model.sha256}
 
     def _checkpoint(self, key: JobKey) -> dict[str, Any]:
-        """Return where the training goes on from; what other orders left is removed."""
+        """Return the settings of the training's checkpoint; those of other orders are removed."""
         path, settings = self._folder.checkpoint(key), self._setup.settings
         self._folder.remove_checkpoints(but=path)
         if not settings.checkpoint_mib:

@@ -176,7 +176,7 @@ class DeviceSession:
         phases = self._phases.setdefault(key.run_id, [])
         if _phase(key) not in phases:
             open_ones = {_phase(job.key) for job in self.waiting if job.key.run_id == key.run_id}
-            # of an earlier attempt those stay that something is left to do of
+            # phases of earlier attempts go once none of their exchanges waits
             phases[:] = [each for each in phases if each in open_ones or each[:2] >= _pair(key)]
             phases.append(_phase(key))
 

@@ -120,7 +120,7 @@ class ChildFinished:
 
 @dataclass(frozen=True)
 class ChildFailed:
-    """The job gave nothing; ``job`` is None when the task itself could not be loaded."""
+    """The job failed; ``job`` is None when the task itself could not be loaded."""
 
     job: TrainingJob | None
     reason: str
@@ -215,7 +215,7 @@ class TrainingChild:
         self.start()
         assert self._process is not None
         if not self._process.submit(job):
-            # it ended between the two lines: a new one takes the job
+            # the process ended in between: a new one gets the job
             self.start()
             self._process.submit(job)
 

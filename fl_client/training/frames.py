@@ -112,7 +112,7 @@ class Done:
 
 @dataclass(frozen=True, kw_only=True)
 class Failed:
-    """The job gave nothing; ``retryable`` says whether the same job may do better."""
+    """The job failed; ``retryable`` says whether the same job may succeed if it is repeated."""
 
     kind: Literal["failed"] = "failed"
     reason: Annotated[str, Bounds(length=2000)]

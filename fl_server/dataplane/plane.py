@@ -273,6 +273,10 @@ class DataPlane(Workers):
         if self.uploads.is_large(awaited.size_bytes):
             self.in_order(lambda: self.uploads.abort_all(keys))
 
+    def forget_copies(self, run_id: str) -> None:
+        """Remove the local copies of a run's models, after all earlier work in order."""
+        self.in_order(self._models_of(run_id).forget)
+
     def _models_of(self, run_id: str) -> ModelCache:
         return ModelCache(self._folder / run_id, self.store)
 

@@ -121,6 +121,13 @@ class PublishDocument:
 
 
 @dataclass(frozen=True)
+class ReportResult:
+    """Tell whoever drives the run from outside what came of it; said again after a restart."""
+
+    result: object
+
+
+@dataclass(frozen=True)
 class AnnounceProduction:
     """Tell devices and flows that another version of a task may be in production."""
 
@@ -143,6 +150,7 @@ Command: TypeAlias = (
     | ArmTimer
     | StartTask
     | PublishDocument
+    | ReportResult
     | AnnounceProduction
     | NoteAudit
 )

@@ -17,6 +17,7 @@ from fl_server.flows.commands import (
     Command,
     IssueOrder,
     ModelFile,
+    ReportResult,
     SendReceipt,
     StartTask,
     TaskSettings,
@@ -31,6 +32,7 @@ from fl_server.rounds.events import (
     Fact,
     Model,
     Plan,
+    ReportRound,
     ResultReceived,
     RoundCommitted,
     SendOrder,
@@ -38,6 +40,7 @@ from fl_server.rounds.events import (
     Update,
     VerifyUpdate,
 )
+from fl_server.rounds.events import Command as RoundCommand
 from fl_server.rounds.machine import RoundMachine, RoundStep
 from fl_server.rounds.workload import known_speeds
 from fl_server.runs.definition import RunDefinition
@@ -138,13 +141,15 @@ class SyncFlow(Flow):
         commands = [each for command in step.commands for each in self._commands(command)]
         return Step(step.facts, [*signing, *commands])
 
-    def _commands(self, command: SendOrder | SendReceipt | ArmTimer | DataCommand) -> list[Command]:
+    def _commands(self, command: RoundCommand) -> list[Command]:
         ledger = self.machine.ledger
         match command:
             case SendOrder():
                 return [self.order(command)]
             case SendReceipt() | ArmTimer():
                 return [command]
+            case ReportRound():
+                return [ReportResult(command)]
             case SweepRun():
                 metrics = {version: ledger.metrics(version) for version in ledger.evaluations}
                 store = StartTask(
@@ -214,7 +219,7 @@ class SyncFlow(Flow):
         definition, ledger = self.record.definition, self.machine.ledger
         version = max(ledger.evaluations, default=0)
         status: RunStatus = ledger.status
-        if status == "running" and ledger.phase == "gathering":
+        if status == "running" and ledger.phase in {"waiting", "gathering"}:
             status = "waiting"
         return RunDocument(
             run_id=self.run_id,

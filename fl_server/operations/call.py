@@ -14,7 +14,7 @@ from fl_server.members.rules import AuditEvent
 from fl_server.members.store import append_audit
 from fl_server.operations.catalogue import A, CallerRole, Operation, R
 from fl_server.operations.requests import RequestLog, RequestRecord
-from fl_server.operations.results import Result
+from fl_server.operations.results.base import Result
 from fl_server.persistence.database import sa
 from runtime.errors import ConfigError, InvalidTransition, NotFound, RengoError
 from runtime.security.signing import SecretKey

@@ -16,7 +16,7 @@ from broker.wire.messages import OperatorReply, OperatorRequest
 from fl_server.operations.call import Caller, Outcome
 from fl_server.operations.paging import AFTER, NEXT
 from fl_server.operations.requests import RequestKey
-from fl_server.operations.results import Listing, Result, encoded_bytes
+from fl_server.operations.results.base import Listing, Result, encoded_bytes
 from fl_server.operations.submission import Operations
 
 PAGE_BYTES = 150_000

@@ -33,7 +33,7 @@ from fl_server.operations.context import OperationsContext
 from fl_server.operations.devices import DeviceOperations
 from fl_server.operations.models import ModelOperations
 from fl_server.operations.requests import RequestKey, RequestLog, RequestRecord, digest_of
-from fl_server.operations.results import Result
+from fl_server.operations.results.base import Result
 from fl_server.operations.runs import RunOperations
 from fl_server.persistence.database import JournalError
 from runtime.config import validate

@@ -27,7 +27,9 @@ from fl_server.flows.events import (
 from fl_server.rounds.workload import FitRule, OrderWork
 
 Status: TypeAlias = Literal["running", "paused", "completed", "stopped", "failed"]
-Phase: TypeAlias = Literal["gathering", "collecting", "aggregating", "evaluating", "ended"]
+Phase: TypeAlias = Literal[
+    "waiting", "gathering", "collecting", "aggregating", "evaluating", "ended"
+]
 EvaluateOn: TypeAlias = Literal["evaluators", "devices", "none"]
 
 
@@ -43,6 +45,7 @@ class Plan:
         gather_s: how long to wait for a full cohort once a quorum is there.
         max_attempts: attempts at one round before the run fails.
         fit: how orders are fitted to devices, None: all get the same.
+        on_request: each round waits for ``RoundRequested``, which brings the model to begin with.
     """
 
     run_id: str
@@ -58,6 +61,7 @@ class Plan:
     evaluate_on: EvaluateOn = "evaluators"
     evaluation_deadline_s: float = 30.0
     fit: FitRule | None = None
+    on_request: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,21 @@ class Update:
 
 
 # --- events ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RoundRequested:
+    """Somebody outside wants one round from ``base``, which is version ``round - 1``.
+
+    Rounds may be left out, but only go on; a request while a round is open ends that round.
+    """
+
+    round: int
+    base: Model
+
+    def __post_init__(self) -> None:
+        if self.base.version != self.round - 1:
+            raise ValueError(f"round {self.round} cannot begin with version {self.base.version}")
 
 
 @dataclass(frozen=True)
@@ -171,6 +190,7 @@ class AggregationFailed:
 Event: TypeAlias = (
     DeviceJoined
     | DeviceLeft
+    | RoundRequested
     | ResultReceived
     | UpdateVerified
     | UpdateRejected
@@ -203,6 +223,15 @@ class RoundStarted:
     cohort: tuple[str, ...]
     target: int
     work: dict[str, OrderWork] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RoundOpened:
+    """A requested round begins with ``base``: devices are gathered for it from here on."""
+
+    round: int
+    attempt: int
+    base: Model
 
 
 @dataclass(frozen=True)
@@ -313,7 +342,8 @@ class RunFailed:
 
 
 Fact: TypeAlias = (
-    RoundStarted
+    RoundOpened
+    | RoundStarted
     | UpdateAccepted
     | UpdateRefused
     | UpdateWithdrawn
@@ -331,6 +361,7 @@ Fact: TypeAlias = (
 FACTS: dict[str, type[Fact]] = {
     fact.__name__: fact
     for fact in (
+        RoundOpened,
         RoundStarted,
         UpdateAccepted,
         UpdateRefused,
@@ -391,6 +422,14 @@ class Aggregate:
 
 
 @dataclass(frozen=True)
+class ReportRound:
+    """Tell whoever requested the round what it committed; said again after a restart."""
+
+    round: int
+    model: Model
+
+
+@dataclass(frozen=True)
 class DiscardUpdate:
     """Delete an update's object that will never count."""
 
@@ -412,6 +451,7 @@ class SweepRun:
 
 Command: TypeAlias = (
     SendOrder
+    | ReportRound
     | SendReceipt
     | ArmTimer
     | VerifyUpdate

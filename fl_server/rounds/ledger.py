@@ -13,6 +13,7 @@ from fl_server.rounds.events import (
     RoundAbandoned,
     RoundClosed,
     RoundCommitted,
+    RoundOpened,
     RoundStarted,
     RunCompleted,
     RunFailed,
@@ -33,7 +34,8 @@ _ALWAYS: frozenset[type[Fact]] = frozenset(
     {EvaluationRecorded, RunPaused, RunResumed, RunStopped, RunFailed}
 )
 LEGAL: dict[Phase, frozenset[type[Fact]]] = {
-    "gathering": _ALWAYS | {RoundStarted},
+    "waiting": _ALWAYS | {RoundOpened},
+    "gathering": _ALWAYS | {RoundOpened, RoundStarted},
     "collecting": _ALWAYS
     | {
         UpdateAccepted,
@@ -55,13 +57,15 @@ class Ledger:
 
     Attributes:
         rounds: how many rounds the run has.
-        model: the latest committed version.
+        model: the latest committed version, or the base of the requested round.
         earlier: the few before it, nearest last.
         round: the round in progress, from 1; it and ``attempt`` stay after the last commit, so that
             the pair never goes back.
         accepted: this attempt's counted updates by device.
         refused: this attempt's refusals and declines by device, with their reasons.
         evaluations: version -> device -> (num_examples, metrics).
+        on_request: each round waits until somebody outside requests it.
+        made: what the latest requested round committed, None before that.
         work: what this attempt's devices are asked for, where orders are fitted.
         speeds: what devices were measured at in this run, smoothed.
     """
@@ -82,7 +86,13 @@ class Ledger:
     accepted: dict[str, Update] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     evaluations: dict[int, dict[str, tuple[int, dict[str, float]]]] = field(default_factory=dict)
+    on_request: bool = False
+    made: Model | None = None
     _counted: dict[tuple[int, int, str], str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.on_request:
+            self.phase = "waiting"
 
     @property
     def answered(self) -> set[str]:
@@ -118,6 +128,9 @@ class Ledger:
         """
         self._require_legal(fact)
         match fact:
+            case RoundOpened():
+                self._next(fact.round, fact.attempt)
+                self.model, self.earlier, self.made = fact.base, (), None
             case RoundStarted():
                 self.phase, self.cohort, self.target = "collecting", fact.cohort, fact.target
                 self.work = fact.work
@@ -138,24 +151,31 @@ class Ledger:
             case RoundCommitted():
                 self.earlier = (*self.earlier, self.model)[-_KEPT_EARLIER:]
                 self.model = fact.model
+                if self.on_request:
+                    self.made = fact.model
                 if fact.round == self.rounds:
                     self._next(self.round, self.attempt)
                     self.phase = "evaluating"
                 else:
                     self._next(fact.round + 1, 1)
+                    self.phase = "waiting" if self.on_request else "gathering"
             case EvaluationRecorded():
                 of_version = self.evaluations.setdefault(fact.round, {})
                 of_version[fact.device_id] = (fact.num_examples, fact.metrics)
-            case RunPaused():
-                self.status = "paused"
-            case RunResumed():
-                self.status = "running"
+            case RunPaused() | RunResumed():
+                self.status = "paused" if isinstance(fact, RunPaused) else "running"
+            case RunCompleted() | RunStopped() | RunFailed():
+                self._end(fact)
+
+    def _end(self, fact: RunCompleted | RunStopped | RunFailed) -> None:
+        self.phase = "ended"
+        match fact:
             case RunCompleted():
-                self.status, self.phase = "completed", "ended"
+                self.status = "completed"
             case RunStopped():
-                self.status, self.phase, self.reason = "stopped", "ended", fact.reason
+                self.status, self.reason = "stopped", fact.reason
             case RunFailed():
-                self.status, self.phase, self.reason = "failed", "ended", fact.reason
+                self.status, self.reason = "failed", fact.reason
 
     def _measure(self, fact: UpdateAccepted) -> None:
         speed, before = measured(fact.update.usage), self.speeds.get(fact.device_id)
@@ -172,6 +192,10 @@ class Ledger:
         if type(fact) not in LEGAL[self.phase]:
             raise InvalidTransition(f"{type(fact).__name__} cannot follow in {where}")
         pair = (getattr(fact, "round", self.round), getattr(fact, "attempt", self.attempt))
+        if isinstance(fact, RoundOpened):
+            if not self.on_request or pair < (self.round, self.attempt):
+                raise InvalidTransition(f"{fact} cannot be opened in {where}")
+            return
         if hasattr(fact, "attempt") and pair != (self.round, self.attempt):
             raise InvalidTransition(f"{fact} does not belong to {where}")
         if isinstance(fact, RoundStarted) and not fact.cohort:

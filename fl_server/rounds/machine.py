@@ -44,10 +44,13 @@ from fl_server.rounds.events import (
     Model,
     OrderDeclined,
     Plan,
+    ReportRound,
     ResultReceived,
     RoundAbandoned,
     RoundClosed,
     RoundCommitted,
+    RoundOpened,
+    RoundRequested,
     RoundStarted,
     RunCompleted,
     RunFailed,
@@ -78,7 +81,7 @@ class RoundMachine:
 
     def __init__(self, plan: Plan, initial: Model, facts: Iterable[Fact] = ()) -> None:
         self.plan = plan
-        self.ledger = Ledger(plan.rounds, initial)
+        self.ledger = Ledger(plan.rounds, initial, on_request=plan.on_request)
         self._online: dict[str, Role] = {}
         self._draining: set[str] = set()
         self._left: set[str] = set()
@@ -98,6 +101,8 @@ class RoundMachine:
                 self._joined(event, step)
             case DeviceLeft():
                 self._gone(event.device_id, step)
+            case RoundRequested():
+                self._requested(event, step)
             case ResultReceived():
                 self._result(event, step)
             case UpdateVerified() | UpdateRejected():
@@ -124,6 +129,7 @@ class RoundMachine:
         for device_id, update in sorted(ledger.accepted.items()):
             if ledger.phase in {"collecting", "aggregating"}:
                 step.commands.append(FoldUpdate(device_id, ledger.round, ledger.attempt, update))
+        self._report(step)
         match ledger.phase:
             case "collecting":
                 self._arm_deadline(step)
@@ -254,6 +260,33 @@ class RoundMachine:
             if role == "trainer" and device_id not in self._draining
         ]
 
+    def _requested(self, event: RoundRequested, step: RoundStep) -> None:
+        """Begin a requested round; one that is open or was committed is not begun again."""
+        ledger = self.ledger
+        if not self.plan.on_request or not event.round <= self.plan.rounds:
+            return
+        if ledger.made is not None and event.round == ledger.made.version:
+            self._report(step)
+            return
+        is_open = ledger.phase in {"gathering", "collecting", "aggregating"}
+        is_same = is_open and (event.round, event.base) == (ledger.round, ledger.model)
+        if is_same or event.round < ledger.round or not (is_open or ledger.phase == "waiting"):
+            return
+        if ledger.phase in {"collecting", "aggregating"}:
+            self._verifying.clear()
+            step.commands.append(SweepRound(ledger.round, ledger.attempt))
+            reason = f"round {event.round} was requested from another model"
+            self._record(RoundAbandoned(ledger.round, ledger.attempt, reason), step)
+        pair = (event.round, ledger.attempt if event.round == ledger.round else 1)
+        self._gather_armed = self._gather_armed and pair == (ledger.round, ledger.attempt)
+        self._record(RoundOpened(*pair, event.base), step)
+        self._start_if_ready(step)
+
+    def _report(self, step: RoundStep) -> None:
+        made = self.ledger.made
+        if made is not None:
+            step.commands.append(ReportRound(made.version, made))
+
     def _invitations(self) -> int:
         return math.ceil(self.plan.cohort_size * self.plan.over_selection)
 
@@ -327,6 +360,7 @@ class RoundMachine:
         self._verifying.clear()
         self._ordered_evaluation.clear()
         self._record(RoundCommitted(*pair, event.model), step)
+        self._report(step)
         step.commands.append(SweepRound(*pair))
         for device_id in sorted(self._online):
             self._evaluate(device_id, step)

@@ -10,6 +10,7 @@ from fl_server.rounds.events import (
     Plan,
     RoundAbandoned,
     RoundCommitted,
+    RoundOpened,
     UpdateAccepted,
     UpdateWithdrawn,
 )
@@ -43,10 +44,13 @@ class Lineage:
         self.latest = Commit(record.initial, 0, record.definition.models.parent, {})
         self._run_id = record.run_id
         self._accepted: dict[str, int] = {}
+        self._base = record.initial
 
     def apply(self, fact: Fact) -> Commit | None:
         """Apply the next fact; return the commit that it made, if it made one."""
         match fact:
+            case RoundOpened():
+                self._base = fact.base
             case UpdateAccepted():
                 self._accepted[fact.device_id] = fact.update.num_examples
             case UpdateWithdrawn():
@@ -54,12 +58,17 @@ class Lineage:
             case RoundAbandoned():
                 self._accepted = {}
             case RoundCommitted():
-                before = self.latest.model
-                parent = Parent(run_id=self._run_id, version=before.version, sha256=before.sha256)
-                self.latest = Commit(fact.model, fact.attempt, parent, self._accepted)
-                self._accepted = {}
+                self.latest = Commit(fact.model, fact.attempt, self._parent(), self._accepted)
+                self._accepted, self._base = {}, fact.model
                 return self.latest
         return None
+
+    def _parent(self) -> Parent | None:
+        """Return the version that the round began with, None where it is no version of this run."""
+        before = self.latest.model
+        if self._base.sha256 != before.sha256:
+            return None
+        return Parent(run_id=self._run_id, version=before.version, sha256=before.sha256)
 
 
 def manifest_of(

@@ -24,6 +24,7 @@ from fl_server.flows.commands import (
     IssueOrder,
     NoteAudit,
     PublishDocument,
+    ReportResult,
     SendReceipt,
     StartTask,
 )
@@ -82,6 +83,7 @@ class FlowRunner:
         self.services = FlowServices(parts.data, parts.data.registry, parts.presence, self.flows)
         self.timers = Timers()
         self._kinds = dict(kinds)
+        self._listeners: dict[str, Callable[[object], None]] = {}
         self._parts = parts
         connection = parts.connection
         self._orders = OrderSender(
@@ -136,6 +138,8 @@ class FlowRunner:
         """Let every flow go on from where it was."""
         for flow in list(self.flows.values()):
             self._carry_out(flow, [flow.resume()])
+            if flow.ended:
+                self._parts.data.forget_copies(flow.run_id)
 
     def begin(self, record: RunRecord[Any]) -> None:
         """Journal a new run and tell its flow which devices are online."""
@@ -154,6 +158,10 @@ class FlowRunner:
         flow = kind.open(record, facts, self.services)
         self.flows[record.run_id], self.records[record.run_id] = flow, record
         return flow
+
+    def listen(self, run_id: str, listener: Callable[[object], None]) -> None:
+        """Have what a run reports told to whoever drives it from outside, before ``resume``."""
+        self._listeners[run_id] = listener
 
     # --- events -------------------------------------------------------------------------------
 
@@ -220,6 +228,8 @@ class FlowRunner:
                 self._do(flow, command)
         if facts:
             self.documents.changed(flow)
+            if flow.ended:
+                self._parts.data.forget_copies(flow.run_id)
 
     def _do(self, flow: Flow, command: Command) -> None:
         parts = self._parts
@@ -234,6 +244,10 @@ class FlowRunner:
                 parts.data.start_job(flow.run_id, command)
             case PublishDocument():
                 self.documents.publish(flow)
+            case ReportResult():
+                listener = self._listeners.get(flow.run_id)
+                if listener is not None:
+                    listener(command.result)
             case AnnounceProduction():
                 parts.announce_production(command.task)
             case NoteAudit():

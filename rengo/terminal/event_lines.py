@@ -47,7 +47,7 @@ class EventLines:
     def run(self, follower: RunProgress) -> list[Line]:
         """Return what happened in a run since the last call, but for its rounds."""
         document = follower.document
-        lines = self.crowd(follower.crowd)
+        lines = self.crowd(follower.devices)
         if document is not None and not self._begun:
             self._begun = True
             rounds = wording.count(document.rounds, "round")
@@ -70,7 +70,7 @@ class EventLines:
         for number in follower.committed:
             if number in self._rounds_told:
                 continue
-            if follower.document is None or not follower.settled(number):
+            if follower.document is None or not follower.is_measured(number):
                 break
             self._rounds_told.add(number)
             accuracy = follower.accuracies.get(number)
@@ -89,7 +89,7 @@ class SiteEventLines:
 
     def take(self, news: News) -> list[str]:
         """Take a message in and return what is new."""
-        self._crowd.take(news)
+        self._crowd.apply(news)
         lines = [line.text for line in self._story.crowd(self._crowd)]
         if isinstance(news.message, RunDocument):
             lines += self._run(news.message)

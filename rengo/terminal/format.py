@@ -79,7 +79,7 @@ def waiting_for(follower: RunProgress) -> str:
     """Return which devices a run waits for."""
     document = follower.document
     task = "" if document is None else document.task
-    here = len(follower.crowd.trainers(task, bundled=follower.bundled))
+    here = len(follower.devices.trainers(task, bundled=follower.bundled))
     of = f" of {follower.cohort_size}" if follower.cohort_size else ""
     way = " or take its bundle" if follower.bundled else ""
     return f"waiting for devices that have task {task!r}{way}: {here}{of}"

@@ -162,8 +162,8 @@ def picture_of(follower: RunProgress) -> Picture:
         return Picture(busy="Submitted")
     left_s = follower.deadline_left_s
     accuracies = follower.accuracies
-    names = follower.crowd.with_task(document.task, bundled=follower.bundled)
-    table = _table(follower.crowd, names, follower)
+    names = follower.devices.with_task(document.task, bundled=follower.bundled)
+    table = _table(follower.devices, names, follower)
     return Picture(
         busy=wording.waiting_for(follower).capitalize() if follower.short_of_devices else "",
         title=f"{follower.run_id}: {document.task} by {document.algorithm}",

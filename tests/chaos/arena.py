@@ -56,19 +56,22 @@ _ADAPTERS = {name: TypeAdapter(kind) for name, kind in FACTS.items()}
 
 
 class ChaosSite(Site):
-    """A site that starts again at once what was killed, with a server that may be mortal."""
+    """A site that starts again at once what was killed, with a server that may be mortal.
 
-    def __init__(self, data_dir: Path, *, mortal: bool, devices: int = 0) -> None:
+    ``server`` is the module that runs in place of ``rengo server``, given its settings and a plan.
+    """
+
+    def __init__(self, data_dir: Path, *, mortal: bool, devices: int = 0, server: str = "") -> None:
         super().__init__(data_dir, devices=devices)
         # a test kills more often than any accident, and has nothing to learn from long pauses
         self._supervisor = Supervisor(longest_pause_s=0.4)
-        self._mortal = mortal
+        self._server = server or ("tests.chaos.mortal_server" if mortal else "")
         self.plan = data_dir / "server.plan"
 
     def _add_child(self, name: str, child: Child) -> None:
-        if name == "server" and self._mortal:
+        if name == "server" and self._server:
             config = self.folder.root / "server" / "server.toml"
-            argv = [sys.executable, "-m", "tests.chaos.mortal_server", str(config), str(self.plan)]
+            argv = [sys.executable, "-m", self._server, str(config), str(self.plan)]
             child = Child("the server", argv, self._log(name), cwd=REPOSITORY)
         super()._add_child(name, child)
 
@@ -385,10 +388,18 @@ class Gates:
 class Opened:
     """Opens an arena and, when it closes, sees that no process, port or temporary file is left."""
 
-    def __init__(self, folder: Path, task: str, *, mortal: bool = False, devices: int = 0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        task: str,
+        *,
+        mortal: bool = False,
+        devices: int = 0,
+        server: str = "",
+    ) -> None:
         self._folder = folder
         self._task = task
-        self._site = ChaosSite(folder / "site", mortal=mortal, devices=devices)
+        self._site = ChaosSite(folder / "site", mortal=mortal, devices=devices, server=server)
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Arena:

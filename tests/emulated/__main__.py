@@ -128,7 +128,7 @@ def _run(
         wait_for_devices(client, names, _START_S, look, crowd)
         while names[0] not in crowd.infos:
             for news in client.news(_LOOK_S):
-                crowd.take(news)
+                crowd.apply(news)
             look(None)
         for key, value in crowd.infos[names[0]].model_dump().items():
             print(f"{key:14} {value}")

@@ -26,6 +26,7 @@ from fl_server.rounds.events import (
     RoundAbandoned,
     RoundClosed,
     RoundCommitted,
+    RoundOpened,
     RoundStarted,
     RunCompleted,
     RunFailed,
@@ -47,6 +48,7 @@ UPDATE = Update("u/d-1", 10, "a" * 64, 5, {"loss": 0.1}, {"train_s": 0.5})
 MODEL = Model(1, "k/1", "b" * 64, 100, "s/1", "c" * 64, ((0, 16), (40, 1 << 40)))
 AWAITED = AwaitedModel("k/0", 100)
 EVERY_FACT: list[Fact] = [
+    RoundOpened(1, 1, MODEL),
     RoundStarted(1, 1, ("d-1", "d-2"), 2),
     UpdateAccepted(1, 1, "d-1", UPDATE),
     UpdateRefused(1, 1, "d-2", "damaged: 'ü' \x00 😀 " + "x" * 2000),

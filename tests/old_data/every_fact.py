@@ -14,6 +14,7 @@ import sqlite3
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,10 @@ def whole() -> list[e.Fact]:
 
 RUNS: dict[str, list[e.Fact]] = {
     "whole": whole(),
+    "requested": [
+        e.RoundOpened(1, 1, model("platform", 0)),
+        e.RunStopped("its platform's run ended"),
+    ],
     "stopped": [e.RunStopped("stopped by the operator")],
     "failed": [e.RunFailed("no round was committed in 50 attempts")],
 }
@@ -153,9 +158,8 @@ def write(path: Path) -> None:
     awaited = AwaitedModel(model("prepared", 0).key, 9_968)
     journal.prepare(PreparedRun("prepared", definition, awaited))
     for run_id, facts in RUNS.items():
-        record = RunRecord(
-            run_id, definition, plan(definition, run_id), model(run_id, 0), time.time()
-        )
+        decided = replace(plan(definition, run_id), on_request=run_id == "requested")
+        record = RunRecord(run_id, definition, decided, model(run_id, 0), time.time())
         RoundMachine(record.plan, record.initial, facts)
         journal.add_run(record)
         journal.append(run_id, facts)

@@ -451,9 +451,10 @@ def answer(*, keeps_state: bool = False) -> s.Outcome:
 
 def done_in_order(session: DeviceSession) -> list[tuple[int, int, str, int]]:
     """Do all that waits, and return in which order that was."""
-    found = []
+    found: list[tuple[int, int, str, int]] = []
     while session.active is not None:
         done = session.active.key
+        assert len(found) <= MAX_WAITING_EXCHANGES, "an answer ends an exchange"
         found.append((done.round, done.attempt, done.phase, done.seq))
         session.handle(s.WorkFinished(done, answer()))
     return found

@@ -83,6 +83,7 @@ def test_a_kind_that_a_caller_adds_runs_from_its_orders_to_its_sum(server: FlowS
     last = server.said(RunDocument)[-1]
     assert (last.status, last.phase) == ("completed", "ended")
     assert server.runner.submitted() == ["r"]
+    assert server.plane.forgotten == ["r"], "no copy of its models stays"
 
 
 def test_it_goes_on_after_a_crash_at_any_moment(server: FlowServer) -> None:

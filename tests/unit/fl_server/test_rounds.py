@@ -592,6 +592,7 @@ def test_the_attempt_never_goes_back() -> None:
 
 def every_fact() -> list[e.Fact]:
     return [
+        e.RoundOpened(1, 1, model(0)),
         e.RoundStarted(1, 1, ("a",), 1),
         e.UpdateAccepted(1, 1, "a", update("a")),
         e.UpdateRefused(1, 1, "a", "NaN"),

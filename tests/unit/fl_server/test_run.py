@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,17 +11,23 @@ from broker.wire.messages import MAX_MESSAGE_BYTES, Order
 from fl_server.dataplane.bundles import SiteBundles
 from fl_server.dataplane.orders import OrderSender
 from fl_server.dataplane.plane import DataPlane
-from fl_server.flows.events import TimerFired
+from fl_server.flows.commands import IssueOrder, ModelFile, ReportResult
+from fl_server.flows.events import DeviceAnswered, DeviceJoined, ReportedUpdate, TimerFired
 from fl_server.kinds.sync import SyncFlow
 from fl_server.rounds.events import (
+    AggregationFinished,
     Fact,
     Model,
+    Plan,
+    ReportRound,
     RoundClosed,
     RoundCommitted,
+    RoundRequested,
     RoundStarted,
     SendOrder,
     Update,
     UpdateAccepted,
+    UpdateVerified,
 )
 from fl_server.rounds.workload import OrderWork
 from fl_server.runs.definition import parse_definition
@@ -39,7 +46,7 @@ def run_of(*facts: Fact) -> SyncFlow:
     definition = parse_definition({"task": "digits", "cohort": {"size": len(DEVICES)}}, "test")
     plan = definition.plan("r", evaluators_online=False)
     record = RunRecord("r", definition, plan, Model(0, "k/0", "0" * 64, 1), 0.0)
-    return SyncFlow(record, [FactRecord(fact, 0.0) for fact in facts], data_plane(MemoryStore()))
+    return opened(record, *facts)
 
 
 def data_plane(store: MemoryStore) -> DataPlane:
@@ -162,3 +169,33 @@ def test_only_an_order_to_train_has_a_place_for_an_update() -> None:
     assert upload is not None
     assert upload.key == "projects/default/runs/r/updates/000001/001/d-1.upd"
     assert order_of(run, "evaluate").upload is None
+
+
+def test_a_round_that_is_requested_begins_with_its_base_and_reports_its_model() -> None:
+    record = run_of().record
+    plan = replace(record.plan, on_request=True, cohort_size=1, quorum=1, evaluate_on="none")
+    record = replace(record, plan=plan)
+    run, facts, base = opened(record), list[Fact](), Model(2, "platform/2", "2" * 64, 1)
+    assert (run.document(1).status, run.document(1).phase) == ("waiting", "waiting")
+
+    def handle(event: object) -> list[object]:
+        step = run.handle(event)
+        facts.extend(step.facts)
+        return list(step.commands)
+
+    handle(DeviceJoined("d-1"))
+    [order, _] = handle(RoundRequested(3, base))
+    assert isinstance(order, IssueOrder)
+    assert (order.round, order.model) == (3, ModelFile(base.key, base.sha256, base.size_bytes))
+    reported = ReportedUpdate(order.upload_key, 9, "")
+    handle(DeviceAnswered("d-1", "train", 3, 1, 5, update=reported))
+    handle(UpdateVerified("d-1", 3, 1, Update(order.upload_key, 9, "", 5)))
+    report = ReportResult(ReportRound(3, version(3)))
+    assert report in handle(AggregationFinished(3, 1, version(3)))
+    assert report in opened(record, *facts).resume().commands, "until the next request"
+    handle(RoundRequested(4, version(3)))
+    assert report not in opened(record, *facts).resume().commands
+
+
+def opened(record: RunRecord[Plan], *facts: Fact) -> SyncFlow:
+    return SyncFlow(record, [FactRecord(fact, 0.0) for fact in facts], data_plane(MemoryStore()))
