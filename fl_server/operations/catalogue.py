@@ -12,10 +12,10 @@ from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 from fl_server.operations import arguments as given
 from fl_server.operations.results import bundles, members, models, runs
-from fl_server.operations.results.base import Result
+from fl_server.operations.results.base import OperationResult
 
 A = TypeVar("A", bound=given.Arguments)
-R = TypeVar("R", bound=Result)
+R = TypeVar("R", bound=OperationResult)
 CallerRole: TypeAlias = Literal["viewer", "operator"]
 _MAY_ACT_AS: dict[CallerRole, frozenset[CallerRole]] = {
     "viewer": frozenset({"viewer"}),

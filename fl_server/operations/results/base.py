@@ -23,7 +23,7 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
-class Result(BaseModel):
+class OperationResult(BaseModel):
     """What one operation returns."""
 
     model_config = ConfigDict(frozen=True)
@@ -47,7 +47,7 @@ class Result(BaseModel):
         return self
 
 
-class Listing(Result):
+class Listing(OperationResult):
     """A list of rows, which may be brought in pages."""
 
     rows_key: ClassVar[str]
@@ -56,13 +56,13 @@ class Listing(Result):
     """What tells one row from another."""
 
     @property
-    def rows(self) -> Sequence[Result]:
+    def rows(self) -> Sequence[OperationResult]:
         """The rows, in order."""
-        found: Sequence[Result] = getattr(self, self.rows_key)
+        found: Sequence[OperationResult] = getattr(self, self.rows_key)
         return found
 
 
-def encoded_bytes(result: Result) -> int:
+def encoded_bytes(result: OperationResult) -> int:
     """Return how large a result is in a message."""
     packed: bytes = msgpack.packb(result.document())
     return len(packed)

@@ -15,13 +15,13 @@ from fl_server.operations.arguments import Name
 from fl_server.operations.results.base import (
     Count,
     Listing,
-    Result,
+    OperationResult,
     Short,
     Text,
 )
 
 
-class BundleRow(Result):
+class BundleRow(OperationResult):
     """A task bundle of the site. Units: times are Unix milliseconds; 0 never expires."""
 
     name: Short
@@ -49,7 +49,7 @@ class BundleUrl(BundleRow):
     url: Url
 
 
-class BundleUpload(Result):
+class BundleUpload(OperationResult):
     """Where a bundle is to be uploaded."""
 
     url: Url

@@ -19,14 +19,14 @@ from fl_server.operations.results.base import (
     Count,
     Finite,
     Listing,
-    Result,
+    OperationResult,
     Short,
     Text,
     encoded_bytes,
 )
 
 
-class ServerInfo(Result):
+class ServerInfo(OperationResult):
     """What a server is and what it has refused."""
 
     domain: Name
@@ -36,7 +36,7 @@ class ServerInfo(Result):
     refused_messages: Annotated[dict[Short, Count], Field(max_length=128)]
 
 
-class DeviceRow(Result):
+class DeviceRow(OperationResult):
     """What is known of a device: as a member, by its presence, and by its own reports.
 
     What is not known has no key in the document, but for ``info``, which is null then.
@@ -84,7 +84,7 @@ class DeviceList(Listing):
     devices: Annotated[list[DeviceRow], Field(max_length=MAX_DEVICES)]
 
 
-class NewToken(Result):
+class NewToken(OperationResult):
     """A join token; the server keeps only what it is checked by."""
 
     token: Annotated[str, Field(max_length=512, repr=False)]
@@ -92,26 +92,26 @@ class NewToken(Result):
     url: Annotated[str, Field(max_length=512)]
 
 
-class Admitted(Result):
+class Admitted(OperationResult):
     """Which of the devices are (still) revoked."""
 
     revoked: Annotated[list[Name], Field(max_length=MAX_DEVICES)]
 
 
-class Rotation(Result):
+class Rotation(OperationResult):
     """A password that is being changed; ``online``: whether its device is there to get it now."""
 
     device_id: Name
     online: bool
 
 
-class Revoked(Result):
+class Revoked(OperationResult):
     """The device or join token that was taken out."""
 
     revoked: Name
 
 
-class AuditRow(Result):
+class AuditRow(OperationResult):
     """One line of the audit log."""
 
     number: Count
@@ -130,7 +130,7 @@ class AuditLog(Listing):
     entries: Annotated[list[AuditRow], Field(max_length=1_000_000)]
 
 
-class AuditVerified(Result):
+class AuditVerified(OperationResult):
     """How many entries the audit log has, each chained to the one before."""
 
     entries: Count

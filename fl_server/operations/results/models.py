@@ -16,7 +16,7 @@ from fl_server.operations.results.base import (
     Count,
     Finite,
     Listing,
-    Result,
+    OperationResult,
     Seconds,
     Short,
     Text,
@@ -27,7 +27,7 @@ from storage.versions.manifest import Manifest, Record, Stage
 _KEYS_SHOWN = 200
 
 
-class ModelRow(Result):
+class ModelRow(OperationResult):
     """A version in one row. Units: ``created_ms`` is Unix milliseconds."""
 
     name: Short
@@ -59,7 +59,7 @@ class ModelDetail(ModelRow):
     record: Record
 
 
-class ModelUrl(Result):
+class ModelUrl(OperationResult):
     """A presigned GET of a version, and its manifest as the server signed it."""
 
     name: Short
@@ -70,13 +70,13 @@ class ModelUrl(Result):
     manifest: Annotated[str, Field(max_length=192 << 10)]
 
 
-class CanaryBegun(Result):
+class CanaryBegun(OperationResult):
     """The canary that tries a version."""
 
     canary_id: Name
 
 
-class CanaryReport(Result):
+class CanaryReport(OperationResult):
     """How a canary stands, or what came of it and why."""
 
     canary_id: Name
@@ -101,7 +101,7 @@ class CanaryReport(Result):
     problem: Text
 
 
-class CleanupReport(Result):
+class CleanupReport(OperationResult):
     """What was removed, or would be: ``keys`` are those of the objects."""
 
     objects: Count

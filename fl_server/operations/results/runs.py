@@ -19,7 +19,7 @@ from fl_server.operations.results.base import (
     Count,
     Finite,
     Listing,
-    Result,
+    OperationResult,
     Seconds,
     Short,
     Text,
@@ -30,7 +30,7 @@ _ROUND_TIMES_SHOWN, _ROUNDS_SHOWN, _DEVICES_SHOWN = 1000, 200, 500
 _NAMES_SHOWN, _REASON_SHOWN = 100, 300
 
 
-class RunSummary(Result):
+class RunSummary(OperationResult):
     """A run in one row. Units: ``submitted_at`` is Unix seconds."""
 
     run_id: Name
@@ -61,7 +61,7 @@ class RunList(Listing):
     runs: Annotated[list[RunSummary], Field(max_length=1_000_000)]
 
 
-class RoundRow(Result):
+class RoundRow(OperationResult):
     """One attempt of a round. ``seconds`` is null while it goes on."""
 
     round: Count
@@ -92,7 +92,7 @@ class RoundRow(Result):
         )
 
 
-class RunDevice(Result):
+class RunDevice(OperationResult):
     """What one device did in a run: ``steps`` of ``full_steps`` are of its latest round."""
 
     id: Name
@@ -146,7 +146,7 @@ class RunReport(RunSummary):
         return short.model_copy(update={"history": rounds[::-1]})
 
 
-class RunUpload(Result):
+class RunUpload(OperationResult):
     """Where version 0 of a prepared run goes: by one PUT, or in parts where it is large."""
 
     run_id: Name
@@ -155,7 +155,7 @@ class RunUpload(Result):
     parts: PartsRef | None = None
 
 
-class RunStarted(Result):
+class RunStarted(OperationResult):
     """The run that goes on by now."""
 
     run_id: Name

@@ -451,10 +451,10 @@ def test_before_there_is_a_run_the_picture_says_what_goes_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("TERM", "xterm-256color")
-    out, crowd = Terminal(), DeviceTable()
+    out, device_table = Terminal(), DeviceTable()
     with open_view(out) as view:
         view.phase("Starting the broker")
-        view.devices(crowd, 7)
+        view.devices(device_table, 7)
         view.note("server has ended; starting it again")
     text = out.getvalue()
     assert "server has ended; starting it again" in text
