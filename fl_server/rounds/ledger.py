@@ -121,7 +121,7 @@ class Ledger:
         return {name: mean for name, mean in means.items() if mean is not None}
 
     def apply(self, fact: Fact) -> None:
-        """Take one fact.
+        """Apply one fact.
 
         Raises:
             InvalidTransition: the fact cannot follow here; nothing was changed.
