@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 SEEDS  ?= 20000
 ROUNDS ?= 500
+RUNS   ?= 10
 JOBS   ?= 4
 ARCH   ?= arm64
 ARGS   ?=
@@ -22,7 +23,7 @@ PACKAGES  := rengo algorithms broker storage fl_server fl_client iot runtime
 help: ## list these commands
 	@printf 'usage: make COMMAND\n\n'
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-13s %s\n", $$1, $$2 }'
-	@printf '\nPYTHON=python3.12 chooses the interpreter; ARGS="…" goes on to demo, test, bench, size, storm and idle.\n'
+	@printf '\nPYTHON=python3.12 chooses the interpreter; ARGS="…" goes on to demo, test, soak, repeat, bench, size, storm and idle.\n'
 
 .PHONY: setup
 setup: $(FOR_DEV) ## install everything, tools for development included, into .venv
@@ -38,6 +39,10 @@ test: $(FOR_DEV) ## run the tests that every change needs
 .PHONY: soak
 soak: $(FOR_DEV) ## run the long searches that a release needs too: all seeds, all kill points
 	$(BIN)/python -m pytest -n $(JOBS) --durations=10 -m soak $(ARGS)
+
+.PHONY: repeat
+repeat: $(FOR_DEV) ## run the tests RUNS=10 times and list what failed at first
+	$(BIN)/python -m tests.repeat $(RUNS) -n $(JOBS) $(ARGS)
 
 .PHONY: check
 check: $(FOR_DEV) ## check format, lint, types and who imports whom

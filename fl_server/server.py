@@ -308,8 +308,8 @@ class Server:
                 self._result(sender, message)
             case Decline():
                 place = (sender, message.action, message.round, message.attempt)
-                name = (message.phase, message.seq)
-                self.runner.handle(message.run_id, DeviceDeclined(*place, message.reason, *name))
+                why = (message.reason, message.phase, message.seq, message.unusable)
+                self.runner.handle(message.run_id, DeviceDeclined(*place, *why))
             case Request():
                 place = (sender, message.action, message.round, message.attempt)
                 name = (message.phase, message.seq)

@@ -100,16 +100,16 @@ def run_demo(settings: DemoSettings, view: View, more: dict[str, Any] | None = N
         view.phase(f"Starting {len(devices)} devices")
         site.start_devices(devices, settings.task)
         with site.connect() as client:
-            crowd = DeviceTable()
+            device_table = DeviceTable()
 
-            def look(crowd: DeviceTable) -> None:
-                view.devices(crowd, len(devices))
+            def look(device_table: DeviceTable) -> None:
+                view.devices(device_table, len(devices))
                 site.check_processes()
 
             here = [each.name for each in devices]
-            wait_for_devices(client, here, _DEVICES_START_S, look, crowd)
+            wait_for_devices(client, here, _DEVICES_START_S, look, device_table)
             run_id = submit(client, settings.task, values)
-            result = follow(client, run_id, view.update, crowd)
+            result = follow(client, run_id, view.update, device_table)
             result = fetch_model(client, result, settings.output)
         view.phase("Stopping every process")
     view.phase("")

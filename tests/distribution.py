@@ -28,6 +28,9 @@ _BY_TEST = frozenset(
         "tests/contract/test_brokers.py",
         "tests/contract/test_engines.py",
         "tests/contract/test_replicas.py",
+        "tests/integration/test_agent.py",
+        "tests/integration/test_embedded_broker.py",
+        "tests/integration/test_session.py",
         "tests/property/test_mutants.py",
         "tests/world/test_world.py",
     }

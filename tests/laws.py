@@ -55,6 +55,9 @@ class RoundLaws:
     target: int = 0
     accepted: dict[str, e.Update] = field(default_factory=dict)
     answered: set[str] = field(default_factory=set)
+    unusable: dict[str, str] = field(default_factory=dict)
+    refused_before: set[str] = field(default_factory=set)
+    repeated: bool = False
     closed: tuple[str, ...] | None = None
     counted: dict[tuple[str, int, int], str] = field(default_factory=dict)
     evaluated: set[tuple[int, str]] = field(default_factory=set)
@@ -141,7 +144,7 @@ class RoundLaws:
         require(pair > self.pair, "rounds and attempts only go on", (self.pair, pair))
         self.pair = pair
         self.cohort, self.target, self.closed, self.collecting = (), 0, None, False
-        self.accepted, self.answered = {}, set()
+        self.accepted, self.answered, self.unusable = {}, set(), {}
         self.verifying, self.folding = {}, set()
 
     def _started(self, fact: e.RoundStarted, event: e.Event | None) -> None:
@@ -186,6 +189,20 @@ class RoundLaws:
         at_fault = isinstance(event, e.ResultReceived) and event.fault == fact.reason != ""
         require(isinstance(event, cause) or at_fault, "a refusal has a cause", (event, fact))
         self.answered.add(name)
+        declined = isinstance(event, e.DeviceDeclined)
+        in_vain = getattr(fact, "unusable", True)
+        require(in_vain == (event.unusable if declined else True), "in vain or not now", fact)
+        if in_vain:
+            self.unusable[name] = fact.reason
+
+    def _refused_all(self) -> set[str]:
+        """Return why every update of the attempt was refused, without words that have digits."""
+        if not self.collecting or set(self.unusable) != set(self.cohort):
+            return set()
+        return {
+            " ".join(word for word in reason.split() if not set(word) & set("0123456789"))
+            for reason in self.unusable.values()
+        }
 
     def _withdraws(self, fact: e.UpdateWithdrawn, event: e.Event | None) -> None:
         require(self.collecting, "only an open round withdraws", fact)
@@ -210,8 +227,12 @@ class RoundLaws:
     def _abandons(self, fact: e.RoundAbandoned, event: e.Event | None) -> None:
         require((fact.round, fact.attempt) == self.pair, "a fact of another attempt", fact)
         require(fact.attempt < self.plan.max_attempts, "the last attempt is the last", fact)
+        refused = self._refused_all()
+        same = refused and refused == self.refused_before
+        require(not same, "what is always refused is not tried for ever", fact)
         if self.closed is None:
-            require(self._is_now(event, e.TimerFired, "deadline"), "abandoned too early", event)
+            deadline = self._is_now(event, e.TimerFired, "deadline")
+            require(deadline or refused or event is None, "abandoned too early", event)
             require(len(self.accepted) < self.plan.quorum, "a quorum is not abandoned", fact)
         else:
             cause = self._is_now(event, e.AggregationFailed) or self._is_now(
@@ -219,6 +240,7 @@ class RoundLaws:
             )
             require(cause, "abandoned without a cause", event)
         self._next((fact.round, fact.attempt + 1))
+        self.refused_before = refused
 
     def _commits(self, fact: e.RoundCommitted, event: e.Event | None) -> None:
         require(fact.round == self.committed + 1, "each round is committed once, in order", fact)
@@ -229,7 +251,7 @@ class RoundLaws:
         require(fact.model.version == fact.round, "a version is its round", fact)
         self.included.append((*self.pair, self.closed or ()))
         self.committed = fact.round
-        self.evaluators_asked = set()
+        self.evaluators_asked, self.refused_before = set(), set()
         if self.committed < self.plan.rounds:
             self._next((fact.round + 1, 1))
         else:
@@ -262,7 +284,10 @@ class RoundLaws:
             case e.RunFailed():
                 spent = self.pair[1] >= self.plan.max_attempts
                 told = isinstance(event, e.FailureReported)
-                require(spent or told, "a run fails only after its last attempt", fact)
+                refused = self._refused_all()
+                self.repeated = bool(refused) and refused == self.refused_before
+                cause = spent or told or self.repeated
+                require(cause, "a run fails only after its last attempt", fact)
         self.over, self.collecting, self.closed = True, False, None
         self.accepted = {}
 
@@ -417,6 +442,7 @@ class RoundLaws:
             enough = len(self.accepted) >= plan.quorum
             require(len(self.accepted) < self.target, "a full round closes", self.accepted)
             require(not enough or self._pending(), "closes when all alive answered", ledger)
+            require(not self._refused_all(), "what was refused as a whole is over", ledger)
             require(("deadline", *pair) in self.armed, "an open round has a deadline", self.armed)
         elif self.closed is not None:
             require(pair in self.aggregating, "a closed round is being made", ledger)

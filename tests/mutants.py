@@ -212,11 +212,29 @@ ROUND_MUTANTS = [
         },
     ),
     Mutant(
+        "waits for the deadline when every update was refused",
+        real_rounds,
+        {"elif ledger.all_unusable:": "elif ledger.all_unusable and deadline:"},
+        in_world=False,
+    ),
+    Mutant(
+        "tries for ever what is always refused",
+        real_rounds,
+        {"if ledger.repeats_itself or": "if"},
+        in_world=False,
+    ),
+    Mutant(
+        "takes an order that was not taken for an update that was refused",
+        real_rounds,
+        {"event.reason, event.unusable)": "event.reason, True)"},
+        in_world=False,
+    ),
+    Mutant(
         "one attempt too many",
         real_rounds,
         {
-            "if ledger.attempt >= self.plan.max_attempts:": (
-                "if ledger.attempt > self.plan.max_attempts:"
+            "or ledger.attempt >= self.plan.max_attempts:": (
+                "or ledger.attempt > self.plan.max_attempts:"
             )
         },
         in_world=False,
@@ -232,6 +250,12 @@ LEDGER_MUTANTS = [
         "commits a round twice",
         real_state,
         {"self._next(fact.round + 1, 1)": "self._next(fact.round, self.attempt)"},
+    ),
+    Mutant(
+        "gives up when all were refused once",
+        real_state,
+        {"self.all_unusable and self._causes() == self.causes": "self.all_unusable"},
+        in_world=False,
     ),
     Mutant(
         "a withdrawn update stays counted",

@@ -31,7 +31,7 @@ _REFUSED = re.compile(
     rb'\[ERR\] \[?([0-9a-fA-F.:]+)\]?:\d+ - mid:\d+ - .*authentication error - User "(.*)"$'
 )
 _MAPPED = "verify_and_map: true"
-# to NATS an empty allow list means everything: whoever may do nothing gets a subject of nobody's
+# to NATS an empty allow list means everything: a user without rights gets an unused subject
 _NOWHERE = "rengo-nowhere"
 _BLOCK = "authorization: "
 _COMMON_NAME = "CN="

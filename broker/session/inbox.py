@@ -38,7 +38,7 @@ class SessionFault:
 SessionEvent = Connected | Disconnected | Delivery | SessionFault
 
 
-class Inbox:
+class SessionInbox:
     """Hands events to the owner one at a time.
 
     While the owner's queue is full, the session's own events wait here (bounded: the latest stay)

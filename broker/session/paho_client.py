@@ -11,7 +11,7 @@ from paho.mqtt.enums import MQTTErrorCode
 
 
 class NetworkLoopObserver(Protocol):
-    """What a client tells of its network thread, on that thread."""
+    """Called by a client about its network thread, on that thread."""
 
     def loop_began(self) -> None:
         """The thread begins."""
@@ -66,7 +66,7 @@ class PahoClient(mqtt.Client):
     observer: NetworkLoopObserver | None = None
 
     def loop_forever(self, *_: Any, **__: Any) -> MQTTErrorCode:
-        """Run the network thread's loop; the observer is told how it goes."""
+        """Run the network thread's loop, and call the observer at its start and end."""
         observer = self.observer
         if observer is None:
             return MQTTErrorCode.MQTT_ERR_INVAL

@@ -26,7 +26,7 @@ class NextAttempt(Enum):
     OTHER_PASSWORD = auto()
     SAME_AGAIN = auto()
     REPORT = auto()
-    """As before, and whoever waits for the connection is told of the failure."""
+    """Try again, and report the failure to those who wait for the connection."""
 
 
 class ReconnectPolicy:
@@ -56,7 +56,7 @@ class ReconnectPolicy:
 
         Args:
             lived_s: how long it stood.
-            error: what the broker said of its end.
+            error: the reason that the broker gave.
             lost: whether the broker or the network ended it.
 
         Returns:
@@ -76,7 +76,7 @@ class ReconnectPolicy:
         )
 
     def attempt_failed(self, error: Exception, *, other_password: bool) -> NextAttempt:
-        """Return how to go on; ``other_password`` says whether the endpoint has a second one."""
+        """Return how to continue; ``other_password`` says whether the endpoint has a second one."""
         refused = isinstance(error, AuthenticationFailed)
         if refused and other_password and not self._tried_other_password:
             # the broker may have been told the other password meanwhile

@@ -16,7 +16,7 @@ from typing import Final
 
 from broker.session.connection import Connection, ConnectionCallbacks
 from broker.session.endpoint import Endpoint
-from broker.session.inbox import Connected, Disconnected, Inbox, SessionEvent, SessionFault
+from broker.session.inbox import Connected, Disconnected, SessionEvent, SessionFault, SessionInbox
 from broker.session.outbox import Outbox, OutboxRow, Until
 from broker.session.publication import Delivery, Publication
 from broker.session.reconnect import NextAttempt, ReconnectPolicy
@@ -74,7 +74,7 @@ class MqttSession:
             check_message(will.topic, will.payload)
         self.endpoint = endpoint
         self._subscriptions = tuple(subscriptions)
-        self._inbox = Inbox(enqueue)
+        self._inbox = SessionInbox(enqueue)
         self._will = will
         self._count_bytes = count_bytes
         self._outbox = outbox

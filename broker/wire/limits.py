@@ -6,7 +6,7 @@ from broker.wire.topics import LEVEL, MAX_LEVELS
 from runtime.errors import ConfigError, RengoError
 
 MAX_MESSAGE_BYTES = 256 * 1024
-# of what a device and a flow tell each other within one message, beside its envelope
+# of the payload of one message of an exchange, without its envelope
 MAX_EXCHANGE_BYTES = 128 * 1024
 
 

@@ -28,7 +28,7 @@ from broker.wire.topics import Topics
 from fl_client.jobs.transfer import TransferCost
 from fl_client.machine.accelerators import CPU, Accelerator, precision
 from fl_client.machine.hardware import describe
-from fl_client.session.events import Job, JobKey, Outcome, SendDecline
+from fl_client.session.events import Job, JobKey, JobOutcome, SendDecline
 from fl_client.settings import AgentSettings
 from fl_client.training.frames import TrainingJob
 from runtime.errors import InvalidTransition
@@ -142,7 +142,10 @@ class DeviceMessages:
 
     def decline(self, command: SendDecline) -> Publication:
         """Return the answer to an order that is not taken."""
-        return self._write("ack", Decline(**asdict(command.key), reason=command.reason[:2000]))
+        decline = Decline(
+            **asdict(command.key), reason=command.reason[:2000], unusable=command.unusable
+        )
+        return self._write("ack", decline)
 
     def password_kept(self, rotation: int) -> Publication:
         """Return the message that a new password is on disk."""
@@ -201,7 +204,7 @@ class DeviceMessages:
         return self._signer.sign(self._topics.device(self._device_id, leaf), message, retain=retain)
 
 
-def _usage(outcome: Outcome, cost: TransferCost | None) -> Usage:
+def _usage(outcome: JobOutcome, cost: TransferCost | None) -> Usage:
     return Usage(
         train_s=outcome.train_s,
         bytes_down=0 if cost is None else cost.bytes_down,

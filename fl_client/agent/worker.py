@@ -21,8 +21,8 @@ from fl_client.session.events import (
     Job,
     JobFailed,
     JobKey,
+    JobOutcome,
     Memory,
-    Outcome,
     WorkFinished,
 )
 from fl_client.settings import AgentSettings
@@ -113,7 +113,7 @@ class TrainingWorker:
         return {"model_path": str(path), "base_sha256": job.order.model.sha256}
 
     def _checkpoint(self, key: JobKey) -> dict[str, Any]:
-        """Return where the training goes on from; what other orders left is removed."""
+        """Return the settings of the training's checkpoint; those of other orders are removed."""
         path, settings = self._folder.checkpoint(key), self._setup.settings
         self._folder.remove_checkpoints(but=path)
         if not settings.checkpoint_mib:
@@ -160,7 +160,9 @@ class TrainingWorker:
                 self._load_failure = reason  # the process ends next, and takes its job along
             case training.ChildFailed(job=TrainingJob() as job):
                 memory: Memory = "short" if event.out_of_memory else "enough"
-                return JobFailed(_key(job), event.reason, event.retryable, memory)
+                return JobFailed(
+                    _key(job), event.reason, event.retryable, memory, unusable=event.unusable
+                )
             case training.ChildDied(job=job, reason=reason, expected=False):
                 _LOG.warning("%s", reason)
                 failure, self._load_failure = self._load_failure, ""
@@ -216,9 +218,9 @@ def _key(job: TrainingJob) -> JobKey:
     return JobKey(job.run_id, job.action, job.round, job.attempt, job.phase, job.seq)
 
 
-def _outcome(event: training.ChildFinished) -> Outcome:
+def _outcome(event: training.ChildFinished) -> JobOutcome:
     result = event.result
-    return Outcome(
+    return JobOutcome(
         result.num_examples,
         result.metrics,
         result.train_s,

@@ -16,7 +16,7 @@ Backward: TypeAlias = Callable[[Array], Array]
 
 
 @dataclass(frozen=True)
-class Call:
+class LayerCall:
     """One layer's part in a pass over the model.
 
     Attributes:

@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from fl_client.engines._numpy_call import Array, Backward, Call
+from fl_client.engines._numpy_call import Array, Backward, LayerCall
 from fl_client.engines._numpy_recurrent import gru, sigmoid
 from fl_client.engines._numpy_windows import (
     average_pool,
@@ -22,7 +22,7 @@ from fl_client.models import layers
 from runtime.errors import ConfigError
 
 
-def forward(layer: layers.Layer, call: Call, x: Array) -> tuple[Array, Backward]:
+def forward(layer: layers.Layer, call: LayerCall, x: Array) -> tuple[Array, Backward]:
     """Return the layer's output for ``x`` and its backward function."""
     match layer:
         case layers.Linear():
@@ -51,7 +51,7 @@ def _pooled(layer: layers.Layer, x: Array) -> tuple[Array, Backward] | None:
     return None
 
 
-def _plain(layer: layers.Layer, call: Call, x: Array) -> tuple[Array, Backward]:
+def _plain(layer: layers.Layer, call: LayerCall, x: Array) -> tuple[Array, Backward]:
     """Return the output of an activation, or of a layer that only reshapes."""
     match layer:
         case layers.Flatten():
@@ -72,7 +72,7 @@ def _plain(layer: layers.Layer, call: Call, x: Array) -> tuple[Array, Backward]:
     raise ConfigError(f"the numpy engine has no layer {layer!r}")
 
 
-def _linear(call: Call, x: Array) -> tuple[Array, Backward]:
+def _linear(call: LayerCall, x: Array) -> tuple[Array, Backward]:
     weight, bias = call.tensor("weight"), call.optional("bias")
 
     def backward(dy: Array) -> Array:
@@ -88,7 +88,7 @@ def _linear(call: Call, x: Array) -> tuple[Array, Backward]:
     return y, backward
 
 
-def _dropout(rate: float, call: Call, x: Array) -> tuple[Array, Backward]:
+def _dropout(rate: float, call: LayerCall, x: Array) -> tuple[Array, Backward]:
     if call.masks is None or rate == 0:
         return x, lambda dy: dy
     keep, scale = call.masks.mask(call.index, x.shape, rate), 1 / (1 - rate)
@@ -101,7 +101,7 @@ def _dropout(rate: float, call: Call, x: Array) -> tuple[Array, Backward]:
     return masked(x), masked
 
 
-def _batch_norm(layer: layers.BatchNorm, call: Call, x: Array) -> tuple[Array, Backward]:
+def _batch_norm(layer: layers.BatchNorm, call: LayerCall, x: Array) -> tuple[Array, Backward]:
     axes = (0, *range(2, x.ndim))
     column = (1, -1, *(1 for _ in range(2, x.ndim)))
     count = x.size // x.shape[1]
@@ -138,7 +138,7 @@ def _batch_norm(layer: layers.BatchNorm, call: Call, x: Array) -> tuple[Array, B
     return y, backward
 
 
-def _layer_norm(layer: layers.LayerNorm, call: Call, x: Array) -> tuple[Array, Backward]:
+def _layer_norm(layer: layers.LayerNorm, call: LayerCall, x: Array) -> tuple[Array, Backward]:
     axes = tuple(range(x.ndim - len(layer.shape), x.ndim))
     others = tuple(range(x.ndim - len(layer.shape)))
     count = math.prod(layer.shape)

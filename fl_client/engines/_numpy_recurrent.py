@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fl_client.engines._numpy_call import Array, Backward, Call
+from fl_client.engines._numpy_call import Array, Backward, LayerCall
 
 
 def sigmoid(x: Array) -> Array:
@@ -15,7 +15,7 @@ def sigmoid(x: Array) -> Array:
     return top
 
 
-def gru(call: Call, x: Array, *, sequence: bool) -> tuple[Array, Backward]:
+def gru(call: LayerCall, x: Array, *, sequence: bool) -> tuple[Array, Backward]:
     """Return the last hidden state, or all of them, of [batch, time, features].
 
     Source: the equations of ``torch.nn.GRU``, after Cho et al., EMNLP 2014,
@@ -57,7 +57,7 @@ def gru(call: Call, x: Array, *, sequence: bool) -> tuple[Array, Backward]:
     return states[-1], backward
 
 
-def _forward(call: Call, x: Array) -> tuple[Array, Array, Array]:
+def _forward(call: LayerCall, x: Array) -> tuple[Array, Array, Array]:
     """Return the gates and, one longer, the states of every step, and what the reset gate scales.
 
     Shapes: each has the time first; gates [time, batch, 3 hidden].

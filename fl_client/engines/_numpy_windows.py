@@ -13,12 +13,12 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from fl_client.engines._numpy_call import Array, Backward, Call
+from fl_client.engines._numpy_call import Array, Backward, LayerCall
 from fl_client.models import layers, memory
 
 
 def convolution(
-    layer: layers.Conv1d | layers.Conv2d, call: Call, x: Array
+    layer: layers.Conv1d | layers.Conv2d, call: LayerCall, x: Array
 ) -> tuple[Array, Backward]:
     """Return the cross-correlation of [batch, channels, ...] with the layer's kernels."""
     weight, bias = call.tensor("weight"), call.optional("bias")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from fl_client.engines._descent import Descent
-from fl_client.engines._numpy_call import Array, Call
+from fl_client.engines._numpy_call import Array, LayerCall
 from fl_client.engines._numpy_layers import forward
 from fl_client.engines.base import (
     Dtype,
@@ -117,7 +117,7 @@ class NumpyEngine:
             chosen = slice(start, start + size)
             outputs = inputs[chosen].astype(self._dtype, copy=False)
             for index, layer in enumerate(self._layers):
-                outputs, _ = forward(layer, Call(index, w, {}), outputs)
+                outputs, _ = forward(layer, LayerCall(index, w, {}), outputs)
             loss, _ = _loss(self._task.objective, outputs, targets[chosen])
             metrics = self._task.metrics(outputs, targets[chosen])
             means.add(len(outputs), {"loss": loss, **metrics})
@@ -138,7 +138,7 @@ class NumpyEngine:
         outputs = inputs.astype(self._dtype, copy=False)
         for index, layer in enumerate(self._layers):
             free = index > 0 and memory.overwrites(layer, self._layers[index - 1])
-            call = Call(index, w, grads, masks, in_place=free, first=index <= self._first)
+            call = LayerCall(index, w, grads, masks, in_place=free, first=index <= self._first)
             outputs, backward = forward(layer, call, outputs)
             backwards.append(backward)
         loss, dy = _loss(self._task.objective, outputs, targets)

@@ -14,7 +14,7 @@ from broker.wire.messages import Order
 from fl_client.session.events import (
     Job,
     JobKey,
-    Outcome,
+    JobOutcome,
     Stage,
 )
 from runtime.errors import ConfigError, RengoError
@@ -157,7 +157,7 @@ class JobJournal:
                 TypeAdapter(JobKey).validate_python(dict(zip(names, key, strict=True))),
                 Order.model_validate_json(order),
                 stages.validate_python(stage),
-                replace(TypeAdapter(Outcome).validate_json(outcome), payload=payload),
+                replace(TypeAdapter(JobOutcome).validate_json(outcome), payload=payload),
             )
             if job.key != JobKey.of(job.order):
                 raise ValueError("its order is of another job")

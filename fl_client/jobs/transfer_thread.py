@@ -87,7 +87,7 @@ class TransferThread:
         context = self._contexts.get(key)
         if context is not None:
             context.cancel()
-            # after the cancelled download has let go of its file
+            # after the cancelled download has closed its file
             self._submit(key, lambda: self._folder.remove_partial_model(context.job))
 
     def forget(self, key: JobKey) -> None:

@@ -38,7 +38,7 @@ class JobKey:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class JobOutcome:
     """What a job gave; sizes and hashes are of the update's file.
 
     ``keeps_state``: the algorithm or the task left a state, which is the next one once the result
@@ -66,7 +66,7 @@ class Job:
     key: JobKey
     order: Order
     stage: Stage = "fetching"
-    outcome: Outcome | None = None
+    outcome: JobOutcome | None = None
     work_attempts: int = 1
     shrink: int = 0
 
@@ -138,7 +138,7 @@ class WorkFinished:
     """The work ended; an update's file lies on disk."""
 
     key: JobKey
-    outcome: Outcome
+    outcome: JobOutcome
 
 
 @dataclass(frozen=True)
@@ -152,13 +152,15 @@ class UpdateUploaded:
 class JobFailed:
     """A step of the job failed for good, or ``retryable`` by doing the work again.
 
-    ``memory`` says that it ran short of memory, or may have: the process was killed.
+    ``memory`` says that it ran short of memory, or may have: the process was killed. ``unusable``:
+    the work was done, and its update could never count.
     """
 
     key: JobKey
     reason: str
     retryable: bool = False
     memory: Memory = "enough"
+    unusable: bool = False
 
 
 Event: TypeAlias = (
@@ -215,6 +217,7 @@ class SendDecline:
 
     key: JobKey
     reason: str
+    unusable: bool = False
 
 
 @dataclass(frozen=True)

@@ -176,7 +176,7 @@ class DeviceSession:
         phases = self._phases.setdefault(key.run_id, [])
         if _phase(key) not in phases:
             open_ones = {_phase(job.key) for job in self.waiting if job.key.run_id == key.run_id}
-            # of an earlier attempt those stay that something is left to do of
+            # phases of earlier attempts go once none of their exchanges waits
             phases[:] = [each for each in phases if each in open_ones or each[:2] >= _pair(key)]
             phases.append(_phase(key))
 
@@ -231,9 +231,9 @@ class DeviceSession:
             case JobFailed(retryable=True), "working" if job.work_attempts < MAX_WORK_ATTEMPTS:
                 self.active = replace(job, work_attempts=job.work_attempts + 1)
                 commands.append(DoWork(self.active))
-            case JobFailed(reason=reason), _:
+            case JobFailed(reason=reason, unusable=unusable), _:
                 self.active = None
-                commands.append(SendDecline(job.key, reason=reason))
+                commands.append(SendDecline(job.key, reason=reason, unusable=unusable))
                 commands.append(ForgetJob(job.key, accepted=False))
 
     def _worked(self, job: Job, commands: list[Command]) -> None:

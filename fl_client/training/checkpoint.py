@@ -116,7 +116,7 @@ class FileCheckpoint:
         return self._clock() >= self._due_s
 
     def save(self, arrays: dict[str, NDArray[Any]]) -> None:
-        """Replace what was saved; a disk that does not take it costs the checkpoint alone.
+        """Replace what was saved; on a full disk the checkpoint is lost and the training goes on.
 
         Raises:
             TypeError: an array is not of numbers.
@@ -159,7 +159,7 @@ class FileCheckpoint:
                 digest.update(block)
             out.write(digest.digest())
             out.flush()
-            # before it takes the place of the last good one
+            # before it replaces the last good one
             os.fdatasync(out.fileno())
             written = out.tell()
         self._part.replace(self.path)
@@ -185,7 +185,7 @@ def _blocks(
 def _read(
     file: io.BufferedReader, binding: str
 ) -> tuple[_CheckpointHeader, dict[str, NDArray[Any]]]:
-    """Return what the file holds; Corrupt when it is damaged or another order's."""
+    """Return the header and the arrays; Corrupt when the file is damaged or of another order."""
     digest = hashlib.sha256()
 
     def read(size: int) -> bytes:
@@ -226,7 +226,7 @@ def _table(text: bytes) -> dict[str, Any]:
 
 
 def _empty(kind: str, shape: list[int], file: io.BufferedReader) -> NDArray[Any]:
-    """Return room for an array; what a damaged header asks for is bounded by the file's size."""
+    """Return an empty array, no larger than the file: the header may be damaged."""
     try:
         dtype = np.dtype(kind)
     except (TypeError, ValueError, SyntaxError) as error:

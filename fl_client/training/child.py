@@ -120,12 +120,13 @@ class ChildFinished:
 
 @dataclass(frozen=True)
 class ChildFailed:
-    """The job gave nothing; ``job`` is None when the task itself could not be loaded."""
+    """The job failed; ``job`` is None when the task itself could not be loaded."""
 
     job: TrainingJob | None
     reason: str
     retryable: bool
     out_of_memory: bool = False
+    unusable: bool = False
 
 
 @dataclass(frozen=True)
@@ -215,7 +216,7 @@ class TrainingChild:
         self.start()
         assert self._process is not None
         if not self._process.submit(job):
-            # it ended between the two lines: a new one takes the job
+            # the process ended in between: a new one gets the job
             self.start()
             self._process.submit(job)
 
@@ -289,7 +290,9 @@ class _ChildProcess:
                 return ChildReady(self.process.pid)
             case Failed():
                 job, self.job = self.job, None
-                return ChildFailed(job, answer.reason, answer.retryable, answer.out_of_memory)
+                return ChildFailed(
+                    job, answer.reason, answer.retryable, answer.out_of_memory, answer.unusable
+                )
             case StepProgress() | Done() if self.job is None:
                 raise PeerError(f"the training child sent {answer.kind} without a job")
             case StepProgress(fraction=fraction, loss=loss):

@@ -112,12 +112,16 @@ class Done:
 
 @dataclass(frozen=True, kw_only=True)
 class Failed:
-    """The job gave nothing; ``retryable`` says whether the same job may do better."""
+    """The job failed; ``retryable`` says whether the same job may succeed if it is repeated.
+
+    ``unusable``: the job was done, and its update could never count.
+    """
 
     kind: Literal["failed"] = "failed"
     reason: Annotated[str, Bounds(length=2000)]
     retryable: bool = False
     out_of_memory: bool = False
+    unusable: bool = False
 
 
 Answer = Ready | StepProgress | Done | Failed

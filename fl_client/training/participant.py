@@ -19,6 +19,7 @@ from fl_client.tasks.exchange import (
     checked_answer,
 )
 from runtime.errors import ConfigError
+from storage.updates.info import MAX_EXAMPLES
 
 if TYPE_CHECKING:
     from fl_client.tasks.split import Split
@@ -92,7 +93,7 @@ class Participant:
 
         Raises:
             ConfigError: the task cannot train here, or gave a malformed update.
-            TrainingFailed: the update is not finite.
+            TrainingFailed: the update is not finite, or of more examples than may be reported.
         """
         self.renew()
         context = LocalContext(self, weights, plan)
@@ -105,6 +106,11 @@ class Participant:
             )
         if update.num_examples < 1:
             raise ConfigError(f"task {self.task.name}: local_update saw no examples")
+        if update.num_examples > MAX_EXAMPLES:
+            raise TrainingFailed(
+                f"the update is of {update.num_examples} examples, more than the {MAX_EXAMPLES} "
+                "that one device may report"
+            )
         # the sum of finite float32 values is finite in float64, and it takes no second vector
         if not np.isfinite(vector.sum(dtype=np.float64)):
             raise TrainingFailed("training diverged: the update is not finite")

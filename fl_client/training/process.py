@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, get_args
 
 from fl_client.datasets.device import Device
-from fl_client.engines.base import Precision, Tuning
+from fl_client.engines.base import Precision, TrainingFailed, Tuning
 from fl_client.tasks.registry import load_task
 from fl_client.training.frames import (
     Done,
@@ -139,7 +139,9 @@ def _failure(error: BaseException, task_file: Path) -> Failed:
     if isinstance(error, RengoError):
         # a file that is damaged or missing can be fetched again; nothing else gets better
         retryable = isinstance(error, StorageError)
-        return Failed(reason=str(error)[:_MAX_REASON_CHARS], retryable=retryable)
+        unusable = isinstance(error, TrainingFailed)
+        reason = str(error)[:_MAX_REASON_CHARS]
+        return Failed(reason=reason, retryable=retryable, unusable=unusable)
     text = f"{type(error).__name__}: {error}"[:_MAX_REASON_CHARS]
     return Failed(reason=f"{text} ({_place(error, task_file)})", out_of_memory=ran_short(error))
 

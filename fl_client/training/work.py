@@ -146,13 +146,13 @@ def _read_state(job: TrainingJob) -> dict[str, Array]:
     try:
         return read_safetensors(path).arrays()
     except Corrupt as error:
-        # it was on the disk before the server counted on it: the card itself has lost it
+        # it was on the disk before the server counted on it: the medium itself has lost it
         _LOG.error("the run's state on this device is lost, it begins anew: %s", error)
         return {}
 
 
 def _checkpoint(participant: Participant, job: TrainingJob) -> FileCheckpoint | None:
-    """Return where the training goes on from, bound to all that it is a function of but the data.
+    """Return the training's checkpoint, bound to all that the training depends on but the data.
 
     How a batch is cut into pieces is left out: after an out-of-memory kill it is cut smaller.
     """

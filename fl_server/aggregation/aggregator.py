@@ -21,7 +21,7 @@ import numpy as np
 
 from algorithms.base import Algorithm, Flat
 from fl_server.aggregation.arithmetic.changes import Changes
-from fl_server.aggregation.arithmetic.exact import BLOCK, FixedPoint, Float32s
+from fl_server.aggregation.arithmetic.exact import BLOCK, Float32s
 from fl_server.aggregation.model_cache import ModelCache
 from fl_server.aggregation.spool import MemoryBudget, Spool
 from fl_server.aggregation.sums import RoundSum, sum_for
@@ -82,8 +82,7 @@ class RunAggregator:
     Args:
         keys: the run's object keys.
         algorithm: its server half makes the next version.
-        fixed: the format of the sum.
-        cohort_size: bounds one update's weight, so that no total can overflow.
+        cohort_size: how many updates a round's sum should find room for at first.
         retention: which committed versions stay in the store.
     """
 
@@ -91,7 +90,6 @@ class RunAggregator:
         self,
         keys: RunKeys,
         algorithm: Algorithm,
-        fixed: FixedPoint,
         cohort_size: int,
         retention: Retention,
         store: ObjectStore,
@@ -100,8 +98,7 @@ class RunAggregator:
     ) -> None:
         self.keys = keys
         self._algorithm = algorithm
-        self._fixed = fixed
-        self._weight_limit = fixed.weight_limit(cohort_size)
+        self._cohort_size = cohort_size
         self._retention = retention
         self._store = store
         self._models = models
@@ -122,18 +119,12 @@ class RunAggregator:
             Unavailable: the store cannot be reached now; try again.
         """
         layout = self.layout(base)
-        update = submission.update
-        if update.num_examples > self._weight_limit:
-            raise Refused(
-                f"{update.num_examples} examples are more than the {self._weight_limit} that "
-                "aggregation.weight_bits allows one device"
-            )
         spool = Spool(layout.size, self._budget, self._folder)
         try:
             self._fill(spool, submission, base, layout)
         except NotFound as error:
             spool.close()
-            raise Refused(f"no object at {update.key}") from error
+            raise Refused(f"no object at {submission.update.key}") from error
         except Refused:
             spool.close()
             raise
@@ -166,10 +157,7 @@ class RunAggregator:
             require_origin(header, expected, update.key)
             if header.num_examples != update.num_examples:
                 raise Refused(f"{update.key}: num_examples differs from the result message")
-            limit = self._fixed.value_limit
             for block in verified_blocks(stream, header, layout.size, key=update.key):
-                if block.size and (block.max() > limit or block.min() < -limit):
-                    raise Refused(f"{update.key}: a value beyond ±{limit:g} cannot be summed")
                 spool.append(block)
 
     def _keep(self, submission: SubmittedUpdate, spool: Spool) -> None:
@@ -222,7 +210,7 @@ class RunAggregator:
         if self._round is not None and self._round.key == key:
             return self._round
         self._close_round()
-        self._round = _OpenRound(key, sum_for(size, self._fixed, self._folder), set())
+        self._round = _OpenRound(key, sum_for(size, self._cohort_size, self._folder), set())
         return self._round
 
     def _close_round(self) -> None:
@@ -300,7 +288,7 @@ class RunAggregator:
                 part = slice(start, start + count)
                 weights = _read_floats(old, count)
                 blocks = {name: values[part] for name, values in state.items()}
-                result, after = self._algorithm.aggregate(weights, total.mean(start, count), blocks)
+                result, after = self._algorithm.aggregate(weights, total.mean(start), blocks)
                 values = np.ascontiguousarray(result, np.float32)
                 changes.compare(weights, values)
                 out.write(values.data)

@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from fl_server.aggregation.arithmetic.exact import BLOCK, Float32s, Int64s
+from fl_server.aggregation.arithmetic.exact import BLOCK, BlockSum, Float32s, Int64s
 from runtime.errors import Corrupt
 
 
@@ -76,10 +76,7 @@ class Spool:
         return values
 
     def blocks(self) -> Iterator[tuple[int, Float32s]]:
-        """Yield (start, values); a block holds until the next is asked for."""
-        if self._array is not None:
-            yield 0, self._array
-            return
+        """Yield (start, values) of ``BLOCK`` values; they hold until the next are asked for."""
         for start in range(0, self.size, BLOCK):
             yield start, self.read(start, min(BLOCK, self.size - start))
 
@@ -94,29 +91,66 @@ class Spool:
         self._reserved = 0
 
 
-class FileSums:
-    """Sums in an unlinked file: their pages are the kernel's, not this process's memory."""
+class BlockSums:
+    """A vector's exact sum, block by block: in memory up to a bound, beyond it in a file.
 
-    def __init__(self, size: int, folder: Path) -> None:
-        self._file = _unlinked_file(folder)
-        self._file.truncate(8 * size)
-        self._block: Int64s = np.empty(min(BLOCK, size), np.int64)
+    The file is unlinked and its pages are the kernel's, not this process's memory.
 
-    def read(self, start: int, count: int) -> Int64s:
-        """Return a block in a buffer that the next read uses again."""
-        values = self._block[:count]
-        self._file.seek(8 * start)
-        _read_into(self._file, values)
-        return values
+    Args:
+        size: the vector's values.
+        updates: how many are expected (see ``BlockSum``).
+        limbs_in_memory: a block with more of them goes to the file.
+    """
 
-    def write(self, start: int, sums: Int64s) -> None:
-        """Write a block back."""
-        self._file.seek(8 * start)
-        _write_all(self._file, sums)
+    def __init__(self, size: int, updates: int, limbs_in_memory: int, folder: Path) -> None:
+        # one array: its pages are large, and come when they are written to
+        spare: Int64s = np.zeros((limbs_in_memory, size), np.int64)
+        self._blocks = [
+            BlockSum(min(BLOCK, size - start), updates, spare[:, start : start + BLOCK])
+            for start in range(0, size, BLOCK)
+        ]
+        self._limbs_in_memory = limbs_in_memory
+        self._offsets: dict[int, list[int]] = {}
+        self._folder = folder
+        self._file: BinaryIO | None = None
+        self._end = 0
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def read(self, index: int) -> BlockSum:
+        """Return a block's sum; what is added to it counts when it has been written back."""
+        block = self._blocks[index]
+        if self._file is None or index not in self._offsets:
+            return block.with_limbs(block.limbs)
+        limbs = [np.empty(block.count, np.int64) for _ in self._offsets[index]]
+        for limb, offset in zip(limbs, self._offsets[index], strict=True):
+            self._file.seek(offset)
+            _read_into(self._file, limb)
+        return block.with_limbs(limbs)
+
+    def write(self, index: int, block: BlockSum) -> None:
+        """Keep a block's sum."""
+        if index in self._offsets or len(block.limbs) > self._limbs_in_memory:
+            self._write_to_file(self._offsets.setdefault(index, []), block.limbs)
+            block = block.with_limbs([])
+        self._blocks[index] = block
+
+    def _write_to_file(self, offsets: list[int], limbs: list[Int64s]) -> None:
+        self._file = self._file or _unlinked_file(self._folder)
+        for place, limb in enumerate(limbs):
+            if place == len(offsets):
+                offsets.append(self._end)
+                self._end += limb.nbytes
+            self._file.seek(offsets[place])
+            _write_all(self._file, limb)
 
     def close(self) -> None:
-        """Give the disk back."""
-        self._file.close()
+        """Give memory and disk back."""
+        self._blocks = []
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
 
 def _unlinked_file(folder: Path) -> BinaryIO:

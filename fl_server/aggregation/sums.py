@@ -11,17 +11,12 @@ from contextlib import closing
 from pathlib import Path
 from typing import Protocol
 
-from fl_server.aggregation.arithmetic.exact import (
-    BLOCK,
-    ExactSum,
-    FixedPoint,
-    Float64s,
-    Int64s,
-    MemorySums,
-)
-from fl_server.aggregation.spool import FileSums, Spool
+from fl_server.aggregation.arithmetic.exact import BLOCK, BlockSum, Float64s, Workspace
+from fl_server.aggregation.spool import BlockSums, Spool
 
 MEMORY_SUMS_MAX = 1 << 24
+LIMBS_IN_MEMORY = 2
+"""A small model's sum takes 8 or 16 bytes a value in memory; most need 8. The rest is in a file."""
 WAITING_MAX = 4
 
 
@@ -35,8 +30,12 @@ class RoundSum(Protocol):
         """
         ...
 
-    def mean(self, start: int, count: int) -> Float64s:
-        """Return the mean of a block of at most ``BLOCK`` values."""
+    def mean(self, start: int) -> Float64s:
+        """Return the mean of the block of ``BLOCK`` values, or what is left, from ``start`` on.
+
+        Raises:
+            ValueError: the updates' weights are 0.
+        """
         ...
 
     def close(self) -> None:
@@ -44,84 +43,91 @@ class RoundSum(Protocol):
         ...
 
 
-def sum_for(size: int, fixed: FixedPoint, folder: Path) -> RoundSum:
-    """Return an empty sum of vectors of that size."""
+def sum_for(size: int, updates: int, folder: Path) -> RoundSum:
+    """Return an empty sum of vectors of that size.
+
+    Args:
+        updates: how many are expected.
+        folder: where that lies which memory should not hold.
+    """
     if size <= MEMORY_SUMS_MAX:
-        return SmallSum(size, fixed)
-    return LargeSum(size, fixed, folder)
+        return SmallSum(size, updates, folder)
+    return LargeSum(size, updates, folder)
 
 
 class SmallSum:
-    """Eight bytes a parameter in memory; an update is added as it comes."""
+    """A sum in memory; an update is added as it comes."""
 
-    def __init__(self, size: int, fixed: FixedPoint) -> None:
-        self._sum = ExactSum(size, fixed, MemorySums(size))
+    def __init__(self, size: int, updates: int, folder: Path) -> None:
+        self._sums = BlockSums(size, updates, LIMBS_IN_MEMORY, folder)
+        self._work = Workspace(min(BLOCK, size))
+        self._total_weight = 0
 
     def add(self, spool: Spool, weight: int) -> None:
         """See :class:`RoundSum`."""
         with closing(spool):
             for start, values in spool.blocks():
-                self._sum.add_block(start, values, weight)
-        self._sum.total_weight += weight
+                index = start // BLOCK
+                block = self._sums.read(index)
+                block.add(values, weight, self._work)
+                self._sums.write(index, block)
+        self._total_weight += weight
 
-    def mean(self, start: int, count: int) -> Float64s:
+    def mean(self, start: int) -> Float64s:
         """See :class:`RoundSum`."""
-        return self._sum.mean(start, count)
+        return _mean(self._sums.read(start // BLOCK), self._total_weight)
 
     def close(self) -> None:
         """See :class:`RoundSum`."""
+        self._sums.close()
 
 
 class LargeSum:
-    """A block in memory, whatever the model's size.
+    """A block in memory, whatever the model's size; the others in a file, where there need be one.
 
-    Args:
-        folder: where the sums go when more than ``WAITING_MAX`` updates come.
+    An update waits in its spool, ``WAITING_MAX`` of them at most: then all are added in one pass.
     """
 
-    def __init__(self, size: int, fixed: FixedPoint, folder: Path) -> None:
+    def __init__(self, size: int, updates: int, folder: Path) -> None:
         self._size = size
-        self._folder = folder
-        self._block = MemorySums(min(BLOCK, size))
-        self._sum = ExactSum(min(BLOCK, size), fixed, self._block)
+        self._sums = BlockSums(size, updates, 0, folder)
+        self._work = Workspace(min(BLOCK, size))
         self._waiting: list[tuple[Spool, int]] = []
-        self._file: FileSums | None = None
+        self._total_weight = 0
 
     def add(self, spool: Spool, weight: int) -> None:
         """See :class:`RoundSum`."""
         self._waiting.append((spool, weight))
-        self._sum.total_weight += weight
+        self._total_weight += weight
         if len(self._waiting) > WAITING_MAX:
-            self._gather()
+            for index in range(len(self._sums)):
+                self._sums.write(index, self._sum_of(index))
+            self._close_waiting()
 
-    def mean(self, start: int, count: int) -> Float64s:
+    def mean(self, start: int) -> Float64s:
         """See :class:`RoundSum`."""
-        self._sums_of(start, count)
-        return self._sum.mean(0, count)
+        return _mean(self._sum_of(start // BLOCK), self._total_weight)
 
     def close(self) -> None:
         """See :class:`RoundSum`."""
-        for spool, _ in self._waiting:
-            spool.close()
-        self._waiting = []
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        self._close_waiting()
+        self._sums.close()
 
-    def _sums_of(self, start: int, count: int) -> Int64s:
-        sums = self._block.read(0, count)
-        sums[:] = 0 if self._file is None else self._file.read(start, count)
+    def _sum_of(self, index: int) -> BlockSum:
+        block, start = self._sums.read(index), BLOCK * index
         for spool, weight in self._waiting:
-            self._sum.add_block(0, spool.read(start, count), weight)
-        return sums
+            values = spool.read(start, min(BLOCK, self._size - start))
+            block.add(values, weight, self._work)
+        return block
 
-    def _gather(self) -> None:
-        """Add those that wait to the sums in the file, which begin as zeros."""
-        file = self._file or FileSums(self._size, self._folder)
-        self._file = file
-        for start in range(0, self._size, BLOCK):
-            count = min(BLOCK, self._size - start)
-            file.write(start, self._sums_of(start, count))
+    def _close_waiting(self) -> None:
         for spool, _ in self._waiting:
             spool.close()
         self._waiting = []
+
+
+def _mean(block: BlockSum, total_weight: int) -> Float64s:
+    if total_weight <= 0:
+        raise ValueError("the total weight must be positive")
+    mean: Float64s = block.total() / float(total_weight)
+    return mean

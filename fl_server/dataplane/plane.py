@@ -17,7 +17,6 @@ from typing import TypeAlias
 from algorithms.registry import load as load_algorithm
 from broker.wire.messages import PartsRef
 from fl_server.aggregation.aggregator import Refused, RoundKey, RunAggregator, SubmittedUpdate
-from fl_server.aggregation.arithmetic.exact import FixedPoint
 from fl_server.aggregation.model_cache import ModelCache
 from fl_server.aggregation.spool import MemoryBudget
 from fl_server.dataplane.uploads import Uploads
@@ -113,7 +112,6 @@ class DataPlane(Workers):
         self._runs[record.run_id] = RunAggregator(
             self.keys(record.run_id),
             load_algorithm(definition.algorithm.name, definition.algorithm.settings),
-            FixedPoint(definition.aggregation.scale_bits, definition.aggregation.weight_bits),
             record.plan.cohort_size,
             retention,
             self.store,

@@ -34,7 +34,10 @@ class DeviceLeft:
 
 @dataclass(frozen=True)
 class DeviceDeclined:
-    """A device answered an order with a reason instead of a result."""
+    """A device answered an order with a reason instead of a result.
+
+    ``unusable``: it carried the order out, and what came of it could never count.
+    """
 
     device_id: str
     action: Action
@@ -43,6 +46,7 @@ class DeviceDeclined:
     reason: str
     phase: str = ""
     seq: int = 0
+    unusable: bool = False
 
 
 @dataclass(frozen=True)

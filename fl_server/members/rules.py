@@ -14,7 +14,6 @@ from runtime.security.join_token import CLAIM_PREFIX
 
 # how long the server can still say why a token is refused: later the broker refuses its holder
 TOKEN_MEMORY_S = 7 * 24 * 3600.0
-MAX_USES = 10_000
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from broker.wire.messages import KeyText, Sha256
-from fl_server.members.rules import MAX_USES
 from storage.bundles.bundle import MAX_BUNDLE_BYTES
 from storage.versions.manifest import Label, Reason
 
 MAX_MODEL_BYTES = 1 << 36
+MAX_USES = 10_000
 MAX_ADMITTED = 500
 _LONGEST_INVITATION_S = 366 * 24 * 3600.0
 _LONGEST_CANARY_S = 7 * 24 * 3600.0

@@ -14,7 +14,7 @@ from fl_server.members.rules import AuditEvent
 from fl_server.members.store import append_audit
 from fl_server.operations.catalogue import A, CallerRole, Operation, R
 from fl_server.operations.requests import RequestLog, RequestRecord
-from fl_server.operations.results import Result
+from fl_server.operations.results.base import OperationResult
 from fl_server.persistence.database import sa
 from runtime.errors import ConfigError, InvalidTransition, NotFound, RengoError
 from runtime.security.signing import SecretKey
@@ -44,7 +44,7 @@ class Outcome:
         fault: "" where there is a result; else what an adapter makes its status of.
     """
 
-    result: Result | None
+    result: OperationResult | None
     error: str = ""
     fault: Fault = ""
 
@@ -153,7 +153,7 @@ class Call:
         seed = bytes.fromhex(self.secret.text) + bytes.fromhex(self.record.salt)
         return bytes.fromhex(SecretKey.derive(seed, purpose).text)
 
-    def plan(self, result: Result) -> None:
+    def plan(self, result: OperationResult) -> None:
         """Keep the result that cannot be told after the effect, which is yet to be made."""
         self.record = replace(self.record, planned=result.model_dump_json())
         self.log.save(self.record)
@@ -163,7 +163,9 @@ class Call:
         return kind.model_validate_json(self.record.planned) if self.record.planned else None
 
     def together(
-        self, result: Callable[[], Result], acts: Callable[[], Sequence[AuditEvent]] = tuple
+        self,
+        result: Callable[[], OperationResult],
+        acts: Callable[[], Sequence[AuditEvent]] = tuple,
     ) -> AbstractContextManager[None]:
         """Write the answer and ``acts`` with the first change of the block, in one transaction.
 
@@ -205,7 +207,7 @@ class Call:
         self.recorded = True
 
 
-def _certain(result: Callable[[], Result]) -> Result:
+def _certain(result: Callable[[], OperationResult]) -> OperationResult:
     """Return a result within a change that must not be given up any more."""
     try:
         return result()

@@ -11,10 +11,11 @@ from enum import Enum
 from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 from fl_server.operations import arguments as given
-from fl_server.operations import results as returned
+from fl_server.operations.results import bundles, members, models, runs
+from fl_server.operations.results.base import OperationResult
 
 A = TypeVar("A", bound=given.Arguments)
-R = TypeVar("R", bound=returned.Result)
+R = TypeVar("R", bound=OperationResult)
 CallerRole: TypeAlias = Literal["viewer", "operator"]
 _MAY_ACT_AS: dict[CallerRole, frozenset[CallerRole]] = {
     "viewer": frozenset({"viewer"}),
@@ -54,54 +55,46 @@ def may_act_as(has: CallerRole, needed: CallerRole) -> bool:
     return needed in _MAY_ACT_AS[has]
 
 
-SERVER_INFO = Operation(
-    "server_info", given.NoArguments, returned.ServerInfo, Effect.NONE, "viewer"
-)
-DEVICES_LS = Operation("devices_ls", given.NoArguments, returned.DeviceList, Effect.NONE, "viewer")
-DEVICES_INVITE = Operation("devices_invite", given.Invitation, returned.NewToken, Effect.DERIVED)
-DEVICES_ADMIT = Operation("devices_admit", given.NewDevices, returned.Admitted, Effect.RECORDED)
-DEVICES_ROTATE = Operation("devices_rotate", given.OneDevice, returned.Rotation, Effect.RECORDED)
-DEVICES_REVOKE = Operation("devices_revoke", given.OneDevice, returned.Revoked, Effect.RECORDED)
-AUDIT_LS = Operation("audit_ls", given.LatestEntries, returned.AuditLog, Effect.NONE, "viewer")
+SERVER_INFO = Operation("server_info", given.NoArguments, members.ServerInfo, Effect.NONE, "viewer")
+DEVICES_LS = Operation("devices_ls", given.NoArguments, members.DeviceList, Effect.NONE, "viewer")
+DEVICES_INVITE = Operation("devices_invite", given.Invitation, members.NewToken, Effect.DERIVED)
+DEVICES_ADMIT = Operation("devices_admit", given.NewDevices, members.Admitted, Effect.RECORDED)
+DEVICES_ROTATE = Operation("devices_rotate", given.OneDevice, members.Rotation, Effect.RECORDED)
+DEVICES_REVOKE = Operation("devices_revoke", given.OneDevice, members.Revoked, Effect.RECORDED)
+AUDIT_LS = Operation("audit_ls", given.LatestEntries, members.AuditLog, Effect.NONE, "viewer")
 AUDIT_VERIFY = Operation(
-    "audit_verify", given.NoArguments, returned.AuditVerified, Effect.NONE, "viewer"
+    "audit_verify", given.NoArguments, members.AuditVerified, Effect.NONE, "viewer"
 )
 
-RUNS_LS = Operation("runs_ls", given.NoArguments, returned.RunList, Effect.NONE, "viewer")
-RUNS_SHOW = Operation("runs_show", given.OneRun, returned.RunReport, Effect.NONE, "viewer")
-RUNS_PREPARE = Operation("runs_prepare", given.Definition, returned.RunUpload, Effect.DERIVED)
-RUNS_RENEW = Operation("runs_renew", given.OneRun, returned.RunUpload)
-RUNS_SUBMIT = Operation("runs_submit", given.RunSubmission, returned.RunStarted, Effect.RECORDED)
-RUNS_PAUSE = Operation("runs_pause", given.OneRun, returned.RunSummary, Effect.RECORDED)
-RUNS_RESUME = Operation("runs_resume", given.OneRun, returned.RunSummary, Effect.RECORDED)
-RUNS_STOP = Operation("runs_stop", given.OneRun, returned.RunSummary, Effect.RECORDED)
+RUNS_LS = Operation("runs_ls", given.NoArguments, runs.RunList, Effect.NONE, "viewer")
+RUNS_SHOW = Operation("runs_show", given.OneRun, runs.RunReport, Effect.NONE, "viewer")
+RUNS_PREPARE = Operation("runs_prepare", given.Definition, runs.RunUpload, Effect.DERIVED)
+RUNS_RENEW = Operation("runs_renew", given.OneRun, runs.RunUpload)
+RUNS_SUBMIT = Operation("runs_submit", given.RunSubmission, runs.RunStarted, Effect.RECORDED)
+RUNS_PAUSE = Operation("runs_pause", given.OneRun, runs.RunSummary, Effect.RECORDED)
+RUNS_RESUME = Operation("runs_resume", given.OneRun, runs.RunSummary, Effect.RECORDED)
+RUNS_STOP = Operation("runs_stop", given.OneRun, runs.RunSummary, Effect.RECORDED)
 
-MODELS_LS = Operation("models_ls", given.VersionsOf, returned.ModelList, Effect.NONE, "viewer")
-MODELS_SHOW = Operation(
-    "models_show", given.OneVersion, returned.ModelDetail, Effect.NONE, "viewer"
-)
+MODELS_LS = Operation("models_ls", given.VersionsOf, models.ModelList, Effect.NONE, "viewer")
+MODELS_SHOW = Operation("models_show", given.OneVersion, models.ModelDetail, Effect.NONE, "viewer")
 MODELS_PRODUCTION = Operation(
-    "models_production", given.OfTask, returned.ModelRow, Effect.NONE, "viewer"
+    "models_production", given.OfTask, models.ModelRow, Effect.NONE, "viewer"
 )
-MODELS_URL = Operation("models_url", given.OneVersion, returned.ModelUrl)
-MODELS_PROMOTE = Operation("models_promote", given.StageChange, returned.ModelRow, Effect.RESUMED)
-MODELS_ROLLBACK = Operation("models_rollback", given.StageChange, returned.ModelRow, Effect.RESUMED)
-MODELS_TAG = Operation("models_tag", given.Tagging, returned.ModelRow, Effect.RESUMED)
-MODELS_UNTAG = Operation("models_untag", given.Tagging, returned.ModelRow, Effect.RESUMED)
-MODELS_RM = Operation("models_rm", given.OneVersion, returned.ModelRow, Effect.RESUMED)
-MODELS_GC = Operation("models_gc", given.Cleaning, returned.CleanupReport, Effect.RESUMED)
-CANARY_BEGIN = Operation(
-    "canary_begin", given.CanaryArguments, returned.CanaryBegun, Effect.RECORDED
-)
-CANARY_SHOW = Operation(
-    "canary_show", given.OneCanary, returned.CanaryReport, Effect.NONE, "viewer"
-)
+MODELS_URL = Operation("models_url", given.OneVersion, models.ModelUrl)
+MODELS_PROMOTE = Operation("models_promote", given.StageChange, models.ModelRow, Effect.RESUMED)
+MODELS_ROLLBACK = Operation("models_rollback", given.StageChange, models.ModelRow, Effect.RESUMED)
+MODELS_TAG = Operation("models_tag", given.Tagging, models.ModelRow, Effect.RESUMED)
+MODELS_UNTAG = Operation("models_untag", given.Tagging, models.ModelRow, Effect.RESUMED)
+MODELS_RM = Operation("models_rm", given.OneVersion, models.ModelRow, Effect.RESUMED)
+MODELS_GC = Operation("models_gc", given.Cleaning, models.CleanupReport, Effect.RESUMED)
+CANARY_BEGIN = Operation("canary_begin", given.CanaryArguments, models.CanaryBegun, Effect.RECORDED)
+CANARY_SHOW = Operation("canary_show", given.OneCanary, models.CanaryReport, Effect.NONE, "viewer")
 
-BUNDLES_LS = Operation("bundles_ls", given.NoArguments, returned.BundleList, Effect.NONE, "viewer")
-BUNDLES_PREPARE = Operation("bundles_prepare", given.NewBundle, returned.BundleUpload)
-BUNDLES_KEEP = Operation("bundles_keep", given.NewBundle, returned.BundleRow, Effect.RESUMED)
-BUNDLES_FIND = Operation("bundles_find", given.OneBundle, returned.BundleUrl)
-BUNDLES_RM = Operation("bundles_rm", given.OneBundle, returned.BundleRow, Effect.RESUMED)
+BUNDLES_LS = Operation("bundles_ls", given.NoArguments, bundles.BundleList, Effect.NONE, "viewer")
+BUNDLES_PREPARE = Operation("bundles_prepare", given.NewBundle, bundles.BundleUpload)
+BUNDLES_KEEP = Operation("bundles_keep", given.NewBundle, bundles.BundleRow, Effect.RESUMED)
+BUNDLES_FIND = Operation("bundles_find", given.OneBundle, bundles.BundleUrl)
+BUNDLES_RM = Operation("bundles_rm", given.OneBundle, bundles.BundleRow, Effect.RESUMED)
 
 OPERATIONS: dict[str, Operation[Any, Any]] = {
     each.name: each

@@ -17,7 +17,7 @@ from fl_server.operations.arguments import (
 )
 from fl_server.operations.call import Binding, Call, Deferred
 from fl_server.operations.context import OperationsContext
-from fl_server.operations.results import (
+from fl_server.operations.results.members import (
     Admitted,
     AuditLog,
     AuditRow,

@@ -16,7 +16,7 @@ from broker.wire.messages import OperatorReply, OperatorRequest
 from fl_server.operations.call import Caller, Outcome
 from fl_server.operations.paging import AFTER, NEXT
 from fl_server.operations.requests import RequestKey
-from fl_server.operations.results import Listing, Result, encoded_bytes
+from fl_server.operations.results.base import Listing, OperationResult, encoded_bytes
 from fl_server.operations.submission import Operations
 
 PAGE_BYTES = 150_000
@@ -119,5 +119,5 @@ def _position(listing: Listing, after: str) -> int:
     return next(found, count)
 
 
-def _id(listing: Listing, row: Result) -> str:
+def _id(listing: Listing, row: OperationResult) -> str:
     return str(getattr(row, listing.id_key))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from broker.wire.messages import DeviceInfo, RunDocument
-from fl_server.operations.results import RoundRow, RunDevice, RunReport, RunSummary
+from fl_server.operations.results.runs import RoundRow, RunDevice, RunReport, RunSummary
 from fl_server.rounds.events import (
     EvaluationRecorded,
     OrderDeclined,

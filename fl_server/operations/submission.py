@@ -33,7 +33,7 @@ from fl_server.operations.context import OperationsContext
 from fl_server.operations.devices import DeviceOperations
 from fl_server.operations.models import ModelOperations
 from fl_server.operations.requests import RequestKey, RequestLog, RequestRecord, digest_of
-from fl_server.operations.results import Result
+from fl_server.operations.results.base import OperationResult
 from fl_server.operations.runs import RunOperations
 from fl_server.persistence.database import JournalError
 from runtime.config import validate
@@ -57,12 +57,12 @@ class _Submission:
         effect: Effect = self.binding.operation.effect
         return effect
 
-    def start(self, call: Call) -> Result | Deferred[Any]:
+    def start(self, call: Call) -> OperationResult | Deferred[Any]:
         """Begin to carry it out; what the object store is changed by waits for its registry."""
         handler, arguments = self.binding.handler, self.arguments
         if self.effect is Effect.RESUMED:
             return behind_byte_work(lambda: handler(arguments, call))
-        started: Result | Deferred[Any] = handler(arguments, call)
+        started: OperationResult | Deferred[Any] = handler(arguments, call)
         return started
 
 
@@ -168,7 +168,7 @@ class Operations:
         self,
         submission: _Submission,
         call: Call,
-        step: Callable[[Call], Result | Deferred[Any]],
+        step: Callable[[Call], OperationResult | Deferred[Any]],
     ) -> None:
         """Do one step; what it defers is done on a thread, and goes on here with the next."""
         try:

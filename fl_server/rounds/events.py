@@ -266,12 +266,13 @@ class UpdateWithdrawn:
 
 @dataclass(frozen=True)
 class OrderDeclined:
-    """The device will not do this round's order."""
+    """The device will not do this round's order; ``unusable``: it did, and to no use."""
 
     round: int
     attempt: int
     device_id: str
     reason: str
+    unusable: bool = False
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 from fl_server.rounds.events import (
@@ -30,6 +31,7 @@ from fl_server.rounds.workload import OrderWork, Speed, measured
 from runtime.errors import InvalidTransition
 
 _KEPT_EARLIER = 4
+_WITH_DIGIT = re.compile(r"\S*\d\S*")
 _ALWAYS: frozenset[type[Fact]] = frozenset(
     {EvaluationRecorded, RunPaused, RunResumed, RunStopped, RunFailed}
 )
@@ -63,6 +65,8 @@ class Ledger:
             the pair never goes back.
         accepted: this attempt's counted updates by device.
         refused: this attempt's refusals and declines by device, with their reasons.
+        unusable: the devices among them whose update was refused, or could never count.
+        causes: why every update of the attempt before was refused; empty if some were not.
         evaluations: version -> device -> (num_examples, metrics).
         on_request: each round waits until somebody outside requests it.
         made: what the latest requested round committed, None before that.
@@ -85,6 +89,8 @@ class Ledger:
     speeds: dict[str, Speed] = field(default_factory=dict)
     accepted: dict[str, Update] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    unusable: set[str] = field(default_factory=set)
+    causes: frozenset[str] = frozenset()
     evaluations: dict[int, dict[str, tuple[int, dict[str, float]]]] = field(default_factory=dict)
     on_request: bool = False
     made: Model | None = None
@@ -98,6 +104,16 @@ class Ledger:
     def answered(self) -> set[str]:
         """The devices of the cohort from which nothing more is awaited."""
         return set(self.accepted) | set(self.refused)
+
+    @property
+    def all_unusable(self) -> bool:
+        """Whether the update of every member of the cohort was refused."""
+        return bool(self.cohort) and self.unusable == set(self.cohort)
+
+    @property
+    def repeats_itself(self) -> bool:
+        """Whether every update was refused as every one of the attempt before was."""
+        return self.all_unusable and self._causes() == self.causes
 
     def counted(self, round_number: int, attempt: int, device_id: str) -> str | None:
         """Return the header sha256 of the device's update that was accepted then, or None."""
@@ -140,17 +156,18 @@ class Ledger:
                 key = (fact.round, fact.attempt, fact.device_id)
                 self._counted[key] = fact.update.header_sha256
             case UpdateRefused() | OrderDeclined():
-                self.refused[fact.device_id] = fact.reason
+                self._refuse(fact)
             case UpdateWithdrawn():
                 del self.accepted[fact.device_id]
                 del self._counted[(fact.round, fact.attempt, fact.device_id)]
             case RoundClosed():
                 self.phase, self.included = "aggregating", fact.included
             case RoundAbandoned():
+                self.causes = self._causes() if self.all_unusable else frozenset()
                 self._next(self.round, self.attempt + 1)
             case RoundCommitted():
                 self.earlier = (*self.earlier, self.model)[-_KEPT_EARLIER:]
-                self.model = fact.model
+                self.model, self.causes = fact.model, frozenset()
                 if self.on_request:
                     self.made = fact.model
                 if fact.round == self.rounds:
@@ -177,6 +194,15 @@ class Ledger:
             case RunFailed():
                 self.status, self.reason = "failed", fact.reason
 
+    def _refuse(self, fact: UpdateRefused | OrderDeclined) -> None:
+        self.refused[fact.device_id] = fact.reason
+        if isinstance(fact, UpdateRefused) or fact.unusable:
+            self.unusable.add(fact.device_id)
+
+    def _causes(self) -> frozenset[str]:
+        """Return the reasons without what differs by device, attempt or parameter."""
+        return frozenset(_WITH_DIGIT.sub("", reason) for reason in self.refused.values())
+
     def _measure(self, fact: UpdateAccepted) -> None:
         speed, before = measured(fact.update.usage), self.speeds.get(fact.device_id)
         if speed is not None:
@@ -186,6 +212,7 @@ class Ledger:
         self.phase, self.round, self.attempt = "gathering", round_number, attempt
         self.cohort, self.target, self.included, self.work = (), 0, (), {}
         self.accepted, self.refused = {}, {}
+        self.unusable = set()
 
     def _require_legal(self, fact: Fact) -> None:
         where = f"{self.phase}, round {self.round}, attempt {self.attempt}"

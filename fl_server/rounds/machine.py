@@ -180,7 +180,8 @@ class RoundMachine:
         if isinstance(event, OrderRequested):
             self._order(device_id, step)
             return
-        self._record(OrderDeclined(ledger.round, ledger.attempt, device_id, event.reason), step)
+        pair = (ledger.round, ledger.attempt)
+        self._record(OrderDeclined(*pair, device_id, event.reason, event.unusable), step)
         self._close_if_complete(step)
 
     # --- updates ------------------------------------------------------------------------------
@@ -335,6 +336,11 @@ class RoundMachine:
             included = tuple(sorted(ledger.accepted))
             self._record(RoundClosed(ledger.round, ledger.attempt, included), step)
             step.commands.append(Aggregate(ledger.round, ledger.attempt, included))
+        elif ledger.all_unusable:
+            first = min(ledger.refused)
+            self._abandon(
+                f"every update was refused; that of {first}: {ledger.refused[first]}", step
+            )
         elif deadline:
             self._abandon(
                 f"{len(ledger.accepted)} of at least {self.plan.quorum} updates at the deadline",
@@ -343,7 +349,7 @@ class RoundMachine:
 
     def _abandon(self, reason: str, step: RoundStep) -> None:
         ledger = self.ledger
-        if ledger.attempt >= self.plan.max_attempts:
+        if ledger.repeats_itself or ledger.attempt >= self.plan.max_attempts:
             self._end(RunFailed(f"round {ledger.round}, attempt {ledger.attempt}: {reason}"), step)
             return
         self._verifying.clear()

@@ -14,6 +14,8 @@ from fl_server.rounds.workload import FitRule, Speed
 from runtime.config import validate
 from storage.versions.manifest import Parent
 
+_NUMBER_FORMAT = frozenset({"scale_bits", "weight_bits"})
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -78,19 +80,6 @@ class EvaluationSection(_Section):
     deadline_s: Annotated[float, Field(gt=0, le=86_400)] = 30.0
 
 
-class AggregationSection(_Section):
-    """The exact sum's fixed point: see ``fl_server.aggregation.arithmetic.exact``."""
-
-    scale_bits: Annotated[int, Field(ge=8, le=40)] = 30
-    weight_bits: Annotated[int, Field(ge=4, le=40)] = 22
-
-    @model_validator(mode="after")
-    def _leaves_room(self) -> AggregationSection:
-        if self.scale_bits + self.weight_bits > 60:
-            raise ValueError("scale_bits + weight_bits may be at most 60")
-        return self
-
-
 class ModelsSection(_Section):
     """Which versions stay in the store, and what version 0 was made from.
 
@@ -125,9 +114,21 @@ class RunDefinition(_Section):
     training: dict[str, Any] = {}
     cohort: CohortSection = CohortSection()
     evaluation: EvaluationSection = EvaluationSection()
-    aggregation: AggregationSection = AggregationSection()
     models: ModelsSection = ModelsSection()
     bundle: BundleSection | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_number_format(cls, values: Any) -> Any:
+        """Leave out what set the sum's number format, which now adapts to the data.
+
+        Runs that were journalled before have it, and so may an operator's file.
+        """
+        if not isinstance(values, Mapping) or not isinstance(values.get("aggregation"), Mapping):
+            return values
+        left = {k: v for k, v in values["aggregation"].items() if k not in _NUMBER_FORMAT}
+        rest = {key: value for key, value in values.items() if key != "aggregation"}
+        return {**rest, "aggregation": left} if left else rest
 
     @property
     def bundled(self) -> bool:

@@ -153,5 +153,7 @@ def _round(each: dict[str, Any]) -> str:
 
 
 def _name(job: dict[str, Any]) -> str:
+    if job["action"] == "exchange":
+        return f"phase {job['phase']!r} of round {job['round']} of {job['run']}"
     what = "evaluation" if job["action"] == "evaluate" else "round"
     return f"{what} {job['round']} of {job['run']}"

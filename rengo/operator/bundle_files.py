@@ -1,4 +1,4 @@
-"""Making task bundles and looking at them: packing, keys, signing, checking, unpacking."""
+"""Files of task bundles: packing, keys, signing, checking, unpacking."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _HASH = re.compile(r"--hash=sha256:([0-9a-f]{64})")
 
 @dataclass(frozen=True)
 class Contents:
-    """What goes into a bundle.
+    """The contents of a new bundle.
 
     Attributes:
         spec: the task as FILE.py:CLASS.
@@ -60,12 +60,12 @@ class Contents:
 
 
 def pack(contents: Contents, path: Path) -> BundleManifest:
-    """Write a bundle that nobody has signed yet, and return its manifest.
+    """Write an unsigned bundle and return its manifest.
 
-    The same contents give the same bytes where SOURCE_DATE_EPOCH says when they were made.
+    With SOURCE_DATE_EPOCH set, the same contents give the same bytes.
 
     Raises:
-        ConfigError: there is no such task or file, or something cannot be packed; says which.
+        ConfigError: there is no such task or file, or a file cannot be packed; names it.
     """
     reference = resolve(contents.spec)
     file, separator, class_name = reference.spec.rpartition(":")
@@ -98,10 +98,10 @@ def pack(contents: Contents, path: Path) -> BundleManifest:
 
 
 def generate_key(path: Path) -> PublicKey:
-    """Write a new key pair: the secret one to ``path``, mode 0600, the public one beside it.
+    """Write a new key pair: the secret key to ``path``, mode 0600, the public key beside it.
 
     Raises:
-        ConfigError: there is a file already; a key is never replaced.
+        ConfigError: the file exists; a key is never replaced.
     """
     if path.exists():
         raise ConfigError(f"{path} is there already; a key is never replaced")
@@ -112,7 +112,7 @@ def generate_key(path: Path) -> PublicKey:
 
 
 def public_path(path: Path) -> Path:
-    """Return where the public half of a key file lies."""
+    """Return the path of the public key that belongs to a key file."""
     return path.with_name(f"{path.name}.pub")
 
 
@@ -120,7 +120,7 @@ def read_key(path: Path) -> SecretKey:
     """Return the secret key of a file.
 
     Raises:
-        ConfigError: it is not there, others may read it, or it is no key.
+        ConfigError: there is no such file, others may read it, or it holds no key.
     """
     try:
         others = path.stat().st_mode & 0o077
@@ -148,13 +148,13 @@ def public_key(given: str) -> PublicKey:
 
 
 def sign_bundle(path: Path, key: SecretKey, expires_days: float = 0.0) -> BundleManifest:
-    """Sign a bundle in its place, whoever may have signed it before, and return its manifest.
+    """Sign a bundle in place, replacing any earlier signature; return its manifest.
 
     Args:
-        expires_days: how long it may run from now on; 0 for ever.
+        expires_days: how long devices may run it from now on; 0 for ever.
 
     Raises:
-        ConfigError: it is not a bundle, or not whole.
+        ConfigError: it is not a bundle, or damaged.
     """
     with tempfile.TemporaryDirectory(prefix="rengo-bundle-") as folder:
         signed = extract(path, Path(folder))
@@ -166,10 +166,10 @@ def sign_bundle(path: Path, key: SecretKey, expires_days: float = 0.0) -> Bundle
 
 
 def read(path: Path) -> tuple[SignedManifest, str]:
-    """Return a bundle's manifest and the bundle's sha256, once all of it was checked.
+    """Check a whole bundle; return its manifest and the file's sha256.
 
     Raises:
-        ConfigError: it is not a bundle, or not whole.
+        ConfigError: it is not a bundle, or damaged.
     """
     try:
         with path.open("rb") as file:
@@ -183,10 +183,10 @@ def read(path: Path) -> tuple[SignedManifest, str]:
 
 
 def extract(path: Path, folder: Path) -> SignedManifest:
-    """Unpack a bundle below ``folder`` once all of it was checked; return its manifest.
+    """Check a whole bundle and unpack it below ``folder``; return its manifest.
 
     Raises:
-        ConfigError: it is not a bundle, or not whole.
+        ConfigError: it is not a bundle, or damaged.
     """
     try:
         with path.open("rb") as file:
@@ -200,7 +200,7 @@ def extract(path: Path, folder: Path) -> SignedManifest:
 
 
 def distrust(signed: SignedManifest, trusted: Sequence[PublicKey]) -> str:
-    """Return why a bundle must not be run by who trusts these keys, "" where it may."""
+    """Return why a bundle must not run where these keys are trusted, "" where it may."""
     manifest = signed.manifest
     if signed.signer is None:
         return "nobody has signed it; `rengo task sign` does"
@@ -219,7 +219,7 @@ def _write(path: Path, signed: SignedManifest, files: Sequence[Path]) -> None:
 
 
 def _named(files: Iterable[Path], root: Path) -> list[tuple[str, Path]]:
-    """Return the files under their names in the bundle, in its order."""
+    """Return the files with their names in the bundle, sorted by name."""
     named = []
     for file in files:
         if not file.is_file():
@@ -237,7 +237,7 @@ def _named(files: Iterable[Path], root: Path) -> list[tuple[str, Path]]:
 
 
 def _modules(entry: Path) -> set[Path]:
-    """Return a file and the modules in its folder that it imports, and theirs."""
+    """Return a file and the modules of its folder that it imports, directly or not."""
     found: set[Path] = set()
     waiting = [entry]
     while waiting:
@@ -246,17 +246,17 @@ def _modules(entry: Path) -> set[Path]:
             continue
         found.add(path)
         for name in _imported(path):
-            place = entry.parent.joinpath(*name.split("."))
-            if (package := place / "__init__.py").is_file():
-                waiting += place.rglob("*.py")
+            folder = entry.parent.joinpath(*name.split("."))
+            if (package := folder / "__init__.py").is_file():
+                waiting += folder.rglob("*.py")
                 waiting.append(package)
-            elif (module := place.with_suffix(".py")).is_file():
+            elif (module := folder.with_suffix(".py")).is_file():
                 waiting.append(module)
     return found
 
 
 def _imported(path: Path) -> set[str]:
-    """Return what a file imports by absolute names, each with the packages that it is in."""
+    """Return the modules that a file imports by absolute names, with their parent packages."""
     try:
         tree = ast.parse(path.read_text("utf-8"), str(path))
     except (OSError, UnicodeDecodeError, SyntaxError, ValueError) as error:
@@ -278,7 +278,7 @@ def _dependency(text: str) -> Dependency:
 
 
 def _plain(text: str) -> str:
-    """Return the leading numbers of a version."""
+    """Return the numeric beginning of a version."""
     found = re.match(r"[0-9]+(?:\.[0-9]+){0,3}", text)
     return found[0] if found else "0"
 

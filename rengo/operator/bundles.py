@@ -1,4 +1,4 @@
-"""Bundles and the site: pushing one, and a run whose devices may take one."""
+"""Task bundles of a site: pushing one, listing them, and building version 0 from one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fl_server.operations.catalogue import (
     BUNDLES_LS,
     BUNDLES_PREPARE,
 )
-from fl_server.operations.results import BundleRow
+from fl_server.operations.results.bundles import BundleRow
 from rengo.operator.bundle_files import distrust, extract, read
 from rengo.operator.client import OperatorClient
 from runtime.errors import ConfigError
@@ -27,14 +27,14 @@ _KEEP_S = 120.0
 
 @dataclass(frozen=True)
 class ChosenBundle:
-    """What a run trains: the task to build version 0 from, and the definition's bundle."""
+    """The task that version 0 is built from, and the run definition's ``bundle``."""
 
     task: str
     definition: dict[str, Any]
 
 
 def push(client: OperatorClient, path: Path) -> BundleRow:
-    """Upload a signed bundle to the site, and return what the site says of it.
+    """Upload a signed bundle to the site; return its row in the site's list.
 
     Raises:
         ConfigError: it is not whole, or nobody has signed it.
@@ -57,11 +57,11 @@ def bundles(client: OperatorClient) -> list[BundleRow]:
 def chosen(
     client: OperatorClient, task: str | None, bundle: str, trusted: Sequence[PublicKey]
 ) -> Iterator[ChosenBundle]:
-    """Give what a run of a bundle trains, while the bundle's files are unpacked here.
+    """Yield what a run of a bundle is built from; its files are unpacked within the block.
 
     Args:
-        task: what version 0 is built from; None for the bundle's own code, which then runs in this
-            process.
+        task: the task that version 0 is built from; None for the bundle's own code, which then
+            runs in this process.
         bundle: NAME[@SHA] of a bundle of the site.
         trusted: whose code may run here.
 

@@ -1,4 +1,4 @@
-"""Trying a candidate before it is in production, over an operator's connection."""
+"""Canaries: trying a version before it is in production."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 from broker.wire.messages import RunDocument
 from fl_server.operations.catalogue import CANARY_BEGIN, CANARY_SHOW
-from fl_server.operations.results import CanaryReport
+from fl_server.operations.results.models import CanaryReport
 from rengo.operator.client import OperatorClient
 
 _LOOK_EVERY_S = 1.0
@@ -18,7 +18,7 @@ class CanaryTrial:
     """How a candidate is tried.
 
     Attributes:
-        share: of the evaluators that are there, above 0, at most 1.
+        share: of the online evaluators, above 0, at most 1.
         metric: what is compared; of names like loss and error, lower is better.
         max_drop: by how much it may be worse than in production.
     """

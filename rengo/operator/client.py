@@ -1,4 +1,4 @@
-"""An operator's side of the server: one operation at a time over MQTT, and a run's live stream."""
+"""An operator's connection: one operation at a time over MQTT, and what the domain publishes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from broker.wire.messages import Message, OperatorReply, OperatorRequest, decode
 from broker.wire.topics import Address, Topics, parse
 from fl_server.operations.catalogue import DEVICES_LS, Operation, R
 from fl_server.operations.paging import AFTER, NEXT
-from fl_server.operations.results import DeviceRow
+from fl_server.operations.results.members import DeviceRow
 from runtime.config import validate
 from runtime.errors import ConfigError, PeerError, RunNotCompleted, TransportError
 from runtime.security.identity import Identity
@@ -33,7 +33,7 @@ _ASK_AGAIN_S = 2.0
 
 @dataclass(frozen=True)
 class News:
-    """A message from the domain: a device's presence, a run's document or event."""
+    """A message that came: a device's presence, a run's document or event."""
 
     address: Address
     message: Message
@@ -56,7 +56,7 @@ class OperatorClient:
         self._inbox: queue.SimpleQueue[SessionEvent] = queue.SimpleQueue()
         self._news: list[News] = []
         self._author = MessageSigner(identity.id, identity.secret_key)
-        # several command lines of one operator may be at work at a time
+        # one operator may run several command lines at the same time
         client_id = f"{identity.client_id[:80]}-{secrets.token_hex(4)}"
         endpoint = replace(Endpoint.of(identity), client_id=client_id, persistent=False)
         self._session = MqttSession(
@@ -86,11 +86,11 @@ class OperatorClient:
 
     @property
     def server_key(self) -> PublicKey:
-        """The key of the site's server, which signs its models."""
+        """The key of the site's server, which signs models."""
         return self._identity.believed
 
     def transfers(self, settings: TransferSettings | None = None) -> Transfers:
-        """Return the way to the site's object store."""
+        """Return a client of the site's object store."""
         return Transfers(settings, tls=self._identity.store_trust)
 
     def request(
@@ -167,7 +167,7 @@ class OperatorClient:
         return self.request(DEVICES_LS, timeout_s=timeout_s).devices
 
     def news(self, timeout_s: float) -> Iterator[News]:
-        """Yield what came meanwhile, then what comes within ``timeout_s``."""
+        """Yield the messages that have come, then those that come within ``timeout_s``."""
         deadline = time.monotonic() + timeout_s
         while True:
             while self._news:
@@ -191,7 +191,7 @@ class OperatorClient:
         return None
 
     def _receive(self, timeout_s: float) -> bool:
-        """Take one event into the news; False when none came."""
+        """Handle one event of the session; False when none came."""
         try:
             event = self._inbox.get(timeout=timeout_s)
         except queue.Empty:
@@ -200,24 +200,24 @@ class OperatorClient:
             case Delivery():
                 self._session.ack(event)
                 if event.payload:
-                    self._take(event)
+                    self._decode(event)
             case SessionFault():
                 raise TransportError(str(event.error))
             case Connected():
                 pass
         return True
 
-    def _take(self, delivery: Delivery) -> None:
+    def _decode(self, delivery: Delivery) -> None:
         address = parse(delivery.topic)
-        # devices' keys are the server's to know: here their words are only shown
+        # only the server knows the devices' keys; here their messages are only shown
         key = None if address.area == "dev" else self._identity.believed
         try:
             _, message = decode(delivery.payload, address, key)
         except PeerError as error:
             if address.area == "dev":
-                return  # one device's bad document must not take the command line away
+                return  # one device's bad message must not end the command
             raise TransportError(
-                f"what came on {delivery.topic} is not this site's server's: {error}"
+                f"a message on {delivery.topic} is not from this site's server: {error}"
             ) from error
         self._news.append(News(address, message))
 

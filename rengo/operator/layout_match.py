@@ -1,4 +1,4 @@
-"""Weights from elsewhere as the weights of a task's model, or what does not match. Pure."""
+"""Fits given weights to the layout of a task's model, or lists the differences. Pure."""
 
 from __future__ import annotations
 
@@ -19,17 +19,16 @@ _F16_MAX = float(np.finfo(np.float16).max)
 def fit(weights: Weights, layout: Layout, what: str, model: str) -> Weights:
     """Return the weights in the model's order and with its types.
 
-    Any float type becomes any other; a whole number another whole number when its values fit.
+    A float type converts to any other; an integer type to another one that holds its values.
 
     Args:
         weights: in any order.
-        layout: the model's.
+        layout: of the model.
         what: names the weights in the error.
         model: names the model in the error.
 
     Raises:
-        Mismatch: a line for each tensor that is missing, not the model's, or of another shape or
-            type.
+        Mismatch: with a line for each tensor that is missing, unknown, or of another shape or type.
     """
     if weights.layout == layout:
         return weights
@@ -80,7 +79,7 @@ def _as(array: Array, spec: TensorSpec) -> Array:
 
 
 def _text(spec: TensorSpec) -> str:
-    # a name from a stranger's file must not move the cursor
+    # a name in an untrusted file must not hold control characters of a terminal
     name = spec.name if spec.name.isprintable() else repr(spec.name)
     return f"{name}: {_kind(spec)}"
 

@@ -1,4 +1,4 @@
-"""A version's file on this machine: brought with its signed manifest, and held against it."""
+"""A version's file on this machine: downloaded with its signed manifest and verified by it."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from storage.versions.manifest import MAX_DOCUMENT_BYTES, Manifest
 from storage.weights import Weights, read_safetensors
 
 _ENDINGS = (".safetensors", ".pt", ".onnx", ".bin")
-# a person sees how far it is and interrupts it when it takes too long
+# a person sees the progress and may interrupt it
 _PATIENT = TransferSettings(attempts=8, total_s=7 * 24 * 3600.0)
 
 
 class Client(Protocol):
-    """What is needed of a connection to the site."""
+    """What downloads use of a connection to the site."""
 
     @property
     def server_key(self) -> PublicKey:
@@ -35,7 +35,7 @@ class Client(Protocol):
         ...
 
     def transfers(self, settings: TransferSettings) -> Transfers:
-        """Return the way to the site's object store."""
+        """Return a client of the site's object store."""
         ...
 
 
@@ -55,11 +55,11 @@ class DownloadOffer:
 
 @dataclass(frozen=True)
 class FetchedVersion:
-    """Weights and where they come from.
+    """Weights and their origin.
 
     Attributes:
         name: a file's path or a version's name.
-        manifest: what the site's server signed of them; None for weights of other origin.
+        manifest: as the site's server signed it; None for weights of another origin.
     """
 
     name: str
@@ -73,16 +73,16 @@ def manifest_path(path: Path) -> Path:
 
 
 def part_path(path: Path) -> Path:
-    """Return where the file grows while it is being brought."""
+    """Return where the file is while it is being downloaded."""
     return path.with_name(f"{path.name}.part")
 
 
 def verify_file(path: Path, manifest_path: Path, key: PublicKey) -> Manifest:
-    """Return the manifest when it is signed by ``key`` and the file is what it says. Needs no site.
+    """Return the manifest when ``key`` signed it and the file matches it. Needs no connection.
 
     Raises:
         ConfigError: one of the files is not there.
-        Corrupt: the manifest or the file was altered, or they do not belong together.
+        Corrupt: the manifest or the file was altered, or the file is of another version.
     """
     if not path.is_file():
         raise ConfigError(f"there is no file {path}")
@@ -102,13 +102,13 @@ def verify_file(path: Path, manifest_path: Path, key: PublicKey) -> Manifest:
     return manifest
 
 
-def ask(client: Client, name: str) -> DownloadOffer:
+def find_model(client: Client, name: str) -> DownloadOffer:
     """Return the version that ``name`` means, once the server's signature was verified.
 
     Raises:
         NotFound: there is none.
         ConfigError: the name means several.
-        Corrupt: the manifest is not the server's, or not of what it offers.
+        Corrupt: the manifest is not signed by the server, or is of another version.
     """
     found = client.request(MODELS_URL, {"name": name})
     signed = found.manifest.encode()
@@ -118,20 +118,22 @@ def ask(client: Client, name: str) -> DownloadOffer:
     return DownloadOffer(manifest, signed, found.url)
 
 
-def bring(client: Client, offer: DownloadOffer, path: Path, watch: OnProgress | None = None) -> int:
-    """Bring a version to ``path``, its manifest beside it, and return the bytes that were moved.
+def download(
+    client: Client, offer: DownloadOffer, path: Path, watch: OnProgress | None = None
+) -> int:
+    """Download a version to ``path``, its manifest beside it; return the bytes transferred.
 
-    What an interrupted call left in ``<name>.part`` is not moved again. The manifest comes last:
-    a file that has one beside it is whole.
+    What an interrupted call left in ``<name>.part`` is not transferred again. The manifest is
+    written last: a file with one beside it is whole.
 
     Args:
         client: the connection by which the offer came.
-        offer: what to bring.
-        path: where to; whatever is there is replaced. Its folder is made.
-        watch: told how many bytes of the file are there.
+        offer: the version.
+        path: where to; an existing file is replaced, a missing folder is made.
+        watch: called with how many bytes of the file are there.
 
     Raises:
-        Corrupt: the object is not what the manifest says; nothing is left of it.
+        Corrupt: the object does not match the manifest; nothing is left of it.
         StorageError: as :meth:`storage.transfer.files.Transfers.download` says.
     """
     manifest = offer.manifest
@@ -147,7 +149,7 @@ def bring(client: Client, offer: DownloadOffer, path: Path, watch: OnProgress | 
             path,
             sha256=manifest.sha256,
             size=manifest.size_bytes,
-            renew=lambda: ask(client, manifest.name).url,
+            renew=lambda: find_model(client, manifest.name).url,
             on_progress=watch,
         )
     except Corrupt as error:
@@ -158,9 +160,9 @@ def bring(client: Client, offer: DownloadOffer, path: Path, watch: OnProgress | 
 
 
 def fetch(client: Client, name: str, path: Path) -> Manifest:
-    """Bring the version that ``name`` means to ``path``, verified; return its manifest."""
-    offer = ask(client, name)
-    bring(client, offer, path)
+    """Download the version that ``name`` means to ``path``; return its manifest."""
+    offer = find_model(client, name)
+    download(client, offer, path)
     return offer.manifest
 
 
@@ -173,13 +175,13 @@ def load(
 
     Args:
         source: a file's path, or (as text) a version's name.
-        key: the site's server's; a file with a manifest beside it is held against it.
-        connect: called for a version.
+        key: of the site's server, by which a file with a manifest beside it is verified.
+        connect: opens a connection to the site; called for a version only.
 
     Raises:
         ConfigError: no such file, or it is not safetensors.
         NotFound: no such version.
-        Corrupt: the file is not what the manifest beside it says.
+        Corrupt: the file does not match the manifest beside it.
     """
     path = Path(source)
     if path.is_file():

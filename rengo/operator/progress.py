@@ -1,4 +1,4 @@
-"""What is known of a domain's devices and of a run while it goes on; views draw it."""
+"""What an operator's client knows of a domain's devices and of a run; the terminal shows it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from broker.wire.messages import DeviceInfo, DeviceState, RunDocument, RunEvent
-from fl_server.operations.results import RunSummary
+from fl_server.operations.results.runs import RunSummary
 from rengo.operator.client import News
 
 _ENDED = frozenset({"completed", "stopped", "failed"})
@@ -20,13 +20,13 @@ _ONLINE = frozenset({"ready", "training", "draining"})
 
 @dataclass
 class DeviceTable:
-    """The domain's devices, as their retained presence tells."""
+    """The domain's devices, by their retained presence."""
 
     states: dict[str, DeviceState] = field(default_factory=dict)
     infos: dict[str, DeviceInfo] = field(default_factory=dict)
 
-    def take(self, news: News) -> None:
-        """Take a message in; one that is not about a device changes nothing."""
+    def apply(self, news: News) -> None:
+        """Apply a message; one that is not about a device changes nothing."""
         match news.message:
             case DeviceState():
                 self.states[news.address.id] = news.message
@@ -34,21 +34,21 @@ class DeviceTable:
                 self.infos[news.address.id] = news.message
 
     def online(self, device_id: str) -> bool:
-        """Whether the device is there now."""
+        """Whether the device is online."""
         return device_id in self.states and self.states[device_id].status in _ONLINE
 
     def with_task(self, task: str, *, bundled: bool) -> list[str]:
-        """Return the devices that have the task, or take its bundle, there or not, by name."""
+        """Return the devices that can run the task, online or not, by name."""
         return sorted(
             name for name, state in self.states.items() if state.can_run(task, bundled=bundled)
         )
 
     def trainers(self, task: str, *, bundled: bool) -> list[str]:
-        """Return the devices that could train the task now, by name."""
+        """Return the online trainers that can run the task, by name."""
         return self._here(task, "trainer", bundled=bundled)
 
     def evaluators(self, task: str, *, bundled: bool) -> list[str]:
-        """Return the evaluators that could measure the task now, by name."""
+        """Return the online evaluators that can run the task, by name."""
         return self._here(task, "evaluator", bundled=bundled)
 
     def _here(self, task: str, role: str, *, bundled: bool) -> list[str]:
@@ -61,11 +61,12 @@ class DeviceTable:
 
 @dataclass
 class RoundProgress:
-    """One round as it was seen from here, its latest attempt.
+    """The latest attempt of one round, by the events that came.
 
     Attributes:
-        started_s: when its start was heard of, on the follower's clock; None if that was missed.
-        committed_s: when its commit was heard of, None before.
+        started_s: when its start became known, on the clock of the run's progress; None if that
+            event was missed.
+        committed_s: when its commit became known, None before.
         refused: why a device's answer did not count, by device.
     """
 
@@ -92,13 +93,14 @@ class RunProgress:
     """What is known of a run while it goes on.
 
     Attributes:
+        devices: the domain's.
         cohort_size: how many updates a round aims at; 0 while that is not known.
-        bundled: whether devices that have not the task may take it as a bundle.
-        clock: gives seconds that never go back.
+        bundled: whether devices without the task may take it as a bundle.
+        clock: returns monotonic seconds.
     """
 
     run_id: str
-    crowd: DeviceTable = field(default_factory=DeviceTable)
+    devices: DeviceTable = field(default_factory=DeviceTable)
     cohort_size: int = 0
     bundled: bool = False
     clock: Callable[[], float] = time.monotonic
@@ -112,8 +114,8 @@ class RunProgress:
     _ended_s: float = 0.0
     _measured: dict[int, dict[str, tuple[int, float]]] = field(default_factory=dict)
 
-    def take(self, news: News) -> None:
-        """Take a message in."""
+    def apply(self, news: News) -> None:
+        """Apply a message."""
         match news.message:
             case RunDocument() if news.message.run_id == self.run_id:
                 if not self.ended:
@@ -122,13 +124,14 @@ class RunProgress:
             case RunEvent() if news.message.run_id == self.run_id:
                 self._event(news.message)
             case _:
-                self.crowd.take(news)
+                self.devices.apply(news)
 
     @property
-    def told(self) -> bool:
-        """Whether all that will be heard of the ended run was heard.
+    def is_complete(self) -> bool:
+        """Whether the run has ended and nothing more is to be waited for.
 
-        Its document and its events travel apart, so the document may come before the last events.
+        Its document and its events are different topics, so the document may come before the last
+        events; they are waited for a few seconds.
         """
         last = self.events[-1].name if self.events else ""
         since_end_s = self.clock() - self._ended_s
@@ -141,55 +144,55 @@ class RunProgress:
 
     @property
     def committed(self) -> list[int]:
-        """The rounds whose commit was heard of, in order."""
+        """The rounds that are known to be committed, in order."""
         return sorted(
             number for number, each in self.rounds.items() if each.committed_s is not None
         )
 
-    def know(self, summary: RunSummary) -> None:
-        """Take in what only the run's definition says."""
+    def set_definition(self, summary: RunSummary) -> None:
+        """Set what only the run's definition says."""
         self.cohort_size, self.bundled = summary.cohort_size, summary.bundled
         self._evaluate_on = summary.evaluate_on
         self._evaluate_every = summary.evaluate_every
 
     @property
     def accuracies(self) -> dict[int, float]:
-        """The accuracy of each measured version: the mean over who measured it, by examples."""
+        """The accuracy of each measured version: the mean over its measurements, by examples."""
         means = {}
         for version, rows in sorted(self._measured.items()):
             total = sum(examples for examples, _ in rows.values())
             means[version] = sum(examples * value for examples, value in rows.values()) / total
         return means
 
-    def settled(self, number: int) -> bool:
+    def is_measured(self, number: int) -> bool:
         """Whether a committed round's accuracy is known, or need not be waited for any more."""
         document, committed_s = self.document, self.rounds[number].committed_s
-        if self.told or document is None or committed_s is None:
-            return self.told
+        if self.is_complete or document is None or committed_s is None:
+            return self.is_complete
         due = number % self._evaluate_every == 0 or number == document.rounds
         if not due or self._evaluate_on == "none":
             return True
         measuring = self._evaluate_on == "evaluators"
-        crowd = self.crowd.evaluators if measuring else self.crowd.trainers
+        expected = self.devices.evaluators if measuring else self.devices.trainers
         answers = len(self._measured.get(number, {}))
-        if answers >= max(1, len(crowd(document.task, bundled=self.bundled))):
+        if answers >= max(1, len(expected(document.task, bundled=self.bundled))):
             return True
-        # of many devices some will not answer, or late
+        # some of many devices will not answer, or answer late
         overtaken = answers > 0 and any(each > number for each in self.committed)
         return overtaken or self.clock() - committed_s > _PATIENCE_S
 
     @property
     def short_of_devices(self) -> bool:
-        """Whether the run waits for devices that are not there (not merely between two rounds)."""
+        """Whether the run waits for devices that are offline (not merely between two rounds)."""
         document = self.document
         if document is None or document.status != "waiting":
             return False
-        here = self.crowd.trainers(document.task, bundled=self.bundled)
+        here = self.devices.trainers(document.task, bundled=self.bundled)
         return len(here) < max(1, self.cohort_size)
 
     @property
     def deadline_left_s(self) -> float | None:
-        """How long the open round still collects; None when none does or its start was missed."""
+        """How long the open round still collects; None when none does or its start is unknown."""
         document = self.document
         if document is None or document.phase != "collecting":
             return None
@@ -209,7 +212,7 @@ class RunProgress:
             case "UpdateAccepted":
                 current = self._round(event)
                 current.updates += 1
-                moved = self._moved(detail["update"]["usage"])
+                moved = self._count_bytes(detail["update"]["usage"])
                 current.bytes_up += moved["bytes_up"]
                 current.bytes_down += moved["bytes_down"]
             case "UpdateWithdrawn":
@@ -219,19 +222,19 @@ class RunProgress:
             case "RoundCommitted":
                 self._round(event).committed_s = self.clock()
             case "EvaluationRecorded":
-                self._moved(detail["usage"])
+                self._count_bytes(detail["usage"])
                 if "accuracy" in detail["metrics"]:
                     row = (int(detail["num_examples"]), float(detail["metrics"]["accuracy"]))
                     self._measured.setdefault(event.round, {})[detail["device_id"]] = row
 
     def _round(self, event: RunEvent) -> RoundProgress:
-        """Return the event's round; one whose start was missed begins without its time."""
+        """Return the event's round; one whose start was missed has no start time."""
         known = self.rounds.get(event.round)
         if known is None or known.attempt != event.attempt:
             known = self.rounds[event.round] = RoundProgress(event.round, event.attempt)
         return known
 
-    def _moved(self, usage: dict[str, float]) -> Counter[str]:
+    def _count_bytes(self, usage: dict[str, float]) -> Counter[str]:
         moved = Counter({key: int(usage.get(key, 0)) for key in ("bytes_up", "bytes_down")})
         self.bytes_up += moved["bytes_up"]
         self.bytes_down += moved["bytes_down"]

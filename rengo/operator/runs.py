@@ -22,7 +22,8 @@ from fl_server.operations.catalogue import (
     RUNS_SHOW,
     RUNS_SUBMIT,
 )
-from fl_server.operations.results import DeviceRow, RoundRow, RunReport, RunUpload
+from fl_server.operations.results.members import DeviceRow
+from fl_server.operations.results.runs import RoundRow, RunReport, RunUpload
 from fl_server.runs.definition import parse_definition
 from rengo.operator.client import OperatorClient
 from rengo.operator.layout_match import fit
@@ -42,12 +43,12 @@ _READ_BYTES_S = 10e6
 
 @dataclass(frozen=True)
 class RunResult:
-    """What came of a run.
+    """The outcome of a run.
 
     Attributes:
         accuracy: of the last measured version; None where nobody measured.
         history: a row for each round's attempt: outcome, seconds, included, refused, accuracy.
-        report: all that the server tells of it.
+        report: the server's whole report.
         model_path: the final model, once it was fetched.
     """
 
@@ -91,10 +92,10 @@ def submit(
     Args:
         task: a name or ``FILE.py:CLASS``; its code runs in this process.
         definition: the run definition's keys; ``task`` is filled in, and the cohort's size.
-        initial: what version 0 is, instead of what the task's model begins with.
+        initial: version 0, instead of the fresh weights of the task's model.
 
     Raises:
-        Mismatch: ``initial`` does not fit the task's model; says what does not.
+        Mismatch: ``initial`` does not fit the task's model; names each difference.
     """
     loaded = load_task(task)
     check_definition(loaded, definition)
@@ -110,7 +111,7 @@ def submit(
         with ThreadPoolExecutor(1, "hash") as beside:
             sha256 = beside.submit(file_sha256, path)
             _upload(client, prepared, path)
-    # the server reads it once, and hashes it
+    # the server reads version 0 and hashes it before it answers
     patience_s = _SUBMIT_S + size_bytes / _READ_BYTES_S
     submission = {"run_id": prepared.run_id, "sha256": sha256.result()}
     return client.request(RUNS_SUBMIT, submission, timeout_s=patience_s).run_id
@@ -134,7 +135,11 @@ def _parts_of(upload: RunUpload) -> MultipartTarget:
 
 
 def version_0(task: Task, seed: int, initial: FetchedVersion | None) -> Weights:
-    """Return what a run of the task begins with; Mismatch when ``initial`` does not fit it."""
+    """Return version 0 of a run of the task.
+
+    Raises:
+        Mismatch: ``initial`` does not fit the task's model.
+    """
     fresh = task.initial_weights(seed)
     if initial is None:
         return fresh
@@ -142,22 +147,22 @@ def version_0(task: Task, seed: int, initial: FetchedVersion | None) -> Weights:
 
 
 def parent_of(client: OperatorClient, initial: FetchedVersion | None) -> dict[str, str]:
-    """Return the argument that names the version of this site that a run begins with, if any."""
+    """Return the argument that names version 0's parent, where that is a version of this site."""
     if initial is None or initial.manifest is None:
         return {}
     sha256 = initial.manifest.sha256
     try:
         client.request(MODELS_SHOW, {"name": sha256})
     except ConfigError:
-        return {}  # a file may outlive its version
+        return {}  # the version of a downloaded file may have been removed
     return {"parent": sha256}
 
 
 def check_definition(task: Task, values: Mapping[str, Any]) -> None:
-    """Return when the run definition is right for the task.
+    """Check a run definition and the training settings in it against the task.
 
     Raises:
-        ConfigError: a key or value is wrong, the task's training settings among them.
+        ConfigError: a key or value is wrong.
     """
     definition = parse_definition({**values, "task": task.name}, "run definition")
     task.training.overridden(definition.training)
@@ -166,10 +171,7 @@ def check_definition(task: Task, values: Mapping[str, Any]) -> None:
 def with_cohort_size(
     client: OperatorClient, task_name: str, definition: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the definition with a cohort's size: the online trainers of the task, at least 1.
-
-    A size that the definition gives stays.
-    """
+    """Return the definition with a cohort's size, by default the online trainers of the task."""
     cohort = definition.get("cohort", {})
     if not isinstance(cohort, Mapping) or "size" in cohort:
         return dict(definition)
@@ -184,7 +186,7 @@ def with_cohort_size(
 
 
 def _can_run(device: DeviceRow, task_name: str, *, bundled: bool) -> bool:
-    """Whether a device has a task, or takes it as a bundle where the run has one."""
+    """Whether a device has the task, or may take it as the run's bundle."""
     taken = {task_name, "*"}.intersection(device.bundles or ())
     return task_name in device.tasks or (bundled and bool(taken))
 
@@ -194,22 +196,22 @@ def wait_for_devices(
     names: Iterable[str],
     timeout_s: float,
     watch: Callable[[DeviceTable], None] | None = None,
-    crowd: DeviceTable | None = None,
+    devices: DeviceTable | None = None,
 ) -> None:
     """Return when every named device is ready.
 
-    What a device said while the broker made this client's subscriptions may be lost to it; the
-    server has heard it, and is asked now and then.
+    What a device published while the broker made this client's subscriptions may not have reached
+    it. The server has it, and is asked every five seconds.
 
     Args:
-        watch: called with every piece of news, and every half second without any; what it raises
-            ends the waiting.
-        crowd: takes in what is heard of devices.
+        watch: called after every message, and every half second without any; an exception that it
+            raises ends the waiting.
+        devices: is given what comes of devices meanwhile.
 
     Raises:
-        TransportError: the time is over; names the devices that are not there.
+        TransportError: the time is over; names the devices that are not ready.
     """
-    crowd = DeviceTable() if crowd is None else crowd
+    devices = DeviceTable() if devices is None else devices
     waiting = set(names)
     deadline = time.monotonic() + timeout_s
     asked_s = time.monotonic()
@@ -222,20 +224,20 @@ def wait_for_devices(
             waiting -= _ready(client, min(left, _ASK_EVERY_S))
             asked_s = time.monotonic()
         for news in client.news(min(left, _LOOK_EVERY_S)):
-            crowd.take(news)
+            devices.apply(news)
             message = news.message
             if isinstance(message, DeviceState) and message.status == "ready":
                 waiting.discard(news.address.id)
             if watch is not None:
-                watch(crowd)
+                watch(devices)
             if not waiting:
                 break
         if watch is not None:
-            watch(crowd)
+            watch(devices)
 
 
 def _ready(client: OperatorClient, timeout_s: float) -> set[str]:
-    """Return the devices that the server knows to be ready; none while it does not answer."""
+    """Return the devices that are ready by the server's list; none while it does not answer."""
     try:
         devices = client.devices(timeout_s=timeout_s)
     except TransportError as error:
@@ -248,26 +250,26 @@ def follow(
     client: OperatorClient,
     run_id: str,
     watch: Callable[[RunProgress], None] | None = None,
-    crowd: DeviceTable | None = None,
+    devices: DeviceTable | None = None,
 ) -> RunResult:
     """Return when the run has ended.
 
     Args:
-        watch: called with every piece of news, and every half second without any.
-        crowd: what was heard of devices on this connection before.
+        watch: called after every message, and every half second without any.
+        devices: what is known of devices on this connection already.
 
     Raises:
         RunFailed: it ended without its model, and why.
     """
-    follower = RunProgress(run_id, DeviceTable() if crowd is None else crowd)
+    follower = RunProgress(run_id, DeviceTable() if devices is None else devices)
     run = {"run_id": run_id}
-    follower.know(client.request(RUNS_SHOW, run))
-    while not follower.told:
+    follower.set_definition(client.request(RUNS_SHOW, run))
+    while not follower.is_complete:
         for news in client.news(_LOOK_EVERY_S):
-            follower.take(news)
+            follower.apply(news)
             if watch is not None:
                 watch(follower)
-            if follower.told:
+            if follower.is_complete:
                 break
         if watch is not None:
             watch(follower)
@@ -278,7 +280,7 @@ def follow(
 
 
 def fetch_model(client: OperatorClient, result: RunResult, output: Path) -> RunResult:
-    """Bring the run's model to ``output/{run_id}/model.safetensors``."""
+    """Download the run's model to ``output/{run_id}/model.safetensors``."""
     model = client.request(MODELS_URL, {"name": result.run_id})
     path = output / result.run_id / "model.safetensors"
     try:

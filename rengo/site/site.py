@@ -226,12 +226,12 @@ class Site:
         self.start_devices(fleet, spec)
         try:
             with self.connect() as client:
-                crowd, names = DeviceTable(), [each.name for each in fleet]
+                device_table, names = DeviceTable(), [each.name for each in fleet]
                 wait_for_devices(
-                    client, names, _DEVICES_START_S, lambda _: self.check_processes(), crowd
+                    client, names, _DEVICES_START_S, lambda _: self.check_processes(), device_table
                 )
                 run_id = submit(client, spec, values, held)
-                result = follow(client, run_id, watch, crowd)
+                result = follow(client, run_id, watch, device_table)
                 return fetch_model(client, result, output)
         finally:
             for each in fleet:

@@ -28,18 +28,20 @@ class EventLines:
         self._begun = False
         self._waiting = ""
 
-    def crowd(self, crowd: DeviceTable) -> list[Line]:
+    def devices(self, device_table: DeviceTable) -> list[Line]:
         """Return who has come or gone since the last call."""
         lines = []
-        for name in sorted(crowd.states):
-            here, before = crowd.online(name), self._known.get(name)
-            if here == before or (before is None and not (here and name in crowd.infos)):
+        for name in sorted(device_table.states):
+            here, before = device_table.online(name), self._known.get(name)
+            if here == before or (before is None and not (here and name in device_table.infos)):
                 continue
             self._known[name] = here
             if not here:
-                lines.append(Line(f"{name} is gone ({crowd.states[name].status})", urgent=True))
+                lines.append(
+                    Line(f"{name} is gone ({device_table.states[name].status})", urgent=True)
+                )
             elif before is None:
-                lines.append(Line(f"{name} joined: {wording.device(crowd, name)}"))
+                lines.append(Line(f"{name} joined: {wording.device(device_table, name)}"))
             else:
                 lines.append(Line(f"{name} is back", urgent=True))
         return lines
@@ -47,7 +49,7 @@ class EventLines:
     def run(self, follower: RunProgress) -> list[Line]:
         """Return what happened in a run since the last call, but for its rounds."""
         document = follower.document
-        lines = self.crowd(follower.crowd)
+        lines = self.devices(follower.devices)
         if document is not None and not self._begun:
             self._begun = True
             rounds = wording.count(document.rounds, "round")
@@ -70,7 +72,7 @@ class EventLines:
         for number in follower.committed:
             if number in self._rounds_told:
                 continue
-            if follower.document is None or not follower.settled(number):
+            if follower.document is None or not follower.is_measured(number):
                 break
             self._rounds_told.add(number)
             accuracy = follower.accuracies.get(number)
@@ -83,14 +85,14 @@ class SiteEventLines:
     """Tells what happens in a site, in lines: who comes and goes, runs that begin and end."""
 
     def __init__(self) -> None:
-        self._crowd = DeviceTable()
+        self._device_table = DeviceTable()
         self._story = EventLines()
         self._runs: dict[str, str] = {}
 
     def take(self, news: News) -> list[str]:
         """Take a message in and return what is new."""
-        self._crowd.take(news)
-        lines = [line.text for line in self._story.crowd(self._crowd)]
+        self._device_table.apply(news)
+        lines = [line.text for line in self._story.devices(self._device_table)]
         if isinstance(news.message, RunDocument):
             lines += self._run(news.message)
         return lines

@@ -66,11 +66,11 @@ def sparkline(values: Sequence[float], width: int) -> str:
     return "".join(_BARS[round(top * (value - low) / (high - low))] for value in shown)
 
 
-def device(crowd: DeviceTable, device_id: str) -> str:
+def device(device_table: DeviceTable, device_id: str) -> str:
     """Return what a device is: its profile and engine, or what of them is known."""
-    info = crowd.infos.get(device_id)
+    info = device_table.infos.get(device_id)
     if info is None:
-        return crowd.states[device_id].role
+        return device_table.states[device_id].role
     kind = f"{info.profile}, {info.engine}"
     return kind if info.role == "trainer" else f"{info.role}, {info.engine}"
 
@@ -79,7 +79,7 @@ def waiting_for(follower: RunProgress) -> str:
     """Return which devices a run waits for."""
     document = follower.document
     task = "" if document is None else document.task
-    here = len(follower.crowd.trainers(task, bundled=follower.bundled))
+    here = len(follower.devices.trainers(task, bundled=follower.bundled))
     of = f" of {follower.cohort_size}" if follower.cohort_size else ""
     way = " or take its bundle" if follower.bundled else ""
     return f"waiting for devices that have task {task!r}{way}: {here}{of}"

@@ -37,7 +37,7 @@ _STYLES = {"training": "cyan", "evaluating": "cyan", "answered": "green", "refus
 
 
 @dataclass(frozen=True)
-class DeviceRow:
+class DeviceLine:
     """One device of the picture."""
 
     name: str
@@ -58,7 +58,7 @@ class Picture:
 
     busy: str = ""
     title: str = ""
-    rows: tuple[DeviceRow, ...] = ()
+    rows: tuple[DeviceLine, ...] = ()
     hidden: int = 0
     round: int = 0
     rounds: int = 0
@@ -131,13 +131,13 @@ class LiveView(View):
         """Print it above the picture."""
         self._console.print(Text(text, style="yellow"))
 
-    def devices(self, crowd: DeviceTable, expected: int) -> None:
+    def devices(self, device_table: DeviceTable, expected: int) -> None:
         """Show who has come, and how many are awaited."""
-        here = sorted(name for name in crowd.states if crowd.online(name))
-        self._tell(self._story.crowd(crowd))
+        here = sorted(name for name in device_table.states if device_table.online(name))
+        self._tell(self._story.devices(device_table))
         self._picture = Picture(
             busy=f"Waiting for devices: {len(here)} of {expected} are here",
-            **_table(crowd, here, None),
+            **_table(device_table, here, None),
         )
 
     def update(self, follower: RunProgress) -> None:
@@ -162,8 +162,8 @@ def picture_of(follower: RunProgress) -> Picture:
         return Picture(busy="Submitted")
     left_s = follower.deadline_left_s
     accuracies = follower.accuracies
-    names = follower.crowd.with_task(document.task, bundled=follower.bundled)
-    table = _table(follower.crowd, names, follower)
+    names = follower.devices.with_task(document.task, bundled=follower.bundled)
+    table = _table(follower.devices, names, follower)
     return Picture(
         busy=wording.waiting_for(follower).capitalize() if follower.short_of_devices else "",
         title=f"{follower.run_id}: {document.task} by {document.algorithm}",
@@ -248,21 +248,23 @@ def _state(follower: RunProgress) -> str:
     }.get(document.phase, document.phase)
 
 
-def _table(crowd: DeviceTable, names: list[str], follower: RunProgress | None) -> dict[str, Any]:
+def _table(
+    device_table: DeviceTable, names: list[str], follower: RunProgress | None
+) -> dict[str, Any]:
     rows = []
     for name in names[:_MAX_ROWS]:
-        info = crowd.infos.get(name)
+        info = device_table.infos.get(name)
         profile, engine = ("", "") if info is None else (info.profile, info.engine)
-        if crowd.states[name].role == "evaluator":
+        if device_table.states[name].role == "evaluator":
             profile = "evaluator"
-        rows.append(DeviceRow(name, profile, engine, _doing(crowd, name, follower)))
+        rows.append(DeviceLine(name, profile, engine, _doing(device_table, name, follower)))
     return {"rows": tuple(rows), "hidden": max(0, len(names) - _MAX_ROWS)}
 
 
-def _doing(crowd: DeviceTable, name: str, follower: RunProgress | None) -> str:
-    state = crowd.states[name]
+def _doing(device_table: DeviceTable, name: str, follower: RunProgress | None) -> str:
+    state = device_table.states[name]
     document = None if follower is None else follower.document
-    if not crowd.online(name):
+    if not device_table.online(name):
         return "gone"
     if follower is not None and document is not None and name in document.cohort:
         current = follower.rounds.get(document.round)

@@ -37,7 +37,7 @@ class View(ABC):
         """Say something that stays."""
 
     @abstractmethod
-    def devices(self, crowd: DeviceTable, expected: int) -> None:
+    def devices(self, device_table: DeviceTable, expected: int) -> None:
         """Show who of ``expected`` devices has come."""
 
     @abstractmethod
@@ -61,9 +61,9 @@ class PlainView(View):
         """Print it."""
         print(text, file=self._out, flush=True)
 
-    def devices(self, crowd: DeviceTable, expected: int) -> None:
+    def devices(self, device_table: DeviceTable, expected: int) -> None:
         """Print who has come."""
-        for line in self._story.crowd(crowd):
+        for line in self._story.devices(device_table):
             self.note(line.text)
 
     def update(self, follower: RunProgress) -> None:

@@ -125,7 +125,7 @@ def _forged_documents(
             )
             assert anna.refusals(topic, "signature") == before + 1, "not by mallory herself"
             # nor does an operator's command line show it
-            with pytest.raises(TransportError, match="not this site's server's"):
+            with pytest.raises(TransportError, match="is not from this site's server"):
                 operator.call("server_info")
 
 

@@ -24,7 +24,6 @@ from broker.wire.messages import Order
 from fl_client.tasks.registry import load_task
 from fl_client.training.child import ChildEvent, ChildFinished, ChildSettings, TrainingChild
 from fl_client.training.frames import TrainingJob
-from fl_server.aggregation.arithmetic.exact import ExactSum, FixedPoint, MemorySums
 from fl_server.rounds.events import RoundClosed, RoundCommitted, RoundStarted, UpdateAccepted
 from fl_server.rounds.workload import PROBE_STEPS, FitRule, OrderWork, Speed, fit, measured
 from rengo.site.device_process import DeviceSpec
@@ -34,6 +33,7 @@ from storage.weights import Weights, write_safetensors
 from tests.chaos.arena import PATIENCE_S, REPOSITORY, Arena, Opened, honest_rounds
 from tests.chaos.moments import Moment, draw
 from tests.chaos.mortal_server import read_orders
+from tests.exactness import summed
 
 FILE = REPOSITORY / "tests" / "chaos" / "uneven.py"
 TASK, QUICKLY = f"{FILE}:Uneven", f"{FILE}:Even"
@@ -219,11 +219,8 @@ class Trainer:
 def averaged(
     weights: Weights, updates: list[tuple[np.ndarray[Any, np.dtype[np.float32]], int]]
 ) -> Weights:
-    total = ExactSum(weights.vector.size, FixedPoint(), MemorySums(weights.vector.size))
-    for vector, count in updates:
-        total.add_block(0, vector, count)
-        total.total_weight += count
-    mean = total.mean(0, weights.vector.size)
+    total = summed(updates, weights.vector.size).total()
+    mean = total / sum(count for _, count in updates)
     vector, _ = algorithms.load("fedavg").aggregate(weights.vector, mean, {})
     return weights.with_vector(np.ascontiguousarray(vector, np.float32))
 

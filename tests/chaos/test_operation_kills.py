@@ -1,8 +1,8 @@
 """The server is killed while it does what an operator asks; the client asks on, it is done once.
 
-``tests/unit/test_operations.py`` ends a process without a network at every step of every operation.
-Here the processes, the broker, the client's repetitions and the broker's redeliveries are real.
-`make test` kills each operation once, at a seeded moment; `make soak` at all of them.
+``tests/unit/fl_server/test_operations.py`` ends a process without a network at every step of every
+operation. Here the processes, the broker, the client's repetitions and the broker's redeliveries
+are real. `make test` kills each operation once, at a seeded moment; `make soak` at all of them.
 """
 
 from __future__ import annotations

@@ -99,7 +99,9 @@ def show(root: RootFs, wanted: InstallRequest) -> tuple[str, ...]:
         agent = _agent(root, wanted, name, site)
         agent.start()
         try:
-            crowd, result = _run(site, agent, wanted, [name, *(each.name for each in natives)])
+            device_table, result = _run(
+                site, agent, wanted, [name, *(each.name for each in natives)]
+            )
         except BaseException:
             print(agent.log.read_text("utf-8", "replace")[-4000:], file=sys.stderr)
             raise
@@ -107,7 +109,7 @@ def show(root: RootFs, wanted: InstallRequest) -> tuple[str, ...]:
             agent.stop()
             shutil.rmtree(root.path / _home(site).lstrip("/"))
     machine = root.ask("import platform; print(platform.machine())")
-    return (name, machine, *_row(wanted, name, crowd, result))
+    return (name, machine, *_row(wanted, name, device_table, result))
 
 
 def _run(
@@ -124,16 +126,16 @@ def _run(
             raise TransportError(f"the run did not end within {_START_S + _RUN_S:.0f} s")
 
     with site.connect() as client:
-        crowd = DeviceTable()
-        wait_for_devices(client, names, _START_S, look, crowd)
-        while names[0] not in crowd.infos:
+        device_table = DeviceTable()
+        wait_for_devices(client, names, _START_S, look, device_table)
+        while names[0] not in device_table.infos:
             for news in client.news(_LOOK_S):
-                crowd.take(news)
+                device_table.apply(news)
             look(None)
-        for key, value in crowd.infos[names[0]].model_dump().items():
+        for key, value in device_table.infos[names[0]].model_dump().items():
             print(f"{key:14} {value}")
         sys.stdout.flush()
-        return crowd, follow(client, submit(client, wanted.task, _definition(wanted)), look)
+        return device_table, follow(client, submit(client, wanted.task, _definition(wanted)), look)
 
 
 def _agent(root: RootFs, wanted: InstallRequest, name: str, site: Site) -> Child:
@@ -178,9 +180,9 @@ def _definition(wanted: InstallRequest) -> dict[str, Any]:
 
 
 def _row(
-    wanted: InstallRequest, name: str, crowd: DeviceTable, result: RunResult
+    wanted: InstallRequest, name: str, device_table: DeviceTable, result: RunResult
 ) -> tuple[str, ...]:
-    info, report = crowd.infos[name], result.report.document()
+    info, report = device_table.infos[name], result.report.document()
     rounds = {row["id"]: row["rounds"] for row in report["devices"]}
     assert rounds[name] == wanted.rounds, f"{name} was in {rounds[name]} of {wanted.rounds} rounds"
     versions = {**info.versions}

@@ -17,7 +17,7 @@ from fl_client.agent.agent import Agent
 from fl_client.agent.build import build_agent
 from fl_client.jobs.folder import DeviceFolder
 from fl_client.jobs.journal import JobJournal
-from fl_client.session.events import Job, JobKey, Outcome
+from fl_client.session.events import Job, JobKey, JobOutcome
 from fl_client.settings import AgentSettings
 from runtime.security.identity import Identity
 from tests.integration.broker_fixtures import DOMAIN, Owner, Site, eventually, site
@@ -145,7 +145,7 @@ def test_a_state_whose_result_waits_outlives_an_older_journal(
         order = SAMPLES["order"].model_copy(update=same)
         assert isinstance(order, Order)
         journal = JobJournal(settings.data_dir / "jobs.sqlite")
-        journal.store(Job(key, order, "uploading", Outcome(10, {}, header_sha256="a" * 64)))
+        journal.store(Job(key, order, "uploading", JobOutcome(10, {}, header_sha256="a" * 64)))
         assert len(journal.jobs()) == 1
         journal.close()
     running = heard(site, running_after)

@@ -13,8 +13,8 @@ import pytest
 
 from broker.wire.messages import Decline, Order, Result
 from fl_client.session.events import JobKey
+from tests.agent_bench import Bench, receipt_of
 from tests.messages import EXCHANGE
-from tests.unit.fl_client.test_agent_parts import Bench, receipt_of
 
 ADDS = """
     import time

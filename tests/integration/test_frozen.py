@@ -23,7 +23,6 @@ from fl_client.models.settings import TrainingSettings
 from fl_client.tasks.base import Task
 from fl_client.training.participant import Participant
 from fl_server.aggregation.aggregator import RunAggregator, SubmittedUpdate
-from fl_server.aggregation.arithmetic.exact import FixedPoint
 from fl_server.aggregation.model_cache import ModelCache
 from fl_server.aggregation.spool import MemoryBudget
 from fl_server.rounds.events import Model, Update
@@ -110,7 +109,6 @@ class Run:
         self.aggregator = RunAggregator(
             KEYS,
             algorithm,
-            FixedPoint(),
             2,
             KeepAll(),
             self.store,

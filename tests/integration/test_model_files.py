@@ -21,9 +21,9 @@ import pytest
 from fl_server.operations.catalogue import Operation, R
 from rengo.operator.models import (
     Client,
-    ask,
-    bring,
+    download,
     fetch,
+    find_model,
     load,
     manifest_path,
     part_path,
@@ -116,7 +116,7 @@ def test_a_version_comes_with_its_manifest_and_is_verified_offline(
     server: Server, path: Path
 ) -> None:
     seen: list[int] = []
-    assert bring(server, ask(server, "production"), path, seen.append) == len(BODY)
+    assert download(server, find_model(server, "production"), path, seen.append) == len(BODY)
     assert path.read_bytes() == BODY
     assert here(path) == WHOLE
     assert seen == sorted(seen)
@@ -128,9 +128,9 @@ def test_a_version_comes_with_its_manifest_and_is_verified_offline(
 def test_what_is_there_already_is_not_moved_again(
     server: Server, rough: RoughStore, path: Path
 ) -> None:
-    bring(server, ask(server, "production"), path)
+    download(server, find_model(server, "production"), path)
     sent = rough.sent
-    assert bring(server, ask(server, "production"), path) == 0
+    assert download(server, find_model(server, "production"), path) == 0
     assert rough.sent == sent
     assert here(path) == WHOLE
 
@@ -143,12 +143,14 @@ def test_an_interrupt_keeps_what_has_come_and_the_next_call_goes_on(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        bring(server, ask(server, "production"), path, interrupt)
+        download(server, find_model(server, "production"), path, interrupt)
     assert here(path) == ["model.safetensors.part"]
     come = part_path(path).stat().st_size
     assert come > 1_500_000
     first: list[int] = []
-    assert bring(server, ask(server, "production"), path, first.append) == len(BODY) - come
+    assert (
+        download(server, find_model(server, "production"), path, first.append) == len(BODY) - come
+    )
     assert rough.seen[-1].range == f"bytes={come}-"
     assert first[0] > come
     assert path.read_bytes() == BODY
@@ -158,7 +160,7 @@ def test_an_interrupt_keeps_what_has_come_and_the_next_call_goes_on(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from rengo.operator.models import ask, bring
+from rengo.operator.models import download, find_model
 from tests.integration.test_model_files import Server, manifest
 
 def kill(done):
@@ -166,7 +168,7 @@ def kill(done):
         os.kill(os.getpid(), signal.SIGKILL)
 
 server = Server(sys.argv[1])
-bring(server, ask(server, "it"), Path(sys.argv[2]), kill)
+download(server, find_model(server, "it"), Path(sys.argv[2]), kill)
 """
 
 
@@ -183,7 +185,7 @@ def test_a_kill_in_the_middle_costs_no_second_transfer(
     assert done.returncode == -signal.SIGKILL
     assert here(path) == ["model.safetensors.part"]
     come = part_path(path).stat().st_size
-    assert bring(server, ask(server, "production"), path) == len(BODY) - come
+    assert download(server, find_model(server, "production"), path) == len(BODY) - come
     assert 0 < come < len(BODY)
     assert path.read_bytes() == BODY
 
@@ -192,7 +194,7 @@ def test_cuts_and_a_url_that_has_expired_pass(
     server: Server, rough: RoughStore, path: Path
 ) -> None:
     rough.answers = [Answer(cut_after=700_000), Answer(status=403), Answer(cut_after=900_000)]
-    assert bring(server, ask(server, "production"), path) == len(BODY)
+    assert download(server, find_model(server, "production"), path) == len(BODY)
     assert path.read_bytes() == BODY
     assert server.calls == ["production", "digits-1234:3"], "the same version, not what is now"
 
@@ -202,7 +204,7 @@ def test_a_url_that_stays_refused_is_an_error(
 ) -> None:
     rough.answers = [Answer(status=403)] * 9
     with pytest.raises(AccessDenied):
-        bring(server, ask(server, "production"), path)
+        download(server, find_model(server, "production"), path)
 
 
 def test_a_tampered_object_is_refused_and_nothing_is_left_of_it(
@@ -212,14 +214,14 @@ def test_a_tampered_object_is_refused_and_nothing_is_left_of_it(
     body[2_000_000] ^= 1
     rough.body = bytes(body)
     with pytest.raises(Corrupt, match="digits-1234:3 was altered in the store"):
-        bring(server, ask(server, "production"), path)
+        download(server, find_model(server, "production"), path)
     assert here(path) == []
 
 
 def test_another_version_takes_the_place_of_the_one_before(
     server: Server, rough: RoughStore, path: Path
 ) -> None:
-    bring(server, ask(server, "production"), path)
+    download(server, find_model(server, "production"), path)
     other = BODY[::-1]
     rough.body, server.manifest = other, manifest(other, version=4)
 
@@ -227,10 +229,10 @@ def test_another_version_takes_the_place_of_the_one_before(
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        bring(server, ask(server, "production"), path, stop)
+        download(server, find_model(server, "production"), path, stop)
     assert path.read_bytes() == BODY
     assert not manifest_path(path).exists(), "no manifest beside a file that may change"
-    bring(server, ask(server, "production"), path)
+    download(server, find_model(server, "production"), path)
     assert path.read_bytes() == other
     assert verify_file(path, manifest_path(path), KEY.public).version == 4
 
@@ -282,7 +284,7 @@ def altered(path: Path, how: str) -> None:
     ],
 )
 def test_what_was_altered_is_refused(how: str, server: Server, path: Path) -> None:
-    bring(server, ask(server, "production"), path)
+    download(server, find_model(server, "production"), path)
     altered(path, how)
     with pytest.raises(Corrupt):
         verify_file(path, manifest_path(path), KEY.public)
@@ -291,7 +293,7 @@ def test_what_was_altered_is_refused(how: str, server: Server, path: Path) -> No
 def test_a_missing_file_or_manifest_is_named(server: Server, path: Path) -> None:
     with pytest.raises(ConfigError, match="there is no file"):
         verify_file(path, manifest_path(path), KEY.public)
-    bring(server, ask(server, "production"), path)
+    download(server, find_model(server, "production"), path)
     manifest_path(path).unlink()
     with pytest.raises(ConfigError, match="rengo models get"):
         verify_file(path, manifest_path(path), KEY.public)
@@ -340,7 +342,7 @@ def test_a_version_is_loaded_by_its_name_and_leaves_no_file(
 def test_a_file_with_a_manifest_is_held_against_it(
     server: Server, small: Weights, path: Path
 ) -> None:
-    bring(server, ask(server, "it"), path)
+    download(server, find_model(server, "it"), path)
     assert load(str(path), KEY.public, nobody).manifest == server.manifest
     assert load(path, None, nobody).manifest is None, "no site here that could tell"
     altered(path, "another key's signature")

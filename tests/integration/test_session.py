@@ -336,7 +336,13 @@ def test_a_session_that_stops_says_farewell_and_leaves_no_will(site: Site) -> No
     quiet_for(0.5, owner)
 
 
-def test_a_full_inbox_leaves_messages_with_the_broker(site: Site) -> None:
+@pytest.fixture
+def soon_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session connects again a second after its inbox refused a message, not five."""
+    monkeypatch.setattr("broker.session.session._REDELIVER_AFTER_S", 1.0)
+
+
+def test_a_full_inbox_leaves_messages_with_the_broker(site: Site, soon_again: None) -> None:
     owner = Owner(limit=6)
     site.session(owner, TOPIC)
     writer = site.publisher()
@@ -355,7 +361,9 @@ def test_a_full_inbox_leaves_messages_with_the_broker(site: Site) -> None:
     eventually(room_again, 60)
 
 
-def test_a_retained_document_that_found_the_inbox_full_comes_again(site: Site) -> None:
+def test_a_retained_document_that_found_the_inbox_full_comes_again(
+    site: Site, soon_again: None
+) -> None:
     state = f"{BASE}/server/state"
     site.publisher().publish(Publication(state, b"document", retain=True))
     owner = Owner(limit=1)

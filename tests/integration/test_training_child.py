@@ -284,6 +284,7 @@ def test_a_job_that_cannot_be_done_says_why(
     assert isinstance(failed, ChildFailed), failed
     assert said in failed.reason
     assert failed.retryable is retryable
+    assert failed.unusable is (said == "diverged")
 
 
 def test_a_damaged_model_is_retryable(site: Site) -> None:

@@ -56,6 +56,7 @@ plans = st.builds(
     attempts=st.sampled_from([2, LIVELY_ATTEMPTS, LIVELY_ATTEMPTS]),
     seed=st.integers(0, 3),
 )
+REASONS = st.sampled_from(["chunk 3 is damaged", "parameter {} is not finite"])
 THEN = ["leave", "report and leave", "are checked", "deadline"]
 
 
@@ -86,11 +87,16 @@ class Rounds(RuleBasedStateMachine):
     """The search. Subclasses put another machine in ``make`` to plant a bug."""
 
     make: MakeMachine = RoundMachine
+    in_vain = False  # whether whole attempts are refused; a few of them end a run
     broken = True  # until the first step went well, and from a broken law on
 
-    @initialize(plan=plans, online=st.just(set(DEVICES)) | st.sets(st.sampled_from(DEVICES)))
-    def begin(self, plan: e.Plan, online: set[str]) -> None:
-        self.plan = plan
+    @initialize(
+        plan=plans,
+        online=st.just(set(DEVICES)) | st.sets(st.sampled_from(DEVICES)),
+        in_vain=st.sampled_from([True, False, False]),
+    )
+    def begin(self, plan: e.Plan, online: set[str], in_vain: bool) -> None:
+        self.plan, self.in_vain = plan, in_vain
         self.machine = type(self).make(plan, INITIAL, ())
         self.laws = RoundLaws.of(plan, INITIAL, type(self.machine.ledger))
         self.facts: list[e.Fact] = []
@@ -190,12 +196,29 @@ class Rounds(RuleBasedStateMachine):
         if any(sent.update == update for sent in self.sent) or device_id not in ledger.cohort:
             self.give(e.ResultReceived(device_id, ledger.round, attempt, update))
 
-    @rule(device_id=st.sampled_from(DEVICES), choice=pick)
-    def decline(self, device_id: str, choice: int) -> None:
+    @rule(device_id=st.sampled_from(DEVICES), choice=pick, unusable=st.booleans())
+    def decline(self, device_id: str, choice: int, unusable: bool) -> None:
         action: e.Action = "evaluate" if device_id == "e1" or choice % 3 == 0 else "train"
         order = self.an_order(device_id, choice, action)
         if order is not None:
-            self.give(e.DeviceDeclined(device_id, action, order.round, order.attempt, "busy"))
+            place = (device_id, action, order.round, order.attempt)
+            self.give(e.DeviceDeclined(*place, "busy", unusable=unusable and self.in_vain))
+
+    @precondition(lambda self: self.laws.collecting and self.in_vain)
+    @rule(reason=REASONS, spared=st.sampled_from([0, 0, 0, 1]), upload=st.booleans())
+    def all_refused(self, reason: str, spared: int, upload: bool) -> None:
+        """The update of each of the cohort that owes one is refused, here or by the device."""
+        pair = self.laws.pair
+        for device_id in sorted(self.laws._pending())[spared:]:
+            said = reason.format(len(self.facts))
+            if upload:
+                self.result(device_id, 1, 0)
+                for place, check in enumerate(self.flying.checks):
+                    if (check.device_id, check.round, check.attempt) == (device_id, *pair):
+                        self.refuse(place, said)
+                        break
+            else:
+                self.give(e.DeviceDeclined(device_id, "train", *pair, said, unusable=True))
 
     @rule(device_id=st.sampled_from(DEVICES), choice=pick)
     def ask_again(self, device_id: str, choice: int) -> None:
@@ -219,10 +242,13 @@ class Rounds(RuleBasedStateMachine):
         self.finish(e.UpdateVerified(c.device_id, c.round, c.attempt, c.update))
 
     @precondition(lambda self: self.flying.checks)
-    @rule(choice=pick)
-    def rejected(self, choice: int) -> None:
-        c = self.flying.checks.pop(choice % len(self.flying.checks))
-        self.finish(e.UpdateRejected(c.device_id, c.round, c.attempt, c.update, "one flipped bit"))
+    @rule(choice=pick, reason=REASONS)
+    def rejected(self, choice: int, reason: str) -> None:
+        self.refuse(choice % len(self.flying.checks), reason.format(choice))
+
+    def refuse(self, place: int, reason: str) -> None:
+        c = self.flying.checks.pop(place)
+        self.finish(e.UpdateRejected(c.device_id, c.round, c.attempt, c.update, reason))
 
     @precondition(lambda self: self.flying.folds)
     @rule(choice=pick)
@@ -314,7 +340,7 @@ class Rounds(RuleBasedStateMachine):
         require(self.laws.over, "the run ends when faults stop", self.machine.ledger)
         ended = self.machine.ledger.status
         told = any(fact == e.RunFailed("the disk is full") for fact in self.facts)
-        if self.plan.max_attempts == LIVELY_ATTEMPTS and not told:
+        if self.plan.max_attempts == LIVELY_ATTEMPTS and not (told or self.laws.repeated):
             require(ended in {"completed", "stopped"}, "a calm run completes", ended)
 
     @rule(steps=st.integers(1, 12))

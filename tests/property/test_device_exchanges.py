@@ -161,7 +161,7 @@ class DeviceInRun(RuleBasedStateMachine):
             keeps = keeps and job.key.action != "evaluate"
             if keeps:
                 self.disk.next_states[job.key] = self.disk.state + 1
-            outcome = s.Outcome(1, {}, keeps_state=keeps, payload=b"%d" % self.disk.state)
+            outcome = s.JobOutcome(1, {}, keeps_state=keeps, payload=b"%d" % self.disk.state)
             self._give(s.WorkFinished(job.key, outcome))
 
     @rule(loses_jobs=st.booleans(), really=st.integers(0, 4))

@@ -1,4 +1,7 @@
-"""Laws of the exact sum: no order, grouping, tree or restart changes a bit."""
+"""Laws of the exact sum: it is the true sum, so no order, grouping, tree or restart matters.
+
+Values are of any size that float32 has, 76 orders of magnitude, mixed in one vector.
+"""
 
 from __future__ import annotations
 
@@ -8,104 +11,144 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fl_server.aggregation.arithmetic.exact import (
-    ExactSum,
-    FixedPoint,
-    Float32s,
-    Int64s,
-    MemorySums,
-)
+from fl_server.aggregation.arithmetic.exact import BlockSum, Float32s, Workspace
+from tests.exactness import Updates, canonical, float32s, number, number_of, summed, true_sum
 
-FIXED = FixedPoint()
 SIZE = 4
-LIMIT = FIXED.value_limit
+LARGEST = float(np.finfo(np.float32).max)
+LARGEST_WEIGHT = 1 << 40
+COHORT = 100_000
 
-floats = st.floats(-LIMIT, LIMIT, width=32, allow_subnormal=True)
-vectors = st.lists(floats, min_size=SIZE, max_size=SIZE).map(lambda v: np.array(v, np.float32))
-updates = st.lists(st.tuples(vectors, st.integers(1, 1 << 16)), min_size=1, max_size=12)
-Updates = list[tuple[Float32s, int]]
+any_float = st.floats(-LARGEST, LARGEST, width=32, allow_subnormal=True)
+# what training gives: numbers of some orders of magnitude, around one of thirty
+usual_float = st.builds(
+    lambda mantissa, exponent: float(np.float32(mantissa * 2.0**exponent)),
+    st.floats(-1, 1, width=32),
+    st.integers(-60, 40),
+)
+floats = st.one_of(any_float, usual_float, st.sampled_from([0.0, -0.0, 1e12, -1e12, 1e-18, 1.0]))
+vectors = st.lists(floats, min_size=SIZE, max_size=SIZE).map(lambda values: float32s(*values))
+weights = st.one_of(
+    st.integers(1, 5000), st.integers(1, LARGEST_WEIGHT), st.sampled_from([1, LARGEST_WEIGHT])
+)
+updates = st.lists(st.tuples(vectors, weights), min_size=1, max_size=12)
 
 
-def sums(given_updates: Updates, fixed: FixedPoint = FIXED) -> Int64s:
-    store = MemorySums(SIZE)
-    total = ExactSum(SIZE, fixed, store)
-    for vector, weight in given_updates:
-        total.add_block(0, vector, weight)
-    return store.read(0, SIZE)
+@given(updates, st.integers(1, COHORT))
+def test_the_sum_is_the_true_one(given_updates: Updates, expected: int) -> None:
+    total = summed(given_updates, SIZE, expected)
+    assert number(total) == true_sum(given_updates, SIZE)
+    assert all(
+        abs(limb).max() <= bound for limb, bound in zip(total.limbs, total.bounds, strict=True)
+    )
 
 
-def weight_of(given_updates: Updates) -> int:
-    return sum(weight for _, weight in given_updates)
+@given(updates)
+def test_it_is_rounded_once(given_updates: Updates) -> None:
+    """``float`` of a fraction is the float64 nearest to it, ties to even."""
+    found = summed(given_updates, SIZE).total()
+    assert found.tolist() == [float(each) for each in true_sum(given_updates, SIZE)]
 
 
 @given(updates, st.randoms(use_true_random=False))
 def test_order_changes_no_bit(given_updates: Updates, source: object) -> None:
     shuffled = list(given_updates)
     source.shuffle(shuffled)  # type: ignore[attr-defined]
-    assert np.array_equal(sums(given_updates), sums(shuffled))
+    one, other = summed(given_updates, SIZE), summed(shuffled, SIZE)
+    assert canonical(one) == canonical(other)
+    assert one.total().tobytes() == other.total().tobytes()
 
 
 @given(updates, st.data())
 def test_a_tree_of_sums_is_the_flat_sum(given_updates: Updates, data: st.DataObject) -> None:
+    """Leaves of any size, some empty; each inner sum adds up two others."""
     groups = data.draw(st.integers(1, 5))
     owner = [data.draw(st.integers(0, groups - 1)) for _ in given_updates]
-    leaves = [
-        sums([update for update, mine in zip(given_updates, owner, strict=True) if mine == group])
+    nodes = [
+        summed(
+            [each for each, mine in zip(given_updates, owner, strict=True) if mine == group], SIZE
+        )
         for group in range(groups)
     ]
-    near = np.add.reduce(leaves[:2])
-    far = np.add.reduce(leaves[2:], initial=np.int64(0))
-    assert np.array_equal(sums(given_updates), near + far)
+    work = Workspace(SIZE)
+    while len(nodes) > 1:
+        place = data.draw(st.integers(0, len(nodes) - 2))
+        nodes[place].merge(nodes.pop(place + 1), work)
+    flat = summed(given_updates, SIZE)
+    assert canonical(nodes[0]) == canonical(flat)
+    assert nodes[0].total().tobytes() == flat.total().tobytes()
+
+
+@given(updates, st.integers(0, 12))
+def test_a_sum_that_is_sent_as_integers_goes_on_elsewhere(given_updates: Updates, cut: int) -> None:
+    unit, digits = summed(given_updates[:cut], SIZE).integers()
+    received = BlockSum(SIZE)
+    received.unit, received.limbs = unit, [digit.copy() for digit in digits]
+    received.bounds = [1 << 40 for _ in digits]
+    work = Workspace(SIZE)
+    for values, weight in given_updates[cut:]:
+        received.add(values, weight, work)
+    assert canonical(received) == canonical(summed(given_updates, SIZE))
 
 
 @given(updates)
-def test_the_sum_is_the_one_of_whole_numbers(given_updates: Updates) -> None:
-    expected = [
-        sum(round(Fraction(float(v[i])) * 2**FIXED.scale_bits) * w for v, w in given_updates)
-        for i in range(SIZE)
-    ]
-    assert sums(given_updates).tolist() == expected
+def test_the_canonical_form_is_the_number_in_as_few_digits_as_it_takes(
+    given_updates: Updates,
+) -> None:
+    unit, digits = canonical(summed(given_updates, SIZE))
+    assert number_of(unit, digits, SIZE) == true_sum(given_updates, SIZE)
+    assert unit % 40 == 0
+    assert all(0 <= digit < 1 << 40 for row in digits[:-1] for digit in row)
+    assert set(digits[-1]) <= {0, -1}
+    if len(digits) > 1:
+        assert any(digits[0])
+        assert digits[-2] != [sign % (1 << 40) for sign in digits[-1]]
+
+
+@given(vectors, st.integers(1, LARGEST_WEIGHT), st.integers(1, LARGEST_WEIGHT))
+def test_weights_add_up(vector: Float32s, first: int, second: int) -> None:
+    apart = summed([(vector, first), (vector, second)], SIZE)
+    assert canonical(apart) == canonical(summed([(vector, first + second)], SIZE))
 
 
 @given(updates)
-def test_the_mean_is_near_the_true_one(given_updates: Updates) -> None:
-    """At most half a step of the scale away, and the rounding of the float64 that shows it."""
-    weight = weight_of(given_updates)
-    mean = FIXED.mean(sums(given_updates), weight)
+def test_what_is_added_and_taken_back_leaves_nothing(given_updates: Updates) -> None:
+    back = [(-vector, weight) for vector, weight in given_updates]
+    total = summed([*given_updates, *back], SIZE)
+    assert canonical(total) == (0, [[0] * SIZE])
+    assert not total.total().any()
+
+
+@given(updates)
+def test_a_value_does_not_depend_on_those_beside_it(given_updates: Updates) -> None:
+    together = summed(given_updates, SIZE).total()
     for i in range(SIZE):
-        true = sum((Fraction(float(v[i])) * w for v, w in given_updates), Fraction()) / weight
-        bound = Fraction(1, 2 ** (FIXED.scale_bits + 1)) + abs(true) * Fraction(3, 2**52)
-        assert abs(Fraction(float(mean[i])) - true) <= bound
+        alone = summed([(vector[i : i + 1], weight) for vector, weight in given_updates], 1)
+        assert alone.total().tobytes() == together[i : i + 1].tobytes()
 
 
 @given(updates)
 def test_the_mean_lies_between_the_smallest_and_the_largest(given_updates: Updates) -> None:
-    mean = FIXED.mean(sums(given_updates), weight_of(given_updates))
-    stack = np.stack([vector for vector, _ in given_updates]).astype(np.float64)
-    step = 2.0**-FIXED.scale_bits + np.abs(stack).max(0) * 2.0**-50
-    assert (mean >= stack.min(0) - step).all()
-    assert (mean <= stack.max(0) + step).all()
-
-
-@given(vectors, st.integers(1, 1000), st.integers(1, 1000))
-def test_weights_add_up(vector: Float32s, first: int, second: int) -> None:
-    apart = sums([(vector, first), (vector, second)])
-    assert np.array_equal(apart, sums([(vector, first + second)]))
+    weight = sum(weight for _, weight in given_updates)
+    mean = (summed(given_updates, SIZE).total() / float(weight)).astype(np.float32)
+    stack = np.stack([vector for vector, _ in given_updates])
+    assert (mean >= stack.min(0)).all()
+    assert (mean <= stack.max(0)).all()
 
 
 @settings(max_examples=200)
-@given(st.integers(8, 40), st.integers(4, 40), st.integers(1, 200), st.data())
-def test_nothing_within_the_limits_overflows(
-    scale: int, weight_bits: int, cohort: int, data: st.DataObject
+@given(vectors, st.integers(1, COHORT), st.booleans())
+def test_a_full_cohort_of_the_largest_weights_overflows_nothing(
+    vector: Float32s, told: int, alternate: bool
 ) -> None:
-    if scale + weight_bits > 60:
-        weight_bits = 60 - scale
-    fixed = FixedPoint(scale, weight_bits)
-    most = fixed.weight_limit(cohort)
-    if most < 1:
-        return
-    limit = fixed.value_limit
-    sign = data.draw(st.sampled_from([-1.0, 1.0]))
-    vector = np.full(SIZE, sign * limit, np.float32)
-    found = sums([(vector, most)] * cohort, fixed)
-    assert found.tolist() == [int(sign * limit) * 2**scale * most * cohort] * SIZE
+    """Sums that many devices made are doubled until they are of 2**17 updates, each of 2**40."""
+    total, work = summed([(vector, LARGEST_WEIGHT)], SIZE, told), Workspace(SIZE)
+    for _ in range(17):
+        total.merge(total.with_limbs([limb.copy() for limb in total.limbs]), work)
+    sign = -1 if alternate else 1
+    for _ in range(3):
+        total.add(sign * vector, LARGEST_WEIGHT, work)
+    times = (1 << 17) + 3 * sign
+    expected = [Fraction(value) * LARGEST_WEIGHT * times for value in vector.tolist()]
+    assert number(total) == expected
+    assert total.total().tolist() == [float(each) for each in expected]

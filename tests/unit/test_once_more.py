@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.repeat import failures
+
 ROOT = Path(__file__).parents[2]
 TINY = """
 import pathlib
@@ -53,6 +55,8 @@ def test_two_tests_may_pass_at_the_second_try_and_a_third_makes_the_run_red(
     )
     said = done.stdout
     assert done.returncode == status, said + done.stderr
+    first, failed = failures(said)
+    assert (len(first), len(failed)) == (2, failing - 2)
     assert ("1 failed" in said) == (status == 1)
     assert "2 failed at first, 2 may" in said
     for number in range(failing):

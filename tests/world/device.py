@@ -289,11 +289,11 @@ class Device:
         elif kernel.happens(kernel.odds.work_breaks):
             self.give(s.JobFailed(key, "the task raised an error"))
         elif key.action == "evaluate":
-            self.give(s.WorkFinished(key, s.Outcome(EXAMPLES, {"accuracy": 0.5})))
+            self.give(s.WorkFinished(key, s.JobOutcome(EXAMPLES, {"accuracy": 0.5})))
         else:
             made = update_of(self.name, key.round, self.base)
             self.disk.updates[key] = self.base
-            outcome = s.Outcome(
+            outcome = s.JobOutcome(
                 made.examples, {}, header_sha256=made.sha256, size_bytes=100 + key.round
             )
             self.give(s.WorkFinished(key, outcome))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 
-from fl_client.session.events import JobKey, Outcome
+from fl_client.session.events import JobKey, JobOutcome
 from fl_client.session.machine import DeviceSession
 from fl_server.rounds import events as e
 from fl_server.rounds.machine import RoundMachine
@@ -246,7 +246,7 @@ class World:
         """A device reports another device's object as its own."""
         thief, victim = self.kernel.rng.sample(self.devices, 2)
         round_number, attempt = self.server.laws.pair
-        outcome = Outcome(10_000, {}, header_sha256="f" * 64, size_bytes=1)
+        outcome = JobOutcome(10_000, {}, header_sha256="f" * 64, size_bytes=1)
         key = JobKey(RUN, "train", round_number, attempt)
         stolen = update_key(round_number, attempt, victim.name)
         self.broker.publish(thief.name, "result", thief.name, (key, outcome, stolen))

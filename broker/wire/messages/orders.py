@@ -26,7 +26,12 @@ from broker.wire.messages.references import BundleRef, ModelRef, UpdateRef, Uplo
 
 Metrics = Annotated[dict[Annotated[str, Field(max_length=64)], Finite], Field(max_length=64)]
 Payload = Annotated[bytes, Field(max_length=MAX_EXCHANGE_BYTES)]
-_LATER_FIELDS: dict[str, str | int | bytes] = {"phase": "", "seq": 0, "payload": b""}
+_LATER_FIELDS: dict[str, str | int | bytes] = {
+    "phase": "",
+    "seq": 0,
+    "payload": b"",
+    "unusable": False,
+}
 
 
 class OrderMessage(Message):
@@ -85,7 +90,11 @@ class Order(OrderMessage):
 
 
 class Decline(OrderMessage):
-    """A device refuses an order, and why; an order that it accepts is answered by a result."""
+    """A device refuses an order, and why; an order that it accepts is answered by a result.
+
+    ``unusable``: it accepted the order, and what came of it could never count. Else it may be able
+    to accept a later one.
+    """
 
     kind = "decline"
     channel = ("dev", "ack")
@@ -96,6 +105,7 @@ class Decline(OrderMessage):
     phase: Phase = ""
     seq: Seq = 0
     reason: Text
+    unusable: bool = False
 
 
 class Progress(Message):

@@ -14,12 +14,12 @@ _KEPT = 10
 
 
 @dataclass(frozen=True)
-class _Entry:
+class _HistoryEntry:
     at_s: float
     what: dict[str, Any]
 
 
-def _latest() -> deque[_Entry]:
+def _latest() -> deque[_HistoryEntry]:
     return deque(maxlen=_KEPT)
 
 
@@ -36,8 +36,8 @@ class History:
     trouble: str = "not connected yet"
     _started_s: float = 0.0
     _changed_s: float = 0.0
-    _rounds: deque[_Entry] = field(default_factory=_latest)
-    _declines: deque[_Entry] = field(default_factory=_latest)
+    _rounds: deque[_HistoryEntry] = field(default_factory=_latest)
+    _declines: deque[_HistoryEntry] = field(default_factory=_latest)
 
     def __post_init__(self) -> None:
         self._started_s = self._changed_s = self.clock()
@@ -67,16 +67,16 @@ class History:
         """Note a job that has ended, and what came of it."""
         self._record(self._rounds, key, result)
 
-    def _record(self, entries: deque[_Entry], key: JobKey, more: dict[str, Any]) -> None:
+    def _record(self, entries: deque[_HistoryEntry], key: JobKey, more: dict[str, Any]) -> None:
         step = {"phase": key.phase, "seq": key.seq} if key.action == "exchange" else {}
         what = {"run": key.run_id, "action": key.action, "round": key.round, **step, **more}
-        entries.append(_Entry(self.clock(), what))
+        entries.append(_HistoryEntry(self.clock(), what))
 
     def document(self) -> dict[str, Any]:
         """Return all of it as plain data, the latest first."""
         now_s = self.clock()
 
-        def aged(entries: deque[_Entry]) -> list[dict[str, Any]]:
+        def aged(entries: deque[_HistoryEntry]) -> list[dict[str, Any]]:
             return [
                 {**each.what, "ago_s": round(now_s - each.at_s, 1)} for each in reversed(entries)
             ]

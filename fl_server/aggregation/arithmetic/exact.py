@@ -1,15 +1,17 @@
-"""The exact sum: int64 fixed point, so that neither order nor grouping changes a bit.
+"""The exact sum: each finite float32 times its weight is added as a whole number, unrounded.
 
-Every value x of an update with weight n enters as ``n * rint(x * 2**scale_bits)``. Integers add
-exactly, so a sum over any order, any grouping and any number of restarts is one and the same. What
-could overflow is refused when it comes, by limits that do not depend on the other updates.
+A float32 is a whole number times a power of two, so a weighted sum of them is one too. It is kept
+as such, in as many 64-bit integers a value as the data need: usually one. Nothing is lost and
+nothing is refused, so the sum does not depend on the order of the updates, on their grouping, on
+restarts, or on what else is in the vector. It is rounded once, to float64, when the mean is taken.
 Arithmetic only: no files, no network, no clock.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+import math
+from collections.abc import Iterable
+from copy import copy
 
 import numpy as np
 import numpy.typing as npt
@@ -21,97 +23,264 @@ Int64s = npt.NDArray[np.int64]
 BLOCK = 1 << 18
 """Values handled at a time: small enough to stay in a core's cache."""
 
+LIMB_BITS = 40
+_LIMB = 1 << LIMB_BITS
+_FULL = 1 << 62
+"""No limb's absolute value goes beyond this, whatever is added."""
 
-@dataclass(frozen=True)
-class FixedPoint:
-    """The format of a round's sum.
+_WEIGHT_BITS = 29
+"""A float32 has 24 significant bits: times a weight of 29 bits it is exact in float64."""
 
-    Args:
-        scale_bits: the binary digits kept after the point.
-        weight_bits: the sum of all weights of a round stays below ``2**weight_bits``.
+_SLACK_BITS = 2
+"""Later updates may be this much larger than the first before a block needs a second limb."""
+
+_SCALABLE = range(-127, 1)
+"""Units by which a float32 is scaled in float32 without underflow: 2**127 is its last power."""
+
+
+class Workspace:
+    """Buffers for additions, shared by the blocks of one sum: one thread uses it at a time."""
+
+    def __init__(self, count: int) -> None:
+        self.scaled: Float32s = np.empty(count, np.float32)
+        self.whole: Float32s = np.empty(count, np.float32)
+        self.same: npt.NDArray[np.bool_] = np.empty(count, np.bool_)
+        self.integers: Int64s = np.empty(count, np.int64)
+        self._doubles: tuple[Float64s, Float64s] | None = None
+
+    def doubles(self, count: int) -> tuple[Float64s, Float64s]:
+        """Return two buffers of float64, made when a block first needs them."""
+        if self._doubles is None:
+            self._doubles = np.empty(len(self.scaled)), np.empty(len(self.scaled))
+        first, second = self._doubles
+        return first[:count], second[:count]
+
+
+class BlockSum:
+    """The exact weighted sum of a block of ``count`` values.
+
+    The sum of value i is ``limbs[0][i] * 2**unit + limbs[1][i] * 2**(unit + 40) + ...``. The first
+    update decides where the limbs begin, later ones add limbs below or above where they must: so
+    the limbs depend on the order of the updates, and the number that they stand for does not.
+
+    Attributes:
+        unit: the power of two that the lowest limb counts.
+        limbs: signed integers; none yet where all values were zeros.
+        bounds: what each limb's absolute values are at most.
     """
 
-    scale_bits: int = 30
-    weight_bits: int = 22
+    def __init__(self, count: int, updates: int = 1, spare: Iterable[Int64s] = ()) -> None:
+        """Begin at zero.
 
-    @property
-    def value_limit(self) -> float:
-        """The largest absolute value of an update's element; the total stays within 62 bits."""
-        return float(2 ** (62 - self.scale_bits - self.weight_bits))
-
-    def weight_limit(self, updates: int) -> int:
-        """The largest weight of one of ``updates`` updates."""
-        return int((1 << self.weight_bits) // max(1, updates))
-
-    def quantise(self, values: Float32s, out: Int64s, scratch: Float32s) -> None:
-        """Write ``rint(values * 2**scale_bits)`` to ``out``.
-
-        A float32 times a power of two is exact, and rint of it is a float32 again, so float32
-        arithmetic loses nothing here.
+        Args:
+            updates: how many are expected, so that they find room above the first one.
+            spare: zeros that become limbs before others are made.
         """
-        np.multiply(values, np.float32(2.0**self.scale_bits), out=scratch)
-        np.rint(scratch, out=scratch)
-        np.copyto(out, scratch, casting="unsafe")
+        self.count = count
+        self.unit = 0
+        self.limbs: list[Int64s] = []
+        self.bounds: list[int] = []
+        self._spare = list(spare)
+        self._room_bits = updates.bit_length() + _SLACK_BITS
 
-    def mean(self, sums: Int64s, total_weight: int) -> Float64s:
-        """Return the weighted mean; ``total_weight`` must be positive."""
-        if total_weight <= 0:
-            raise ValueError("the total weight must be positive")
-        mean: Float64s = sums.astype(np.float64) / (float(total_weight) * 2.0**self.scale_bits)
-        return mean
+    def with_limbs(self, limbs: list[Int64s]) -> BlockSum:
+        """Return the sum with other arrays as its limbs: none while they lie in a file."""
+        other = copy(self)
+        other.limbs, other.bounds = list(limbs), list(self.bounds)
+        return other
+
+    def add(self, values: Float32s, weight: int, work: Workspace) -> None:
+        """Add ``weight * values``: finite values, a weight of at least 0 and any size."""
+        reach = _reach(values)
+        if reach == 0 or weight == 0:
+            return
+        if not self.limbs:
+            exponent = math.frexp(reach)[1] + weight.bit_length()
+            self.unit = exponent + self._room_bits - (_FULL.bit_length() - 1)
+            self._insert(0)
+        if len(self.limbs) > 1 or not self._add_to_one_limb(values, weight, reach, work):
+            self._add_to_limbs(values, weight, work)
+
+    def merge(self, other: BlockSum, work: Workspace) -> None:
+        """Add another sum of the same block, exactly."""
+        rest, _ = work.doubles(self.count)
+        for place, limb in enumerate(other.limbs):
+            # in halves, which float64 holds exactly
+            for part, exponent in ((limb >> 31, 31), (limb & ((1 << 31) - 1), 0)):
+                np.multiply(part, 2.0 ** (other.unit + LIMB_BITS * place + exponent), out=rest)
+                if not self.limbs:
+                    self.unit = other.unit
+                    self._insert(0)
+                self._spread(rest, work)
+
+    def total(self) -> Float64s:
+        """Return the sum, each value rounded once to the nearest float64."""
+        match self.limbs:
+            case []:
+                return np.zeros(self.count)
+            case [limb]:
+                return limb.astype(np.float64) * 2.0**self.unit
+        return _rounded(self.limbs, self.unit)
+
+    def integers(self) -> tuple[int, list[Int64s]]:
+        """Return (unit, digits) of the sum in its one canonical form: equal sums have equal ones.
+
+        The unit is a multiple of 40, each digit within [0, 2**40), the last one 0 or -1 for the
+        sign; no zeros stand below, and no digit that only repeats the sign stands above.
+        """
+        grid = BlockSum(self.count)
+        grid.unit = self.unit // LIMB_BITS * LIMB_BITS
+        grid._insert(0)
+        grid.merge(self, Workspace(self.count))
+        grid._carry()
+        while not np.isin(grid.limbs[-1], (0, -1)).all():
+            grid._append()
+        digits = grid.limbs
+        while len(digits) > 1 and (digits[-2] == (digits[-1] & (_LIMB - 1))).all():
+            del digits[-2]
+        while len(digits) > 1 and not digits[0].any():
+            del digits[0]
+            grid.unit += LIMB_BITS
+        return (grid.unit if len(digits) > 1 or digits[0].any() else 0), digits
+
+    # --- additions ----------------------------------------------------------------------------
+
+    def _add_to_one_limb(
+        self, values: Float32s, weight: int, reach: float, work: Workspace
+    ) -> bool:
+        """Add where all is a multiple of the unit and fits; return whether it was so."""
+        if self.unit not in _SCALABLE:
+            return False
+        scale = 2.0**-self.unit
+        bound = self.bounds[0] + math.ceil(reach * scale) * weight
+        if bound > _FULL:
+            return False
+        scaled, whole = work.scaled[: self.count], work.whole[: self.count]
+        same, integers = work.same[: self.count], work.integers[: self.count]
+        np.multiply(values, np.float32(scale), out=scaled)
+        np.rint(scaled, out=whole)
+        if not np.equal(scaled, whole, out=same).all():
+            return False
+        np.copyto(integers, scaled, casting="unsafe")
+        np.multiply(integers, np.int64(weight), out=integers)
+        np.add(self.limbs[0], integers, out=self.limbs[0])
+        self.bounds[0] = bound
+        return True
+
+    def _add_to_limbs(self, values: Float32s, weight: int, work: Workspace) -> None:
+        rest, _ = work.doubles(self.count)
+        for shift in range(0, weight.bit_length(), _WEIGHT_BITS):
+            piece = (weight >> shift) & ((1 << _WEIGHT_BITS) - 1)
+            if piece:
+                np.copyto(rest, values)
+                np.multiply(rest, math.ldexp(piece, shift), out=rest)
+                self._spread(rest, work)
+
+    def _spread(self, rest: Float64s, work: Workspace) -> None:
+        """Add float64 values exactly, from the highest limb down; leaves zeros in ``rest``."""
+        self._make_room(_reach(rest))
+        for place in reversed(range(len(self.limbs))):
+            self._take(place, rest, work)
+        while rest.any():
+            self._insert(0)
+            self.unit -= LIMB_BITS
+            self.bounds[0] = _LIMB
+            self._take(0, rest, work)
+
+    def _take(self, place: int, rest: Float64s, work: Workspace) -> None:
+        """Move what a limb can count from ``rest`` to it: what is left is below half its unit.
+
+        Exact: both the multiple of the unit and the rest have no more digits than ``rest`` had.
+        """
+        exponent = self.unit + LIMB_BITS * place
+        _, digits = work.doubles(self.count)
+        integers = work.integers[: self.count]
+        np.multiply(rest, 2.0**-exponent, out=digits)
+        np.rint(digits, out=digits)
+        np.copyto(integers, digits, casting="unsafe")
+        np.add(self.limbs[place], integers, out=self.limbs[place])
+        np.multiply(digits, 2.0**exponent, out=digits)
+        np.subtract(rest, digits, out=rest)
+
+    # --- limbs --------------------------------------------------------------------------------
+
+    def _insert(self, place: int) -> None:
+        zeros = self._spare.pop(0) if self._spare else np.zeros(self.count, np.int64)
+        self.limbs.insert(place, zeros)
+        self.bounds.insert(place, 0)
+
+    def _make_room(self, reach: float) -> None:
+        """Make sure that adding values up to ``reach`` takes no limb beyond its bound."""
+        if max(self.bounds[:-1], default=0) > _FULL - _LIMB:
+            self._carry()
+        while (bound := self.bounds[-1] + self._count_of(reach)) > _FULL:
+            self._append()
+        self.bounds = [*(below + _LIMB for below in self.bounds[:-1]), bound]
+
+    def _count_of(self, reach: float) -> int:
+        """Return how many units of the highest limb a value has at most."""
+        top = self.unit + LIMB_BITS * (len(self.limbs) - 1)
+        return math.ceil(math.ldexp(reach, -top))
+
+    def _carry(self) -> None:
+        """Leave only 40 bits in each limb but the highest."""
+        for place in range(len(self.limbs) - 1):
+            self._carry_from(place)
+
+    def _append(self) -> None:
+        self._insert(len(self.limbs))
+        self._carry_from(len(self.limbs) - 2)
+
+    def _carry_from(self, place: int) -> None:
+        limb = self.limbs[place]
+        self.limbs[place + 1] += limb >> LIMB_BITS
+        limb &= _LIMB - 1
+        self.bounds[place + 1] += (self.bounds[place] >> LIMB_BITS) + 1
+        self.bounds[place] = _LIMB
 
 
-class SumStore(Protocol):
-    """Where the running sums live: memory, or a file for models that should not fill it."""
-
-    def read(self, start: int, count: int) -> Int64s:
-        """Return the sums of a block; may be a view that ``write`` need not copy back."""
-
-    def write(self, start: int, sums: Int64s) -> None:
-        """Keep the block's sums."""
+def _reach(values: Float32s | Float64s) -> float:
+    """Return the largest absolute value."""
+    return max(float(values.max()), -float(values.min()))
 
 
-class MemorySums:
-    """Sums in one array."""
+def _rounded(limbs: list[Int64s], unit: int) -> Float64s:
+    """Return ``sum(limbs[j] * 2**(unit + 40 j))``, rounded once to the nearest float64.
 
-    def __init__(self, size: int) -> None:
-        self._sums: Int64s = np.zeros(size, np.int64)
+    Of each value the leading digits are taken, at least 62 bits, and what follows them counts as
+    one bit below: this is all that rounding to 53 bits can depend on.
+    """
+    digits, negative = _magnitudes(limbs)
+    high, low = digits[-1].copy(), np.zeros_like(digits[-1])
+    place = np.zeros(len(high), np.int64)
+    is_full = np.zeros(len(high), np.bool_)
+    for below in reversed(range(len(digits) - 1)):
+        digit = digits[below]
+        is_short = high < (_FULL >> LIMB_BITS)
+        is_next = ~is_full & ~is_short
+        low[is_full & (digit != 0)] |= 1
+        low[is_next], place[is_next] = digit[is_next], below
+        high[is_short] = (high[is_short] << LIMB_BITS) | digit[is_short]
+        is_full |= is_next
+    # two halves that float64 holds exactly, so that their sum is rounded once
+    upper = (high >> 11).astype(np.float64)
+    lower = np.where(is_full, ((high & 2047) << LIMB_BITS) | low, high & 2047).astype(np.float64)
+    upper *= np.where(is_full, 2.0 ** (11 + LIMB_BITS), 2.0**11)
+    rounded = np.ldexp(upper + lower, LIMB_BITS * place + unit)
+    result: Float64s = np.where(negative, -rounded, rounded)
+    return result
 
-    def read(self, start: int, count: int) -> Int64s:
-        """Return a view."""
-        return self._sums[start : start + count]
 
-    def write(self, start: int, sums: Int64s) -> None:
-        """Copy, unless ``sums`` is the view itself."""
-        own = self._sums[start : start + len(sums)]
-        if own.ctypes.data != sums.ctypes.data:
-            own[:] = sums
+def _magnitudes(limbs: list[Int64s]) -> tuple[list[Int64s], npt.NDArray[np.bool_]]:
+    """Return the absolute values' digits, all within [0, 2**40) but the highest, and the signs."""
+    signs = _carried(limbs)[-1] < 0
+    return _carried([np.where(signs, -limb, limb) for limb in limbs]), signs
 
 
-class ExactSum:
-    """A weighted sum of vectors of ``size`` float32 values, added block by block."""
-
-    def __init__(self, size: int, fixed: FixedPoint, store: SumStore) -> None:
-        self.size = size
-        self.total_weight = 0
-        self._fixed = fixed
-        self._store = store
-        self._quantised: Int64s = np.empty(min(BLOCK, size), np.int64)
-        self._scratch: Float32s = np.empty(min(BLOCK, size), np.float32)
-
-    def add_block(self, start: int, values: Float32s, weight: int) -> None:
-        """Add ``weight * values`` at ``start``; the caller has checked the limits."""
-        for offset in range(0, len(values), BLOCK):
-            part = values[offset : offset + BLOCK]
-            if part[0] == 0 and not part.any():
-                continue  # integers: adding zeros changes no bit
-            quantised, scratch = self._quantised[: len(part)], self._scratch[: len(part)]
-            self._fixed.quantise(part, quantised, scratch)
-            np.multiply(quantised, np.int64(weight), out=quantised)
-            sums = self._store.read(start + offset, len(part))
-            np.add(sums, quantised, out=sums)
-            self._store.write(start + offset, sums)
-
-    def mean(self, start: int, count: int) -> Float64s:
-        """Return the mean of a block of at most ``BLOCK`` values."""
-        return self._fixed.mean(self._store.read(start, count), self.total_weight)
+def _carried(limbs: list[Int64s]) -> list[Int64s]:
+    digits, carry = [], np.zeros_like(limbs[0])
+    for limb in limbs[:-1]:
+        whole = limb + carry
+        digits.append(whole & (_LIMB - 1))
+        carry = whole >> LIMB_BITS
+    return [*digits, limbs[-1] + carry]

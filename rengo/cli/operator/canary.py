@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import TextIO
 
-from fl_server.operations.results import CanaryReport
+from fl_server.operations.results.models import CanaryReport
 from rengo.cli.codes import DONE
 from rengo.cli.common import connect, interruptible, print_json, progress_stream
 from rengo.operator.canary import CanaryTrial, begin, follow

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fl_server.operations.catalogue import DEVICES_INVITE, DEVICES_REVOKE, DEVICES_ROTATE
-from fl_server.operations.results import DeviceRow
+from fl_server.operations.results.members import DeviceRow
 from rengo.cli.common import Commands, add_command, add_site, connect, print_json
 from rengo.terminal.drift import drift_lines
 from rengo.terminal.health import health_lines

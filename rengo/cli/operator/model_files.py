@@ -23,7 +23,14 @@ from rengo.cli.operator.run import TASK_HELP, add_run_options
 from rengo.cli.operator.run import run as run_task
 from rengo.export.formats import FORMATS
 from rengo.export.formats import export as write
-from rengo.operator.models import FetchedVersion, ask, bring, load, manifest_path, part_path
+from rengo.operator.models import (
+    FetchedVersion,
+    download,
+    find_model,
+    load,
+    manifest_path,
+    part_path,
+)
 from rengo.terminal.format import size
 from rengo.terminal.transfer_bar import open_meter
 from runtime.errors import ConfigError
@@ -76,11 +83,11 @@ def get(options: argparse.Namespace) -> int:
     path: Path | None = None
     try:
         with interruptible(), connect(options) as client:
-            offer = ask(client, options.name)
+            offer = find_model(client, options.name)
             manifest = offer.manifest
             path = _place(options.output, f"{_name_of(manifest)}.safetensors")
             with open_meter(manifest.name, manifest.size_bytes, out) as watch:
-                moved = bring(client, offer, path, watch)
+                moved = download(client, offer, path, watch)
     except KeyboardInterrupt:
         print(_interrupted(path), file=out)
         return INTERRUPTED

@@ -20,12 +20,12 @@ from fl_server.operations.catalogue import (
     MODELS_UNTAG,
     Operation,
 )
-from fl_server.operations.results import ModelDetail, ModelRow
+from fl_server.operations.results.models import ModelDetail, ModelRow
 from rengo.cli.codes import DONE
 from rengo.cli.common import Commands, add_command, add_site, connect, print_json
 from rengo.cli.operator import canary
 from rengo.cli.operator.model_files import add_file_verbs
-from rengo.operator.models import ask, bring, manifest_path, verify_file
+from rengo.operator.models import download, find_model, manifest_path, verify_file
 from rengo.terminal.format import count, figure, size
 from rengo.terminal.tables import print_table, when
 from storage.versions.manifest import Manifest, Parent
@@ -232,10 +232,10 @@ def verify(options: argparse.Namespace) -> int:
         if path.is_file():
             manifest = verify_file(path, manifest_path(path), client.server_key)
         else:
-            offer = ask(client, options.name)
+            offer = find_model(client, options.name)
             manifest = offer.manifest
             with tempfile.TemporaryDirectory(prefix="rengo-verify-") as folder:
-                bring(client, offer, Path(folder) / "model.safetensors")
+                download(client, offer, Path(folder) / "model.safetensors")
     document = {"name": manifest.name, "sha256": manifest.sha256, "verified": True}
     if options.json:
         print_json(document, options.json)

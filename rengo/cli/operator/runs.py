@@ -11,7 +11,7 @@ from fl_server.operations.catalogue import (
     RUNS_SHOW,
     RUNS_STOP,
 )
-from fl_server.operations.results import RoundRow, RunDevice, RunReport, RunSummary
+from fl_server.operations.results.runs import RoundRow, RunDevice, RunReport, RunSummary
 from rengo.cli.codes import DONE
 from rengo.cli.common import Commands, add_command, add_site, connect, print_json
 from rengo.terminal.format import figure, size

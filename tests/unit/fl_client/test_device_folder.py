@@ -11,7 +11,7 @@ import pytest
 
 from broker.wire.messages import Order, Patch, UploadRef
 from fl_client.jobs.folder import DeviceFolder
-from fl_client.session.events import Job, JobKey, Outcome
+from fl_client.session.events import Job, JobKey, JobOutcome
 from storage.transfer.byte_ranges import EarlierVersion
 from storage.transfer.multipart import uploaded_parts_path
 from tests.messages import EXCHANGE, SAMPLES
@@ -185,7 +185,7 @@ def test_the_files_of_an_exchange_are_its_own_and_go_with_its_receipt(tmp_path: 
     folder.update(key).write_bytes(b"answer")
     folder.next_state(key).write_bytes(b"after")
     sha256 = hashlib.sha256(b"answer").hexdigest()
-    job = Job(key, order, "uploading", Outcome(0, {}, header_sha256=sha256, size_bytes=6))
+    job = Job(key, order, "uploading", JobOutcome(0, {}, header_sha256=sha256, size_bytes=6))
     assert folder.has_whole_update(job)
     folder.remove_all_but([key])
     folder.remove_job(key, accepted=True, active=job)

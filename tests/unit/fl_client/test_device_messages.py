@@ -10,7 +10,7 @@ from broker.wire.messages import Decline, DeviceInfo, DeviceState, Request, Resu
 from broker.wire.topics import parse
 from fl_client.agent.messages import DeviceMessages
 from fl_client.machine.accelerators import CPU, Accelerator
-from fl_client.session.events import Job, JobKey, Outcome, SendDecline
+from fl_client.session.events import Job, JobKey, JobOutcome, SendDecline
 from fl_client.settings import AgentSettings
 from fl_server.members.presence import PresenceTable
 from runtime.security.identity import new_identity
@@ -79,7 +79,7 @@ def test_the_result_of_an_exchange_carries_its_answer_and_is_found_in_the_outbox
     tmp_path: Path,
 ) -> None:
     key = JobKey.of(EXCHANGE)
-    outcome = Outcome(0, {"norm": 1.0}, payload=b"\xff\x00")
+    outcome = JobOutcome(0, {"norm": 1.0}, payload=b"\xff\x00")
     sent = messages_of(tmp_path).result(Job(key, EXCHANGE, "reporting", outcome), None)
     _, message = decode(sent.payload, parse(sent.topic), IDENTITY.secret_key.public)
     assert isinstance(message, Result)

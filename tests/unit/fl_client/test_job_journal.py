@@ -17,11 +17,11 @@ import pytest
 
 from broker.wire.messages import Order
 from fl_client.jobs.journal import JobJournal, JobJournalDamaged, JobJournalError
-from fl_client.session.events import Job, JobKey, Outcome
+from fl_client.session.events import Job, JobKey, JobOutcome
 from runtime.errors import ConfigError
 from tests.messages import EXCHANGE, SAMPLES
 
-OUTCOME = Outcome(40, {"loss": 0.5}, 1.5, 1 << 20, "a" * 64, 1000)
+OUTCOME = JobOutcome(40, {"loss": 0.5}, 1.5, 1 << 20, "a" * 64, 1000)
 
 
 def job(number: int = 1, action: str = "train", stage: str = "uploading") -> Job:
@@ -58,7 +58,7 @@ def test_what_is_kept_comes_back_whole(journal: JobJournal, path: Path) -> None:
 
 def exchange(phase: str = "share", seq: int = 0) -> Job:
     order = EXCHANGE.model_copy(update={"phase": phase, "seq": seq})
-    outcome = Outcome(0, {"norm": 1.0}, 0.5, payload=b"\x00\xff\xfe", keeps_state=True)
+    outcome = JobOutcome(0, {"norm": 1.0}, 0.5, payload=b"\x00\xff\xfe", keeps_state=True)
     return Job(JobKey.of(order), order, "reporting", outcome)
 
 

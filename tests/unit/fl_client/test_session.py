@@ -15,8 +15,8 @@ from fl_client.session.machine import (
     DeviceSession,
 )
 
-OUTCOME = s.Outcome(10, {}, header_sha256="a" * 64, size_bytes=100)
-METRICS = s.Outcome(10, {"accuracy": 0.5})
+OUTCOME = s.JobOutcome(10, {}, header_sha256="a" * 64, size_bytes=100)
+METRICS = s.JobOutcome(10, {"accuracy": 0.5})
 
 
 def order(
@@ -233,6 +233,12 @@ def test_a_failure_before_the_upload_declines_the_order(stage: s.Stage) -> None:
     assert kinds(commands) == ["SendDecline", "ForgetJob", "PublishState"]
 
 
+@pytest.mark.parametrize("unusable", [True, False])
+def test_a_decline_says_whether_the_work_came_to_nothing(unusable: bool) -> None:
+    commands = at("working").handle(s.JobFailed(key(), "diverged", unusable=unusable))
+    assert commands[0] == s.SendDecline(key(), "diverged", unusable)
+
+
 def test_a_failed_upload_is_reported_since_it_may_have_arrived() -> None:
     commands = at("uploading").handle(s.JobFailed(key(), "the store answers no more"))
     assert kinds(commands) == ["KeepJob", "SendResult", "PublishState"]
@@ -445,15 +451,16 @@ def exchange(
     return plain.model_copy(update=changes if upload else {**changes, "upload": None})
 
 
-def answer(*, keeps_state: bool = False) -> s.Outcome:
-    return s.Outcome(0, {}, payload=b"answer", keeps_state=keeps_state)
+def answer(*, keeps_state: bool = False) -> s.JobOutcome:
+    return s.JobOutcome(0, {}, payload=b"answer", keeps_state=keeps_state)
 
 
 def done_in_order(session: DeviceSession) -> list[tuple[int, int, str, int]]:
     """Do all that waits, and return in which order that was."""
-    found = []
+    found: list[tuple[int, int, str, int]] = []
     while session.active is not None:
         done = session.active.key
+        assert len(found) <= MAX_WAITING_EXCHANGES, "an answer ends an exchange"
         found.append((done.round, done.attempt, done.phase, done.seq))
         session.handle(s.WorkFinished(done, answer()))
     return found

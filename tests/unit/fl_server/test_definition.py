@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -56,7 +57,7 @@ def test_hyper_parameters_stand_beside_the_name() -> None:
     [
         ({"task": None}, "'task': Input should be a valid string"),
         ({"task": "No Such"}, "'task': String should match pattern"),
-        ({"round": 3}, "unknown key 'round' (known: aggregation, algorithm, bundle, cohort"),
+        ({"round": 3}, "unknown key 'round' (known: algorithm, bundle, cohort"),
         ({"rounds": 0}, "'rounds': Input should be greater than or equal to 1"),
         ({"rounds": "many"}, "'rounds': Input should be a valid integer"),
         ({"seed": -1}, "'seed': "),
@@ -68,7 +69,7 @@ def test_hyper_parameters_stand_beside_the_name() -> None:
         ({"cohort": {"over_selection": 0.5}}, "'cohort.over_selection': "),
         ({"cohort": "all"}, "'cohort': "),
         ({"evaluation": {"on": "moon"}}, "'evaluation.on': Input should be 'auto', 'evaluators'"),
-        ({"aggregation": {"scale_bits": 40, "weight_bits": 40}}, "may be at most 60"),
+        ({"aggregation": {"weight_bits": 40, "scale": 1}}, "unknown key 'aggregation'"),
         ({"models": {"keep": 1}}, "'models.keep': "),
         ({"algorithm": {"name": "fedavgg"}}, "no algorithm 'fedavgg'; there are: fedavg, fedprox"),
         ({"algorithm": {"name": "base"}}, "no algorithm 'base'"),
@@ -111,3 +112,12 @@ def test_a_definition_survives_the_journals_json() -> None:
     again = RunDefinition.model_validate_json(definition.model_dump_json())
     assert again == definition
     assert again.algorithm.settings == {"mu": 0.25}
+
+
+def test_the_number_format_that_runs_used_to_have_is_left_out() -> None:
+    """Of every run that was journalled before, and of an operator's file."""
+    old = {"aggregation": {"scale_bits": 30, "weight_bits": 22}}
+    assert parse(**old) == parse()
+    stored = parse(rounds=3).model_dump() | old
+    assert RunDefinition.model_validate_json(json.dumps(stored)) == parse(rounds=3)
+    assert "aggregation" not in parse(**old).model_dump()

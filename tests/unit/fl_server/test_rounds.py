@@ -578,6 +578,121 @@ def test_a_result_lost_with_the_server_is_checked_when_it_comes_again() -> None:
     assert run.reports("a") == [e.VerifyUpdate("a", 1, 1, update("a"))]
 
 
+# --- the same refusal again and again ---------------------------------------------------------
+
+
+def refuses(run: Run, reason: str, *devices: str) -> list[e.Command]:
+    """Have the updates of devices refused, each for a reason with numbers of its own."""
+    for number, device_id in enumerate(devices):
+        run.reports(device_id)
+        said = reason.format(number + 10 * run.now[1])
+        run.give(e.UpdateRejected(device_id, *run.now, update(device_id, *run.now), said))
+    return run.last.commands
+
+
+NAN = "parameter {} is not finite"
+
+
+def test_an_attempt_whose_every_update_was_refused_does_not_wait_for_its_deadline() -> None:
+    run = Run.of("a", "b", "c")
+    refuses(run, NAN, "b", "a")
+    assert run.phase == "collecting"
+    assert ordered(refuses(run, NAN, "c")) == {"a", "b", "c"}
+    assert run.now == (1, 2)
+    abandoned = run.facts[-2]
+    assert isinstance(abandoned, e.RoundAbandoned)
+    assert abandoned.reason == "every update was refused; that of a: parameter 11 is not finite"
+
+
+def test_the_same_refusal_of_every_member_in_two_attempts_ends_the_run() -> None:
+    run = Run.of("a", "b", "c")
+    refuses(run, NAN, "a", "b", "c")
+    assert e.SweepRun() in refuses(run, NAN, "c", "a", "b")
+    failed = run.facts[-1]
+    assert isinstance(failed, e.RunFailed)
+    assert "round 1, attempt 2" in failed.reason
+    assert "that of a: parameter 21 is not finite" in failed.reason
+
+
+def test_a_restart_between_the_attempts_forgets_no_refusal() -> None:
+    run = Run.of("a", "b", "c")
+    refuses(run, NAN, "a", "b", "c")
+    run.restart()
+    run.join("a", "b", "c")
+    refuses(run, NAN, "a", "b")
+    run.restart()
+    refuses(run, NAN, "c")
+    assert isinstance(run.facts[-1], e.RunFailed)
+
+
+def test_the_reason_of_the_last_refusal_is_enough_after_a_restart() -> None:
+    """The facts of a step may be all that was left of it."""
+    run = Run.of("a", "b", "c")
+    refuses(run, NAN, "a", "b", "c")
+    while not isinstance(run.facts[-1], e.UpdateRefused):
+        run.facts.pop()
+    run.restart()
+    assert run.now == (1, 2)
+
+
+def test_a_device_that_trained_to_no_use_counts_as_one_that_was_refused() -> None:
+    run = Run.of("a", "b", "c")
+    for _ in range(2):
+        assert run.phase == "collecting"
+        for name in ("a", "b", "c"):
+            run.give(e.DeviceDeclined(name, "train", *run.now, "training diverged", unusable=True))
+    assert isinstance(run.facts[-1], e.RunFailed)
+    assert "training diverged" in run.machine.ledger.reason
+
+
+def test_devices_that_take_no_order_now_may_take_a_later_one() -> None:
+    run = Run.of("a", "b", "c")
+    for attempt in (1, 2, 3):
+        for name in ("a", "b", "c"):
+            run.give(e.DeviceDeclined(name, "train", *run.now, "too hot"))
+        assert run.now == (1, attempt)
+        run.fires("deadline")
+    assert run.machine.ledger.status == "running"
+
+
+@pytest.mark.parametrize("between", ["another reason", "one that counts", "one that is busy"])
+def test_what_is_not_the_same_twice_in_a_row_is_tried_again(between: str) -> None:
+    run = Run.of("a", "b", "c")
+    refuses(run, NAN, "a", "b", "c")
+    match between:
+        case "another reason":
+            refuses(run, "chunk {} is damaged", "a", "b", "c")
+        case "one that counts":
+            refuses(run, NAN, "a", "b")
+            run.counts("c")
+            run.fires("deadline")
+        case "one that is busy":
+            refuses(run, NAN, "a", "b")
+            run.give(e.DeviceDeclined("c", "train", *run.now, NAN.format(1)))
+            run.fires("deadline")
+    assert run.now == (1, 3)
+    refuses(run, NAN, "a", "b", "c")
+    assert run.now == (1, 4)
+    refuses(run, NAN, "a", "b", "c")
+    assert isinstance(run.facts[-1], e.RunFailed)
+
+
+def test_a_refusal_in_one_round_is_not_one_in_the_next() -> None:
+    run = Run.of("a", "b", "c")
+    refuses(run, NAN, "a", "b", "c")
+    run.counts("a", "b", "c")
+    run.commits()
+    refuses(run, NAN, "a", "b", "c")
+    assert run.now == (2, 2)
+
+
+def test_a_fact_of_before_says_nothing_of_use() -> None:
+    """Facts that were journalled before have no ``unusable``."""
+    assert e.OrderDeclined(**{"round": 1, "attempt": 1, "device_id": "a", "reason": "b"}) == (
+        e.OrderDeclined(1, 1, "a", "b", unusable=False)
+    )
+
+
 # --- the ledger -------------------------------------------------------------------------------
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fl_server.aggregation.arithmetic.exact import BLOCK, Float32s
-from fl_server.aggregation.spool import FileSums, MemoryBudget, Spool
+from fl_server.aggregation.arithmetic.exact import BLOCK, Float32s, Workspace
+from fl_server.aggregation.spool import BlockSums, MemoryBudget, Spool
 from runtime.errors import Corrupt
 
 SIZE = BLOCK + 1000
@@ -109,22 +109,70 @@ def test_the_budget_holds_under_many_threads() -> None:
     assert budget.take(1000)
 
 
+def add(sums: BlockSums, values: Float32s, weight: int) -> None:
+    work = Workspace(BLOCK)
+    for index in range(len(sums)):
+        block = sums.read(index)
+        block.add(values[BLOCK * index : BLOCK * (index + 1)], weight, work)
+        sums.write(index, block)
+
+
+def totals(sums: BlockSums) -> bytes:
+    return np.concatenate([sums.read(index).total() for index in range(len(sums))]).tobytes()
+
+
+def wide(seed: int) -> Float32s:
+    """Return values that need three limbs in the first block, and one in the second."""
+    values = vector(seed=seed)
+    values[:BLOCK:1000] *= np.float32(1e-20)
+    values[:BLOCK:1001] *= np.float32(1e12)
+    return values
+
+
 def test_spools_and_sums_have_no_name_on_disk(tmp_path: Path) -> None:
     spool = filled(MemoryBudget(0), tmp_path, vector(100))
-    sums = FileSums(1000, tmp_path)
+    sums = BlockSums(1000, 1, 0, tmp_path)
+    add(sums, vector(1000), 3)
     assert list(tmp_path.iterdir()) == []
     spool.close()
     sums.close()
 
 
-def test_file_sums_begin_at_zero_and_keep_what_is_written(tmp_path: Path) -> None:
-    sums = FileSums(SIZE, tmp_path)
-    assert not sums.read(0, BLOCK).any()
-    block = np.arange(1000, dtype=np.int64) - 500
-    sums.write(BLOCK, block)
-    sums.write(10, block[:3])
-    assert np.array_equal(sums.read(BLOCK, 1000), block)
-    assert sums.read(9, 5).tolist() == [0, -500, -499, -498, 0]
+@pytest.mark.parametrize("limbs_in_memory", [0, 1, 2])
+def test_sums_have_the_same_bits_wherever_they_lie(limbs_in_memory: int, tmp_path: Path) -> None:
+    memory = BlockSums(SIZE, 2, 10, tmp_path)
+    sums = BlockSums(SIZE, 2, limbs_in_memory, tmp_path)
+    assert totals(sums) == bytes(8 * SIZE)
+    for values, weight in ((vector(), 600), (wide(1), 1 << 40), (vector(seed=2), 3)):
+        for each in (memory, sums):
+            add(each, values, weight)
+        assert totals(sums) == totals(memory)
+    assert len(memory.read(0).limbs) > 2
+    memory.close()
+    sums.close()
+
+
+def test_a_block_that_needs_more_limbs_than_memory_has_room_for_is_on_disk(tmp_path: Path) -> None:
+    sums = BlockSums(SIZE, 2, 2, tmp_path)
+    add(sums, vector(), 600)
+    assert sums._file is None
+    add(sums, wide(1), 600)
+    assert [bool(block.limbs) for block in sums._blocks] == [False, True]
+    sums.close()
+
+
+@pytest.mark.parametrize("limbs_in_memory", [0, 10])
+def test_what_is_not_written_back_does_not_count(limbs_in_memory: int, tmp_path: Path) -> None:
+    sums = BlockSums(SIZE, 2, limbs_in_memory, tmp_path)
+    add(sums, vector(), 1)
+    before, work = totals(sums), Workspace(BLOCK)
+    if limbs_in_memory == 0:
+        sums.read(0).add(vector()[:BLOCK], 1, work)
+        assert totals(sums) == before
+    block = sums.read(0)
+    block.add(vector()[:BLOCK], 1, work)
+    sums.write(0, block)
+    assert totals(sums) != before
     sums.close()
 
 

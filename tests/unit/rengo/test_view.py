@@ -12,7 +12,7 @@ from rich.spinner import Spinner
 
 from broker.wire.messages import DeviceInfo, DeviceState, Message, RunDocument, RunEvent
 from broker.wire.topics import Address
-from fl_server.operations.results import RunSummary
+from fl_server.operations.results.runs import RunSummary
 from rengo.operator.client import News
 from rengo.operator.progress import DeviceTable, RunProgress
 from rengo.terminal import format as wording
@@ -34,7 +34,7 @@ class Play:
         self.follower = RunProgress(RUN, cohort_size=cohort_size, clock=lambda: self.now_s)
 
     def hear(self, area: str, name: str, leaf: str, message: Message) -> None:
-        self.follower.take(News(Address("main", area, name, leaf), message))  # type: ignore[arg-type]
+        self.follower.apply(News(Address("main", area, name, leaf), message))  # type: ignore[arg-type]
 
     def device(
         self, name: str, status: str = "ready", role: str = "trainer", **takes: list[str]
@@ -45,7 +45,9 @@ class Play:
     def know(self, **report: Any) -> None:
         """Have the follower know what the run's report says."""
         usual = {"cohort_size": 2, "evaluate_on": "evaluators", "evaluate_every": 1}
-        self.follower.know(RunSummary.model_construct(**{**usual, "bundled": False, **report}))
+        self.follower.set_definition(
+            RunSummary.model_construct(**{**usual, "bundled": False, **report})
+        )
 
     def document(self, phase: str = "collecting", status: str = "running", **more: Any) -> None:
         self.hear("run", RUN, "state", document(phase, status, rounds=self.rounds, **more))
@@ -188,9 +190,9 @@ def test_events_that_never_come_do_not_hold_up_the_end(play: Play) -> None:
     told(play, story)
     play.round(1)
     play.document(phase="ended", status="completed")
-    assert not play.follower.told
+    assert not play.follower.is_complete
     play.now_s += 5.0
-    assert play.follower.told
+    assert play.follower.is_complete
     assert [line[:9] for line in told(play, story)] == ["round 1/3"]
 
 
@@ -203,7 +205,7 @@ def test_a_round_that_is_not_to_be_measured_is_told_at_once(
     play.know(evaluate_on=on, evaluate_every=every)
     for number in (1, 2, 3):
         play.round(number)
-    assert {n for n in (1, 2, 3) if not play.follower.settled(n)} == waited_for
+    assert {n for n in (1, 2, 3) if not play.follower.is_measured(n)} == waited_for
 
 
 def test_where_devices_measure_all_of_them_are_waited_for() -> None:
@@ -289,7 +291,7 @@ def test_who_takes_the_bundle_measures_too(bundled: bool, waited_for: set[int]) 
     play.document()
     play.round(1)
     play.measured(1, 0.5, by="a")
-    assert {n for n in (1,) if not play.follower.settled(n)} == waited_for
+    assert {n for n in (1,) if not play.follower.is_measured(n)} == waited_for
 
 
 def test_who_goes_and_comes_back_is_told(play: Play) -> None:
@@ -362,7 +364,7 @@ def test_where_output_is_no_terminal_it_is_lines(play: Play) -> None:
     assert isinstance(view, PlainView)
     with view:
         view.phase("Starting")
-        view.devices(play.follower.crowd, 3)
+        view.devices(play.follower.devices, 3)
         view.update(play.follower)
         view.phase("")
     assert out.getvalue().splitlines() == [
@@ -449,10 +451,10 @@ def test_before_there_is_a_run_the_picture_says_what_goes_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("TERM", "xterm-256color")
-    out, crowd = Terminal(), DeviceTable()
+    out, device_table = Terminal(), DeviceTable()
     with open_view(out) as view:
         view.phase("Starting the broker")
-        view.devices(crowd, 7)
+        view.devices(device_table, 7)
         view.note("server has ended; starting it again")
     text = out.getvalue()
     assert "server has ended; starting it again" in text
