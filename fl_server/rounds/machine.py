@@ -328,9 +328,8 @@ class RoundMachine:
         if ledger.phase != "collecting":
             return
         enough = len(ledger.accepted) >= self.plan.quorum
-        lost = self._left - set(
-            self._verifying
-        )  # a device that reported and then left has answered
+        # a device that reported and then left has answered
+        lost = self._left - set(self._verifying)
         pending = set(ledger.cohort) - ledger.answered - lost
         if len(ledger.accepted) >= ledger.target or (enough and (deadline or not pending)):
             included = tuple(sorted(ledger.accepted))
