@@ -147,6 +147,7 @@ class Ledger:
             case RoundOpened():
                 self._next(fact.round, fact.attempt)
                 self.model, self.earlier, self.made = fact.base, (), None
+                self.causes = frozenset()  # the same device may do better with another base
             case RoundStarted():
                 self.phase, self.cohort, self.target = "collecting", fact.cohort, fact.target
                 self.work = fact.work
