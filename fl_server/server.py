@@ -198,7 +198,7 @@ class Server:
         Raises:
             TransportError: the broker cannot be reached within the time, or refused its users.
         """
-        self.members.settle()
+        self.members.update_broker()
         self.data.read_registry()
         self.runner.restore()
         self.connection.start(timeout_s)

@@ -107,7 +107,7 @@ class QuietMembership(Membership):
     """Members of a broker that holds no sessions."""
 
     def cut_off(self, device: DeviceRecord) -> None:
-        self.settle()
+        self.update_broker()
 
 
 class Plane:
@@ -133,6 +133,9 @@ class Plane:
 
     def start_job(self, run_id: str, task: StartTask) -> None:
         """Leave the job undone."""
+
+    def forget_copies(self, run_id: str) -> None:
+        """Hold no copies of a run's models."""
 
     def discard_prepared(self, _: object) -> None:
         raise AssertionError("nothing here is old")
@@ -239,7 +242,7 @@ class Life:
             runs=self.runner,
             refused_messages=Counter[str],
             production_changed=self.moved.append,
-            forget_device=self.members.is_cut_off,
+            forget_device=self.members.note_cut_off,
         )
 
     def _runner(self) -> FlowRunner:

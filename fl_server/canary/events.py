@@ -46,7 +46,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class TaskBundle:
-    """The bundle that brings the task to whoever has it not."""
+    """The bundle that brings the task to devices that do not have it installed."""
 
     sha256: str
     size_bytes: int
@@ -91,12 +91,12 @@ class CanaryPlan:
 
 @dataclass(frozen=True)
 class CandidateMarked:
-    """The candidate's stage says that it is one."""
+    """The candidate's stage in the registry is "candidate"."""
 
 
 @dataclass(frozen=True)
 class MarkingFailed:
-    """The candidate cannot be one."""
+    """The candidate's stage could not be changed."""
 
     reason: str
 
@@ -107,7 +107,7 @@ class DeadlinePassed:
 
 
 @dataclass(frozen=True)
-class VerdictSettled:
+class VerdictCarriedOut:
     """The versions' stages are as the verdict says; ``problem`` is why they are not."""
 
     problem: str = ""
@@ -118,7 +118,7 @@ Event: TypeAlias = (
     | MarkingFailed
     | ProductionMoved
     | DeadlinePassed
-    | VerdictSettled
+    | VerdictCarriedOut
     | DeviceJoined
     | DeviceLeft
     | DeviceDeclined
@@ -201,15 +201,17 @@ class OrderSide:
 
 @dataclass(frozen=True)
 class CloseOrders:
-    """Tell the devices that nobody waits for their evaluations any more."""
+    """Publish that no evaluation is awaited any more."""
 
 
 @dataclass(frozen=True)
-class Settle:
-    """Promote the candidate or archive it, and say why; ends in ``VerdictSettled``."""
+class CarryOutVerdict:
+    """Promote the candidate or archive it, and say why; ends in ``VerdictCarriedOut``."""
 
     verdict: Verdict
     reason: str
 
 
-Command: TypeAlias = MarkCandidate | ArmDeadline | OrderSide | SendReceipt | CloseOrders | Settle
+Command: TypeAlias = (
+    MarkCandidate | ArmDeadline | OrderSide | SendReceipt | CloseOrders | CarryOutVerdict
+)

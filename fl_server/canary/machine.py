@@ -1,8 +1,8 @@
 """The canary machine: a candidate against production on the same devices, sans-IO.
 
-``handle(event)`` returns the facts that it decided and the commands that follow; the shell writes
-the facts down before it carries out the commands. The state is the fold of the facts, plus who is
-online, which devices say again. After a crash: build a machine of the facts, then ``resume()``.
+``handle(event)`` returns the facts that it decided and the commands that follow; the shell journals
+the facts before it carries out the commands. The state is the fold of the facts, plus who is
+online, which devices publish again. After a crash: build a machine of the facts, then ``resume()``.
 
 Each device of the cohort evaluates both versions: a pair. The two orders differ in their attempt
 alone, so that whatever is random in an evaluation is the same for both.
@@ -20,6 +20,7 @@ from fl_server.canary.events import (
     ArmDeadline,
     CanaryPlan,
     CandidateMarked,
+    CarryOutVerdict,
     CloseOrders,
     Command,
     DeadlinePassed,
@@ -30,13 +31,12 @@ from fl_server.canary.events import (
     MarkingFailed,
     OrderSide,
     OrdersOpened,
-    Settle,
     Settled,
     Side,
     SideDeclined,
     SideMeasured,
     Verdict,
-    VerdictSettled,
+    VerdictCarriedOut,
 )
 from fl_server.canary.state import CanaryState, judge, measured_pairs
 from fl_server.flows.commands import ReceiptStatus, SendReceipt
@@ -91,11 +91,11 @@ class CanaryMachine:
                 # a crash may have come between the last answer and the verdict
                 self._judge_if_complete(step)
             case "settling":
-                self._settle(step)
+                self._carry_out(step)
         return step
 
     def handle(self, event: Event) -> CanaryStep:
-        """Take one event; an event that no longer matters gives an empty step."""
+        """Handle one event; an event that no longer matters gives an empty step."""
         step = CanaryStep()
         match event:
             case CandidateMarked() if self.state.phase == "opening":
@@ -108,7 +108,7 @@ class CanaryMachine:
                 self._moved(event, step)
             case DeadlinePassed():
                 self._deadline(step)
-            case VerdictSettled() if self.state.phase == "settling":
+            case VerdictCarriedOut() if self.state.phase == "settling":
                 self._record(Settled(event.problem), step)
             case DeviceJoined():
                 self._joined(event, step)
@@ -185,14 +185,14 @@ class CanaryMachine:
         pending = {device_id for device_id in self.plan.cohort if self.state.owed(device_id)}
         if not pending or (not pending - self._left and self._enough()):
             self._record(judge(self.plan, self.state), step)
-            self._settle(step)
+            self._carry_out(step)
 
     def _deadline(self, step: CanaryStep) -> None:
         if self.state.phase == "opening":
             self._judge("inconclusive", "the store did not answer in time", step)
         elif self.state.phase == "measuring":
             self._record(judge(self.plan, self.state), step)
-            self._settle(step)
+            self._carry_out(step)
 
     def _moved(self, event: ProductionMoved, step: CanaryStep) -> None:
         if event.name != self.plan.production.name and self.state.phase in {"opening", "measuring"}:
@@ -209,12 +209,12 @@ class CanaryMachine:
 
     def _judge(self, verdict: Verdict, reason: str, step: CanaryStep) -> None:
         self._record(Judged(verdict, reason, 0, None, None), step)
-        self._settle(step)
+        self._carry_out(step)
 
-    def _settle(self, step: CanaryStep) -> None:
+    def _carry_out(self, step: CanaryStep) -> None:
         judged = self.state.judged
         assert judged is not None
-        step.commands += [CloseOrders(), Settle(judged.verdict, judged.reason)]
+        step.commands += [CloseOrders(), CarryOutVerdict(judged.verdict, judged.reason)]
 
     def _record(self, fact: Fact, step: CanaryStep) -> None:
         self.state.apply(fact)

@@ -1,4 +1,4 @@
-"""What is said of a canary: to its devices in messages, to an operator in plain data. Pure."""
+"""A canary's orders and closing document for devices, and its state for operators. Pure."""
 
 from __future__ import annotations
 

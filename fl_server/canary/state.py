@@ -67,7 +67,7 @@ class CanaryState:
         }
 
     def apply(self, fact: Fact) -> None:
-        """Take one fact.
+        """Apply one fact.
 
         Raises:
             InvalidTransition: the fact cannot follow here; nothing was changed.

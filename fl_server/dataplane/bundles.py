@@ -113,7 +113,7 @@ class SiteBundles:
             raise ConfigError(f"{name!r} may be any of {choices}; say which")
         return found[0]
 
-    def place(self, sha256: str) -> str:
+    def upload_url(self, sha256: str) -> str:
         """Return a presigned PUT for a bundle that is to come; what never came is removed."""
         now = time.monotonic()
         with self._lock:
@@ -126,7 +126,7 @@ class SiteBundles:
         self._store.delete(key for key in stray if key not in awaited)
         return self._store.presign_put(self.keys.incoming(sha256), URL_LIFETIME_S)
 
-    def keep(self, sha256: str) -> KeptBundle:
+    def accept(self, sha256: str) -> KeptBundle:
         """Check the bundle that came and store it under its sha256; it may be there already.
 
         Raises:

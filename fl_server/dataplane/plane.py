@@ -1,7 +1,7 @@
 """The data plane: the work on bytes, of runs in rounds and of runs that begin.
 
-What is said to block is called on the threads of :class:`Workers`: verification on the pool;
-folding, aggregating and sweeping in order.
+Methods that block, as their docstrings say, are called on the threads of :class:`Workers`:
+verification on the pool; folding, aggregating and sweeping in order.
 """
 
 from __future__ import annotations
@@ -241,7 +241,7 @@ class DataPlane(Workers):
     # --- runs that begin ----------------------------------------------------------------------
 
     def check_initial(self, run_id: str, model: Model) -> None:
-        """Return when version 0 is in the store and can be trained; keep a local copy. Blocks.
+        """Return when version 0 is in the store and can be trained; store a local copy. Blocks.
 
         Raises:
             NotFound, Corrupt: it is not there, or not what was promised.
@@ -292,7 +292,7 @@ class DataPlane(Workers):
             _LOG.warning("no upload in parts for %s: %s", key, error)
             then(None)
 
-        self.start_upload(lambda: self.uploads.place(key, size), then, failed)
+        self.start_upload(lambda: self.uploads.parts_for(key, size), then, failed)
 
     def abandon_upload(self, key: str) -> None:
         """End an upload in parts in the background, if there is one."""

@@ -1,7 +1,7 @@
 """Uploads in parts: begun here, filled by devices and submitters, and none is left behind.
 
-Which upload belongs to a key is known to this process alone: after a restart whoever sends begins
-anew, and what the former process began is found in the store's own list.
+Only this process knows which upload belongs to a key. After a restart a sender gets a new one, and
+those that the former process began are found in the store's own list.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Uploads:
         """Whether a file of that size goes in parts."""
         return self._sizes.is_large(size)
 
-    def place(self, key: str, size: int) -> PartsRef:
-        """Return where a file of at most ``size`` bytes goes; the same upload while it lives.
+    def parts_for(self, key: str, size: int) -> PartsRef:
+        """Return the upload of a file of at most ``size`` bytes, the same one as long as it lives.
 
         Blocks: asks the store.
         """

@@ -1,4 +1,4 @@
-"""What is in production, told to the devices: a retained document a task, and URLs to fetch it by.
+"""What is in production, published to devices: a retained document a task, and URLs to fetch it by.
 
 Called on the owner's thread.
 """
@@ -37,12 +37,12 @@ class ProductionDocuments:
         self._clear = clear
 
     def publish_all(self) -> None:
-        """Say of every task what is in production."""
+        """Publish for every task what is in production."""
         for task in sorted({version.manifest.task for version in self._registry.versions()}):
             self.publish(task)
 
     def publish(self, task: str) -> None:
-        """Say what is in production of a task."""
+        """Publish what is in production of a task."""
         version = self._registry.production(task)
         if version is None:
             self._clear(self._topics.model(task))

@@ -122,7 +122,7 @@ class PublishDocument:
 
 @dataclass(frozen=True)
 class ReportResult:
-    """Tell whoever drives the run from outside what came of it; said again after a restart."""
+    """Report a result to whatever drives the run from outside; repeated after a restart."""
 
     result: object
 

@@ -16,6 +16,7 @@ from fl_server.canary.events import (
     ArmDeadline,
     CanaryPlan,
     CandidateMarked,
+    CarryOutVerdict,
     CloseOrders,
     DeadlinePassed,
     Event,
@@ -23,9 +24,8 @@ from fl_server.canary.events import (
     MarkCandidate,
     MarkingFailed,
     OrderSide,
-    Settle,
     Settled,
-    VerdictSettled,
+    VerdictCarriedOut,
 )
 from fl_server.canary.events import Command as CanaryCommand
 from fl_server.canary.machine import CanaryMachine, CanaryStep
@@ -103,7 +103,7 @@ class CanaryFlow(Flow):
         """Handle the end of a task that nobody foresaw."""
         if self.machine.state.phase == "opening":
             return self._handle(MarkingFailed(reason))
-        return self._handle(VerdictSettled(reason))
+        return self._handle(VerdictCarriedOut(reason))
 
     # --- what goes out ------------------------------------------------------------------------
 
@@ -123,8 +123,8 @@ class CanaryFlow(Flow):
                 return PublishDocument()
             case MarkCandidate():
                 return self._marking()
-            case Settle():
-                return self._settling(command)
+            case CarryOutVerdict():
+                return self._carrying_out(command)
         return command
 
     def _audit(self) -> NoteAudit:
@@ -148,17 +148,17 @@ class CanaryFlow(Flow):
 
         return StartTask(work, in_order=True, failed=lambda error: MarkingFailed(str(error)))
 
-    def _settling(self, command: Settle) -> StartTask:
-        def work() -> VerdictSettled:
+    def _carrying_out(self, command: CarryOutVerdict) -> StartTask:
+        def work() -> VerdictCarriedOut:
             problem = self._data.patiently(
                 lambda: _carry_out_verdict(self._data.registry, self.plan, command)
             )
-            return VerdictSettled(problem)
+            return VerdictCarriedOut(problem)
 
-        return StartTask(work, in_order=True, failed=lambda error: VerdictSettled(str(error)))
+        return StartTask(work, in_order=True, failed=lambda error: VerdictCarriedOut(str(error)))
 
 
-def _carry_out_verdict(registry: ModelRegistry, plan: CanaryPlan, command: Settle) -> str:
+def _carry_out_verdict(registry: ModelRegistry, plan: CanaryPlan, command: CarryOutVerdict) -> str:
     """Bring the versions' stages to the verdict, once or again; return what is in its way."""
     candidate = registry.get(plan.candidate.run_id, plan.candidate.version)
     production = registry.production(plan.task)

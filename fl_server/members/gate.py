@@ -1,7 +1,7 @@
-"""Who is listened to: each message is checked before anything acts on it, and refusals are counted.
+"""Each message is verified before anything acts on it, and refusals are counted.
 
-What a sender can make this cost is bounded for each of them: time by the throttle, disk and log by
-noting only the first of many refusals.
+What one sender can make this cost is bounded: time by a rate limit, disk and log by noting only the
+first of many refusals.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from fl_server.members.rules import AuditEvent
 from runtime.errors import PeerError
 
 _LOG = logging.getLogger(__name__)
-# a device says a few things a round; one that says more than this is not listened to. Each KiB
-# counts as one message more, since the largest that msgpack can be made take 0.4 s to refuse
+# a device sends a few messages a round; beyond this rate they are refused. Each KiB counts as one
+# message more, since the largest messages that msgpack can hold take 0.4 s to refuse
 _MESSAGES_PER_S, _MESSAGES_AT_ONCE = 100.0, 1000
 _WEIGHED_BYTES = 1024
 _NOTED_PER_S, _NOTED_AT_ONCE = 0.1, 10
 _REMEMBERED_RESULTS = 10_000
-_NOBODYS = frozenset({"unknown_dev", "revoked_device", "signature"})
+_OF_UNKNOWN_SENDERS = frozenset({"unknown_dev", "revoked_device", "signature"})
 
 
 @dataclass(frozen=True)
 class VerifiedMessage:
-    """A message that its sender may say here."""
+    """A message that its sender may publish on its topic."""
 
     address: Address
     envelope: Envelope
@@ -40,11 +40,11 @@ class VerifiedMessage:
 
 
 class MessageGate:
-    """The server's ear. One thread uses it.
+    """Verifies what the server receives. One thread uses it.
 
     Args:
-        domain: the only one that is listened to.
-        members: whose keys are known, and the audit log.
+        domain: messages of any other are refused.
+        members: knows the senders' keys, and has the audit log.
         clear: removes the retained document of a topic.
 
     Attributes:
@@ -62,7 +62,7 @@ class MessageGate:
         self._results: dict[tuple[str, str, int], None] = {}
 
     def verify(self, delivery: Delivery) -> VerifiedMessage | None:
-        """Return what was said, None for the clearing of a document.
+        """Return the message, None for the clearing of a retained document.
 
         Raises:
             PeerError: it is to be refused.
@@ -89,22 +89,22 @@ class MessageGate:
             address = parse(delivery.topic)
         except PeerError:
             return
-        # of those whom nobody knows there may be any number
+        # there may be any number of unknown senders
         who = "somebody" if error.reason.startswith("unknown_") else address.id
         if self._noted.admits(f"{address.area}/{who}/{error.reason}", time.monotonic()):
             _LOG.warning("refused a message on %s: %s", address, error)
             act = AuditEvent(address.id, "message refused", address.topic, {"reason": error.reason})
             self._members.note(act)
-        if address.retained and error.reason in _NOBODYS:
-            # what nobody may have said must not stay for those who come later
+        if address.retained and error.reason in _OF_UNKNOWN_SENDERS:
+            # a document of an unknown sender must not stay for later subscribers
             self._clear(address.topic)
 
     def _note_repetition(self, device_id: str, envelope: Envelope) -> None:
-        """Count a result that came before: said again until its receipt, or replayed."""
-        said = (device_id, envelope.boot_id, envelope.seq)
-        if said in self._results:
+        """Count a result that came before: sent again until its receipt, or replayed."""
+        sent = (device_id, envelope.boot_id, envelope.seq)
+        if sent in self._results:
             self.refused["repeated"] += 1
             return
-        self._results[said] = None
+        self._results[sent] = None
         if len(self._results) > _REMEMBERED_RESULTS:
             del self._results[next(iter(self._results))]

@@ -96,7 +96,7 @@ class Membership:
         self._topics = Topics(server.domain)
         self._endpoint = endpoint
         self._publish = publish
-        self._door = BrokerUserSync(access, self._users())
+        self._user_sync = BrokerUserSync(access, self._users())
         self._claims = RateLimit(_CLAIMS_PER_S, _CLAIMS_AT_ONCE)
         self._noted = RateLimit(_REFUSALS_PER_S, _REFUSALS_AT_ONCE)
         self._keys: dict[str, PublicKey] = {}
@@ -138,12 +138,12 @@ class Membership:
         return JoinToken.of(secret, self._server.domain, server_key, self.site.ca_fingerprint)
 
     def invite(self, operator: str, token: JoinToken, terms: TokenTerms) -> None:
-        """Make a join token valid; the broker knows its holder after :meth:`settle`.
+        """Make a join token valid; the broker knows its holder after :meth:`update_broker`.
 
         Raises:
             ConfigError: the broker's users are made by somebody else.
         """
-        self._door.require_ours("no join token can be made")
+        self._user_sync.require_ours("no join token can be made")
         now = time.time()
         record = TokenRecord(
             id=token.id,
@@ -163,10 +163,10 @@ class Membership:
         for each in gone:
             del self.tokens[each]
         self.tokens[token.id] = record
-        self._door.want(self._users())
+        self._user_sync.set_users(self._users())
 
     def claim(self, token_id: str, claim: Claim, clock_off_s: float) -> ClaimAnswer:
-        """Return the answer to a claim, to be sent after :meth:`settle`.
+        """Return the answer to a claim, to be sent after :meth:`update_broker`.
 
         Args:
             token_id: by which topic it came; its signature is checked.
@@ -203,7 +203,7 @@ class Membership:
             self._registry.write(acts, devices=[verdict.device], tokens=[verdict.token])
             self.devices[verdict.device.id] = verdict.device
             self.tokens[token_id] = verdict.token
-            self._door.want(self._users())
+            self._user_sync.set_users(self._users())
         return ClaimAnswer(public_key=claim.public_key, admitted=True, sealed=sealed)
 
     def _fresh_name(self) -> str:
@@ -244,7 +244,7 @@ class Membership:
         self._registry.write(acts, devices=admitted)
         self.devices |= {device.id: device for device in admitted}
         if admitted:
-            self._door.want(self._users())
+            self._user_sync.set_users(self._users())
 
     # --- rotation -----------------------------------------------------------------------------
 
@@ -255,7 +255,7 @@ class Membership:
             NotFound: no such device, or it was revoked.
             ConfigError: the broker's users are made by somebody else.
         """
-        self._door.require_ours("no password can be changed")
+        self._user_sync.require_ours("no password can be changed")
         device = self._active(device_id)
         changed = with_next_password(device, new_password())
         self._registry.write([AuditEvent(operator, "rotation begun", device_id)], devices=[changed])
@@ -272,7 +272,7 @@ class Membership:
         self._publish(self._topics.device(device_id, "task"), message)
 
     def password_kept(self, device_id: str, message: PasswordKept) -> bool:
-        """Put a kept password in force; whether the broker is to learn one by :meth:`settle`."""
+        """Put a stored password in force; return whether :meth:`update_broker` is to follow."""
         changed = password_kept(self.devices[device_id], message.rotation)
         if changed is None:
             return False
@@ -280,7 +280,7 @@ class Membership:
             [AuditEvent(device_id, "password rotated", device_id)], devices=[changed]
         )
         self.devices[device_id] = changed
-        self._door.want(self._users())
+        self._user_sync.set_users(self._users())
         return True
 
     # --- revocation ---------------------------------------------------------------------------
@@ -302,7 +302,7 @@ class Membership:
                 [AuditEvent(operator, "device revoked", device_id)], devices=[revoking]
             )
         self.devices[device_id] = revoking
-        self._door.want(self._users())
+        self._user_sync.set_users(self._users())
         return revoking
 
     def withdraw(self, operator: str, token_id: str) -> None:
@@ -326,10 +326,10 @@ class Membership:
         Raises:
             TransportError: the broker did not do it.
         """
-        self.settle()
+        self.update_broker()
         end_session(self._endpoint, device.client_id)
 
-    def is_cut_off(self, device: DeviceRecord) -> None:
+    def note_cut_off(self, device: DeviceRecord) -> None:
         """Note that the broker has forgotten a device."""
         if self.devices[device.id].status == "revoked":
             return
@@ -337,7 +337,7 @@ class Membership:
         self._registry.write([AuditEvent("server", "device cut off", device.id)], devices=[revoked])
         self.devices[device.id] = revoked
 
-    def half_revoked(self) -> list[DeviceRecord]:
+    def being_revoked(self) -> list[DeviceRecord]:
         """Return the devices that the broker may still know although they are revoked."""
         return [device for device in self.devices.values() if device.status == "revoking"]
 
@@ -349,13 +349,13 @@ class Membership:
 
     # --- the broker ---------------------------------------------------------------------------
 
-    def settle(self) -> None:
-        """Return when the broker has the latest users; any thread.
+    def update_broker(self) -> None:
+        """Return when the broker has the latest users; any thread may call it.
 
         Raises:
             TransportError: the broker refused them.
         """
-        self._door.settle()
+        self._user_sync.apply()
 
     def _users(self) -> Callable[[], list[BrokerUser]]:
         """Return what makes the broker's users of today's members, on any thread."""
@@ -375,11 +375,11 @@ class Membership:
         return make
 
     def refused_connections(self) -> Counter[RefusedConnection]:
-        """Return whom the broker did not let in since the last look; one thread at a time."""
-        return Counter(self._door.access.refused_connections())
+        """Return which connections the broker refused since the last call; one thread at a time."""
+        return Counter(self._user_sync.access.refused_connections())
 
     def note_refused(self, refused: Counter[RefusedConnection]) -> None:
-        """Write to the audit log whom the broker did not let in."""
+        """Write to the audit log which connections the broker has refused."""
         self.note(
             *(
                 AuditEvent(who.user, "connection refused", who.address, {"times": times})
@@ -396,7 +396,7 @@ class Membership:
 
 @dataclass
 class BrokerUserSync:
-    """The broker's users, the latest winning: many changes at once cost one reload."""
+    """The broker's users: many changes at once cost one reload, and the latest counts."""
 
     access: AccessControl
     users: Callable[[], list[BrokerUser]]
@@ -409,13 +409,13 @@ class BrokerUserSync:
         if not self.access.manages_users:
             raise ConfigError(f"{what}: the users of this broker are made by the broker's operator")
 
-    def want(self, users: Callable[[], list[BrokerUser]]) -> None:
+    def set_users(self, users: Callable[[], list[BrokerUser]]) -> None:
         """Set the users; one thread calls it."""
         self.users = users
         self._wanted += 1
 
-    def settle(self) -> None:
-        """Apply the latest users unless somebody has; any thread."""
+    def apply(self) -> None:
+        """Give the broker the latest users unless that was done; any thread may call it."""
         asked = self._wanted
         with self._busy:
             if self._done >= asked:

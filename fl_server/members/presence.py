@@ -1,4 +1,4 @@
-"""Who is there: the devices' retained presence, with wills of older connections left out. Pure."""
+"""Which devices are online, by their retained presence; late wills are left out. Pure."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class DevicePresence:
 
     @property
     def online(self) -> bool:
-        """Whether it can take orders now or after its present one."""
+        """Whether it accepts orders now, or after its present one."""
         return self.state.status in {"ready", "training", "draining"}
 
 
@@ -30,27 +30,27 @@ class PresenceTable:
     devices: dict[str, DevicePresence] = field(default_factory=dict)
     _infos: dict[str, DeviceInfo] = field(default_factory=dict)
     _reports: dict[str, dict[str, Message]] = field(default_factory=dict)
-    _heard: set[str] = field(default_factory=set)
+    _seen: set[str] = field(default_factory=set)
 
     def reconnected(self) -> None:
-        """Take every device's next message as news, whatever it says."""
-        self._heard.clear()
+        """Have every device's next presence message give an event, whatever it says."""
+        self._seen.clear()
 
     def forget(self, device_id: str) -> None:
-        """Drop a device that may not take part any more."""
+        """Forget a device that may not take part any more."""
         self.devices.pop(device_id, None)
         self._infos.pop(device_id, None)
         self._reports.pop(device_id, None)
-        self._heard.discard(device_id)
+        self._seen.discard(device_id)
 
     def store_info(self, device_id: str, info: DeviceInfo) -> None:
-        """Keep what a device says of itself."""
+        """Store what a device can do."""
         self._infos[device_id] = info
         if device_id in self.devices:
             self.devices[device_id].info = info
 
     def store_report(self, device_id: str, report: Message) -> None:
-        """Keep the latest report of its kind; it is for people alone."""
+        """Store the latest report of its kind; it is for people alone."""
         self._reports.setdefault(device_id, {})[report.kind] = report
 
     def reports(self, device_id: str) -> Mapping[str, Message]:
@@ -58,32 +58,32 @@ class PresenceTable:
         return self._reports.get(device_id, {})
 
     def apply_state(self, device_id: str, state: DeviceState) -> DeviceJoined | DeviceLeft | None:
-        """Take a presence message and return the event that it means, if any.
+        """Apply a presence message and return the event that follows from it, if any.
 
-        A will that comes late, after the device is back with a new boot id, means nothing.
-        A device that is training, and was there before, means nothing new either.
+        None follows from a late will, which comes after the device is back with a new boot id, and
+        none from a device that is training and was online before.
         """
         known = self.devices.get(device_id)
         if state.status in {"lost", "offline"}:
             if known is not None and known.online and known.state.boot_id != state.boot_id:
                 return None
-            self._keep(device_id, state)
+            self._store(device_id, state)
             return DeviceLeft(device_id)
-        was_there = known is not None and known.online and known.state.boot_id == state.boot_id
-        news = not (state.status == "training" and was_there and device_id in self._heard)
-        self._keep(device_id, state)
-        if not news:
+        was_online = known is not None and known.online and known.state.boot_id == state.boot_id
+        is_news = not (state.status == "training" and was_online and device_id in self._seen)
+        self._store(device_id, state)
+        if not is_news:
             return None
         return DeviceJoined(device_id, state.role, accepting=state.status != "draining")
 
     def online(self, task: str, *, bundled: bool = False) -> list[DevicePresence]:
-        """Return the devices that are there and have the task, or take its bundle, by id."""
+        """Return the devices that are online and have the task, or take its bundle, by id."""
         return [
             device
             for _, device in sorted(self.devices.items())
             if device.online and device.state.can_run(task, bundled=bundled)
         ]
 
-    def _keep(self, device_id: str, state: DeviceState) -> None:
-        self._heard.add(device_id)
+    def _store(self, device_id: str, state: DeviceState) -> None:
+        self._seen.add(device_id)
         self.devices[device_id] = DevicePresence(device_id, state, self._infos.get(device_id))

@@ -1,4 +1,4 @@
-"""A bound on how often somebody is listened to: a token bucket for each name. Pure."""
+"""A bound on how many messages of one sender are accepted: a token bucket for each name. Pure."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ class _Bucket:
 
 
 class RateLimit:
-    """Lets ``burst`` through at once and ``per_s`` a second, for each name of its own.
+    """Admits ``burst`` at once and ``per_s`` a second, for each name.
 
     Args:
         per_s: how many a second in the long run.
         burst: how many at once.
-        names: how many names are remembered; the one longest unheard goes first.
+        names: how many are remembered; the one counted longest ago is forgotten first.
     """
 
     def __init__(self, per_s: float, burst: int, names: int = 100_000) -> None:

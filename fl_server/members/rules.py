@@ -21,7 +21,7 @@ class DeviceRecord:
     """A device that may take part, or might once. Times are the wall clock's Unix time.
 
     Attributes:
-        next_password: given to the device and not yet kept by it, or empty.
+        next_password: sent to the device and not yet stored there, or empty.
         rotation: how often its password was changed.
         status: "revoking" until the broker has forgotten it too.
         token_id: the join token it came with, empty when an operator admitted it.
@@ -109,7 +109,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Claimant:
-    """Who claims: its key, and the name that it wishes for, if any."""
+    """A device that claims: its key, and the name that it asks for, if any."""
 
     public_key: str
     name: str
@@ -213,17 +213,17 @@ def newcomers(
 
 
 def forgettable(tokens: Iterable[TokenRecord], now: float) -> list[str]:
-    """Return the ids of tokens that ended so long ago that nobody need be told why."""
+    """Return the ids of tokens that ended so long ago that no refusal needs to explain it."""
     return [token.id for token in tokens if now >= token.expires_at + TOKEN_MEMORY_S]
 
 
 def with_next_password(device: DeviceRecord, password: str) -> DeviceRecord:
-    """Return the device with a password that it is to be given, instead of one not yet kept."""
+    """Return the device with a next password, in place of one that it has not stored yet."""
     return replace(device, next_password=password, rotation=device.rotation + 1)
 
 
 def password_kept(device: DeviceRecord, rotation: int) -> DeviceRecord | None:
-    """Return the device with its new password in force; None where there is none to be kept."""
+    """Return the device with its new password in force; None where there is none."""
     if not device.next_password or rotation != device.rotation:
         return None
     return replace(device, password=device.next_password, next_password="")

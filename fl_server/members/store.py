@@ -1,4 +1,4 @@
-"""The registry: who may take part, which join tokens are out, and who did what when.
+"""The registry of members: devices, join tokens, and the audit log of who did what when.
 
 Every change is written together with its entry in the audit log, or not at all. The log only grows;
 each entry holds the hash of the one before, so that a change to the past shows.
@@ -192,8 +192,8 @@ class _Row:
 
 
 def _digest(before: str, row: Any) -> str:
-    said = [before, row.number, row.at, row.actor, row.act, row.subject, row.detail]
-    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+    content = [before, row.number, row.at, row.actor, row.act, row.subject, row.detail]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def _entry(row: Any) -> AuditEntry:

@@ -51,7 +51,7 @@ class BundleOperations:
         """Say where a bundle is to be uploaded."""
         headers = self._context.store.upload_headers
         return Deferred(
-            lambda: self._bundles.place(wanted.sha256),
+            lambda: self._bundles.upload_url(wanted.sha256),
             lambda url: BundleUpload(url=url, headers=headers),
         )
 
@@ -64,7 +64,7 @@ class BundleOperations:
             act = AuditEvent(call.caller, "bundle pushed", bundle.name, detail)
             return call.conclude(row, act)
 
-        return Deferred(lambda: self._bundles.keep(wanted.sha256), kept)
+        return Deferred(lambda: self._bundles.accept(wanted.sha256), kept)
 
     def bundles_find(self, wanted: OneBundle, _: Call) -> Deferred[BundleUrl]:
         """Return one bundle, with a presigned GET of it."""

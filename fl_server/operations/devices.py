@@ -109,7 +109,7 @@ class DeviceOperations:
         elif token.id not in members.tokens:
             raise ConfigError(f"join token {token.id} of this request has ended long ago")
         made = NewToken(token=token.text, token_id=token.id, url=members.site.url)
-        return Deferred(members.settle, lambda _: made)
+        return Deferred(members.update_broker, lambda _: made)
 
     def devices_admit(self, wanted: NewDevices, call: Call) -> Deferred[Admitted]:
         """Admit devices by their identities; says which of them are (still) revoked.
@@ -121,7 +121,7 @@ class DeviceOperations:
         revoked = [
             each.id for each in wanted.devices if members.devices[each.id].status != "active"
         ]
-        return Deferred(members.settle, lambda _: Admitted(revoked=revoked))
+        return Deferred(members.update_broker, lambda _: Admitted(revoked=revoked))
 
     def devices_rotate(self, wanted: OneDevice, call: Call) -> Rotation:
         """Give a device another password, now or when it is there again.
@@ -144,7 +144,7 @@ class DeviceOperations:
         done = Revoked(revoked=device_id)
         if device_id.startswith(CLAIM_PREFIX):
             members.withdraw(call.caller, device_id)
-            return Deferred(members.settle, lambda _: done)
+            return Deferred(members.update_broker, lambda _: done)
         device = members.revoke(call.caller, device_id)
 
         def forget(_: object) -> Revoked:

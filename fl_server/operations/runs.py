@@ -123,7 +123,7 @@ class RunOperations:
         if not uploads.is_large(awaited.size_bytes):
             return upload
         return Deferred(
-            lambda: uploads.place(awaited.key, awaited.size_bytes),
+            lambda: uploads.parts_for(awaited.key, awaited.size_bytes),
             lambda parts: upload.model_copy(update={"parts": parts}),
         )
 

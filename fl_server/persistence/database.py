@@ -218,7 +218,7 @@ def read_meta(connection: sa.Connection, name: str, default: int) -> int:
 
 
 def write_meta(connection: sa.Connection, name: str, value: int) -> None:
-    """Keep a named number."""
+    """Store a named number."""
     changed = connection.execute(
         sa.update(_meta).where(_meta.c.name == name).values(value=value)
     ).rowcount

@@ -1,4 +1,4 @@
-"""The registry's documents as they were last read from the store, so that a start reads few."""
+"""The registry's documents as last read from the store, so that a start reads only a few again."""
 
 from __future__ import annotations
 

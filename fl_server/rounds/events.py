@@ -84,7 +84,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Update:
-    """What a device says of its uploaded update; ``usage`` is what it cost (see messages.Usage)."""
+    """An uploaded update as its device reports it; ``usage``: see ``messages.Usage``."""
 
     key: str
     size_bytes: int
@@ -99,7 +99,7 @@ class Update:
 
 @dataclass(frozen=True)
 class RoundRequested:
-    """Somebody outside wants one round from ``base``, which is version ``round - 1``.
+    """One round is requested from outside, from ``base``, which is version ``round - 1``.
 
     Rounds may be left out, but only go on; a request while a round is open ends that round.
     """
@@ -214,8 +214,8 @@ Event: TypeAlias = (
 class RoundStarted:
     """Orders go to ``cohort``; the round closes at ``target`` updates.
 
-    ``work`` is what each device is asked for where orders are fitted: it comes from speeds that
-    were measured, so it is kept, and an order that is sent again is the same one.
+    ``work`` is what each device is asked for where orders are fitted. It comes from measured
+    speeds, so it is journalled, and an order that is sent again is the same one.
     """
 
     round: int
@@ -424,7 +424,7 @@ class Aggregate:
 
 @dataclass(frozen=True)
 class ReportRound:
-    """Tell whoever requested the round what it committed; said again after a restart."""
+    """Report what a requested round committed; repeated after a restart."""
 
     round: int
     model: Model

@@ -137,7 +137,7 @@ class Ledger:
         return {name: mean for name, mean in means.items() if mean is not None}
 
     def apply(self, fact: Fact) -> None:
-        """Take one fact.
+        """Apply one fact.
 
         Raises:
             InvalidTransition: the fact cannot follow here; nothing was changed.
@@ -147,6 +147,7 @@ class Ledger:
             case RoundOpened():
                 self._next(fact.round, fact.attempt)
                 self.model, self.earlier, self.made = fact.base, (), None
+                self.causes = frozenset()  # the same device may do better with another base
             case RoundStarted():
                 self.phase, self.cohort, self.target = "collecting", fact.cohort, fact.target
                 self.work = fact.work

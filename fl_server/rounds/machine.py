@@ -91,10 +91,10 @@ class RoundMachine:
         for fact in facts:
             self.ledger.apply(fact)
 
-    # --- the door -----------------------------------------------------------------------------
+    # --- events in, steps out -----------------------------------------------------------------
 
     def handle(self, event: Event) -> RoundStep:
-        """Take one event; an event that no longer matters gives an empty step."""
+        """Handle one event; an event that no longer matters gives an empty step."""
         step = RoundStep()
         match event:
             case DeviceJoined():
@@ -328,7 +328,8 @@ class RoundMachine:
         if ledger.phase != "collecting":
             return
         enough = len(ledger.accepted) >= self.plan.quorum
-        lost = self._left - set(self._verifying)  # who reported and then left has done its part
+        # a device that reported and then left has answered
+        lost = self._left - set(self._verifying)
         pending = set(ledger.cohort) - ledger.answered - lost
         if len(ledger.accepted) >= ledger.target or (enough and (deadline or not pending)):
             included = tuple(sorted(ledger.accepted))

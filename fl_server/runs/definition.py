@@ -132,7 +132,7 @@ class RunDefinition(_Section):
 
     @property
     def bundled(self) -> bool:
-        """Whether devices that have not the task installed may take it as a bundle."""
+        """Whether devices that do not have the task installed may take it as a bundle."""
         return self.bundle is not None
 
     def plan(

@@ -1,4 +1,4 @@
-"""The retained documents of runs: what a late joiner or a dashboard learns all from.
+"""The retained documents of runs, from which a late joiner or a dashboard learns everything.
 
 Called on the owner's thread.
 """
@@ -44,7 +44,7 @@ class RunDocuments:
         self._due: dict[str, float] = {}
 
     def changed(self, run: Flow) -> None:
-        """Have the document say what has changed: a little later, at once of a run that ended."""
+        """Publish the changed document: a little later, or at once where the run has ended."""
         if run.ended:
             self.publish(run)
             self._clear_old(1)

@@ -1,4 +1,4 @@
-"""What each committed version was made from: the fold of a run's facts that its manifest needs."""
+"""What each committed version was made from: what a manifest needs of a run's facts."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Lineage:
 def manifest_of(
     record: RunRecord[Plan], commit: Commit, *, project: str, layout_hash: str, created_ms: int
 ) -> Manifest:
-    """Return what is signed of a version."""
+    """Return the manifest of a version."""
     definition, model = record.definition, commit.model
     cohort = sorted(commit.examples)
     return Manifest(

@@ -10,14 +10,14 @@ from fl_server.rounds.events import Model
 from storage.transfer.byte_ranges import Range, coalesced, saves_enough
 
 _LEAST_BYTES = 1 << 20
-# what a round trip's time would carry: a shorter gap is fetched along
+# what is transferred in the time of a round trip: a shorter gap is fetched with the rest
 _GAP_BYTES = 128 << 10
 
 
 def patches_to(model: Model, earlier: Sequence[Model]) -> list[Patch]:
     """Return how ``model`` differs from the consecutive versions before it, the nearest first.
 
-    None where it pays not: a small model, too much that changed, or changes that are not known.
+    Empty where it saves little: a small model, many changes, or changes that are not known.
     """
     found: list[Patch] = []
     if model.size_bytes < _LEAST_BYTES:

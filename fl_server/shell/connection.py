@@ -17,7 +17,7 @@ _DEVICE_LEAVES = ("state", "info", "health", "data", "ack", "progress", "result"
 
 
 class ServerConnection:
-    """Publishes what the server says. Any thread may call it after ``start``.
+    """Publishes the server's messages. Any thread may call it after ``start``.
 
     Args:
         identity: the server's own.

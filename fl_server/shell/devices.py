@@ -52,17 +52,19 @@ class DeviceAdmission:
         answer = self._members.claim(token_id, claim, clock_off_s)
         topic = self._connection.topics.enroll(token_id, "result")
         self._workers.start_task(
-            self._members.settle, lambda _: self._connection.publish(topic, answer), _not_changed
+            self._members.update_broker,
+            lambda _: self._connection.publish(topic, answer),
+            _not_changed,
         )
 
     def password_kept(self, device_id: str, message: PasswordKept) -> None:
         """Have the broker take a password that its device has stored."""
         if self._members.password_kept(device_id, message):
-            self._workers.start_task(self._members.settle, lambda _: None, _not_changed)
+            self._workers.start_task(self._members.update_broker, lambda _: None, _not_changed)
 
     def finish_revocations(self) -> None:
         """Cut off the devices whose revocation a former process began."""
-        for device in self._members.half_revoked():
+        for device in self._members.being_revoked():
             self._cut_off(device)
 
     def _cut_off(self, device: DeviceRecord) -> None:
@@ -72,7 +74,7 @@ class DeviceAdmission:
 
     def forget(self, device: DeviceRecord) -> None:
         """Remove a revoked device, which the broker has forgotten, from everything here."""
-        self._members.is_cut_off(device)
+        self._members.note_cut_off(device)
         for leaf in _RETAINED_LEAVES:
             self._connection.clear(self._connection.topics.device(device.id, leaf))
         self._forget(device.id)

@@ -160,7 +160,7 @@ class FlowRunner:
         return flow
 
     def listen(self, run_id: str, listener: Callable[[object], None]) -> None:
-        """Have what a run reports told to whoever drives it from outside, before ``resume``."""
+        """Give a run's reports to whatever drives it from outside. Call it before ``resume``."""
         self._listeners[run_id] = listener
 
     # --- events -------------------------------------------------------------------------------

@@ -130,7 +130,7 @@ class Canary(RuleBasedStateMachine):
                 self.judges(fact, event)
                 self.judged, self.verdict = True, fact
             case c.Settled():
-                require(isinstance(event, c.VerdictSettled), "what was settled came", event)
+                require(isinstance(event, c.VerdictCarriedOut), "what was settled came", event)
                 self.ended, self.settling = True, False
 
     def answered(self, device_id: str, side: str, answer: Answer) -> None:
@@ -208,7 +208,7 @@ class Canary(RuleBasedStateMachine):
                 self.armed = True
             case c.MarkCandidate():
                 self.marking = True
-            case c.Settle():
+            case c.CarryOutVerdict():
                 assert self.verdict is not None
                 same = (command.verdict, command.reason) == (
                     self.verdict.verdict,
@@ -347,7 +347,7 @@ class Canary(RuleBasedStateMachine):
     @precondition(lambda self: self.settling)
     @rule(problem=st.sampled_from(["", "", "no such version"]))
     def settled(self, problem: str) -> None:
-        self.give(c.VerdictSettled(problem))
+        self.give(c.VerdictCarriedOut(problem))
         require(self.ended, "what is carried out is over", self.facts)
 
     @rule()
@@ -356,7 +356,7 @@ class Canary(RuleBasedStateMachine):
         if self.open or self.judged:
             self.give(c.CandidateMarked())
         if not self.judged:
-            self.give(c.VerdictSettled())
+            self.give(c.VerdictCarriedOut())
 
     @rule()
     def crash(self) -> None:

@@ -93,7 +93,7 @@ MUTANTS = [
     planted(
         "settles nothing after a crash",
         canary,
-        {'            case "settling":\n                self._settle(step)\n': ""},
+        {'            case "settling":\n                self._carry_out(step)\n': ""},
     ),
     planted(
         "arms no deadline after a crash",

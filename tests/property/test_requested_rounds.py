@@ -111,6 +111,19 @@ def test_another_request_ends_the_open_round() -> None:
     assert run.handle(e.RoundRequested(7, base(7))) == RoundStep(), "there are six"
 
 
+def test_refusals_of_a_round_do_not_count_against_the_next_request() -> None:
+    run = RoundMachine(PLAN, INITIAL)
+    for number in (1, 2, 3):
+        run.handle(e.RoundRequested(number, base(number)))
+        join(run)
+        for device_id in ("a", "b"):
+            place = (device_id, number, 1)
+            run.handle(e.ResultReceived(*place, update(*place), "it names no update"))
+            run.handle(DeviceLeft(device_id))
+        run.handle(TimerFired("deadline", number, 1))
+        assert (run.ledger.status, run.ledger.phase) == ("running", "gathering")
+
+
 def test_the_last_round_ends_the_run_and_is_reported_after_a_crash_too() -> None:
     run = RoundMachine(PLAN, INITIAL)
     join(run)

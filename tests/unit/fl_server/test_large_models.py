@@ -122,18 +122,18 @@ def key_of(round_number: int, attempt: int = 1, device: str = "d-1") -> str:
 def test_the_same_upload_is_given_again_while_it_lives() -> None:
     store = MemoryStore(sizes=SMALL_PARTS)
     uploads = Uploads(store)
-    first = uploads.place(key_of(1), 1_000_000)
+    first = uploads.parts_for(key_of(1), 1_000_000)
     assert (first.part_bytes, len(first.urls)) == (100_000, 10)
-    assert uploads.place(key_of(1), 1_000_000).upload_id == first.upload_id
+    assert uploads.parts_for(key_of(1), 1_000_000).upload_id == first.upload_id
     store.abort_upload(key_of(1), first.upload_id)
-    again = uploads.place(key_of(1), 1_000_000)
+    again = uploads.parts_for(key_of(1), 1_000_000)
     assert again.upload_id != first.upload_id
     assert len(list(store.uploads(""))) == 1
 
 
 @pytest.mark.parametrize("size", [1, 100_000, 100_001, 399 * 100_000, 10**9, 10**11])
 def test_the_parts_hold_the_file_and_are_not_too_many(size: int) -> None:
-    parts = Uploads(MemoryStore(sizes=SMALL_PARTS)).place(key_of(1), size)
+    parts = Uploads(MemoryStore(sizes=SMALL_PARTS)).parts_for(key_of(1), size)
     assert len(parts.urls) <= MAX_PARTS
     assert len(parts.urls) * parts.part_bytes >= size
     assert (len(parts.urls) - 1) * parts.part_bytes < size
@@ -149,7 +149,7 @@ class LongUrls(MemoryStore):
 def test_an_order_with_long_urls_fits_into_a_message() -> None:
     run = run_of(RoundStarted(1, 1, ("d-1",), 1))
     store = LongUrls(sizes=PartSizes())
-    parts = Uploads(store).place(key_of(1), 10**10)
+    parts = Uploads(store).parts_for(key_of(1), 10**10)
     order = order_of(run)
     assert order.upload is not None
     order = order.model_copy(update={"upload": order.upload.model_copy(update={"parts": parts})})
@@ -160,11 +160,13 @@ def test_an_order_with_long_urls_fits_into_a_message() -> None:
 
 def test_spent_rounds_leave_no_upload_and_the_open_one_keeps_its_own() -> None:
     store = MemoryStore(sizes=SMALL_PARTS)
-    Uploads(store).place(key_of(1, device="of-a-former-process"), 500_000)
+    Uploads(store).parts_for(key_of(1, device="of-a-former-process"), 500_000)
     uploads = Uploads(store)
     for place in ((1, 1), (2, 1), (2, 2), (3, 1)):
-        uploads.place(key_of(*place), 500_000)
-    other = Uploads(store).place("projects/default/runs/other/updates/000001/001/d-1.upd", 500_000)
+        uploads.parts_for(key_of(*place), 500_000)
+    other = Uploads(store).parts_for(
+        "projects/default/runs/other/updates/000001/001/d-1.upd", 500_000
+    )
     uploads.abort_spent(KEYS, 2, 1)
     left = {upload.key: upload.id for upload in store.uploads("")}
     assert set(left) == {key_of(2, 2), key_of(3, 1), *(key for key in left if "/other/" in key)}
@@ -176,7 +178,7 @@ def test_spent_rounds_leave_no_upload_and_the_open_one_keeps_its_own() -> None:
 def test_an_upload_that_was_completed_is_forgotten_and_its_object_stays() -> None:
     store = MemoryStore(sizes=SMALL_PARTS)
     uploads = Uploads(store)
-    parts = uploads.place(key_of(1), 100_000)
+    parts = uploads.parts_for(key_of(1), 100_000)
     etag = store.put_part(key_of(1), parts.upload_id, 1, b"update")
     store.complete_upload(key_of(1), parts.upload_id, [etag])
     uploads.abort_spent(KEYS, 1, 1)
@@ -185,8 +187,8 @@ def test_an_upload_that_was_completed_is_forgotten_and_its_object_stays() -> Non
 
 def test_a_run_that_nobody_submitted_leaves_no_upload_of_any_process() -> None:
     store = MemoryStore(sizes=SMALL_PARTS)
-    Uploads(store).place(KEYS.version(0), 500_000)
-    other = Uploads(store).place(RunKeys("default", "run-10").version(0), 500_000)
+    Uploads(store).parts_for(KEYS.version(0), 500_000)
+    other = Uploads(store).parts_for(RunKeys("default", "run-10").version(0), 500_000)
     Uploads(store).abort_all(KEYS)
     assert [upload.id for upload in store.uploads("")] == [other.upload_id]
 
