@@ -123,13 +123,17 @@ def _alive(process: psutil.Process) -> bool:
         return False
 
 
+def family() -> list[psutil.Process]:
+    """Return this process's children and theirs, but those that serve the whole session."""
+    children = psutil.Process().children(recursive=True)
+    return [each for each in children if each.pid not in standing]
+
+
 def processes_left(mark: str) -> list[psutil.Process]:
     """Return living processes that this one started, also those that have lost their parent."""
-    own = psutil.Process()
-    family = set(own.children(recursive=True))
-    orphans = {p for p in psutil.process_iter() if p.pid != own.pid and _carries(p, mark)}
-    left = (process for process in family | orphans if process.pid not in standing)
-    return [process for process in left if _alive(process)]
+    known = standing | {os.getpid()}
+    orphans = {p for p in psutil.process_iter() if p.pid not in known and _carries(p, mark)}
+    return [process for process in {*family(), *orphans} if _alive(process)]
 
 
 def wait_for_none_left(mark: str, grace_s: float) -> list[psutil.Process]:

@@ -43,7 +43,7 @@ from storage.versions.keys import RunKeys
 from tests.chaos.gated import reached
 from tests.chaos.moments import Moment, read_plan, write_plan
 from tests.objects import beside_in
-from tests.support import hold_still
+from tests.support import family, hold_still
 
 F = TypeVar("F", bound=Fact)
 REPOSITORY = Path(__file__).parents[2]
@@ -412,10 +412,10 @@ class Opened:
         for child in self.arena.own.values():
             child.signal(signal.SIGCONT)
             child.stop()
-        family = psutil.Process().children(recursive=True)
+        children = family()
         record = self._site.record
         self._stack.close()
-        _, alive = psutil.wait_procs(family, timeout=10)
+        _, alive = psutil.wait_procs(children, timeout=10)
         assert not alive, f"still running: {alive}"
         for port in (record.broker_port, record.store_port):
             with socket.socket() as probe:
