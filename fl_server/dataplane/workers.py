@@ -103,7 +103,11 @@ class Workers:
         *,
         in_order: bool = False,
     ) -> None:
-        """Do ``work`` on a thread, then call ``then`` or ``failed`` on the owner's thread."""
+        """Do ``work`` on a thread, then call ``then`` or ``failed`` on the owner's thread.
+
+        An error that nobody foresaw is posted as ``JobCrashed`` and given to ``failed`` too, so
+        that nobody waits for ever.
+        """
         self._submit(self._ordered if in_order else self._pool, work, then, failed)
 
     def start_upload(
@@ -142,6 +146,8 @@ class Workers:
                 self._post(TaskDone(lambda: failed(named)))
             else:
                 self._post(JobCrashed("", error))
+                told = RengoError(f"internal error: {type(error).__name__}: {error}")
+                self._post(TaskDone(lambda: failed(told)))
 
         threads.submit(work).add_done_callback(ended)
 

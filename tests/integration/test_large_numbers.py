@@ -45,8 +45,9 @@ def test_it_trains(task: str, client: OperatorClient) -> None:
         "evaluation": {"on": "devices"},
     }
     report = follow(client, submit(client, f"{TASKS}:{task}", definition)).report
-    assert report["rounds_completed"] == 4
-    assert report["accuracy"] > 0.9
+    assert report.rounds_completed == 4
+    assert report.accuracy is not None
+    assert report.accuracy > 0.9
 
 
 def test_updates_that_never_count_end_the_run_with_their_reason(tmp_path: Path) -> None:
