@@ -66,7 +66,7 @@ def _given(value: T | None) -> T:
 
 
 class ServerConfig(BaseModel):
-    """What ``rengo server`` is told.
+    """The settings of ``rengo server``.
 
     Attributes:
         identity: the server's identity file.

@@ -1,6 +1,6 @@
-"""The site's task bundles: checked when they come, kept in the store, handed out by reference.
+"""The site's task bundles: checked when they arrive, stored, and referred to in orders.
 
-The store is their list: what lies under a bundle's key was checked before it came there.
+The store is the list of bundles: an object is put under a bundle's key after it was checked.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class SiteBundles:
     """The bundles of one project. Thread-safe; all but ``known`` and ``reference`` ask the store.
 
     Args:
-        folder: where one is looked at before it is kept; only this process uses it.
+        folder: where a bundle is checked before it is stored; only this process uses it.
     """
 
     def __init__(self, store: ObjectStore, project: str, folder: Path) -> None:
@@ -68,7 +68,7 @@ class SiteBundles:
         self.keys = BundleKeys(project)
 
     def known(self, sha256: str) -> KeptBundle:
-        """Return a bundle that was listed or kept by this process.
+        """Return a bundle that this process has listed or stored.
 
         Raises:
             NotFound: there is none.

@@ -1,6 +1,6 @@
-"""Who takes part: the server's side of enrolment, rotation and revocation.
+"""The members of a domain: the server's side of enrolment, rotation and revocation.
 
-Called on the owner's thread, but for what a ``Deferred`` of the operations does in between.
+The owner's thread calls it; methods that wait for the broker say that any thread may.
 A change is in the registry before the broker learns it, and whoever asked is told when the broker
 has it.
 """
@@ -8,11 +8,10 @@ has it.
 from __future__ import annotations
 
 import secrets
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 
 import msgpack
 
@@ -22,6 +21,7 @@ from broker.session.endpoint import Endpoint
 from broker.wire.access import BrokerUser, Role, grants
 from broker.wire.messages import Claim, ClaimAnswer, Message, NewPassword, PasswordKept
 from broker.wire.topics import Address, Topics
+from fl_server.members.broker_users import BrokerUserSync
 from fl_server.members.rate_limit import RateLimit
 from fl_server.members.rules import (
     AuditEvent,
@@ -104,10 +104,10 @@ class Membership:
     # --- who may speak ------------------------------------------------------------------------
 
     def key_of(self, address: Address) -> PublicKey:
-        """Return the key of whoever may write at an address.
+        """Return the public key of the sender that may write at an address.
 
         Raises:
-            PeerError: nobody known, or no longer.
+            PeerError: no such sender is known, or it was revoked.
         """
         known: PublicKey | None = None
         match address.area:
@@ -249,7 +249,7 @@ class Membership:
     # --- rotation -----------------------------------------------------------------------------
 
     def rotate(self, operator: str, device_id: str) -> None:
-        """Give a device another password; the broker takes it once the device has kept it.
+        """Give a device another password; the broker gets it once the device has stored it.
 
         Raises:
             NotFound: no such device, or it was revoked.
@@ -263,7 +263,7 @@ class Membership:
         self.offer_password(device_id)
 
     def offer_password(self, device_id: str) -> None:
-        """Send a device the password that it has not kept yet, if there is one."""
+        """Send a device the password that it has not stored yet, if there is one."""
         device = self.devices[device_id]
         if not device.next_password:
             return
@@ -286,7 +286,7 @@ class Membership:
     # --- revocation ---------------------------------------------------------------------------
 
     def revoke(self, operator: str, device_id: str) -> DeviceRecord:
-        """Take a device out; it is cut off by :meth:`cut_off`.
+        """Revoke a device; :meth:`cut_off` makes the broker forget it.
 
         Raises:
             NotFound: no such device.
@@ -306,7 +306,7 @@ class Membership:
         return revoking
 
     def withdraw(self, operator: str, token_id: str) -> None:
-        """Let a join token end now.
+        """End a join token now.
 
         Raises:
             NotFound: no such token.
@@ -358,7 +358,7 @@ class Membership:
         self._user_sync.apply()
 
     def _users(self) -> Callable[[], list[BrokerUser]]:
-        """Return what makes the broker's users of today's members, on any thread."""
+        """Return a function that makes the broker's users of the present members; any thread."""
         domain, staff = self._server.domain, list(self._staff.values())
         devices = [each for each in self.devices.values() if each.status == "active"]
         tokens = list(self.tokens.values())
@@ -392,35 +392,3 @@ class Membership:
     def note(self, *acts: AuditEvent) -> None:
         """Write to the audit log."""
         self._registry.write(acts)
-
-
-@dataclass
-class BrokerUserSync:
-    """The broker's users: many changes at once cost one reload, and the latest counts."""
-
-    access: AccessControl
-    users: Callable[[], list[BrokerUser]]
-    _wanted: int = 1
-    _done: int = 0
-    _busy: threading.Lock = field(default_factory=threading.Lock)
-
-    def require_ours(self, what: str) -> None:
-        """Raise ConfigError where the server cannot change the broker's users."""
-        if not self.access.manages_users:
-            raise ConfigError(f"{what}: the users of this broker are made by the broker's operator")
-
-    def set_users(self, users: Callable[[], list[BrokerUser]]) -> None:
-        """Set the users; one thread calls it."""
-        self.users = users
-        self._wanted += 1
-
-    def apply(self) -> None:
-        """Give the broker the latest users unless that was done; any thread may call it."""
-        asked = self._wanted
-        with self._busy:
-            if self._done >= asked:
-                return
-            # users is set before the number grows, so that it is at least as new as the number
-            number = self._wanted
-            self.access.apply(self.users())
-            self._done = number

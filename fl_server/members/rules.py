@@ -1,6 +1,6 @@
 """Enrolment, pure: what a claim, an invitation, a rotation or a revocation changes.
 
-Nothing here has a clock or chance of its own: times and new secrets come in.
+Nothing here reads a clock or makes random values: times and new secrets are arguments.
 """
 
 from __future__ import annotations

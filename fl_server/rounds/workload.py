@@ -49,7 +49,7 @@ class Speed:
     micro_batch: int = 0
 
     def seconds(self, steps: int) -> float:
-        """Return how long a round of so many steps is thought to take."""
+        """Return how long a round of so many steps is expected to take."""
         return self.fixed_s + steps * self.step_s
 
     def followed_by(self, newer: Speed) -> Speed:
@@ -82,7 +82,7 @@ class FitRule:
 
 
 def measured(usage: Mapping[str, float]) -> Speed | None:
-    """Return the speed that a result tells, None when its training counts no steps."""
+    """Return the speed by a result's usage, None when its training counts no steps."""
     steps, steps_s = int(usage.get("steps", 0)), usage.get("steps_s", 0.0)
     full_steps = int(usage.get("full_steps", 0))
     if steps < 1 or full_steps < 1 or not 0 < steps_s < math.inf:
@@ -114,7 +114,7 @@ def fit(cohort: Iterable[str], speeds: Mapping[str, Speed], rule: FitRule) -> di
     """Return the work of each device.
 
     A device that was never measured gets a few steps as a probe. Everybody else gets the steps
-    that it is thought to do until the target, at least one, and never more than its epochs give.
+    that it is expected to do until the target, at least one, and never more than its epochs give.
     """
     cohort = list(cohort)
     found = {device_id: speeds[device_id] for device_id in cohort if device_id in speeds}
@@ -127,7 +127,7 @@ def fit(cohort: Iterable[str], speeds: Mapping[str, Speed], rule: FitRule) -> di
             continue
         full = _least(speed.full_steps, rule.max_steps)
         steps = _steps_within(target_s, speed, full)
-        # 0 where nothing is taken away: its data may have grown since
+        # 0 where all its steps fit: its data may have grown since
         micro_batch = 0 if earlier is None else earlier.micro_batch
         work[device_id] = OrderWork(0 if steps == full else steps, micro_batch)
     return work

@@ -126,17 +126,17 @@ def test_a_version_that_is_not_there(home: Path, finished: dict[str, Any], tmp_p
 # a signal at a certain byte: the transfer of a test's model is over in no time
 SIGNALLED = """
 import os, signal, sys
-from storage.transfer.files import _Target
+from storage.transfer.files import _PartFile
 from rengo.cli.main import main
 
-add = _Target.add
+add = _PartFile.add
 
 def add_and_signal(self, block):
     add(self, block)
     if self.done >= 2_000_000:
         os.kill(os.getpid(), int(sys.argv[1]))
 
-_Target.add = add_and_signal
+_PartFile.add = add_and_signal
 sys.exit(main(sys.argv[2:]))
 """
 

@@ -14,6 +14,9 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from fl_server.canary.events import OrdersOpened
+from fl_server.kinds.canary import CanaryKind
+from fl_server.persistence import migration
 from fl_server.persistence.database import JournalError
 from fl_server.persistence.journal import Journal
 from fl_server.rounds.events import (
@@ -43,6 +46,7 @@ from fl_server.runs.record import AwaitedModel, PreparedRun, RunRecord
 from runtime.errors import ConfigError
 from runtime.processes.ports import free_port
 from tests.integration.postgres import PASSWORD, Cluster, running_cluster
+from tests.old_data.every_fact import canary_plan
 
 UPDATE = Update("u/d-1", 10, "a" * 64, 5, {"loss": 0.1}, {"train_s": 0.5})
 MODEL = Model(1, "k/1", "b" * 64, 100, "s/1", "c" * 64, ((0, 16), (40, 1 << 40)))
@@ -233,6 +237,29 @@ def test_another_version_is_left_alone(database: Database) -> None:
         Journal(database.url)
     assert database.name in str(caught.value)
     assert PASSWORD not in str(caught.value)
+
+
+def test_canaries_in_tables_of_their_own_are_moved_once(database: Database) -> None:
+    Journal(database.url).close()
+    plan = canary_plan("canary-1")
+    row = {"canary_id": "canary-1", "plan": json.dumps(asdict(plan)), "at": 5.0}
+    fact = {"canary_id": "canary-1", "number": 0, "kind": "OrdersOpened", "body": "{}", "at": 6.0}
+    old, engine = migration._metadata, database.engine()
+    with engine.begin() as connection:
+        old.create_all(connection)
+        connection.execute(sa.insert(old.tables["rengo_canaries"]), row)
+        connection.execute(sa.insert(old.tables["rengo_canary_facts"]), fact)
+        connection.execute(sa.text("UPDATE rengo_meta SET value = 1 WHERE name='schema_version'"))
+    for _ in range(2):
+        journal = Journal(database.url, {"canary": CanaryKind.vocabulary})
+        (found,) = journal.runs()
+        assert (found.run_id, found.plan, found.at) == ("canary-1", plan, 5.0)
+        (told,) = journal.facts("canary-1", "canary")
+        assert (told.fact, told.at) == (OrdersOpened(), 6.0)
+        journal.append("canary-1", [])
+        journal.close()
+    assert not {*sa.inspect(engine).get_table_names()} & {*old.tables}
+    engine.dispose()
 
 
 @pytest.mark.parametrize(

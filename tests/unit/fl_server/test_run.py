@@ -11,8 +11,16 @@ from broker.wire.messages import MAX_MESSAGE_BYTES, Order
 from fl_server.dataplane.bundles import SiteBundles
 from fl_server.dataplane.orders import OrderSender
 from fl_server.dataplane.plane import DataPlane
-from fl_server.flows.commands import IssueOrder, ModelFile, ReportResult
-from fl_server.flows.events import DeviceAnswered, DeviceJoined, ReportedUpdate, TimerFired
+from fl_server.flows.commands import IssueOrder, ModelFile, ReportResult, SendReceipt
+from fl_server.flows.events import (
+    DeviceAnswered,
+    DeviceDeclined,
+    DeviceJoined,
+    OrderRequested,
+    ReportedUpdate,
+    TimerFired,
+)
+from fl_server.flows.flow import Step
 from fl_server.kinds.sync import SyncFlow
 from fl_server.rounds.events import (
     AggregationFinished,
@@ -199,3 +207,14 @@ def test_a_round_that_is_requested_begins_with_its_base_and_reports_its_model() 
 
 def opened(record: RunRecord[Plan], *facts: Fact) -> SyncFlow:
     return SyncFlow(record, [FactRecord(fact, 0.0) for fact in facts], data_plane(MemoryStore()))
+
+
+def test_an_exchange_with_a_run_in_rounds_is_refused_and_changes_nothing() -> None:
+    run = run_of(RoundStarted(1, 1, ("d-1",), 1))
+    answer = DeviceAnswered("d-1", "exchange", 1, 1, 0, payload=b"x", phase="share", seq=7)
+    [receipt] = run.handle(answer).commands
+    assert isinstance(receipt, SendReceipt)
+    assert (receipt.status, receipt.phase, receipt.seq) == ("refused", "share", 7)
+    assert run.handle(DeviceDeclined("d-1", "exchange", 1, 1, "no", "share", 7)) == Step()
+    assert run.handle(OrderRequested("d-1", "exchange", 1, 1, "share", 7)) == Step()
+    assert run.machine.ledger.answered == set(), "its order to train stands"
