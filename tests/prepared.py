@@ -22,6 +22,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -39,6 +40,7 @@ class Prepared:
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._starting = threading.Lock()  # some tests run several commands at a time
 
     def run(
         self,
@@ -94,23 +96,25 @@ class Prepared:
         self._process = self._folder = None
 
     def _socket(self) -> Path:
-        if self._folder is None:
-            # not where a test looks for what was left behind
-            self._folder = tempfile.TemporaryDirectory(prefix="rengo-prepared-", dir="/tmp")
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.prepared", f"{self._folder.name}/socket"],
-                cwd=_REPOSITORY,
-                stdin=subprocess.PIPE,
-            )
-            standing.add(self._process.pid)
-        path = Path(self._folder.name) / "socket"
-        deadline = time.monotonic() + _READY_S
-        while not path.exists():
-            assert self._process is not None
-            assert self._process.poll() is None, "the prepared process ended"
-            assert time.monotonic() < deadline, "the prepared process does not come"
-            time.sleep(0.01)
-        return path
+        """Return where the process listens; it is started if it was not."""
+        with self._starting:
+            if self._folder is None:
+                # not where a test looks for what was left behind
+                self._folder = tempfile.TemporaryDirectory(prefix="rengo-prepared-", dir="/tmp")
+            path = Path(self._folder.name) / "socket"
+            if self._process is None:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "tests.prepared", str(path)],
+                    cwd=_REPOSITORY,
+                    stdin=subprocess.PIPE,
+                )
+                standing.add(self._process.pid)
+            deadline = time.monotonic() + _READY_S
+            while not path.exists():
+                assert self._process.poll() is None, "the prepared process ended"
+                assert time.monotonic() < deadline, "the prepared process does not come"
+                time.sleep(0.01)
+            return path
 
 
 def serve(path: Path) -> None:

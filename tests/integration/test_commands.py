@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -59,6 +60,12 @@ def test_one_that_does_not_end_in_time_is_killed(prepared: Prepared, tmp_path: P
     left = psutil.Process(prepared._process.pid).children(recursive=True)
     _, alive = psutil.wait_procs(left, timeout=10)
     assert not alive
+
+
+def test_several_at_once_are_several(prepared: Prepared) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        ends = [pool.submit(prepared.run, ["--version"], {}, 30.0, {}) for _ in range(8)]
+    assert len({each.result() for each in ends}) == 1
 
 
 def test_a_constant_has_another_value_in_it_alone() -> None:
