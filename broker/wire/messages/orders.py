@@ -89,7 +89,18 @@ class Order(OrderMessage):
         return self
 
 
-class Decline(OrderMessage):
+class OrderAnswer(OrderMessage):
+    """A message that follows an order and names it."""
+
+    action: Action
+    run_id: Id
+    round: Round
+    attempt: Attempt
+    phase: Phase = ""
+    seq: Seq = 0
+
+
+class Decline(OrderAnswer):
     """A device refuses an order, and why; an order that it accepts is answered by a result.
 
     ``unusable``: it accepted the order, and what came of it could never count. Else it may be able
@@ -98,12 +109,6 @@ class Decline(OrderMessage):
 
     kind = "decline"
     channel = ("dev", "ack")
-    action: Action
-    run_id: Id
-    round: Round
-    attempt: Attempt
-    phase: Phase = ""
-    seq: Seq = 0
     reason: Text
     unusable: bool = False
 
@@ -140,7 +145,7 @@ class Usage(WireModel):
     micro_batch: Size = 0
 
 
-class Result(OrderMessage):
+class Result(OrderAnswer):
     """A device's answer to an order; sent until the server's receipt has come.
 
     ``num_examples`` is 0 for an exchange alone. The answer to an exchange is the ``payload``, or,
@@ -149,12 +154,6 @@ class Result(OrderMessage):
 
     kind = "result"
     channel = ("dev", "result")
-    action: Action
-    run_id: Id
-    round: Round
-    attempt: Attempt
-    phase: Phase = ""
-    seq: Seq = 0
     num_examples: Annotated[int, Field(ge=0, le=1 << 40)]
     metrics: Metrics
     update: UpdateRef | None
@@ -171,20 +170,14 @@ class Result(OrderMessage):
         return self
 
 
-class Request(OrderMessage):
+class Request(OrderAnswer):
     """A device asks for its order with fresh URLs."""
 
     kind = "request"
     channel = ("dev", "request")
-    action: Action
-    run_id: Id
-    round: Round
-    attempt: Attempt
-    phase: Phase = ""
-    seq: Seq = 0
 
 
-class Receipt(OrderMessage):
+class Receipt(OrderAnswer):
     """The server's final answer to a result, sent after it was journalled.
 
     accepted: counted. late: another set was aggregated. refused: ``reason`` says why. unknown: no
@@ -193,11 +186,5 @@ class Receipt(OrderMessage):
 
     kind = "receipt"
     channel = ("dev", "receipt")
-    action: Action
-    run_id: Id
-    round: Round
-    attempt: Attempt
-    phase: Phase = ""
-    seq: Seq = 0
     status: Literal["accepted", "late", "refused", "unknown"]
     reason: Text = ""
