@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from algorithms.registry import load as load_algorithm
-from fl_server.rounds.events import Plan
+from fl_server.rounds.plan import Plan
 from fl_server.rounds.workload import FitRule, Speed
 from runtime.config import validate
 from storage.versions.manifest import Parent
