@@ -45,7 +45,8 @@ from fl_server.dataplane.workers import Done, JobDone, TaskDone
 from fl_server.members.membership import SiteInfo
 from fl_server.persistence.database import JournalError
 from fl_server.persistence.journal import Journal
-from fl_server.rounds.events import Fact, UpdateVerified
+from fl_server.rounds.events import UpdateVerified
+from fl_server.rounds.facts import Fact
 from fl_server.server import Server, ServerSettings
 from rengo.operator.client import OperatorClient
 from runtime.errors import ConfigError, RunNotCompleted

@@ -10,8 +10,9 @@ from typing import get_args
 import pytest
 
 from fl_client.session.events import Stage
-from fl_server.rounds.events import FACTS, Phase
+from fl_server.rounds.facts import FACTS
 from fl_server.rounds.ledger import LEGAL
+from fl_server.rounds.plan import Phase
 from tests import protocol_page
 from tests.examples import pages
 
