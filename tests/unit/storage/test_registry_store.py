@@ -18,7 +18,7 @@ from storage.store.memory import MemoryStore
 from storage.store.objects import ObjectInfo
 from storage.versions.manifest import MAX_DOCUMENT_BYTES, Record
 from tests.unit.storage.registry import RUN, commit, opened, registry, stages, store
-from tests.versions import KEY, OTHER_KEY, PROJECT, DictCache, manifest_of, stored
+from tests.versions import KEY, OTHER_KEY, PROJECT, DictCache, manifest_of, model_file, stored
 
 __all__ = ["registry", "store"]
 
@@ -32,7 +32,7 @@ def text_of(store: MemoryStore, key: str) -> bytes:
 
 
 def signed_record(**changes: Any) -> bytes:
-    sha256 = manifest_of("r", 1, b"r 1").sha256
+    sha256 = manifest_of("r", 1, model_file(b"r 1")).sha256
     fields: dict[str, Any] = {"run_id": "r", "version": 1, "sha256": sha256, "tags": ["best"]}
     return Record(**(fields | changes)).encode(KEY)
 
@@ -43,14 +43,20 @@ def signed_record(**changes: Any) -> bytes:
         (b"", "not a Manifest"),
         (b"{}", "not a Manifest"),
         (b"[" * 5000, "not a Manifest"),
-        (manifest_of("r", 1, b"r 1").encode(KEY)[:-9], "not a Manifest"),
-        (manifest_of("r", 1, b"r 1").encode(OTHER_KEY), "not signed by this site's server"),
+        (manifest_of("r", 1, model_file(b"r 1")).encode(KEY)[:-9], "not a Manifest"),
+        (
+            manifest_of("r", 1, model_file(b"r 1")).encode(OTHER_KEY),
+            "not signed by this site's server",
+        ),
         (signed_record(), "not signed by this site's server"),
         (b"x" * (MAX_DOCUMENT_BYTES + 1), "at most"),
-        (manifest_of("r", 2, b"r 2").encode(KEY), "the manifest of p/r:2"),
-        (manifest_of("s", 1, b"r 1").encode(KEY), "the manifest of p/s:1"),
-        (manifest_of("r", 1, b"r 1", project="q").encode(KEY), "the manifest of q/r:1"),
-        (manifest_of("r", 1, b"r 1", key=RUN.version(2)).encode(KEY), "the manifest of p/r:1"),
+        (manifest_of("r", 2, model_file(b"r 2")).encode(KEY), "the manifest of p/r:2"),
+        (manifest_of("s", 1, model_file(b"r 1")).encode(KEY), "the manifest of p/s:1"),
+        (manifest_of("r", 1, model_file(b"r 1"), project="q").encode(KEY), "the manifest of q/r:1"),
+        (
+            manifest_of("r", 1, model_file(b"r 1"), key=RUN.version(2)).encode(KEY),
+            "the manifest of p/r:1",
+        ),
     ],
 )
 @pytest.mark.parametrize("cached", [False, True])
@@ -70,7 +76,7 @@ def test_a_manifest_that_cannot_be_believed_is_none(
     # what it is, or was, is not known: no sweep takes it
     assert registry.unreadable("r") == {1}
     assert 1 in registry.retained("r", 9, 1, 0)
-    assert registry.commit(manifest_of("r", 1, b"r 1")).name == "r:1"
+    assert registry.commit(manifest_of("r", 1, model_file(b"r 1"))).name == "r:1"
     assert registry.unreadable("r") == set()
     assert opened(store).versions() == registry.versions()
 
@@ -81,7 +87,7 @@ def test_a_manifest_that_cannot_be_believed_is_none(
         (b"", "not a Record"),
         (signed_record()[:-9], "not a Record"),
         (signed_record().replace(b"best", b"pest"), "not signed by this site's server"),
-        (manifest_of("r", 1, b"r 1").encode(KEY), "not signed by this site's server"),
+        (manifest_of("r", 1, model_file(b"r 1")).encode(KEY), "not signed by this site's server"),
         (signed_record(version=2), "the record of r:2"),
         (signed_record(run_id="s"), "the record of s:1"),
         (signed_record(sha256="0a" * 32), "not of its manifest's"),
@@ -127,7 +133,7 @@ def test_a_model_of_another_size_is_named(store: MemoryStore) -> None:
     commit(opened(store), store, 1)
     store.put(RUN.version(1), b"another")
     (line,) = ModelRegistry(store, PROJECT, KEY).rebuild()
-    assert line == f"{RUN.version(1)}: 7 bytes, its manifest says 3: it will be refused"
+    assert line == f"{RUN.version(1)}: 7 bytes, its manifest says 175: it will be refused"
 
 
 @pytest.mark.parametrize(

@@ -190,7 +190,7 @@ def test_what_has_no_whole_model_is_not_promoted(
     store.put(RUN.version(2), b"short")
     with pytest.raises(NotFound, match="000001"):
         registry.promote(one, "")
-    with pytest.raises(Corrupt, match="5 bytes, its manifest says 3"):
+    with pytest.raises(Corrupt, match="5 bytes, its manifest says 175"):
         registry.promote(two, "")
     assert registry.production("digits") is None
 
