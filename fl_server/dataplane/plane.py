@@ -22,22 +22,24 @@ from fl_server.aggregation.spool import MemoryBudget
 from fl_server.dataplane.uploads import Uploads
 from fl_server.dataplane.workers import Done, Workers
 from fl_server.flows.events import FailureReported
-from fl_server.rounds.events import (
+from fl_server.rounds.commands import (
     Aggregate,
-    AggregationFailed,
-    AggregationFinished,
     DiscardUpdate,
-    Event,
     FoldUpdate,
-    Model,
-    Plan,
     SweepRound,
     SweepRun,
+    VerifyUpdate,
+)
+from fl_server.rounds.events import (
+    AggregationFailed,
+    AggregationFinished,
+    Event,
     UpdateRejected,
     UpdateVanished,
     UpdateVerified,
-    VerifyUpdate,
 )
+from fl_server.rounds.model import Model
+from fl_server.rounds.plan import Plan
 from fl_server.runs.lineage import Commit, manifest_of
 from fl_server.runs.record import PreparedRun, RunRecord
 from runtime.errors import ConfigError, Corrupt, NotFound, RengoError, Unavailable

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from algorithms.registry import load as load_algorithm
 from broker.wire.messages.base import Settings
-from fl_server.rounds.events import Plan
+from fl_server.rounds.plan import Plan
 from fl_server.rounds.workload import FitRule, Speed
 from runtime.bounds import MAX_INTEGER, MAX_ROUNDS, MAX_SIZE, require_plain
 from runtime.config import validate

@@ -11,8 +11,9 @@ import pytest
 from pydantic import BaseModel
 
 from fl_client.session.events import Stage
-from fl_server.rounds.events import FACTS, Phase
+from fl_server.rounds.facts import FACTS
 from fl_server.rounds.ledger import LEGAL
+from fl_server.rounds.plan import Phase
 from tests import protocol_page, run_settings_page
 from tests.examples import pages
 

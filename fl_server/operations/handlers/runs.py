@@ -17,7 +17,7 @@ from fl_server.operations.call import Binding, Call, Deferred
 from fl_server.operations.context import OperationsContext
 from fl_server.operations.handlers import run_report
 from fl_server.operations.results.runs import RunList, RunReport, RunStarted, RunSummary, RunUpload
-from fl_server.rounds.events import Model
+from fl_server.rounds.model import Model
 from fl_server.runs.definition import RunDefinition, parse_definition
 from fl_server.runs.record import AwaitedModel, PreparedRun
 from runtime.errors import ConfigError, NotFound

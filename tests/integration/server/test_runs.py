@@ -30,7 +30,8 @@ from broker.wire.messages import (
 from broker.wire.topics import parse
 from fl_server.dataplane.workers import Done, JobDone, TaskDone
 from fl_server.persistence.database import JournalError
-from fl_server.rounds.events import Fact, UpdateVerified
+from fl_server.rounds.events import UpdateVerified
+from fl_server.rounds.facts import Fact
 from storage.store.s3 import S3Store
 from storage.updates.stream import write_update
 from storage.versions.keys import RunKeys
