@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -60,7 +61,7 @@ class Journal:
     """The journal behind one database URL. One thread calls it.
 
     Args:
-        url: of the database.
+        url: of the database, or the path of an SQLite file.
         vocabularies: what runs hold, by the kind of their flow.
 
     Raises:
@@ -70,7 +71,9 @@ class Journal:
         JournalError: the disk is full.
     """
 
-    def __init__(self, url: str, vocabularies: Mapping[str, Vocabulary] | None = None) -> None:
+    def __init__(
+        self, url: str | Path, vocabularies: Mapping[str, Vocabulary] | None = None
+    ) -> None:
         self.url = url
         self.database = Database(url)
         self._begin = self.database.begin
