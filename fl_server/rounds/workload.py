@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Any, Protocol
+from typing import Any
 
 PROBE_STEPS = 8
 _NEWEST_SHARE = 0.5
@@ -93,20 +93,11 @@ def measured(usage: Mapping[str, float]) -> Speed | None:
     return Speed(steps_s / steps, fixed_s, full_steps, int(usage.get("micro_batch", 0)))
 
 
-class HasSpeeds(Protocol):
-    """A run's ledger, as far as it matters here."""
-
-    @property
-    def speeds(self) -> Mapping[str, Speed]:
-        """What devices were measured at."""
-        ...
-
-
-def known_speeds(runs: Iterable[HasSpeeds]) -> dict[str, Speed]:
+def known_speeds(runs: Iterable[Mapping[str, Speed]]) -> dict[str, Speed]:
     """Return each device's speed in the last of these runs that it took part in."""
     known: dict[str, Speed] = {}
-    for run in runs:
-        known.update(run.speeds)
+    for speeds in runs:
+        known.update(speeds)
     return known
 
 

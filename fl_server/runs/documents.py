@@ -5,11 +5,16 @@ Called on the owner's thread.
 
 from __future__ import annotations
 
+import json
+import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
-from broker.wire.messages import Message
+from pydantic import ValidationError
+
+from broker.wire.messages import Message, RunDocument
 from broker.wire.topics import Topics
 from fl_server.flows.flow import Flow
 
@@ -17,6 +22,8 @@ from fl_server.flows.flow import Flow
 _DELAY_S = 0.25
 _KEPT = 20
 _CLEARED_AGAIN = 200
+_LOG = logging.getLogger(__name__)
+Stored: TypeAlias = tuple[str, Mapping[str, Any] | None]
 
 
 class RunDocuments:
@@ -24,6 +31,8 @@ class RunDocuments:
 
     Args:
         runs: the server's, in their order.
+        filed: returns the ids and documents of the latest runs that are history, oldest first; it
+            is given how many.
         publish: sends a message to a topic and has it retained.
         clear: removes the retained document of a topic.
     """
@@ -31,12 +40,14 @@ class RunDocuments:
     def __init__(
         self,
         runs: Mapping[str, Flow],
+        filed: Callable[[int], Sequence[Stored]],
         topics: Topics,
         epoch: int,
         publish: Callable[[str, Message], None],
         clear: Callable[[str], None],
     ) -> None:
         self._runs = runs
+        self._filed = filed
         self._topics = topics
         self._epoch = epoch
         self._publish = publish
@@ -72,15 +83,30 @@ class RunDocuments:
         """Publish every document, after the connection was gone."""
         # a broker that was killed may bring back what was cleared
         self._clear_old(_CLEARED_AGAIN)
-        kept = self._ended()[-_KEPT:]
         for run in self._runs.values():
-            if not run.ended or run in kept:
+            if not run.ended:
                 self.publish(run)
+        for run_id, document in self._ended(_KEPT):
+            if run_id in self._runs:
+                self.publish(self._runs[run_id])
+            elif document is not None:
+                self.publish_stored(run_id, document)
 
-    def _ended(self) -> list[Flow]:
-        return [run for run in self._runs.values() if run.ended]
+    def publish_stored(self, run_id: str, document: Mapping[str, Any]) -> None:
+        """Publish the document of a run that is history, in this server's epoch."""
+        try:
+            known = RunDocument.model_validate_json(json.dumps({**document, "epoch": self._epoch}))
+        except ValidationError as error:
+            _LOG.error("the journal holds a damaged document of run %s: %s", run_id, error)
+            return
+        self._publish(self._topics.run(run_id, "state"), known)
+
+    def _ended(self, latest: int) -> list[Stored]:
+        """Return the latest runs that have ended, oldest first."""
+        here: list[Stored] = [(run.run_id, None) for run in self._runs.values() if run.ended]
+        return [*self._filed(latest), *here][-latest:]
 
     def _clear_old(self, latest: int) -> None:
         """Clear the latest documents among those that are not kept."""
-        for run in self._ended()[:-_KEPT][-latest:]:
-            self._clear(self._topics.run(run.run_id, "state"))
+        for run_id, _ in self._ended(_KEPT + latest)[:-_KEPT]:
+            self._clear(self._topics.run(run_id, "state"))

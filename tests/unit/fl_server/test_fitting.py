@@ -10,7 +10,6 @@ import pytest
 from pydantic import TypeAdapter
 
 from fl_server.rounds import events as e
-from fl_server.rounds.ledger import Ledger
 from fl_server.rounds.machine import RoundMachine
 from fl_server.rounds.workload import FitRule, OrderWork, Speed, known_speeds, measured
 from fl_server.runs.definition import CohortSection, RunDefinition
@@ -97,10 +96,8 @@ def test_a_run_that_fits_nothing_keeps_no_work() -> None:
 
 
 def test_a_new_run_begins_with_the_speeds_of_earlier_ones() -> None:
-    ledgers = [Ledger(1, MODEL), Ledger(1, MODEL)]
-    ledgers[0].speeds = {PI: Speed(1.0, 0, 9), GPU: Speed(0.5, 0, 9)}
-    ledgers[1].speeds = {PI: Speed(0.1, 0.5, EPOCH)}
-    known = known_speeds(ledgers)
+    first = {PI: Speed(1.0, 0, 9), GPU: Speed(0.5, 0, 9)}
+    known = known_speeds([first, {PI: Speed(0.1, 0.5, EPOCH)}])
     assert known == {PI: Speed(0.1, 0.5, EPOCH), GPU: Speed(0.5, 0, 9)}
     machine = RoundMachine(replace(plan(), fit=FitRule(4.0, 600, 0, known)), MODEL)
     assert joined(machine).work == {PI: OrderWork(35), GPU: OrderWork(8)}
