@@ -1,6 +1,6 @@
 """The vocabulary of a canary: its plan, what happens to it, what it decides, what must be done.
 
-As in a run (``fl_server/rounds/events.py``): events come in, facts are journalled, commands go
+As in a run (``fl_server/rounds``): events come in, facts are journalled, commands go
 out.
 """
 

@@ -16,7 +16,7 @@ from fl_server.members.rules import DeviceRecord
 from fl_server.members.store import MemberRegistry
 from fl_server.persistence.history import RunHistory
 from fl_server.persistence.journal import Journal
-from fl_server.rounds.events import Model
+from fl_server.rounds.model import Model
 from fl_server.runs.definition import RunDefinition
 from fl_server.runs.record import RunRecord
 from runtime.security.signing import SecretKey

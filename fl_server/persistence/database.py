@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -69,8 +70,8 @@ class Database:
         JournalError: the disk is full.
     """
 
-    def __init__(self, url: str) -> None:
-        self._engine = _engine(url)
+    def __init__(self, place: str | Path) -> None:
+        self._engine = _engine(place)
         self._companion: Companion | None = None
         self.transactions = 0
         self.name = self._engine.url.render_as_string(hide_password=True)
@@ -199,9 +200,13 @@ class Transaction:
             raise _error(error, self._name) from error
 
 
-def _engine(text: str) -> sa.Engine:
+def _engine(place: str | Path) -> sa.Engine:
     try:
-        url = sa.make_url(text)
+        if isinstance(place, Path):
+            # pasted into the text of a URL, a path with %20 or ? would be another one
+            url = sa.URL.create("sqlite", database=str(place))
+        else:
+            url = sa.make_url(place)
         if url.get_backend_name() == "sqlite":
             _require_sound(_file_of(url))
             engine = sa.create_engine(url)
@@ -230,12 +235,12 @@ def _require_sound(path: Path | None) -> None:
     if path is None:
         return
     log = path.with_name(f"{path.name}-wal")
+    with contextlib.suppress(OSError):  # SQLite says what is in the way
+        path.touch(mode=0o600)
+        for each in (path, log, path.with_name(f"{path.name}-shm")):
+            if each.exists():
+                each.chmod(0o600)
     try:
-        if path.parent.is_dir():
-            path.touch(mode=0o600)
-            for each in (path, log, path.with_name(f"{path.name}-shm")):
-                if each.exists():
-                    each.chmod(0o600)
         if lost_changes(log):
             raise JournalUnusable(
                 f"journal {path}: its log {log.name} is damaged, and changes that were on the "

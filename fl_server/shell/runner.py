@@ -37,7 +37,7 @@ from fl_server.members.rules import AuditEvent
 from fl_server.observers.base import ObservedFact, ObserverList
 from fl_server.persistence.history import RunHistory
 from fl_server.persistence.journal import DamagedRun, Journal
-from fl_server.rounds.events import Model
+from fl_server.rounds.model import Model
 from fl_server.runs.definition import RunDefinition
 from fl_server.runs.documents import RunDocuments
 from fl_server.runs.record import EndedRun, RunRecord, RunReports

@@ -20,13 +20,11 @@ from fl_server.persistence import migration
 from fl_server.persistence.database import JournalError
 from fl_server.persistence.journal import DamagedRun, Journal
 from fl_server.persistence.tables import FactRow, RunRow
-from fl_server.rounds.events import (
+from fl_server.rounds.facts import (
     FACTS,
     EvaluationRecorded,
     Fact,
-    Model,
     OrderDeclined,
-    Plan,
     RoundAbandoned,
     RoundClosed,
     RoundCommitted,
@@ -37,11 +35,12 @@ from fl_server.rounds.events import (
     RunPaused,
     RunResumed,
     RunStopped,
-    Update,
     UpdateAccepted,
     UpdateRefused,
     UpdateWithdrawn,
 )
+from fl_server.rounds.model import Model, Update
+from fl_server.rounds.plan import Plan
 from fl_server.runs.definition import parse_definition
 from fl_server.runs.record import AwaitedModel, PreparedRun, RunRecord
 from runtime.errors import ConfigError

@@ -21,7 +21,7 @@ from fl_server.operations.handlers import run_report
 from fl_server.operations.handlers.ended_runs import infos_of, report_of, unreadable
 from fl_server.operations.results.runs import RunList, RunReport, RunStarted, RunSummary, RunUpload
 from fl_server.persistence.history import Listed
-from fl_server.rounds.events import Model
+from fl_server.rounds.model import Model
 from fl_server.runs.definition import RunDefinition, parse_definition
 from fl_server.runs.record import AwaitedModel, PreparedRun
 from runtime.errors import ConfigError, NotFound

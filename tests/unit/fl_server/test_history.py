@@ -19,15 +19,14 @@ from fl_server.kinds.sync import SyncFlow
 from fl_server.operations.handlers.ended_runs import report_of
 from fl_server.persistence import tables
 from fl_server.persistence.journal import Journal
-from fl_server.rounds.events import (
-    Model,
+from fl_server.rounds.facts import (
     RoundClosed,
     RoundCommitted,
     RoundStarted,
     RunCompleted,
-    Update,
     UpdateAccepted,
 )
+from fl_server.rounds.model import Model, Update
 from fl_server.runs.definition import parse_definition
 from runtime.errors import Corrupt
 from tests.flows import FlowServer

@@ -15,7 +15,8 @@ from fl_server.kinds.sync import SyncFlow
 from fl_server.operations.mqtt import PAGE_BYTES, OperatorEndpoint
 from fl_server.persistence import tables
 from fl_server.persistence.database import sa
-from fl_server.rounds.events import Model, Plan
+from fl_server.rounds.model import Model
+from fl_server.rounds.plan import Plan
 from fl_server.runs.definition import parse_definition
 from fl_server.runs.record import RunRecord
 from runtime.errors import Corrupt

@@ -15,14 +15,8 @@ from fl_server.dataplane.plane import DataPlane
 from fl_server.dataplane.workers import Done, TaskDone
 from fl_server.flows.events import StopRequested
 from fl_server.kinds.sync import SyncFlow
-from fl_server.rounds.events import (
-    Fact,
-    RoundAbandoned,
-    RoundClosed,
-    RoundStarted,
-    SendOrder,
-    UpdateAccepted,
-)
+from fl_server.rounds.commands import SendOrder
+from fl_server.rounds.facts import Fact, RoundAbandoned, RoundClosed, RoundStarted, UpdateAccepted
 from runtime.errors import AccessDenied, Unavailable
 from runtime.security.signing import SecretKey
 from storage.registry.registry import ModelRegistry

@@ -22,21 +22,11 @@ from fl_server.flows.events import (
 )
 from fl_server.flows.flow import Step
 from fl_server.kinds.sync import SyncFlow
-from fl_server.rounds.events import (
-    AggregationFinished,
-    Fact,
-    Model,
-    Plan,
-    ReportRound,
-    RoundClosed,
-    RoundCommitted,
-    RoundRequested,
-    RoundStarted,
-    SendOrder,
-    Update,
-    UpdateAccepted,
-    UpdateVerified,
-)
+from fl_server.rounds.commands import ReportRound, SendOrder
+from fl_server.rounds.events import AggregationFinished, RoundRequested, UpdateVerified
+from fl_server.rounds.facts import Fact, RoundClosed, RoundCommitted, RoundStarted, UpdateAccepted
+from fl_server.rounds.model import Model, Update
+from fl_server.rounds.plan import Plan
 from fl_server.rounds.workload import OrderWork
 from fl_server.runs.definition import parse_definition
 from fl_server.runs.record import FactRecord, RunRecord
