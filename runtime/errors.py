@@ -82,6 +82,10 @@ class Corrupt(StorageError):
     """Bytes that are not what their hash, size or format says: never use them."""
 
 
+class Damaged(Corrupt):
+    """The store has an object that it cannot give, while it serves others: no waiting mends it."""
+
+
 class PeerError(RengoError):
     """The peer sent something it must not send: drop it, count it, perhaps bar the peer.
 

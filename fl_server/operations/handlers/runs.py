@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from fl_server.dataplane.urls import URL_LIFETIME_S
 from fl_server.flows.events import PauseRequested, ResumeRequested, StopRequested
@@ -24,6 +24,7 @@ from runtime.errors import ConfigError, NotFound
 from storage.versions.manifest import Parent
 
 _DEFINITION_BYTES = 32 << 10
+ReportType = TypeVar("ReportType", bound=RunSummary)
 _Steering: TypeAlias = PauseRequested | ResumeRequested | StopRequested
 _STEERED: dict[type[_Steering], str] = {
     PauseRequested: "paused",
@@ -85,10 +86,10 @@ class RunOperations:
         facts = self._context.journal.facts(wanted.run_id, record.definition.flow)
         if not isinstance(flow, SyncFlow):
             document = flow.document(self._context.epoch)
-            return run_report.report_of_document(record, document, facts)
+            return self._with_wait(run_report.report_of_document(record, document, facts))
         present = self._context.presence.devices
         infos = {name: each.info for name, each in present.items() if each.info is not None}
-        return run_report.report(flow.record, flow.machine.ledger, facts, infos)
+        return self._with_wait(run_report.report(flow.record, flow.machine.ledger, facts, infos))
 
     # --- submitting ---------------------------------------------------------------------------
 
@@ -224,8 +225,16 @@ class RunOperations:
     def _summary(self, run_id: str) -> RunSummary:
         flow, record = self._context.runs.flows[run_id], self._context.runs.records[run_id]
         if isinstance(flow, SyncFlow):
-            return run_report.summary(flow.record, flow.machine.ledger)
-        return run_report.summary_of_document(record, flow.document(self._context.epoch))
+            return self._with_wait(run_report.summary(flow.record, flow.machine.ledger))
+        document = flow.document(self._context.epoch)
+        return self._with_wait(run_report.summary_of_document(record, document))
+
+    def _with_wait(self, report: ReportType) -> ReportType:
+        found = self._context.data.waiting(report.run_id)
+        if found is None:
+            return report
+        wait = {"waiting": found.reason[:2000], "waiting_since": found.since_s}
+        return report.model_copy(update=wait)
 
 
 def _run_id(task: str, digits: str) -> str:
