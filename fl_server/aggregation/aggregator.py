@@ -26,7 +26,7 @@ from fl_server.aggregation.base_models import BaseModels
 from fl_server.aggregation.model_cache import ModelCache
 from fl_server.aggregation.spool import MemoryBudget, Spool
 from fl_server.aggregation.sums import RoundSum, sum_for
-from fl_server.rounds.events import Model, Update
+from fl_server.rounds.model import Model, Update
 from runtime.errors import Corrupt, NotFound
 from runtime.files import file_sha256
 from storage.store.multipart_writer import PartWriter

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from fl_server.aggregation.model_cache import ModelCache
-from fl_server.rounds.events import Model
+from fl_server.rounds.model import Model
 from runtime.errors import Corrupt, NotFound
 from storage.store.objects import Objects
 from storage.store.serving import damage_told

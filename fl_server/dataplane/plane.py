@@ -24,22 +24,24 @@ from fl_server.aggregation.spool import MemoryBudget
 from fl_server.dataplane.uploads import Uploads
 from fl_server.dataplane.workers import Done, Workers
 from fl_server.flows.events import FailureReported
-from fl_server.rounds.events import (
+from fl_server.rounds.commands import (
     Aggregate,
-    AggregationFailed,
-    AggregationFinished,
     DiscardUpdate,
-    Event,
     FoldUpdate,
-    Model,
-    Plan,
     SweepRound,
     SweepRun,
+    VerifyUpdate,
+)
+from fl_server.rounds.events import (
+    AggregationFailed,
+    AggregationFinished,
+    Event,
     UpdateRejected,
     UpdateVanished,
     UpdateVerified,
-    VerifyUpdate,
 )
+from fl_server.rounds.model import Model
+from fl_server.rounds.plan import Plan
 from fl_server.runs.lineage import Commit, manifest_of
 from fl_server.runs.record import PreparedRun, RunRecord
 from runtime.errors import (
@@ -122,7 +124,9 @@ class DataPlane(Workers):
         return RunKeys(self.registry.project, run_id)
 
     def open_run(self, record: RunRecord[Plan]) -> None:
-        """Get ready for a run's commands."""
+        """Get ready for a run's commands; one that is opened anew keeps what it has added up."""
+        if record.run_id in self._runs:
+            return
         definition = record.definition
         models = definition.models
         retention = RunRetention(self.registry, record.run_id, models.keep, models.keep_every)

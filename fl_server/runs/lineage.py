@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fl_server.rounds.events import (
+from fl_server.rounds.facts import (
     Fact,
-    Model,
-    Plan,
     RoundAbandoned,
     RoundCommitted,
     RoundOpened,
     UpdateAccepted,
     UpdateWithdrawn,
 )
+from fl_server.rounds.model import Model
+from fl_server.rounds.plan import Plan
 from fl_server.runs.record import RunRecord
 from runtime.bounds import total
 from storage.versions.manifest import MAX_COHORT, Manifest, Parent

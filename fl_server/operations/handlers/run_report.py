@@ -9,10 +9,9 @@ from typing import Any, Literal
 
 from broker.wire.messages import DeviceInfo, RunDocument
 from fl_server.operations.results.runs import RoundRow, RunDevice, RunReport, RunSummary
-from fl_server.rounds.events import (
+from fl_server.rounds.facts import (
     EvaluationRecorded,
     OrderDeclined,
-    Plan,
     RoundAbandoned,
     RoundClosed,
     RoundCommitted,
@@ -22,6 +21,7 @@ from fl_server.rounds.events import (
     UpdateWithdrawn,
 )
 from fl_server.rounds.ledger import Ledger
+from fl_server.rounds.plan import Plan
 from fl_server.rounds.workload import OrderWork, measured
 from fl_server.runs.record import FactRecord, RunRecord
 from runtime.bounds import is_plausible, total

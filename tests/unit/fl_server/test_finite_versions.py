@@ -16,7 +16,8 @@ from fl_server.aggregation.aggregator import SubmittedUpdate
 from fl_server.dataplane.plane import DataPlane
 from fl_server.dataplane.workers import Done
 from fl_server.flows.events import FailureReported
-from fl_server.rounds.events import Aggregate, FoldUpdate, Model
+from fl_server.rounds.commands import Aggregate, FoldUpdate
+from fl_server.rounds.model import Model
 from fl_server.runs.definition import parse_definition
 from fl_server.runs.record import RunRecord
 from rengo.operator.models import FetchedVersion

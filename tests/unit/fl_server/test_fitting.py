@@ -9,9 +9,13 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from fl_server.rounds import events as e
+from fl_server.flows.events import DeviceJoined
+from fl_server.rounds.events import AggregationFinished, ResultReceived, UpdateVerified
+from fl_server.rounds.facts import Fact, RoundStarted
 from fl_server.rounds.ledger import Ledger
 from fl_server.rounds.machine import RoundMachine
+from fl_server.rounds.model import Model, Update
+from fl_server.rounds.plan import Plan
 from fl_server.rounds.workload import (
     PROBE_STEPS,
     FitRule,
@@ -24,26 +28,26 @@ from fl_server.rounds.workload import (
 from fl_server.runs.definition import CohortSection, RunDefinition
 from runtime.bounds import MAX_SECONDS, MAX_SIZE, SHORTEST_STEP_S
 
-MODEL = e.Model(0, "m/0", "0" * 64, 100)
+MODEL = Model(0, "m/0", "0" * 64, 100)
 PI, GPU = "pi", "gpu"
 EPOCH = 1_000
 
 
-def plan(**changes: Any) -> e.Plan:
+def plan(**changes: Any) -> Plan:
     return replace(
-        e.Plan("r", rounds=9, cohort_size=2, quorum=2, evaluate_on="none", deadline_s=600),
+        Plan("r", rounds=9, cohort_size=2, quorum=2, evaluate_on="none", deadline_s=600),
         fit=FitRule(4.0, 600.0),
         **changes,
     )
 
 
-def started(step: Any) -> e.RoundStarted:
-    return next(fact for fact in step.facts if isinstance(fact, e.RoundStarted))
+def started(step: Any) -> RoundStarted:
+    return next(fact for fact in step.facts if isinstance(fact, RoundStarted))
 
 
-def joined(machine: RoundMachine) -> e.RoundStarted:
-    machine.handle(e.DeviceJoined(PI))
-    return started(machine.handle(e.DeviceJoined(GPU)))
+def joined(machine: RoundMachine) -> RoundStarted:
+    machine.handle(DeviceJoined(PI))
+    return started(machine.handle(DeviceJoined(GPU)))
 
 
 def result(machine: RoundMachine, name: str, step_s: float, steps: int) -> None:
@@ -56,17 +60,17 @@ def result(machine: RoundMachine, name: str, step_s: float, steps: int) -> None:
         "train_s": steps * step_s + 0.3,
         "transfer_s": 0.2,
     }
-    update = e.Update(f"{name}-{ledger.round}", 10, "a" * 64, 5, {}, usage)
-    machine.handle(e.ResultReceived(name, ledger.round, ledger.attempt, update))
-    machine.handle(e.UpdateVerified(name, ledger.round, ledger.attempt, update))
+    update = Update(f"{name}-{ledger.round}", 10, "a" * 64, 5, {}, usage)
+    machine.handle(ResultReceived(name, ledger.round, ledger.attempt, update))
+    machine.handle(UpdateVerified(name, ledger.round, ledger.attempt, update))
 
 
-def next_round(machine: RoundMachine, steps: dict[str, int]) -> e.RoundStarted:
+def next_round(machine: RoundMachine, steps: dict[str, int]) -> RoundStarted:
     result(machine, PI, 0.1, steps[PI])
     result(machine, GPU, 0.002, steps[GPU])
     number = machine.ledger.round
     model = replace(MODEL, version=number, key=f"m/{number}")
-    return started(machine.handle(e.AggregationFinished(number, 1, model)))
+    return started(machine.handle(AggregationFinished(number, 1, model)))
 
 
 def test_after_a_probe_a_slow_and_a_fast_device_are_done_together() -> None:
@@ -83,10 +87,10 @@ def test_after_a_probe_a_slow_and_a_fast_device_are_done_together() -> None:
 
 def test_the_same_orders_follow_after_a_crash_whatever_is_measured_since() -> None:
     machine = RoundMachine(plan(), MODEL)
-    facts: list[e.Fact] = []
+    facts: list[Fact] = []
     apply = machine.ledger.apply
 
-    def kept(fact: e.Fact) -> None:
+    def kept(fact: Fact) -> None:
         apply(fact)
         body = TypeAdapter(type(fact)).dump_json(fact)
         facts.append(TypeAdapter(type(fact)).validate_json(body))
@@ -194,7 +198,7 @@ def test_the_definition_says_whether_to_fit() -> None:
     )
     assert made.fit == FitRule(20, 120.0, 50, known)
     # as the journal keeps it
-    kept = TypeAdapter(e.Plan).validate_json(TypeAdapter(e.Plan).dump_json(made))
+    kept = TypeAdapter(Plan).validate_json(TypeAdapter(Plan).dump_json(made))
     assert kept == made
     assert asdict(kept)["fit"]["known"] == {PI: asdict(known[PI])}
 

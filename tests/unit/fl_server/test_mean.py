@@ -7,8 +7,9 @@ import math
 import pytest
 
 from fl_server.flows.mean import weighted_mean
-from fl_server.rounds.events import EvaluationRecorded, Model
+from fl_server.rounds.facts import EvaluationRecorded
 from fl_server.rounds.ledger import Ledger
+from fl_server.rounds.model import Model
 from runtime.bounds import MAX_EXAMPLES, MAX_FINITE, is_plausible
 
 
