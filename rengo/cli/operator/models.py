@@ -15,6 +15,7 @@ from fl_server.operations.catalogue import (
     MODELS_PROMOTE,
     MODELS_RM,
     MODELS_ROLLBACK,
+    MODELS_SET_ASIDE,
     MODELS_SHOW,
     MODELS_TAG,
     MODELS_UNTAG,
@@ -95,8 +96,13 @@ def list_models(options: argparse.Namespace) -> int:
     """Print the versions."""
     with connect(options) as client:
         models = client.request(MODELS_LS, {"run_id": options.run, "task": options.task}).models
+        set_aside = client.request(MODELS_SET_ASIDE).set_aside
     if options.json:
-        print_json({"models": [each.document() for each in models]}, options.json)
+        document = {
+            "models": [each.document() for each in models],
+            "set_aside": [each.document() for each in set_aside],
+        }
+        print_json(document, options.json)
         return DONE
     rows = [
         [
@@ -112,6 +118,8 @@ def list_models(options: argparse.Namespace) -> int:
     ]
     head = ["version", "stage", "accuracy", "size", "task", "sha256", "tags"]
     print_table(head, rows, "no versions yet; `rengo run TASK` makes some")
+    for row in set_aside:
+        print(f"{row.name} is set aside until the next start of the server: {row.reason}")
     return DONE
 
 

@@ -15,7 +15,7 @@ from fl_server.operations.results.runs import RoundRow, RunDevice, RunReport, Ru
 from rengo.cli.codes import DONE
 from rengo.cli.common import Commands, add_command, add_site, connect, print_json
 from rengo.terminal.format import figure, size
-from rengo.terminal.tables import print_table
+from rengo.terminal.tables import print_table, when
 
 _LISTED = 100
 _STEERING = {"pause": RUNS_PAUSE, "resume": RUNS_RESUME, "stop": RUNS_STOP}
@@ -107,6 +107,7 @@ def _head(run: RunReport) -> list[str]:
         f"run       {run.run_id}",
         f"task      {run.task}, {run.algorithm}, seed {run.seed}",
         f"status    {run.status}{phase}{reason}",
+        *_wait(run),
         f"rounds    {run.rounds_completed} of {run.rounds}, "
         f"cohort {run.cohort_size}, quorum {run.quorum}{_fitted(run)}",
         f"accuracy  {figure(run.accuracy)}",
@@ -114,6 +115,13 @@ def _head(run: RunReport) -> list[str]:
         f"model     {run.model_key}",
         f"sha256    {run.model_sha256}",
     ]
+
+
+def _wait(run: RunReport) -> list[str]:
+    if not run.waiting:
+        return []
+    since = "" if run.waiting_since is None else f" since {when(run.waiting_since)}"
+    return [f"waiting   for the store{since}: {run.waiting}"]
 
 
 def _bundled(run: RunReport) -> str:
