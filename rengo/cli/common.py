@@ -46,16 +46,18 @@ def add_command(
 
 def add_site(parser: argparse.ArgumentParser) -> None:
     """Add the options that say which site is meant."""
-    # imported here: an agent's commands use this module too and need no site
-    from rengo.site.folder import default_home  # noqa: PLC0415
-
     parser.add_argument(
         "--data-dir",
-        type=Path,
+        type=absolute,
         metavar="DIR",
-        default=default_home(),
         help="the site's folder (default: RENGO_HOME or ~/.rengo)",
     )
+    parser.set_defaults(at_site=True)
+
+
+def absolute(text: str) -> Path:
+    """Return a path given on the command line: a task may change the working folder later."""
+    return Path(text).absolute()
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
@@ -73,8 +75,8 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     """Add ``--output``."""
     parser.add_argument(
         "--output",
-        type=Path,
-        default=Path("rengo-output"),
+        type=absolute,
+        default="rengo-output",
         metavar="DIR",
         help="where each run gets a folder for its model and plot (default: rengo-output)",
     )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 from fl_client.tasks.base import Task
+from fl_client.tasks.loading import require_not_loading
 from fl_client.tasks.registry import load_task
 from fl_server.operations.catalogue import DEVICES_ADMIT, SERVER_INFO
 from rengo.operator.client import OperatorClient
@@ -74,6 +75,7 @@ class Site:
         self.children: dict[str, Child] = {}
 
     def __enter__(self) -> Self:
+        require_not_loading("a site")
         try:
             if self._temporary:
                 self._root.mkdir(mode=0o700)
@@ -101,11 +103,13 @@ class Site:
         self.store = made.store.store()
         self._supervisor.add("store", self.store, self.store.start)
         self._start_server()
+        self.folder.keep(self.record)
         self.admit(each for each in self.folder.all_identities() if each.role == "device")
 
     def _start_server(self) -> None:
         config = str(self._prepared.settings["server"])
-        argv = [sys.executable, "-m", "rengo", "server", "--config", config]
+        # -P: modules are not looked for in the working folder
+        argv = [sys.executable, "-P", "-m", "rengo", "server", "--config", config]
         self._add_child("server", Child("the server", argv, self._log("server")))
         deadline = time.monotonic() + _SERVER_START_S
         with self.connect() as client:

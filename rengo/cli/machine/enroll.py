@@ -11,7 +11,7 @@ from pathlib import Path
 from fl_client.identity.enrolment import enroll
 from rengo.cli.codes import DONE
 from rengo.cli.common import Commands, add_command
-from rengo.cli.site.roles import add_agent_options, add_engine_options, run_client, run_iot
+from rengo.cli.site.roles import add_agent_options, add_engine_options
 from rengo.site.folder import default_home
 from runtime.broker_url import BrokerPlace, parse_url
 from runtime.errors import ConfigError
@@ -77,10 +77,29 @@ def run(options: argparse.Namespace) -> int:
 def _start(options: argparse.Namespace, path: Path) -> int:
     if options.only:
         return DONE
-    options.identity = path
-    options.data_dir = options.data_dir or default_home() / "devices" / path.stem
-    options.server = None
-    return run_iot(options) if options.pi else run_client(options)
+    sys.stdout.flush()
+    # this process becomes the agent under other words: whoever lists processes sees these, and not
+    # the token, as long as the agent runs
+    around = {name: value for name, value in os.environ.items() if name != _VARIABLE}
+    # -P: modules are not looked for in the working folder
+    words = [sys.executable, "-P", "-m", "rengo", *agent_words(options, path)]
+    os.execve(sys.executable, words, around)
+
+
+def agent_words(options: argparse.Namespace, path: Path) -> list[str]:
+    """Return the command that starts the agent of an identity as ``enroll`` was told to."""
+    words = ["--debug"] if options.debug else []
+    words += ["iot" if options.pi else "client", "--identity", str(path)]
+    data_dir = options.data_dir or default_home() / "devices" / path.stem
+    words += ["--data-dir", str(data_dir)]
+    words += [word for task in options.task or () for word in ("--task", task)]
+    names = ["config", "role", "index", "count", "folder"]
+    names += [] if options.pi else ["engine", "profile", "accelerators"]
+    for name in names:
+        value = getattr(options, name)
+        if value is not None:
+            words += [f"--{name}", str(value)]
+    return words
 
 
 def _known(home: Path, place: BrokerPlace) -> Path | None:

@@ -122,6 +122,7 @@ def _prepare(options: argparse.Namespace) -> int:
     folder = SiteFolder(options.data_dir)
     with folder.lock():
         made = Preparation(folder, given)
+        folder.keep(made.record)
     print(f"Site {made.record.domain!r} is prepared in {folder.root}. Its processes:\n")
     for part, path in made.settings.items():
         print(f"  {command_name()} {part} --config {shlex.quote(str(path))}")
@@ -171,11 +172,7 @@ def welcome(site: Site) -> str:
     """Return what a user needs to know of a site that is up."""
     record, folder = site.record, site.folder
     name = command_name()
-    home = (
-        ""
-        if folder.root == default_home().absolute()
-        else f"RENGO_HOME={shlex.quote(str(folder.root))} "
-    )
+    home = "" if folder.root == default_home() else f"RENGO_HOME={shlex.quote(str(folder.root))} "
     names = sorted((path.stem for path in folder.identities.glob("device-*.json")), key=_by_number)
     ready = f" ({_range(names)} ready)" if names else " (start with --devices N)"
     scheme = "http" if site.listening.trust is None else "https"
