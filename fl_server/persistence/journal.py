@@ -17,7 +17,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from fl_server.persistence.database import Database, JournalUnusable, read_meta, sa, write_meta
 from fl_server.persistence.migration import move_canaries
-from fl_server.rounds.events import FACTS, Model, Plan
+from fl_server.rounds.facts import FACTS
+from fl_server.rounds.model import Model
+from fl_server.rounds.plan import Plan
 from fl_server.runs.definition import RunDefinition
 from fl_server.runs.record import AwaitedModel, FactRecord, PreparedRun, RunRecord, Vocabulary
 
