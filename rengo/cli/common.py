@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO
 from runtime.config import merge, parse_assignment
 from runtime.errors import ConfigError
 from runtime.security.identity import Identity
+from runtime.text import LogFormatter
 
 if TYPE_CHECKING:
     from rengo.operator.client import OperatorClient
@@ -169,13 +170,20 @@ def print_json(document: dict[str, Any], path: str | None) -> None:
 
 def configure_logs(*, debug: bool) -> None:
     """Log to standard error, one line a record."""
-    logging.basicConfig(
-        level=logging.DEBUG if debug else logging.INFO,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
+    log_to(
+        sys.stderr,
+        logging.DEBUG if debug else logging.INFO,
+        "%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
     for name in ("urllib3", "botocore", "boto3"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def log_to(stream: TextIO, level: int, line: str) -> None:
+    """Write log records to a stream, each on one line."""
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(LogFormatter(line))
+    logging.basicConfig(level=level, handlers=[handler])
 
 
 @contextmanager

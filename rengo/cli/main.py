@@ -20,12 +20,14 @@ from runtime.errors import (
     StorageError,
     TransportError,
 )
+from runtime.text import printable
 
 _LONGEST = 500
 # command: the module of rengo.cli that holds it, in the order of the help
 _COMMANDS = {
     "demo": "site.demo",
     "up": "site.up",
+    "site": "site.backup",
     "run": "operator.run",
     "runs": "operator.runs",
     "models": "operator.models",
@@ -92,13 +94,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "--debug" in words:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        print(f"rengo: {where}{error.strerror or error}", file=sys.stderr)
+        print(f"rengo: {printable(f'{where}{error.strerror or error}')}", file=sys.stderr)
         return FAILED
     except Exception as error:
         if "--debug" in words:
             raise
-        what = " ".join(f"internal error: {type(error).__name__}: {error}".split())
-        print(f"rengo: {what[:_LONGEST]}; --debug shows where", file=sys.stderr)
+        what = printable(f"internal error: {type(error).__name__}: {error}", _LONGEST)
+        print(f"rengo: {what}; --debug shows where", file=sys.stderr)
         return FAILED
 
 
@@ -167,5 +169,5 @@ def exit_code(error: RengoError) -> int:
 def one_line(error: RengoError) -> str:
     """Return an error's text on one line, a mismatch's on one for each difference."""
     if isinstance(error, Mismatch):
-        return str(error)
-    return " ".join(str(error).split())
+        return "\n".join(printable(line) for line in str(error).split("\n"))
+    return printable(" ".join(str(error).split()))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rengo.cli.codes import DONE, USAGE
 from rengo.cli.common import Commands, add_command, print_json
 from rengo.site.folder import SiteFolder, default_home
+from rengo.terminal.lines import say
 from runtime.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def status(options: argparse.Namespace) -> int:
         print_json(found[0] if len(found) == 1 else {"agents": found}, "-")
         return DONE
     for each in found:
-        print("\n".join(lines(each)))
+        say(*lines(each))
     return DONE
 
 
@@ -124,7 +125,7 @@ def check_config(options: argparse.Namespace) -> int:
     for key, variable in checked.overridden.items():
         print(f"note  {key} comes from {variable}")
     for problem in checked.problems:
-        print("\n".join(problem.lines()))
+        say(*problem.lines())
     count = len(checked.problems)
     print(f"{checked.source}: " + (f"{count} to mend." if count else "all well."))
     return USAGE if count else DONE

@@ -7,6 +7,7 @@ import getpass
 import os
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from fl_client.identity.enrolment import enroll
 from rengo.cli.codes import DONE
@@ -75,15 +76,19 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _start(options: argparse.Namespace, path: Path) -> int:
-    if options.only:
-        return DONE
+    if not options.only:
+        _become_agent(options, path)
+    return DONE
+
+
+def _become_agent(options: argparse.Namespace, path: Path) -> NoReturn:
     sys.stdout.flush()
     # this process becomes the agent under other words: whoever lists processes sees these, and not
     # the token, as long as the agent runs
     around = {name: value for name, value in os.environ.items() if name != _VARIABLE}
     # -P: modules are not looked for in the working folder
     words = [sys.executable, "-P", "-m", "rengo", *agent_words(options, path)]
-    os.execve(sys.executable, words, around)
+    os.execve(sys.executable, words, around)  # noqa: S606
 
 
 def agent_words(options: argparse.Namespace, path: Path) -> list[str]:

@@ -29,6 +29,7 @@ from rengo.operator.bundles import chosen
 from rengo.operator.client import OperatorClient
 from rengo.operator.models import load
 from rengo.operator.runs import fetch_model, follow, submit
+from rengo.terminal.lines import say
 from rengo.terminal.select import open_view
 from rengo.terminal.summary import conclude
 from runtime.config import merge, read_toml
@@ -95,7 +96,7 @@ def run(options: argparse.Namespace) -> int:
                 result = follow(client, run_id, view.update)
             result = fetch_model(client, result, options.output)
     except KeyboardInterrupt:
-        print(_interrupted(run_id), file=out)
+        say(_interrupted(run_id), out=out)
         return INTERRUPTED
     show = (f"{command_name()} runs show {run_id}", "its rounds, refusals and devices")
     print(conclude(result, [show]), file=out)
@@ -118,14 +119,14 @@ def _submit(options: argparse.Namespace, definition: dict[str, Any]) -> int:
     with interruptible(), connect(options) as client:
         run_id = _begin(client, options, definition)
         shown = client.request(RUNS_SHOW, {"run_id": run_id})
-    print(f"Run {run_id} is submitted.")
+    say(f"Run {run_id} is submitted.")
     if shown.phase == "gathering":
         waits = f"It waits for devices that have task {shown.task!r}"
         if options.bundle is not None:
-            print(f"{waits}, or take it as a bundle.")
+            say(f"{waits}, or take it as a bundle.")
         else:
-            print(f"{waits}; add one: {command_name()} client --task {shlex.quote(options.task)}")
-    print(f"See how it goes: {command_name()} runs show {run_id}")
+            say(f"{waits}; add one: {command_name()} client --task {shlex.quote(options.task)}")
+    say(f"See how it goes: {command_name()} runs show {run_id}")
     return DONE
 
 

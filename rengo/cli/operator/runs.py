@@ -15,6 +15,7 @@ from fl_server.operations.results.runs import RoundRow, RunDevice, RunReport, Ru
 from rengo.cli.codes import DONE
 from rengo.cli.common import Commands, add_command, add_site, connect, print_json
 from rengo.terminal.format import figure, size
+from rengo.terminal.lines import say
 from rengo.terminal.tables import print_table
 
 _STEERING = {"pause": RUNS_PAUSE, "resume": RUNS_RESUME, "stop": RUNS_STOP}
@@ -67,8 +68,7 @@ def show_run(options: argparse.Namespace) -> int:
     if options.json:
         print_json(run.document(), options.json)
         return DONE
-    print("\n".join(_head(run)))
-    print()
+    say(*_head(run), "")
     rows = [_history_row(row) for row in run.history]
     headings = ["round", "attempt", "outcome", "updates", "seconds", "accuracy"]
     print_table(headings, rows, "no round has begun")
@@ -77,7 +77,7 @@ def show_run(options: argparse.Namespace) -> int:
         for row in run.history
         for device_id, reason in row.refused.items()
     ]
-    print("\n".join(["", *refusals]) if refusals else "")
+    say("", *refusals)
     devices = [_device_row(row) for row in run.devices]
     headings = ["device", "profile", "engine", "rounds", "steps", "up", "down", "memory"]
     print_table(headings, devices, "")
@@ -145,7 +145,7 @@ def steer(options: argparse.Namespace) -> int:
     if options.json:
         print_json(run.document(), options.json)
     else:
-        print(f"{run.run_id}: {run.status}, {run.rounds_completed} rounds committed")
+        say(f"{run.run_id}: {run.status}, {run.rounds_completed} rounds committed")
     return DONE
 
 

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import NoReturn
 
 from rengo.cli.codes import DONE
-from rengo.cli.common import Commands, add_command, add_site, command_name, interruptible
+from rengo.cli.common import Commands, add_command, add_site, command_name, interruptible, log_to
 from rengo.site.addresses import OwnCertificate
 from rengo.site.folder import SiteFolder, default_home
 from rengo.site.preparation import Preparation, SiteOptions
 from rengo.site.site import Site
 from rengo.terminal.event_lines import SiteEventLines
+from rengo.terminal.lines import say
 from runtime.broker_url import parse_url
 from runtime.errors import ConfigError, TransportError
 
@@ -96,7 +97,7 @@ def run(options: argparse.Namespace) -> int:
         return _prepare(options)
     if options.broker_at or options.store_at:
         raise ConfigError("--broker-at and --store-at are for --prepare: this runs all in one")
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
+    log_to(sys.stdout, logging.WARNING, "%(message)s")
     devices = _DEVICES if options.devices is None else options.devices
     site = Site(options.data_dir, devices=devices, options=_site_options(options))
     try:
@@ -162,10 +163,10 @@ def _watch(site: Site) -> NoReturn:
                 while True:
                     for news in client.news(_LOOK_EVERY_S):
                         for line in story.take(news):
-                            print(line, flush=True)
+                            say(line)
         except TransportError as error:
             # the supervisor starts the broker again; until then no message comes
-            print(f"nothing is heard from the broker: {error}", flush=True)
+            say(f"nothing is heard from the broker: {error}")
 
 
 def welcome(site: Site) -> str:

@@ -34,7 +34,7 @@ def test_it_is_refused_when_packed(tmp_path: Path, name: str) -> None:
     file = tmp_path / name
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(b"")
-    with pytest.raises(ConfigError, match="give it another name|has no .pth files"):
+    with pytest.raises(ConfigError, match=r"give it another name|has no \.pth files"):
         pack(Contents(f"{tmp_path / 'tiny.py'}:Tiny", [file]), tmp_path / "tiny.rtask")
     assert not (tmp_path / "tiny.rtask").exists()
 
@@ -52,7 +52,7 @@ def test_it_is_refused_when_read_whoever_made_it(name: str) -> None:
     file = io.BytesIO()
     members = [(FILES + name, b""), (FILES + "tiny.py", SOURCE)]
     write_archive(file, [(MANIFEST, json.dumps(head).encode()), *members])
-    with pytest.raises(Corrupt, match="give it another name|has no .pth files"):
+    with pytest.raises(Corrupt, match=r"give it another name|has no \.pth files"):
         read_bundle(file, "bundle")
 
 
