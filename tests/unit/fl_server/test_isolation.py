@@ -14,7 +14,7 @@ from fl_server.flows.events import DeviceAnswered, TimerFired
 from fl_server.flows.flow import Flow
 from fl_server.kinds.failed import FailedFlow
 from fl_server.persistence.database import JournalError, sa
-from fl_server.rounds.events import EvaluationRecorded, Model, RunFailed
+from fl_server.rounds.facts import EvaluationRecorded, RunFailed
 from fl_server.rounds.machine import RoundMachine
 from fl_server.runs.definition import parse_definition
 from tests.flows import FlowServer, Sent
