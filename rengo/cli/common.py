@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from runtime.config import merge, parse_assignment
 from runtime.errors import ConfigError
+from runtime.files import require_writable
 from runtime.security.identity import Identity
 from runtime.text import LogFormatter
 
@@ -143,8 +144,13 @@ def progress_stream(json_path: str | None) -> TextIO:
     """
     if json_path == "-":
         return sys.stderr
-    if json_path is not None and not Path(json_path).absolute().parent.is_dir():
-        raise ConfigError(f"--json {json_path}: there is no folder {Path(json_path).parent}")
+    if json_path is not None:
+        path = Path(json_path).absolute()
+        if not path.parent.is_dir():
+            raise ConfigError(f"--json {json_path}: there is no folder {path.parent}")
+        if path.is_dir():
+            raise ConfigError(f"--json {json_path} is a folder")
+        require_writable(path.parent)
     return sys.stdout
 
 

@@ -28,6 +28,7 @@ _COMMANDS = {
     "demo": "site.demo",
     "up": "site.up",
     "site": "site.backup",
+    "status": "operator.status",
     "run": "operator.run",
     "runs": "operator.runs",
     "models": "operator.models",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,7 +117,7 @@ def status(options: argparse.Namespace) -> int:
 
 def check_config(options: argparse.Namespace) -> int:
     """Print what is wrong with the file; 2 when anything is."""
-    checked = checked_settings(options.config)
+    checked = _loaded(checked_settings(options.config))
     if options.json:
         problems = [asdict(each) for each in checked.problems]
         print_json({"source": checked.source, "ok": not problems, "problems": problems}, "-")
@@ -236,7 +236,34 @@ def checked_settings(path: Path | None) -> Checked:
     from iot.settings import DeviceSettings  # noqa: PLC0415
     from rengo.device.config_file import check, usual_file  # noqa: PLC0415
 
-    return check(path or usual_file(), DeviceSettings)
+    checked = check(path or usual_file(), DeviceSettings)
+    found = _identity_path(None) if "identity" not in checked.values else None
+    usual = {} if found is None else {"identity": str(found)}
+    named = checked.values.get("identity") or usual.get("identity")
+    if named is not None:
+        # where the agent puts its data when nothing says another place
+        usual["data_dir"] = str(default_home() / "devices" / Path(named).stem)
+    missing = usual.keys() - checked.values.keys()
+    return replace(
+        checked,
+        values={**usual, **checked.values},
+        problems=[
+            each
+            for each in checked.problems
+            if each.key not in missing or each.what != "is missing"
+        ],
+    )
+
+
+def _loaded(checked: Checked) -> Checked:
+    """Return the same with what the agent would refuse when it loads what the settings name."""
+    from iot.settings import DeviceSettings  # noqa: PLC0415
+    from rengo.device.loadable import load_problems  # noqa: PLC0415
+
+    if checked.problems:
+        return checked
+    settings = DeviceSettings.model_validate(checked.values)
+    return replace(checked, problems=list(load_problems(settings)))
 
 
 def agent_target(options: argparse.Namespace) -> AgentTarget:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import getpass
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import NoReturn
 
 from fl_client.identity.enrolment import enroll
 from rengo.cli.codes import DONE
-from rengo.cli.common import Commands, add_command
+from rengo.cli.common import Commands, add_command, command_name
 from rengo.cli.site.roles import add_agent_options, add_engine_options
 from rengo.site.folder import default_home
 from runtime.broker_url import BrokerPlace, parse_url
@@ -64,14 +65,14 @@ def run(options: argparse.Namespace) -> int:
     token = JoinToken.parse(_token(options))
     enrolled = enroll(place, token, make_folder(home / "identities"), options.name)
     path = enrolled.path
-    start = "iot" if options.pi else "client"
     print(f"Enrolled as {path.stem}. Its identity lies in {path}; keep it to this machine.")
     if abs(enrolled.clock_off_s) > _WORTH_TELLING_S:
         days = enrolled.clock_off_s / _DAY_S
         where = "ahead of" if days > 0 else "behind"
         print(f"This machine's clock is {abs(days):.1f} days {where} the server's. Training does")
         print("not mind, but certificates of others may look expired, or not valid yet.")
-    print(f"From now on `rengo {start}` starts the agent.", flush=True)
+    again = shlex.join(["iot" if options.pi else "client", *_settings_given(options)])
+    print(f"From now on `{command_name()} {again}` starts the agent.", flush=True)
     return _start(options, path)
 
 
@@ -96,8 +97,12 @@ def agent_words(options: argparse.Namespace, path: Path) -> list[str]:
     words = ["--debug"] if options.debug else []
     words += ["iot" if options.pi else "client", "--identity", str(path)]
     data_dir = options.data_dir or default_home() / "devices" / path.stem
-    words += ["--data-dir", str(data_dir)]
-    words += [word for task in options.task or () for word in ("--task", task)]
+    return [*words, "--data-dir", str(data_dir), *_settings_given(options)]
+
+
+def _settings_given(options: argparse.Namespace) -> list[str]:
+    """Return the words of what ``enroll`` was told of the agent beside its identity."""
+    words = [word for task in options.task or () for word in ("--task", task)]
     names = ["config", "role", "index", "count", "folder"]
     names += [] if options.pi else ["engine", "profile", "accelerators"]
     for name in names:

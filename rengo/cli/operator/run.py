@@ -34,6 +34,7 @@ from rengo.terminal.select import open_view
 from rengo.terminal.summary import conclude
 from runtime.config import merge, read_toml
 from runtime.errors import ConfigError
+from runtime.files import require_writable
 
 TASK_HELP = "a task's name or FILE.py:CLASS; built into version 0 here"
 
@@ -87,6 +88,7 @@ def run(options: argparse.Namespace) -> int:
     out = progress_stream(options.json)
     if not (options.follow or options.json):
         return _submit(options, definition)
+    require_writable(options.output)
     run_id = ""
     try:
         with interruptible(), connect(options) as client:

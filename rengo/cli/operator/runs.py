@@ -1,4 +1,4 @@
-"""``rengo runs ls|show|pause|resume|stop``."""
+"""``rengo runs ls|show|follow|pause|resume|stop``."""
 
 from __future__ import annotations
 
@@ -12,10 +12,21 @@ from fl_server.operations.catalogue import (
     RUNS_STOP,
 )
 from fl_server.operations.results.runs import RoundRow, RunDevice, RunReport, RunSummary
-from rengo.cli.codes import DONE
-from rengo.cli.common import Commands, add_command, add_site, connect, print_json
+from rengo.cli.codes import DONE, INTERRUPTED
+from rengo.cli.common import (
+    Commands,
+    add_command,
+    add_site,
+    command_name,
+    connect,
+    interruptible,
+    print_json,
+    progress_stream,
+)
+from rengo.operator.runs import follow
 from rengo.terminal.format import figure, size
 from rengo.terminal.lines import say
+from rengo.terminal.select import open_view
 from rengo.terminal.tables import print_table
 
 _STEERING = {"pause": RUNS_PAUSE, "resume": RUNS_RESUME, "stop": RUNS_STOP}
@@ -28,6 +39,7 @@ def add(commands: Commands) -> None:
     for name, action, summary in (
         ("ls", list_runs, "list the runs"),
         ("show", show_run, "show one run: rounds, refusals, devices"),
+        ("follow", follow_run, "stay with a run until it has ended"),
         ("pause", steer, "let the open round finish and start no new one"),
         ("resume", steer, "let a paused run go on"),
         ("stop", steer, "end a run with what it has committed"),
@@ -81,6 +93,20 @@ def show_run(options: argparse.Namespace) -> int:
     devices = [_device_row(row) for row in run.devices]
     headings = ["device", "profile", "engine", "rounds", "steps", "up", "down", "memory"]
     print_table(headings, devices, "")
+    return DONE
+
+
+def follow_run(options: argparse.Namespace) -> int:
+    """Show a run until it has ended; what came of it stays in the store."""
+    out = progress_stream(options.json)
+    try:
+        with interruptible(), connect(options) as client, open_view(out) as view:
+            result = follow(client, options.run_id, view.update)
+    except KeyboardInterrupt:
+        say(f"Interrupted. The run goes on: {command_name()} runs show {options.run_id}", out=out)
+        return INTERRUPTED
+    say(f"{result.run_id}: {result.status}, accuracy {figure(result.accuracy)}", out=out)
+    print_json(result.report.document(), options.json)
     return DONE
 
 

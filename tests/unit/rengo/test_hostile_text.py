@@ -30,7 +30,7 @@ HARMLESS = "a harmless text"
 COMMANDS = (
     *("devices ls", "devices show x", "runs ls", "runs show x", "runs pause x", "models ls"),
     *("models show x", "models promote x", "models gc", "task ls", "task rm x"),
-    *("audit", "audit --verify"),
+    *("audit", "audit --verify", "status"),
 )
 
 
