@@ -6,13 +6,15 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_origin
+from typing import Annotated, Any, TypeAlias, TypeVar, get_origin
 
-from pydantic import BaseModel, ValidationError
+from pydantic import AfterValidator, BaseModel, ValidationError
 
 from runtime.errors import ConfigError
 
 M = TypeVar("M", bound=BaseModel)
+# one that was relative to the working folder at the start, which a task may change
+AbsolutePath: TypeAlias = Annotated[Path, AfterValidator(Path.absolute)]
 
 
 def read_toml(path: Path) -> dict[str, Any]:
