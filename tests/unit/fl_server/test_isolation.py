@@ -16,6 +16,7 @@ from fl_server.kinds.failed import FailedFlow
 from fl_server.persistence.database import JournalError, sa
 from fl_server.rounds.facts import EvaluationRecorded, RunFailed
 from fl_server.rounds.machine import RoundMachine
+from fl_server.rounds.model import Model
 from fl_server.runs.definition import parse_definition
 from tests.flows import FlowServer, Sent
 from tests.integration.two_phase import TwoPhase, TwoPhaseKind
