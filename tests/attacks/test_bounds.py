@@ -23,7 +23,8 @@ from broker.wire.messages import (
 )
 from broker.wire.topics import parse
 from fl_server.operations.catalogue import OPERATIONS
-from tests.attacks.ground import PATIENCE_S, Ground, Intruder, Trainer
+from tests.attacks.ground import Ground
+from tests.attacks.intruders import PATIENCE_S, Intruder, Trainer
 from tests.bounds import sample, variations
 from tests.integration.broker_fixtures import eventually
 
