@@ -14,6 +14,7 @@ from typing import Any
 from broker.wire.messages import DeviceState
 from fl_client.tasks.base import Task
 from fl_client.tasks.registry import load_task
+from fl_client.tasks.user_code import initial_weights_of
 from fl_server.operations.catalogue import (
     MODELS_SHOW,
     MODELS_URL,
@@ -146,7 +147,7 @@ def version_0(task: Task, seed: int, initial: FetchedVersion | None) -> Weights:
         Mismatch: ``initial`` does not fit the task's model.
         ConfigError: a value of ``initial`` is not finite, where the task's model has another.
     """
-    fresh = task.initial_weights(seed)
+    fresh = initial_weights_of(task, seed)
     if initial is None:
         return fresh
     weights = fit(initial.weights, fresh.layout, initial.name, f"the model of task {task.name}")
