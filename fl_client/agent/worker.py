@@ -32,6 +32,7 @@ from fl_client.training.frames import TrainingJob
 from runtime.processes.memory import give_back
 
 _LOG = logging.getLogger(__name__)
+_TOLD_LINES = 20
 _OF_MEMORY = {"short": ": out of memory", "suspected": ": out of memory?"}
 
 
@@ -74,6 +75,7 @@ class TrainingWorker:
         self._used_s = 0.0
         self._load_failure = ""
         self._oom_kills = OomKills()
+        self._log_start = 0
 
     @property
     def child_pid(self) -> int | None:
@@ -84,6 +86,7 @@ class TrainingWorker:
         """Start the work of a job; it ends as an event that ``translate`` reads."""
         self._run_id = job.key.run_id
         self._folder.trim_log()
+        self._log_start = self._folder.log_size()
         child = self._warm(job.order)
         self._oom_kills.begin()
         child.submit(self._training_job(job))
@@ -162,7 +165,9 @@ class TrainingWorker:
                 return WorkFinished(_key(job), _outcome(event))
             case training.ChildFailed(job=None, reason=reason):
                 self._load_failure = reason  # the process ends next, and takes its job along
+                self._tell(reason)
             case training.ChildFailed(job=TrainingJob() as job):
+                self._tell(event.reason)
                 memory: Memory = "short" if event.out_of_memory else "enough"
                 return JobFailed(
                     _key(job), event.reason, event.retryable, memory, unusable=event.unusable
@@ -173,12 +178,21 @@ class TrainingWorker:
                 _LOG.info("training process %d is ready", pid)
         return None
 
+    def _tell(self, reason: str) -> None:
+        """Log why a job failed, with what the training process printed about it."""
+        printed = "".join(
+            f"\n    {line}" for line in self._folder.log_since(self._log_start, _TOLD_LINES)
+        )
+        end = f"; the end of {self._folder.training_log}:{printed}" if printed else ""
+        _LOG.warning("training failed: %s%s", reason, end)
+
     def _died(self, event: training.ChildDied) -> JobFailed | None:
         memory: Memory = "enough"
         if event.returncode == -signal.SIGKILL:
             memory = "short" if self._policy.killed_for_memory() else self._oom_kills.verdict()
         reason = event.reason + _OF_MEMORY.get(memory, "")
-        _LOG.warning("%s", reason)
+        if not self._load_failure:
+            self._tell(reason)
         failure, self._load_failure = self._load_failure, ""
         if event.job is None:
             return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -15,7 +15,7 @@ from fl_client.machine.oom_kills import OomKills
 from fl_client.session import events as s
 from fl_client.session.machine import GOOD_BEFORE_GROWTH, DeviceSession
 from fl_client.settings import AgentSettings
-from fl_client.training.child import ChildDied
+from fl_client.training.child import ChildDied, ChildFailed
 from fl_client.training.frames import TrainingJob
 from tests.unit.fl_client.test_session import (
     OUTCOME,
@@ -85,6 +85,13 @@ def test_a_large_process_may_have_been_killed_by_a_program_of_the_owner(tmp_path
 # --- what the agent makes of it ----------------------------------------------------------------
 
 
+def worker_of(folder: Path) -> TrainingWorker:
+    settings = AgentSettings(identity=folder / "d.json", data_dir=folder / "data")
+    place, bundles = DeviceFolder(settings.data_dir), cast("Any", None)
+    setup = WorkerSetup("d", settings, "numpy")
+    return TrainingWorker(setup, bundles, place, Unbounded(), lambda _: None)
+
+
 class Kills(OomKills):
     says: Any = "enough"
 
@@ -106,15 +113,7 @@ class Kills(OomKills):
 def test_a_killed_process_is_reported_with_what_is_known(
     tmp_path: Path, says: str, reason: str
 ) -> None:
-    settings = AgentSettings(identity=tmp_path / "d.json", data_dir=tmp_path / "data")
-    bundles: Any = None
-    worker = TrainingWorker(
-        WorkerSetup("d", settings, "numpy"),
-        bundles,
-        DeviceFolder(settings.data_dir),
-        Unbounded(),
-        lambda _: None,
-    )
+    worker = worker_of(tmp_path)
     kills = Kills()
     kills.says = says
     vars(worker)["_oom_kills"] = kills
@@ -125,6 +124,27 @@ def test_a_killed_process_is_reported_with_what_is_known(
     other = worker.translate(ChildDied(job, -11, "ended by SIGSEGV", expected=False))
     assert isinstance(other, s.JobFailed)
     assert (other.memory, other.reason) == ("enough", "ended by SIGSEGV")
+
+
+@pytest.mark.parametrize("loaded", [True, False])
+def test_what_training_printed_is_told_with_the_refusal(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, loaded: bool
+) -> None:
+    worker = worker_of(tmp_path)
+    log = DeviceFolder(tmp_path / "data").training_log
+    log.write_text("of an earlier job\n")
+    vars(worker)["_log_start"] = log.stat().st_size
+    lines = [f"line {number}" for number in range(30)]
+    with log.open("a") as file:
+        file.write("\n".join(lines) + "\n\nValueError: wrong\n")
+    job = TrainingJob(run_id="run", round=1, attempt=1, device_id="d") if loaded else None
+    worker.translate(ChildFailed(job, "ValueError: wrong (a.py:3)", retryable=False))
+    if not loaded:
+        worker.translate(ChildDied(None, 2, "training exited with status 2", expected=False))
+    (record,) = caplog.records
+    told = record.getMessage().splitlines()
+    assert told[0] == f"training failed: ValueError: wrong (a.py:3); the end of {log}:"
+    assert told[1:] == [f"    {line}" for line in [*lines[-19:], "ValueError: wrong"]]
 
 
 # --- what the session makes of it ----------------------------------------------------------------
