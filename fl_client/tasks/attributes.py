@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, get_args
 
-from fl_client.models.settings import Objective, TrainingSettings
+from fl_client.models.settings import Goal, Objective, TrainingSettings
 from runtime.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -60,3 +60,10 @@ def _require_goals(goals: Any) -> None:
     for name, goal in goals.items():
         if goal not in _GOALS:
             raise ConfigError(f"goals: {name!r} is {goal!r}, and must be one of 'higher', 'lower'")
+
+
+def goals_of(task: Task) -> dict[str, Goal]:
+    """Return the task's metrics in the order in which they are shown; the first is the headline."""
+    if task.goals:
+        return dict(task.goals)
+    return {"loss": "lower"} if task.objective == "mean_squared_error" else {"accuracy": "higher"}

@@ -14,7 +14,7 @@ from fl_server.operations.catalogue import (
 from fl_server.operations.results.runs import RoundRow, RunDevice, RunReport, RunSummary
 from rengo.cli.codes import DONE
 from rengo.cli.common import Commands, add_command, add_site, connect, print_json
-from rengo.terminal.format import figure, size
+from rengo.terminal.format import figure, metrics_line, size
 from rengo.terminal.tables import print_table
 
 _STEERING = {"pause": RUNS_PAUSE, "resume": RUNS_RESUME, "stop": RUNS_STOP}
@@ -50,13 +50,13 @@ def list_runs(options: argparse.Namespace) -> int:
             run.run_id,
             "waiting" if _waits(run) else run.status,
             f"{run.rounds_completed}/{run.rounds}",
-            figure(run.accuracy),
+            _headline(run),
             run.task,
             run.algorithm,
         ]
         for run in answer.runs
     ]
-    print_table(["run", "status", "rounds", "accuracy", "task", "algorithm"], rows, "no runs yet")
+    print_table(["run", "status", "rounds", "measured", "task", "algorithm"], rows, "no runs yet")
     return DONE
 
 
@@ -69,8 +69,10 @@ def show_run(options: argparse.Namespace) -> int:
         return DONE
     print("\n".join(_head(run)))
     print()
-    rows = [_history_row(row) for row in run.history]
-    headings = ["round", "attempt", "outcome", "updates", "seconds", "accuracy"]
+    both = run.headline != "loss"
+    rows = [_history_row(row, with_loss=both) for row in run.history]
+    headings = ["round", "attempt", "outcome", "updates", "seconds", run.headline]
+    headings += ["loss"] if both else []
     print_table(headings, rows, "no round has begun")
     refusals = [
         f"round {row.round}.{row.attempt}: {device_id} refused: {reason}"
@@ -98,11 +100,17 @@ def _head(run: RunReport) -> list[str]:
         f"status    {run.status}{phase}{reason}",
         f"rounds    {run.rounds_completed} of {run.rounds}, "
         f"cohort {run.cohort_size}, quorum {run.quorum}{_fitted(run)}",
-        f"accuracy  {figure(run.accuracy)}",
+        f"measured  {metrics_line(run.headline, run.measured, run.loss)}",
         f"moved     {size(run.bytes_up)} up, {size(run.bytes_down)} down",
         f"model     {run.model_key}",
         f"sha256    {run.model_sha256}",
     ]
+
+
+def _headline(run: RunSummary) -> str:
+    if run.measured is None:
+        return "-"
+    return f"{run.headline} {figure(run.measured)}"
 
 
 def _bundled(run: RunReport) -> str:
@@ -149,7 +157,7 @@ def steer(options: argparse.Namespace) -> int:
     return DONE
 
 
-def _history_row(row: RoundRow) -> list[str]:
+def _history_row(row: RoundRow, *, with_loss: bool) -> list[str]:
     reason = f" ({row.reason})" if row.reason else ""
     return [
         str(row.round),
@@ -157,5 +165,6 @@ def _history_row(row: RoundRow) -> list[str]:
         row.outcome + reason,
         f"{row.updates} of {row.invited}",
         "-" if row.seconds is None else f"{row.seconds:.2f}",
-        figure(row.accuracy),
+        figure(row.measured),
+        *([figure(row.loss)] if with_loss else []),
     ]
