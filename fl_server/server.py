@@ -43,7 +43,6 @@ from fl_server.deployment.production import ProductionDocuments
 from fl_server.flows.events import (
     DeviceAnswered,
     DeviceDeclined,
-    DeviceLeft,
     OrderRequested,
     ProductionMoved,
     ReportedUpdate,
@@ -64,6 +63,7 @@ from fl_server.persistence.journal import Journal
 from fl_server.persistence.manifest_cache import DocumentTable
 from fl_server.shell.connection import ServerConnection
 from fl_server.shell.devices import DeviceAdmission
+from fl_server.shell.presence import PresenceActions, PresenceWatch
 from fl_server.shell.runner import FlowRunner, RunnerParts
 from runtime.errors import PeerError, RengoError
 from runtime.security.identity import Identity
@@ -137,11 +137,19 @@ class Server:
             self.connection.endpoint,
             self.connection.publish,
         )
-        self.gate = MessageGate(self.domain, self.members, self.connection.clear)
         self.runner = self._runner()
+        actions = PresenceActions(
+            self.runner.handle_presence,
+            lambda device_id: self._admission.offer_password(device_id),  # noqa: PLW0108 (below)
+            self._raise_epoch,
+        )
+        self._watch = PresenceWatch(self.presence, self.members, self.connection, actions)
+        self.gate = MessageGate(
+            self.domain, self.members, self.connection.clear, self._watch.tell_stranger
+        )
         self.canaries = Canaries(self.runner.services, self.runner.begin, self.runner.timers.left_s)
         self._admission = DeviceAdmission(
-            self.members, self.gate, self.data, self.connection, self._forget
+            self.members, self.gate, self.data, self.connection, self._watch.forget
         )
         connection = self.connection
         self._production = ProductionDocuments(
@@ -158,7 +166,6 @@ class Server:
     def _operations_context(self, identity: Identity) -> OperationsContext:
         return OperationsContext(
             domain=self.domain,
-            epoch=self.epoch,
             secret=identity.secret_key,
             journal=self.journal,
             store=self.store,
@@ -172,6 +179,7 @@ class Server:
             runs=self.runner,
             refused_messages=lambda: self.gate.refused,
             production_changed=self.production_changed,
+            offer_password=self._admission.offer_password,
             forget_device=self._admission.forget,
         )
 
@@ -231,6 +239,7 @@ class Server:
         except queue.Empty:
             item = None
         self.runner.handle_due()
+        self._watch.handle_due()
         self._admission.poll_broker()
         match item:
             case None:
@@ -254,7 +263,7 @@ class Server:
         return True
 
     def _longest_wait_s(self) -> float | None:
-        due_s = min(self.runner.due_s(), self._admission.due_s())
+        due_s = min(self.runner.due_s(), self._watch.due_s(), self._admission.due_s())
         return None if due_s == math.inf else max(0.0, due_s - time.monotonic())
 
     def _offer(self, event: SessionEvent) -> bool:
@@ -275,8 +284,7 @@ class Server:
     # --- messages -----------------------------------------------------------------------------
 
     def _connected(self) -> None:
-        self.presence.reconnected()
-        self.connection.publish_online()
+        self._watch.reconnected()
         self.runner.documents.publish_all()
         self._production.publish_all()
 
@@ -299,7 +307,7 @@ class Server:
                 clock_off_s = verified.envelope.sent_ms / 1000 - time.time()
                 self._admission.claim(sender, message, clock_off_s)
             case DeviceState():
-                self._device_state(sender, message)
+                self._watch.apply(sender, message, retained=verified.retained)
             case DeviceInfo():
                 self.presence.store_info(sender, message)
             case DeviceHealth() | DataReport():
@@ -325,16 +333,11 @@ class Server:
             case OperatorRequest():
                 self._operators.handle(sender, message)
 
-    def _device_state(self, device_id: str, state: DeviceState) -> None:
-        if state.status == "ready":
-            self.members.offer_password(device_id)
-        event = self.presence.apply_state(device_id, state)
-        if event is not None:
-            self.runner.handle_presence(event, state)
-
-    def _forget(self, device_id: str) -> None:
-        self.presence.forget(device_id)
-        self.runner.handle_presence(DeviceLeft(device_id), None)
+    def _raise_epoch(self, obeyed: int) -> None:
+        """Go on above an epoch that a device has obeyed, and say all again with the new one."""
+        self.epoch = self.journal.raise_epoch(obeyed)
+        self.connection.epoch = self.runner.epoch = self._production.epoch = self.epoch
+        self._connected()
 
     def _result(self, device_id: str, message: Result) -> None:
         if message.run_id not in self.runner.flows:

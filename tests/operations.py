@@ -204,6 +204,7 @@ class Life:
         )
         self.presence.apply_state("e-1", state)
         self.moved: list[str] = []
+        self.offered: list[str] = []
         self.members = QuietMembership(
             self.audit,
             disk.identity,
@@ -228,7 +229,6 @@ class Life:
     def _context(self) -> OperationsContext:
         return OperationsContext(
             domain="home",
-            epoch=1,
             secret=KEY,
             journal=self.journal,
             store=self.disk.store,
@@ -242,6 +242,7 @@ class Life:
             runs=self.runner,
             refused_messages=Counter[str],
             production_changed=self.moved.append,
+            offer_password=self.offered.append,
             forget_device=self.members.note_cut_off,
         )
 

@@ -34,6 +34,11 @@ class RunControl(Protocol):
         records: their records, likewise.
     """
 
+    @property
+    def epoch(self) -> int:
+        """The server's, which grows at each start."""
+        ...
+
     flows: dict[str, Flow]
     records: dict[str, RunRecord[Any]]
 
@@ -100,11 +105,11 @@ class OperationsContext:
         secret: the server's own key, from which the secrets of answers are derived.
         refused_messages: returns how many messages were refused, by reason.
         production_changed: is told the task whose production has changed.
+        offer_password: gives a device the password that awaits it, when it may have it.
         forget_device: takes out a revoked device, which the broker has forgotten.
     """
 
     domain: str
-    epoch: int
     secret: SecretKey
     journal: Journal
     store: ObjectStore
@@ -118,4 +123,5 @@ class OperationsContext:
     runs: RunControl
     refused_messages: Callable[[], Mapping[str, int]]
     production_changed: Callable[[str], None]
+    offer_password: Callable[[str], None]
     forget_device: Callable[[DeviceRecord], None]

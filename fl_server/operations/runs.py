@@ -83,7 +83,7 @@ class RunOperations:
         record = self._context.runs.records[wanted.run_id]
         facts = self._context.journal.facts(wanted.run_id, record.definition.flow)
         if not isinstance(flow, SyncFlow):
-            document = flow.document(self._context.epoch)
+            document = flow.document(self._context.runs.epoch)
             return run_report.report_of_document(record, document, facts)
         present = self._context.presence.devices
         infos = {name: each.info for name, each in present.items() if each.info is not None}
@@ -224,7 +224,7 @@ class RunOperations:
         flow, record = self._context.runs.flows[run_id], self._context.runs.records[run_id]
         if isinstance(flow, SyncFlow):
             return run_report.summary(flow.record, flow.machine.ledger)
-        return run_report.summary_of_document(record, flow.document(self._context.epoch))
+        return run_report.summary_of_document(record, flow.document(self._context.runs.epoch))
 
 
 def _run_id(task: str, digits: str) -> str:

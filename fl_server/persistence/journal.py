@@ -95,6 +95,13 @@ class Journal:
             write_meta(connection, "epoch", epoch)
         return epoch
 
+    def raise_epoch(self, obeyed: int) -> int:
+        """Return an epoch above one that a device has obeyed, from which the next start goes on."""
+        with self._begin() as connection:
+            epoch = max(read_meta(connection, "epoch", 0), obeyed) + 1
+            write_meta(connection, "epoch", epoch)
+        return epoch
+
     def prepare(self, run: PreparedRun) -> None:
         """Write a run whose version 0 is awaited."""
         row = {

@@ -38,7 +38,7 @@ class RunDocuments:
     ) -> None:
         self._runs = runs
         self._topics = topics
-        self._epoch = epoch
+        self.epoch = epoch
         self._publish = publish
         self._clear = clear
         self._due: dict[str, float] = {}
@@ -64,7 +64,7 @@ class RunDocuments:
     def publish(self, run: Flow) -> None:
         """Publish a run's document as it is now, if it has one."""
         self._due.pop(run.run_id, None)
-        document = run.document(self._epoch)
+        document = run.document(self.epoch)
         if document is not None:
             self._publish(self._topics.run(run.run_id, "state"), document)
 

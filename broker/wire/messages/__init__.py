@@ -14,6 +14,7 @@ from broker.wire.messages.codec import (
 from broker.wire.messages.enrolment import (
     Claim,
     ClaimAnswer,
+    IdentityNotice,
     NewPassword,
     PasswordKept,
 )
@@ -68,6 +69,7 @@ __all__ = [
     "DeviceInfo",
     "DeviceState",
     "Envelope",
+    "IdentityNotice",
     "KINDS",
     "KeyText",
     "MAX_EXCHANGE_BYTES",
