@@ -31,15 +31,18 @@ from broker.wire.messages import (
     PasswordKept,
     Progress,
     Receipt,
+    RefusedBody,
     Request,
     Result,
 )
+from broker.wire.topics import parse
 from fl_server.dataplane.bundles import SiteBundles
 from fl_server.dataplane.plane import DataPlane
 from fl_server.dataplane.urls import SharedUrls
 from fl_server.dataplane.workers import Done, JobCrashed, JobDone, TaskDone
 from fl_server.deployment.canaries import Canaries
 from fl_server.deployment.production import ProductionDocuments
+from fl_server.faults import Faults
 from fl_server.flows.events import (
     DeviceAnswered,
     DeviceDeclined,
@@ -64,6 +67,7 @@ from fl_server.persistence.manifest_cache import DocumentTable
 from fl_server.shell.connection import ServerConnection
 from fl_server.shell.devices import DeviceAdmission
 from fl_server.shell.presence import PresenceActions, PresenceWatch
+from fl_server.shell.refusals import RefusedBodies
 from fl_server.shell.runner import FlowRunner, RunnerParts
 from runtime.errors import PeerError, RengoError
 from runtime.security.identity import Identity
@@ -137,6 +141,7 @@ class Server:
             self.connection.endpoint,
             self.connection.publish,
         )
+        self.faults = Faults()
         self.runner = self._runner()
         actions = PresenceActions(
             self.runner.handle_presence,
@@ -161,7 +166,10 @@ class Server:
         )
         self._urls = SharedUrls(store)
         self.operations = Operations(self._operations_context(identity))
-        self._operators = OperatorEndpoint(self.operations, self.connection.publish_reply)
+        self._operators = OperatorEndpoint(
+            self.operations, self.connection.publish_reply, self.faults
+        )
+        self._refused = RefusedBodies(self.connection, self.runner, self._operators.refuse)
 
     def _operations_context(self, identity: Identity) -> OperationsContext:
         return OperationsContext(
@@ -181,6 +189,7 @@ class Server:
             production_changed=self.production_changed,
             offer_password=self._admission.offer_password,
             forget_device=self._admission.forget,
+            faults=self.faults,
         )
 
     def _runner(self) -> FlowRunner:
@@ -195,6 +204,7 @@ class Server:
             self._observers,
             self.production_changed,
             self.members.note,
+            self.faults,
         )
         return FlowRunner({**FLOW_KINDS, **self.settings.flow_kinds}, parts, self.epoch)
 
@@ -255,7 +265,8 @@ class Server:
             case JobDone():
                 self._handle_done()
             case TaskDone():
-                item.then()
+                with self.faults.caught("what follows a task", _LOG.error):
+                    item.then()
             case JobCrashed():
                 self.runner.handle_crash(item)
             case str():
@@ -289,16 +300,26 @@ class Server:
         self._production.publish_all()
 
     def _deliver(self, delivery: Delivery) -> None:
+        def refuse(reason: str) -> None:
+            self.gate.refuse(delivery, PeerError(reason, "internal_error"))
+
+        try:
+            with self.faults.caught(f"a message on {delivery.topic}", refuse):
+                self._receive(delivery)
+        finally:
+            # also when this server is about to end by an error: devices send again what has no
+            # receipt, and a message that ends the server must not come back at every start
+            self.connection.acknowledge(delivery)
+
+    def _receive(self, delivery: Delivery) -> None:
         try:
             verified = self.gate.verify(delivery)
             if verified is not None:
                 self._handle(verified)
         except PeerError as error:
             self.gate.refuse(delivery, error)
-        finally:
-            # also when this server is about to end by an error: devices send again what has no
-            # receipt, and a message that ends the server must not come back at every start
-            self.connection.acknowledge(delivery)
+            if isinstance(error, RefusedBody):
+                self._refused.answer(parse(delivery.topic).id, error)
 
     def _handle(self, verified: VerifiedMessage) -> None:
         sender, message = verified.address.id, verified.message

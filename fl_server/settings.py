@@ -101,6 +101,6 @@ class ServerConfig(BaseModel):
         return parts
 
     @property
-    def journal_url(self) -> str:
-        """The database URL in force."""
-        return self.journal or f"sqlite:///{self.data_dir / 'journal.sqlite'}"
+    def journal_place(self) -> str | Path:
+        """The database in force: a URL, or the path of an SQLite file."""
+        return self.journal or self.data_dir / "journal.sqlite"

@@ -20,11 +20,13 @@ from fl_server.members.presence import PresenceTable
 from fl_server.members.rules import AuditEvent
 from fl_server.observers.base import Observer, ObserverList
 from fl_server.persistence.journal import Journal
+from fl_server.runs.record import RunRecord
 from fl_server.shell.connection import ServerConnection
 from fl_server.shell.runner import FlowRunner, RunnerParts
 from runtime.errors import RengoError
 from storage.registry.registry import ModelRegistry
 from storage.store.memory import MemoryStore
+from storage.versions.keys import RunKeys
 from tests.versions import KEY, PROJECT
 
 TOPICS = Topics("home")
@@ -58,6 +60,12 @@ class Plane:
                 self.handle_done([JobDone(run_id, event)])
 
         self.jobs.append(job)
+
+    def keys(self, run_id: str) -> RunKeys:
+        return RunKeys(PROJECT, run_id)
+
+    def open_run(self, record: RunRecord[Any]) -> None:
+        """Nothing is added up here."""
 
     def forget_copies(self, run_id: str) -> None:
         self.forgotten.append(run_id)

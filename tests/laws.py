@@ -13,10 +13,57 @@ from dataclasses import dataclass, field
 
 from fl_client.session import events as device
 from fl_client.session.machine import DeviceSession
+from fl_server.flows.commands import ArmTimer, SendReceipt
+from fl_server.flows.events import (
+    DeviceDeclined,
+    DeviceJoined,
+    DeviceLeft,
+    FailureReported,
+    Role,
+    StopRequested,
+    TimerFired,
+)
 from fl_server.flows.flow import Step
-from fl_server.rounds import events as e
+from fl_server.rounds.commands import (
+    Aggregate,
+    DiscardUpdate,
+    FoldUpdate,
+    SendOrder,
+    SweepRound,
+    SweepRun,
+    VerifyUpdate,
+)
+from fl_server.rounds.events import (
+    AggregationFailed,
+    AggregationFinished,
+    EvaluationReceived,
+    Event,
+    ResultReceived,
+    UpdateRejected,
+    UpdateVanished,
+    UpdateVerified,
+)
+from fl_server.rounds.facts import (
+    EvaluationRecorded,
+    Fact,
+    OrderDeclined,
+    RoundAbandoned,
+    RoundClosed,
+    RoundCommitted,
+    RoundStarted,
+    RunCompleted,
+    RunFailed,
+    RunPaused,
+    RunResumed,
+    RunStopped,
+    UpdateAccepted,
+    UpdateRefused,
+    UpdateWithdrawn,
+)
 from fl_server.rounds.ledger import Ledger
 from fl_server.rounds.machine import RoundMachine
+from fl_server.rounds.model import Model, Update
+from fl_server.rounds.plan import Plan
 from fl_server.selection import uniform
 
 Pair = tuple[int, int]
@@ -44,7 +91,7 @@ class RoundLaws:
     jobs are in flight do not.
     """
 
-    plan: e.Plan
+    plan: Plan
     shadow: Ledger
     pair: Pair = (1, 1)
     committed: int = 0
@@ -53,7 +100,7 @@ class RoundLaws:
     collecting: bool = False
     cohort: tuple[str, ...] = ()
     target: int = 0
-    accepted: dict[str, e.Update] = field(default_factory=dict)
+    accepted: dict[str, Update] = field(default_factory=dict)
     answered: set[str] = field(default_factory=set)
     unusable: dict[str, str] = field(default_factory=dict)
     refused_before: set[str] = field(default_factory=set)
@@ -64,16 +111,16 @@ class RoundLaws:
     last_words: dict[tuple[str, int, int], str] = field(default_factory=dict)
     included: list[tuple[int, int, tuple[str, ...]]] = field(default_factory=list)
     # what a crash takes
-    online: dict[str, tuple[e.Role, bool]] = field(default_factory=dict)
+    online: dict[str, tuple[Role, bool]] = field(default_factory=dict)
     left: set[str] = field(default_factory=set)
     armed: set[tuple[str, int, int]] = field(default_factory=set)
-    verifying: dict[str, tuple[Pair, e.Update]] = field(default_factory=dict)
+    verifying: dict[str, tuple[Pair, Update]] = field(default_factory=dict)
     folding: set[str] = field(default_factory=set)
     aggregating: set[Pair] = field(default_factory=set)
     evaluators_asked: set[str] = field(default_factory=set)
 
     @classmethod
-    def of(cls, plan: e.Plan, initial: e.Model, ledger: type[Ledger] = Ledger) -> RoundLaws:
+    def of(cls, plan: Plan, initial: Model, ledger: type[Ledger] = Ledger) -> RoundLaws:
         """Return empty books for a run whose machine keeps a ``ledger``."""
         return cls(plan, ledger(plan.rounds, initial))
 
@@ -85,7 +132,7 @@ class RoundLaws:
         self.verifying, self.folding, self.aggregating = {}, set(), set()
         self.evaluators_asked = set()
 
-    def observe(self, machine: RoundMachine, event: e.Event | None, step: Step) -> None:
+    def observe(self, machine: RoundMachine, event: Event | None, step: Step) -> None:
         """Judge one step; ``event`` is None for ``resume()``."""
         self._before(event)
         was_over = self.over
@@ -96,7 +143,7 @@ class RoundLaws:
         for command in step.commands:
             if self.over and not isinstance(command, _AFTER_THE_END):
                 require(not was_over, "an ended run only answers and sweeps", command)
-                require(not isinstance(command, e.ArmTimer), "an ended run arms nothing", command)
+                require(not isinstance(command, ArmTimer), "an ended run arms nothing", command)
             law = _COMMANDS.get(type(command))
             if law is not None:
                 law(self, command, event)
@@ -106,20 +153,20 @@ class RoundLaws:
 
     # --- events ---------------------------------------------------------------------------------
 
-    def _before(self, event: e.Event | None) -> None:
+    def _before(self, event: Event | None) -> None:
         match event:
-            case e.DeviceJoined():
+            case DeviceJoined():
                 self.online[event.device_id] = (event.role, event.accepting)
                 self.left.discard(event.device_id)
-            case e.DeviceLeft():
+            case DeviceLeft():
                 self.online.pop(event.device_id, None)
                 self.left.add(event.device_id)
                 self.evaluators_asked.discard(event.device_id)
-            case e.DeviceDeclined(action="evaluate") if event.round == self.committed:
+            case DeviceDeclined(action="evaluate") if event.round == self.committed:
                 self.evaluators_asked.discard(event.device_id)
-            case e.TimerFired():
+            case TimerFired():
                 self.armed.discard((event.timer, event.round, event.attempt))
-            case e.AggregationFinished() | e.AggregationFailed():
+            case AggregationFinished() | AggregationFailed():
                 self.aggregating.discard((event.round, event.attempt))
 
     def _candidates(self) -> list[str]:
@@ -147,12 +194,12 @@ class RoundLaws:
         self.accepted, self.answered, self.unusable = {}, set(), {}
         self.verifying, self.folding = {}, set()
 
-    def _started(self, fact: e.RoundStarted, event: e.Event | None) -> None:
+    def _started(self, fact: RoundStarted, event: Event | None) -> None:
         plan, candidates = self.plan, self._candidates()
         require((fact.round, fact.attempt) == self.pair, "a fact of another attempt", fact)
         require(not self.collecting and self.closed is None, "a round starts once", fact)
         require(not self.paused, "a paused run starts no round", fact)
-        gathered = self._is_now(event, e.TimerFired, "gather") and len(candidates) >= plan.quorum
+        gathered = self._is_now(event, TimerFired, "gather") and len(candidates) >= plan.quorum
         require(len(candidates) >= self._invited() or gathered, "started too early", fact)
         chosen = uniform.select(
             candidates,
@@ -165,7 +212,7 @@ class RoundLaws:
         require(fact.target == min(plan.cohort_size, len(chosen)), "the target", fact)
         self.cohort, self.target, self.collecting = fact.cohort, fact.target, True
 
-    def _accepts(self, fact: e.UpdateAccepted, event: e.Event | None) -> None:
+    def _accepts(self, fact: UpdateAccepted, event: Event | None) -> None:
         name = fact.device_id
         require((fact.round, fact.attempt) == self.pair, "a fact of another attempt", fact)
         require(self.collecting, "only an open round counts updates", fact)
@@ -173,23 +220,23 @@ class RoundLaws:
         require(name not in self.accepted, "nothing is counted twice", fact)
         require(name not in self.answered, "a refused device is not counted", fact)
         require(
-            isinstance(event, e.UpdateVerified) and event.update == fact.update,
+            isinstance(event, UpdateVerified) and event.update == fact.update,
             "only a verified update counts",
             (event, fact),
         )
         self.accepted[name] = fact.update
         self.counted[(name, *self.pair)] = fact.update.header_sha256
 
-    def _refuses(self, fact: e.UpdateRefused | e.OrderDeclined, event: e.Event | None) -> None:
+    def _refuses(self, fact: UpdateRefused | OrderDeclined, event: Event | None) -> None:
         name = fact.device_id
         require((fact.round, fact.attempt) == self.pair, "a fact of another attempt", fact)
         require(self.collecting and name in self.cohort, "only who owes can be refused", fact)
         require(name not in self.accepted, "what is counted is not refused", fact)
-        cause = e.UpdateRejected if isinstance(fact, e.UpdateRefused) else e.DeviceDeclined
-        at_fault = isinstance(event, e.ResultReceived) and event.fault == fact.reason != ""
+        cause = UpdateRejected if isinstance(fact, UpdateRefused) else DeviceDeclined
+        at_fault = isinstance(event, ResultReceived) and event.fault == fact.reason != ""
         require(isinstance(event, cause) or at_fault, "a refusal has a cause", (event, fact))
         self.answered.add(name)
-        declined = isinstance(event, e.DeviceDeclined)
+        declined = isinstance(event, DeviceDeclined)
         in_vain = getattr(fact, "unusable", True)
         require(in_vain == (event.unusable if declined else True), "in vain or not now", fact)
         if in_vain:
@@ -204,49 +251,47 @@ class RoundLaws:
             for reason in self.unusable.values()
         }
 
-    def _withdraws(self, fact: e.UpdateWithdrawn, event: e.Event | None) -> None:
+    def _withdraws(self, fact: UpdateWithdrawn, event: Event | None) -> None:
         require(self.collecting, "only an open round withdraws", fact)
         require(fact.device_id in self.accepted, "withdrawn is what was counted", fact)
-        require(self._is_now(event, e.UpdateVanished), "withdrawn is what vanished", event)
+        require(self._is_now(event, UpdateVanished), "withdrawn is what vanished", event)
         del self.accepted[fact.device_id]
         self.folding.discard(fact.device_id)
         self.last_words.pop((fact.device_id, *self.pair), None)
         del self.counted[(fact.device_id, *self.pair)]
 
-    def _closes(self, fact: e.RoundClosed, event: e.Event | None) -> None:
+    def _closes(self, fact: RoundClosed, event: Event | None) -> None:
         require((fact.round, fact.attempt) == self.pair, "a fact of another attempt", fact)
         require(self.collecting, "a round closes once", fact)
         require(fact.included == tuple(sorted(self.accepted)), "included is accepted", fact)
         require(set(fact.included) <= set(self.cohort), "included is within the cohort", fact)
         require(len(fact.included) >= self.plan.quorum, "no round below the quorum", fact)
-        deadline = self._is_now(event, e.TimerFired, "deadline")
+        deadline = self._is_now(event, TimerFired, "deadline")
         full = len(fact.included) >= self.target
         require(full or deadline or not self._pending(), "closed too early", fact)
         self.closed, self.collecting = fact.included, False
 
-    def _abandons(self, fact: e.RoundAbandoned, event: e.Event | None) -> None:
+    def _abandons(self, fact: RoundAbandoned, event: Event | None) -> None:
         require((fact.round, fact.attempt) == self.pair, "a fact of another attempt", fact)
         require(fact.attempt < self.plan.max_attempts, "the last attempt is the last", fact)
         refused = self._refused_all()
         same = refused and refused == self.refused_before
         require(not same, "what is always refused is not tried for ever", fact)
         if self.closed is None:
-            deadline = self._is_now(event, e.TimerFired, "deadline")
+            deadline = self._is_now(event, TimerFired, "deadline")
             require(deadline or refused or event is None, "abandoned too early", event)
             require(len(self.accepted) < self.plan.quorum, "a quorum is not abandoned", fact)
         else:
-            cause = self._is_now(event, e.AggregationFailed) or self._is_now(
-                event, e.UpdateVanished
-            )
+            cause = self._is_now(event, AggregationFailed) or self._is_now(event, UpdateVanished)
             require(cause, "abandoned without a cause", event)
         self._next((fact.round, fact.attempt + 1))
         self.refused_before = refused
 
-    def _commits(self, fact: e.RoundCommitted, event: e.Event | None) -> None:
+    def _commits(self, fact: RoundCommitted, event: Event | None) -> None:
         require(fact.round == self.committed + 1, "each round is committed once, in order", fact)
         require((fact.round, fact.attempt) == self.pair, "a fact of another attempt", fact)
         require(self.closed is not None, "committed is what was closed", fact)
-        require(self._is_now(event, e.AggregationFinished), "committed is what was made", event)
+        require(self._is_now(event, AggregationFinished), "committed is what was made", event)
         require(fact.model == getattr(event, "model", None), "committed is what was made", fact)
         require(fact.model.version == fact.round, "a version is its round", fact)
         self.included.append((*self.pair, self.closed or ()))
@@ -258,32 +303,32 @@ class RoundLaws:
             self.closed, self.collecting, self.cohort = None, False, ()
             self.accepted, self.answered = {}, set()
 
-    def _evaluates(self, fact: e.EvaluationRecorded, event: e.Event | None) -> None:
+    def _evaluates(self, fact: EvaluationRecorded, event: Event | None) -> None:
         require(1 <= fact.round <= self.committed, "only a committed version is evaluated", fact)
         where = (fact.round, fact.device_id)
         require(where not in self.evaluated, "an evaluation counts once", fact)
         self.evaluated.add(where)
 
-    def _pauses(self, fact: e.RunPaused | e.RunResumed, event: e.Event | None) -> None:
-        self.paused = isinstance(fact, e.RunPaused)
+    def _pauses(self, fact: RunPaused | RunResumed, event: Event | None) -> None:
+        self.paused = isinstance(fact, RunPaused)
 
-    def _ends(self, fact: e.Fact, event: e.Event | None) -> None:
+    def _ends(self, fact: Fact, event: Event | None) -> None:
         match fact:
-            case e.RunCompleted():
+            case RunCompleted():
                 done = self.committed == self.plan.rounds
                 require(done, "complete is every round committed", self.committed)
-                timer = self._is_now(event, e.TimerFired, "evaluation")
+                timer = self._is_now(event, TimerFired, "evaluation")
                 missing = {
                     name
                     for name in self.evaluators_asked
                     if (self.committed, name) not in self.evaluated
                 }
                 require(timer or not missing, "the last evaluation is awaited", missing)
-            case e.RunStopped():
-                require(isinstance(event, e.StopRequested), "only an operator stops", event)
-            case e.RunFailed():
+            case RunStopped():
+                require(isinstance(event, StopRequested), "only an operator stops", event)
+            case RunFailed():
                 spent = self.pair[1] >= self.plan.max_attempts
-                told = isinstance(event, e.FailureReported)
+                told = isinstance(event, FailureReported)
                 refused = self._refused_all()
                 self.repeated = bool(refused) and refused == self.refused_before
                 cause = spent or told or self.repeated
@@ -293,7 +338,7 @@ class RoundLaws:
 
     # --- commands -------------------------------------------------------------------------------
 
-    def _orders(self, command: e.SendOrder, event: e.Event | None) -> None:
+    def _orders(self, command: SendOrder, event: Event | None) -> None:
         name = command.device_id
         if command.action == "evaluate":
             require(command.round == self.committed > 0, "evaluate the latest version", command)
@@ -303,37 +348,37 @@ class RoundLaws:
         owes = name in self.cohort and name not in self.accepted and name not in self.answered
         require(self.collecting and owes, "only who owes an update is ordered", command)
 
-    def _verifies(self, command: e.VerifyUpdate, event: e.Event | None) -> None:
+    def _verifies(self, command: VerifyUpdate, event: Event | None) -> None:
         pair = (command.round, command.attempt)
         require(self.collecting and pair == self.pair, "no stale check", command)
         require(command.device_id not in self.verifying, "one check at a time", command)
         self.verifying[command.device_id] = (pair, command.update)
 
-    def _folds(self, command: e.FoldUpdate, event: e.Event | None) -> None:
+    def _folds(self, command: FoldUpdate, event: Event | None) -> None:
         require((command.round, command.attempt) == self.pair, "no stale sum", command)
         counted = self.accepted.get(command.device_id) == command.update
         require(counted, "only the accepted is added", command)
         require(command.device_id not in self.folding, "nothing is added twice", command)
         self.folding.add(command.device_id)
 
-    def _aggregates(self, command: e.Aggregate, event: e.Event | None) -> None:
+    def _aggregates(self, command: Aggregate, event: Event | None) -> None:
         require((command.round, command.attempt) == self.pair, "no stale sum", command)
         require(command.included == self.closed, "made of what was closed", command)
         self.aggregating.add(self.pair)
 
-    def _discards(self, command: e.DiscardUpdate, event: e.Event | None) -> None:
+    def _discards(self, command: DiscardUpdate, event: Event | None) -> None:
         kept = {update.key for update in self.accepted.values()}
         require(command.key not in kept, "what counts is not deleted", command)
 
-    def _sweeps(self, command: e.SweepRound, event: e.Event | None) -> None:
+    def _sweeps(self, command: SweepRound, event: Event | None) -> None:
         spent = (command.round, command.attempt)
         done = spent < self.pair or (command.round == self.committed)
         require(done, "what serves is not swept", command)
 
-    def _sweeps_all(self, command: e.SweepRun, event: e.Event | None) -> None:
+    def _sweeps_all(self, command: SweepRun, event: Event | None) -> None:
         require(self.over, "a living run is not swept", command)
 
-    def _arms(self, command: e.ArmTimer, event: e.Event | None) -> None:
+    def _arms(self, command: ArmTimer, event: Event | None) -> None:
         require((command.round, command.attempt) == self.pair, "no stale timer", command)
         seconds = {
             "gather": self.plan.gather_s,
@@ -349,28 +394,28 @@ class RoundLaws:
         """Some facts must be followed by a command in the same step."""
         for fact in step.facts:
             match fact:
-                case e.UpdateWithdrawn():
+                case UpdateWithdrawn():
                     asked = any(
-                        isinstance(c, e.SendOrder) and c.device_id == fact.device_id
+                        isinstance(c, SendOrder) and c.device_id == fact.device_id
                         for c in step.commands
                     )
                     require(asked, "what was withdrawn is asked for again", fact)
-                case e.RoundCommitted() | e.RoundAbandoned():
-                    swept = e.SweepRound(fact.round, fact.attempt) in step.commands
+                case RoundCommitted() | RoundAbandoned():
+                    swept = SweepRound(fact.round, fact.attempt) in step.commands
                     require(swept, "a spent round is swept", fact)
-                case e.RunCompleted() | e.RunStopped() | e.RunFailed():
-                    require(e.SweepRun() in step.commands, "an ended run is swept", fact)
+                case RunCompleted() | RunStopped() | RunFailed():
+                    require(SweepRun() in step.commands, "an ended run is swept", fact)
 
     # --- receipts -------------------------------------------------------------------------------
 
-    def _answers(self, event: e.Event | None, step: Step) -> None:
+    def _answers(self, event: Event | None, step: Step) -> None:
         """One receipt for each result that is not being checked, and one for each check."""
-        receipts = [c for c in step.commands if isinstance(c, e.SendReceipt)]
+        receipts = [c for c in step.commands if isinstance(c, SendReceipt)]
         dues: dict[type, Callable[..., int]] = {
-            e.ResultReceived: self._due_to_result,
-            e.UpdateVerified: self._due_to_check,
-            e.UpdateRejected: self._due_to_check,
-            e.EvaluationReceived: lambda *_: 1,
+            ResultReceived: self._due_to_result,
+            UpdateVerified: self._due_to_check,
+            UpdateRejected: self._due_to_check,
+            EvaluationReceived: lambda *_: 1,
         }
         due = dues[type(event)](event, step) if type(event) in dues else 0
         require(len(receipts) == due, "one receipt for one result", (event, receipts))
@@ -382,13 +427,13 @@ class RoundLaws:
                 self._last_word(receipt, event)
                 self._leaves_nothing(receipt, event, step)
 
-    def _due_to_result(self, event: e.ResultReceived, step: Step) -> int:
-        checks = any(isinstance(command, e.VerifyUpdate) for command in step.commands)
+    def _due_to_result(self, event: ResultReceived, step: Step) -> int:
+        checks = any(isinstance(command, VerifyUpdate) for command in step.commands)
         in_flight = self.verifying.get(event.device_id, ((0, 0), None))[0]
         open_now = self.collecting and (event.round, event.attempt) == self.pair
         return 0 if checks or (open_now and in_flight == self.pair) else 1
 
-    def _due_to_check(self, event: e.UpdateVerified | e.UpdateRejected, step: Step) -> int:
+    def _due_to_check(self, event: UpdateVerified | UpdateRejected, step: Step) -> int:
         pair = (event.round, event.attempt)
         mine = self.verifying.get(event.device_id)
         if mine == (pair, event.update):
@@ -396,16 +441,16 @@ class RoundLaws:
             return 1
         return 1 if pair != self.pair or not self.collecting else 0
 
-    def _leaves_nothing(self, receipt: e.SendReceipt, event: e.Event | None, step: Step) -> None:
+    def _leaves_nothing(self, receipt: SendReceipt, event: Event | None, step: Step) -> None:
         """An object that came after its attempt's sweep has no other moment to be deleted."""
         serves = (receipt.round, receipt.attempt) == self.pair and (
             self.collecting or self.closed is not None
         )
         key = event.update.key  # type: ignore[union-attr]
-        deleted = serves or receipt.status == "unknown" or e.DiscardUpdate(key) in step.commands
+        deleted = serves or receipt.status == "unknown" or DiscardUpdate(key) in step.commands
         require(deleted, "a late object is deleted", receipt)
 
-    def _last_word(self, receipt: e.SendReceipt, event: e.Event | None) -> None:
+    def _last_word(self, receipt: SendReceipt, event: Event | None) -> None:
         """Accepted stays accepted, and nothing becomes accepted later, for who reports honestly."""
         if getattr(event, "fault", ""):
             return
@@ -458,32 +503,32 @@ class RoundLaws:
 
 
 _FACTS: dict[type, Callable[..., None]] = {
-    e.RoundStarted: RoundLaws._started,
-    e.UpdateAccepted: RoundLaws._accepts,
-    e.UpdateRefused: RoundLaws._refuses,
-    e.OrderDeclined: RoundLaws._refuses,
-    e.UpdateWithdrawn: RoundLaws._withdraws,
-    e.RoundClosed: RoundLaws._closes,
-    e.RoundAbandoned: RoundLaws._abandons,
-    e.RoundCommitted: RoundLaws._commits,
-    e.EvaluationRecorded: RoundLaws._evaluates,
-    e.RunPaused: RoundLaws._pauses,
-    e.RunResumed: RoundLaws._pauses,
-    e.RunCompleted: RoundLaws._ends,
-    e.RunStopped: RoundLaws._ends,
-    e.RunFailed: RoundLaws._ends,
+    RoundStarted: RoundLaws._started,
+    UpdateAccepted: RoundLaws._accepts,
+    UpdateRefused: RoundLaws._refuses,
+    OrderDeclined: RoundLaws._refuses,
+    UpdateWithdrawn: RoundLaws._withdraws,
+    RoundClosed: RoundLaws._closes,
+    RoundAbandoned: RoundLaws._abandons,
+    RoundCommitted: RoundLaws._commits,
+    EvaluationRecorded: RoundLaws._evaluates,
+    RunPaused: RoundLaws._pauses,
+    RunResumed: RoundLaws._pauses,
+    RunCompleted: RoundLaws._ends,
+    RunStopped: RoundLaws._ends,
+    RunFailed: RoundLaws._ends,
 }
 _COMMANDS: dict[type, Callable[..., None]] = {
-    e.SendOrder: RoundLaws._orders,
-    e.VerifyUpdate: RoundLaws._verifies,
-    e.FoldUpdate: RoundLaws._folds,
-    e.Aggregate: RoundLaws._aggregates,
-    e.DiscardUpdate: RoundLaws._discards,
-    e.SweepRound: RoundLaws._sweeps,
-    e.SweepRun: RoundLaws._sweeps_all,
-    e.ArmTimer: RoundLaws._arms,
+    SendOrder: RoundLaws._orders,
+    VerifyUpdate: RoundLaws._verifies,
+    FoldUpdate: RoundLaws._folds,
+    Aggregate: RoundLaws._aggregates,
+    DiscardUpdate: RoundLaws._discards,
+    SweepRound: RoundLaws._sweeps,
+    SweepRun: RoundLaws._sweeps_all,
+    ArmTimer: RoundLaws._arms,
 }
-_AFTER_THE_END = (e.SendReceipt, e.DiscardUpdate, e.SweepRun)
+_AFTER_THE_END = (SendReceipt, DiscardUpdate, SweepRun)
 
 
 @dataclass

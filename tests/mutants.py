@@ -16,9 +16,20 @@ import pytest
 
 from fl_client.session import machine as real_session
 from fl_client.session.machine import DeviceSession
+from fl_server.rounds import evaluation as real_evaluation
 from fl_server.rounds import ledger as real_state
 from fl_server.rounds import machine as real_rounds
+from fl_server.rounds import roster as real_roster
+from fl_server.rounds import updates as real_updates
 from fl_server.rounds.machine import RoundMachine
+
+# the modules of the round machine's parts, and the class that is each one's interface
+PARTS = {
+    real_state: "Ledger",
+    real_evaluation: "Evaluation",
+    real_roster: "Roster",
+    real_updates: "UpdateIntake",
+}
 
 
 @dataclass(frozen=True)
@@ -46,8 +57,9 @@ class Mutant:
         if self.module is real_rounds:
             found: type[RoundMachine] = load_patched(self)["RoundMachine"]
             return found
-        whole = load_patched(Mutant("the ledger in it", real_rounds, {}))
-        whole["Ledger"] = load_patched(self)["Ledger"]
+        whole = load_patched(Mutant("a part of it", real_rounds, {}))
+        part = PARTS[self.module]
+        whole[part] = load_patched(self)[part]
         replaced: type[RoundMachine] = whole["RoundMachine"]
         return replaced
 
@@ -76,17 +88,16 @@ def load_patched(mutant: Mutant) -> dict[str, Any]:
 ROUND_MUTANTS = [
     Mutant(
         "accepts while aggregating",
-        real_rounds,
+        real_state,
         {
-            'return ledger.phase == "collecting" and pair == (ledger.round, ledger.attempt)': (
-                'return ledger.phase in {"collecting", "aggregating"} '
-                "and pair == (ledger.round, ledger.attempt)"
+            'return self.phase == "collecting" and (round_number, attempt)': (
+                'return self.phase in {"collecting", "aggregating"} and (round_number, attempt)'
             )
         },
     ),
     Mutant(
         "counts a duplicate",
-        real_rounds,
+        real_updates,
         {"if counted is not None:": "if False:"},
     ),
     Mutant(
@@ -118,15 +129,17 @@ ROUND_MUTANTS = [
     ),
     Mutant(
         "drops the receipt of a duplicate",
-        real_rounds,
+        real_updates,
         {
-            'self._receipt(event, "accepted" if same else "refused", step, reason)': "pass",
+            'step.commands.append(receipt_of(event, "accepted" if same else "refused", reason))': (
+                "pass"
+            ),
         },
     ),
     Mutant(
         "cohort ignores draining",
-        real_rounds,
-        {'if role == "trainer" and device_id not in self._draining': 'if role == "trainer"'},
+        real_roster,
+        {"if its_role == role and device_id not in self._draining": "if its_role == role"},
     ),
     Mutant(
         "takes the sum of an older attempt",
@@ -140,13 +153,13 @@ ROUND_MUTANTS = [
     ),
     Mutant(
         "discards an included update",
-        real_rounds,
-        {"if not self._serves(event.round, event.attempt):": "if True:"},
+        real_updates,
+        {"if not ledger.uses_objects_of(event.round, event.attempt):": "if True:"},
     ),
     Mutant(
         "leaves an update that came after its sweep",
-        real_rounds,
-        {"if not self._serves(event.round, event.attempt):": "if False:"},
+        real_updates,
+        {"if not ledger.uses_objects_of(event.round, event.attempt):": "if False:"},
     ),
     Mutant(
         "waits for the dead",
@@ -156,7 +169,7 @@ ROUND_MUTANTS = [
     Mutant(
         "forgets who left while its update was being checked",
         real_rounds,
-        {"lost = self._left - set(self._verifying)": "lost = self._left"},
+        {"lost = self._roster.left - set(self._updates.verifying)": "lost = self._roster.left"},
     ),
     Mutant(
         "adds nothing again at resume",
@@ -180,10 +193,10 @@ ROUND_MUTANTS = [
         "a check outlives its attempt",
         real_rounds,
         {
-            "self._gather_armed = False\n        self._verifying.clear()\n": (
+            "self._gather_armed = False\n        self._updates.forget()\n": (
                 "self._gather_armed = False\n"
             ),
-            "self._verifying.clear()\n        step.commands.append(SweepRound": (
+            "self._updates.forget()\n        step.commands.append(SweepRound": (
                 "step.commands.append(SweepRound"
             ),
         },
@@ -191,7 +204,11 @@ ROUND_MUTANTS = [
     Mutant(
         "does not ask again for what vanished",
         real_rounds,
-        {"self._order(event.device_id, step)": "pass"},
+        {
+            "event.reason), step)\n            self._order(event.device_id, step)": (
+                "event.reason), step)"
+            )
+        },
     ),
     Mutant(
         "starts rounds while paused",
@@ -206,8 +223,8 @@ ROUND_MUTANTS = [
         "sweeps nothing at the end",
         real_rounds,
         {
-            "self._record(fact, step)\n        step.commands.append(SweepRun())": (
-                "self._record(fact, step)"
+            "self.ledger.record(fact, step)\n        step.commands.append(SweepRun())": (
+                "self.ledger.record(fact, step)"
             )
         },
     ),

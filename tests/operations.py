@@ -35,7 +35,7 @@ from fl_server.operations.context import OperationsContext
 from fl_server.operations.submission import Operations
 from fl_server.persistence.database import Transaction
 from fl_server.persistence.journal import Journal
-from fl_server.rounds.events import Model
+from fl_server.rounds.model import Model
 from fl_server.runs.record import RunRecord
 from fl_server.shell.connection import ServerConnection
 from fl_server.shell.runner import FlowRunner, RunnerParts

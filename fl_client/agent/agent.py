@@ -27,8 +27,8 @@ _LOG = logging.getLogger(__name__)
 _STOP = "stop"
 _WHY_REFUSED = (
     "the device was revoked, or the site has lost its data or was restored from an older backup; "
-    "where `rengo devices ls` does not list this device, restore a newer backup or enrol the device "
-    "again with a new token"
+    "where `rengo devices ls` does not list this device, restore a newer backup or enrol it again "
+    "with a new token"
 )
 
 

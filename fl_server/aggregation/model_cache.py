@@ -9,7 +9,7 @@ import shutil
 import threading
 from pathlib import Path
 
-from fl_server.rounds.events import Model
+from fl_server.rounds.model import Model
 from runtime.errors import Corrupt
 from runtime.files import file_sha256
 from storage.store.objects import Objects

@@ -1,6 +1,6 @@
 """The vocabulary of a canary: its plan, what happens to it, what it decides, what must be done.
 
-As in a run (``fl_server/rounds/events.py``): events come in, facts are journalled, commands go
+As in a run (``fl_server/rounds``): events come in, facts are journalled, commands go
 out.
 """
 
@@ -102,6 +102,13 @@ class MarkingFailed:
 
 
 @dataclass(frozen=True)
+class ComparisonFailed:
+    """Something went wrong that nobody foresaw: nothing more is compared."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
 class DeadlinePassed:
     """The time of the canary is over."""
 
@@ -116,6 +123,7 @@ class VerdictCarriedOut:
 Event: TypeAlias = (
     CandidateMarked
     | MarkingFailed
+    | ComparisonFailed
     | ProductionMoved
     | DeadlinePassed
     | VerdictCarriedOut

@@ -21,29 +21,32 @@ from fl_server.aggregation.model_cache import ModelCache
 from fl_server.aggregation.spool import MemoryBudget
 from fl_server.dataplane.uploads import Uploads
 from fl_server.dataplane.workers import Done, Workers
-from fl_server.rounds.events import (
+from fl_server.flows.events import FailureReported
+from fl_server.rounds.commands import (
     Aggregate,
-    AggregationFailed,
-    AggregationFinished,
     DiscardUpdate,
-    Event,
     FoldUpdate,
-    Model,
-    Plan,
     SweepRound,
     SweepRun,
+    VerifyUpdate,
+)
+from fl_server.rounds.events import (
+    AggregationFailed,
+    AggregationFinished,
+    Event,
     UpdateRejected,
     UpdateVanished,
     UpdateVerified,
-    VerifyUpdate,
 )
+from fl_server.rounds.model import Model
+from fl_server.rounds.plan import Plan
 from fl_server.runs.lineage import Commit, manifest_of
 from fl_server.runs.record import PreparedRun, RunRecord
 from runtime.errors import ConfigError, Corrupt, NotFound, RengoError, Unavailable
 from storage.registry.registry import ModelRegistry
 from storage.store.objects import ObjectStore
 from storage.versions.keys import RunKeys
-from storage.weights import read_layout, stored_size
+from storage.weights import NotFinite, read_layout, require_finite, stored_size
 
 _LOG = logging.getLogger(__name__)
 # a sweep covers all rounds before it, so that short ones share it
@@ -105,7 +108,9 @@ class DataPlane(Workers):
         return RunKeys(self.registry.project, run_id)
 
     def open_run(self, record: RunRecord[Plan]) -> None:
-        """Get ready for a run's commands."""
+        """Get ready for a run's commands; one that is opened anew keeps what it has added up."""
+        if record.run_id in self._runs:
+            return
         definition = record.definition
         models = definition.models
         retention = RunRetention(self.registry, record.run_id, models.keep, models.keep_every)
@@ -234,6 +239,9 @@ class DataPlane(Workers):
             after = self.patiently(lambda: run.aggregate(key, command.included, model))
         except Unavailable:
             raise
+        except NotFinite as error:
+            # devices would train the same again
+            return FailureReported(f"round {command.round}: {error}")
         except RengoError as error:
             return AggregationFailed(*key, str(error))
         return AggregationFinished(*key, after)
@@ -246,6 +254,7 @@ class DataPlane(Workers):
         Raises:
             NotFound, Corrupt: it is not there, or not what was promised.
             ConfigError: there is nothing in it to train.
+            NotFinite: it has values that are not finite.
         """
         size = self.store.head(model.key).size
         if size != model.size_bytes:
@@ -258,6 +267,8 @@ class DataPlane(Workers):
                 raise Corrupt(f"{model.key} has {size} bytes, its tensors end elsewhere")
             if layout.size == 0:
                 raise ConfigError("the model has no float parameters to train")
+            with models.fetch(model).open("rb") as file:
+                require_finite(file, "version 0")
             self.uploads.abort(model.key)
         except BaseException:
             models.forget()

@@ -17,7 +17,7 @@ from fl_server.dataplane.bundles import Named
 from fl_server.flows.events import TimerFired
 from fl_server.kinds.base import FlowServices
 from fl_server.kinds.canary import CanaryFlow
-from fl_server.rounds.events import Model
+from fl_server.rounds.model import Model
 from fl_server.runs.definition import AlgorithmSection, BundleSection, RunDefinition
 from fl_server.runs.record import RunRecord
 from runtime.errors import ConfigError, NotFound

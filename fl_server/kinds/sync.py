@@ -25,23 +25,14 @@ from fl_server.flows.commands import (
 from fl_server.flows.events import DeviceAnswered, DeviceDeclined, OrderRequested, TimerFired
 from fl_server.flows.flow import Flow, Step, receipt_of
 from fl_server.kinds.base import FlowKind, FlowServices
-from fl_server.rounds.events import (
-    FACTS,
-    EvaluationReceived,
-    Event,
-    Fact,
-    Model,
-    Plan,
-    ReportRound,
-    ResultReceived,
-    RoundCommitted,
-    SendOrder,
-    SweepRun,
-    Update,
-    VerifyUpdate,
-)
-from fl_server.rounds.events import Command as RoundCommand
-from fl_server.rounds.machine import RoundMachine, RoundStep
+from fl_server.rounds.commands import Command as RoundCommand
+from fl_server.rounds.commands import ReportRound, SendOrder, SweepRun, VerifyUpdate
+from fl_server.rounds.events import EvaluationReceived, Event, ResultReceived
+from fl_server.rounds.facts import FACTS, Fact, RoundCommitted
+from fl_server.rounds.ledger import RoundStep
+from fl_server.rounds.machine import RoundMachine
+from fl_server.rounds.model import Model, Update
+from fl_server.rounds.plan import Plan
 from fl_server.rounds.workload import known_speeds
 from fl_server.runs.definition import RunDefinition
 from fl_server.runs.lineage import Commit, Lineage

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from fl_server.dataplane.bundles import Named, SiteBundles
 from fl_server.dataplane.plane import DataPlane
 from fl_server.deployment.canaries import CanaryRequest
+from fl_server.faults import Faults
 from fl_server.flows.flow import Flow
 from fl_server.members.membership import Membership
 from fl_server.members.presence import PresenceTable
 from fl_server.members.rules import DeviceRecord
 from fl_server.members.store import MemberRegistry
 from fl_server.persistence.journal import Journal
-from fl_server.rounds.events import Model
+from fl_server.rounds.model import Model
 from fl_server.runs.definition import RunDefinition
 from fl_server.runs.record import RunRecord
 from runtime.security.signing import SecretKey
@@ -107,6 +108,7 @@ class OperationsContext:
         production_changed: is told the task whose production has changed.
         offer_password: gives a device the password that awaits it, when it may have it.
         forget_device: takes out a revoked device, which the broker has forgotten.
+        faults: has the errors that nobody foresaw.
     """
 
     domain: str
@@ -125,3 +127,4 @@ class OperationsContext:
     production_changed: Callable[[str], None]
     offer_password: Callable[[str], None]
     forget_device: Callable[[DeviceRecord], None]
+    faults: Faults = field(default_factory=Faults)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from runtime.errors import ConfigError, MissingExtra, RengoError, Unavailable
@@ -11,7 +12,7 @@ from runtime.sqlite import is_disk_trouble
 
 try:
     import sqlalchemy as sa
-    from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
+    from sqlalchemy.exc import DataError, DBAPIError, OperationalError, SQLAlchemyError
 except ImportError as error:
     raise MissingExtra("sqlalchemy", "server") from error
 
@@ -64,8 +65,8 @@ class Database:
         JournalError: the disk is full.
     """
 
-    def __init__(self, url: str) -> None:
-        self._engine = _engine(url)
+    def __init__(self, place: str | Path) -> None:
+        self._engine = _engine(place)
         self._companion: Companion | None = None
         self.name = self._engine.url.render_as_string(hide_password=True)
 
@@ -172,13 +173,18 @@ class Transaction:
             self._context.__exit__(kind, error, trace)
         except DBAPIError as failure:
             raise _error(failure, self._name) from failure
-        if isinstance(error, DBAPIError):
+        # a value that no column holds says nothing of the database
+        if isinstance(error, DBAPIError) and not isinstance(error, DataError):
             raise _error(error, self._name) from error
 
 
-def _engine(text: str) -> sa.Engine:
+def _engine(place: str | Path) -> sa.Engine:
     try:
-        url = sa.make_url(text)
+        if isinstance(place, Path):
+            # pasted into the text of a URL, a path with %20 or ? would be another one
+            url = sa.URL.create("sqlite", database=str(place))
+        else:
+            url = sa.make_url(place)
         if url.get_backend_name() == "sqlite":
             engine = sa.create_engine(url)
             sa.event.listen(engine, "connect", _durable)

@@ -10,13 +10,16 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from fl_server.persistence.database import Database, JournalUnusable, read_meta, sa, write_meta
 from fl_server.persistence.migration import move_canaries
-from fl_server.rounds.events import FACTS, Model, Plan
+from fl_server.rounds.facts import FACTS
+from fl_server.rounds.model import Model
+from fl_server.rounds.plan import Plan
 from fl_server.runs.definition import RunDefinition
 from fl_server.runs.record import AwaitedModel, FactRecord, PreparedRun, RunRecord, Vocabulary
 
@@ -58,7 +61,7 @@ class Journal:
     """The journal behind one database URL. One thread calls it.
 
     Args:
-        url: of the database.
+        url: of the database, or the path of an SQLite file.
         vocabularies: what runs hold, by the kind of their flow.
 
     Raises:
@@ -68,7 +71,9 @@ class Journal:
         JournalError: the disk is full.
     """
 
-    def __init__(self, url: str, vocabularies: Mapping[str, Vocabulary] | None = None) -> None:
+    def __init__(
+        self, url: str | Path, vocabularies: Mapping[str, Vocabulary] | None = None
+    ) -> None:
         self.url = url
         self.database = Database(url)
         self._begin = self.database.begin

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
-from fl_server.rounds.events import (
+from fl_server.flows.flow import Step
+from fl_server.flows.mean import weighted_mean
+from fl_server.rounds.commands import Command
+from fl_server.rounds.facts import (
     EvaluationRecorded,
     Fact,
-    Model,
     OrderDeclined,
-    Phase,
     RoundAbandoned,
     RoundClosed,
     RoundCommitted,
@@ -21,15 +23,17 @@ from fl_server.rounds.events import (
     RunPaused,
     RunResumed,
     RunStopped,
-    Status,
-    Update,
     UpdateAccepted,
     UpdateRefused,
     UpdateWithdrawn,
 )
+from fl_server.rounds.model import Model, Update
+from fl_server.rounds.plan import Phase, Status
 from fl_server.rounds.workload import OrderWork, Speed, measured
+from runtime.bounds import plausible
 from runtime.errors import InvalidTransition
 
+RoundStep: TypeAlias = Step[Fact, Command]
 _KEPT_EARLIER = 4
 _WITH_DIGIT = re.compile(r"\S*\d\S*")
 _ALWAYS: frozenset[type[Fact]] = frozenset(
@@ -115,19 +119,33 @@ class Ledger:
         """Whether every update was refused as every one of the attempt before was."""
         return self.all_unusable and self._causes() == self.causes
 
+    def collects(self, round_number: int, attempt: int) -> bool:
+        """Whether this attempt is the one that collects updates now."""
+        return self.phase == "collecting" and (round_number, attempt) == (self.round, self.attempt)
+
+    def uses_objects_of(self, round_number: int, attempt: int) -> bool:
+        """Whether the attempt's objects may still be read; those of others were swept."""
+        open_phase = self.phase in {"collecting", "aggregating"}
+        return open_phase and (round_number, attempt) == (self.round, self.attempt)
+
+    def awaits(self, device_id: str) -> bool:
+        """Whether an update of the device could count now."""
+        asked = self.phase == "collecting" and device_id in self.cohort
+        return asked and device_id not in self.answered
+
     def counted(self, round_number: int, attempt: int, device_id: str) -> str | None:
         """Return the header sha256 of the device's update that was accepted then, or None."""
         return self._counted.get((round_number, attempt, device_id))
 
     def metric(self, version: int, name: str) -> float | None:
         """Return the mean of a metric over the devices that evaluated ``version``, by examples."""
-        rows = [
-            (examples, metrics[name])
-            for _, (examples, metrics) in sorted(self.evaluations.get(version, {}).items())
-            if name in metrics
-        ]
-        total = sum(examples for examples, _ in rows)
-        return sum(examples * value for examples, value in rows) / total if total else None
+        return weighted_mean(
+            [
+                (metrics[name], examples)
+                for _, (examples, metrics) in sorted(self.evaluations.get(version, {}).items())
+                if name in metrics
+            ]
+        )
 
     def metrics(self, version: int) -> dict[str, float]:
         """Return the mean of each metric over the devices that evaluated ``version``."""
@@ -135,6 +153,11 @@ class Ledger:
         names = sorted({name for _, metrics in rows for name in metrics})
         means = {name: self.metric(version, name) for name in names}
         return {name: mean for name, mean in means.items() if mean is not None}
+
+    def record(self, fact: Fact, step: RoundStep) -> None:
+        """Apply a fact that was decided now, and add it to the step that decided it."""
+        self.apply(fact)
+        step.facts.append(fact)
 
     def apply(self, fact: Fact) -> None:
         """Apply one fact.
@@ -179,7 +202,8 @@ class Ledger:
                     self.phase = "waiting" if self.on_request else "gathering"
             case EvaluationRecorded():
                 of_version = self.evaluations.setdefault(fact.round, {})
-                of_version[fact.device_id] = (fact.num_examples, fact.metrics)
+                # a journal may hold what an earlier version let in
+                of_version[fact.device_id] = (fact.num_examples, plausible(fact.metrics))
             case RunPaused() | RunResumed():
                 self.status = "paused" if isinstance(fact, RunPaused) else "running"
             case RunCompleted() | RunStopped() | RunFailed():

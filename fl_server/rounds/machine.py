@@ -13,11 +13,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import TypeAlias
 
-from fl_server.flows.commands import ArmTimer, ReceiptStatus, SendReceipt
+from fl_server.flows.commands import ArmTimer
 from fl_server.flows.events import (
-    Action,
     DeviceDeclined,
     DeviceJoined,
     DeviceLeft,
@@ -25,55 +23,51 @@ from fl_server.flows.events import (
     OrderRequested,
     PauseRequested,
     ResumeRequested,
-    Role,
     StopRequested,
     TimerFired,
 )
-from fl_server.flows.flow import Step
-from fl_server.rounds.events import (
+from fl_server.rounds.commands import (
     Aggregate,
+    FoldUpdate,
+    ReportRound,
+    SendOrder,
+    SweepRound,
+    SweepRun,
+)
+from fl_server.rounds.evaluation import Evaluation
+from fl_server.rounds.events import (
     AggregationFailed,
     AggregationFinished,
-    Command,
-    DiscardUpdate,
     EvaluationReceived,
-    EvaluationRecorded,
     Event,
-    Fact,
-    FoldUpdate,
-    Model,
-    OrderDeclined,
-    Plan,
-    ReportRound,
     ResultReceived,
+    RoundRequested,
+    UpdateRejected,
+    UpdateVanished,
+    UpdateVerified,
+)
+from fl_server.rounds.facts import (
+    Fact,
+    OrderDeclined,
     RoundAbandoned,
     RoundClosed,
     RoundCommitted,
     RoundOpened,
-    RoundRequested,
     RoundStarted,
     RunCompleted,
     RunFailed,
     RunPaused,
     RunResumed,
     RunStopped,
-    SendOrder,
-    SweepRound,
-    SweepRun,
-    Update,
-    UpdateAccepted,
-    UpdateRefused,
-    UpdateRejected,
-    UpdateVanished,
-    UpdateVerified,
     UpdateWithdrawn,
-    VerifyUpdate,
 )
-from fl_server.rounds.ledger import Ledger
+from fl_server.rounds.ledger import Ledger, RoundStep
+from fl_server.rounds.model import Model
+from fl_server.rounds.plan import Plan
+from fl_server.rounds.roster import Roster
+from fl_server.rounds.updates import UpdateIntake
 from fl_server.rounds.workload import FitRule, Speed, fit
 from fl_server.selection import uniform
-
-RoundStep: TypeAlias = Step[Fact, Command]
 
 
 class RoundMachine:
@@ -82,11 +76,9 @@ class RoundMachine:
     def __init__(self, plan: Plan, initial: Model, facts: Iterable[Fact] = ()) -> None:
         self.plan = plan
         self.ledger = Ledger(plan.rounds, initial, on_request=plan.on_request)
-        self._online: dict[str, Role] = {}
-        self._draining: set[str] = set()
-        self._left: set[str] = set()
-        self._verifying: dict[str, Update] = {}
-        self._ordered_evaluation: set[str] = set()
+        self._roster = Roster()
+        self._updates = UpdateIntake(self.ledger)
+        self._evaluation = Evaluation(plan, self.ledger, self._roster)
         self._gather_armed = False
         for fact in facts:
             self.ledger.apply(fact)
@@ -104,15 +96,18 @@ class RoundMachine:
             case RoundRequested():
                 self._requested(event, step)
             case ResultReceived():
-                self._result(event, step)
+                self._updates.reported(event, step)
+                self._close_if_complete(step)
             case UpdateVerified() | UpdateRejected():
-                self._verified(event, step)
+                self._updates.checked(event, step)
+                self._close_if_complete(step)
             case UpdateVanished():
                 self._vanished(event, step)
             case DeviceDeclined() | OrderRequested():
                 self._device_asked(event, step)
             case EvaluationReceived():
-                self._evaluated(event, step)
+                self._evaluation.received(event, step)
+                self._complete_if_evaluated(step)
             case TimerFired():
                 self._timer(event, step)
             case AggregationFinished() | AggregationFailed():
@@ -145,121 +140,45 @@ class RoundMachine:
     # --- devices ------------------------------------------------------------------------------
 
     def _joined(self, event: DeviceJoined, step: RoundStep) -> None:
-        device_id = event.device_id
-        self._online[device_id] = event.role
-        self._left.discard(device_id)
+        self._roster.joined(event)
         if not event.accepting:
-            self._draining.add(device_id)
             return
-        self._draining.discard(device_id)
-        if self._owes_update(device_id):
-            self._order(device_id, step)
-        self._evaluate(device_id, step)
+        if self._updates.owed_by(event.device_id):
+            self._order(event.device_id, step)
+        self._evaluation.order(event.device_id, step)
         self._start_if_ready(step)
 
     def _gone(self, device_id: str, step: RoundStep) -> None:
-        self._online.pop(device_id, None)
-        self._draining.discard(device_id)
-        self._left.add(device_id)
+        self._roster.went(device_id)
         self._close_if_complete(step)
-        if device_id in self._ordered_evaluation:
-            self._ordered_evaluation.discard(device_id)
+        if self._evaluation.left(device_id):
             self._complete_if_evaluated(step)
 
     def _device_asked(self, event: DeviceDeclined | OrderRequested, step: RoundStep) -> None:
-        device_id, ledger = event.device_id, self.ledger
+        device_id, pair = event.device_id, (event.round, event.attempt)
         if event.action == "evaluate":
             if isinstance(event, OrderRequested):
-                self._evaluate(device_id, step)
-            elif event.round == ledger.model.version:
-                self._ordered_evaluation.discard(device_id)
+                self._evaluation.order(device_id, step)
+            else:
+                self._evaluation.declined(device_id, event.round)
                 self._complete_if_evaluated(step)
-            return
-        if not self._is_current(event.round, event.attempt) or not self._owes_update(device_id):
-            return
-        if isinstance(event, OrderRequested):
-            self._order(device_id, step)
-            return
-        pair = (ledger.round, ledger.attempt)
-        self._record(OrderDeclined(*pair, device_id, event.reason, event.unusable), step)
-        self._close_if_complete(step)
-
-    # --- updates ------------------------------------------------------------------------------
-
-    def _result(self, event: ResultReceived, step: RoundStep) -> None:
-        device_id, ledger = event.device_id, self.ledger
-        counted = ledger.counted(event.round, event.attempt, device_id)
-        if counted is not None:
-            same = counted == event.update.header_sha256
-            reason = "" if same else "another update of this device was already counted"
-            self._receipt(event, "accepted" if same else "refused", step, reason)
-            if not self._serves(event.round, event.attempt):
-                step.commands.append(DiscardUpdate(event.update.key))
-            return
-        if event.round > ledger.round:
-            self._receipt(event, "unknown", step, f"this run has not reached round {event.round}")
-            return
-        if not self._is_current(event.round, event.attempt):
-            self._receipt(event, "late", step, "the round went on without it")
-            step.commands.append(DiscardUpdate(event.update.key))
-            return
-        if device_id not in ledger.cohort:
-            self._receipt(event, "refused", step, "not in this round's cohort")
-            step.commands.append(DiscardUpdate(event.update.key))
-            return
-        if device_id in ledger.refused:
-            self._receipt(event, "refused", step, ledger.refused[device_id])
-            return
-        if device_id in self._verifying:
-            return
-        if event.fault:
-            self._refuse(event, event.fault, step)
-            self._close_if_complete(step)
-            return
-        self._verifying[device_id] = event.update
-        step.commands.append(VerifyUpdate(device_id, event.round, event.attempt, event.update))
-
-    def _verified(self, event: UpdateVerified | UpdateRejected, step: RoundStep) -> None:
-        device_id, ledger = event.device_id, self.ledger
-        if not self._is_current(event.round, event.attempt):
-            self._receipt(event, "late", step, "the round went on without it")
-            step.commands.append(DiscardUpdate(event.update.key))
-            return
-        if self._verifying.get(device_id) != event.update:
-            return
-        del self._verifying[device_id]
-        if isinstance(event, UpdateRejected):
-            self._refuse(event, event.reason, step)
-        else:
-            self._record(
-                UpdateAccepted(ledger.round, ledger.attempt, device_id, event.update), step
-            )
-            self._receipt(event, "accepted", step)
-            step.commands.append(FoldUpdate(device_id, event.round, event.attempt, event.update))
-        self._close_if_complete(step)
-
-    def _refuse(self, event: ResultReceived | UpdateRejected, reason: str, step: RoundStep) -> None:
-        ledger = self.ledger
-        self._record(UpdateRefused(ledger.round, ledger.attempt, event.device_id, reason), step)
-        self._receipt(event, "refused", step, reason)
-        step.commands.append(DiscardUpdate(event.update.key))
+        elif self.ledger.collects(*pair) and self._updates.owed_by(device_id):
+            if isinstance(event, OrderRequested):
+                self._order(device_id, step)
+            else:
+                declined = OrderDeclined(*pair, device_id, event.reason, event.unusable)
+                self.ledger.record(declined, step)
+                self._close_if_complete(step)
 
     def _vanished(self, event: UpdateVanished, step: RoundStep) -> None:
         ledger, pair = self.ledger, (event.round, event.attempt)
         if ledger.phase == "aggregating" and pair == (ledger.round, ledger.attempt):
             self._abandon(f"the update of {event.device_id} vanished: {event.reason}", step)
-        elif self._is_current(*pair) and event.device_id in ledger.accepted:
-            self._record(UpdateWithdrawn(*pair, event.device_id, event.reason), step)
+        elif ledger.collects(*pair) and event.device_id in ledger.accepted:
+            ledger.record(UpdateWithdrawn(*pair, event.device_id, event.reason), step)
             self._order(event.device_id, step)
 
     # --- rounds -------------------------------------------------------------------------------
-
-    def _candidates(self) -> list[str]:
-        return [
-            device_id
-            for device_id, role in self._online.items()
-            if role == "trainer" and device_id not in self._draining
-        ]
 
     def _requested(self, event: RoundRequested, step: RoundStep) -> None:
         """Begin a requested round; one that is open or was committed is not begun again."""
@@ -274,13 +193,13 @@ class RoundMachine:
         if is_same or event.round < ledger.round or not (is_open or ledger.phase == "waiting"):
             return
         if ledger.phase in {"collecting", "aggregating"}:
-            self._verifying.clear()
+            self._updates.forget()
             step.commands.append(SweepRound(ledger.round, ledger.attempt))
             reason = f"round {event.round} was requested from another model"
-            self._record(RoundAbandoned(ledger.round, ledger.attempt, reason), step)
+            self.ledger.record(RoundAbandoned(ledger.round, ledger.attempt, reason), step)
         pair = (event.round, ledger.attempt if event.round == ledger.round else 1)
         self._gather_armed = self._gather_armed and pair == (ledger.round, ledger.attempt)
-        self._record(RoundOpened(*pair, event.base), step)
+        self.ledger.record(RoundOpened(*pair, event.base), step)
         self._start_if_ready(step)
 
     def _report(self, step: RoundStep) -> None:
@@ -295,7 +214,7 @@ class RoundMachine:
         ledger, plan = self.ledger, self.plan
         if ledger.phase != "gathering" or ledger.status != "running":
             return
-        candidates = self._candidates()
+        candidates = self._roster.accepting("trainer")
         if len(candidates) >= self._invitations() or (gathered and len(candidates) >= plan.quorum):
             self._start(candidates, step)
         elif len(candidates) >= plan.quorum and not self._gather_armed:
@@ -312,10 +231,10 @@ class RoundMachine:
             attempt=ledger.attempt,
         )
         self._gather_armed = False
-        self._verifying.clear()
+        self._updates.forget()
         target = min(plan.cohort_size, len(cohort))
         work = {} if plan.fit is None else fit(cohort, self._speeds(plan.fit), plan.fit)
-        self._record(RoundStarted(ledger.round, ledger.attempt, cohort, target, work), step)
+        self.ledger.record(RoundStarted(ledger.round, ledger.attempt, cohort, target, work), step)
         for device_id in cohort:
             self._order(device_id, step)
         self._arm_deadline(step)
@@ -329,11 +248,11 @@ class RoundMachine:
             return
         enough = len(ledger.accepted) >= self.plan.quorum
         # a device that reported and then left has answered
-        lost = self._left - set(self._verifying)
+        lost = self._roster.left - set(self._updates.verifying)
         pending = set(ledger.cohort) - ledger.answered - lost
         if len(ledger.accepted) >= ledger.target or (enough and (deadline or not pending)):
             included = tuple(sorted(ledger.accepted))
-            self._record(RoundClosed(ledger.round, ledger.attempt, included), step)
+            self.ledger.record(RoundClosed(ledger.round, ledger.attempt, included), step)
             step.commands.append(Aggregate(ledger.round, ledger.attempt, included))
         elif ledger.all_unusable:
             first = min(ledger.refused)
@@ -351,9 +270,9 @@ class RoundMachine:
         if ledger.repeats_itself or ledger.attempt >= self.plan.max_attempts:
             self._end(RunFailed(f"round {ledger.round}, attempt {ledger.attempt}: {reason}"), step)
             return
-        self._verifying.clear()
+        self._updates.forget()
         step.commands.append(SweepRound(ledger.round, ledger.attempt))
-        self._record(RoundAbandoned(ledger.round, ledger.attempt, reason), step)
+        self.ledger.record(RoundAbandoned(ledger.round, ledger.attempt, reason), step)
         self._start_if_ready(step)
 
     def _aggregated(self, event: AggregationFinished | AggregationFailed, step: RoundStep) -> None:
@@ -364,73 +283,16 @@ class RoundMachine:
         if isinstance(event, AggregationFailed):
             self._abandon(event.reason, step)
             return
-        self._verifying.clear()
-        self._ordered_evaluation.clear()
-        self._record(RoundCommitted(*pair, event.model), step)
+        self._updates.forget()
+        self.ledger.record(RoundCommitted(*pair, event.model), step)
         self._report(step)
         step.commands.append(SweepRound(*pair))
-        for device_id in sorted(self._online):
-            self._evaluate(device_id, step)
+        self._evaluation.begin(step)
         if event.round < self.plan.rounds:
             self._start_if_ready(step)
-        elif self._missing_evaluations():
+        elif self._evaluation.awaited:
             self._arm_evaluation(step)
         else:
-            self._end(RunCompleted(), step)
-
-    # --- evaluation ---------------------------------------------------------------------------
-
-    def _evaluators(self) -> list[str]:
-        online = sorted(set(self._online) - self._draining)
-        evaluators = [name for name in online if self._online[name] == "evaluator"]
-        trainers = [name for name in online if self._online[name] == "trainer"]
-        match self.plan.evaluate_on:
-            case "evaluators":
-                return evaluators
-            case "devices":
-                return trainers
-        return []
-
-    def _evaluate(self, device_id: str, step: RoundStep) -> None:
-        ledger, version = self.ledger, self.ledger.model.version
-        due = version > 0 and (
-            version % self.plan.evaluate_every == 0 or version == self.plan.rounds
-        )
-        if not due or ledger.phase == "ended" or device_id not in self._evaluators():
-            return
-        if device_id not in ledger.evaluations.get(version, {}):
-            self._ordered_evaluation.add(device_id)
-            step.commands.append(SendOrder(device_id, "evaluate", version, 1))
-
-    def _missing_evaluations(self) -> set[str]:
-        answered = self.ledger.evaluations.get(self.ledger.model.version, {})
-        return self._ordered_evaluation - set(answered)
-
-    def _evaluated(self, event: EvaluationReceived, step: RoundStep) -> None:
-        ledger = self.ledger
-        if not 1 <= event.round <= ledger.model.version:
-            self._receipt(event, "unknown", step, f"version {event.round} is not committed here")
-            return
-        known = event.device_id in ledger.evaluations.get(event.round, {})
-        if not known and ledger.phase == "ended":
-            self._receipt(event, "late", step, "the run has ended")
-            return
-        if not known:
-            self._record(
-                EvaluationRecorded(
-                    event.round,
-                    event.device_id,
-                    event.num_examples,
-                    event.metrics,
-                    event.usage,
-                ),
-                step,
-            )
-        self._receipt(event, "accepted", step)
-        self._complete_if_evaluated(step)
-
-    def _complete_if_evaluated(self, step: RoundStep) -> None:
-        if self.ledger.phase == "evaluating" and not self._missing_evaluations():
             self._end(RunCompleted(), step)
 
     # --- timers and the operator --------------------------------------------------------------
@@ -448,56 +310,27 @@ class RoundMachine:
             case "evaluation" if ledger.phase == "evaluating":
                 self._end(RunCompleted(), step)
 
+    def _complete_if_evaluated(self, step: RoundStep) -> None:
+        if self.ledger.phase == "evaluating" and not self._evaluation.awaited:
+            self._end(RunCompleted(), step)
+
     def _operator(
         self, event: PauseRequested | ResumeRequested | StopRequested, step: RoundStep
     ) -> None:
         ledger = self.ledger
         match event:
             case PauseRequested() if ledger.status == "running":
-                self._record(RunPaused(), step)
+                self.ledger.record(RunPaused(), step)
             case ResumeRequested() if ledger.status == "paused":
-                self._record(RunResumed(), step)
+                self.ledger.record(RunResumed(), step)
                 self._start_if_ready(step)
             case StopRequested() if ledger.phase != "ended":
                 self._end(RunStopped(event.reason), step)
 
     # --- small parts --------------------------------------------------------------------------
 
-    def _is_current(self, round_number: int, attempt: int) -> bool:
-        ledger = self.ledger
-        pair = (round_number, attempt)
-        return ledger.phase == "collecting" and pair == (ledger.round, ledger.attempt)
-
-    def _serves(self, round_number: int, attempt: int) -> bool:
-        """Whether the attempt's objects may still be read; those of others were swept."""
-        ledger = self.ledger
-        pair = (round_number, attempt)
-        open_phase = ledger.phase in {"collecting", "aggregating"}
-        return open_phase and pair == (ledger.round, ledger.attempt)
-
-    def _owes_update(self, device_id: str) -> bool:
-        ledger = self.ledger
-        return (
-            ledger.phase == "collecting"
-            and device_id in ledger.cohort
-            and device_id not in ledger.answered
-            and device_id not in self._verifying
-        )
-
     def _order(self, device_id: str, step: RoundStep) -> None:
         step.commands.append(SendOrder(device_id, "train", self.ledger.round, self.ledger.attempt))
-
-    def _receipt(
-        self,
-        event: ResultReceived | UpdateVerified | UpdateRejected | EvaluationReceived,
-        status: ReceiptStatus,
-        step: RoundStep,
-        reason: str = "",
-    ) -> None:
-        action: Action = "evaluate" if isinstance(event, EvaluationReceived) else "train"
-        step.commands.append(
-            SendReceipt(event.device_id, action, event.round, event.attempt, status, reason)
-        )
 
     def _arm_deadline(self, step: RoundStep) -> None:
         ledger = self.ledger
@@ -512,10 +345,6 @@ class RoundMachine:
         )
 
     def _end(self, fact: RunCompleted | RunStopped | RunFailed, step: RoundStep) -> None:
-        self._verifying.clear()
-        self._record(fact, step)
+        self._updates.forget()
+        self.ledger.record(fact, step)
         step.commands.append(SweepRun())
-
-    def _record(self, fact: Fact, step: RoundStep) -> None:
-        self.ledger.apply(fact)
-        step.facts.append(fact)

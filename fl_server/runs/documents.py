@@ -9,7 +9,6 @@ import math
 import time
 from collections.abc import Callable, Mapping
 
-from broker.wire.messages import Message
 from broker.wire.topics import Topics
 from fl_server.flows.flow import Flow
 
@@ -24,7 +23,7 @@ class RunDocuments:
 
     Args:
         runs: the server's, in their order.
-        publish: sends a message to a topic and has it retained.
+        publish: publishes a run's document as it is now, if it has one.
         clear: removes the retained document of a topic.
     """
 
@@ -32,13 +31,11 @@ class RunDocuments:
         self,
         runs: Mapping[str, Flow],
         topics: Topics,
-        epoch: int,
-        publish: Callable[[str, Message], None],
+        publish: Callable[[Flow], None],
         clear: Callable[[str], None],
     ) -> None:
         self._runs = runs
         self._topics = topics
-        self.epoch = epoch
         self._publish = publish
         self._clear = clear
         self._due: dict[str, float] = {}
@@ -64,16 +61,14 @@ class RunDocuments:
     def publish(self, run: Flow) -> None:
         """Publish a run's document as it is now, if it has one."""
         self._due.pop(run.run_id, None)
-        document = run.document(self.epoch)
-        if document is not None:
-            self._publish(self._topics.run(run.run_id, "state"), document)
+        self._publish(run)
 
     def publish_all(self) -> None:
         """Publish every document, after the connection was gone."""
         # a broker that was killed may bring back what was cleared
         self._clear_old(_CLEARED_AGAIN)
         kept = self._ended()[-_KEPT:]
-        for run in self._runs.values():
+        for run in list(self._runs.values()):
             if not run.ended or run in kept:
                 self.publish(run)
 

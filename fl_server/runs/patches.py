@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from broker.wire.messages import Patch
-from fl_server.rounds.events import Model
+from fl_server.rounds.model import Model
 from storage.transfer.byte_ranges import Range, coalesced, saves_enough
 
 _LEAST_BYTES = 1 << 20

@@ -1,6 +1,7 @@
 """Runs every flow: journals what each decides, then carries out its commands.
 
-Called on the owner's thread. Nothing here knows what kinds of flows there are.
+Called on the owner's thread. Nothing here knows what kinds of flows there are. An error that nobody
+foresaw fails the flow that it comes from, and no other.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from broker.wire.messages import DeviceState, Receipt
@@ -17,6 +19,7 @@ from fl_server.dataplane.bundles import SiteBundles
 from fl_server.dataplane.orders import OrderSender
 from fl_server.dataplane.plane import DataPlane
 from fl_server.dataplane.workers import JobCrashed, JobDone
+from fl_server.faults import Faults
 from fl_server.flows.commands import (
     AnnounceProduction,
     ArmTimer,
@@ -31,11 +34,13 @@ from fl_server.flows.commands import (
 from fl_server.flows.events import DeviceJoined, DeviceLeft, FailureReported
 from fl_server.flows.flow import Flow, Step
 from fl_server.kinds.base import FlowKind, FlowServices
+from fl_server.kinds.failed import FailedFlow
 from fl_server.members.presence import PresenceTable
 from fl_server.members.rules import AuditEvent
 from fl_server.observers.base import ObservedFact, ObserverList
+from fl_server.persistence.database import JournalUnusable
 from fl_server.persistence.journal import Journal
-from fl_server.rounds.events import Model
+from fl_server.rounds.model import Model
 from fl_server.runs.definition import RunDefinition
 from fl_server.runs.documents import RunDocuments
 from fl_server.runs.record import RunRecord
@@ -64,6 +69,7 @@ class RunnerParts:
     observers: ObserverList
     announce_production: Callable[[str], None]
     note: Callable[[AuditEvent], None]
+    faults: Faults = field(default_factory=Faults)
 
 
 class FlowRunner:
@@ -89,19 +95,20 @@ class FlowRunner:
         self._orders = OrderSender(
             parts.data, parts.bundles, self._time_left_s, connection.publish_order, epoch
         )
+        self._epoch = epoch
         self.documents = RunDocuments(
-            self.flows, connection.topics, epoch, connection.publish_retained, connection.clear
+            self.flows, connection.topics, self._publish_document, connection.clear
         )
         parts.journal.add_vocabularies({name: kind.vocabulary for name, kind in kinds.items()})
 
     @property
     def epoch(self) -> int:
         """What orders and documents carry."""
-        return self.documents.epoch
+        return self._epoch
 
     @epoch.setter
     def epoch(self, epoch: int) -> None:
-        self._orders.epoch = self.documents.epoch = epoch
+        self._orders.epoch = self._epoch = epoch
 
     # --- runs ---------------------------------------------------------------------------------
 
@@ -146,8 +153,9 @@ class FlowRunner:
     def resume(self) -> None:
         """Let every flow go on from where it was."""
         for flow in list(self.flows.values()):
-            self._carry_out(flow, [flow.resume()])
-            if flow.ended:
+            with self.isolated(flow):
+                self._carry_out(flow, [flow.resume()])
+            if self.flows[flow.run_id].ended:
                 self._parts.data.forget_copies(flow.run_id)
 
     def begin(self, record: RunRecord[Any]) -> None:
@@ -155,18 +163,29 @@ class FlowRunner:
         self._parts.journal.add_run(record)
         flow = self._open(record)
         _LOG.info("run %s begins, flow %s", record.run_id, record.definition.flow)
-        self._carry_out(flow, [flow.resume()])
-        self.documents.publish(flow)
+        with self.isolated(flow):
+            self._carry_out(flow, [flow.resume()])
+        self.documents.publish(self.flows[record.run_id])
         for device in self._parts.presence.online(flow.task, bundled=flow.bundled):
             accepting = device.state.status != "draining"
             self.handle(flow.run_id, DeviceJoined(device.id, device.state.role, accepting))
 
     def _open(self, record: RunRecord[Any]) -> Flow:
+        """Open a run as its facts left it; where they cannot be read or applied, it has failed."""
+        self.records[record.run_id] = record
         kind = self.kind_of(record.definition)
-        facts = self._parts.journal.facts(record.run_id, record.definition.flow)
-        flow = kind.open(record, facts, self.services)
-        self.flows[record.run_id], self.records[record.run_id] = flow, record
-        return flow
+
+        def stand_in(reason: str) -> None:
+            self.flows[record.run_id] = FailedFlow(record, reason)
+
+        with self._parts.faults.caught(f"run {record.run_id}", stand_in):
+            try:
+                facts = self._parts.journal.facts(record.run_id, record.definition.flow)
+                self.flows[record.run_id] = kind.open(record, facts, self.services)
+            except JournalUnusable as error:
+                _LOG.error("run %s has failed: %s", record.run_id, error)
+                stand_in(str(error))
+        return self.flows[record.run_id]
 
     def listen(self, run_id: str, listener: Callable[[object], None]) -> None:
         """Give a run's reports to whatever drives it from outside. Call it before ``resume``."""
@@ -183,13 +202,15 @@ class FlowRunner:
         flow = self.flows.get(run_id)
         if flow is None:
             raise PeerError("a message about a run that is not here", "unknown_run")
-        self._carry_out(flow, [flow.handle(event) for event in events])
+        with self.isolated(flow):
+            self._carry_out(flow, [flow.handle(event) for event in events])
 
     def handle_presence(self, event: DeviceJoined | DeviceLeft, state: DeviceState | None) -> None:
         """Tell the flows of a device; ``state`` is its presence, None where it was removed."""
         for flow in self._going():
-            if isinstance(event, DeviceLeft) or (state is not None and flow.concerns(state)):
-                self.handle(flow.run_id, event)
+            with self.isolated(flow):
+                if isinstance(event, DeviceLeft) or (state is not None and flow.concerns(state)):
+                    self.handle(flow.run_id, event)
 
     def handle_of_task(self, task: str, event: object) -> None:
         """Give an event to every flow of a task."""
@@ -204,11 +225,9 @@ class FlowRunner:
 
     def handle_crash(self, crash: JobCrashed) -> None:
         """Report an error that nobody foresaw to the flow whose task it ended."""
-        _LOG.error("a job crashed", exc_info=crash.error)
+        reason = self._parts.faults.reason(f"a job of run {crash.run_id or 'none'}", crash.error)
         flow = self.flows.get(crash.run_id)
         if flow is not None and not flow.ended:
-            error = f"{type(crash.error).__name__}: {crash.error}"
-            reason = f"internal error in the data plane: {error}"
             self.handle(crash.run_id, FailureReported(reason))
 
     def due_s(self) -> float:
@@ -224,27 +243,79 @@ class FlowRunner:
     def _going(self) -> list[Flow]:
         return [flow for flow in self.flows.values() if not flow.ended]
 
+    # --- errors that nobody foresaw -----------------------------------------------------------
+
+    def isolated(self, flow: Flow) -> AbstractContextManager[None]:
+        """Have an error that nobody foresaw, within the block, fail this flow alone."""
+        run_id = flow.run_id
+        return self._parts.faults.caught(
+            f"run {run_id}", lambda reason: self._fail(run_id, reason), but=(PeerError,)
+        )
+
+    def _fail(self, run_id: str, reason: str) -> None:
+        """Fail a run by its own means, else put something in its place.
+
+        What its flow holds in memory may be ahead of the journal, from which it is opened anew.
+        """
+        flow = self._open(self.records[run_id])
+        if isinstance(flow, FailedFlow):
+            self.documents.changed(flow)
+        if flow.ended:
+            return
+
+        def stand_in(_: str) -> None:
+            self._stand_in(run_id, reason)
+
+        with self._parts.faults.caught(f"the failure of run {run_id}", stand_in):
+            step = flow.handle(FailureReported(reason))
+            self._carry_out(flow, [step])
+            if not step.facts:
+                self._stand_in(run_id, reason)
+
+    def _stand_in(self, run_id: str, reason: str) -> None:
+        self.flows[run_id] = FailedFlow(self.records[run_id], reason)
+        self.documents.changed(self.flows[run_id])
+
+    def _publish_document(self, flow: Flow) -> None:
+        """Publish a run's document; a run whose document cannot be told has failed."""
+        run_id = flow.run_id
+
+        def fail(reason: str) -> None:
+            if not flow.ended:
+                self._fail(run_id, reason)
+            elif not isinstance(flow, FailedFlow):
+                self._stand_in(run_id, reason)
+
+        with self._parts.faults.caught(f"the document of run {run_id}", fail):
+            document = flow.document(self._epoch)
+            if document is not None:
+                topic = self._parts.connection.topics.run(run_id, "state")
+                self._parts.connection.publish_retained(topic, document)
+
     # --- commands -----------------------------------------------------------------------------
 
     def _carry_out(self, flow: Flow, steps: list[Step[Any, Command]]) -> None:
         facts = [fact for step in steps for fact in step.facts]
-        self._parts.journal.append(flow.run_id, facts)
         kind = self.records[flow.run_id].definition.flow
-        for fact in facts:
-            self._parts.observers.tell(ObservedFact(kind, fact, flow.event_of(fact)))
+        # what cannot be told is not written
+        observed = [ObservedFact(kind, fact, flow.event_of(fact)) for fact in facts]
+        self._parts.journal.append(flow.run_id, facts)
+        for each in observed:
+            self._parts.observers.tell(each)
         for step in steps:
             for command in step.commands:
                 self._do(flow, command)
         if facts:
-            self.documents.changed(flow)
-            if flow.ended:
-                self._parts.data.forget_copies(flow.run_id)
+            now = self.flows[flow.run_id]  # another one where a command failed it
+            self.documents.changed(now)
+            if now.ended:
+                self._parts.data.forget_copies(now.run_id)
 
     def _do(self, flow: Flow, command: Command) -> None:
         parts = self._parts
         match command:
             case IssueOrder():
-                self._orders.send(flow, command)
+                self._orders.send(flow, command, self.isolated(flow))
             case SendReceipt():
                 parts.connection.publish_receipt(command.device_id, _receipt(flow, command))
             case ArmTimer():
@@ -252,7 +323,7 @@ class FlowRunner:
             case StartTask():
                 parts.data.start_job(flow.run_id, command)
             case PublishDocument():
-                self.documents.publish(flow)
+                self.documents.publish(self.flows[flow.run_id])
             case ReportResult():
                 listener = self._listeners.get(flow.run_id)
                 if listener is not None:

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import psutil
 from pydantic import TypeAdapter
 
-from fl_server.rounds.events import (
+from fl_server.rounds.facts import (
     FACTS,
     Fact,
     RoundClosed,

@@ -26,8 +26,8 @@ from fl_server.operations.mqtt import OperatorEndpoint
 from fl_server.operations.requests import RequestLog
 from fl_server.persistence.database import Transaction
 from fl_server.persistence.journal import Journal
-from fl_server.rounds.events import EvaluationRecorded, RoundClosed, RoundCommitted, RoundStarted
-from fl_server.rounds.events import UpdateAccepted as Accepted
+from fl_server.rounds.facts import EvaluationRecorded, RoundClosed, RoundCommitted, RoundStarted
+from fl_server.rounds.facts import UpdateAccepted as Accepted
 from fl_server.shell.connection import ServerConnection
 from rengo.cli.main import main
 from tests.chaos.moments import read_plan, write_plan

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fl_server.rounds.events import RoundCommitted
+from fl_server.rounds.facts import RoundCommitted
 from rengo.demo import DemoSettings, definition
 from tests.chaos.arena import (
     GATED_TASK,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fl_server.rounds.events import RoundCommitted
+from fl_server.rounds.facts import RoundCommitted
 from runtime.processes.child import Child
 from tests.chaos.arena import GATED_TASK, Arena, Gates, Opened, honest_rounds, wait_for
 from tests.chaos.test_device_faults import run_of

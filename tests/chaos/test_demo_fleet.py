@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fl_server.rounds.events import RoundCommitted, RoundStarted
+from fl_server.rounds.facts import RoundCommitted, RoundStarted
 from rengo.demo import DemoSettings, definition, fleet
 from tests.chaos.arena import Arena, Opened, honest_rounds, wait_for
 

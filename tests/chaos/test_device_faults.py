@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fl_server.rounds.events import RoundClosed, RoundCommitted, RoundStarted
+from fl_server.rounds.facts import RoundClosed, RoundCommitted, RoundStarted
 from rengo.demo import DemoSettings, definition
 from tests.chaos.arena import GATED_TASK, TRAINERS, Arena, Gates, Opened, numpy_fleet, wait_for
 

@@ -24,7 +24,7 @@ from broker.wire.messages import Order
 from fl_client.tasks.registry import load_task
 from fl_client.training.child import ChildEvent, ChildFinished, ChildSettings, TrainingChild
 from fl_client.training.frames import TrainingJob
-from fl_server.rounds.events import RoundClosed, RoundCommitted, RoundStarted, UpdateAccepted
+from fl_server.rounds.facts import RoundClosed, RoundCommitted, RoundStarted, UpdateAccepted
 from fl_server.rounds.workload import PROBE_STEPS, FitRule, OrderWork, Speed, fit, measured
 from rengo.site.device_process import DeviceSpec
 from storage.updates.header import read_header

@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
-from fl_server.rounds.events import OrderDeclined, UpdateAccepted
+from fl_server.rounds.facts import OrderDeclined, UpdateAccepted
 from rengo.demo import DemoSettings, definition
 from rengo.site.device_process import DeviceSpec
 from tests.chaos.arena import GATED_TASK, REPOSITORY, Arena, Gates, Opened, wait_for

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fl_server.rounds.events import RoundStarted, UpdateAccepted
+from fl_server.rounds.facts import RoundStarted, UpdateAccepted
 from rengo.site.device_process import DeviceSpec
 from tests.chaos.arena import Arena, Opened, wait_for
 

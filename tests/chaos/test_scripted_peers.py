@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from broker.wire.messages import Order
-from fl_server.rounds.events import RoundAbandoned, RoundCommitted, RoundStarted, UpdateWithdrawn
+from fl_server.rounds.facts import RoundAbandoned, RoundCommitted, RoundStarted, UpdateWithdrawn
 from rengo.cli.main import main
 from storage.updates.stream import WrittenUpdate
 from storage.weights import Vector, Weights, read_safetensors

@@ -25,7 +25,7 @@ from typing import Any
 import pytest
 
 from fl_server.aggregation.model_cache import ModelCache
-from fl_server.rounds.events import Model
+from fl_server.rounds.model import Model
 from runtime.errors import AccessDenied, Corrupt, NotFound, RengoError, StorageError, Unavailable
 from runtime.retry import instant
 from storage.store.embedded import EmbeddedStore, Kind

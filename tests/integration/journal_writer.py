@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from fl_server.persistence.journal import Journal
-from fl_server.rounds.events import RunPaused, RunResumed
+from fl_server.rounds.facts import RunPaused, RunResumed
 
 
 def main() -> None:

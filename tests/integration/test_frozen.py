@@ -25,7 +25,7 @@ from fl_client.training.participant import Participant
 from fl_server.aggregation.aggregator import RunAggregator, SubmittedUpdate
 from fl_server.aggregation.model_cache import ModelCache
 from fl_server.aggregation.spool import MemoryBudget
-from fl_server.rounds.events import Model, Update
+from fl_server.rounds.model import Model, Update
 from fl_server.runs.patches import patches_to
 from storage.store.memory import MemoryStore
 from storage.transfer.byte_ranges import length

@@ -19,13 +19,11 @@ from fl_server.kinds.canary import CanaryKind
 from fl_server.persistence import migration
 from fl_server.persistence.database import JournalError
 from fl_server.persistence.journal import Journal
-from fl_server.rounds.events import (
+from fl_server.rounds.facts import (
     FACTS,
     EvaluationRecorded,
     Fact,
-    Model,
     OrderDeclined,
-    Plan,
     RoundAbandoned,
     RoundClosed,
     RoundCommitted,
@@ -36,11 +34,12 @@ from fl_server.rounds.events import (
     RunPaused,
     RunResumed,
     RunStopped,
-    Update,
     UpdateAccepted,
     UpdateRefused,
     UpdateWithdrawn,
 )
+from fl_server.rounds.model import Model, Update
+from fl_server.rounds.plan import Plan
 from fl_server.runs.definition import parse_definition
 from fl_server.runs.record import AwaitedModel, PreparedRun, RunRecord
 from runtime.errors import ConfigError

@@ -21,7 +21,7 @@ from broker.wire.messages import Result, decode
 from broker.wire.topics import parse
 from fl_client.datasets.store import store_path, stored_refusals, stored_samples
 from fl_client.jobs.journal import JobJournal
-from fl_server.rounds.events import RunCompleted, UpdateAccepted
+from fl_server.rounds.facts import RunCompleted, UpdateAccepted
 from rengo.operator.bundles import bundles
 from rengo.operator.canary import follow
 from runtime.security.identity import read_identity

@@ -22,8 +22,28 @@ from fl_server.canary import events as c
 from fl_server.canary.machine import CanaryMachine
 from fl_server.deployment.canaries import record_of
 from fl_server.persistence.journal import Journal
-from fl_server.rounds import events as e
+from fl_server.rounds.facts import (
+    FACTS,
+    EvaluationRecorded,
+    Fact,
+    OrderDeclined,
+    RoundAbandoned,
+    RoundClosed,
+    RoundCommitted,
+    RoundOpened,
+    RoundStarted,
+    RunCompleted,
+    RunFailed,
+    RunPaused,
+    RunResumed,
+    RunStopped,
+    UpdateAccepted,
+    UpdateRefused,
+    UpdateWithdrawn,
+)
 from fl_server.rounds.machine import RoundMachine
+from fl_server.rounds.model import Model, Update
+from fl_server.rounds.plan import Plan
 from fl_server.rounds.workload import OrderWork, Speed
 from fl_server.runs.definition import RunDefinition, parse_definition
 from fl_server.runs.record import AwaitedModel, PreparedRun, RunRecord
@@ -53,10 +73,10 @@ DEFINITION: dict[str, Any] = {
 }
 
 
-def model(run_id: str, version: int) -> e.Model:
+def model(run_id: str, version: int) -> Model:
     """Return a version with a server's state and the ranges that changed."""
     folder = f"projects/default/runs/{run_id}"
-    return e.Model(
+    return Model(
         version,
         f"{folder}/global/{version:06d}.safetensors",
         SHA,
@@ -67,41 +87,41 @@ def model(run_id: str, version: int) -> e.Model:
     )
 
 
-def update(device_id: str) -> e.Update:
+def update(device_id: str) -> Update:
     key = f"projects/default/runs/whole/updates/000001/001/{device_id}.upd"
-    return e.Update(key, 10_076, SHA, 1 << 40, {"train_loss": 0.25, "accuracy": 1.0}, USAGE)
+    return Update(key, 10_076, SHA, 1 << 40, {"train_loss": 0.25, "accuracy": 1.0}, USAGE)
 
 
-def whole() -> list[e.Fact]:
+def whole() -> list[Fact]:
     """Return the facts of a run that was completed after much trouble."""
     work = {"a": OrderWork(8, 4), "b": OrderWork(16)}
     return [
-        e.RoundStarted(1, 1, ("a", "b", "c"), 2, work),
-        e.UpdateAccepted(1, 1, "a", update("a")),
-        e.UpdateRefused(1, 1, "b", "a value is not finite"),
-        e.OrderDeclined(1, 1, "c", "too hot: 84 °C"),
-        e.UpdateWithdrawn(1, 1, "a", "the object is gone"),
-        e.RoundAbandoned(1, 1, "the quorum of 2 was not met"),
-        e.RunPaused(),
-        e.RunResumed(),
-        e.RoundStarted(1, 2, ("a", "b"), 2),
-        e.UpdateAccepted(1, 2, "a", update("a")),
-        e.UpdateAccepted(1, 2, "b", update("b")),
-        e.RoundClosed(1, 2, ("a", "b")),
-        e.RoundCommitted(1, 2, model("whole", 1)),
-        e.EvaluationRecorded(1, "a", 359, {"accuracy": 0.93, "loss": 0.2}, USAGE),
-        e.RunCompleted(),
+        RoundStarted(1, 1, ("a", "b", "c"), 2, work),
+        UpdateAccepted(1, 1, "a", update("a")),
+        UpdateRefused(1, 1, "b", "a value is not finite"),
+        OrderDeclined(1, 1, "c", "too hot: 84 °C"),
+        UpdateWithdrawn(1, 1, "a", "the object is gone"),
+        RoundAbandoned(1, 1, "the quorum of 2 was not met"),
+        RunPaused(),
+        RunResumed(),
+        RoundStarted(1, 2, ("a", "b"), 2),
+        UpdateAccepted(1, 2, "a", update("a")),
+        UpdateAccepted(1, 2, "b", update("b")),
+        RoundClosed(1, 2, ("a", "b")),
+        RoundCommitted(1, 2, model("whole", 1)),
+        EvaluationRecorded(1, "a", 359, {"accuracy": 0.93, "loss": 0.2}, USAGE),
+        RunCompleted(),
     ]
 
 
-RUNS: dict[str, list[e.Fact]] = {
+RUNS: dict[str, list[Fact]] = {
     "whole": whole(),
     "requested": [
-        e.RoundOpened(1, 1, model("platform", 0)),
-        e.RunStopped("its platform's run ended"),
+        RoundOpened(1, 1, model("platform", 0)),
+        RunStopped("its platform's run ended"),
     ],
-    "stopped": [e.RunStopped("stopped by the operator")],
-    "failed": [e.RunFailed("no round was committed in 50 attempts")],
+    "stopped": [RunStopped("stopped by the operator")],
+    "failed": [RunFailed("no round was committed in 50 attempts")],
 }
 CANARIES: dict[str, list[c.Fact]] = {
     "canary-decided": [
@@ -119,7 +139,7 @@ CANARIES: dict[str, list[c.Fact]] = {
 }
 
 
-def plan(definition: RunDefinition, run_id: str) -> e.Plan:
+def plan(definition: RunDefinition, run_id: str) -> Plan:
     speeds = {"a": Speed(0.01, 2.0, 400, 8)}
     return definition.plan(run_id, evaluators_online=False, speeds=speeds)
 
@@ -151,7 +171,7 @@ def write(path: Path) -> None:
     """Write all into a database, which the machines can take up again."""
     written = {type(fact) for facts in RUNS.values() for fact in facts}
     judged = {type(fact) for facts in CANARIES.values() for fact in facts}
-    missing = {*e.FACTS.values(), *c.FACTS.values()} - written - judged
+    missing = {*FACTS.values(), *c.FACTS.values()} - written - judged
     assert not missing, f"no run and no canary has {missing}"
     definition = parse_definition(DEFINITION, "every fact")
     journal = Journal(f"sqlite:///{path}")

@@ -44,7 +44,7 @@ import psutil
 from fl_client.datasets.sample import Sample
 from fl_client.datasets.settings import SampleStoreSettings
 from fl_client.datasets.store import SampleStore
-from fl_server.rounds.events import EvaluationRecorded, RoundCommitted
+from fl_server.rounds.facts import EvaluationRecorded, RoundCommitted
 from rengo.operator.bundles import push
 from rengo.operator.canary import CanaryTrial, begin, follow
 from rengo.operator.models import load

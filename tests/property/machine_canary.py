@@ -15,8 +15,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from fl_server.canary import events as c
 from fl_server.canary.machine import CanaryMachine
+from fl_server.flows.commands import SendReceipt
+from fl_server.flows.events import Action, DeviceDeclined, DeviceJoined, DeviceLeft, OrderRequested
 from fl_server.flows.flow import Step
-from fl_server.rounds import events as e
+from fl_server.rounds.events import EvaluationReceived
 from tests.laws import require
 
 DEVICES = ("e1", "e2", "e3", "e4")
@@ -77,7 +79,7 @@ class Canary(RuleBasedStateMachine):
         self.machine = type(self).make(plan, ())
         self.facts: list[c.Fact] = []
         self.said: dict[tuple[str, str], Answer] = {}
-        self.asked: list[e.EvaluationReceived] = []
+        self.asked: list[EvaluationReceived] = []
         self.words: dict[tuple[str, int, int], str] = {}
         self.online: set[str] = set()
         self.left: set[str] = set()
@@ -120,10 +122,10 @@ class Canary(RuleBasedStateMachine):
                 require(event == c.CandidateMarked(), "orders follow the mark", event)
                 self.open = True
             case c.SideMeasured():
-                require(isinstance(event, e.EvaluationReceived), "what was measured came", event)
+                require(isinstance(event, EvaluationReceived), "what was measured came", event)
                 self.answered(fact.device_id, fact.side, (fact.num_examples, fact.metrics))
             case c.SideDeclined():
-                require(isinstance(event, e.DeviceDeclined), "what was declined came", event)
+                require(isinstance(event, DeviceDeclined), "what was declined came", event)
                 self.answered(fact.device_id, fact.side, None)
             case c.Judged():
                 require(not self.judged, "one verdict", fact)
@@ -216,10 +218,10 @@ class Canary(RuleBasedStateMachine):
                 )
                 require(same, "the verdict that stands is carried out", command)
                 self.settling = True
-            case e.SendReceipt():
+            case SendReceipt():
                 self.received(command)
 
-    def received(self, receipt: e.SendReceipt) -> None:
+    def received(self, receipt: SendReceipt) -> None:
         key = (receipt.device_id, receipt.round, receipt.attempt)
         side = c.ATTEMPTS.get(receipt.attempt)
         counted = receipt.round == c.ROUND and self.said.get((receipt.device_id, side or ""))
@@ -236,7 +238,7 @@ class Canary(RuleBasedStateMachine):
     def join(self, device_id: str, accepting: bool) -> None:
         self.left.discard(device_id)
         (self.online.add if accepting else self.online.discard)(device_id)
-        step = self.give(e.DeviceJoined(device_id, "evaluator", accepting))
+        step = self.give(DeviceJoined(device_id, "evaluator", accepting))
         self.is_ordered(device_id, step)
 
     def is_ordered(self, device_id: str, step: Step) -> None:
@@ -250,7 +252,7 @@ class Canary(RuleBasedStateMachine):
     def leave(self, device_id: str) -> None:
         self.online.discard(device_id)
         self.left.add(device_id)
-        self.give(e.DeviceLeft(device_id))
+        self.give(DeviceLeft(device_id))
 
     @rule(
         device_id=st.sampled_from([*DEVICES, STRANGER]),
@@ -263,13 +265,13 @@ class Canary(RuleBasedStateMachine):
         self, device_id: str, attempt: int, number: int, examples: int, said: dict[str, float]
     ) -> None:
         metrics = {self.metric if name == "metric" else name: said[name] for name in said}
-        event = e.EvaluationReceived(device_id, number, attempt, examples, metrics)
+        event = EvaluationReceived(device_id, number, attempt, examples, metrics)
         self.asked.append(event)
         self.tell(event)
 
-    def tell(self, event: e.EvaluationReceived) -> None:
+    def tell(self, event: EvaluationReceived) -> None:
         step = self.give(event)
-        receipts = [each for each in step.commands if isinstance(each, e.SendReceipt)]
+        receipts = [each for each in step.commands if isinstance(each, SendReceipt)]
         require(len(receipts) == 1, "every result gets one receipt", (event, step))
 
     @precondition(lambda self: self.open and not self.judged)
@@ -290,7 +292,7 @@ class Canary(RuleBasedStateMachine):
                 name = "other" if lacks and (place, attempt) == (0, 1) else self.metric
                 said = {name: value}
                 result = (device_id, c.ROUND, attempt, examples + place, said)
-                self.tell(e.EvaluationReceived(*result))
+                self.tell(EvaluationReceived(*result))
 
     @precondition(lambda self: self.asked)
     @rule(choice=st.integers(0, 1 << 16))
@@ -303,16 +305,16 @@ class Canary(RuleBasedStateMachine):
         action=st.sampled_from(["evaluate", "evaluate", "evaluate", "train"]),
         unlucky=st.sampled_from([True, False, False]),
     )
-    def decline(self, device_id: str, attempt: int, action: e.Action, unlucky: bool) -> None:
+    def decline(self, device_id: str, attempt: int, action: Action, unlucky: bool) -> None:
         if unlucky:
-            self.give(e.DeviceDeclined(device_id, action, c.ROUND, attempt, "no data"))
+            self.give(DeviceDeclined(device_id, action, c.ROUND, attempt, "no data"))
 
     @rule(device_id=st.sampled_from(DEVICES), attempt=st.sampled_from([1, 2]))
     def ask_again(self, device_id: str, attempt: int) -> None:
         self.online.add(device_id)  # who asks is there
         self.left.discard(device_id)
-        self.give(e.DeviceJoined(device_id, "evaluator", True))
-        step = self.give(e.OrderRequested(device_id, "evaluate", c.ROUND, attempt))
+        self.give(DeviceJoined(device_id, "evaluator", True))
+        step = self.give(OrderRequested(device_id, "evaluate", c.ROUND, attempt))
         side = c.ATTEMPTS[attempt]
         owes = self.open and not self.judged and device_id in self.pending()
         if owes and (device_id, side) not in self.said:

@@ -13,31 +13,58 @@ from dataclasses import dataclass, field
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
+from fl_server.flows.commands import ArmTimer, SendReceipt
+from fl_server.flows.events import (
+    Action,
+    DeviceDeclined,
+    DeviceJoined,
+    DeviceLeft,
+    FailureReported,
+    OrderRequested,
+    PauseRequested,
+    ResumeRequested,
+    Role,
+    StopRequested,
+    TimerFired,
+)
 from fl_server.flows.flow import Step
-from fl_server.rounds import events as e
+from fl_server.rounds.commands import Aggregate, DiscardUpdate, FoldUpdate, SendOrder, VerifyUpdate
+from fl_server.rounds.events import (
+    AggregationFailed,
+    AggregationFinished,
+    EvaluationReceived,
+    Event,
+    ResultReceived,
+    UpdateRejected,
+    UpdateVanished,
+    UpdateVerified,
+)
+from fl_server.rounds.facts import Fact, RunFailed
 from fl_server.rounds.machine import RoundMachine
+from fl_server.rounds.model import Model, Update
+from fl_server.rounds.plan import Plan
 from tests.laws import RoundLaws, require
 
 TRAINERS = ("d1", "d2", "d3", "d4", "d5")
 DEVICES = (*TRAINERS, "e1")
-INITIAL = e.Model(0, "g/0", hashlib.sha256(b"0").hexdigest(), 100)
+INITIAL = Model(0, "g/0", hashlib.sha256(b"0").hexdigest(), 100)
 ROUNDS = 2
 LIVELY_ATTEMPTS = 10_000
 CALM_STEPS = 400
 
-MakeMachine = Callable[[e.Plan, e.Model, Iterable[e.Fact]], RoundMachine]
+MakeMachine = Callable[[Plan, Model, Iterable[Fact]], RoundMachine]
 pick = st.integers(0, 1 << 16)
 
 
-def update_of(device_id: str, round_number: int, attempt: int, variant: int = 0) -> e.Update:
+def update_of(device_id: str, round_number: int, attempt: int, variant: int = 0) -> Update:
     """Return the update that a device uploads; ``variant`` 1 has other bytes under the same key."""
     key = f"u/{round_number}/{attempt}/{device_id}"
     header = hashlib.sha256(f"{key}/{variant}".encode()).hexdigest()
-    return e.Update(key, 1000, header, 10)
+    return Update(key, 1000, header, 10)
 
 
 plans = st.builds(
-    lambda cohort, slack, over, every, where, attempts, seed: e.Plan(
+    lambda cohort, slack, over, every, where, attempts, seed: Plan(
         "run",
         ROUNDS,
         cohort_size=cohort,
@@ -64,22 +91,22 @@ THEN = ["leave", "report and leave", "are checked", "deadline"]
 class InFlight:
     """What the server's shell has under way; a crash empties it."""
 
-    timers: list[e.ArmTimer] = field(default_factory=list)
-    checks: list[e.VerifyUpdate] = field(default_factory=list)
-    folds: list[e.FoldUpdate] = field(default_factory=list)
-    sums: list[e.Aggregate] = field(default_factory=list)
+    timers: list[ArmTimer] = field(default_factory=list)
+    checks: list[VerifyUpdate] = field(default_factory=list)
+    folds: list[FoldUpdate] = field(default_factory=list)
+    sums: list[Aggregate] = field(default_factory=list)
 
     def take(self, step: Step) -> None:
         """Start what the step's commands ask for."""
         for command in step.commands:
             match command:
-                case e.ArmTimer():
+                case ArmTimer():
                     self.timers.append(command)
-                case e.VerifyUpdate():
+                case VerifyUpdate():
                     self.checks.append(command)
-                case e.FoldUpdate():
+                case FoldUpdate():
                     self.folds.append(command)
-                case e.Aggregate():
+                case Aggregate():
                     self.sums.append(command)
 
 
@@ -95,41 +122,41 @@ class Rounds(RuleBasedStateMachine):
         online=st.just(set(DEVICES)) | st.sets(st.sampled_from(DEVICES)),
         in_vain=st.sampled_from([True, False, False]),
     )
-    def begin(self, plan: e.Plan, online: set[str], in_vain: bool) -> None:
+    def begin(self, plan: Plan, online: set[str], in_vain: bool) -> None:
         self.plan, self.in_vain = plan, in_vain
         self.machine = type(self).make(plan, INITIAL, ())
         self.laws = RoundLaws.of(plan, INITIAL, type(self.machine.ledger))
-        self.facts: list[e.Fact] = []
+        self.facts: list[Fact] = []
         self.flying = InFlight()
-        self.past: list[e.Event] = []
-        self.orders: dict[str, list[e.SendOrder]] = {name: [] for name in DEVICES}
-        self.sent: list[e.ResultReceived] = []
+        self.past: list[Event] = []
+        self.orders: dict[str, list[SendOrder]] = {name: [] for name in DEVICES}
+        self.sent: list[ResultReceived] = []
         self.take(None, self.machine.resume())
         for device_id in sorted(online):
             self.join(device_id, True)
 
     # --- the door -------------------------------------------------------------------------------
 
-    def give(self, event: e.Event) -> None:
+    def give(self, event: Event) -> None:
         self.broken = True
         self.take(event, self.machine.handle(event))
 
-    def take(self, event: e.Event | None, step: Step) -> None:
+    def take(self, event: Event | None, step: Step) -> None:
         self.facts += step.facts
         self.broken = True
         self.laws.observe(self.machine, event, step)
         self.broken = False
         self.flying.take(step)
         for command in step.commands:
-            if isinstance(command, e.SendOrder):
+            if isinstance(command, SendOrder):
                 self.orders[command.device_id].append(command)
 
     # --- devices --------------------------------------------------------------------------------
 
     @rule(device_id=st.sampled_from(DEVICES), accepting=st.sampled_from([True, True, False]))
     def join(self, device_id: str, accepting: bool) -> None:
-        role: e.Role = "evaluator" if device_id == "e1" else "trainer"
-        self.give(e.DeviceJoined(device_id, role, accepting))
+        role: Role = "evaluator" if device_id == "e1" else "trainer"
+        self.give(DeviceJoined(device_id, role, accepting))
 
     @rule()
     def all_join(self) -> None:
@@ -138,9 +165,9 @@ class Rounds(RuleBasedStateMachine):
 
     @rule(device_id=st.sampled_from(DEVICES))
     def leave(self, device_id: str) -> None:
-        self.give(e.DeviceLeft(device_id))
+        self.give(DeviceLeft(device_id))
 
-    def an_order(self, device_id: str, choice: int, action: e.Action) -> e.SendOrder | None:
+    def an_order(self, device_id: str, choice: int, action: Action) -> SendOrder | None:
         """Return one of the orders that the device ever got, the last one most often."""
         got = [order for order in self.orders[device_id] if order.action == action]
         if not got:
@@ -152,7 +179,7 @@ class Rounds(RuleBasedStateMachine):
         order = self.an_order(device_id, choice, "train")
         if order is not None:
             update = update_of(device_id, order.round, order.attempt, variant)
-            self.sent.append(e.ResultReceived(device_id, order.round, order.attempt, update))
+            self.sent.append(ResultReceived(device_id, order.round, order.attempt, update))
             self.give(self.sent[-1])
 
     @precondition(lambda self: self.laws.collecting)
@@ -194,15 +221,15 @@ class Rounds(RuleBasedStateMachine):
         attempt = max(1, ledger.attempt - choice % 2)
         update = update_of(device_id, ledger.round, attempt)
         if any(sent.update == update for sent in self.sent) or device_id not in ledger.cohort:
-            self.give(e.ResultReceived(device_id, ledger.round, attempt, update))
+            self.give(ResultReceived(device_id, ledger.round, attempt, update))
 
     @rule(device_id=st.sampled_from(DEVICES), choice=pick, unusable=st.booleans())
     def decline(self, device_id: str, choice: int, unusable: bool) -> None:
-        action: e.Action = "evaluate" if device_id == "e1" or choice % 3 == 0 else "train"
+        action: Action = "evaluate" if device_id == "e1" or choice % 3 == 0 else "train"
         order = self.an_order(device_id, choice, action)
         if order is not None:
             place = (device_id, action, order.round, order.attempt)
-            self.give(e.DeviceDeclined(*place, "busy", unusable=unusable and self.in_vain))
+            self.give(DeviceDeclined(*place, "busy", unusable=unusable and self.in_vain))
 
     @precondition(lambda self: self.laws.collecting and self.in_vain)
     @rule(reason=REASONS, spared=st.sampled_from([0, 0, 0, 1]), upload=st.booleans())
@@ -218,20 +245,20 @@ class Rounds(RuleBasedStateMachine):
                         self.refuse(place, said)
                         break
             else:
-                self.give(e.DeviceDeclined(device_id, "train", *pair, said, unusable=True))
+                self.give(DeviceDeclined(device_id, "train", *pair, said, unusable=True))
 
     @rule(device_id=st.sampled_from(DEVICES), choice=pick)
     def ask_again(self, device_id: str, choice: int) -> None:
         for action in ("train", "evaluate"):
             order = self.an_order(device_id, choice, action)
             if order is not None:
-                self.give(e.OrderRequested(device_id, action, order.round, order.attempt))
+                self.give(OrderRequested(device_id, action, order.round, order.attempt))
 
     @rule(device_id=st.sampled_from(DEVICES), choice=pick)
     def evaluation(self, device_id: str, choice: int) -> None:
         order = self.an_order(device_id, choice, "evaluate")
         if order is not None:
-            self.give(e.EvaluationReceived(device_id, order.round, 1, 10, {"accuracy": 0.5}))
+            self.give(EvaluationReceived(device_id, order.round, 1, 10, {"accuracy": 0.5}))
 
     # --- the server's jobs ----------------------------------------------------------------------
 
@@ -239,7 +266,7 @@ class Rounds(RuleBasedStateMachine):
     @rule(choice=pick)
     def verified(self, choice: int) -> None:
         c = self.flying.checks.pop(choice % len(self.flying.checks))
-        self.finish(e.UpdateVerified(c.device_id, c.round, c.attempt, c.update))
+        self.finish(UpdateVerified(c.device_id, c.round, c.attempt, c.update))
 
     @precondition(lambda self: self.flying.checks)
     @rule(choice=pick, reason=REASONS)
@@ -248,30 +275,30 @@ class Rounds(RuleBasedStateMachine):
 
     def refuse(self, place: int, reason: str) -> None:
         c = self.flying.checks.pop(place)
-        self.finish(e.UpdateRejected(c.device_id, c.round, c.attempt, c.update, reason))
+        self.finish(UpdateRejected(c.device_id, c.round, c.attempt, c.update, reason))
 
     @precondition(lambda self: self.flying.folds)
     @rule(choice=pick)
     def vanished(self, choice: int) -> None:
         c = self.flying.folds.pop(choice % len(self.flying.folds))
-        self.finish(e.UpdateVanished(c.device_id, c.round, c.attempt, "not found"))
+        self.finish(UpdateVanished(c.device_id, c.round, c.attempt, "not found"))
 
     @precondition(lambda self: self.flying.sums)
     @rule(choice=pick, works=st.sampled_from([True, True, True, False]))
     def aggregated(self, choice: int, works: bool) -> None:
         c = self.flying.sums.pop(choice % len(self.flying.sums))
         text = f"{c.round} of {c.included}"
-        model = e.Model(c.round, f"g/{c.round}", hashlib.sha256(text.encode()).hexdigest(), 100)
+        model = Model(c.round, f"g/{c.round}", hashlib.sha256(text.encode()).hexdigest(), 100)
         if works:
-            self.finish(e.AggregationFinished(c.round, c.attempt, model))
+            self.finish(AggregationFinished(c.round, c.attempt, model))
         else:
-            self.finish(e.AggregationFailed(c.round, c.attempt, "no space"))
+            self.finish(AggregationFailed(c.round, c.attempt, "no space"))
 
     @precondition(lambda self: self.flying.timers)
     @rule(choice=pick)
     def timer(self, choice: int) -> None:
         c = self.flying.timers.pop(choice % len(self.flying.timers))
-        self.finish(e.TimerFired(c.timer, c.round, c.attempt))
+        self.finish(TimerFired(c.timer, c.round, c.attempt))
 
     @precondition(lambda self: self.laws.collecting)
     @rule(passes=st.sampled_from([True, False, False]))
@@ -283,7 +310,7 @@ class Rounds(RuleBasedStateMachine):
                 self.timer(place)
                 return
 
-    def finish(self, event: e.Event) -> None:
+    def finish(self, event: Event) -> None:
         self.give(event)
         self.past.append(event)
 
@@ -298,7 +325,7 @@ class Rounds(RuleBasedStateMachine):
         self.broken = True
         step = self.machine.handle(event)
         require(not step.facts, "a stale answer decides nothing", (event, step))
-        starts = [c for c in step.commands if not isinstance(c, e.SendReceipt | e.DiscardUpdate)]
+        starts = [c for c in step.commands if not isinstance(c, SendReceipt | DiscardUpdate)]
         require(not starts, "a stale answer starts nothing", (event, step))
         self.broken = False
 
@@ -306,15 +333,15 @@ class Rounds(RuleBasedStateMachine):
 
     @rule(wish=st.sampled_from(["pause", "go on", "go on", "go on"]))
     def operator(self, wish: str) -> None:
-        self.give(e.PauseRequested() if wish == "pause" else e.ResumeRequested())
+        self.give(PauseRequested() if wish == "pause" else ResumeRequested())
 
     @precondition(lambda self: len(self.facts) > 25)
     @rule(choice=st.integers(0, 9))
     def stop(self, choice: int) -> None:
         if choice == 0:
-            self.give(e.StopRequested())
+            self.give(StopRequested())
         elif choice == 1:
-            self.give(e.FailureReported("the disk is full"))
+            self.give(FailureReported("the disk is full"))
 
     @rule()
     def crash(self) -> None:
@@ -339,7 +366,7 @@ class Rounds(RuleBasedStateMachine):
             self.calm_step()
         require(self.laws.over, "the run ends when faults stop", self.machine.ledger)
         ended = self.machine.ledger.status
-        told = any(fact == e.RunFailed("the disk is full") for fact in self.facts)
+        told = any(fact == RunFailed("the disk is full") for fact in self.facts)
         if self.plan.max_attempts == LIVELY_ATTEMPTS and not (told or self.laws.repeated):
             require(ended in {"completed", "stopped"}, "a calm run completes", ended)
 
@@ -369,4 +396,4 @@ class Rounds(RuleBasedStateMachine):
             self.join(device_id, True)
         ordered = [(o.round, o.attempt) for o in self.orders[device_id] if o.action == "train"]
         require(pair in ordered, "who owes was ordered", (device_id, pair))
-        self.give(e.ResultReceived(device_id, *pair, update_of(device_id, *pair)))
+        self.give(ResultReceived(device_id, *pair, update_of(device_id, *pair)))

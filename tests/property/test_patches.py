@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fl_server.aggregation.arithmetic.changes import Changes
-from fl_server.rounds.events import Model
+from fl_server.rounds.model import Model
 from fl_server.runs.patches import patches_to
 from storage.transfer.byte_ranges import (
     MAX_SHARE,

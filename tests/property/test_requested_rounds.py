@@ -16,28 +16,44 @@ from hypothesis.stateful import (
 
 from fl_server.flows.commands import ArmTimer, SendReceipt
 from fl_server.flows.events import DeviceJoined, DeviceLeft, StopRequested, TimerFired
-from fl_server.rounds import events as e
 from fl_server.rounds import ledger, machine
-from fl_server.rounds.ledger import Ledger
-from fl_server.rounds.machine import RoundMachine, RoundStep
+from fl_server.rounds.commands import (
+    Aggregate,
+    FoldUpdate,
+    ReportRound,
+    SendOrder,
+    SweepRound,
+    VerifyUpdate,
+)
+from fl_server.rounds.events import (
+    AggregationFinished,
+    ResultReceived,
+    RoundRequested,
+    UpdateVerified,
+)
+from fl_server.rounds.facts import Fact, RoundAbandoned, RoundCommitted, RoundOpened, RoundStarted
+from fl_server.rounds.ledger import Ledger, RoundStep
+from fl_server.rounds.machine import RoundMachine
+from fl_server.rounds.model import Model, Update
+from fl_server.rounds.plan import Plan
 from runtime.errors import InvalidTransition
 from tests.laws import Violation, require
 from tests.mutants import Mutant
 from tests.property.test_mutants import QUICK
 
 DEVICES = ("a", "b", "c")
-PLAN = e.Plan("r", rounds=6, cohort_size=2, quorum=2, evaluate_on="none", on_request=True)
-INITIAL = e.Model(0, "k/0", "0" * 64, 10)
+PLAN = Plan("r", rounds=6, cohort_size=2, quorum=2, evaluate_on="none", on_request=True)
+INITIAL = Model(0, "k/0", "0" * 64, 10)
 
 
-def base(number: int, seed: int = 0) -> e.Model:
+def base(number: int, seed: int = 0) -> Model:
     """Return a model that the platform may give for round ``number``."""
     sha256 = hashlib.sha256(f"{number}/{seed}".encode()).hexdigest()
-    return e.Model(number - 1, f"platform/{number}/{seed}", sha256, 10)
+    return Model(number - 1, f"platform/{number}/{seed}", sha256, 10)
 
 
-def update(device_id: str, number: int, attempt: int) -> e.Update:
-    return e.Update(f"u/{number}/{attempt}/{device_id}", 10, "a" * 64, 5)
+def update(device_id: str, number: int, attempt: int) -> Update:
+    return Update(f"u/{number}/{attempt}/{device_id}", 10, "a" * 64, 5)
 
 
 def join(machine: RoundMachine) -> None:
@@ -51,14 +67,14 @@ def finish(machine: RoundMachine) -> RoundStep:
     pair = (ledger.round, ledger.attempt)
     for device_id in ledger.cohort:
         sent = update(device_id, *pair)
-        machine.handle(e.ResultReceived(device_id, *pair, sent))
-        machine.handle(e.UpdateVerified(device_id, *pair, sent))
+        machine.handle(ResultReceived(device_id, *pair, sent))
+        machine.handle(UpdateVerified(device_id, *pair, sent))
     assert ledger.phase == "aggregating"
-    return machine.handle(e.AggregationFinished(*pair, made(*pair)))
+    return machine.handle(AggregationFinished(*pair, made(*pair)))
 
 
-def made(number: int, attempt: int) -> e.Model:
-    return e.Model(number, f"k/{number}/{attempt}", f"{number:032x}{attempt:032x}", 10)
+def made(number: int, attempt: int) -> Model:
+    return Model(number, f"k/{number}/{attempt}", f"{number:032x}{attempt:032x}", 10)
 
 
 def of(step: RoundStep, kind: type) -> list[Any]:
@@ -70,9 +86,9 @@ def test_it_waits_until_a_round_is_requested() -> None:
     join(run)
     assert run.ledger.phase == "waiting"
     assert run.resume() == RoundStep()
-    step = run.handle(e.RoundRequested(3, base(3)))
-    assert of(step, e.RoundOpened) == [e.RoundOpened(3, 1, base(3))]
-    [started] = of(step, e.RoundStarted)
+    step = run.handle(RoundRequested(3, base(3)))
+    assert of(step, RoundOpened) == [RoundOpened(3, 1, base(3))]
+    [started] = of(step, RoundStarted)
     assert (started.round, started.attempt, started.cohort) == (3, 1, ("a", "b"))
     assert run.ledger.model == base(3), "orders are made of it"
 
@@ -80,45 +96,45 @@ def test_it_waits_until_a_round_is_requested() -> None:
 def test_it_reports_what_it_committed_until_the_next_request() -> None:
     run = RoundMachine(PLAN, INITIAL)
     join(run)
-    run.handle(e.RoundRequested(1, base(1)))
+    run.handle(RoundRequested(1, base(1)))
     committing = finish(run)
-    assert of(committing, e.ReportRound) == [e.ReportRound(1, made(1, 1))]
+    assert of(committing, ReportRound) == [ReportRound(1, made(1, 1))]
     assert run.ledger.phase == "waiting"
-    assert of(run.handle(DeviceJoined("c")), e.RoundStarted) == []
-    report = [e.ReportRound(1, made(1, 1))]
-    assert run.handle(e.RoundRequested(1, base(1))).commands == report, "its report was lost"
-    step = run.handle(e.RoundRequested(2, base(2)))
-    assert of(step, e.ReportRound) == []
-    assert of(run.resume(), e.ReportRound) == []
+    assert of(run.handle(DeviceJoined("c")), RoundStarted) == []
+    report = [ReportRound(1, made(1, 1))]
+    assert run.handle(RoundRequested(1, base(1))).commands == report, "its report was lost"
+    step = run.handle(RoundRequested(2, base(2)))
+    assert of(step, ReportRound) == []
+    assert of(run.resume(), ReportRound) == []
 
 
 def test_another_request_ends_the_open_round() -> None:
     run = RoundMachine(PLAN, INITIAL)
     join(run)
-    run.handle(e.RoundRequested(1, base(1)))
-    assert run.handle(e.RoundRequested(1, base(1))) == RoundStep(), "it is open already"
-    step = run.handle(e.RoundRequested(1, base(1, seed=1)))
+    run.handle(RoundRequested(1, base(1)))
+    assert run.handle(RoundRequested(1, base(1))) == RoundStep(), "it is open already"
+    step = run.handle(RoundRequested(1, base(1, seed=1)))
     assert [type(fact) for fact in step.facts] == [
-        e.RoundAbandoned,
-        e.RoundOpened,
-        e.RoundStarted,
+        RoundAbandoned,
+        RoundOpened,
+        RoundStarted,
     ]
-    assert of(step, e.SweepRound) == [e.SweepRound(1, 1)]
+    assert of(step, SweepRound) == [SweepRound(1, 1)]
     assert (run.ledger.round, run.ledger.attempt) == (1, 2)
-    run.handle(e.RoundRequested(4, base(4)))
+    run.handle(RoundRequested(4, base(4)))
     assert (run.ledger.round, run.ledger.attempt) == (4, 1)
-    assert run.handle(e.RoundRequested(2, base(2))) == RoundStep(), "rounds only go on"
-    assert run.handle(e.RoundRequested(7, base(7))) == RoundStep(), "there are six"
+    assert run.handle(RoundRequested(2, base(2))) == RoundStep(), "rounds only go on"
+    assert run.handle(RoundRequested(7, base(7))) == RoundStep(), "there are six"
 
 
 def test_refusals_of_a_round_do_not_count_against_the_next_request() -> None:
     run = RoundMachine(PLAN, INITIAL)
     for number in (1, 2, 3):
-        run.handle(e.RoundRequested(number, base(number)))
+        run.handle(RoundRequested(number, base(number)))
         join(run)
         for device_id in ("a", "b"):
             place = (device_id, number, 1)
-            run.handle(e.ResultReceived(*place, update(*place), "it names no update"))
+            run.handle(ResultReceived(*place, update(*place), "it names no update"))
             run.handle(DeviceLeft(device_id))
         run.handle(TimerFired("deadline", number, 1))
         assert (run.ledger.status, run.ledger.phase) == ("running", "gathering")
@@ -127,32 +143,32 @@ def test_refusals_of_a_round_do_not_count_against_the_next_request() -> None:
 def test_the_last_round_ends_the_run_and_is_reported_after_a_crash_too() -> None:
     run = RoundMachine(PLAN, INITIAL)
     join(run)
-    facts = list(run.handle(e.RoundRequested(6, base(6))).facts)
+    facts = list(run.handle(RoundRequested(6, base(6))).facts)
     pair = (6, 1)
     for device_id in ("a", "b"):
         sent = update(device_id, *pair)
         for event in (
-            e.ResultReceived(device_id, *pair, sent),
-            e.UpdateVerified(device_id, *pair, sent),
+            ResultReceived(device_id, *pair, sent),
+            UpdateVerified(device_id, *pair, sent),
         ):
             facts += run.handle(event).facts
-    facts += run.handle(e.AggregationFinished(*pair, made(*pair))).facts
+    facts += run.handle(AggregationFinished(*pair, made(*pair))).facts
     assert run.ledger.status == "completed"
     again = RoundMachine(PLAN, INITIAL, facts).resume()
-    assert of(again, e.ReportRound) == [e.ReportRound(6, made(6, 1))]
+    assert of(again, ReportRound) == [ReportRound(6, made(6, 1))]
 
 
 def test_a_run_that_is_not_on_request_opens_nothing() -> None:
-    plan = e.Plan("r", rounds=6, cohort_size=2, quorum=2)
+    plan = Plan("r", rounds=6, cohort_size=2, quorum=2)
     run = RoundMachine(plan, INITIAL)
-    assert run.handle(e.RoundRequested(1, base(1))) == RoundStep()
+    assert run.handle(RoundRequested(1, base(1))) == RoundStep()
     with pytest.raises(InvalidTransition):
-        run.ledger.apply(e.RoundOpened(1, 1, base(1)))
+        run.ledger.apply(RoundOpened(1, 1, base(1)))
 
 
 def test_a_base_is_the_version_before_its_round() -> None:
     with pytest.raises(ValueError, match="round 3 cannot begin with version 1"):
-        e.RoundRequested(3, base(2))
+        RoundRequested(3, base(2))
 
 
 class Requested(RuleBasedStateMachine):
@@ -162,42 +178,42 @@ class Requested(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.facts: list[e.Fact] = []
+        self.facts: list[Fact] = []
         self.machine = self.make(PLAN, INITIAL)
-        self.requested: dict[int, list[e.Model]] = {}
-        self.reported: dict[int, e.Model] = {}
-        self.committed: dict[int, e.Model] = {}
+        self.requested: dict[int, list[Model]] = {}
+        self.reported: dict[int, Model] = {}
+        self.committed: dict[int, Model] = {}
         self.jobs: list[Any] = []
 
     def take(self, step: RoundStep) -> None:
         for fact in step.facts:
             match fact:
-                case e.RoundOpened():
+                case RoundOpened():
                     require(fact.round <= PLAN.rounds, "no round beyond the last", fact)
                     asked = self.requested.get(fact.round, [])
                     require(fact.base in asked, "opened is what was requested", fact)
-                case e.RoundStarted():
-                    last = [each for each in self.facts if isinstance(each, e.RoundOpened)]
+                case RoundStarted():
+                    last = [each for each in self.facts if isinstance(each, RoundOpened)]
                     require(bool(last), "no round starts by itself", fact)
                     require(last[-1].round == fact.round, "one round a request", fact)
                     done = fact.round in self.committed
                     require(not done, "a committed round is not run again", fact)
-                case e.RoundCommitted():
+                case RoundCommitted():
                     self.committed[fact.round] = fact.model
             self.facts.append(fact)
         for command in step.commands:
             match command:
-                case e.ReportRound():
+                case ReportRound():
                     same = self.committed.get(command.round) == command.model
                     require(same, "reported is what was committed", command)
                     self.reported[command.round] = command.model
-                case e.VerifyUpdate():
+                case VerifyUpdate():
                     place = (command.device_id, command.round, command.attempt)
-                    self.jobs.append(e.UpdateVerified(*place, command.update))
-                case e.Aggregate():
+                    self.jobs.append(UpdateVerified(*place, command.update))
+                case Aggregate():
                     pair = (command.round, command.attempt)
-                    self.jobs.append(e.AggregationFinished(*pair, made(*pair)))
-                case ArmTimer() | SendReceipt() | e.SendOrder() | e.FoldUpdate():
+                    self.jobs.append(AggregationFinished(*pair, made(*pair)))
+                case ArmTimer() | SendReceipt() | SendOrder() | FoldUpdate():
                     pass
         fold = Ledger(PLAN.rounds, INITIAL, on_request=True)
         for fact in self.facts:
@@ -208,7 +224,7 @@ class Requested(RuleBasedStateMachine):
     @rule(number=st.integers(1, 7), seed=st.integers(0, 1))
     def request(self, number: int, seed: int) -> None:
         self.requested.setdefault(number, []).append(base(number, seed))
-        self.take(self.machine.handle(e.RoundRequested(number, base(number, seed))))
+        self.take(self.machine.handle(RoundRequested(number, base(number, seed))))
 
     @rule(device_id=st.sampled_from(DEVICES))
     def join(self, device_id: str) -> None:
@@ -227,7 +243,7 @@ class Requested(RuleBasedStateMachine):
     def report(self, device_id: str) -> None:
         pair = (self.machine.ledger.round, self.machine.ledger.attempt)
         sent = update(device_id, *pair)
-        self.take(self.machine.handle(e.ResultReceived(device_id, *pair, sent)))
+        self.take(self.machine.handle(ResultReceived(device_id, *pair, sent)))
 
     @rule()
     def all_goes_well(self) -> None:
@@ -250,8 +266,8 @@ class Requested(RuleBasedStateMachine):
         self.reported = {}
         step = self.machine.resume()
         made_last = self.machine.ledger.made
-        expected = [] if made_last is None else [e.ReportRound(made_last.version, made_last)]
-        require(of(step, e.ReportRound) == expected, "the latest commit is reported again", step)
+        expected = [] if made_last is None else [ReportRound(made_last.version, made_last)]
+        require(of(step, ReportRound) == expected, "the latest commit is reported again", step)
         self.reported = dict(self.committed)
         self.take(step)
 
@@ -307,4 +323,4 @@ def test_the_search_finds(mutant: Mutant) -> None:
 def test_a_stopped_run_opens_no_round() -> None:
     run = RoundMachine(PLAN, INITIAL)
     run.handle(StopRequested())
-    assert run.handle(e.RoundRequested(1, base(1))) == RoundStep()
+    assert run.handle(RoundRequested(1, base(1))) == RoundStep()

@@ -11,8 +11,10 @@ from dataclasses import dataclass, field, fields
 
 from fl_client.session.events import JobKey, JobOutcome
 from fl_client.session.machine import DeviceSession
-from fl_server.rounds import events as e
+from fl_server.flows.events import PauseRequested, ResumeRequested, StopRequested
+from fl_server.rounds.facts import Fact, RunStopped
 from fl_server.rounds.machine import RoundMachine
+from fl_server.rounds.plan import EvaluateOn, Plan
 from tests.laws import require
 from tests.world.broker import SERVER, Broker
 from tests.world.device import Device
@@ -58,7 +60,7 @@ class Outcomes:
     status: str = ""
     events: int = 0
     value: int = 0
-    journal: list[e.Fact] = field(default_factory=list)
+    journal: list[Fact] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
 
 
@@ -95,13 +97,13 @@ class World:
         ]
         self._begin(faults=faults)
 
-    def _plan(self) -> e.Plan:
+    def _plan(self) -> Plan:
         rng = self.kernel.rng
-        where: e.EvaluateOn = rng.choice(["evaluators", "evaluators", "devices", "none"])
+        where: EvaluateOn = rng.choice(["evaluators", "evaluators", "devices", "none"])
         self.trainers = DEVICES - (where == "evaluators")
         full = rng.random() < 0.4
         cohort = self.trainers if full else rng.randint(3, self.trainers - 1)
-        return e.Plan(
+        return Plan(
             RUN,
             ROUNDS,
             cohort_size=cohort,
@@ -156,7 +158,7 @@ class World:
     def _wake(self) -> None:
         """Let the operator resume a run that is still paused, also after a crash."""
         if self.server.alive:
-            self.server.give(e.ResumeRequested())
+            self.server.give(ResumeRequested())
         else:
             self.kernel.after(1.0, self._wake)
 
@@ -222,12 +224,12 @@ class World:
 
     def operator_pauses(self) -> None:
         if self.server.alive:
-            self.server.give(e.PauseRequested())
+            self.server.give(PauseRequested())
         self.kernel.after(self.kernel.between(1, 10), self._wake)
 
     def operator_stops(self) -> None:
         if self.server.alive and self.kernel.random() < 0.2:
-            self.server.give(e.StopRequested())
+            self.server.give(StopRequested())
 
     def object_is_lost(self) -> None:
         self._harm_an_update("loses an object", self.store.delete)
@@ -268,7 +270,7 @@ class World:
         if ledger.status == "completed" and self.is_full:
             require(self.server.values == self.undisturbed(), "the undisturbed model", ledger)
         if self.plan.max_attempts > 100 and not any(
-            isinstance(fact, e.RunStopped) for fact in self.server.journal
+            isinstance(fact, RunStopped) for fact in self.server.journal
         ):
             require(ledger.status == "completed", "a run with devices completes", ledger)
 

@@ -6,7 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable
 
-from fl_server.rounds import events as e
+from fl_server.rounds.facts import FACTS
 from tests.world.history import Outcomes, live
 
 TAIL = 120
@@ -42,7 +42,7 @@ STRIKES = {
 }
 
 # rounds that are requested from outside are searched in tests/property/test_requested_rounds.py
-FACTS = [name for name in e.FACTS if name != "RoundOpened"]
+FACTS = [name for name in FACTS if name != "RoundOpened"]
 
 
 def explain(outcome: Outcomes) -> str:

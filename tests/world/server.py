@@ -15,10 +15,34 @@ from typing import Any
 
 from broker.wire.messages import DeviceState, ModelRef, Order, Receipt, UploadRef
 from fl_client.session.events import RunChanged
+from fl_server.flows.commands import ArmTimer, SendReceipt
+from fl_server.flows.events import DeviceDeclined, OrderRequested, TimerFired
 from fl_server.flows.flow import Step
 from fl_server.members.presence import PresenceTable
-from fl_server.rounds import events as e
+from fl_server.rounds.commands import (
+    Aggregate,
+    Command,
+    DiscardUpdate,
+    FoldUpdate,
+    SendOrder,
+    SweepRound,
+    SweepRun,
+    VerifyUpdate,
+)
+from fl_server.rounds.events import (
+    AggregationFailed,
+    AggregationFinished,
+    EvaluationReceived,
+    Event,
+    ResultReceived,
+    UpdateRejected,
+    UpdateVanished,
+    UpdateVerified,
+)
+from fl_server.rounds.facts import Fact, RoundAbandoned, RoundClosed, RoundCommitted, UpdateAccepted
 from fl_server.rounds.machine import RoundMachine
+from fl_server.rounds.model import Model, Update
+from fl_server.rounds.plan import Plan
 from tests.laws import RoundLaws, require
 from tests.world.broker import SERVER, Broker, Letter
 from tests.world.kernel import Kernel
@@ -63,7 +87,7 @@ class Server:
         kernel: Kernel,
         broker: Broker,
         store: Store,
-        plan: e.Plan,
+        plan: Plan,
         make: Callable[..., RoundMachine],
         url_life_s: float,
     ) -> None:
@@ -71,10 +95,10 @@ class Server:
         self.plan, self.make, self.url_life_s = plan, make, url_life_s
         first = Object(1_000_000, 0, sha_of("model 1000000"))
         store.put(model_key(0), first)
-        self.initial = e.Model(0, model_key(0), first.sha256, 100)
+        self.initial = Model(0, model_key(0), first.sha256, 100)
         ledger = type(make(plan, self.initial).ledger)
         self.laws = RoundLaws.of(plan, self.initial, ledger)
-        self.journal: list[e.Fact] = []
+        self.journal: list[Fact] = []
         self.values = [first.value]
         self.expected = [first.value]
         self.epoch = 0
@@ -148,7 +172,7 @@ class Server:
             self.give(event)
         return self.life == life
 
-    def _event(self, leaf: str, sender: str, body: Any) -> e.Event | None:
+    def _event(self, leaf: str, sender: str, body: Any) -> Event | None:
         match leaf:
             case "state":
                 assert isinstance(body, DeviceState)
@@ -157,27 +181,25 @@ class Server:
                 return self._result(sender, *body)
             case "ack":
                 key, reason = body
-                return e.DeviceDeclined(sender, key.action, key.round, key.attempt, reason)
+                return DeviceDeclined(sender, key.action, key.round, key.attempt, reason)
             case "request":
-                return e.OrderRequested(sender, body.action, body.round, body.attempt)
+                return OrderRequested(sender, body.action, body.round, body.attempt)
         raise AssertionError(leaf)
 
-    def _result(self, sender: str, key: Any, outcome: Any, object_key: str) -> e.Event | None:
+    def _result(self, sender: str, key: Any, outcome: Any, object_key: str) -> Event | None:
         if key.action == "evaluate":
             metrics = outcome.metrics
-            return e.EvaluationReceived(
-                sender, key.round, key.attempt, outcome.num_examples, metrics
-            )
+            return EvaluationReceived(sender, key.round, key.attempt, outcome.num_examples, metrics)
         own_key, fault = update_key(key.round, key.attempt, sender), ""
         if object_key != own_key:
             self.kernel.note(SERVER, "hears of a foreign key", (sender, object_key))
             fault = f"the result names {object_key}"
-        update = e.Update(own_key, outcome.size_bytes, outcome.header_sha256, outcome.num_examples)
-        return e.ResultReceived(sender, key.round, key.attempt, update, fault)
+        update = Update(own_key, outcome.size_bytes, outcome.header_sha256, outcome.num_examples)
+        return ResultReceived(sender, key.round, key.attempt, update, fault)
 
     # --- the machine ----------------------------------------------------------------------------
 
-    def give(self, event: e.Event) -> None:
+    def give(self, event: Event) -> None:
         """Let the machine take an event, and do what follows."""
         kernel = self.kernel
         dies = kernel.happens(kernel.odds.server_dies_in_step)
@@ -189,7 +211,7 @@ class Server:
             return
         self._take(event, step, dies=dies)
 
-    def _take(self, event: e.Event | None, step: Step, *, dies: bool = False) -> None:
+    def _take(self, event: Event | None, step: Step, *, dies: bool = False) -> None:
         for fact in step.facts:
             self.kernel.note(SERVER, "journals", fact)
             self._book(fact)
@@ -205,50 +227,50 @@ class Server:
         elif step.facts:
             self._publish_document()
 
-    def _book(self, fact: e.Fact) -> None:
+    def _book(self, fact: Fact) -> None:
         """Work out each version again from what was journalled alone."""
         match fact:
-            case e.UpdateAccepted():
+            case UpdateAccepted():
                 true = update_of(fact.device_id, fact.round, self.values[-1])
                 same = fact.update.header_sha256 == true.sha256
                 require(same, "an update is of its device, its round and its model", fact)
-            case e.RoundClosed():
+            case RoundClosed():
                 parts = [update_of(d, fact.round, self.values[-1]) for d in fact.included]
                 self.expected.append(mean_step(self.expected[-1], parts))
-            case e.RoundAbandoned() if len(self.expected) > fact.round:
+            case RoundAbandoned() if len(self.expected) > fact.round:
                 self.expected.pop()
-            case e.RoundCommitted():
+            case RoundCommitted():
                 self.values.append(self.store.objects[fact.model.key].value)
                 require(self.values == self.expected, "the included make the model", fact)
 
-    def _do(self, command: e.Command) -> None:
+    def _do(self, command: Command) -> None:
         kernel, life = self.kernel, self.life
         match command:
-            case e.SendOrder():
+            case SendOrder():
                 kernel.note(SERVER, "orders", command)
                 self._publish("task", command.device_id, self._order(command))
-            case e.SendReceipt():
+            case SendReceipt():
                 kernel.note(SERVER, "answers", command)
                 self._publish("receipt", command.device_id, _receipt(command))
-            case e.ArmTimer():
+            case ArmTimer():
                 kernel.after(command.seconds, self._fire, life, command)
-            case e.VerifyUpdate():
+            case VerifyUpdate():
                 slow = 20 if kernel.happens(kernel.odds.check_slow) else 1
                 kernel.after(kernel.between(0.05, 0.3) * slow, self._check, life, command)
-            case e.FoldUpdate():
+            case FoldUpdate():
                 self._queue(lambda: self._fold(command))
-            case e.Aggregate():
+            case Aggregate():
                 self._queue(lambda: self._aggregate(command))
-            case e.DiscardUpdate():
+            case DiscardUpdate():
                 self._queue(lambda: self._delete(command.key))
-            case e.SweepRound():
+            case SweepRound():
                 self._queue(lambda: self._sweep_round((command.round, command.attempt)))
-            case e.SweepRun():
+            case SweepRun():
                 self._queue(self._sweep_run)
 
-    def _fire(self, life: int, command: e.ArmTimer) -> None:
+    def _fire(self, life: int, command: ArmTimer) -> None:
         if life == self.life:
-            self.give(e.TimerFired(command.timer, command.round, command.attempt))
+            self.give(TimerFired(command.timer, command.round, command.attempt))
 
     # --- messages out ---------------------------------------------------------------------------
 
@@ -265,7 +287,7 @@ class Server:
             self.said = document
             self._publish("run", RUN, document, retained=True)
 
-    def _order(self, command: e.SendOrder) -> Order:
+    def _order(self, command: SendOrder) -> Order:
         train = command.action == "train"
         ledger = self.machine.ledger
         model, expires = ledger.model, self.kernel.now + self.url_life_s
@@ -290,18 +312,18 @@ class Server:
 
     # --- jobs -----------------------------------------------------------------------------------
 
-    def _check(self, life: int, command: e.VerifyUpdate) -> None:
+    def _check(self, life: int, command: VerifyUpdate) -> None:
         if life != self.life:
             return
         where = (command.device_id, command.round, command.attempt, command.update)
         found = self.store.get(command.update.key)
         if found is None:
-            self.give(e.UpdateRejected(*where, "no such object"))
+            self.give(UpdateRejected(*where, "no such object"))
         elif found.damaged or found.sha256 != command.update.header_sha256:
-            self.give(e.UpdateRejected(*where, "the bytes are not what the header says"))
+            self.give(UpdateRejected(*where, "the bytes are not what the header says"))
         else:
             self.spool[command.update.key] = found
-            self.give(e.UpdateVerified(*where))
+            self.give(UpdateVerified(*where))
 
     def _queue(self, job: Job) -> None:
         """Run the job after those before it; a job that returns False is tried again."""
@@ -320,38 +342,38 @@ class Server:
         if self.jobs:
             self.kernel.after(0.02 if done else 1.0, self._work, life)
 
-    def _fold(self, command: e.FoldUpdate) -> bool:
+    def _fold(self, command: FoldUpdate) -> bool:
         pair, key = (command.round, command.attempt), command.update.key
         found = self.spool.pop(key, None) or self.store.get(key)
         if found is None or found.damaged or found.sha256 != command.update.header_sha256:
             reason = "gone" if found is None else "damaged"
-            self.give(e.UpdateVanished(command.device_id, *pair, reason))
+            self.give(UpdateVanished(command.device_id, *pair, reason))
             return True
         added = self.sums.setdefault(pair, {})
         require(command.device_id not in added, "nothing is added twice", command)
         added[command.device_id] = found
         return True
 
-    def _aggregate(self, command: e.Aggregate) -> bool:
+    def _aggregate(self, command: Aggregate) -> bool:
         pair, kernel = (command.round, command.attempt), self.kernel
         added = self.sums.pop(pair, {})
         if kernel.happens(kernel.odds.aggregation_fails):
-            self.give(e.AggregationFailed(*pair, "no space left"))
+            self.give(AggregationFailed(*pair, "no space left"))
             return True
         if tuple(sorted(added)) != command.included:
-            self.give(e.AggregationFailed(*pair, "an update is missing"))
+            self.give(AggregationFailed(*pair, "an update is missing"))
             return True
         base = self.store.objects[model_key(command.round - 1)].value
         value = mean_step(base, [added[name] for name in command.included])
         made = Object(value, 0, sha_of(f"model {value}"))
         self.store.put(model_key(command.round), made)
-        model = e.Model(command.round, model_key(command.round), made.sha256, 100)
+        model = Model(command.round, model_key(command.round), made.sha256, 100)
         kernel.after(
-            kernel.between(0, 0.5), self._aggregated, self.life, e.AggregationFinished(*pair, model)
+            kernel.between(0, 0.5), self._aggregated, self.life, AggregationFinished(*pair, model)
         )
         return True
 
-    def _aggregated(self, life: int, event: e.AggregationFinished) -> None:
+    def _aggregated(self, life: int, event: AggregationFinished) -> None:
         if life == self.life:
             self.give(event)
 
@@ -377,7 +399,7 @@ def mean_step(value: int, parts: list[Object]) -> int:
 
 
 @lru_cache(maxsize=4096)
-def _receipt(command: e.SendReceipt) -> Receipt:
+def _receipt(command: SendReceipt) -> Receipt:
     return Receipt.model_construct(
         action=command.action,
         run_id=RUN,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fl_server.rounds import events as e
+from fl_server.rounds.facts import RoundClosed, RoundStarted
 from tests.mutants import EVERY_MUTANT, Mutant
 from tests.support import soaking
 from tests.world.history import ROUNDS, Outcomes, World, live
@@ -37,11 +37,11 @@ def test_histories(first: int) -> None:
 def test_without_faults_each_round_takes_one_attempt_and_every_update(seed: int) -> None:
     outcome = live(seed, faults=False)
     assert not outcome.failure, explain(outcome)
-    closed = [fact for fact in outcome.journal if isinstance(fact, e.RoundClosed)]
+    closed = [fact for fact in outcome.journal if isinstance(fact, RoundClosed)]
     assert [(fact.round, fact.attempt) for fact in closed] == [
         (number, 1) for number in range(1, ROUNDS + 1)
     ]
-    started = [fact for fact in outcome.journal if isinstance(fact, e.RoundStarted)]
+    started = [fact for fact in outcome.journal if isinstance(fact, RoundStarted)]
     for start, close in zip(started, closed, strict=True):
         assert len(close.included) == start.target
         assert set(close.included) <= set(start.cohort)

@@ -8,6 +8,7 @@ from broker.wire.messages.codec import (
     MAX_NESTING,
     SCHEMA_VERSION,
     Envelope,
+    RefusedBody,
     decode,
     encode,
 )
@@ -23,6 +24,7 @@ from broker.wire.messages.operators import OperatorReply, OperatorRequest
 from broker.wire.messages.orders import (
     Decline,
     Order,
+    OrderAnswer,
     OrderMessage,
     Progress,
     Receipt,
@@ -91,6 +93,7 @@ __all__ = [
     "Progress",
     "Quantity",
     "Receipt",
+    "RefusedBody",
     "Request",
     "Result",
     "RunDocument",
@@ -98,6 +101,7 @@ __all__ = [
     "RunStatus",
     "SCHEMA_VERSION",
     "ServerState",
+    "OrderAnswer",
     "OrderMessage",
     "Sha256",
     "TaskData",

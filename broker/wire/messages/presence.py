@@ -6,9 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
-from broker.wire.messages.base import Id, Message, Text
-
-Epoch = Annotated[int, Field(ge=0, lt=1 << 62)]
+from broker.wire.messages.base import Id, Message, Text, Total
 
 
 class ServerState(Message):
@@ -21,7 +19,7 @@ class ServerState(Message):
     kind = "server_state"
     channel = ("server", "state")
     status: Literal["online", "offline"]
-    epoch: Epoch
+    epoch: Total
 
 
 class DeviceState(Message):
@@ -41,7 +39,7 @@ class DeviceState(Message):
     role: Literal["trainer", "evaluator"] = "trainer"
     tasks: Annotated[list[Text], Field(max_length=64)] = []
     bundles: Annotated[list[Text], Field(max_length=64)] = []
-    epoch: Epoch = 0
+    epoch: Total = 0
 
     @model_serializer(mode="wrap")
     def _without_default(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 
 from fl_server.aggregation.arithmetic.exact import BLOCK
-from fl_server.rounds.events import Model, RoundClosed, RoundCommitted, RoundStarted, UpdateAccepted
+from fl_server.rounds.facts import RoundClosed, RoundCommitted, RoundStarted, UpdateAccepted
 from fl_server.rounds.ledger import Ledger
+from fl_server.rounds.model import Model
 from storage.weights import encode_header
 from tests.unit.fl_server.test_run import UPDATE
 from tests.unit.fl_server.test_streaming import SIZE, Bench, bench, vector, weights

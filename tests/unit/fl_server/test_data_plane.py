@@ -13,7 +13,8 @@ import pytest
 from fl_server.dataplane import plane as data_module
 from fl_server.dataplane.plane import DataPlane
 from fl_server.dataplane.workers import Done
-from fl_server.rounds.events import Model, SweepRound, SweepRun
+from fl_server.rounds.commands import SweepRound, SweepRun
+from fl_server.rounds.model import Model
 from fl_server.runs.definition import parse_definition
 from fl_server.runs.record import RunRecord
 from runtime.security.signing import SecretKey

@@ -9,32 +9,45 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from fl_server.rounds import events as e
+from fl_server.flows.events import DeviceJoined
+from fl_server.rounds.events import AggregationFinished, ResultReceived, UpdateVerified
+from fl_server.rounds.facts import Fact, RoundStarted
 from fl_server.rounds.ledger import Ledger
 from fl_server.rounds.machine import RoundMachine
-from fl_server.rounds.workload import FitRule, OrderWork, Speed, known_speeds, measured
+from fl_server.rounds.model import Model, Update
+from fl_server.rounds.plan import Plan
+from fl_server.rounds.workload import (
+    PROBE_STEPS,
+    FitRule,
+    OrderWork,
+    Speed,
+    fit,
+    known_speeds,
+    measured,
+)
 from fl_server.runs.definition import CohortSection, RunDefinition
+from runtime.bounds import MAX_SECONDS, MAX_SIZE, SHORTEST_STEP_S
 
-MODEL = e.Model(0, "m/0", "0" * 64, 100)
+MODEL = Model(0, "m/0", "0" * 64, 100)
 PI, GPU = "pi", "gpu"
 EPOCH = 1_000
 
 
-def plan(**changes: Any) -> e.Plan:
+def plan(**changes: Any) -> Plan:
     return replace(
-        e.Plan("r", rounds=9, cohort_size=2, quorum=2, evaluate_on="none", deadline_s=600),
+        Plan("r", rounds=9, cohort_size=2, quorum=2, evaluate_on="none", deadline_s=600),
         fit=FitRule(4.0, 600.0),
         **changes,
     )
 
 
-def started(step: Any) -> e.RoundStarted:
-    return next(fact for fact in step.facts if isinstance(fact, e.RoundStarted))
+def started(step: Any) -> RoundStarted:
+    return next(fact for fact in step.facts if isinstance(fact, RoundStarted))
 
 
-def joined(machine: RoundMachine) -> e.RoundStarted:
-    machine.handle(e.DeviceJoined(PI))
-    return started(machine.handle(e.DeviceJoined(GPU)))
+def joined(machine: RoundMachine) -> RoundStarted:
+    machine.handle(DeviceJoined(PI))
+    return started(machine.handle(DeviceJoined(GPU)))
 
 
 def result(machine: RoundMachine, name: str, step_s: float, steps: int) -> None:
@@ -47,17 +60,17 @@ def result(machine: RoundMachine, name: str, step_s: float, steps: int) -> None:
         "train_s": steps * step_s + 0.3,
         "transfer_s": 0.2,
     }
-    update = e.Update(f"{name}-{ledger.round}", 10, "a" * 64, 5, {}, usage)
-    machine.handle(e.ResultReceived(name, ledger.round, ledger.attempt, update))
-    machine.handle(e.UpdateVerified(name, ledger.round, ledger.attempt, update))
+    update = Update(f"{name}-{ledger.round}", 10, "a" * 64, 5, {}, usage)
+    machine.handle(ResultReceived(name, ledger.round, ledger.attempt, update))
+    machine.handle(UpdateVerified(name, ledger.round, ledger.attempt, update))
 
 
-def next_round(machine: RoundMachine, steps: dict[str, int]) -> e.RoundStarted:
+def next_round(machine: RoundMachine, steps: dict[str, int]) -> RoundStarted:
     result(machine, PI, 0.1, steps[PI])
     result(machine, GPU, 0.002, steps[GPU])
     number = machine.ledger.round
     model = replace(MODEL, version=number, key=f"m/{number}")
-    return started(machine.handle(e.AggregationFinished(number, 1, model)))
+    return started(machine.handle(AggregationFinished(number, 1, model)))
 
 
 def test_after_a_probe_a_slow_and_a_fast_device_are_done_together() -> None:
@@ -74,10 +87,10 @@ def test_after_a_probe_a_slow_and_a_fast_device_are_done_together() -> None:
 
 def test_the_same_orders_follow_after_a_crash_whatever_is_measured_since() -> None:
     machine = RoundMachine(plan(), MODEL)
-    facts: list[e.Fact] = []
+    facts: list[Fact] = []
     apply = machine.ledger.apply
 
-    def kept(fact: e.Fact) -> None:
+    def kept(fact: Fact) -> None:
         apply(fact)
         body = TypeAdapter(type(fact)).dump_json(fact)
         facts.append(TypeAdapter(type(fact)).validate_json(body))
@@ -129,10 +142,50 @@ def test_speeds_are_smoothed() -> None:
         {"steps": 4, "steps_s": math.inf, "full_steps": 4},
         {"steps": 4, "steps_s": 1.0, "full_steps": 0},
         {"steps": 4, "steps_s": 1.0, "full_steps": 4, "transfer_s": math.inf},
+        {"steps": 2, "steps_s": 5e-324, "full_steps": 4},
+        {"steps": MAX_SIZE, "steps_s": 1.0, "full_steps": 4},
+        {"steps": 4, "steps_s": 1.0, "full_steps": MAX_SIZE + 1},
+        {"steps": 1, "steps_s": MAX_SECONDS * 2, "full_steps": 4},
+        {"steps": 4, "steps_s": math.nan, "full_steps": 4},
     ],
 )
 def test_a_result_that_tells_no_speed_is_no_measurement(usage: dict[str, float]) -> None:
     assert measured(usage) is None
+
+
+@pytest.mark.parametrize(
+    "poison",
+    [
+        Speed(0.0, 0.0, 4),
+        Speed(5e-324, 0.0, 4),
+        Speed(math.nan, 0.0, 4),
+        Speed(math.inf, 0.0, 4),
+        Speed(0.1, math.inf, 4),
+        Speed(0.1, -1e300, 4),
+        Speed(0.1, 0.0, 0),
+        Speed(0.1, 0.0, 1 << 70),
+        Speed(0.1, 0.0, 4, -1),
+    ],
+)
+def test_a_speed_that_cannot_be_true_is_as_none(poison: Speed) -> None:
+    """A journal of an earlier version holds such: seen as a division by zero at every start."""
+    sound = Speed(0.1, 0.0, 40)
+    for known in (FitRule(4.0, 600.0, known={PI: poison}), FitRule(None, 600.0)):
+        work = fit([PI, GPU], {PI: poison, GPU: sound}, known)
+        assert work[PI] == OrderWork(PROBE_STEPS)
+        assert work[GPU] == OrderWork(0)
+    early, late = Ledger(1, MODEL), Ledger(1, MODEL)
+    early.speeds, late.speeds = {PI: sound}, {PI: poison}
+    assert known_speeds([early, late]) == {PI: sound}
+
+
+def test_the_fastest_and_the_slowest_steps_give_work() -> None:
+    for step_s in (SHORTEST_STEP_S, MAX_SECONDS):
+        speed = Speed(step_s, 2 * MAX_SECONDS, MAX_SIZE, MAX_SIZE)
+        assert speed.is_plausible
+        assert speed.followed_by(speed).is_plausible
+        found = fit([PI], {PI: speed}, FitRule(None, 604_800.0, known={PI: speed}))
+        assert 1 <= found[PI].max_steps <= MAX_SIZE
 
 
 def test_the_definition_says_whether_to_fit() -> None:
@@ -145,7 +198,7 @@ def test_the_definition_says_whether_to_fit() -> None:
     )
     assert made.fit == FitRule(20, 120.0, 50, known)
     # as the journal keeps it
-    kept = TypeAdapter(e.Plan).validate_json(TypeAdapter(e.Plan).dump_json(made))
+    kept = TypeAdapter(Plan).validate_json(TypeAdapter(Plan).dump_json(made))
     assert kept == made
     assert asdict(kept)["fit"]["known"] == {PI: asdict(known[PI])}
 

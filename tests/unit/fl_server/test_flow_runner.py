@@ -21,7 +21,7 @@ from fl_server.flows.events import (
 )
 from fl_server.persistence.database import JournalUnusable
 from fl_server.persistence.journal import Journal
-from fl_server.rounds.events import Model
+from fl_server.rounds.model import Model
 from fl_server.runs.definition import parse_definition
 from fl_server.runs.timers import Timers
 from runtime.errors import ConfigError, PeerError

@@ -13,7 +13,7 @@ from fl_server.aggregation import sums
 from fl_server.aggregation.aggregator import SubmittedUpdate
 from fl_server.aggregation.spool import MemoryBudget
 from fl_server.dataplane.uploads import Uploads
-from fl_server.rounds.events import RoundStarted
+from fl_server.rounds.facts import RoundStarted
 from runtime.errors import Unavailable
 from storage.store.memory import MemoryStore
 from storage.store.objects import Part

@@ -5,17 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from fl_server.rounds.events import (
+from fl_server.rounds.facts import (
     Fact,
-    Model,
     RoundAbandoned,
     RoundClosed,
     RoundCommitted,
     RoundStarted,
-    Update,
     UpdateAccepted,
     UpdateWithdrawn,
 )
+from fl_server.rounds.model import Model, Update
 from fl_server.runs.definition import parse_definition
 from fl_server.runs.lineage import Commit, Lineage, manifest_of
 from fl_server.runs.record import RunRecord

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fl_server.aggregation.model_cache import ModelCache
-from fl_server.rounds.events import Model
+from fl_server.rounds.model import Model
 from runtime.errors import Corrupt, NotFound
 from runtime.files import file_sha256
 from storage.store.memory import MemoryStore

@@ -15,7 +15,8 @@ from fl_server.observers import base
 from fl_server.observers.base import ObservedFact, ObserverList
 from fl_server.observers.log import LogObserver
 from fl_server.observers.mqtt import MqttObserver
-from fl_server.rounds.events import Model, RunPaused, UpdateAccepted
+from fl_server.rounds.facts import RunPaused, UpdateAccepted
+from fl_server.rounds.model import Model
 from fl_server.runs.definition import parse_definition
 from tests.flows import TOPICS, FlowServer
 from tests.integration.two_phase import RunEnded, TwoPhaseKind

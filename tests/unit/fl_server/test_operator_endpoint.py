@@ -13,7 +13,8 @@ from broker.wire.messages import MAX_MESSAGE_BYTES, OperatorReply, OperatorReque
 from fl_server.dataplane.plane import DataPlane
 from fl_server.kinds.sync import SyncFlow
 from fl_server.operations.mqtt import PAGE_BYTES, OperatorEndpoint
-from fl_server.rounds.events import Model, Plan
+from fl_server.rounds.model import Model
+from fl_server.rounds.plan import Plan
 from fl_server.runs.definition import parse_definition
 from fl_server.runs.record import RunRecord
 from runtime.errors import Corrupt

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -15,14 +16,8 @@ from fl_server.dataplane.plane import DataPlane
 from fl_server.dataplane.workers import Done, TaskDone
 from fl_server.flows.events import StopRequested
 from fl_server.kinds.sync import SyncFlow
-from fl_server.rounds.events import (
-    Fact,
-    RoundAbandoned,
-    RoundClosed,
-    RoundStarted,
-    SendOrder,
-    UpdateAccepted,
-)
+from fl_server.rounds.commands import SendOrder
+from fl_server.rounds.facts import Fact, RoundAbandoned, RoundClosed, RoundStarted, UpdateAccepted
 from runtime.errors import AccessDenied, Unavailable
 from runtime.security.signing import SecretKey
 from storage.registry.registry import ModelRegistry
@@ -68,7 +63,7 @@ class Post:
         )
 
     def send(self, run: SyncFlow, command: SendOrder = TRAIN) -> None:
-        self.orders.send(run, run.order(command))
+        self.orders.send(run, run.order(command), nullcontext())
 
     def turn(self) -> None:
         """Take one thing that ended, as the owner does."""

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 from broker.wire.messages import MAX_MESSAGE_BYTES, OperatorReply
+from fl_server.operations.handlers.run_report import report, summary
 from fl_server.operations.mqtt import RESULT_BYTES
 from fl_server.operations.results.runs import RunReport
-from fl_server.operations.run_report import report, summary
-from fl_server.rounds.events import (
+from fl_server.rounds.facts import (
     EvaluationRecorded,
     Fact,
-    Model,
     OrderDeclined,
-    Plan,
     RoundAbandoned,
     RoundClosed,
     RoundCommitted,
     RoundStarted,
     RunCompleted,
     RunFailed,
-    Update,
     UpdateAccepted,
     UpdateRefused,
     UpdateWithdrawn,
 )
 from fl_server.rounds.ledger import Ledger
+from fl_server.rounds.model import Model, Update
+from fl_server.rounds.plan import Plan
 from fl_server.runs.definition import parse_definition
 from fl_server.runs.record import FactRecord, RunRecord
 from tests.messages import wire

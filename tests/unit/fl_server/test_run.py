@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,21 +23,11 @@ from fl_server.flows.events import (
 )
 from fl_server.flows.flow import Step
 from fl_server.kinds.sync import SyncFlow
-from fl_server.rounds.events import (
-    AggregationFinished,
-    Fact,
-    Model,
-    Plan,
-    ReportRound,
-    RoundClosed,
-    RoundCommitted,
-    RoundRequested,
-    RoundStarted,
-    SendOrder,
-    Update,
-    UpdateAccepted,
-    UpdateVerified,
-)
+from fl_server.rounds.commands import ReportRound, SendOrder
+from fl_server.rounds.events import AggregationFinished, RoundRequested, UpdateVerified
+from fl_server.rounds.facts import Fact, RoundClosed, RoundCommitted, RoundStarted, UpdateAccepted
+from fl_server.rounds.model import Model, Update
+from fl_server.rounds.plan import Plan
 from fl_server.rounds.workload import OrderWork
 from fl_server.runs.definition import parse_definition
 from fl_server.runs.record import FactRecord, RunRecord
@@ -155,7 +146,8 @@ def order_of(run: SyncFlow, action: str = "train", place: tuple[int, int] = (1, 
         lambda _, order: sent.append(order),
         epoch=4,
     )
-    sender.send(run, run.order(SendOrder("d-1", action, *place)))  # type: ignore[arg-type]
+    order = run.order(SendOrder("d-1", action, *place))  # type: ignore[arg-type]
+    sender.send(run, order, nullcontext())
     (order,) = sent
     return order
 

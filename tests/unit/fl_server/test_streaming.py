@@ -20,7 +20,7 @@ from fl_server.aggregation.aggregator import Refused, RunAggregator, SubmittedUp
 from fl_server.aggregation.arithmetic.exact import BLOCK, BlockSum, Float32s
 from fl_server.aggregation.model_cache import ModelCache
 from fl_server.aggregation.spool import MemoryBudget
-from fl_server.rounds.events import Model, Update
+from fl_server.rounds.model import Model, Update
 from runtime.errors import Corrupt, NotFound, Unavailable
 from storage.store.memory import MemoryStore
 from storage.updates.info import UpdateInfo

@@ -9,14 +9,16 @@ from typing import Any, TypeAlias
 from fl_server.dataplane.urls import URL_LIFETIME_S
 from fl_server.flows.events import PauseRequested, ResumeRequested, StopRequested
 from fl_server.flows.flow import Flow
+from fl_server.kinds.failed import FailedFlow
 from fl_server.kinds.sync import SyncFlow
 from fl_server.members.rules import AuditEvent
-from fl_server.operations import catalogue, run_report
+from fl_server.operations import catalogue
 from fl_server.operations.arguments import Definition, NoArguments, OneRun, RunSubmission
 from fl_server.operations.call import Binding, Call, Deferred
 from fl_server.operations.context import OperationsContext
+from fl_server.operations.handlers import run_report
 from fl_server.operations.results.runs import RunList, RunReport, RunStarted, RunSummary, RunUpload
-from fl_server.rounds.events import Model
+from fl_server.rounds.model import Model
 from fl_server.runs.definition import RunDefinition, parse_definition
 from fl_server.runs.record import AwaitedModel, PreparedRun
 from runtime.errors import ConfigError, NotFound
@@ -81,6 +83,8 @@ class RunOperations:
         """Return one run with its rounds, refusals, devices and metrics."""
         flow = self._flow(wanted.run_id)
         record = self._context.runs.records[wanted.run_id]
+        if isinstance(flow, FailedFlow):  # its facts may be what cannot be read
+            return run_report.report_of_document(record, flow.document(self._context.epoch), ())
         facts = self._context.journal.facts(wanted.run_id, record.definition.flow)
         if not isinstance(flow, SyncFlow):
             document = flow.document(self._context.runs.epoch)

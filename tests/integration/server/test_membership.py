@@ -14,17 +14,7 @@ from broker.session.publication import Publication
 from broker.wire.messages import DeviceState, IdentityNotice, Message, ServerState
 from runtime.errors import ConfigError, RunNotCompleted, TransportError
 from tests.integration.broker_fixtures import Owner, eventually
-from tests.integration.test_server import (
-    TOPICS,
-    Site,
-    key_of,
-    message_of,
-    place,
-    said,
-    site,
-)
-
-__all__ = ["place", "site"]
+from tests.integration.server.site import TOPICS, Site, key_of, message_of, said
 
 
 def device(name: str, **changes: Any) -> dict[str, Any]:

@@ -1,0 +1,35 @@
+"""What lies in the store, as the round machine knows it: versions of the model, and updates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Model:
+    """One committed version of the global model; version 0 is what the submitter uploaded.
+
+    ``state_key`` names the algorithm's server state that belongs to it, empty where it has none.
+    ``changed`` are the byte ranges of the file that differ from the version before it; None where
+    that is not known or too much for it to be of use.
+    """
+
+    version: int
+    key: str
+    sha256: str
+    size_bytes: int
+    state_key: str = ""
+    state_sha256: str = ""
+    changed: tuple[tuple[int, int], ...] | None = None
+
+
+@dataclass(frozen=True)
+class Update:
+    """An uploaded update as its device reports it; ``usage``: see ``messages.Usage``."""
+
+    key: str
+    size_bytes: int
+    header_sha256: str
+    num_examples: int
+    metrics: dict[str, float] = field(default_factory=dict)
+    usage: dict[str, float] = field(default_factory=dict)

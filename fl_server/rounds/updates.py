@@ -1,0 +1,88 @@
+"""The updates of the open round, from a device's report to the fact that it counts or does not."""
+
+from __future__ import annotations
+
+from fl_server.rounds.commands import DiscardUpdate, FoldUpdate, VerifyUpdate
+from fl_server.rounds.events import ResultReceived, UpdateRejected, UpdateVerified
+from fl_server.rounds.facts import UpdateAccepted, UpdateRefused
+from fl_server.rounds.ledger import Ledger, RoundStep
+from fl_server.rounds.model import Update
+from fl_server.rounds.receipts import receipt_of
+
+
+class UpdateIntake:
+    """Has reported updates checked, and answers each report exactly once.
+
+    Attributes:
+        verifying: the reported updates that are being checked, by device.
+    """
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.verifying: dict[str, Update] = {}
+        self._ledger = ledger
+
+    def owed_by(self, device_id: str) -> bool:
+        """Whether the device was ordered to train in the open round and has reported nothing."""
+        return self._ledger.awaits(device_id) and device_id not in self.verifying
+
+    def forget(self) -> None:
+        """Give up the checks under way: their round is over."""
+        self.verifying.clear()
+
+    def reported(self, event: ResultReceived, step: RoundStep) -> None:
+        """Handle a device's report."""
+        device_id, ledger = event.device_id, self._ledger
+        counted = ledger.counted(event.round, event.attempt, device_id)
+        if counted is not None:
+            same = counted == event.update.header_sha256
+            reason = "" if same else "another update of this device was already counted"
+            step.commands.append(receipt_of(event, "accepted" if same else "refused", reason))
+            if not ledger.uses_objects_of(event.round, event.attempt):
+                step.commands.append(DiscardUpdate(event.update.key))
+            return
+        if event.round > ledger.round:
+            reason = f"this run has not reached round {event.round}"
+            step.commands.append(receipt_of(event, "unknown", reason))
+            return
+        if not ledger.collects(event.round, event.attempt):
+            step.commands.append(receipt_of(event, "late", "the round went on without it"))
+            step.commands.append(DiscardUpdate(event.update.key))
+            return
+        if device_id not in ledger.cohort:
+            step.commands.append(receipt_of(event, "refused", "not in this round's cohort"))
+            step.commands.append(DiscardUpdate(event.update.key))
+            return
+        if device_id in ledger.refused:
+            step.commands.append(receipt_of(event, "refused", ledger.refused[device_id]))
+            return
+        if device_id in self.verifying:
+            return
+        if event.fault:
+            self._refuse(event, event.fault, step)
+            return
+        self.verifying[device_id] = event.update
+        step.commands.append(VerifyUpdate(device_id, event.round, event.attempt, event.update))
+
+    def checked(self, event: UpdateVerified | UpdateRejected, step: RoundStep) -> None:
+        """Handle the end of an update's check."""
+        device_id, ledger = event.device_id, self._ledger
+        if not ledger.collects(event.round, event.attempt):
+            step.commands.append(receipt_of(event, "late", "the round went on without it"))
+            step.commands.append(DiscardUpdate(event.update.key))
+            return
+        if self.verifying.get(device_id) != event.update:
+            return
+        del self.verifying[device_id]
+        if isinstance(event, UpdateRejected):
+            self._refuse(event, event.reason, step)
+            return
+        place = (event.round, event.attempt)
+        ledger.record(UpdateAccepted(*place, device_id, event.update), step)
+        step.commands.append(receipt_of(event, "accepted"))
+        step.commands.append(FoldUpdate(device_id, *place, event.update))
+
+    def _refuse(self, event: ResultReceived | UpdateRejected, reason: str, step: RoundStep) -> None:
+        fact = UpdateRefused(event.round, event.attempt, event.device_id, reason)
+        self._ledger.record(fact, step)
+        step.commands.append(receipt_of(event, "refused", reason))
+        step.commands.append(DiscardUpdate(event.update.key))
