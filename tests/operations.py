@@ -49,6 +49,9 @@ from tests.flows import Sent
 from tests.versions import KEY, PROJECT
 
 OPERATOR = Caller("operator", "operator")
+OPERATORS = [
+    new_identity("operator", "home", name, "127.0.0.1", 1) for name in ("operator", "o", "other")
+]
 
 
 class Killed(BaseException):
@@ -208,7 +211,7 @@ class Life:
         self.members = QuietMembership(
             self.audit,
             disk.identity,
-            [],
+            OPERATORS,
             SiteInfo("mqtt://127.0.0.1:1"),
             OpenAccess(),
             Endpoint.of(disk.identity),

@@ -128,6 +128,11 @@ class Membership:
             self._keys[text] = PublicKey(text)
         return self._keys[text]
 
+    @property
+    def operators(self) -> list[str]:
+        """The ids of those who may steer."""
+        return list(self._operator_keys)
+
     # --- enrolment ----------------------------------------------------------------------------
 
     def token_of(self, secret: bytes) -> JoinToken:
