@@ -160,7 +160,7 @@ class Agent:
                 if isinstance(error, AuthenticationFailed) and not isinstance(error, UntrustedPeer):
                     error = AuthenticationFailed(f"{error}; {_WHY_REFUSED}")
                 if isinstance(error, AuthenticationFailed) and not self._was_connected:
-                    raise error  # a wrong password at the start is a person's to mend
+                    raise error  # a wrong password at the start: somebody has to correct it
                 status.session_failed(str(error))
                 _LOG.error("broker session: %s", error)
 

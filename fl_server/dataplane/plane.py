@@ -124,6 +124,10 @@ class DataPlane(Workers):
             self._budget,
         )
 
+    def close_run(self, run_id: str) -> None:
+        """Hold nothing more of a run that has ended."""
+        self._runs.pop(run_id, None)
+
     # --- a run's commands ---------------------------------------------------------------------
 
     def read_registry(self) -> None:
@@ -184,7 +188,12 @@ class DataPlane(Workers):
         Args:
             model: the latest committed version.
         """
-        run = self._runs[run_id]
+        if isinstance(command, DiscardUpdate):
+            self.patiently(lambda: self.store.delete([command.key]))
+            return None
+        run = self._runs.get(run_id)
+        if run is None:
+            return None  # it has ended meanwhile, and nothing waits for it
         match command:
             case VerifyUpdate():
                 return self._verify(run, command, model)
@@ -192,8 +201,6 @@ class DataPlane(Workers):
                 return self._fold(run, command, model)
             case Aggregate():
                 return self._aggregate(run, command, model)
-            case DiscardUpdate():
-                self.patiently(lambda: self.store.delete([command.key]))
             case SweepRound():
                 self._sweep(run, (command.round, command.attempt), model)
             case SweepRun():
