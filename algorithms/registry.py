@@ -10,6 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from runtime.bounds import MAX_HYPER_PARAMETER
 from runtime.errors import ConfigError
 from runtime.records import FieldError, build
 
@@ -64,6 +65,12 @@ def algorithm_class(name: str) -> type[Algorithm]:
 
 
 def _validated(algorithm: type[Algorithm], name: str, given: dict[str, Any]) -> Algorithm:
+    for key, value in given.items():
+        if isinstance(value, int | float) and not abs(value) <= MAX_HYPER_PARAMETER:
+            raise ConfigError(
+                f"algorithm {name}, setting {key}: must be within ±{MAX_HYPER_PARAMETER:g} "
+                f"(got {value!r})"
+            )
     try:
         return build(algorithm, given)
     except FieldError as error:

@@ -26,7 +26,7 @@ from fl_server.rounds.machine import RoundMachine
 # the modules of the round machine's parts, and the class that is each one's interface
 PARTS = {
     real_state: "Ledger",
-    real_evaluation: "Evaluation",
+    real_evaluation: "VersionEvaluation",
     real_roster: "Roster",
     real_updates: "UpdateIntake",
 }

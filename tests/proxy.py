@@ -89,9 +89,10 @@ class Proxy:
             self._threads.pop().join()
 
     def _start(self, work: Callable[[], None]) -> None:
+        # started first: __exit__ joins whatever is in the list, also while it grows
         thread = threading.Thread(target=work)
-        self._threads.append(thread)
         thread.start()
+        self._threads.append(thread)
 
     def _accept(self) -> None:
         while not self._closing.is_set():
@@ -124,6 +125,7 @@ class Proxy:
             self._sockets.add(server)
         if self._closing.wait(fault.delay_s):
             _reset(server)
+            _reset(client)
             return
         down = _Way(server, client, fault.cut_down, fault.flip_down, fault.on_down, fault.rate_bps)
         up = _Way(client, server, fault.cut_up, fault.flip_up, fault.on_up, fault.rate_bps)

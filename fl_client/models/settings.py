@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Annotated, Any, Literal, TypeAlias
 
+from runtime.bounds import MAX_HYPER_PARAMETER, MAX_SIZE
 from runtime.errors import ConfigError
 from runtime.records import Bounds, FieldError, build, require_checked
 
@@ -28,12 +29,12 @@ class TrainingSettings:
     """
 
     local_epochs: Annotated[int, Bounds(least=1, most=100_000)] = 1
-    batch_size: Annotated[int, Bounds(least=1)] = 32
-    learning_rate: Annotated[float, Bounds(above=0)] = 0.1
+    batch_size: Annotated[int, Bounds(least=1, most=MAX_SIZE)] = 32
+    learning_rate: Annotated[float, Bounds(above=0, most=MAX_HYPER_PARAMETER)] = 0.1
     momentum: Annotated[float, Bounds(least=0, below=1)] = 0.0
     optimizer: Literal["sgd", "adam"] = "sgd"
-    max_steps: Annotated[int, Bounds(least=0)] = 0
-    micro_batch: Annotated[int, Bounds(least=0)] = 0
+    max_steps: Annotated[int, Bounds(least=0, most=MAX_SIZE)] = 0
+    micro_batch: Annotated[int, Bounds(least=0, most=MAX_SIZE)] = 0
 
     def __post_init__(self) -> None:
         require_checked(self)

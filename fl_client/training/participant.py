@@ -18,8 +18,8 @@ from fl_client.tasks.exchange import (
     ExchangeStep,
     checked_answer,
 )
+from runtime.bounds import MAX_EXAMPLES
 from runtime.errors import ConfigError
-from storage.updates.info import MAX_EXAMPLES
 
 if TYPE_CHECKING:
     from fl_client.tasks.split import Split

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
 from fl_server.canary.events import (
@@ -19,6 +18,8 @@ from fl_server.canary.events import (
     SideMeasured,
     Verdict,
 )
+from fl_server.flows.mean import weighted_mean
+from runtime.bounds import plausible
 from runtime.errors import InvalidTransition
 
 Phase: TypeAlias = Literal["opening", "measuring", "settling", "ended"]
@@ -81,7 +82,9 @@ class CanaryState:
                 if fact.side not in self.owed(fact.device_id):
                     raise InvalidTransition(f"{fact.device_id} does not owe {fact.side}")
                 if isinstance(fact, SideMeasured):
-                    self.measured.setdefault(fact.device_id, {})[fact.side] = fact
+                    # a journal may hold what an earlier version let in
+                    counted = replace(fact, metrics=plausible(fact.metrics))
+                    self.measured.setdefault(fact.device_id, {})[fact.side] = counted
                 else:
                     self.declined[fact.device_id] = fact
             case Judged():
@@ -123,8 +126,10 @@ def judge(plan: CanaryPlan, state: CanaryState) -> Judged:
         return Judged("rolled_back", reason, len(pairs), None, None)
     if len(pairs) < plan.quorum:
         return Judged("inconclusive", _too_few(plan, state, len(pairs)), len(pairs), None, None)
-    candidate = _mean([(pair.candidate, pair.weight) for pair in pairs])
-    production = _mean([(pair.production, pair.weight) for pair in pairs])
+    candidate = weighted_mean([(pair.candidate, pair.weight) for pair in pairs])
+    production = weighted_mean([(pair.production, pair.weight) for pair in pairs])
+    if candidate is None or production is None:
+        return Judged("inconclusive", _too_few(plan, state, 0), 0, None, None)
     worse_by = candidate - production if lower_is_better(plan.metric) else production - candidate
     verdict: Verdict = "promoted" if worse_by <= plan.max_drop + _TOLERANCE else "rolled_back"
     reason = _compared(plan, candidate, production, pairs)
@@ -142,12 +147,6 @@ def measured_pairs(plan: CanaryPlan, state: CanaryState) -> list[_Pair]:
         for candidate, production in state.pairs().values()
         if plan.metric in candidate.metrics and plan.metric in production.metrics
     ]
-
-
-def _mean(rows: list[tuple[float, int]]) -> float:
-    total = sum(weight for _, weight in rows)
-    # each part is at most the largest value, so that no sum of finite values overflows
-    return math.fsum(value * (weight / total) for value, weight in rows)
 
 
 def _compared(plan: CanaryPlan, candidate: float, production: float, pairs: list[_Pair]) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from broker.wire.messages import KeyText, Sha256
+from broker.wire.messages.base import MetricName, Settings
+from runtime.bounds import MAX_FINITE, MAX_TOTAL
 from storage.bundles.bundle import MAX_BUNDLE_BYTES
 from storage.versions.manifest import Label, Reason
 
@@ -20,13 +22,12 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")]
 NameOrNone = Annotated[str, Field(pattern=r"^[a-z0-9_-]{0,64}$")]
 VersionName = Annotated[str, Field(pattern=r"^[a-z0-9][a-zA-Z0-9:@._-]{0,160}$")]
 BundleName = Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}(@[0-9a-f]{1,64})?$")]
-MetricName = Annotated[str, Field(min_length=1, max_length=64)]
 
 
 class Arguments(BaseModel):
     """The arguments of one operation."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class NoArguments(Arguments):
@@ -53,8 +54,8 @@ class NewDevice(Arguments):
     client_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,128}$")]
     password: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{8,256}$", repr=False)]
     group: NameOrNone = ""
-    index: Annotated[int, Field(ge=0)] = 0
-    count: Annotated[int, Field(ge=1)] = 1
+    index: Annotated[int, Field(ge=0, le=MAX_TOTAL)] = 0
+    count: Annotated[int, Field(ge=1, le=MAX_TOTAL)] = 1
 
 
 class NewDevices(Arguments):
@@ -90,7 +91,7 @@ class Definition(Arguments):
     ``parent`` is the sha256 of the version of this project that version 0 was made from, if any.
     """
 
-    definition: dict[str, Any]
+    definition: Settings
     size_bytes: Annotated[int, Field(ge=1, le=MAX_MODEL_BYTES)]
     parent: Sha256 | None = None
 
@@ -133,7 +134,7 @@ class CanaryArguments(OneVersion):
 
     share: Annotated[float, Field(gt=0, le=1)]
     metric: MetricName
-    max_drop: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    max_drop: Annotated[float, Field(ge=0, le=MAX_FINITE)]
     deadline_s: Annotated[float, Field(ge=1, le=_LONGEST_CANARY_S)]
 
 

@@ -16,7 +16,6 @@ from typing import Any
 from pydantic import ValidationError
 
 from fl_server.operations.arguments import Arguments
-from fl_server.operations.bundles import BundleOperations
 from fl_server.operations.call import (
     Answer,
     Binding,
@@ -28,13 +27,14 @@ from fl_server.operations.call import (
     behind_byte_work,
 )
 from fl_server.operations.catalogue import OPERATIONS, Effect, may_act_as
-from fl_server.operations.cleanup import CleanupOperations
 from fl_server.operations.context import OperationsContext
-from fl_server.operations.devices import DeviceOperations
-from fl_server.operations.models import ModelOperations
+from fl_server.operations.handlers.bundles import BundleOperations
+from fl_server.operations.handlers.cleanup import CleanupOperations
+from fl_server.operations.handlers.devices import DeviceOperations
+from fl_server.operations.handlers.models import ModelOperations
+from fl_server.operations.handlers.runs import RunOperations
 from fl_server.operations.requests import RequestKey, RequestLog, RequestRecord, digest_of
 from fl_server.operations.results.base import OperationResult
-from fl_server.operations.runs import RunOperations
 from fl_server.persistence.database import JournalError
 from runtime.config import validate
 from runtime.errors import ConfigError, InvalidTransition, PeerError, RengoError

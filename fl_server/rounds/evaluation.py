@@ -11,7 +11,7 @@ from fl_server.rounds.receipts import receipt_of
 from fl_server.rounds.roster import Roster
 
 
-class Evaluation:
+class VersionEvaluation:
     """Orders the latest version to be evaluated, and takes the metrics that come back."""
 
     def __init__(self, plan: Plan, ledger: Ledger, roster: Roster) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from fl_server.flows.flow import Step
+from fl_server.flows.mean import weighted_mean
 from fl_server.rounds.commands import Command
 from fl_server.rounds.facts import (
     EvaluationRecorded,
@@ -29,6 +30,7 @@ from fl_server.rounds.facts import (
 from fl_server.rounds.model import Model, Update
 from fl_server.rounds.plan import Phase, Status
 from fl_server.rounds.workload import OrderWork, Speed, measured
+from runtime.bounds import plausible
 from runtime.errors import InvalidTransition
 
 RoundStep: TypeAlias = Step[Fact, Command]
@@ -137,13 +139,13 @@ class Ledger:
 
     def metric(self, version: int, name: str) -> float | None:
         """Return the mean of a metric over the devices that evaluated ``version``, by examples."""
-        rows = [
-            (examples, metrics[name])
-            for _, (examples, metrics) in sorted(self.evaluations.get(version, {}).items())
-            if name in metrics
-        ]
-        total = sum(examples for examples, _ in rows)
-        return sum(examples * value for examples, value in rows) / total if total else None
+        return weighted_mean(
+            [
+                (metrics[name], examples)
+                for _, (examples, metrics) in sorted(self.evaluations.get(version, {}).items())
+                if name in metrics
+            ]
+        )
 
     def metrics(self, version: int) -> dict[str, float]:
         """Return the mean of each metric over the devices that evaluated ``version``."""
@@ -200,7 +202,8 @@ class Ledger:
                     self.phase = "waiting" if self.on_request else "gathering"
             case EvaluationRecorded():
                 of_version = self.evaluations.setdefault(fact.round, {})
-                of_version[fact.device_id] = (fact.num_examples, fact.metrics)
+                # a journal may hold what an earlier version let in
+                of_version[fact.device_id] = (fact.num_examples, plausible(fact.metrics))
             case RunPaused() | RunResumed():
                 self.status = "paused" if isinstance(fact, RunPaused) else "running"
             case RunCompleted() | RunStopped() | RunFailed():

@@ -34,7 +34,7 @@ from fl_server.rounds.commands import (
     SweepRound,
     SweepRun,
 )
-from fl_server.rounds.evaluation import Evaluation
+from fl_server.rounds.evaluation import VersionEvaluation
 from fl_server.rounds.events import (
     AggregationFailed,
     AggregationFinished,
@@ -78,7 +78,7 @@ class RoundMachine:
         self.ledger = Ledger(plan.rounds, initial, on_request=plan.on_request)
         self._roster = Roster()
         self._updates = UpdateIntake(self.ledger)
-        self._evaluation = Evaluation(plan, self.ledger, self._roster)
+        self._evaluation = VersionEvaluation(plan, self.ledger, self._roster)
         self._gather_armed = False
         for fact in facts:
             self.ledger.apply(fact)

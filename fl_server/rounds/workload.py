@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, Protocol
 
+from runtime.bounds import MAX_SECONDS, MAX_SIZE, SHORTEST_STEP_S
+
 PROBE_STEPS = 8
 _NEWEST_SHARE = 0.5
 _DEADLINE_SHARE = 0.8
@@ -48,6 +50,16 @@ class Speed:
     full_steps: int
     micro_batch: int = 0
 
+    @property
+    def is_plausible(self) -> bool:
+        """Whether a computer may have been so fast or so slow: nothing else is reckoned with."""
+        return (
+            SHORTEST_STEP_S <= self.step_s <= MAX_SECONDS
+            and 0 <= self.fixed_s <= 2 * MAX_SECONDS
+            and 1 <= self.full_steps <= MAX_SIZE
+            and 0 <= self.micro_batch <= MAX_SIZE
+        )
+
     def seconds(self, steps: int) -> float:
         """Return how long a round of so many steps is expected to take."""
         return self.fixed_s + steps * self.step_s
@@ -82,15 +94,14 @@ class FitRule:
 
 
 def measured(usage: Mapping[str, float]) -> Speed | None:
-    """Return the speed by a result's usage, None when its training counts no steps."""
+    """Return the speed by a usage, None where no steps are counted or it cannot be true."""
     steps, steps_s = int(usage.get("steps", 0)), usage.get("steps_s", 0.0)
-    full_steps = int(usage.get("full_steps", 0))
-    if steps < 1 or full_steps < 1 or not 0 < steps_s < math.inf:
+    if steps < 1:
         return None
     fixed_s = max(0.0, usage.get("train_s", 0.0) - steps_s) + usage.get("transfer_s", 0.0)
-    if not math.isfinite(fixed_s):
-        return None
-    return Speed(steps_s / steps, fixed_s, full_steps, int(usage.get("micro_batch", 0)))
+    full_steps, micro_batch = int(usage.get("full_steps", 0)), int(usage.get("micro_batch", 0))
+    speed = Speed(steps_s / steps, fixed_s, full_steps, micro_batch)
+    return speed if speed.is_plausible else None
 
 
 class HasSpeeds(Protocol):
@@ -106,7 +117,7 @@ def known_speeds(runs: Iterable[HasSpeeds]) -> dict[str, Speed]:
     """Return each device's speed in the last of these runs that it took part in."""
     known: dict[str, Speed] = {}
     for run in runs:
-        known.update(run.speeds)
+        known |= {name: speed for name, speed in run.speeds.items() if speed.is_plausible}
     return known
 
 
@@ -115,9 +126,10 @@ def fit(cohort: Iterable[str], speeds: Mapping[str, Speed], rule: FitRule) -> di
 
     A device that was never measured gets a few steps as a probe. Everybody else gets the steps
     that it is expected to do until the target, at least one, and never more than its epochs give.
+    A speed that cannot be true, which a journal of an earlier version may hold, is as none.
     """
     cohort = list(cohort)
-    found = {device_id: speeds[device_id] for device_id in cohort if device_id in speeds}
+    found = {name: speeds[name] for name in cohort if name in speeds and speeds[name].is_plausible}
     target_s = _target_s(found.values(), rule)
     work = {}
     for device_id in cohort:
@@ -128,7 +140,7 @@ def fit(cohort: Iterable[str], speeds: Mapping[str, Speed], rule: FitRule) -> di
         full = _least(speed.full_steps, rule.max_steps)
         steps = _steps_within(target_s, speed, full)
         # 0 where all its steps fit: its data may have grown since
-        micro_batch = 0 if earlier is None else earlier.micro_batch
+        micro_batch = earlier.micro_batch if earlier and earlier.is_plausible else 0
         work[device_id] = OrderWork(0 if steps == full else steps, micro_batch)
     return work
 

@@ -9,8 +9,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from algorithms.registry import load as load_algorithm
+from broker.wire.messages.base import Settings
 from fl_server.rounds.plan import Plan
 from fl_server.rounds.workload import FitRule, Speed
+from runtime.bounds import MAX_INTEGER, MAX_ROUNDS, MAX_SIZE, require_plain
 from runtime.config import validate
 from storage.versions.manifest import Parent
 
@@ -18,14 +20,19 @@ _NUMBER_FORMAT = frozenset({"scale_bits", "weight_bits"})
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class AlgorithmSection(_Section):
     """Which algorithm, with its hyper-parameters beside its name."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
-    name: str = "fedavg"
+    name: Annotated[str, Field(max_length=64)] = "fedavg"
+
+    @model_validator(mode="after")
+    def _settings_are_plain(self) -> AlgorithmSection:
+        require_plain(self.settings)
+        return self
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -76,7 +83,7 @@ class EvaluationSection(_Section):
     """
 
     on: Literal["auto", "evaluators", "devices", "none"] = "auto"
-    every: Annotated[int, Field(ge=1)] = 1
+    every: Annotated[int, Field(ge=1, le=MAX_ROUNDS)] = 1
     deadline_s: Annotated[float, Field(gt=0, le=86_400)] = 30.0
 
 
@@ -96,7 +103,7 @@ class BundleSection(_Section):
     """The task bundle that a run's devices may take: one that the site has, by its sha256."""
 
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    size_bytes: Annotated[int, Field(ge=1, le=1 << 40)]
+    size_bytes: Annotated[int, Field(ge=1, le=MAX_SIZE)]
 
 
 class RunDefinition(_Section):
@@ -106,12 +113,12 @@ class RunDefinition(_Section):
     """
 
     flow: Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")] = "sync"
-    flow_settings: dict[str, Any] = {}
+    flow_settings: Settings = {}
     task: Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")]
-    rounds: Annotated[int, Field(ge=1, le=1_000_000)] = 10
-    seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
+    rounds: Annotated[int, Field(ge=1, le=MAX_ROUNDS)] = 10
+    seed: Annotated[int, Field(ge=0, le=MAX_INTEGER)] = 0
     algorithm: AlgorithmSection = AlgorithmSection()
-    training: dict[str, Any] = {}
+    training: Settings = {}
     cohort: CohortSection = CohortSection()
     evaluation: EvaluationSection = EvaluationSection()
     models: ModelsSection = ModelsSection()

@@ -15,6 +15,7 @@ from fl_server.rounds.facts import (
 from fl_server.rounds.model import Model
 from fl_server.rounds.plan import Plan
 from fl_server.runs.record import RunRecord
+from runtime.bounds import total
 from storage.versions.manifest import MAX_COHORT, Manifest, Parent
 
 
@@ -90,7 +91,7 @@ def manifest_of(
         parent=commit.parent,
         cohort=cohort[:MAX_COHORT],
         cohort_size=len(cohort),
-        num_examples=sum(commit.examples.values()),
+        num_examples=total(commit.examples.values()),
         key=model.key,
         sha256=model.sha256,
         size_bytes=model.size_bytes,

@@ -14,12 +14,12 @@ crash interrupted:
 
 from __future__ import annotations
 
-import math
 import re
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 
+from runtime.bounds import MAX_METRIC_NAME, MAX_METRICS, plausible
 from runtime.errors import ConfigError, Corrupt, InvalidTransition, NotFound
 from runtime.security.signing import SecretKey
 from storage.registry.scan import Document, DocumentCache
@@ -33,7 +33,7 @@ from storage.versions.retention import Policy, retained
 __all__ = ["Document", "DocumentCache", "ModelRegistry", "Version"]
 
 _LABEL = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-_MAX_TAGS, _MAX_METRICS, _MAX_METRIC_CHARS = 64, 64, 64
+_MAX_TAGS = 64
 _NOT_REMOVED = {"production": "in production", "candidate": "a candidate for production"}
 
 
@@ -275,7 +275,7 @@ class ModelRegistry:
 
     def _measure(self, version: Version, metrics: Mapping[str, float]) -> Version:
         merged = version.record.metrics | _usable(metrics)
-        kept = {name: merged[name] for name in sorted(merged)[:_MAX_METRICS]}
+        kept = {name: merged[name] for name in sorted(merged)[:MAX_METRICS]}
         return (
             version
             if kept == version.record.metrics
@@ -296,6 +296,6 @@ class ModelRegistry:
 def _usable(metrics: Mapping[str, float]) -> dict[str, float]:
     return {
         name: float(value)
-        for name, value in metrics.items()
-        if math.isfinite(value) and 0 < len(name) <= _MAX_METRIC_CHARS
+        for name, value in plausible(metrics).items()
+        if 0 < len(name) <= MAX_METRIC_NAME
     }

@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 import msgpack
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from runtime.bounds import MAX_EXAMPLES, MAX_FINITE, MAX_METRIC_NAME, MAX_METRICS
 from runtime.errors import Corrupt
 from storage.updates.info import (
     MAGIC,
     MAX_CHUNK_PARAMS,
     MAX_CHUNKS,
-    MAX_EXAMPLES,
     MAX_HEADER_BYTES,
-    MAX_METRICS,
     NOTHING_SHA256,
     PREFIX,
     SCHEMA_VERSION,
@@ -38,7 +37,7 @@ _READ_BYTES = 1 << 20
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
+Finite = Annotated[float, Field(ge=-MAX_FINITE, le=MAX_FINITE, allow_inf_nan=False)]
 # built when first used: most devices need few of them
 _STRICT = ConfigDict(
     strict=True, frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True
@@ -71,7 +70,7 @@ class UpdateHeader(BaseModel):
     layout_hash: Sha256
     kind: Literal["delta", "weights"]
     num_examples: int = Field(ge=1, le=MAX_EXAMPLES)
-    metrics: dict[Annotated[str, Field(min_length=1, max_length=64)], Finite] = Field(
+    metrics: dict[Annotated[str, Field(min_length=1, max_length=MAX_METRIC_NAME)], Finite] = Field(
         default_factory=dict, max_length=MAX_METRICS
     )
     # not Literal[1], which accepts 1.0 and True

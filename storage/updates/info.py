@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 import msgpack
 
+from runtime.bounds import MAX_EXAMPLES, MAX_FINITE, MAX_METRIC_NAME, MAX_METRICS
 from runtime.errors import ConfigError
 from runtime.records import Bounds, require_checked
 
@@ -22,8 +23,6 @@ PREFIX = struct.Struct(">4sI")
 MAX_HEADER_BYTES = 1 << 20
 MAX_CHUNKS = 8192
 MAX_CHUNK_PARAMS = 1 << 22
-MAX_METRICS = 64
-MAX_EXAMPLES = 1 << 40
 SCHEMA_VERSION = 1
 NOTHING_SHA256 = hashlib.sha256().hexdigest()
 
@@ -51,7 +50,10 @@ class UpdateInfo(Origin):
 
     num_examples: Annotated[int, Bounds(least=1, most=MAX_EXAMPLES)]
     metrics: Annotated[
-        dict[Annotated[str, Bounds(length=64)], Annotated[float, Bounds()]],
+        dict[
+            Annotated[str, Bounds(length=MAX_METRIC_NAME)],
+            Annotated[float, Bounds(least=-MAX_FINITE, most=MAX_FINITE)],
+        ],
         Bounds(length=MAX_METRICS),
     ] = field(default_factory=dict)
 

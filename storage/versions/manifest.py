@@ -14,15 +14,20 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from runtime.errors import Corrupt, PeerError
 from runtime.security.signing import PublicKey, SecretKey
-from storage.updates.header import Finite, Name, Sha256
+from storage.updates.header import Name, Sha256
 
 MAX_DOCUMENT_BYTES = 192 << 10
 """Fits into one message with its envelope."""
 
 Stage = Literal["none", "candidate", "production", "archived"]
 Label = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+# what is written lies within narrower bounds, but signed records outlive the bounds of their time
 Metrics = Annotated[
-    dict[Annotated[str, Field(min_length=1, max_length=64)], Finite], Field(max_length=64)
+    dict[
+        Annotated[str, Field(min_length=1, max_length=64)],
+        Annotated[float, Field(allow_inf_nan=False)],
+    ],
+    Field(max_length=64),
 ]
 Count = Annotated[int, Field(ge=0, lt=1 << 53)]
 Reason = Annotated[str, Field(max_length=2000)]

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from broker.wire.messages.base import Id, Message, Settings, Text
+from broker.wire.messages.base import Detail, Id, Message, Text
 
 
 class OperatorRequest(Message):
@@ -16,7 +16,7 @@ class OperatorRequest(Message):
     channel = ("op", "request")
     request_id: Id
     operation: Annotated[str, Field(pattern=r"^[a-z_]{1,64}$")]
-    arguments: Settings
+    arguments: Detail
 
 
 class OperatorReply(Message):
@@ -25,6 +25,6 @@ class OperatorReply(Message):
     kind = "operator_reply"
     channel = ("op", "reply")
     request_id: Id
-    result: Settings
+    result: Detail
     error: Text = ""
     exit_code: Annotated[int, Field(ge=0, le=255)] = 0

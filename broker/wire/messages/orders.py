@@ -10,9 +10,11 @@ from broker.wire.limits import MAX_EXCHANGE_BYTES
 from broker.wire.messages.base import (
     Action,
     Attempt,
+    Examples,
     Finite,
     Id,
     Message,
+    Metrics,
     Phase,
     Round,
     Seconds,
@@ -20,11 +22,11 @@ from broker.wire.messages.base import (
     Settings,
     Size,
     Text,
+    Total,
     WireModel,
 )
 from broker.wire.messages.references import BundleRef, ModelRef, UpdateRef, UploadRef
 
-Metrics = Annotated[dict[Annotated[str, Field(max_length=64)], Finite], Field(max_length=64)]
 Payload = Annotated[bytes, Field(max_length=MAX_EXCHANGE_BYTES)]
 _LATER_FIELDS: dict[str, str | int | bytes] = {
     "phase": "",
@@ -61,7 +63,7 @@ class Order(OrderMessage):
 
     kind = "order"
     channel = ("dev", "task")
-    epoch: Annotated[int, Field(ge=0)]
+    epoch: Total
     action: Action
     run_id: Id
     round: Round
@@ -121,7 +123,7 @@ class Progress(Message):
     run_id: Id
     round: Round
     attempt: Attempt
-    fraction: Annotated[float, Field(ge=0, le=1)]
+    fraction: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
     loss: Finite | None = None
 
 
@@ -154,7 +156,7 @@ class Result(OrderAnswer):
 
     kind = "result"
     channel = ("dev", "result")
-    num_examples: Annotated[int, Field(ge=0, le=1 << 40)]
+    num_examples: Examples
     metrics: Metrics
     update: UpdateRef | None
     usage: Usage

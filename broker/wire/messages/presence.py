@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from broker.wire.messages.base import Id, Message, Text
+from broker.wire.messages.base import Id, Message, Text, Total
 
 
 class ServerState(Message):
@@ -15,7 +15,7 @@ class ServerState(Message):
     kind = "server_state"
     channel = ("server", "state")
     status: Literal["online", "offline"]
-    epoch: Annotated[int, Field(ge=0)]
+    epoch: Total
 
 
 class DeviceState(Message):

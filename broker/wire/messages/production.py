@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from broker.wire.messages.base import Id, Message, Sha256
+from broker.wire.messages.base import Id, Message, Sha256, Total
 from broker.wire.messages.references import ModelRef
 
 MAX_MANIFEST_BYTES = 192 << 10
@@ -23,8 +23,8 @@ class ProductionDocument(Message):
     channel = ("model", "state")
     task: Id
     manifest: Annotated[bytes, Field(max_length=MAX_MANIFEST_BYTES)]
-    promotion: Annotated[int, Field(ge=1, lt=1 << 53)]
-    epoch: Annotated[int, Field(ge=0)]
+    promotion: Annotated[Total, Field(ge=1)]
+    epoch: Total
 
 
 class ModelRequest(Message):

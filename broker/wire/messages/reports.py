@@ -33,7 +33,7 @@ class DeviceInfo(Message):
     role: Literal["trainer", "evaluator"]
     profile: Text
     engine: Text
-    cpus: Annotated[int, Field(ge=0)]
+    cpus: Size
     ram_bytes: Size
     accelerators: Annotated[list[Text], Field(max_length=64)]
     versions: Annotated[dict[str, Text], Field(max_length=64)]
@@ -96,7 +96,7 @@ class TaskData(WireModel):
     """What a device discloses of one task's data: every count is a multiple of ``min_count``."""
 
     task: Id
-    min_count: Annotated[int, Field(ge=1)]
+    min_count: Annotated[Size, Field(ge=1)]
     examples: Size
     held_out: Size
     refused: Size

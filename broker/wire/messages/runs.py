@@ -6,7 +6,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from broker.wire.messages.base import Finite, Id, Message, Round, Seconds, Settings, Sha256, Text
+from broker.wire.messages.base import (
+    Detail,
+    Finite,
+    Id,
+    Message,
+    Round,
+    Seconds,
+    Sha256,
+    Text,
+    Total,
+)
 
 RunStatus = Literal["waiting", "running", "paused", "completed", "stopped", "failed"]
 
@@ -22,9 +32,9 @@ class RunDocument(Message):
     status: RunStatus
     reason: Text = ""
     round: Round
-    attempt: Annotated[int, Field(ge=0)]
+    attempt: Round
     rounds: Round
-    epoch: Annotated[int, Field(ge=0)]
+    epoch: Total
     phase: Text
     deadline_s: Seconds
     cohort: Annotated[list[Id], Field(max_length=2000)]
@@ -42,5 +52,5 @@ class RunEvent(Message):
     run_id: Id
     name: Annotated[str, Field(max_length=64)]
     round: Round
-    attempt: Annotated[int, Field(ge=0)]
-    detail: Settings
+    attempt: Round
+    detail: Detail

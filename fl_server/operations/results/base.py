@@ -13,13 +13,15 @@ from typing import Annotated, Any, ClassVar, Self
 import msgpack
 from pydantic import BaseModel, ConfigDict, Field
 
+from runtime.bounds import MAX_FINITE, MAX_INTEGER
+
 MAX_ROWS = 1_000_000
 MAX_DEVICES = 1_000_000
 
 Text = Annotated[str, Field(max_length=2000)]
 Short = Annotated[str, Field(max_length=256)]
-Count = Annotated[int, Field(ge=0, lt=1 << 63)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0, le=MAX_INTEGER)]
+Finite = Annotated[float, Field(ge=-MAX_FINITE, le=MAX_FINITE, allow_inf_nan=False)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 

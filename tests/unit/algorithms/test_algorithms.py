@@ -55,7 +55,9 @@ def test_fedprox_pulls_towards_the_global_weights() -> None:
         ("fedprox", {"mu": "much"}, "setting mu"),
         ("fedprox", {"mu": "0.1"}, "setting mu: must be of type float"),
         ("fedprox", {"mu": -1.0}, "mu must be 0 or more"),
-        ("fedprox", {"mu": float("nan")}, "mu must be 0 or more"),
+        ("fedprox", {"mu": float("nan")}, "setting mu: must be within .1e.06"),
+        ("fedavg", {"server_learning_rate": 1e308}, "server_learning_rate: must be within .1e.06"),
+        ("fedavg", {"server_learning_rate": float("inf")}, "must be within .1e.06"),
         ("fedavg", {"server_learning_rate": 0.0}, "above 0"),
     ],
 )

@@ -78,6 +78,16 @@ def test_hyper_parameters_stand_beside_the_name() -> None:
         ({"algorithm": {"name": "fedprox", "mu": "x"}}, "setting mu: "),
         ({"algorithm": "fedprox"}, "'algorithm': "),
         ({"training": 3}, "'training': "),
+        ({"training": {"a": b"x"}}, "'training': a is a bytes, which settings cannot hold"),
+        ({"training": {"a": 10**30}}, "'training': a must be within 64 bits"),
+        ({"training": {"a": float("inf")}}, "'training': a must be a finite number"),
+        ({"training": {str(n): n for n in range(129)}}, "'training': "),
+        ({"flow_settings": {"a": {1: 2}}}, "'flow_settings': a has a key that is no text"),
+        ({"algorithm": {"name": "fedprox", "mu": b"x"}}, "mu is a bytes"),
+        ({"algorithm": {"server_learning_rate": 1e308}}, "server_learning_rate: must be within"),
+        ({"evaluation": {"every": 1 << 63}}, "'evaluation.every': "),
+        ({"evaluation": {"deadline_s": float("nan")}}, "'evaluation.deadline_s': "),
+        ({"seed": 1 << 63}, "'seed': "),
     ],
 )
 def test_errors_name_the_key(values: dict[str, Any], said: str) -> None:

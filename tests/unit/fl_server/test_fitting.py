@@ -16,8 +16,17 @@ from fl_server.rounds.ledger import Ledger
 from fl_server.rounds.machine import RoundMachine
 from fl_server.rounds.model import Model, Update
 from fl_server.rounds.plan import Plan
-from fl_server.rounds.workload import FitRule, OrderWork, Speed, known_speeds, measured
+from fl_server.rounds.workload import (
+    PROBE_STEPS,
+    FitRule,
+    OrderWork,
+    Speed,
+    fit,
+    known_speeds,
+    measured,
+)
 from fl_server.runs.definition import CohortSection, RunDefinition
+from runtime.bounds import MAX_SECONDS, MAX_SIZE, SHORTEST_STEP_S
 
 MODEL = Model(0, "m/0", "0" * 64, 100)
 PI, GPU = "pi", "gpu"
@@ -133,10 +142,50 @@ def test_speeds_are_smoothed() -> None:
         {"steps": 4, "steps_s": math.inf, "full_steps": 4},
         {"steps": 4, "steps_s": 1.0, "full_steps": 0},
         {"steps": 4, "steps_s": 1.0, "full_steps": 4, "transfer_s": math.inf},
+        {"steps": 2, "steps_s": 5e-324, "full_steps": 4},
+        {"steps": MAX_SIZE, "steps_s": 1.0, "full_steps": 4},
+        {"steps": 4, "steps_s": 1.0, "full_steps": MAX_SIZE + 1},
+        {"steps": 1, "steps_s": MAX_SECONDS * 2, "full_steps": 4},
+        {"steps": 4, "steps_s": math.nan, "full_steps": 4},
     ],
 )
 def test_a_result_that_tells_no_speed_is_no_measurement(usage: dict[str, float]) -> None:
     assert measured(usage) is None
+
+
+@pytest.mark.parametrize(
+    "poison",
+    [
+        Speed(0.0, 0.0, 4),
+        Speed(5e-324, 0.0, 4),
+        Speed(math.nan, 0.0, 4),
+        Speed(math.inf, 0.0, 4),
+        Speed(0.1, math.inf, 4),
+        Speed(0.1, -1e300, 4),
+        Speed(0.1, 0.0, 0),
+        Speed(0.1, 0.0, 1 << 70),
+        Speed(0.1, 0.0, 4, -1),
+    ],
+)
+def test_a_speed_that_cannot_be_true_is_as_none(poison: Speed) -> None:
+    """A journal of an earlier version holds such: seen as a division by zero at every start."""
+    sound = Speed(0.1, 0.0, 40)
+    for known in (FitRule(4.0, 600.0, known={PI: poison}), FitRule(None, 600.0)):
+        work = fit([PI, GPU], {PI: poison, GPU: sound}, known)
+        assert work[PI] == OrderWork(PROBE_STEPS)
+        assert work[GPU] == OrderWork(0)
+    early, late = Ledger(1, MODEL), Ledger(1, MODEL)
+    early.speeds, late.speeds = {PI: sound}, {PI: poison}
+    assert known_speeds([early, late]) == {PI: sound}
+
+
+def test_the_fastest_and_the_slowest_steps_give_work() -> None:
+    for step_s in (SHORTEST_STEP_S, MAX_SECONDS):
+        speed = Speed(step_s, 2 * MAX_SECONDS, MAX_SIZE, MAX_SIZE)
+        assert speed.is_plausible
+        assert speed.followed_by(speed).is_plausible
+        found = fit([PI], {PI: speed}, FitRule(None, 604_800.0, known={PI: speed}))
+        assert 1 <= found[PI].max_steps <= MAX_SIZE
 
 
 def test_the_definition_says_whether_to_fit() -> None:

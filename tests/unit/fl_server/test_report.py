@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from broker.wire.messages import MAX_MESSAGE_BYTES, OperatorReply
+from fl_server.operations.handlers.run_report import report, summary
 from fl_server.operations.mqtt import RESULT_BYTES
 from fl_server.operations.results.runs import RunReport
-from fl_server.operations.run_report import report, summary
 from fl_server.rounds.facts import (
     EvaluationRecorded,
     Fact,

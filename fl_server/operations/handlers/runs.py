@@ -11,10 +11,11 @@ from fl_server.flows.events import PauseRequested, ResumeRequested, StopRequeste
 from fl_server.flows.flow import Flow
 from fl_server.kinds.sync import SyncFlow
 from fl_server.members.rules import AuditEvent
-from fl_server.operations import catalogue, run_report
+from fl_server.operations import catalogue
 from fl_server.operations.arguments import Definition, NoArguments, OneRun, RunSubmission
 from fl_server.operations.call import Binding, Call, Deferred
 from fl_server.operations.context import OperationsContext
+from fl_server.operations.handlers import run_report
 from fl_server.operations.results.runs import RunList, RunReport, RunStarted, RunSummary, RunUpload
 from fl_server.rounds.model import Model
 from fl_server.runs.definition import RunDefinition, parse_definition

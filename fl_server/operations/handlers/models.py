@@ -22,6 +22,7 @@ from fl_server.operations.arguments import (
 )
 from fl_server.operations.call import Binding, Call, Deferred, behind_byte_work
 from fl_server.operations.context import OperationsContext
+from fl_server.operations.handlers.run_report import finite
 from fl_server.operations.results.models import (
     CanaryBegun,
     CanaryReport,
@@ -30,7 +31,6 @@ from fl_server.operations.results.models import (
     ModelRow,
     ModelUrl,
 )
-from fl_server.operations.run_report import finite
 from runtime.errors import ConfigError, NotFound
 from storage.versions.index import Version
 from storage.versions.keys import RunKeys

@@ -12,8 +12,8 @@ from fl_server.operations import catalogue
 from fl_server.operations.arguments import NewBundle, NoArguments, OneBundle
 from fl_server.operations.call import Binding, Call, Deferred
 from fl_server.operations.context import OperationsContext
+from fl_server.operations.handlers.runs import RunOperations
 from fl_server.operations.results.bundles import BundleList, BundleRow, BundleUpload, BundleUrl
-from fl_server.operations.runs import RunOperations
 from runtime.errors import ConfigError, NotFound
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from fl_server.rounds.ledger import Ledger
 from fl_server.rounds.plan import Plan
 from fl_server.rounds.workload import OrderWork, measured
 from fl_server.runs.record import FactRecord, RunRecord
+from runtime.bounds import is_plausible, total
 
 _REASON_CHARS = 2000
 
@@ -40,8 +40,8 @@ class _DeviceReport:
     step_s: float = 0.0
 
     def add(self, usage: dict[str, float]) -> None:
-        self.bytes_up += int(usage.get("bytes_up", 0))
-        self.bytes_down += int(usage.get("bytes_down", 0))
+        self.bytes_up = total((self.bytes_up, int(usage.get("bytes_up", 0))))
+        self.bytes_down = total((self.bytes_down, int(usage.get("bytes_down", 0))))
         peak = int(usage.get("peak_rss_bytes", 0))
         self.peak_rss_bytes = max(self.peak_rss_bytes, peak)
 
@@ -175,8 +175,8 @@ def report(
         model_sha256=ledger.model.sha256,
         wall_s=last_at - record.at,
         round_s=[round(each.seconds or 0.0, 4) for each in rounds if each.outcome == "committed"],
-        bytes_up=sum(device.bytes_up for device in devices.values()),
-        bytes_down=sum(device.bytes_down for device in devices.values()),
+        bytes_up=total(device.bytes_up for device in devices.values()),
+        bytes_down=total(device.bytes_down for device in devices.values()),
         history=[_history_row(entry, ledger) for entry in rounds],
         devices=[
             _device(device_id, device, (infos or {}).get(device_id))
@@ -242,5 +242,5 @@ def _measured_version(ledger: Ledger) -> int:
 
 
 def finite(value: float | None) -> float | None:
-    """Return a metric, None where its mean over devices has no finite value."""
-    return value if value is not None and math.isfinite(value) else None
+    """Return a metric, None where it is out of bounds."""
+    return value if value is not None and is_plausible(value) else None

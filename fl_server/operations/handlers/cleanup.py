@@ -13,8 +13,8 @@ from fl_server.operations import catalogue
 from fl_server.operations.arguments import Cleaning
 from fl_server.operations.call import Binding, Call, Deferred
 from fl_server.operations.context import OperationsContext
+from fl_server.operations.handlers.runs import RunOperations
 from fl_server.operations.results.models import CleanupReport
-from fl_server.operations.runs import RunOperations
 from fl_server.runs.definition import ModelsSection
 from storage.store.objects import ObjectInfo, UnfinishedUpload
 from storage.versions.keys import RunKeys, runs_prefix
