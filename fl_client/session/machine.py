@@ -131,7 +131,7 @@ class DeviceSession:
             return
         self.epoch = order.epoch
         if event.refusal:
-            commands.append(SendDecline(key, reason=event.refusal))
+            commands.append(SendDecline(key, event.refusal, permanent=event.permanent))
         elif self.active is not None and self.active.key == key:
             self.active = replace(self.active, order=order)
             commands.append(RenewUrls(self.active))
@@ -231,9 +231,10 @@ class DeviceSession:
             case JobFailed(retryable=True), "working" if job.work_attempts < MAX_WORK_ATTEMPTS:
                 self.active = replace(job, work_attempts=job.work_attempts + 1)
                 commands.append(DoWork(self.active))
-            case JobFailed(reason=reason, unusable=unusable), _:
+            case JobFailed(), _:
                 self.active = None
-                commands.append(SendDecline(job.key, reason=reason, unusable=unusable))
+                kinds = (event.unusable, event.permanent)
+                commands.append(SendDecline(job.key, event.reason, *kinds))
                 commands.append(ForgetJob(job.key, accepted=False))
 
     def _worked(self, job: Job, commands: list[Command]) -> None:

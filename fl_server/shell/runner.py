@@ -28,7 +28,7 @@ from fl_server.flows.commands import (
     SendReceipt,
     StartTask,
 )
-from fl_server.flows.events import DeviceJoined, DeviceLeft, FailureReported
+from fl_server.flows.events import DeviceBusy, DeviceJoined, DeviceLeft, FailureReported
 from fl_server.flows.flow import Flow, Step
 from fl_server.kinds.base import FlowKind, FlowServices
 from fl_server.members.presence import PresenceTable
@@ -176,7 +176,9 @@ class FlowRunner:
             raise PeerError("a message about a run that is not here", "unknown_run")
         self._carry_out(flow, [flow.handle(event) for event in events])
 
-    def handle_presence(self, event: DeviceJoined | DeviceLeft, state: DeviceState | None) -> None:
+    def handle_presence(
+        self, event: DeviceJoined | DeviceBusy | DeviceLeft, state: DeviceState | None
+    ) -> None:
         """Tell the flows of a device; ``state`` is its presence, None where it was removed."""
         for flow in self._going():
             if isinstance(event, DeviceLeft) or (state is not None and flow.concerns(state)):

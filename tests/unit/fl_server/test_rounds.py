@@ -41,6 +41,8 @@ from fl_server.rounds.events import (
 )
 from fl_server.rounds.facts import (
     FACTS,
+    EvaluationDeclined,
+    EvaluationOrdered,
     EvaluationRecorded,
     Fact,
     OrderDeclined,
@@ -59,7 +61,7 @@ from fl_server.rounds.facts import (
     UpdateWithdrawn,
 )
 from fl_server.rounds.ledger import LEGAL, Ledger
-from fl_server.rounds.machine import RoundMachine
+from fl_server.rounds.machine import RESEND_S, RoundMachine
 from fl_server.rounds.model import Model, Update
 from fl_server.rounds.plan import Phase, Plan
 from runtime.errors import InvalidTransition
@@ -160,7 +162,10 @@ def test_a_full_cohort_starts_at_once_with_orders_and_a_deadline() -> None:
     commands = run.join("c")
     assert run.phase == "collecting"
     assert ordered(commands) == {"a", "b", "c"}
-    assert commands[-1] == ArmTimer("deadline", 1, 1, run.plan.deadline_s)
+    assert commands[-2:] == [
+        ArmTimer("deadline", 1, 1, run.plan.deadline_s),
+        ArmTimer("resend", 1, 1, RESEND_S),
+    ]
 
 
 def test_a_quorum_waits_for_the_gather_timer_and_then_starts() -> None:
@@ -472,7 +477,7 @@ def test_the_last_evaluation_is_awaited_and_ends_the_run() -> None:
     run = Run.of("a", "b", "c", "e1")
     finish(run)
     armed = ArmTimer("evaluation", 2, 1, run.plan.evaluation_deadline_s)
-    assert run.last.commands[-1] == armed
+    assert run.last.commands[-2:] == [armed, ArmTimer("resend", 2, 1, RESEND_S)]
     run.give(EvaluationReceived("e1", 1, 1, 10, {"accuracy": 0.4}))
     assert run.phase == "evaluating"
     commands = run.give(EvaluationReceived("e1", 2, 1, 10, {"accuracy": 0.5}))
@@ -583,6 +588,7 @@ def test_a_restart_arms_the_deadline_in_full_and_adds_the_accepted_again() -> No
     assert run.restart() == [
         FoldUpdate("a", 1, 1, update("a")),
         ArmTimer("deadline", 1, 1, run.plan.deadline_s),
+        ArmTimer("resend", 1, 1, RESEND_S),
     ]
     assert run.join("a") == []
     assert run.join("b") == [SendOrder("b", "train", 1, 1)]
@@ -606,7 +612,10 @@ def test_a_restart_while_gathering_waits_for_devices() -> None:
 def test_a_restart_in_the_last_evaluation_arms_its_timer() -> None:
     run = Run.of("a", "b", "c", "e1")
     finish(run)
-    assert run.restart() == [ArmTimer("evaluation", 2, 1, run.plan.evaluation_deadline_s)]
+    assert run.restart() == [
+        ArmTimer("evaluation", 2, 1, run.plan.evaluation_deadline_s),
+        ArmTimer("resend", 2, 1, RESEND_S),
+    ]
 
 
 def test_a_restart_of_an_ended_run_sweeps_again() -> None:
@@ -700,10 +709,11 @@ def test_a_device_that_trained_to_no_use_counts_as_one_that_was_refused() -> Non
 def test_devices_that_take_no_order_now_may_take_a_later_one() -> None:
     run = Run.of("a", "b", "c")
     for attempt in (1, 2, 3):
+        assert run.now == (1, attempt)
         for name in ("a", "b", "c"):
             run.give(DeviceDeclined(name, "train", *run.now, "too hot"))
-        assert run.now == (1, attempt)
-        run.fires("deadline")
+        assert run.phase == "gathering"
+        run.fires("rest")
     assert run.machine.ledger.status == "running"
 
 
@@ -717,11 +727,9 @@ def test_what_is_not_the_same_twice_in_a_row_is_tried_again(between: str) -> Non
         case "one that counts":
             refuses(run, NAN, "a", "b")
             run.counts("c")
-            run.fires("deadline")
         case "one that is busy":
             refuses(run, NAN, "a", "b")
             run.give(DeviceDeclined("c", "train", *run.now, NAN.format(1)))
-            run.fires("deadline")
     assert run.now == (1, 3)
     refuses(run, NAN, "a", "b", "c")
     assert run.now == (1, 4)
@@ -768,6 +776,8 @@ def every_fact() -> list[Fact]:
         RoundClosed(1, 1, ()),
         RoundAbandoned(1, 1, "deadline"),
         RoundCommitted(1, 1, model(1)),
+        EvaluationOrdered(1, ("a",)),
+        EvaluationDeclined(1, "a", "metrics() raised"),
         EvaluationRecorded(1, "a", 5, {}),
         RunPaused(),
         RunResumed(),
