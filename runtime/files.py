@@ -6,6 +6,7 @@ import hashlib
 import os
 import secrets
 import tempfile
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,11 +17,24 @@ from runtime.errors import ConfigError
 
 def make_folder(path: Path) -> Path:
     """Return the folder, made with mode 0700 where it is not there; ConfigError when it cannot."""
+    _require_a_usable_name(path)
     try:
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
         raise ConfigError(f"folder {path} cannot be made: {error.strerror}") from error
     return path
+
+
+def _require_a_usable_name(path: Path) -> None:
+    """Raise ConfigError where no configuration file could name what lies below ``path``."""
+    text = os.fsdecode(path.absolute())
+    if any(unicodedata.category(each) == "Cs" for each in text):
+        reason = "is not UTF-8"
+    elif any(unicodedata.category(each) == "Cc" for each in text):
+        reason = "has a control character in its name"
+    else:
+        return
+    raise ConfigError(f"folder {text!a} {reason}; choose another folder")
 
 
 def atomic_write(path: Path, data: bytes, mode: int = 0o600) -> None:

@@ -44,7 +44,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let what may take long begin early, and try real servers once more."""
     items.sort(key=lambda item: order_of(item.nodeid))
     for item in items:
-        if item.path.parent in _REAL:
+        if any(item.path.is_relative_to(folder) for folder in _REAL):
             item.add_marker(pytest.mark.flaky(reruns=1))
 
 

@@ -25,16 +25,23 @@ _BY_TEST = frozenset(
     {
         "tests/chaos/test_power_loss.py",
         "tests/chaos/test_writes.py",
-        "tests/contract/test_brokers.py",
+        "tests/contract/test_broker_delivery.py",
+        "tests/contract/test_broker_permissions.py",
+        "tests/contract/test_broker_process.py",
+        "tests/contract/test_broker_tls.py",
         "tests/contract/test_engines.py",
         "tests/contract/test_replicas.py",
         "tests/integration/test_agent.py",
         "tests/integration/test_embedded_broker.py",
-        "tests/integration/test_session.py",
+        "tests/integration/test_session_connection.py",
+        "tests/integration/test_session_delivery.py",
+        "tests/integration/test_session_mqtt5.py",
         "tests/property/test_mutants.py",
         "tests/world/test_world.py",
     }
 )
+# whose modules share servers: their conftest starts them for the package
+_PACKAGES = ("tests/attacks", "tests/integration/server")
 # what a server of a module or of more is of: the rest of the parameters are the test's own
 _SERVERS = ("nats", "mosquitto", "juicefs", "seaweedfs", "memory")
 
@@ -46,7 +53,8 @@ def unit_of(nodeid: str) -> str:
         return nodeid
     parameters = name.partition("[")[2].removesuffix("]").split("-")
     kind = next((each for each in _SERVERS if each in parameters), "")
-    shared = PurePosixPath(path).parent if path.startswith("tests/attacks/") else path
+    folder = PurePosixPath(path).parent.as_posix()
+    shared = folder if folder in _PACKAGES else path
     return f"{shared}[{kind}]"
 
 

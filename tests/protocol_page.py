@@ -23,6 +23,7 @@ from broker.wire.messages import (
 )
 from broker.wire.topics import LEAVES, MAX_LEVELS, RETAINED, Area, Topics
 from runtime.security.signing import SIGNATURE_BYTES
+from tests.schema_text import type_text
 
 _WRITER = {
     ("server", "state"): "server",
@@ -37,7 +38,6 @@ _WRITER = {
     ("enroll", "result"): "server",
 }
 _PARTS: tuple[type[WireModel], ...] = (ModelRef, UploadRef, PartsRef, UpdateRef, Usage)
-_NAMED = {r"^[a-z0-9_-]{1,64}$": "id", r"^[0-9a-f]{64}$": "64 hex digits"}
 _INTRO = f"""\
 # Protocol
 
@@ -126,53 +126,8 @@ def _fields(model: type[Any]) -> str:
     lines = ["| key | value | |", "| --- | --- | --- |"]
     for name, field in schema["properties"].items():
         presence = "" if name in required else f"default `{field.get('default')!r}`"
-        lines.append(f"| `{name}` | {_type(field)} | {presence} |")
+        lines.append(f"| `{name}` | {type_text(field)} | {presence} |")
     return "\n".join(lines) + "\n"
-
-
-def _type(field: dict[str, Any]) -> str:
-    if "anyOf" in field:
-        return " or ".join(_type(option) for option in field["anyOf"])
-    if "$ref" in field:
-        return str(field["$ref"]).rpartition("/")[2]
-    if "enum" in field:
-        return ", ".join(f"`{value}`" for value in field["enum"])
-    if "const" in field:
-        return f"`{field['const']!r}`"
-    if field.get("pattern") in _NAMED:
-        return _NAMED[field["pattern"]]
-    kind = field.get("type", "any")
-    if field.get("format") == "binary":
-        return f"bytes, up to {field['maxLength']}"
-    match kind:
-        case "null":
-            return "nil"
-        case "array":
-            return f"list of {_inner(field['items'])}{_bounds(field)}"
-        case "object":
-            values = field.get("additionalProperties")
-            inner = _inner(values) if isinstance(values, dict) else "any"
-            return f"map of {inner}{_bounds(field)}"
-    return f"{kind}{_bounds(field)}"
-
-
-def _inner(field: dict[str, Any]) -> str:
-    text = _type(field)
-    return f"({text})" if "," in text else text
-
-
-def _bounds(field: dict[str, Any]) -> str:
-    words = {
-        "pattern": "matches `{}`",
-        "minimum": "≥ {}",
-        "maximum": "≤ {}",
-        "exclusiveMaximum": "< {}",
-        "maxLength": "up to {} characters",
-        "maxItems": "up to {}",
-        "maxProperties": "up to {} keys",
-    }
-    said = [text.format(field[key]) for key, text in words.items() if key in field]
-    return f", {', '.join(said)}" if said else ""
 
 
 def _access() -> Iterator[str]:

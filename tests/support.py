@@ -17,7 +17,8 @@ import pytest
 from _pytest.mark import ParameterSet
 
 CI_FLAG = "RENGO_CI"
-SESSION_MARK = "RENGO_TEST_SESSION"
+# programs that are not ours get few variables; those of the language are among them
+SESSION_MARK = "LC_RENGO_TEST_SESSION"
 _SERVER_FOLDERS = (
     "/usr/lib/postgresql/*/bin",
     "/opt/homebrew/opt/postgresql*/bin",

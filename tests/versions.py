@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+import io
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from runtime.security.signing import SecretKey
 from storage.registry.registry import Document
 from storage.store.objects import ObjectStore
 from storage.versions.keys import RunKeys
 from storage.versions.manifest import Manifest
+from storage.weights import Weights, write_safetensors
 
 PROJECT = "p"
 KEY = SecretKey("5a" * 32)
@@ -43,9 +47,19 @@ def manifest_of(run_id: str, version: int, body: bytes = b"", **changes: Any) ->
     return Manifest(**(fields | changes))
 
 
+def model_file(name: bytes, values: Sequence[float] = (0.0,)) -> bytes:
+    """Return the file of a model that has these values and, beside them, its name."""
+    arrays = {"w": np.array(values, np.float32), "name": np.frombuffer(name, np.uint8)}
+    data = io.BytesIO()
+    write_safetensors(Weights.from_arrays(arrays), data)
+    return data.getvalue()
+
+
 def stored(store: ObjectStore, run_id: str, version: int, **changes: Any) -> Manifest:
     """Put a model into the store and return its manifest, which is not there yet."""
-    body = changes.pop("body", f"{run_id} {version}".encode())
+    body = changes.pop("body", None)
+    if body is None:
+        body = model_file(f"{run_id} {version}".encode())
     manifest = manifest_of(run_id, version, body, **changes)
     store.put(manifest.key, body)
     return manifest

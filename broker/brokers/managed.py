@@ -29,7 +29,7 @@ from broker.brokers.listener import ListenAddress, ListenerTls, local_address, r
 from broker.wire.access import BrokerUser
 from runtime.errors import ConfigError, TransportError
 from runtime.files import atomic_write, make_folder
-from runtime.processes.child import Child
+from runtime.processes.child import Child, foreign_environment
 from runtime.processes.locks import take_lock
 from runtime.processes.ports import free_port, require_free
 
@@ -180,7 +180,15 @@ class ManagedBroker(ABC):
         self._tls = tls
         self._port = port
         self._lock: IO[bytes] | None = None
-        self._child = Child("the MQTT broker", argv, access.log)
+        # it runs in its folder and names its files from there, so that the folder's own name
+        # stands in no configuration
+        self._child = Child(
+            "the MQTT broker",
+            argv,
+            access.log,
+            environment=foreign_environment(),
+            cwd=access.folder,
+        )
         self._control: ControlSocket | None = None
 
     @property
@@ -305,7 +313,7 @@ class ManagedBroker(ABC):
             pid = int(self.access.pid_file.read_text())
         except (FileNotFoundError, ValueError):
             return None
-        return pid if str(self.access.config) in _command_of(pid) else None
+        return pid if str(self.access.config) in _arguments_of(pid) else None
 
     def _shorten_log(self) -> None:
         log = self._child.log
@@ -313,17 +321,21 @@ class ManagedBroker(ABC):
             log.replace(log.with_suffix(".log.1"))
 
 
-def _command_of(pid: int) -> str:
-    """Return a process's command line, empty when there is no such process."""
+def _arguments_of(pid: int) -> list[str]:
+    """Return a process's arguments, none when there is no such process.
+
+    Where the system shows a line alone, that and each ending of it which may be the last argument.
+    """
     if sys.platform == "linux":
         try:
-            return Path(f"/proc/{pid}/cmdline").read_bytes().decode("utf-8", "replace")
+            return os.fsdecode(Path(f"/proc/{pid}/cmdline").read_bytes()).split("\0")
         except OSError:
-            return ""
+            return []
     shown = subprocess.run(
         ["ps", "-o", "args=", "-p", str(pid)], capture_output=True, text=True, check=False
     )
-    return shown.stdout
+    words = shown.stdout.strip().split(" ")
+    return [" ".join(words[start:]) for start in range(len(words))]
 
 
 def wait_until(timeout_s: float, done: Callable[[], bool]) -> bool:

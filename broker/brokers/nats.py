@@ -141,10 +141,10 @@ class EmbeddedBroker(ManagedBroker):
 # written by rengo at every start
 server_name: rengo
 listen: "{LOOPBACK}:-1"
-pid_file: {_text(self.access.pid_file)}
+pid_file: "{self.access.pid_file.name}"
 max_payload: {MAX_MESSAGE_BYTES + 4096}
 jetstream {{
-  store_dir: {_text(self.data_dir / "jetstream")}
+  store_dir: "jetstream"
   max_memory_store: 64MB
   max_file_store: 8GB
   sync_interval: "10s"
@@ -172,7 +172,8 @@ include "users.conf"
 
 
 def _text(path: Path) -> str:
-    return json.dumps(str(path))
+    # of JSON's escapes it knows all but those of letters by their number
+    return json.dumps(str(path), ensure_ascii=False)
 
 
 def nats_subjects(topic_filter: str) -> list[str]:

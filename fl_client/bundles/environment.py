@@ -98,9 +98,17 @@ def _agent_folders() -> list[str]:
 
 def _link_agent_packages(folder: Path) -> None:
     (packages,) = folder.glob("lib/python*/site-packages")
-    # addsitedir also reads the .pth files of editable installs; these folders come after its own
-    lines = [f"import site; site.addsitedir({path!r})" for path in _agent_folders()]
-    (packages / "rengo-agent.pth").write_text("\n".join(lines) + "\n", "utf-8")
+    lines = link_lines(_agent_folders())
+    (packages / "rengo-agent.pth").write_text("\n".join(lines) + "\n", "ascii")
+
+
+def link_lines(folders: Sequence[str]) -> list[str]:
+    """Return the lines of a .pth file that bring in the packages of folders, after its own.
+
+    They are ASCII, since Python reads such a file by the user's locale.
+    """
+    # addsitedir also reads the .pth files of editable installs
+    return [f"import site; site.addsitedir({path!a})" for path in folders]
 
 
 def _install(

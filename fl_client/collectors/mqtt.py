@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import threading
 import time
 from pathlib import Path
@@ -130,7 +131,9 @@ def decode(payload: bytes, source: MqttSource) -> dict[str, Any]:
 def _password(path: Path) -> str:
     try:
         if path.stat().st_mode & 0o077:
-            raise ConfigError(f"{path} is readable by others; run: chmod 600 {path}")
+            raise ConfigError(
+                f"{path} is readable by others; run: chmod 600 {shlex.quote(str(path))}"
+            )
         return path.read_text("utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error

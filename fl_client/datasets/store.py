@@ -203,7 +203,7 @@ def stored_samples(path: Path, limit: int) -> Iterator[Sample]:
     if not path.exists():
         return
     bad = 0
-    db = sqlite3.connect(f"file:{path.absolute()}?mode=ro", uri=True, timeout=_BUSY_S)
+    db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=_BUSY_S)
     try:
         if _is_new(db):
             return
@@ -230,7 +230,7 @@ def stored_refusals(path: Path) -> int:
     """Return how many records the collector has refused in all, 0 if that cannot be read."""
     if not path.exists():
         return 0
-    db = sqlite3.connect(f"file:{path.absolute()}?mode=ro", uri=True, timeout=_BUSY_S)
+    db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=_BUSY_S)
     try:
         if _is_new(db):
             return 0

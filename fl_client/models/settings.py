@@ -17,24 +17,26 @@ Objective: TypeAlias = Literal["cross_entropy", "mean_squared_error"]
 class TrainingSettings:
     """How a device trains in one round. The optimiser's state does not outlive the round.
 
-    Attributes:
-        momentum: of SGD; Adam has its usual 0.9 and 0.999.
-        max_steps: the most steps in a round, 0 for all steps of the epochs.
-        micro_batch: the most examples in memory at once, 0 for the whole batch. The gradients of
-            micro batches are summed to that of the batch. Only batch normalisation gives another
-            result: its statistics are those of a micro batch.
-
     Raises:
         FieldError: a value that is not allowed.
     """
 
     local_epochs: Annotated[int, Bounds(least=1, most=100_000)] = 1
+    """How often a device goes through its examples in a round."""
     batch_size: Annotated[int, Bounds(least=1, most=MAX_SIZE)] = 32
+    """How many examples a step is of."""
     learning_rate: Annotated[float, Bounds(above=0, most=MAX_HYPER_PARAMETER)] = 0.1
+    """How far a step goes along the gradient."""
     momentum: Annotated[float, Bounds(least=0, below=1)] = 0.0
+    """How much of the step before is added; of SGD alone, Adam has its usual 0.9 and 0.999."""
     optimizer: Literal["sgd", "adam"] = "sgd"
+    """What makes steps of gradients; its state does not outlive a round."""
     max_steps: Annotated[int, Bounds(least=0, most=MAX_SIZE)] = 0
+    """The most steps in a round; 0 is all steps of the epochs."""
     micro_batch: Annotated[int, Bounds(least=0, most=MAX_SIZE)] = 0
+    """The most examples in memory at once; 0 is the whole batch. The gradients of micro batches are
+    summed to that of the batch. Only batch normalisation gives another result: its statistics are
+    those of a micro batch."""
 
     def __post_init__(self) -> None:
         require_checked(self)

@@ -35,7 +35,15 @@ from storage.updates.header import read_header, require_origin
 from storage.updates.info import Origin
 from storage.updates.stream import verified_blocks
 from storage.versions.keys import RunKeys
-from storage.weights import Layout, Weights, encode_header, read_layout, read_safetensors
+from storage.weights import (
+    Layout,
+    NotFinite,
+    Weights,
+    encode_header,
+    next_values,
+    read_layout,
+    read_safetensors,
+)
 
 _HEADER_ALLOWANCE = 2 << 20
 _COPY_BYTES = 1 << 20
@@ -223,6 +231,7 @@ class RunAggregator:
 
         Raises:
             Corrupt: not exactly the included updates were folded.
+            NotFinite: the next version would have values that are not finite.
             Unavailable: the store cannot be reached now; try again.
         """
         round_ = self._round
@@ -288,11 +297,16 @@ class RunAggregator:
                 part = slice(start, start + count)
                 weights = _read_floats(old, count)
                 blocks = {name: values[part] for name, values in state.items()}
-                result, after = self._algorithm.aggregate(weights, total.mean(start), blocks)
-                values = np.ascontiguousarray(result, np.float32)
+                # what overflows is found by next_values
+                with np.errstate(all="ignore"):
+                    result, after = self._algorithm.aggregate(weights, total.mean(start), blocks)
+                    values = np.ascontiguousarray(result, np.float32)
+                values = next_values(weights, values, layout, start)
                 changes.compare(weights, values)
                 out.write(values.data)
                 for name, block in after.items():
+                    if not np.isfinite(block).all():
+                        raise NotFinite(f"the algorithm's {name!r} would not be finite")
                     next_state[name][part] = block
             while tail := old.read(_COPY_BYTES):
                 out.write(tail)

@@ -21,6 +21,7 @@ from fl_server.aggregation.model_cache import ModelCache
 from fl_server.aggregation.spool import MemoryBudget
 from fl_server.dataplane.uploads import Uploads
 from fl_server.dataplane.workers import Done, Workers
+from fl_server.flows.events import FailureReported
 from fl_server.rounds.commands import (
     Aggregate,
     DiscardUpdate,
@@ -45,7 +46,7 @@ from runtime.errors import ConfigError, Corrupt, NotFound, RengoError, Unavailab
 from storage.registry.registry import ModelRegistry
 from storage.store.objects import ObjectStore
 from storage.versions.keys import RunKeys
-from storage.weights import read_layout, stored_size
+from storage.weights import NotFinite, read_layout, require_finite, stored_size
 
 _LOG = logging.getLogger(__name__)
 # a sweep covers all rounds before it, so that short ones share it
@@ -107,7 +108,9 @@ class DataPlane(Workers):
         return RunKeys(self.registry.project, run_id)
 
     def open_run(self, record: RunRecord[Plan]) -> None:
-        """Get ready for a run's commands."""
+        """Get ready for a run's commands; one that is opened anew keeps what it has added up."""
+        if record.run_id in self._runs:
+            return
         definition = record.definition
         models = definition.models
         retention = RunRetention(self.registry, record.run_id, models.keep, models.keep_every)
@@ -120,6 +123,10 @@ class DataPlane(Workers):
             self._models_of(record.run_id),
             self._budget,
         )
+
+    def close_run(self, run_id: str) -> None:
+        """Hold nothing more of a run that has ended."""
+        self._runs.pop(run_id, None)
 
     # --- a run's commands ---------------------------------------------------------------------
 
@@ -181,7 +188,12 @@ class DataPlane(Workers):
         Args:
             model: the latest committed version.
         """
-        run = self._runs[run_id]
+        if isinstance(command, DiscardUpdate):
+            self.patiently(lambda: self.store.delete([command.key]))
+            return None
+        run = self._runs.get(run_id)
+        if run is None:
+            return None  # it has ended meanwhile, and nothing waits for it
         match command:
             case VerifyUpdate():
                 return self._verify(run, command, model)
@@ -189,8 +201,6 @@ class DataPlane(Workers):
                 return self._fold(run, command, model)
             case Aggregate():
                 return self._aggregate(run, command, model)
-            case DiscardUpdate():
-                self.patiently(lambda: self.store.delete([command.key]))
             case SweepRound():
                 self._sweep(run, (command.round, command.attempt), model)
             case SweepRun():
@@ -236,6 +246,9 @@ class DataPlane(Workers):
             after = self.patiently(lambda: run.aggregate(key, command.included, model))
         except Unavailable:
             raise
+        except NotFinite as error:
+            # devices would train the same again
+            return FailureReported(f"round {command.round}: {error}")
         except RengoError as error:
             return AggregationFailed(*key, str(error))
         return AggregationFinished(*key, after)
@@ -248,6 +261,7 @@ class DataPlane(Workers):
         Raises:
             NotFound, Corrupt: it is not there, or not what was promised.
             ConfigError: there is nothing in it to train.
+            NotFinite: it has values that are not finite.
         """
         size = self.store.head(model.key).size
         if size != model.size_bytes:
@@ -260,6 +274,8 @@ class DataPlane(Workers):
                 raise Corrupt(f"{model.key} has {size} bytes, its tensors end elsewhere")
             if layout.size == 0:
                 raise ConfigError("the model has no float parameters to train")
+            with models.fetch(model).open("rb") as file:
+                require_finite(file, "version 0")
             self.uploads.abort(model.key)
         except BaseException:
             models.forget()

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from fl_server.dataplane.bundles import Named, SiteBundles
 from fl_server.dataplane.plane import DataPlane
 from fl_server.deployment.canaries import CanaryRequest
+from fl_server.faults import Faults
 from fl_server.flows.flow import Flow
 from fl_server.members.membership import Membership
 from fl_server.members.presence import PresenceTable
 from fl_server.members.rules import DeviceRecord
 from fl_server.members.store import MemberRegistry
+from fl_server.persistence.history import RunHistory
 from fl_server.persistence.journal import Journal
 from fl_server.rounds.model import Model
 from fl_server.runs.definition import RunDefinition
@@ -30,15 +32,21 @@ class RunControl(Protocol):
     """What operations do with runs.
 
     Attributes:
-        flows: the flow of every run by its id, the oldest first, canaries too.
+        flows: the flow of every run that goes on by its id, the oldest first, canaries too.
         records: their records, likewise.
+        history: the runs that have ended; those that ended a moment ago may still have a flow.
     """
 
     flows: dict[str, Flow]
     records: dict[str, RunRecord[Any]]
+    history: RunHistory
+
+    def definition(self, run_id: str) -> RunDefinition | None:
+        """Return the definition of a run, also of one that is history; None if there is none."""
+        ...
 
     def submitted(self) -> list[str]:
-        """Return the ids of the runs that operators submitted, the oldest first."""
+        """Return the ids of the runs with a flow that operators submitted, the oldest first."""
         ...
 
     def of(self, kind: type[FlowType]) -> dict[str, FlowType]:
@@ -101,6 +109,7 @@ class OperationsContext:
         refused_messages: returns how many messages were refused, by reason.
         production_changed: is told the task whose production has changed.
         forget_device: takes out a revoked device, which the broker has forgotten.
+        faults: has the errors that nobody foresaw.
     """
 
     domain: str
@@ -119,3 +128,4 @@ class OperationsContext:
     refused_messages: Callable[[], Mapping[str, int]]
     production_changed: Callable[[str], None]
     forget_device: Callable[[DeviceRecord], None]
+    faults: Faults = field(default_factory=Faults)

@@ -28,6 +28,7 @@ class AlgorithmSection(_Section):
 
     model_config = ConfigDict(extra="allow", frozen=True)
     name: Annotated[str, Field(max_length=64)] = "fedavg"
+    """The algorithm's name; `rengo algorithms` lists them."""
 
     @model_validator(mode="after")
     def _settings_are_plain(self) -> AlgorithmSection:
@@ -41,22 +42,25 @@ class AlgorithmSection(_Section):
 
 
 class CohortSection(_Section):
-    """Who takes part in a round and when it closes.
-
-    ``size`` is the target number of updates, ``quorum`` the fewest that make a round (default
-    60% of ``size``), ``gather_s`` how long to wait for a full cohort once a quorum is there.
-    ``fit`` "time" gives slow devices fewer steps, so that all are done after ``fit_target_s``, or
-    without it when half of them would be with all their epochs; "off" gives all the same.
-    """
+    """Who takes part in a round and when it closes."""
 
     size: Annotated[int, Field(ge=1, le=100_000)] = 2
+    """The number of updates that a round is to have. Unless it is set, `rengo run` sets it to the
+    number of devices that are online and have the task."""
     quorum: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    """The fewest updates that make a round; without it 60% of `cohort.size`."""
     over_selection: Annotated[float, Field(ge=1, le=10)] = 1.0
+    """How many devices are invited for each update that a round is to have."""
     deadline_s: Annotated[float, Field(gt=0, le=604_800)] = 120.0
+    """When a round that has not its updates is closed, with a quorum, or abandoned."""
     gather_s: Annotated[float, Field(ge=0, le=604_800)] = 10.0
+    """How long a round waits for a full cohort to be online once a quorum is."""
     max_attempts: Annotated[int, Field(ge=1, le=100_000)] = 50
+    """How often one round is attempted before the run fails."""
     fit: Literal["off", "time"] = "off"
+    """With `time` slow devices get fewer steps, so that all are done at the same time."""
     fit_target_s: Annotated[float, Field(gt=0, le=604_800)] | None = None
+    """When all are to be done with `time`; without it when half would be with all their epochs."""
 
     @model_validator(mode="after")
     def _target_is_in_time(self) -> CohortSection:
@@ -76,47 +80,50 @@ class CohortSection(_Section):
 
 
 class EvaluationSection(_Section):
-    """How the global model is measured.
-
-    ``on`` is "evaluators" (devices of that role), "devices" (each on its own held-out split),
-    "none", or "auto": evaluators if one is there when the run is submitted, else devices.
-    """
+    """How the global model is measured."""
 
     on: Literal["auto", "evaluators", "devices", "none"] = "auto"
+    """Who measures: devices of the role evaluator, or trainers, each on its own held-out split.
+    With `auto` evaluators where one is online when the run is submitted, else trainers."""
     every: Annotated[int, Field(ge=1, le=MAX_ROUNDS)] = 1
+    """A version is measured after every so many rounds, and the last one always."""
     deadline_s: Annotated[float, Field(gt=0, le=86_400)] = 30.0
+    """How long measurements are waited for."""
 
 
 class ModelsSection(_Section):
-    """Which versions stay in the store, and what version 0 was made from.
-
-    The latest ``keep`` stay, every ``keep_every``-th where that is not 0, and whatever has a tag or
-    a stage. ``parent`` is filled in where the run begins with a version of this project.
-    """
+    """Which versions stay in the store, and what version 0 was made from."""
 
     keep: Annotated[int, Field(ge=2, le=100_000)] = 3
+    """So many of the latest versions stay, beside those that have a tag or a stage."""
     keep_every: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    """Every version whose number is a multiple of this stays too; 0 is none."""
     parent: Parent | None = None
+    """The version that the run begins with, filled in by `rengo run --from`."""
 
 
 class BundleSection(_Section):
     """The task bundle that a run's devices may take: one that the site has, by its sha256."""
 
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    """The bundle's hash, filled in by `rengo run --bundle`."""
     size_bytes: Annotated[int, Field(ge=1, le=MAX_SIZE)]
+    """The bundle's size, filled in likewise."""
 
 
 class RunDefinition(_Section):
-    """One run of one task.
-
-    ``flow`` is the kind of flow that coordinates it, ``flow_settings`` are for that kind alone.
-    """
+    """One run of one task."""
 
     flow: Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")] = "sync"
+    """The kind of flow that coordinates the run."""
     flow_settings: Settings = {}
+    """What that kind of flow alone is told; `sync` takes none."""
     task: Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")]
+    """The name of the task that the devices have."""
     rounds: Annotated[int, Field(ge=1, le=MAX_ROUNDS)] = 10
+    """How many rounds are committed before the run is completed."""
     seed: Annotated[int, Field(ge=0, le=MAX_INTEGER)] = 0
+    """What the first weights, the cohorts and the order of examples are drawn from."""
     algorithm: AlgorithmSection = AlgorithmSection()
     training: Settings = {}
     cohort: CohortSection = CohortSection()

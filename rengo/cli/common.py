@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import shlex
 import shutil
 import signal
 import sys
@@ -80,7 +81,7 @@ def add_output(parser: argparse.ArgumentParser) -> None:
 
 
 def command_name() -> str:
-    """Return how this command is called from where the user stands."""
+    """Return how this command is called from where the user stands, as a shell takes it."""
     called = Path(sys.argv[0])
     if called.name != "rengo":
         return f"{Path(sys.executable).name} -m rengo"
@@ -88,7 +89,7 @@ def command_name() -> str:
     if found is not None and Path(found).resolve() == called.resolve():
         return "rengo"
     called, here = called.absolute(), Path.cwd()
-    return str(called.relative_to(here) if called.is_relative_to(here) else called)
+    return shlex.quote(str(called.relative_to(here) if called.is_relative_to(here) else called))
 
 
 def settings_of(assignments: list[str]) -> dict[str, Any]:

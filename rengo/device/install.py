@@ -152,7 +152,9 @@ def plan(wanted: InstallRequest, identity: Path | None) -> Installation:
             raise ConfigError("this machine is not a device yet; enrol it first: rengo enroll URL")
         target = identity if wanted.per_user else home / "identities" / identity.name
         move = None if target == identity else (identity, target)
-        text = _toml({**wanted.settings, "identity": str(target), "data_dir": str(data_dir)})
+        text = settings_text(
+            {**wanted.settings, "identity": str(target), "data_dir": str(data_dir)}
+        )
     units = Path.home() / ".config/systemd/user" if wanted.per_user else Path("/etc/systemd/system")
     return Installation(wanted, service, units / UNIT, text, script, move)
 
@@ -172,9 +174,14 @@ def _require_readable(environment: Path) -> None:
         )
 
 
-def _toml(settings: Mapping[str, Any]) -> str:
+def settings_text(settings: Mapping[str, Any]) -> str:
     """Return plain settings as TOML: text, numbers and lists of text are written as in JSON."""
-    lines = [f"{key} = {json.dumps(value)}" for key, value in settings.items() if value is not None]
+    # TOML knows no halves of a letter, as which JSON escapes what is beyond 16 bits
+    lines = [
+        f"{key} = {json.dumps(value, ensure_ascii=False)}"
+        for key, value in settings.items()
+        if value is not None
+    ]
     return "# An agent of Rengo; `rengo agent check-config` checks it.\n" + "\n".join(lines) + "\n"
 
 

@@ -73,7 +73,7 @@ class ServiceUnit:
     def _life(self) -> Iterator[str]:
         yield "Type=notify"
         yield "NotifyAccess=main"
-        yield f"ExecStart={_word(self.program)} {self.command} --config {_word(self.config)}"
+        yield f"ExecStart={_word(self.program)} {self.command} --config {_argument(self.config)}"
         yield "Restart=always"
         yield "RestartSec=5"
         if self.systemd >= _STEPS_SINCE:
@@ -164,6 +164,14 @@ def verify(path: Path, *, user: bool) -> str:
         [program, scope, "verify", path], capture_output=True, text=True, check=False
     )
     return done.stderr.strip()
+
+
+def _argument(path: Path) -> str:
+    """Return a path as an argument of a command, where a dollar sign stands for a variable.
+
+    The program itself is no argument.
+    """
+    return _word(path).replace("$", "$$")
 
 
 def _word(path: Path) -> str:

@@ -6,6 +6,7 @@ import ast
 import hashlib
 import os
 import re
+import shlex
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
@@ -128,7 +129,9 @@ def read_key(path: Path) -> SecretKey:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"key {path} cannot be read: {error}") from error
     if others:
-        raise ConfigError(f"key {path} is readable by others; run: chmod 600 {path}")
+        raise ConfigError(
+            f"key {path} is readable by others; run: chmod 600 {shlex.quote(str(path))}"
+        )
     try:
         return SecretKey(text)
     except ConfigError as error:

@@ -32,7 +32,12 @@ from rengo.operator.progress import DeviceTable, RunProgress
 from runtime.errors import ConfigError, RunNotCompleted, TransportError
 from runtime.files import file_sha256
 from storage.transfer.multipart import MultipartTarget
-from storage.weights import Weights, write_safetensors
+from storage.weights import (
+    NotFinite,
+    Weights,
+    require_same_constants,
+    write_safetensors,
+)
 
 _LOG = logging.getLogger(__name__)
 _LOOK_EVERY_S = 0.5
@@ -139,11 +144,17 @@ def version_0(task: Task, seed: int, initial: FetchedVersion | None) -> Weights:
 
     Raises:
         Mismatch: ``initial`` does not fit the task's model.
+        ConfigError: a value of ``initial`` is not finite, where the task's model has another.
     """
     fresh = task.initial_weights(seed)
     if initial is None:
         return fresh
-    return fit(initial.weights, fresh.layout, initial.name, f"the model of task {task.name}")
+    weights = fit(initial.weights, fresh.layout, initial.name, f"the model of task {task.name}")
+    try:
+        require_same_constants(weights, fresh, initial.name)
+    except NotFinite as error:
+        raise ConfigError(str(error)) from error
+    return weights
 
 
 def parent_of(client: OperatorClient, initial: FetchedVersion | None) -> dict[str, str]:

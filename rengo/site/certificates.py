@@ -7,6 +7,7 @@ a clock chip must connect whatever its clock says. Issuing new ones ends trust, 
 from __future__ import annotations
 
 import ipaddress
+import shlex
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -236,7 +237,10 @@ def check_certificate(certificate: Path, key: Path) -> None:
             f"the key {key} is not that of the certificate {certificate} (its first one counts)"
         )
     if mode & stat.S_IRWXO:
-        raise ConfigError(f"the key {key} is open to every user of this machine: chmod 600 {key}")
+        raise ConfigError(
+            f"the key {key} is open to every user of this machine: "
+            f"chmod 600 {shlex.quote(str(key))}"
+        )
     _check_time(leaf, certificate)
 
 

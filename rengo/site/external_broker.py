@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -71,5 +72,8 @@ def read_credentials(path: Path) -> Credentials:
     """
     credentials = validate(Credentials, read_toml(path), f"credentials file {path}")
     if path.stat().st_mode & 0o077:
-        raise ConfigError(f"credentials file {path} is readable by others; run: chmod 600 {path}")
+        raise ConfigError(
+            f"credentials file {path} is readable by others; run: "
+            f"chmod 600 {shlex.quote(str(path))}"
+        )
     return credentials

@@ -23,6 +23,21 @@ _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 _POLL_S = 0.02
 _LOG_TAIL_BYTES = 4000
+# where programs, libraries and temporary files are, the time zone, the language, how many threads
+_PASSED_ON = frozenset({"PATH", "LD_LIBRARY_PATH", "TMPDIR", "TZ", "LANG", "GOMAXPROCS"})
+
+
+def foreign_environment() -> dict[str, str]:
+    """Return what a program that is not ours learns of the user's environment.
+
+    Such a program sets itself up by variables too. A store must not take the user's keys for its
+    own, nor a broker's secrets lie in its memory.
+    """
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in _PASSED_ON or name.startswith("LC_")
+    }
 
 
 def _die_with_parent() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import shlex
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -172,7 +173,9 @@ def read_identity(path: Path) -> Identity:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"identity file {path} cannot be read: {error}") from error
     if mode:
-        raise ConfigError(f"identity file {path} is readable by others; run: chmod 600 {path}")
+        raise ConfigError(
+            f"identity file {path} is readable by others; run: chmod 600 {shlex.quote(str(path))}"
+        )
     try:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:

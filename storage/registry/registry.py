@@ -169,11 +169,17 @@ class ModelRegistry:
     # --- stages and tags ----------------------------------------------------------------------
 
     def candidate(self, version: Version, reason: str) -> Version:
-        """Make a version a candidate for production; ConfigError where it is in production."""
+        """Make a version a candidate for production.
+
+        Raises:
+            ConfigError: it is in production.
+            NotFound, Corrupt: as for ``promote``.
+        """
         with self._writing:
             found = self._current(version)
             if found.record.stage == "production":
                 raise ConfigError(f"{found.name} is in production already")
+            self._versions.require_model(found)
             return self._versions.stage(found, "candidate", reason)
 
     def archive(self, version: Version, reason: str) -> Version:
@@ -188,7 +194,7 @@ class ModelRegistry:
 
         Raises:
             NotFound: there is no such version, or its model is not in the store.
-            Corrupt: its model has a wrong size.
+            Corrupt: its model has a wrong size, or values that are not finite.
         """
         with self._writing:
             found = self._current(version)

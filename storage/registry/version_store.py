@@ -18,6 +18,7 @@ from storage.registry.scan import DocumentCache, new_record, read_record, scan_r
 from storage.store.objects import Objects
 from storage.versions.index import Version, VersionIndex, VersionKey
 from storage.versions.manifest import Manifest, Record, Stage
+from storage.weights import require_finite
 
 _MAX_REASON_CHARS = 2000
 _MAX_PROMOTIONS = 1000
@@ -188,7 +189,7 @@ class VersionStore:
             }
 
     def require_model(self, version: Version) -> None:
-        """Raise unless the version's model is in the store with the right size.
+        """Raise unless the version's model is in the store, of the right size and finite.
 
         Raises:
             NotFound, Corrupt.
@@ -197,6 +198,8 @@ class VersionStore:
         size = self._store.head(manifest.key).size
         if size != manifest.size_bytes:
             raise Corrupt(f"{manifest.key}: {size} bytes, its manifest says {manifest.size_bytes}")
+        with self._store.open(manifest.key) as stream:
+            require_finite(stream, manifest.name)
 
     def _has_model(self, version: Version) -> bool:
         try:

@@ -6,7 +6,6 @@ Each kind of server comes as a wheel.
 from __future__ import annotations
 
 import ipaddress
-import os
 import secrets
 from pathlib import Path
 from typing import Literal
@@ -16,7 +15,7 @@ from pydantic import ValidationError
 
 from runtime.errors import ConfigError, TransportError, Unavailable
 from runtime.files import atomic_write
-from runtime.processes.child import Child
+from runtime.processes.child import Child, foreign_environment
 from runtime.processes.ports import free_port, require_free
 from runtime.security.tls import Tls
 from storage.store.servers.base import LOOPBACK, Keys, Listener, StoreServer, StoreTls
@@ -104,7 +103,7 @@ class EmbeddedStore:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._folder.chmod(0o700)
         keys = _keys(self._folder)
-        environment = {**os.environ, "HOME": str(self._folder)}
+        environment = {**foreign_environment(), "HOME": str(self._folder)}
         argv = self._server.prepare(keys, environment)
         child = Child(
             f"object store ({self._server.binary})",

@@ -83,7 +83,7 @@ class S3Store:
             public = client_of(settings, settings.public_endpoint)
             self._public = UrlSigner(settings, public)
         tls = None if settings.ca is None else Tls.trusting(settings.ca)
-        self.http = http.pool(tls=tls, connect_s=CONNECT_S, read_s=READ_S)
+        self.http = http.pool(tls=tls, connect_s=CONNECT_S, read_s=READ_S, proxy=settings.proxy)
 
     def put(self, key: str, source: bytes | BinaryIO, size: int | None = None) -> ObjectInfo:
         """Store the source: in one request, or a large one in parts."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import ipaddress
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +26,7 @@ from runtime.config import from_environment, load
 from runtime.errors import ConfigError, MissingExtra
 
 if TYPE_CHECKING:
+    from botocore.session import Session as BotocoreSession
     from mypy_boto3_s3 import S3Client
 
 CONNECT_S, READ_S = 3.0, 30.0
@@ -48,6 +50,8 @@ class StoreSettings(BaseModel):
         prefix: a folder of the bucket for this server alone; no such folder lies within another.
         sse: how the store is to encrypt each object; None leaves it to the bucket.
         kms_key: the id of the key for ``aws:kms``; None for the bucket's own.
+        proxy: the HTTP proxy between the server and the store; None for none. Neither this nor
+            anything else is taken from the variables and files of the AWS tools.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -63,8 +67,9 @@ class StoreSettings(BaseModel):
     prefix: Annotated[str, Field(max_length=200)] = ""
     sse: Literal["AES256", "aws:kms"] | None = None
     kms_key: Annotated[str, Field(pattern=r"^[\x21-\x7e]{1,256}$")] | None = None
+    proxy: str | None = None
 
-    @field_validator("endpoint", "public_endpoint")
+    @field_validator("endpoint", "public_endpoint", "proxy")
     @classmethod
     def _is_url(cls, value: str | None) -> str | None:
         if value is None:
@@ -156,13 +161,14 @@ def _is_address(url: str) -> bool:
 
 
 def client_of(settings: StoreSettings, endpoint: str) -> S3Client:
-    """Return a client for the bucket at one of its endpoints.
+    """Return a client for the bucket at one of its endpoints, by the settings alone.
 
     Raises:
         MissingExtra: boto3 is not installed.
     """
     try:
         import boto3  # noqa: PLC0415  (boto3 is the server's alone)
+        import botocore.session  # noqa: PLC0415
         from botocore.config import Config  # noqa: PLC0415
     except ImportError as error:
         raise MissingExtra("boto3", "server") from error
@@ -176,10 +182,14 @@ def client_of(settings: StoreSettings, endpoint: str) -> S3Client:
         connect_timeout=CONNECT_S,
         read_timeout=READ_S,
         max_pool_connections=16,
+        # without proxies botocore takes those of the environment, also for this machine itself
+        proxies={} if settings.proxy is None else dict.fromkeys(("http", "https"), settings.proxy),
     )
     token = settings.session_token
     # its own session: boto3's default session is not thread-safe
-    client = boto3.session.Session().client(
+    session = botocore.session.Session()
+    _ignore_surroundings(session)
+    client = boto3.session.Session(botocore_session=session).client(
         "s3",
         endpoint_url=endpoint,
         region_name=settings.region,
@@ -192,6 +202,23 @@ def client_of(settings: StoreSettings, endpoint: str) -> S3Client:
     for verb in ("DeleteObjects", "PutBucketLifecycleConfiguration"):
         client.meta.events.register(f"before-call.s3.{verb}", _add_md5)
     return client
+
+
+def _ignore_surroundings(session: BotocoreSession) -> None:
+    """Let a session have its defaults, whatever AWS_… variables and ~/.aws of this user say.
+
+    They are about other stores: a profile that is not there would be an error, and a section for
+    S3 another protocol.
+    """
+    from botocore.configprovider import (  # noqa: PLC0415
+        BOTOCORE_DEFAUT_SESSION_VARIABLES as VARIABLES,
+    )
+
+    values = session.get_component("config_store")
+    for name, (_, _, default, _) in VARIABLES.items():
+        values.set_config_variable(name, default)
+    for name in ("config_file", "credentials_file"):
+        values.set_config_variable(name, os.devnull)
 
 
 def _add_md5(params: dict[str, Any], **_: object) -> None:

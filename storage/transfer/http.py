@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 from urllib.parse import urlsplit, urlunsplit
 
@@ -40,7 +41,12 @@ Body = bytes | BinaryIO | Iterable[bytes] | Iterable[memoryview]
 
 
 def pool(
-    *, tls: Tls | None = None, connect_s: float = 3.0, read_s: float = 30.0, size: int = 16
+    *,
+    tls: Tls | None = None,
+    connect_s: float = 3.0,
+    read_s: float = 30.0,
+    size: int = 16,
+    proxy: str | None = None,
 ) -> urllib3.PoolManager:
     """Return a pool of connections that follows no redirect and retries nothing by itself.
 
@@ -48,13 +54,15 @@ def pool(
         tls: for https; None trusts the system's authorities, and loads them when needed.
         connect_s: the longest wait for a connection.
         read_s: the longest silence of the store, and of the link while a body is sent.
+        proxy: the URL of an HTTP proxy; None connects directly, whatever the environment says.
 
     Raises:
         ConfigError: the TLS material is not usable.
     """
     import urllib3  # noqa: PLC0415
 
-    manager = urllib3.PoolManager(
+    kind = urllib3.PoolManager if proxy is None else partial(urllib3.ProxyManager, proxy)
+    manager = kind(
         maxsize=size,
         retries=False,
         timeout=urllib3.Timeout(connect=connect_s, read=read_s),

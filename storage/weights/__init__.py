@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from storage.weights.finite import (
+    NotFinite,
+    next_values,
+    require_finite,
+    require_same_constants,
+)
 from storage.weights.layout import Layout, TensorSpec, numpy_type
 from storage.weights.model import Array, Vector, Weights
 from storage.weights.safetensors import (
@@ -17,15 +23,19 @@ from storage.weights.safetensors import (
 __all__ = [
     "Array",
     "Layout",
+    "NotFinite",
     "Reader",
     "TensorSpec",
     "Vector",
     "Weights",
     "encode_header",
     "encode_others",
+    "next_values",
     "numpy_type",
     "read_layout",
     "read_safetensors",
+    "require_finite",
+    "require_same_constants",
     "stored_size",
     "write_safetensors",
 ]

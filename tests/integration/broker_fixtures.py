@@ -28,6 +28,7 @@ from tests.messages import KEY
 
 DOMAIN = "home"
 BASE = f"rengo/v1/{DOMAIN}"
+TASK_A = f"{BASE}/dev/dev-a/task"
 
 
 def user(name: str, role: Role, password: str | None = None) -> BrokerUser:

@@ -81,8 +81,6 @@ def rengo(
 def surroundings(home: Path | None, more: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return the environment of a command whose site lies in ``home``."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RENGO_")}
-    # the mark of the test session, by which a process that is left behind is found
-    kept |= {name: os.environ[name] for name in ("RENGO_TEST_SESSION",) if name in os.environ}
     if home is not None:
         kept["RENGO_HOME"] = str(home)
     return {**kept, **(more or {})}

@@ -22,7 +22,7 @@ from storage.store.objects import ObjectInfo, ObjectStream
 from storage.versions.keys import RunKeys
 from storage.versions.manifest import Manifest
 from tests.laws import require
-from tests.versions import KEY, PROJECT, DictCache, manifest_of
+from tests.versions import KEY, PROJECT, DictCache, manifest_of, model_file
 
 TASK_OF = {"r1": "a", "r2": "a", "r3": "b"}
 LABELS = ("best", "old")
@@ -375,7 +375,7 @@ class Registry(RuleBasedStateMachine):
         raise AssertionError
 
     def manifest(self, key: Id) -> Manifest:
-        body = f"{key}".encode()
+        body = model_file(f"{key}".encode())
         manifest = manifest_of(*key, body, task=TASK_OF[key[0]])
         MemoryStore.put(self.objects, manifest.key, body)
         return manifest

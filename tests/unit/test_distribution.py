@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests import distribution
 from tests.distribution import order_of, unit_of
+from tests.nested import run_tests
 
 ROOT = Path(__file__).parents[2]
 
@@ -19,11 +18,13 @@ def test_a_module_that_shares_servers_is_done_by_one_worker() -> None:
     assert unit_of(f"{path}::test_a[hot]") == unit_of(f"{path}::test_b")
 
 
-def test_attacks_on_one_site_are_done_by_one_worker() -> None:
-    folder = "tests/attacks"
+@pytest.mark.parametrize("folder", distribution._PACKAGES)
+def test_modules_that_share_servers_are_done_by_one_worker(folder: str) -> None:
     on_nats = {unit_of(f"{folder}/test_{each}.py::test_x[nats]") for each in "ab"}
     assert len(on_nats) == 1
     assert unit_of(f"{folder}/test_a.py::test_x[mosquitto]") not in on_nats
+    assert unit_of(f"{folder}/test_a.py::test_x") == unit_of(f"{folder}/test_b.py::test_y[1]")
+    assert 'scope="package"' in (ROOT / folder / "conftest.py").read_text()
 
 
 def test_the_kinds_of_a_module_s_store_may_go_to_two_workers() -> None:
@@ -67,24 +68,7 @@ def test_a_real_run_keeps_each_file_on_one_worker(tmp_path: Path) -> None:
     """Not so with xdist's own groups, of which no word was said when they ceased to work."""
     for name in ("one", "two"):
         (tmp_path / f"test_{name}.py").write_text(WHERE)
-    done = subprocess.run(
-        [
-            *(
-                sys.executable,
-                "-m",
-                "pytest",
-                "-c",
-                ROOT / "pyproject.toml",
-                "-p",
-                "tests.conftest",
-            ),
-            *("-p", "no:cacheprovider", "--rootdir", tmp_path, "-n", "2", tmp_path),
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_tests(tmp_path, workers=2)
     assert done.returncode == 0, done.stdout + done.stderr
     workers = [set(path.read_text().split()) for path in tmp_path.glob("*.workers")]
     assert sorted(map(len, workers)) == [1, 1]

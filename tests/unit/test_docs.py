@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+from pydantic import BaseModel
 
 from fl_client.session.events import Stage
 from fl_server.rounds.facts import FACTS
 from fl_server.rounds.ledger import LEGAL
 from fl_server.rounds.plan import Phase
-from tests import protocol_page
+from tests import protocol_page, run_settings_page
 from tests.examples import pages
 
 ROOT = Path(__file__).parents[2]
@@ -72,6 +73,22 @@ def test_the_layers_are_those_that_are_checked() -> None:
 def test_the_protocol_page_is_the_code_s() -> None:
     shown = (ROOT / "docs" / "protocol.md").read_text(encoding="utf-8")
     assert shown == protocol_page.render(), "python -m tests.protocol_page > docs/protocol.md"
+
+
+def test_the_page_of_a_run_s_settings_is_the_code_s() -> None:
+    shown = (ROOT / "docs" / "run-settings.md").read_text(encoding="utf-8")
+    command = "python -m tests.run_settings_page > docs/run-settings.md"
+    assert shown == run_settings_page.render(), command
+
+
+def test_a_key_of_a_run_that_says_nothing_is_noticed() -> None:
+    class Section(BaseModel):
+        said: int = 1
+        """One that says
+        what it is for."""
+        silent: int = 2
+
+    assert run_settings_page.meanings_of(Section) == {"said": "One that says what it is for."}
 
 
 def foreign_imports(code: str) -> list[str]:

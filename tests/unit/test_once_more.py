@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.nested import run_tests
 from tests.repeat import failures
 
-ROOT = Path(__file__).parents[2]
 TINY = """
 import pathlib
 import pytest
@@ -35,24 +33,7 @@ def test_two_tests_may_pass_at_the_second_try_and_a_third_makes_the_run_red(
     # a file of its own for each, so that both workers have some
     for number in range(failing):
         (tmp_path / f"test_{number}.py").write_text(TINY)
-    done = subprocess.run(
-        [
-            *(
-                sys.executable,
-                "-m",
-                "pytest",
-                "-c",
-                ROOT / "pyproject.toml",
-                "-p",
-                "tests.conftest",
-            ),
-            *("-p", "no:cacheprovider", "--rootdir", tmp_path, "-n", str(workers), tmp_path),
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_tests(tmp_path, workers)
     said = done.stdout
     assert done.returncode == status, said + done.stderr
     first, failed = failures(said)

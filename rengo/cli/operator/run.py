@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -123,7 +124,7 @@ def _submit(options: argparse.Namespace, definition: dict[str, Any]) -> int:
         if options.bundle is not None:
             print(f"{waits}, or take it as a bundle.")
         else:
-            print(f"{waits}; add one: {command_name()} client --task {options.task}")
+            print(f"{waits}; add one: {command_name()} client --task {shlex.quote(options.task)}")
     print(f"See how it goes: {command_name()} runs show {run_id}")
     return DONE
 

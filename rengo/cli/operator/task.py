@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -136,7 +137,7 @@ def pack_task(options: argparse.Namespace) -> int:
     print(f"{options.output}: task {manifest.name}, {files}, {size(manifest.size_bytes)}")
     for file in manifest.files:
         print(f"  {file.path}")
-    print(f"Sign it: {command_name()} task sign {options.output} --key FILE")
+    print(f"Sign it: {command_name()} task sign {shlex.quote(str(options.output))} --key FILE")
     return DONE
 
 

@@ -6,6 +6,7 @@ import argparse
 import fcntl
 import logging
 import os
+import shlex
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -117,7 +118,7 @@ def run_server(
     identity = _identity_of("server", config.identity)
     operators = [_identity_of("operator", path) for path in config.operators]
     lock = _lock_folder(config.data_dir)
-    journal = Journal(config.journal_url)
+    journal = Journal(config.journal_place)
     site = SiteInfo(
         config.broker.public_url or url_of(identity),
         config.broker.ca_fingerprint,
@@ -129,6 +130,7 @@ def run_server(
             site,
             config.project,
             config.spool_memory_bytes,
+            config.retention,
             flow_kinds=flow_kinds or {},
         ),
         identity,
@@ -211,8 +213,8 @@ def _require_private(path: Path) -> None:
     holds_secret = "secret" in read_toml(path).get("store", {})
     if holds_secret and path.stat().st_mode & 0o077:
         raise ConfigError(
-            f"{path} holds a secret and is readable by others; run: chmod 600 {path} "
-            "(or set RENGO_SERVER_STORE__SECRET)"
+            f"{path} holds a secret and is readable by others; run: "
+            f"chmod 600 {shlex.quote(str(path))} (or set RENGO_SERVER_STORE__SECRET)"
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import shlex
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -123,7 +124,7 @@ def _prepare(options: argparse.Namespace) -> int:
         made = Preparation(folder, given)
     print(f"Site {made.record.domain!r} is prepared in {folder.root}. Its processes:\n")
     for part, path in made.settings.items():
-        print(f"  {command_name()} {part} --config {path}")
+        print(f"  {command_name()} {part} --config {shlex.quote(str(path))}")
     return DONE
 
 
@@ -170,7 +171,11 @@ def welcome(site: Site) -> str:
     """Return what a user needs to know of a site that is up."""
     record, folder = site.record, site.folder
     name = command_name()
-    home = "" if folder.root == default_home().absolute() else f"RENGO_HOME={folder.root} "
+    home = (
+        ""
+        if folder.root == default_home().absolute()
+        else f"RENGO_HOME={shlex.quote(str(folder.root))} "
+    )
     names = sorted((path.stem for path in folder.identities.glob("device-*.json")), key=_by_number)
     ready = f" ({_range(names)} ready)" if names else " (start with --devices N)"
     scheme = "http" if site.listening.trust is None else "https"

@@ -90,7 +90,11 @@ class StoreServer(ABC):
 
     @abstractmethod
     def prepare(self, keys: Keys, environment: dict[str, str]) -> list[str]:
-        """Write what the server needs, add to its environment, and return its command line."""
+        """Write what the server needs, add to its environment, and return its command line.
+
+        It is started in its folder and told its files from there: so the folder may have any name
+        and be moved, and a copy of it is a store of its own.
+        """
 
     def clean_up(self) -> None:
         """Remove what the server left outside its folder."""

