@@ -350,8 +350,9 @@ class Server:
                 self._result(sender, message)
             case Decline():
                 place = (sender, message.action, message.round, message.attempt)
-                why = (message.reason, message.phase, message.seq, message.unusable)
-                self.runner.handle(message.run_id, DeviceDeclined(*place, *why))
+                why = (message.reason, message.phase, message.seq)
+                kinds = (message.unusable, message.permanent)
+                self.runner.handle(message.run_id, DeviceDeclined(*place, *why, *kinds))
             case Request():
                 place = (sender, message.action, message.round, message.attempt)
                 name = (message.phase, message.seq)
@@ -376,7 +377,7 @@ class Server:
 
     def _forget(self, device_id: str) -> None:
         self.presence.forget(device_id)
-        self.runner.handle_presence(DeviceLeft(device_id), None)
+        self.runner.handle_presence(DeviceLeft(device_id, for_good=True), None)
 
     def _result(self, device_id: str, message: Result) -> None:
         if self.runner.find(message.run_id) is None:

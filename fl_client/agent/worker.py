@@ -71,6 +71,7 @@ class TrainingWorker:
         self._run_id = ""
         self._used_s = 0.0
         self._load_failure = ""
+        self._gathers = False
 
     @property
     def child_pid(self) -> int | None:
@@ -160,8 +161,15 @@ class TrainingWorker:
                 self._load_failure = reason  # the process ends next, and takes its job along
             case training.ChildFailed(job=TrainingJob() as job):
                 memory: Memory = "short" if event.out_of_memory else "enough"
+                # a device that gathers its data may have some later
+                temporary = event.retryable or event.out_of_memory or self._gathers
                 return JobFailed(
-                    _key(job), event.reason, event.retryable, memory, unusable=event.unusable
+                    _key(job),
+                    event.reason,
+                    event.retryable,
+                    memory,
+                    unusable=event.unusable,
+                    permanent=not (temporary or event.unusable),
                 )
             case training.ChildDied(job=job, reason=reason, expected=False):
                 _LOG.warning("%s", reason)
@@ -170,7 +178,8 @@ class TrainingWorker:
                     memory = "enough"
                     if event.returncode == -signal.SIGKILL:
                         memory = "short" if self._policy.killed_for_memory() else "suspected"
-                    return JobFailed(_key(job), failure or reason, not failure, memory)
+                    why, is_ours = failure or reason, bool(failure)
+                    return JobFailed(_key(job), why, not is_ours, memory, permanent=is_ours)
             case training.ChildReady(pid=pid):
                 _LOG.info("training process %d is ready", pid)
         return None
@@ -191,6 +200,7 @@ class TrainingWorker:
                 started=self._policy.limit_process,
             )
         self._used_s = time.monotonic()
+        self._gathers = order.task in self._setup.settings.data
         return self._child
 
     def _child_settings(self, task: str, environment: TaskEnvironment) -> training.ChildSettings:

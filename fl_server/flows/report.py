@@ -34,6 +34,7 @@ class RoundReport:
         included: whose contributions counted.
         ordered_steps: by device, where the flow limited them.
         refused: the reasons, by device.
+        not_evaluated: why devices did not measure its version.
     """
 
     round: int
@@ -45,6 +46,7 @@ class RoundReport:
     included: Sequence[str] = ()
     ordered_steps: Mapping[str, int] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    not_evaluated: Mapping[str, str] = field(default_factory=dict)
     reason: str = ""
     accuracy: float | None = None
     loss: float | None = None

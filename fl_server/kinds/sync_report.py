@@ -12,6 +12,8 @@ from fl_server.rounds.facts import (
     RoundClosed,
     RoundCommitted,
     RoundStarted,
+    RunFailed,
+    RunStopped,
     UpdateAccepted,
     UpdateRefused,
     UpdateWithdrawn,
@@ -29,6 +31,8 @@ def report_of(facts: Iterable[RecordedFact], ledger: Ledger) -> FlowReport:
         if entry.outcome == "committed":
             entry.accuracy = ledger.metric(entry.round, "accuracy")
             entry.loss = ledger.metric(entry.round, "loss")
+            declined = ledger.not_evaluated.get(entry.round, {})
+            entry.not_evaluated = {name: fact.reason for name, fact in declined.items()}
     return told
 
 
@@ -53,6 +57,9 @@ def _add(row: RecordedFact, told: FlowReport) -> None:
                 devices[device_id].rounds += 1
         case RoundAbandoned():
             rounds[-1].end("abandoned", row.at, fact.reason)
+        case RunFailed() | RunStopped():
+            if rounds and rounds[-1].outcome == "collecting":
+                rounds[-1].end("abandoned", row.at, fact.reason)
         case EvaluationRecorded():
             devices[fact.device_id].add(fact.usage)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from broker.wire.messages import DeviceInfo, DeviceState, Message
-from fl_server.flows.events import DeviceJoined, DeviceLeft
+from fl_server.flows.events import DeviceBusy, DeviceJoined, DeviceLeft
 
 
 @dataclass
@@ -57,11 +57,12 @@ class PresenceTable:
         """Return a device's latest reports by kind."""
         return self._reports.get(device_id, {})
 
-    def apply_state(self, device_id: str, state: DeviceState) -> DeviceJoined | DeviceLeft | None:
+    def apply_state(
+        self, device_id: str, state: DeviceState
+    ) -> DeviceJoined | DeviceBusy | DeviceLeft | None:
         """Apply a presence message and return the event that follows from it, if any.
 
-        None follows from a late will, which comes after the device is back with a new boot id, and
-        none from a device that is training and was online before.
+        None follows from a late will, which comes after the device is back with a new boot id.
         """
         known = self.devices.get(device_id)
         if state.status in {"lost", "offline"}:
@@ -73,7 +74,7 @@ class PresenceTable:
         is_news = not (state.status == "training" and was_online and device_id in self._seen)
         self._store(device_id, state)
         if not is_news:
-            return None
+            return DeviceBusy(device_id)
         return DeviceJoined(device_id, state.role, accepting=state.status != "draining")
 
     def online(self, task: str, *, bundled: bool = False) -> list[DevicePresence]:

@@ -30,7 +30,7 @@ def _summary(record: RunRecord[Plan], ledger: Ledger) -> dict[str, Any]:
         "task": record.definition.task,
         "algorithm": record.definition.algorithm.name,
         "status": ledger.status,
-        "reason": ledger.reason[:_REASON_CHARS],
+        "reason": ledger.explanation[:_REASON_CHARS],
         "phase": ledger.phase,
         "round": ledger.round,
         "attempt": ledger.attempt,
@@ -153,6 +153,9 @@ def _history_row(entry: RoundReport) -> RoundRow:
         updates=len(entry.included),
         included=list(entry.included),
         refused={name: reason[:_REASON_CHARS] for name, reason in entry.refused.items()},
+        not_evaluated={
+            name: reason[:_REASON_CHARS] for name, reason in entry.not_evaluated.items()
+        },
         ordered_steps=dict(entry.ordered_steps),
         accuracy=finite(entry.accuracy),
         loss=finite(entry.loss),
