@@ -19,6 +19,8 @@ from typing import BinaryIO, cast
 
 from runtime.errors import ConfigError, TransportError
 
+# what it makes is for its owner alone, whatever library makes it
+PRIVATE_UMASK = 0o077
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 _POLL_S = 0.02
@@ -141,6 +143,7 @@ class Child:
                 # one prctl call, no allocation and no lock: safe between fork and exec
                 preexec_fn=_die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509
                 process_group=0,
+                umask=PRIVATE_UMASK,
             )
         finally:
             os.close(log)
