@@ -30,9 +30,11 @@ from broker.wire.messages import (
     OperatorRequest,
     PasswordKept,
     Progress,
+    RefusedBody,
     Request,
     Result,
 )
+from broker.wire.topics import parse
 from fl_server.dataplane.bundles import SiteBundles
 from fl_server.dataplane.epoch import StoredEpoch
 from fl_server.dataplane.plane import DataPlane
@@ -40,6 +42,7 @@ from fl_server.dataplane.urls import SharedUrls
 from fl_server.dataplane.workers import Done, JobCrashed, JobDone, TaskDone
 from fl_server.deployment.canaries import Canaries
 from fl_server.deployment.production import ProductionDocuments
+from fl_server.faults import Faults
 from fl_server.flows.events import (
     DeviceDeclined,
     DeviceLeft,
@@ -66,6 +69,7 @@ from fl_server.persistence.mark import MarkFile
 from fl_server.settings import Retention
 from fl_server.shell.connection import ServerConnection
 from fl_server.shell.devices import DeviceAdmission
+from fl_server.shell.refusals import RefusedBodies
 from fl_server.shell.results import answer_of, receipt_without_flow
 from fl_server.shell.runner import FlowRunner, RunnerParts
 from fl_server.shell.upkeep import JournalUpkeep
@@ -149,6 +153,7 @@ class Server:
             self.connection.publish,
         )
         self.gate = MessageGate(self.domain, self.members, self.connection.clear)
+        self.faults = Faults()
         self.runner = self._runner()
         self.canaries = Canaries(self.runner.services, self.runner.begin, self.runner.timers.left_s)
         self._admission = DeviceAdmission(
@@ -164,7 +169,10 @@ class Server:
         )
         self._urls = SharedUrls(store)
         self.operations = Operations(self._operations_context(identity))
-        self._operators = OperatorEndpoint(self.operations, self.connection.publish_reply)
+        self._operators = OperatorEndpoint(
+            self.operations, self.connection.publish_reply, self.faults
+        )
+        self._refused = RefusedBodies(self.connection, self.runner, self._operators.refuse)
 
     def _upkeep(self) -> JournalUpkeep:
         file = self.journal.database.file
@@ -190,6 +198,7 @@ class Server:
             refused_messages=lambda: self.gate.refused,
             production_changed=self.production_changed,
             forget_device=self._admission.forget,
+            faults=self.faults,
         )
 
     def _runner(self) -> FlowRunner:
@@ -206,6 +215,7 @@ class Server:
             self._observers,
             self.production_changed,
             self.members.note,
+            self.faults,
         )
         return FlowRunner({**FLOW_KINDS, **self.settings.flow_kinds}, parts, self.epoch)
 
@@ -267,7 +277,8 @@ class Server:
             case JobDone():
                 self._handle_done()
             case TaskDone():
-                item.then()
+                with self.faults.caught("what follows a task", _LOG.error):
+                    item.then()
             case JobCrashed():
                 self.runner.handle_crash(item)
             case str():
@@ -302,16 +313,26 @@ class Server:
         self._production.publish_all()
 
     def _deliver(self, delivery: Delivery) -> None:
+        def refuse(reason: str) -> None:
+            self.gate.refuse(delivery, PeerError(reason, "internal_error"))
+
+        try:
+            with self.faults.caught(f"a message on {delivery.topic}", refuse):
+                self._receive(delivery)
+        finally:
+            # also when this server is about to end by an error: devices send again what has no
+            # receipt, and a message that ends the server must not come back at every start
+            self.connection.acknowledge(delivery)
+
+    def _receive(self, delivery: Delivery) -> None:
         try:
             verified = self.gate.verify(delivery)
             if verified is not None:
                 self._handle(verified)
         except PeerError as error:
             self.gate.refuse(delivery, error)
-        finally:
-            # also when this server is about to end by an error: devices send again what has no
-            # receipt, and a message that ends the server must not come back at every start
-            self.connection.acknowledge(delivery)
+            if isinstance(error, RefusedBody):
+                self._refused.answer(parse(delivery.topic).id, error)
 
     def _handle(self, verified: VerifiedMessage) -> None:
         sender, message = verified.address.id, verified.message

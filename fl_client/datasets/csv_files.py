@@ -83,3 +83,6 @@ def _require_columns(path: Path, header: list[str], source: CsvSource) -> None:
         raise ConfigError(
             f"{path} has no column {', '.join(missing)}; its columns are: {', '.join(header)}"
         )
+    twice = sorted({name for name in named if header.count(name) > 1})
+    if twice:
+        raise ConfigError(f"{path} has more than one column {', '.join(twice)}: rename all but one")

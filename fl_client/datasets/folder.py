@@ -6,7 +6,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +15,13 @@ from fl_client.datasets.sample import BadSample, NoData, Sample, digest
 from fl_client.datasets.settings import DataSettings, FolderSource
 from runtime.errors import ConfigError
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 _ARRAYS = frozenset({".npy", ".npz"})
 _PICTURES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
 _SEPARATORS = ("_", "-")
+_DEEPEST = 65_535
 
 
 def newest_first(
@@ -117,6 +121,8 @@ def _picture(path: Path, source: FolderSource) -> NDArray[np.float32]:
         raise ConfigError(f"{path} is a picture: reading it needs `pip install pillow`") from error
     try:
         with Image.open(path) as opened:
+            if opened.mode.startswith(("I", "F")):
+                return _deep_grey(path, opened, source)
             picture = opened.convert("L" if source.grayscale else "RGB")
             if source.image_size is not None:
                 picture = picture.resize(source.image_size)
@@ -124,6 +130,19 @@ def _picture(path: Path, source: FolderSource) -> NDArray[np.float32]:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadSample(f"{path}: {error}", "oversize") from error
     return pixels[np.newaxis] if source.grayscale else pixels.transpose(2, 0, 1)
+
+
+def _deep_grey(path: Path, picture: Image.Image, source: FolderSource) -> NDArray[np.float32]:
+    """Return a grey image of 16 bits, which Pillow would cut off at 255, with values in 0..1."""
+    values = np.asarray(picture, np.float32)
+    if picture.mode == "F" or not 0 <= values.min() <= values.max() <= _DEEPEST:
+        raise BadSample(f"{path} has pixels of a kind without a known range", "pixels")
+    if source.image_size is not None:
+        # Pillow scales grey of 16 bits as floats only
+        scaled = picture.convert("F").resize(source.image_size)
+        values = np.clip(np.asarray(scaled, np.float32), 0, _DEEPEST)
+    pixels = values / np.float32(_DEEPEST)
+    return np.stack([pixels] * (1 if source.grayscale else 3))
 
 
 def _label(path: Path, folder: Path, settings: DataSettings) -> float:

@@ -102,7 +102,8 @@ class SampleReader:
     def _number(self, name: str, value: Any) -> float:
         if isinstance(value, bool) or not isinstance(value, (*_NUMBERS, str)):
             raise BadSample(f"{name} is no number", "type")
-        if isinstance(value, str) and not self._textual:
+        # Python also reads 1_5 as fifteen
+        if isinstance(value, str) and (not self._textual or "_" in value):
             raise BadSample(f"{name} is no number", "type")
         try:
             # in the precision that it is stored and trained in

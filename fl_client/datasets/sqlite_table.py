@@ -39,6 +39,8 @@ def newest_first(
         db.execute("PRAGMA query_only=ON")
         db.text_factory = lambda value: value.decode("utf-8", "replace")
         _require_columns(db, source, columns)
+        if not source.id:
+            _require_names(db, source, settings.store.max_examples)
         for row in db.execute(query, (settings.store.max_examples,)):
             try:
                 yield reader.read(dict(zip(columns, row, strict=True)), name=str(row[0]))
@@ -67,6 +69,45 @@ def _require_columns(db: sqlite3.Connection, source: SqliteSource, columns: list
         raise ConfigError(
             f"table {source.table} of {source.path} has no column {', '.join(missing)}; "
             f"its columns are: {', '.join(found)}"
+        )
+    if source.rowid not in found and not _has_rowid(db, source):
+        raise ConfigError(
+            f"{source.table} of {source.path} is a view or a table WITHOUT ROWID, whose rows have "
+            "no number: set rowid to a column that increases and differs from row to row"
+        )
+
+
+def _has_rowid(db: sqlite3.Connection, source: SqliteSource) -> bool:
+    kinds = db.execute(
+        "SELECT type FROM sqlite_master WHERE name = ? COLLATE NOCASE", (source.table,)
+    ).fetchall()
+    if ("view",) in kinds:
+        # some versions of SQLite have NULL there
+        return False
+    try:
+        # not quoted: SQLite would read it as text
+        db.execute(f"SELECT rowid FROM {_quoted(source.table)} LIMIT 0")  # noqa: S608
+    except sqlite3.OperationalError:
+        return False
+    return True
+
+
+def _require_names(db: sqlite3.Connection, source: SqliteSource, limit: int) -> None:
+    """Raise ConfigError where the column that names the rows gives most of them one name.
+
+    The split goes by the name, and all of one name are on one side.
+    """
+    rowid = _quoted(source.rowid)
+    count, names = db.execute(
+        f"SELECT COUNT(*), COUNT(DISTINCT name) FROM (SELECT {rowid} AS name "  # noqa: S608
+        f"FROM {_quoted(source.table)} ORDER BY {rowid} DESC LIMIT ?)",
+        (limit,),
+    ).fetchone()
+    if count > 1 and names * 2 < count:
+        raise ConfigError(
+            f"column {source.rowid} of {source.table} in {source.path} has {names} values in "
+            f"{count} rows: set rowid to a column that differs from row to row, or id to one that "
+            "names them"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -12,13 +13,14 @@ from numpy.typing import NDArray
 
 from algorithms.base import Arrays
 from fl_client.engines._descent import Descent
+from fl_client.engines._torch_loss import TaskLoss
 from fl_client.engines._torch_replicas import Replicas
 from fl_client.engines._torch_tuning import MixedPrecision, compiled, to_device
 from fl_client.engines.base import Indices, pieces
 from fl_client.models.dropout import DropoutMasks
 from fl_client.models.local_round import LocalRound
-from fl_client.tasks.base import Task
 from fl_client.torch_models.layers import use_masks
+from fl_client.torch_models.normalisation import running_statistics_of_one
 from fl_client.torch_models.tensors import to_numpy, to_tensor
 from runtime.errors import ConfigError
 
@@ -50,13 +52,13 @@ class TorchTraining:
 
     def __init__(
         self,
-        task: Task,
+        loss: TaskLoss,
         replicas: Replicas,
         plan: LocalRound,
         mixed: MixedPrecision,
         backend: str = "",
     ) -> None:
-        self._task, self._replicas, self._plan, self._mixed = task, replicas, plan, mixed
+        self._loss, self._replicas, self._plan, self._mixed = loss, replicas, plan, mixed
         self._model, self._device = replicas.models[0], replicas.devices[0]
         self.w = _floats(self._model)
         self.w0 = {name: tensor.clone() for name, tensor in self.w.items()}
@@ -68,8 +70,11 @@ class TorchTraining:
         self._views = [self._view(number, backend) for number in range(len(replicas))]
         self._trainable = self._views[0].trainable
         if not self._trainable:
-            raise ConfigError(f"the model of task {task.name} has nothing to train")
-        self._optimizer = task.optimizer(self._trainable.values())
+            raise ConfigError(f"the model of task {loss.task.name} has nothing to train")
+        # the optimiser's state and step would underflow
+        halves = (torch.float16, torch.bfloat16)
+        self._is_half = any(weight.dtype in halves for weight in self._trainable.values())
+        self._optimizer = loss.task.optimizer(self._trainable.values())
         self._descent, self._steps = Descent(plan.settings), 0
 
     def _view(self, number: int, backend: str) -> _View:
@@ -94,7 +99,10 @@ class TorchTraining:
         self._replicas.broadcast()
         for piece, _ in pieces(chosen, self._plan.settings):
             parts = self._parts(piece)
-            found = self._replicas.each(self._gradients, read, parts)
+            # parts have two examples if there are two: only the first replica can get one
+            single = running_statistics_of_one(self._model) if len(piece) == 1 else nullcontext()
+            with single:
+                found = self._replicas.each(self._gradients, read, parts)
             for (loss, grads), part in zip(found, parts, strict=True):
                 share = len(part) / len(chosen)
                 total += loss * share
@@ -119,7 +127,7 @@ class TorchTraining:
     def _gradients(self, number: int, batch: Any) -> tuple[float, Gradients]:
         algorithm, view = self._plan.algorithm, self._views[number]
         with self._mixed.cast():
-            loss = self._task.training_step(view.forward, batch)
+            loss = self._loss.of_step(view.forward, batch)
         objective = loss
         if algorithm.needs_loss:
             live = {**view.w, **view.trainable}
@@ -133,7 +141,8 @@ class TorchTraining:
 
     def _descend(self, g: Mapping[str, torch.Tensor]) -> None:
         if self._optimizer is None:
-            self._descent.step(self._trainable, g)
+            wide = {name: grad.float() for name, grad in g.items()} if self._is_half else g
+            self._descent.step(self._trainable, wide)
             return
         for name, parameter in self._trainable.items():
             parameter.grad = g.get(name)
@@ -143,6 +152,24 @@ class TorchTraining:
         self._steps = step
         for view in self._views:
             view.masks.begin(step)
+
+    def finish(self) -> tuple[Arrays, Arrays]:
+        """Return the update and the algorithm's next state."""
+        with torch.no_grad():
+            update, state = self._plan.algorithm.finish(self.w, self.w0, self.state)
+            if self._plan.algorithm.kind == "delta":
+                update = {name: self._change(name, value) for name, value in update.items()}
+        return update, state
+
+    def _change(self, name: str, value: Any) -> Any:
+        """Return the change of a tensor, which is none where it did not change.
+
+        A model may hold infinite constants, such as an attention mask: their difference is NaN.
+        """
+        if name in self._trainable:
+            return value
+        constant = (self.w[name] == self.w0[name]) & ~torch.isfinite(self.w0[name])
+        return torch.where(constant, 0, value)
 
     def capture(self) -> dict[str, NDArray[Any]]:
         """Return the model, the optimiser's state, and torch's random state of every device."""

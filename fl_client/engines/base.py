@@ -245,39 +245,29 @@ class _Loop:
 
 
 class Means:
-    """Means of named metrics over batches of different sizes."""
+    """Means of named metrics over batches of different sizes.
+
+    A metric's mean is over the examples of the batches that have it: one that is missing or NaN, as
+    a recall without positives is, says nothing of its batch. Only the loss must be a number.
+    """
 
     def __init__(self) -> None:
         self._sums: dict[str, float] = {}
+        self._counts: dict[str, int] = {}
         self._count = 0
 
     def add(self, size: int, metrics: Mapping[str, float]) -> None:
         """Add a batch of ``size`` examples whose means are ``metrics``."""
         self._count += size
         for name, value in metrics.items():
-            self._sums[name] = self._sums.get(name, 0.0) + float(value) * size
+            if name == "loss" or not np.isnan(value):
+                self._sums[name] = self._sums.get(name, 0.0) + float(value) * size
+                self._counts[name] = self._counts.get(name, 0) + size
 
     def evaluation(self) -> Evaluation:
-        """Return the means over all examples that were added."""
-        return Evaluation(
-            self._count, {name: value / self._count for name, value in self._sums.items()}
-        )
-
-
-def as_pair(data: Split) -> tuple[NDArray[Any], NDArray[Any]] | None:
-    """Return inputs and targets when ``data`` is two arrays, None when it is anything else.
-
-    Raises:
-        ConfigError: two arrays of different lengths.
-    """
-    if not (isinstance(data, tuple | list) and len(data) == 2):
-        return None
-    inputs, targets = np.asarray(data[0]), np.asarray(data[1])
-    if inputs.shape[:1] != targets.shape[:1] or not inputs.ndim:
-        raise ConfigError(
-            f"data() gave inputs of shape {inputs.shape} but targets of shape {targets.shape}"
-        )
-    return inputs, targets
+        """Return the means over the examples that were added."""
+        means = {name: value / self._counts[name] for name, value in self._sums.items()}
+        return Evaluation(self._count, means)
 
 
 def flat_update(weights: Weights, named: Mapping[str, NDArray[Any]]) -> Vector:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from fl_client.engines._descent import Descent
+from fl_client.engines._examples import as_pair, fitted, require_real
 from fl_client.engines._numpy_call import Array, LayerCall
 from fl_client.engines._numpy_layers import forward
 from fl_client.engines.base import (
@@ -19,7 +20,6 @@ from fl_client.engines.base import (
     Means,
     TrainingFailed,
     Tuning,
-    as_pair,
     check_same_names,
     flat_update,
     pieces,
@@ -178,7 +178,7 @@ class NumpyEngine:
         }
 
     def _arrays(self, data: Split) -> tuple[Array, Array]:
-        pair = as_pair(data)
+        pair = as_pair(data, self._task)
         if pair is None:
             raise ConfigError(
                 f"task {self._task.name} gives data of type {type(data).__name__}; the numpy "
@@ -187,6 +187,11 @@ class NumpyEngine:
         inputs, targets = pair
         if not len(inputs):
             raise ConfigError(f"task {self._task.name} gives no examples")
+        require_real(inputs, self._task)
+        costs = memory.layer_costs(self._layers, inputs.shape[1:])
+        targets = fitted(self._task, targets, costs[-1].output)
+        if targets.dtype.kind == "f":
+            targets = targets.astype(self._dtype, copy=False)
         return inputs, targets
 
 
@@ -256,19 +261,30 @@ def _same_shapes(one: Mapping[str, Array], other: Mapping[str, Array]) -> bool:
 
 
 def _loss(objective: Objective, outputs: Array, targets: Array) -> tuple[float, Array]:
-    """Return the mean loss and its gradient at the outputs."""
+    """Return the mean loss and its gradient at the outputs, for targets that ``fitted`` gave."""
     if objective == "mean_squared_error":
-        if outputs.shape != targets.shape:
-            raise ConfigError(
-                f"the model gives {outputs.shape} but the targets are {targets.shape}"
-            )
-        error = outputs - targets.astype(outputs.dtype, copy=False)
+        error = outputs - targets
         return float(np.mean(error * error)), error * (2.0 / error.size)
+    if outputs.ndim == 2:
+        return _cross_entropy(outputs, targets, hot=targets.ndim == 2)
+    # one row for each place that has a class
+    moved, hot = np.moveaxis(outputs, 1, -1), targets.ndim == outputs.ndim
+    rows = np.moveaxis(targets, 1, -1).reshape(-1, moved.shape[-1]) if hot else targets.reshape(-1)
+    loss, gradient = _cross_entropy(moved.reshape(-1, moved.shape[-1]), rows, hot=hot)
+    return loss, np.moveaxis(gradient.reshape(moved.shape), -1, 1)
+
+
+def _cross_entropy(outputs: Array, targets: Array, *, hot: bool) -> tuple[float, Array]:
+    """Return the loss of rows; ``hot`` targets are probabilities, others are class numbers."""
     shifted = outputs - outputs.max(1, keepdims=True)
     exps = np.exp(shifted)
     sums = exps.sum(1, keepdims=True)
-    rows = np.arange(len(outputs))
-    loss = float(np.mean(np.log(sums[:, 0]) - shifted[rows, targets]))
     gradient = exps / sums
-    gradient[rows, targets] -= 1
+    if hot:
+        loss = float(np.mean((targets * (np.log(sums) - shifted)).sum(1)))
+        gradient = gradient * targets.sum(1, keepdims=True) - targets
+    else:
+        rows = np.arange(len(outputs))
+        loss = float(np.mean(np.log(sums[:, 0]) - shifted[rows, targets]))
+        gradient[rows, targets] -= 1
     return loss, gradient / len(outputs)

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fl_client.engines._examples import as_pair, require_real
+from fl_client.engines._torch_loss import TaskLoss
 from fl_client.engines._torch_replicas import Replicas, seed_devices
 from fl_client.engines._torch_training import TorchTraining
 from fl_client.engines._torch_tuning import (
@@ -27,12 +29,11 @@ from fl_client.engines.base import (
     Indices,
     Means,
     Tuning,
-    as_pair,
     check_same_names,
     flat_update,
     run_epochs,
 )
-from fl_client.models import layers
+from fl_client.models import layers, memory
 from fl_client.models.dropout import DropoutMasks
 from fl_client.models.local_round import Evaluation, LocalRound, LocalUpdate
 from fl_client.tasks.base import Task
@@ -86,7 +87,10 @@ class TorchEngine:
         self._mixed = partial(MixedPrecision, self._devices[0], half, replicas=len(self._devices))
         self._dtype = torch.float64 if dtype == "float64" else torch.float32
         with _seeded(0, [_CPU]):
-            self._declarative = layers.is_declarative(task.model())
+            model = task.model()
+        self._layers = cast("layers.Layers", model) if layers.is_declarative(model) else None
+        # what floats of the data become: the type of the module's weights, if they have one type
+        self._floats = _float_type(model, self._dtype)
 
     def own_process(self) -> None:
         """Make torch deterministic, and single-threaded so that sums have one order."""
@@ -99,19 +103,16 @@ class TorchEngine:
 
     def train(self, weights: Weights, data: Split, plan: LocalRound) -> LocalUpdate:
         """Return the update of one round of local training."""
-        count, read = self._reader(data)
+        count, read, loss = self._reader(data)
         with _seeded(plan.local_seed, self._devices), self._replicas(weights) as replicas:
-            training = TorchTraining(
-                self._task, replicas, plan, self._mixed(), self._tuning.compile
-            )
+            training = TorchTraining(loss, replicas, plan, self._mixed(), self._tuning.compile)
             metrics = run_epochs(plan, count, lambda chosen: training.step(read, chosen), training)
-            with torch.no_grad():
-                update, state = plan.algorithm.finish(training.w, training.w0, training.state)
+            update, state = training.finish()
         return LocalUpdate(flat_update(weights, to_numpy(update)), count, metrics, to_numpy(state))
 
     def evaluate(self, weights: Weights, data: Split) -> Evaluation:
         """Return the mean loss and metrics on ``data``."""
-        count, read = self._reader(data)
+        count, read, loss = self._reader(data)
         means, mixed = Means(), self._mixed()
         cuts = range(_EVALUATION_BATCH, count, _EVALUATION_BATCH)
         batches = np.array_split(np.arange(count), cuts)
@@ -120,12 +121,10 @@ class TorchEngine:
 
             def measure(number: int, batch: Any) -> dict[str, float]:
                 with torch.no_grad(), mixed.cast():
-                    outputs, targets = self._task.predict(models[number], batch)
-                    loss = float(self._task.loss(outputs, targets))
-                metrics = self._task.metrics(
-                    outputs.float().numpy(force=True), targets.numpy(force=True)
-                )
-                return {"loss": loss, **metrics}
+                    outputs, targets, value = loss.measured(models[number], batch)
+                    found = {"loss": float(value)}
+                named = to_numpy({"outputs": outputs.float(), "targets": targets})
+                return {**found, **self._task.metrics(**named)}
 
             for start in range(0, len(batches), len(replicas)):
                 group = batches[start : start + len(replicas)]
@@ -135,10 +134,10 @@ class TorchEngine:
 
     def gradients(self, weights: Weights, data: Split) -> tuple[float, dict[str, NDArray[Any]]]:
         """Return the mean loss on all of ``data`` as one batch, and its gradient by name."""
-        count, batch = self.batches(data)
+        count, read, losses = self._reader(data)
         model = self.load_module(weights).train()
         use_masks(model, DropoutMasks(0))
-        loss = self._task.training_step(model, batch(np.arange(count)))
+        loss = losses.of_step(model, to_device(read(np.arange(count)), self._devices[0]))
         parameters = dict(model.named_parameters())
         grads = torch.autograd.grad(loss, list(parameters.values()))
         return float(loss.detach()), to_numpy(dict(zip(parameters, grads, strict=True)))
@@ -167,23 +166,30 @@ class TorchEngine:
 
     def batches(self, data: Split) -> tuple[int, Batch]:
         """Return the number of examples and a function from indices to a batch on the device."""
-        count, read = self._reader(data)
+        count, read, _ = self._reader(data)
         return count, lambda chosen: to_device(read(chosen), self._devices[0])
 
-    def _reader(self, data: Split) -> tuple[int, Batch]:
-        """Return the number of examples and a function from indices to a batch on any device.
+    def _reader(self, data: Split) -> tuple[int, Batch, TaskLoss]:
+        """Return the number of examples, a function from indices to a batch, and the batches' loss.
 
-        Two arrays are kept in the first device's memory if they fit; other devices copy from it.
+        A batch may be on any device. Two arrays are kept in the first device's memory if they fit;
+        other devices copy from it.
         """
-        pair = as_pair(data)
+        pair = as_pair(data, self._task)
         count = len(cast("Any", data) if pair is None else pair[0]) if data is not None else 0
         if not count:
             raise ConfigError(f"task {self._task.name} gives no examples")
+        loss = TaskLoss(self._task, pair and pair[1], leaves_out=self._layers is None)
         if pair is None:
-            return count, reader(data, self._tuning.loader_threads)
+            items = reader(data, self._tuning.loader_threads)
+            return count, lambda chosen: self._typed(items(chosen)), loss
         inputs, targets = (self._tensor(array) for array in pair)
-        if self._declarative:
+        if self._layers is not None:
+            require_real(pair[0], self._task)
+            memory.layer_costs(self._layers, pair[0].shape[1:])
             inputs = inputs.to(self._dtype)
+        elif inputs.is_floating_point():
+            inputs = inputs.to(self._floats)
         first = self._devices[0]
         if is_resident(inputs.nbytes + targets.nbytes, first):
             inputs, targets = inputs.to(first), targets.to(first)
@@ -192,7 +198,15 @@ class TorchEngine:
             index = torch.from_numpy(chosen).to(inputs.device)
             return inputs[index], targets[index]
 
-        return count, read
+        return count, read, loss
+
+    def _typed(self, batch: Any) -> Any:
+        """Return a batch of a Dataset with its inputs in the type of the weights."""
+        if type(self._task).predict is not Task.predict:
+            return batch
+        inputs, targets = batch
+        floats = isinstance(inputs, torch.Tensor) and inputs.is_floating_point()
+        return [inputs.to(self._floats) if floats else inputs, targets]
 
     def _tensor(self, array: NDArray[Any]) -> torch.Tensor:
         """Return the array as a tensor; labels become int64, as torch requires."""
@@ -201,6 +215,13 @@ class TorchEngine:
         elif array.dtype.kind in "ui":
             array = array.astype(np.int64, copy=False)
         return to_tensor(array)
+
+
+def _float_type(model: Any, otherwise: torch.dtype) -> torch.dtype:
+    """Return the type of a module's weights, ``otherwise`` if they have several or none."""
+    weights = model.parameters() if isinstance(model, torch.nn.Module) else ()
+    found = {weight.dtype for weight in weights if weight.is_floating_point()}
+    return found.pop() if len(found) == 1 and otherwise == torch.float32 else otherwise
 
 
 @contextmanager

@@ -153,6 +153,8 @@ def _model_bytes(
 
 
 def _cost(layer: layers.Layer, shape: Shape, itemsize: int) -> LayerCost:
+    if not _takes(layer, shape):
+        raise ValueError
     size = math.prod(shape) * itemsize
     match layer:
         case layers.Linear():
@@ -171,6 +173,24 @@ def _cost(layer: layers.Layer, shape: Shape, itemsize: int) -> LayerCost:
             beside = {"ReLU": 2, "Tanh": 4, "Sigmoid": 5}[type(layer).__name__]
             return LayerCost(shape, size, beside * size)
     return _reshaping_cost(layer, shape, itemsize)
+
+
+def _takes(layer: layers.Layer, shape: Shape) -> bool:
+    """Return whether a layer with weights was declared for examples of ``shape``."""
+    match layer:
+        case layers.Linear():
+            return shape[-1] == layer.inputs
+        case layers.Conv1d():
+            return len(shape) == 2 and shape[0] == layer.inputs
+        case layers.Conv2d():
+            return len(shape) == 3 and shape[0] == layer.inputs
+        case layers.BatchNorm():
+            return shape[0] == layer.features
+        case layers.LayerNorm():
+            return shape[-len(layer.shape) :] == layer.shape
+        case layers.GRU():
+            return len(shape) == 2 and shape[1] == layer.inputs
+    return True
 
 
 def _reshaping_cost(layer: layers.Layer, shape: Shape, itemsize: int) -> LayerCost:

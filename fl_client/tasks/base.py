@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from storage.weights import Vector, Weights
 
 
+_LEFT_OUT = -100
+"""The class number that torch's cross entropy leaves out; only torch modules may have it."""
+
+
 class Task:
     """A learning task; a subclass defines ``model`` and ``data``, and overrides what it needs to.
 
@@ -73,10 +77,20 @@ class Task:
         return initial_weights(lambda: as_module(self.model(), self.name), seed)
 
     def metrics(self, outputs: NDArray[Any], targets: NDArray[Any]) -> dict[str, float]:
-        """Return further metrics than the loss, as means over a batch of outputs and targets."""
-        if self.objective == "cross_entropy":
-            return {"accuracy": float((outputs.argmax(1) == targets).mean())}
-        return {}
+        """Return further metrics than the loss, as means over a batch of outputs and targets.
+
+        One that a batch says nothing about is left out, or NaN: its mean is over the other batches.
+
+        Args:
+            outputs: of the model, float32.
+            targets: as the loss takes them: class numbers or class probabilities for
+                ``cross_entropy``, an array of the outputs' shape for ``mean_squared_error``.
+        """
+        if self.objective != "cross_entropy":
+            return {}
+        classes = targets.argmax(1) if targets.shape == outputs.shape else targets
+        right = (outputs.argmax(1) == classes)[classes != _LEFT_OUT]
+        return {"accuracy": float(right.mean())} if right.size else {}
 
     def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return the mean loss of a batch (overriding it: torch only)."""
@@ -84,6 +98,12 @@ class Task:
 
         if self.objective == "cross_entropy":
             return functional.cross_entropy(outputs, targets)
+        if outputs.shape != targets.shape:
+            # torch would repeat one along the other
+            raise ConfigError(
+                f"task {self.name}: outputs of shape {tuple(outputs.shape)} and targets of shape "
+                f"{tuple(targets.shape)} have no squared error; give both one shape"
+            )
         return functional.mse_loss(outputs, targets)
 
     def predict(self, model: torch.nn.Module, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:

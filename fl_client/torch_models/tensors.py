@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 
 def to_tensor(array: NDArray[Any]) -> torch.Tensor:
-    """Return the array as a CPU tensor that shares its memory, or has a copy if it is read-only."""
-    # torch warns about a read-only array
-    return torch.from_numpy(array if array.flags.writeable else array.copy())
+    """Return the array as a CPU tensor that shares its memory, or has a copy where it cannot."""
+    # torch warns about a read-only array, and takes no mirrored one
+    regular = all(stride >= 0 and stride % array.itemsize == 0 for stride in array.strides)
+    return torch.from_numpy(array if array.flags.writeable and regular else array.copy())
 
 
 def to_numpy(named: Mapping[str, Any]) -> dict[str, NDArray[Any]]:

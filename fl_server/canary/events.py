@@ -102,6 +102,13 @@ class MarkingFailed:
 
 
 @dataclass(frozen=True)
+class ComparisonFailed:
+    """Something went wrong that nobody foresaw: nothing more is compared."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
 class DeadlinePassed:
     """The time of the canary is over."""
 
@@ -116,6 +123,7 @@ class VerdictCarriedOut:
 Event: TypeAlias = (
     CandidateMarked
     | MarkingFailed
+    | ComparisonFailed
     | ProductionMoved
     | DeadlinePassed
     | VerdictCarriedOut

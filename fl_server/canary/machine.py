@@ -23,6 +23,7 @@ from fl_server.canary.events import (
     CarryOutVerdict,
     CloseOrders,
     Command,
+    ComparisonFailed,
     DeadlinePassed,
     Event,
     Fact,
@@ -104,6 +105,8 @@ class CanaryMachine:
                     self._order(device_id, step)
             case MarkingFailed() if self.state.phase == "opening":
                 self._judge("inconclusive", event.reason, step)
+            case ComparisonFailed():
+                self._failed(event, step)
             case ProductionMoved():
                 self._moved(event, step)
             case DeadlinePassed():
@@ -203,6 +206,13 @@ class CanaryMachine:
                 "compared with",
                 step,
             )
+
+    def _failed(self, event: ComparisonFailed, step: CanaryStep) -> None:
+        match self.state.phase:
+            case "opening" | "measuring":
+                self._judge("inconclusive", event.reason, step)
+            case "settling":
+                self._record(Settled(event.reason), step)
 
     def _enough(self) -> bool:
         return len(measured_pairs(self.plan, self.state)) >= self.plan.quorum

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 from broker.wire.messages import BundleRef, ModelRef, Order, PartsRef, UploadRef
 from fl_server.dataplane.bundles import SiteBundles
@@ -38,18 +39,23 @@ class OrderSender:
         self._epoch = epoch
         self._urls = SharedUrls(data.store)
 
-    def send(self, flow: Flow, order: IssueOrder) -> None:
-        """Send an order, now or once there is an upload for the parts of its update."""
+    def send(self, flow: Flow, order: IssueOrder, later: AbstractContextManager[None]) -> None:
+        """Send an order, now or once there is an upload for the parts of its update.
+
+        Args:
+            later: handles the errors of what is done after this has returned.
+        """
         key, size = order.upload_key, 0 if order.model is None else order.model.size_bytes
         if not key or not self._data.uploads.is_large(size):
             self._send(flow, order, None)
             return
 
         def begun(parts: PartsRef | None) -> None:
-            if flow.awaits(order):
-                self._send(flow, order, parts)
-            else:
-                self._data.abandon_upload(key)
+            with later:
+                if flow.awaits(order):
+                    self._send(flow, order, parts)
+                else:
+                    self._data.abandon_upload(key)
 
         self._data.begin_upload(key, size + _HEADER_ALLOWANCE, begun)
 

@@ -108,7 +108,9 @@ class DataPlane(Workers):
         return RunKeys(self.registry.project, run_id)
 
     def open_run(self, record: RunRecord[Plan]) -> None:
-        """Get ready for a run's commands."""
+        """Get ready for a run's commands; one that is opened anew keeps what it has added up."""
+        if record.run_id in self._runs:
+            return
         definition = record.definition
         models = definition.models
         retention = RunRetention(self.registry, record.run_id, models.keep, models.keep_every)

@@ -18,6 +18,7 @@ from fl_server.canary.events import (
     CandidateMarked,
     CarryOutVerdict,
     CloseOrders,
+    ComparisonFailed,
     DeadlinePassed,
     Event,
     Fact,
@@ -77,7 +78,7 @@ class CanaryFlow(Flow):
             case DeviceAnswered():
                 return Step([], [receipt_of(event, "refused", "a canary takes no updates")])
             case FailureReported():
-                return self._failed(event.reason)
+                return self._handle(ComparisonFailed(event.reason))
             case _ if event == DEADLINE:
                 return self._handle(DeadlinePassed())
             case _ if isinstance(event, Event):
@@ -98,12 +99,6 @@ class CanaryFlow(Flow):
 
     def _handle(self, event: Event) -> Step[Fact, Command]:
         return self._translated(self.machine.handle(event))
-
-    def _failed(self, reason: str) -> Step[Fact, Command]:
-        """Handle the end of a task that nobody foresaw."""
-        if self.machine.state.phase == "opening":
-            return self._handle(MarkingFailed(reason))
-        return self._handle(VerdictCarriedOut(reason))
 
     # --- what goes out ------------------------------------------------------------------------
 

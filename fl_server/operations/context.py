@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from fl_server.dataplane.bundles import Named, SiteBundles
 from fl_server.dataplane.plane import DataPlane
 from fl_server.deployment.canaries import CanaryRequest
+from fl_server.faults import Faults
 from fl_server.flows.flow import Flow
 from fl_server.members.membership import Membership
 from fl_server.members.presence import PresenceTable
@@ -108,6 +109,7 @@ class OperationsContext:
         refused_messages: returns how many messages were refused, by reason.
         production_changed: is told the task whose production has changed.
         forget_device: takes out a revoked device, which the broker has forgotten.
+        faults: has the errors that nobody foresaw.
     """
 
     domain: str
@@ -126,3 +128,4 @@ class OperationsContext:
     refused_messages: Callable[[], Mapping[str, int]]
     production_changed: Callable[[str], None]
     forget_device: Callable[[DeviceRecord], None]
+    faults: Faults = field(default_factory=Faults)

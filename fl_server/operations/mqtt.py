@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from broker.wire.messages import OperatorReply, OperatorRequest
+from fl_server.faults import Faults
 from fl_server.operations.call import Caller, Outcome
 from fl_server.operations.paging import AFTER, NEXT
 from fl_server.operations.requests import RequestKey
@@ -33,11 +34,18 @@ class OperatorEndpoint:
 
     Args:
         reply: publishes a reply to an operator.
+        faults: has the errors that nobody foresaw.
     """
 
-    def __init__(self, operations: Operations, reply: Callable[[str, OperatorReply], None]) -> None:
+    def __init__(
+        self,
+        operations: Operations,
+        reply: Callable[[str, OperatorReply], None],
+        faults: Faults | None = None,
+    ) -> None:
         self._operations = operations
         self._reply = reply
+        self._faults = faults or Faults()
         self._awaited: set[RequestKey] = set()
         # the latest lists of several pages, so that all pages are of one moment
         self._listings: OrderedDict[RequestKey, Listing] = OrderedDict()
@@ -58,13 +66,26 @@ class OperatorEndpoint:
             self._send(key, after, Outcome(listing))
             return
         self._awaited.add(key)
-        answer = self._operations.submit(
-            request.operation, arguments, Caller(operator_id, "operator"), request.request_id
-        )
-        answer.then(lambda outcome: self._send(key, after, outcome))
+        with self._faults.caught(f"a request of {operator_id}", lambda why: self._fail(key, why)):
+            answer = self._operations.submit(
+                request.operation, arguments, Caller(operator_id, "operator"), request.request_id
+            )
+            answer.then(lambda outcome: self._send(key, after, outcome))
+
+    def refuse(self, operator_id: str, request_id: str, reason: str) -> None:
+        """Answer a request whose message is malformed."""
+        self._send(RequestKey(operator_id, request_id), "", Outcome(None, reason, "usage"))
+
+    def _fail(self, key: RequestKey, reason: str) -> None:
+        self._send(key, "", Outcome(None, reason, "failed"))
 
     def _send(self, key: RequestKey, after: str, outcome: Outcome) -> None:
         self._awaited.discard(key)
+        doing = f"the answer to {key.caller}"
+        with self._faults.caught(doing, lambda why: self._fail(key, why)):
+            self._reply(key.caller, self._reply_of(key, after, outcome))
+
+    def _reply_of(self, key: RequestKey, after: str, outcome: Outcome) -> OperatorReply:
         result: dict[str, Any] = {}
         error, exit_code = outcome.error, 0
         if outcome.result is None:
@@ -77,10 +98,9 @@ class OperatorEndpoint:
                 result = fitted.document()
             else:
                 error, exit_code = "the result is too large for a message", _FAILED
-        reply = OperatorReply(
-            request_id=key.request_id, result=result, error=error, exit_code=exit_code
+        return OperatorReply(
+            request_id=key.request_id, result=result, error=error[:2000], exit_code=exit_code
         )
-        self._reply(key.caller, reply)
 
     def _page(self, key: RequestKey, after: str, listing: Listing) -> dict[str, Any]:
         rows, start = listing.rows, _position(listing, after)

@@ -13,8 +13,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pydantic import ValidationError
-
 from fl_server.operations.arguments import Arguments
 from fl_server.operations.call import (
     Answer,
@@ -171,27 +169,39 @@ class Operations:
         step: Callable[[Call], OperationResult | Deferred[Any]],
     ) -> None:
         """Do one step; what it defers is done on a thread, and goes on here with the next."""
+        doing = f"{submission.record.operation} of {submission.record.key.caller}"
+
+        def fail(reason: str) -> None:
+            self._conclude(submission, call, Outcome(None, reason, "failed"))
+
+        with self._context.faults.caught(doing, fail):
+            outcome = self._outcome(submission, call, step)
+            if outcome is not None:
+                self._conclude(submission, call, outcome)
+
+    def _outcome(
+        self,
+        submission: _Submission,
+        call: Call,
+        step: Callable[[Call], OperationResult | Deferred[Any]],
+    ) -> Outcome | None:
+        """Return what came of one step, None where the next one is begun."""
         try:
             result = step(call)
-            if not isinstance(result, Deferred):
-                outcome = Outcome(result)
-            else:
-                then = result.then
-                self._context.data.start_task(
-                    result.work,
-                    lambda value: self._carry_out(submission, call, lambda _: then(value)),
-                    lambda error: self._conclude(submission, call, Outcome.failed(error)),
-                    in_order=result.in_order,
-                )
-                return
         except (PeerError, InvalidTransition, JournalError):
-            raise  # a machine may be ahead of its journal: this process must not go on
+            raise  # no answer to who asked
         except RengoError as error:
-            outcome = Outcome.failed(error)
-        except ValidationError as error:
-            _LOG.exception("the result of %s cannot be told", call.record.operation)
-            outcome = Outcome(None, f"the result cannot be told: {error}"[:2000], "failed")
-        self._conclude(submission, call, outcome)
+            return Outcome.failed(error)
+        if not isinstance(result, Deferred):
+            return Outcome(result)
+        then = result.then
+        self._context.data.start_task(
+            result.work,
+            lambda value: self._carry_out(submission, call, lambda _: then(value)),
+            lambda error: self._conclude(submission, call, Outcome.failed(error)),
+            in_order=result.in_order,
+        )
+        return None
 
     def _conclude(self, submission: _Submission, call: Call, outcome: Outcome) -> None:
         if submission.effect in _STORED:

@@ -14,7 +14,7 @@ from runtime.sqlite_log import lost_changes
 
 try:
     import sqlalchemy as sa
-    from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
+    from sqlalchemy.exc import DataError, DBAPIError, OperationalError, SQLAlchemyError
 except ImportError as error:
     raise MissingExtra("sqlalchemy", "server") from error
 
@@ -196,7 +196,8 @@ class Transaction:
             self._context.__exit__(kind, error, trace)
         except DBAPIError as failure:
             raise _error(failure, self._name) from failure
-        if isinstance(error, DBAPIError):
+        # a value that no column holds says nothing of the database
+        if isinstance(error, DBAPIError) and not isinstance(error, DataError):
             raise _error(error, self._name) from error
 
 

@@ -5,16 +5,11 @@ Called on the owner's thread.
 
 from __future__ import annotations
 
-import json
-import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from pydantic import ValidationError
-
-from broker.wire.messages import Message, RunDocument
 from broker.wire.topics import Topics
 from fl_server.flows.flow import Flow
 
@@ -22,7 +17,6 @@ from fl_server.flows.flow import Flow
 _DELAY_S = 0.25
 _KEPT = 20
 _CLEARED_AGAIN = 200
-_LOG = logging.getLogger(__name__)
 Stored: TypeAlias = tuple[str, Mapping[str, Any] | None]
 
 
@@ -33,7 +27,8 @@ class RunDocuments:
         runs: the server's, in their order.
         filed: returns the ids and documents of the latest runs that are history, oldest first; it
             is given how many.
-        publish: sends a message to a topic and has it retained.
+        publish: publishes the document of a run by its id: the one that is given, of a run that is
+            history, else that of its flow as it is now.
         clear: removes the retained document of a topic.
     """
 
@@ -42,14 +37,12 @@ class RunDocuments:
         runs: Mapping[str, Flow],
         filed: Callable[[int], Sequence[Stored]],
         topics: Topics,
-        epoch: int,
-        publish: Callable[[str, Message], None],
+        publish: Callable[[str, Mapping[str, Any] | None], None],
         clear: Callable[[str], None],
     ) -> None:
         self._runs = runs
         self._filed = filed
         self._topics = topics
-        self._epoch = epoch
         self._publish = publish
         self._clear = clear
         self._due: dict[str, float] = {}
@@ -75,31 +68,20 @@ class RunDocuments:
     def publish(self, run: Flow) -> None:
         """Publish a run's document as it is now, if it has one."""
         self._due.pop(run.run_id, None)
-        document = run.document(self._epoch)
-        if document is not None:
-            self._publish(self._topics.run(run.run_id, "state"), document)
+        self._publish(run.run_id, None)
 
     def publish_all(self) -> None:
         """Publish every document, after the connection was gone."""
         # a broker that was killed may bring back what was cleared
         self._clear_old(_CLEARED_AGAIN)
-        for run in self._runs.values():
+        for run in list(self._runs.values()):
             if not run.ended:
                 self.publish(run)
         for run_id, document in self._ended(_KEPT):
             if run_id in self._runs:
                 self.publish(self._runs[run_id])
             elif document is not None:
-                self.publish_stored(run_id, document)
-
-    def publish_stored(self, run_id: str, document: Mapping[str, Any]) -> None:
-        """Publish the document of a run that is history, in this server's epoch."""
-        try:
-            known = RunDocument.model_validate_json(json.dumps({**document, "epoch": self._epoch}))
-        except ValidationError as error:
-            _LOG.error("the journal holds a damaged document of run %s: %s", run_id, error)
-            return
-        self._publish(self._topics.run(run_id, "state"), known)
+                self._publish(run_id, document)
 
     def _ended(self, latest: int) -> list[Stored]:
         """Return the latest runs that have ended, oldest first."""

@@ -1,23 +1,27 @@
 """Runs every flow: journals what each decides, then carries out its commands.
 
-Called on the owner's thread. Nothing here knows what kinds of flows there are.
+Called on the owner's thread. Nothing here knows what kinds of flows there are. An error that nobody
+foresaw fails the flow that it comes from, and no other.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from broker.wire.messages import DeviceState, Receipt
+from broker.wire.messages import DeviceState, Receipt, RunDocument
 from fl_server.dataplane.bundles import SiteBundles
 from fl_server.dataplane.orders import OrderSender
 from fl_server.dataplane.plane import DataPlane
 from fl_server.dataplane.workers import JobCrashed, JobDone
+from fl_server.faults import Faults
 from fl_server.flows.commands import (
     AnnounceProduction,
     ArmTimer,
@@ -32,9 +36,11 @@ from fl_server.flows.commands import (
 from fl_server.flows.events import DeviceJoined, DeviceLeft, FailureReported
 from fl_server.flows.flow import Flow, Step
 from fl_server.kinds.base import FlowKind, FlowServices
+from fl_server.kinds.failed import FailedFlow
 from fl_server.members.presence import PresenceTable
 from fl_server.members.rules import AuditEvent
 from fl_server.observers.base import ObservedFact, ObserverList
+from fl_server.persistence.database import JournalUnusable
 from fl_server.persistence.history import RunHistory
 from fl_server.persistence.journal import DamagedRun, Journal
 from fl_server.rounds.model import Model
@@ -72,6 +78,7 @@ class RunnerParts:
     observers: ObserverList
     announce_production: Callable[[str], None]
     note: Callable[[AuditEvent], None]
+    faults: Faults = field(default_factory=Faults)
 
 
 class FlowRunner:
@@ -105,12 +112,12 @@ class FlowRunner:
         self._orders = OrderSender(
             parts.data, parts.bundles, self._time_left_s, connection.publish_order, epoch
         )
+        self._epoch = epoch
         self.documents = RunDocuments(
             self.flows,
             parts.history.documents,
             connection.topics,
-            epoch,
-            connection.publish_retained,
+            self._publish_document,
             connection.clear,
         )
         parts.journal.add_vocabularies({name: kind.vocabulary for name, kind in kinds.items()})
@@ -171,17 +178,18 @@ class FlowRunner:
         for run_id in journal.unfiled():
             try:
                 self._open(journal.record(run_id))
-            except (DamagedRun, InvalidTransition) as error:
+            except DamagedRun as error:
                 self._file_damaged(run_id, error)
 
     def resume(self) -> None:
         """Let every flow go on from where it was."""
         for run in self._damaged:
-            self.documents.publish_stored(run.run_id, run.document or {})
+            self._publish_document(run.run_id, run.document)
         self._damaged.clear()
         for flow in list(self.flows.values()):
-            self._carry_out(flow, [flow.resume()])
-            if flow.ended:
+            with self.isolated(flow):
+                self._carry_out(flow, [flow.resume()])
+            if self.flows[flow.run_id].ended:
                 self._parts.data.forget_copies(flow.run_id)
 
     def begin(self, record: RunRecord[Any]) -> None:
@@ -189,18 +197,33 @@ class FlowRunner:
         self._parts.journal.add_run(record)
         flow = self._open(record)
         _LOG.info("run %s begins, flow %s", record.run_id, record.definition.flow)
-        self._carry_out(flow, [flow.resume()])
-        self.documents.publish(flow)
+        with self.isolated(flow):
+            self._carry_out(flow, [flow.resume()])
+        self.documents.publish(self.flows[record.run_id])
         for device in self._parts.presence.online(flow.task, bundled=flow.bundled):
             accepting = device.state.status != "draining"
             self.handle(flow.run_id, DeviceJoined(device.id, device.state.role, accepting))
 
     def _open(self, record: RunRecord[Any]) -> Flow:
+        """Open a run as its facts left it; where they cannot be read or applied, it has failed.
+
+        Raises:
+            DamagedRun: its facts are not as they were written.
+        """
+        self.records[record.run_id] = record
         kind = self.kind_of(record.definition)
-        facts = self._parts.journal.facts(record.run_id, record.definition.flow)
-        flow = kind.open(record, facts, self.services)
-        self.flows[record.run_id], self.records[record.run_id] = flow, record
-        return flow
+
+        def stand_in(reason: str) -> None:
+            self.flows[record.run_id] = FailedFlow(record, reason)
+
+        with self._parts.faults.caught(f"run {record.run_id}", stand_in, but=(DamagedRun,)):
+            try:
+                facts = self._parts.journal.facts(record.run_id, record.definition.flow)
+                self.flows[record.run_id] = kind.open(record, facts, self.services)
+            except JournalUnusable as error:
+                _LOG.error("run %s has failed: %s", record.run_id, error)
+                stand_in(str(error))
+        return self.flows[record.run_id]
 
     def listen(self, run_id: str, listener: Callable[[object], None]) -> None:
         """Give a run's reports to whatever drives it from outside. Call it before ``resume``."""
@@ -216,15 +239,17 @@ class FlowRunner:
         """
         flow = self.find(run_id)
         if flow is not None:
-            self._carry_out(flow, [flow.handle(event) for event in events])
+            with self.isolated(flow):
+                self._carry_out(flow, [flow.handle(event) for event in events])
         elif not self.knows(run_id):
             raise PeerError("a message about a run that is not here", "unknown_run")
 
     def handle_presence(self, event: DeviceJoined | DeviceLeft, state: DeviceState | None) -> None:
         """Tell the flows of a device; ``state`` is its presence, None where it was removed."""
         for flow in self._going():
-            if isinstance(event, DeviceLeft) or (state is not None and flow.concerns(state)):
-                self.handle(flow.run_id, event)
+            with self.isolated(flow):
+                if isinstance(event, DeviceLeft) or (state is not None and flow.concerns(state)):
+                    self.handle(flow.run_id, event)
 
     def handle_of_task(self, task: str, event: object) -> None:
         """Give an event to every flow of a task."""
@@ -239,11 +264,9 @@ class FlowRunner:
 
     def handle_crash(self, crash: JobCrashed) -> None:
         """Report an error that nobody foresaw to the flow whose task it ended."""
-        _LOG.error("a job crashed", exc_info=crash.error)
+        reason = self._parts.faults.reason(f"a job of run {crash.run_id or 'none'}", crash.error)
         flow = self.flows.get(crash.run_id)
         if flow is not None and not flow.ended:
-            error = f"{type(crash.error).__name__}: {crash.error}"
-            reason = f"internal error in the data plane: {error}"
             self.handle(crash.run_id, FailureReported(reason))
 
     def due_s(self) -> float:
@@ -258,6 +281,73 @@ class FlowRunner:
 
     def _going(self) -> list[Flow]:
         return [flow for flow in self.flows.values() if not flow.ended]
+
+    # --- errors that nobody foresaw -----------------------------------------------------------
+
+    def isolated(self, flow: Flow) -> AbstractContextManager[None]:
+        """Have an error that nobody foresaw, within the block, fail this flow alone."""
+        run_id = flow.run_id
+        return self._parts.faults.caught(
+            f"run {run_id}", lambda reason: self._fail(run_id, reason), but=(PeerError,)
+        )
+
+    def _fail(self, run_id: str, reason: str) -> None:
+        """Fail a run by its own means, else put something in its place.
+
+        What its flow holds in memory may be ahead of the journal, from which it is opened anew. A
+        run that is history stays as it was filed.
+        """
+        if run_id not in self.flows:
+            self._reopened.pop(run_id, None)
+            return
+        try:
+            flow = self._open(self.records[run_id])
+        except DamagedRun as error:
+            self._stand_in(run_id, str(error))
+            return
+        if isinstance(flow, FailedFlow):
+            self.documents.changed(flow)
+        if flow.ended:
+            return
+
+        def stand_in(_: str) -> None:
+            self._stand_in(run_id, reason)
+
+        with self._parts.faults.caught(f"the failure of run {run_id}", stand_in):
+            step = flow.handle(FailureReported(reason))
+            self._carry_out(flow, [step])
+            if not step.facts:
+                self._stand_in(run_id, reason)
+
+    def _stand_in(self, run_id: str, reason: str) -> None:
+        self.flows[run_id] = FailedFlow(self.records[run_id], reason)
+        self.documents.changed(self.flows[run_id])
+
+    def _publish_document(self, run_id: str, kept: Mapping[str, Any] | None) -> None:
+        """Publish a run's document; a run whose document cannot be told has failed.
+
+        Args:
+            kept: the document of a run that is history, None to ask its flow.
+        """
+
+        def fail(reason: str) -> None:
+            flow = self.flows.get(run_id)
+            if flow is None or isinstance(flow, FailedFlow):
+                return
+            if flow.ended:
+                self._stand_in(run_id, reason)
+            else:
+                self._fail(run_id, reason)
+
+        with self._parts.faults.caught(f"the document of run {run_id}", fail):
+            if kept is None:
+                document = self.flows[run_id].document(self._epoch)
+            else:
+                text = json.dumps({**kept, "epoch": self._epoch})
+                document = RunDocument.model_validate_json(text)
+            if document is not None:
+                topic = self._parts.connection.topics.run(run_id, "state")
+                self._parts.connection.publish_retained(topic, document)
 
     # --- runs that have ended -----------------------------------------------------------------
 
@@ -278,7 +368,7 @@ class FlowRunner:
             record = journal.record(run_id)
             facts = journal.facts(run_id, record.definition.flow)
             flow = self.kind_of(record.definition).open(record, facts, self.services)
-        except (DamagedRun, InvalidTransition) as error:
+        except (InvalidTransition, JournalUnusable, DamagedRun) as error:
             _LOG.error("a late message about a run that cannot be opened: %s", error)
             return None
         self._reopened[run_id] = flow
@@ -287,22 +377,25 @@ class FlowRunner:
             self._close(oldest)
         return flow
 
-    def _file_when_idle(self, flow: Flow) -> None:
+    def _file_when_idle(self, run_id: str) -> None:
         """Make a run history that has ended and has no timer, behind its work under way."""
-        run_id = flow.run_id
-        idle = flow.ended and run_id in self.flows and not self.timers.has(run_id)
-        if idle and run_id not in self._filing:
+        if self._is_idle(run_id) and run_id not in self._filing:
             self._filing.add(run_id)
             self._parts.data.start_task(
                 lambda: None, lambda _: self._file(run_id), _unexpected, in_order=True
             )
 
+    def _is_idle(self, run_id: str) -> bool:
+        flow = self.flows.get(run_id)
+        if flow is None or isinstance(flow, FailedFlow):
+            return False
+        return flow.ended and not self.timers.has(run_id)
+
     def _file(self, run_id: str) -> None:
         self._filing.discard(run_id)
-        if self.timers.has(run_id):
+        if not self._is_idle(run_id):
             return
-        record, flow = self.records.pop(run_id), self.flows.pop(run_id)
-        self._listeners.pop(run_id, None)
+        record, flow = self.records[run_id], self.flows[run_id]
         listed = self.kind_of(record.definition).is_submitted
         try:
             facts = self._parts.journal.facts(run_id, record.definition.flow)
@@ -311,6 +404,12 @@ class FlowRunner:
             _LOG.error("a run that has ended: %s", error)
             run = self._parts.reports.damaged(run_id, str(error))
         self.history.file(run, time.time())
+        self._listeners.pop(run_id, None)
+        self._forget(run_id)
+
+    def _forget(self, run_id: str) -> None:
+        self.records.pop(run_id, None)
+        self.flows.pop(run_id, None)
         self._close(run_id)
 
     def _close(self, run_id: str) -> None:
@@ -323,32 +422,38 @@ class FlowRunner:
         run = self._parts.reports.damaged(run_id, str(error))
         self.history.file(run, time.time())
         self._parts.note(AuditEvent("server", "run failed", run_id, {"why": str(error)[:2000]}))
+        self._forget(run_id)
         self._damaged.append(run)
 
     # --- commands -----------------------------------------------------------------------------
 
     def _carry_out(self, flow: Flow, steps: list[Step[Any, Command]]) -> None:
         facts = [fact for step in steps for fact in step.facts]
+        # what cannot be told is not written
+        observed = [
+            ObservedFact(self.records[flow.run_id].definition.flow, fact, flow.event_of(fact))
+            for fact in facts
+        ]
         self._parts.journal.append(flow.run_id, facts)
-        for fact in facts:
-            kind = self.records[flow.run_id].definition.flow
-            self._parts.observers.tell(ObservedFact(kind, fact, flow.event_of(fact)))
+        for each in observed:
+            self._parts.observers.tell(each)
         if facts and flow.ended:
             self.timers.drop(flow.run_id)
         for step in steps:
             for command in step.commands:
                 self._do(flow, command)
         if facts:
-            self.documents.changed(flow)
-            if flow.ended:
-                self._parts.data.forget_copies(flow.run_id)
-        self._file_when_idle(flow)
+            now = self.flows.get(flow.run_id, flow)  # another one where a command failed it
+            self.documents.changed(now)
+            if now.ended:
+                self._parts.data.forget_copies(now.run_id)
+        self._file_when_idle(flow.run_id)
 
     def _do(self, flow: Flow, command: Command) -> None:
         parts = self._parts
         match command:
             case IssueOrder():
-                self._orders.send(flow, command)
+                self._orders.send(flow, command, self.isolated(flow))
             case SendReceipt():
                 parts.connection.publish_receipt(command.device_id, _receipt(flow, command))
             case ArmTimer():
@@ -356,7 +461,8 @@ class FlowRunner:
             case StartTask():
                 parts.data.start_job(flow.run_id, command)
             case PublishDocument():
-                self.documents.publish(flow)
+                if flow.run_id in self.flows:
+                    self.documents.publish(self.flows[flow.run_id])
             case ReportResult():
                 listener = self._listeners.get(flow.run_id)
                 if listener is not None:

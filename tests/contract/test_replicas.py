@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from algorithms.fedavg import FedAvg
 from algorithms.fedprox import FedProx
+from fl_client.engines._torch_loss import TaskLoss
 from fl_client.engines._torch_replicas import Replicas, seed_devices
 from fl_client.engines._torch_training import TorchTraining
 from fl_client.engines._torch_tuning import MixedPrecision
@@ -390,7 +391,8 @@ def test_a_checkpoint_keeps_the_random_numbers_of_every_cuda_device(
         task, mixed = Plain(), MixedPrecision(torch.device("cuda", 0), None, replicas=count)
         devices = [torch.device("cuda", index) for index in range(count)]
         replicas = Replicas([task.model() for _ in devices], devices)
-        return TorchTraining(task, replicas, plan_of(task), mixed)
+        loss = TaskLoss(task, None, leaves_out=False)
+        return TorchTraining(loss, replicas, plan_of(task), mixed)
 
     kept = training(2).capture()
     assert training(2).restore(kept)

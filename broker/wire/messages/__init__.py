@@ -8,6 +8,7 @@ from broker.wire.messages.codec import (
     MAX_NESTING,
     SCHEMA_VERSION,
     Envelope,
+    RefusedBody,
     decode,
     encode,
 )
@@ -22,6 +23,7 @@ from broker.wire.messages.operators import OperatorReply, OperatorRequest
 from broker.wire.messages.orders import (
     Decline,
     Order,
+    OrderAnswer,
     OrderMessage,
     Progress,
     Receipt,
@@ -89,6 +91,7 @@ __all__ = [
     "Progress",
     "Quantity",
     "Receipt",
+    "RefusedBody",
     "Request",
     "Result",
     "RunDocument",
@@ -96,6 +99,7 @@ __all__ = [
     "RunStatus",
     "SCHEMA_VERSION",
     "ServerState",
+    "OrderAnswer",
     "OrderMessage",
     "Sha256",
     "TaskData",

@@ -25,6 +25,20 @@ SCHEMA_VERSION = 1
 MAX_NESTING = 16
 
 
+class RefusedBody(PeerError):
+    """A message whose envelope is in order, and whose body is not.
+
+    Attributes:
+        kind: the message's.
+        body: as it came, of a sender whose signature was verified.
+    """
+
+    def __init__(self, text: str, kind: type[Message], body: dict[str, Any]) -> None:
+        super().__init__(text, "body")
+        self.kind = kind
+        self.body = body
+
+
 class Envelope(BaseModel):
     """What surrounds every body.
 
@@ -118,7 +132,8 @@ def decode(payload: bytes, address: Address, key: PublicKey | None) -> tuple[Env
     try:
         return envelope, message_type.model_validate(envelope.body)
     except ValidationError as error:
-        raise PeerError(f"{envelope.kind}: {_first_problem(error)}", "body") from error
+        problem = f"{envelope.kind}: {_first_problem(error)}"
+        raise RefusedBody(problem, message_type, envelope.body) from error
 
 
 def _signed(address: Address, envelope: bytes) -> bytes:
@@ -129,7 +144,7 @@ def _signed(address: Address, envelope: bytes) -> bytes:
 def _first_problem(error: ValidationError) -> str:
     """Return the first problem of a validation, with its key, without the offending value."""
     problem = error.errors(include_url=False, include_input=False)[0]
-    where = ".".join(str(part) for part in problem["loc"]) or "body"
+    where = ".".join(str(part)[:64] for part in problem["loc"]) or "body"
     return f"{where}: {problem['msg']}"
 
 

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from fl_server.dataplane.urls import URL_LIFETIME_S
 from fl_server.flows.events import PauseRequested, ResumeRequested, StopRequested
 from fl_server.flows.flow import Flow
+from fl_server.kinds.failed import FailedFlow
 from fl_server.kinds.sync import SyncFlow
 from fl_server.members.rules import AuditEvent
 from fl_server.operations import catalogue
@@ -97,6 +98,8 @@ class RunOperations:
             return report_of(runs.history.report(wanted.run_id) or {}, infos)
         flow = self._flow(wanted.run_id)
         record = runs.records[wanted.run_id]
+        if isinstance(flow, FailedFlow):  # its facts may be what cannot be read
+            return run_report.report_of_document(record, flow.document(self._context.epoch), ())
         facts = self._context.journal.facts(wanted.run_id, record.definition.flow)
         if not isinstance(flow, SyncFlow):
             document = flow.document(self._context.epoch)

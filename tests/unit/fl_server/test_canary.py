@@ -61,7 +61,7 @@ def state_of(plan: CanaryPlan, *rows: tuple[str, int, float | None, float | None
         (0.26, 0.25, "loss", 0.01, "promoted"),
         (0.27, 0.25, "loss", 0.01, "rolled_back"),
         (0.20, 0.25, "val_loss", 0.0, "promoted"),
-        (1e308, -1e308, "loss", 0.1, "rolled_back"),
+        (1e39, -1e39, "loss", 0.1, "rolled_back"),
     ],
 )
 def test_the_verdict(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -62,7 +63,7 @@ class Post:
         )
 
     def send(self, run: SyncFlow, command: SendOrder = TRAIN) -> None:
-        self.orders.send(run, run.order(command))
+        self.orders.send(run, run.order(command), nullcontext())
 
     def turn(self) -> None:
         """Take one thing that ended, as the owner does."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -145,7 +146,8 @@ def order_of(run: SyncFlow, action: str = "train", place: tuple[int, int] = (1, 
         lambda _, order: sent.append(order),
         epoch=4,
     )
-    sender.send(run, run.order(SendOrder("d-1", action, *place)))  # type: ignore[arg-type]
+    order = run.order(SendOrder("d-1", action, *place))  # type: ignore[arg-type]
+    sender.send(run, order, nullcontext())
     (order,) = sent
     return order
 
