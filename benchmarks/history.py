@@ -150,15 +150,21 @@ def main() -> int:
             f"{each.rss_bytes / 2**20:>6.1f} MiB {each.file_bytes / 2**20:>6.1f} MiB"
         )
     first, last = costs[0], costs[-1]
+    every_s = last.runs * fold_s
     print(
         f"{last.runs} runs beside {first.runs}: start {last.start_s / first.start_s:.2f}, list "
-        f"{last.list_s / first.list_s:.2f}, memory {last.rss_bytes / first.rss_bytes:.2f}; a start "
-        f"that opened every run would take {last.runs * fold_s:.0f} s more"
+        f"{_per_row(last) / _per_row(first):.2f} a row, memory "
+        f"{last.rss_bytes / first.rss_bytes:.2f}; a start that opened every run would "
+        f"take {every_s:.0f} s more"
     )
     if options.json:
         document = {"costs": [asdict(each) for each in costs], "open_one_s": fold_s}
         Path(options.json).write_text(json.dumps(document, indent=2) + "\n")
     return 0
+
+
+def _per_row(cost: Cost) -> float:
+    return cost.list_s / min(cost.runs, _LISTED)
 
 
 def _costs(folder: Path, options: argparse.Namespace) -> tuple[list[Cost], float]:
