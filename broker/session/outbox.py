@@ -95,7 +95,7 @@ class Outbox:
         self._lock = threading.Lock()
         self._rows = self._bytes = self._newest = 0
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             path.touch(mode=0o600, exist_ok=True)
         except OSError as error:
             raise OutboxError(f"cannot create the outbox {path}: {error.strerror}") from error
