@@ -147,6 +147,7 @@ class ManagedUsers(ABC):
         """Within the block nobody else changes the users, or starts the broker with them."""
         make_folder(self.folder)
         with (self.folder / "users.lock").open("wb") as lock:
+            os.fchmod(lock.fileno(), 0o600)
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
