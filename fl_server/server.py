@@ -30,13 +30,13 @@ from broker.wire.messages import (
     OperatorRequest,
     PasswordKept,
     Progress,
-    Receipt,
     RefusedBody,
     Request,
     Result,
 )
 from broker.wire.topics import parse
 from fl_server.dataplane.bundles import SiteBundles
+from fl_server.dataplane.epoch import StoredEpoch
 from fl_server.dataplane.plane import DataPlane
 from fl_server.dataplane.urls import SharedUrls
 from fl_server.dataplane.workers import Done, JobCrashed, JobDone, TaskDone
@@ -44,12 +44,10 @@ from fl_server.deployment.canaries import Canaries
 from fl_server.deployment.production import ProductionDocuments
 from fl_server.faults import Faults
 from fl_server.flows.events import (
-    DeviceAnswered,
     DeviceDeclined,
     DeviceLeft,
     OrderRequested,
     ProductionMoved,
-    ReportedUpdate,
 )
 from fl_server.kinds.base import FlowKind
 from fl_server.kinds.listing import FLOW_KINDS
@@ -61,14 +59,20 @@ from fl_server.observers.base import Observer, ObserverList
 from fl_server.observers.log import LogObserver
 from fl_server.observers.mqtt import MqttObserver
 from fl_server.operations.context import OperationsContext
+from fl_server.operations.handlers.ended_runs import EndedRunReports
 from fl_server.operations.mqtt import OperatorEndpoint
 from fl_server.operations.submission import Operations
+from fl_server.persistence.history import RunHistory
 from fl_server.persistence.journal import Journal
 from fl_server.persistence.manifest_cache import DocumentTable
+from fl_server.persistence.mark import MarkFile
+from fl_server.settings import Retention
 from fl_server.shell.connection import ServerConnection
 from fl_server.shell.devices import DeviceAdmission
 from fl_server.shell.refusals import RefusedBodies
+from fl_server.shell.results import answer_of, receipt_without_flow
 from fl_server.shell.runner import FlowRunner, RunnerParts
+from fl_server.shell.upkeep import JournalUpkeep
 from runtime.errors import PeerError, RengoError
 from runtime.security.identity import Identity
 from storage.registry.registry import ModelRegistry
@@ -92,6 +96,7 @@ class ServerSettings:
     site: SiteInfo
     project: str = "default"
     spool_memory_bytes: int = 64 << 20
+    retention: Retention = field(default_factory=Retention)
     flow_kinds: Mapping[str, FlowKind] = field(default_factory=dict)
     observers: Sequence[Observer] = ()
 
@@ -119,7 +124,14 @@ class Server:
         self.domain = identity.domain
         self.store = store
         self.journal = journal
-        self.epoch = journal.next_epoch()
+        self.registry = MemberRegistry(journal.database)
+        self.history = RunHistory(journal.database)
+        self.upkeep = self._upkeep()
+        self.upkeep.require_latest()
+        epochs = StoredEpoch(store, settings.project)
+        self.epoch = journal.next_epoch(above=epochs.read())
+        self.upkeep.begin()
+        epochs.write(self.epoch)
         # a SimpleQueue's put is reentrant, so that a signal handler may call stop()
         self._inbox: queue.SimpleQueue[SessionEvent | Done | str] = queue.SimpleQueue()
         # the jobs in the inbox that ended, to be handled together
@@ -131,7 +143,6 @@ class Server:
         self.data = DataPlane(store, self.models, work, self._post, settings.spool_memory_bytes)
         self.bundles = SiteBundles(store, settings.project, work / "bundles")
         self.presence = PresenceTable()
-        self.registry = MemberRegistry(journal.database)
         self.members = Membership(
             self.registry,
             identity,
@@ -163,6 +174,12 @@ class Server:
         )
         self._refused = RefusedBodies(self.connection, self.runner, self._operators.refuse)
 
+    def _upkeep(self) -> JournalUpkeep:
+        file = self.journal.database.file
+        mark = None if file is None else MarkFile(file.with_name(f"{file.name}.mark"))
+        retention = self.settings.retention
+        return JournalUpkeep(self.journal, self.registry, self.history, retention, mark)
+
     def _operations_context(self, identity: Identity) -> OperationsContext:
         return OperationsContext(
             domain=self.domain,
@@ -189,6 +206,8 @@ class Server:
         self._observers = ObserverList([stream, LogObserver(), *self.settings.observers])
         parts = RunnerParts(
             self.journal,
+            self.history,
+            EndedRunReports(self.presence, self.epoch),
             self.data,
             self.bundles,
             self.presence,
@@ -229,6 +248,7 @@ class Server:
             self._observers.close()
             self.connection.stop()
             self.data.stop()
+            self.upkeep.end()
             self.journal.close()
 
     def stop(self) -> None:
@@ -242,6 +262,7 @@ class Server:
             item = None
         self.runner.handle_due()
         self._admission.poll_broker()
+        self.upkeep.handle_due()
         match item:
             case None:
                 pass
@@ -265,7 +286,7 @@ class Server:
         return True
 
     def _longest_wait_s(self) -> float | None:
-        due_s = min(self.runner.due_s(), self._admission.due_s())
+        due_s = min(self.runner.due_s(), self._admission.due_s(), self.upkeep.due_s())
         return None if due_s == math.inf else max(0.0, due_s - time.monotonic())
 
     def _offer(self, event: SessionEvent) -> bool:
@@ -358,10 +379,12 @@ class Server:
         self.runner.handle_presence(DeviceLeft(device_id), None)
 
     def _result(self, device_id: str, message: Result) -> None:
-        if message.run_id not in self.runner.flows:
-            self.connection.publish_receipt(device_id, _unknown(message))
+        if self.runner.find(message.run_id) is None:
+            self.connection.publish_receipt(
+                device_id, receipt_without_flow(message, is_known=self.runner.knows(message.run_id))
+            )
             return
-        self.runner.handle(message.run_id, _answer(device_id, message))
+        self.runner.handle(message.run_id, answer_of(device_id, message))
 
     # --- production ---------------------------------------------------------------------------
 
@@ -373,7 +396,17 @@ class Server:
         self.runner.handle_of_task(task, moved)
 
     def _compare_production(self) -> None:
-        """Publish what the registry says after a restart."""
+        """Publish what the registry says after a restart, and compare it with the journal."""
+        runs = {version.manifest.run_id for version in self.models.versions()}
+        unknown = self.journal.unknown(runs)
+        if unknown:
+            _LOG.warning(
+                "the store holds versions of %d runs that the journal does not know, %s among "
+                "them: it was lost, or an older one came back; if there is a later backup, put it "
+                "back before devices enrol again",
+                len(unknown),
+                unknown[-1],
+            )
         self._production.publish_all()
         for task in sorted({flow.task for flow in self.runner.flows.values() if not flow.ended}):
             self.production_changed(task)
@@ -381,35 +414,3 @@ class Server:
 
 def _unexpected(error: RengoError) -> None:
     _LOG.error("a task that cannot fail has failed: %s", error)
-
-
-def _answer(device_id: str, message: Result) -> DeviceAnswered:
-    update = message.update
-    return DeviceAnswered(
-        device_id,
-        message.action,
-        message.round,
-        message.attempt,
-        message.num_examples,
-        message.metrics,
-        message.usage.model_dump(),
-        None
-        if update is None
-        else ReportedUpdate(update.key, update.size_bytes, update.header_sha256),
-        message.payload,
-        message.phase,
-        message.seq,
-    )
-
-
-def _unknown(message: Result) -> Receipt:
-    return Receipt(
-        action=message.action,
-        run_id=message.run_id,
-        round=message.round,
-        attempt=message.attempt,
-        phase=message.phase,
-        seq=message.seq,
-        status="unknown",
-        reason="no such run here",
-    )

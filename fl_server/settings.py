@@ -65,6 +65,20 @@ def _given(value: T | None) -> T:
     return value
 
 
+class Retention(BaseModel):
+    """How long the journal keeps what no run needs any more.
+
+    Attributes:
+        facts_days: each step of a run that has ended; its report stays.
+        audit_days: the entries of the audit log.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    facts_days: Annotated[float, Field(ge=1, le=36_500)] = 30
+    audit_days: Annotated[float, Field(ge=1, le=36_500)] = 730
+
+
 class ServerConfig(BaseModel):
     """The settings of ``rengo server``.
 
@@ -78,6 +92,7 @@ class ServerConfig(BaseModel):
         parts: which files go to the store in parts, and how large those are.
         operators: the identity files of those who may steer.
         broker: how the broker learns who may connect.
+        retention: how long the journal keeps what no run needs any more.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -91,6 +106,7 @@ class ServerConfig(BaseModel):
     parts: PartSizes = PartSizes()
     operators: list[Path] = []
     broker: BrokerSettings = BrokerSettings()
+    retention: Retention = Retention()
 
     @field_validator("parts")
     @classmethod

@@ -19,6 +19,8 @@ from fl_server.kinds.listing import FLOW_KINDS
 from fl_server.members.presence import PresenceTable
 from fl_server.members.rules import AuditEvent
 from fl_server.observers.base import Observer, ObserverList
+from fl_server.operations.handlers.ended_runs import EndedRunReports
+from fl_server.persistence.history import RunHistory
 from fl_server.persistence.journal import Journal
 from fl_server.runs.record import RunRecord
 from fl_server.shell.connection import ServerConnection
@@ -40,6 +42,7 @@ class Plane:
     registry: ModelRegistry
     jobs: list[Callable[[], None]] = field(default_factory=list)
     forgotten: list[str] = field(default_factory=list)
+    closed: list[str] = field(default_factory=list)
     handle_done: Callable[[list[JobDone]], None] = field(default=lambda _: None)
 
     def __post_init__(self) -> None:
@@ -61,14 +64,36 @@ class Plane:
 
         self.jobs.append(job)
 
+    def start_task(
+        self,
+        work: Callable[[], Any],
+        then: Callable[[Any], None],
+        failed: Callable[[RengoError], None],
+        *,
+        in_order: bool = False,
+    ) -> None:
+        self.jobs.append(lambda: then(work()))
+
+    def forget_copies(self, run_id: str) -> None:
+        self.forgotten.append(run_id)
+
+    def close_run(self, run_id: str) -> None:
+        self.closed.append(run_id)
+
     def keys(self, run_id: str) -> RunKeys:
         return RunKeys(PROJECT, run_id)
 
     def open_run(self, record: RunRecord[Any]) -> None:
-        """Nothing is added up here."""
+        """Hold nothing for a run."""
 
-    def forget_copies(self, run_id: str) -> None:
-        self.forgotten.append(run_id)
+    def perform(self, *_: object) -> None:
+        """Do no work on bytes."""
+
+    def store_metrics(self, *_: object) -> None:
+        """Store no metrics."""
+
+    def sign_version(self, *_: object, is_new: bool = True) -> None:
+        """Sign nothing."""
 
     def run(self) -> None:
         while self.jobs:
@@ -122,11 +147,14 @@ class FlowServer:
     def begin_life(self) -> None:
         self.journal = Journal(f"sqlite:///{self.folder / 'journal.sqlite'}")
         self.epoch = self.journal.next_epoch()
+        self.history = RunHistory(self.journal.database)
         self.presence = PresenceTable()
         self.plane = Plane(self.store, self.registry)
         self.told = ObserverList(self.observers)
         parts = RunnerParts(
             self.journal,
+            self.history,
+            EndedRunReports(self.presence, self.epoch),
             cast(DataPlane, self.plane),
             SiteBundles(self.store, PROJECT, self.folder / "bundles"),
             self.presence,

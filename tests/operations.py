@@ -32,8 +32,10 @@ from fl_server.members.store import MemberRegistry
 from fl_server.observers.base import ObserverList
 from fl_server.operations.call import Answer, Caller, Outcome
 from fl_server.operations.context import OperationsContext
+from fl_server.operations.handlers.ended_runs import EndedRunReports
 from fl_server.operations.submission import Operations
 from fl_server.persistence.database import Transaction
+from fl_server.persistence.history import RunHistory
 from fl_server.persistence.journal import Journal
 from fl_server.rounds.model import Model
 from fl_server.runs.record import RunRecord
@@ -136,6 +138,9 @@ class Plane:
 
     def start_job(self, run_id: str, task: StartTask) -> None:
         """Leave the job undone."""
+
+    def close_run(self, run_id: str) -> None:
+        """Hold nothing for a run."""
 
     def forget_copies(self, run_id: str) -> None:
         """Hold no copies of a run's models."""
@@ -252,6 +257,8 @@ class Life:
     def _runner(self) -> FlowRunner:
         parts = RunnerParts(
             self.journal,
+            RunHistory(self.journal.database),
+            EndedRunReports(self.presence, 1),
             cast(DataPlane, self.plane),
             SiteBundles(self.disk.store, PROJECT, self.disk.folder / "bundles"),
             self.presence,

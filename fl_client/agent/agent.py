@@ -153,7 +153,7 @@ class Agent:
                 _LOG.warning("broker connection lost: %s", reason)
             case SessionFault(error=error):
                 if isinstance(error, AuthenticationFailed) and not self._was_connected:
-                    raise error  # a wrong password at the start is a person's to mend
+                    raise error  # a wrong password at the start: somebody has to correct it
                 status.session_failed(str(error))
                 _LOG.error("broker session: %s", error)
 

@@ -46,10 +46,10 @@ def build_agent(
     """Return the agent of a real device.
 
     Args:
-        settings: what the device is told.
-        identity: who it is.
-        status: answers its owner; one without a service manager by default.
-        policy: what the machine may be asked; anything by default.
+        settings: the agent's own.
+        identity: the device's.
+        status: answers questions of this machine; without a service manager by default.
+        policy: the limits of the machine; none by default.
 
     Raises:
         ConfigError: a task is not there, the data folder is in use or of another version.

@@ -1,4 +1,4 @@
-"""Takes the messages that come to a device: checks them, and brings each to the part it is for."""
+"""Checks the messages that arrive at a device, and passes each to the part that handles it."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class OrderGate:
             order: the message's body.
             seq: of its envelope.
         """
-        # as one number, of which a thousand take half of what pairs would
+        # one number: a thousand of them need half the memory of pairs
         number = order.epoch << 64 | seq
         if number in self._seen:
             raise PeerError("this very order came before", "replayed")
@@ -66,7 +66,7 @@ class OrderGate:
         return "" if known else self._policy.refusal(order, self._need(order, machine))
 
     def _need(self, order: Order, machine: DeviceSession) -> Need:
-        """Return what an order would cost, beside what the orders taken before will."""
+        """Return what an order would cost, and what the orders accepted before it will."""
         promised = [self._traffic(Job(job.key, job.order)) for job in machine.unfinished]
         down, up = self._traffic(Job(JobKey.of(order), order))
         return Need(

@@ -1,7 +1,8 @@
 """When a device publishes its presence: ``training`` at once, ``ready`` after a short delay.
 
-Between two rounds a device is ready for a few milliseconds. To publish that would bring it its last
-order again, since its result is still on the way: two messages and a transfer for nothing.
+Between two rounds a device is ready for a few milliseconds. If that were published, the server
+would send the last order again, whose result is still on its way: two messages and a transfer for
+nothing.
 """
 
 from __future__ import annotations

@@ -74,53 +74,53 @@ class ResourcePolicy(Protocol):
 
 
 class Unbounded:
-    """No limit, no guard, nothing to publish."""
+    """The policy of an agent without limits: every order is allowed, nothing is measured."""
 
     def refusal(self, order: Order, need: Need) -> str:
-        """Refuse nothing."""
+        """Return "": every order is allowed."""
         del order, need
         return ""
 
     def memory_bytes(self) -> int:
-        """Limit nothing."""
+        """Return 0: there is no limit."""
         return 0
 
     def download_refusal(self, size_bytes: int) -> str:
-        """Refuse nothing."""
+        """Return "": every download is allowed."""
         del size_bytes
         return ""
 
     def environment(self) -> Mapping[str, str]:
-        """Add nothing."""
+        """Return an empty environment."""
         return {}
 
     def limit_process(self, pid: int) -> None:
-        """Leave it alone."""
+        """Do nothing: the process has no limits."""
 
     def killed_for_memory(self) -> bool:
-        """Know nothing of it."""
+        """Return False: it is not measured."""
         return False
 
     def count_bytes(self, count: int) -> None:
-        """Count nothing."""
+        """Do nothing: there is no budget."""
 
     def poll(self, now_s: float) -> Message | None:
-        """See nothing."""
+        """Return None: nothing is measured."""
         del now_s
         return None
 
     def left_s(self, now_s: float) -> float | None:
-        """Never wake the agent."""
+        """Return None: ``poll`` is never due."""
         del now_s
         return None
 
     def health(self) -> Message | None:
-        """Know nothing."""
+        """Return None: nothing is measured."""
         return None
 
     def status(self) -> dict[str, Any]:
-        """Return nothing."""
+        """Return an empty document."""
         return {}
 
     def close(self) -> None:
-        """Write nothing."""
+        """Do nothing: there is nothing to store."""

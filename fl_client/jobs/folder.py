@@ -29,7 +29,7 @@ class DeviceFolder:
         make_folder(root)
         for name in ("models", "updates", "state", "checkpoints"):
             make_folder(root / name)
-        # the latest may be resumed; those of earlier power cuts are never asked for
+        # only the latest can be resumed; older ones are left from earlier power cuts
         self._keep_latest("models/*.part", 1)
         self._keep_latest("checkpoints/*.ckpt", 1)
 

@@ -90,8 +90,8 @@ class JobJournal:
                     f"one reads {_SCHEMA_VERSION}); use that version, or another data folder"
                 )
             self._db.execute("PRAGMA journal_mode=WAL")
-            # a power cut may cost the latest rows, never the file: the server asks again for what
-            # it has not acknowledged, and cards wear
+            # A power cut may lose the latest rows, but never the file. The server asks again for
+            # what it has not acknowledged, and each forced write wears a flash card.
             self._db.execute("PRAGMA synchronous=NORMAL")
             self._bring_up_to_date(version)
         except sqlite3.Error as error:

@@ -2,9 +2,9 @@
 
     magic, length of the header, header (JSON), the arrays end to end, sha256 of all before
 
-Cards wear, so it is written seldom: the pause between two grows with the training, and a round has
-a budget of bytes that a restart does not renew. It belongs to one order: a training never resumes
-from that of another run, round, attempt, model or setting. A damaged file is not used.
+Writes wear flash cards, so it is written seldom: the pause between two grows with the training, and
+a round has a budget of bytes that a restart does not renew. It belongs to one order: a training
+never resumes from that of another run, round, attempt, model or setting. A damaged one is not used.
 """
 
 from __future__ import annotations

@@ -50,9 +50,9 @@ _MAX_REASON_CHARS = 1500
 
 
 class Channel:
-    """The two ends of the agent's pipe, taken away from user code.
+    """The pipes to the agent, which were standard input and output.
 
-    What user code prints goes to standard error, and what it reads is empty.
+    User code cannot reach them: what it prints goes to standard error, and it reads nothing.
     """
 
     def __init__(self) -> None:
@@ -65,7 +65,7 @@ class Channel:
         self._queue: queue.SimpleQueue[TrainingJob] = queue.SimpleQueue()
 
     def send(self, frame: Frame) -> None:
-        """Answer the agent; when it has gone, end."""
+        """Answer the agent; if the agent has ended, end this process."""
         try:
             write_frame(self._answers, frame)
         except BrokenPipeError:

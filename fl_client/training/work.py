@@ -208,8 +208,8 @@ def _whole_file(path: Path, *, forced: bool = False) -> Iterator[BinaryIO]:
     """Open a file that appears under its name when the block ends without an error.
 
     Args:
-        forced: it is on the disk then. What the agent checks by a hash before it uses it, and can
-            have again, is not forced: cards wear.
+        forced: whether it is forced to the disk, which wears a flash card. A file that the agent
+            verifies by a hash before it uses it, and can get again, need not be.
     """
     part = path.with_name(path.name + ".part")
     try:

@@ -140,6 +140,10 @@ class DataPlane(Workers):
             self._budget,
         )
 
+    def close_run(self, run_id: str) -> None:
+        """Hold nothing more of a run that has ended."""
+        self._runs.pop(run_id, None)
+
     # --- a run's commands ---------------------------------------------------------------------
 
     def read_registry(self) -> None:
@@ -214,7 +218,12 @@ class DataPlane(Workers):
         Args:
             model: the latest committed version.
         """
-        run = self._runs[run_id]
+        if isinstance(command, DiscardUpdate):
+            self._cleaning(run_id, lambda: self.store.delete([command.key]))
+            return None
+        run = self._runs.get(run_id)
+        if run is None:
+            return None  # it has ended meanwhile, and nothing waits for it
         try:
             match command:
                 case VerifyUpdate():
@@ -223,27 +232,21 @@ class DataPlane(Workers):
                     return self._fold(run, command, model)
                 case Aggregate():
                     return self._aggregate(run, command, model)
-            self._clean(run, command, model)
-        except BaseLost as error:
-            return FailureReported(f"version {model.version} is lost: {error}")
-        return None
-
-    def _clean(
-        self, run: RunAggregator, command: DiscardUpdate | SweepRound | SweepRun, model: Model
-    ) -> None:
-        """Remove what no longer serves; what cannot be removed now goes with a later sweep."""
-        run_id = run.keys.run_id
-        try:
-            match command:
-                case DiscardUpdate():
-                    self.patiently(lambda: self.store.delete([command.key]), run_id)
                 case SweepRound():
                     self._sweep(run, (command.round, command.attempt), model)
                 case SweepRun():
                     self._await_registry()
-                    self.patiently(lambda: run.sweep_run(model), run_id)
+                    self._cleaning(run_id, lambda: run.sweep_run(model))
                     self.uploads.forget(run.keys)
                     self._swept_s.pop(run_id, None)
+        except BaseLost as error:
+            return FailureReported(f"version {model.version} is lost: {error}")
+        return None
+
+    def _cleaning(self, run_id: str, work: Callable[[], object]) -> None:
+        """Remove what no longer serves; what cannot be removed now goes with a later sweep."""
+        try:
+            self.patiently(work, run_id)
         except Damaged as error:
             _LOG.warning("not all that %s has left could be removed: %s", run_id, error)
 
@@ -262,9 +265,9 @@ class DataPlane(Workers):
             return
         self._await_registry()
         self._swept_s[run_id] = now_s
-        self.patiently(lambda: run.sweep(key, model), run_id)
+        self._cleaning(run_id, lambda: run.sweep(key, model))
         if self.uploads.is_large(model.size_bytes):
-            self.patiently(lambda: self.uploads.abort_spent(run.keys, *key), run_id)
+            self._cleaning(run_id, lambda: self.uploads.abort_spent(run.keys, *key))
 
     def _base_read(self, run: RunAggregator, model: Model) -> None:
         """Return when what the run goes on from is here; raises BaseLost when it never will."""

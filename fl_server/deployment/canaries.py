@@ -47,7 +47,7 @@ def new_canary_id() -> str:
 
 
 class Canaries:
-    """Every canary of one server, those that have ended too.
+    """Every canary of one server.
 
     Args:
         begin: starts the flow of a record.
@@ -163,9 +163,12 @@ class Canaries:
             NotFound: there is none of this id.
         """
         flow = self._services.flows.get(canary_id)
-        if not isinstance(flow, CanaryFlow):
+        if isinstance(flow, CanaryFlow):
+            return flow.shown(self._time_left_s(canary_id, DEADLINE) or 0.0)
+        kept = self._services.history.report(canary_id) if flow is None else None
+        if kept is None or kept.get("canary_id") != canary_id:
             raise NotFound(f"no canary {canary_id!r}")
-        return flow.shown(self._time_left_s(canary_id, DEADLINE) or 0.0)
+        return dict(kept)
 
     def _running(self, task: str = "") -> list[CanaryFlow]:
         return [

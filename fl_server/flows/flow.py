@@ -45,7 +45,12 @@ class Flow(ABC):
     @property
     @abstractmethod
     def ended(self) -> bool:
-        """Whether nothing more will happen in it; late messages are still answered."""
+        """Whether nothing more will happen in it; late messages are still answered.
+
+        Its timers are dropped, but for those of the step that ended it. When these have fired and
+        its tasks are done, the run is history: its flow is closed, and opened again from its facts
+        where a late message asks for it.
+        """
 
     @abstractmethod
     def handle(self, event: object) -> Step[Any, Command]:

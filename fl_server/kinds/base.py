@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from fl_server.dataplane.plane import DataPlane
 from fl_server.flows.flow import Flow
 from fl_server.members.presence import PresenceTable
+from fl_server.persistence.history import RunHistory
 from fl_server.runs.definition import RunDefinition
 from fl_server.runs.record import FactRecord, RunRecord, Vocabulary
 from runtime.errors import ConfigError
@@ -28,13 +29,15 @@ class FlowServices:
         data: the data plane and the object store; what blocks belongs into a ``StartTask``.
         registry: the project's versions.
         presence: the devices that are online.
-        flows: every flow of this server by its run's id, oldest first.
+        flows: the flow of every run that goes on by its id, oldest first.
+        history: the runs that have ended.
     """
 
     data: DataPlane
     registry: ModelRegistry
     presence: PresenceTable
     flows: Mapping[str, Flow]
+    history: RunHistory
 
 
 class FlowKind(ABC):

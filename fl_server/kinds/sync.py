@@ -5,6 +5,8 @@ The round machine decides; what stands here makes its commands of orders, tasks 
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -33,13 +35,14 @@ from fl_server.rounds.ledger import RoundStep
 from fl_server.rounds.machine import RoundMachine
 from fl_server.rounds.model import Model, Update
 from fl_server.rounds.plan import Plan
-from fl_server.rounds.workload import known_speeds
+from fl_server.rounds.workload import Speed, known_speeds
 from fl_server.runs.definition import RunDefinition
 from fl_server.runs.lineage import Commit, Lineage
 from fl_server.runs.patches import patches_to
 from fl_server.runs.record import FactRecord, RunRecord, Vocabulary
 
 _MAX_LISTED = 1500
+_SPEEDS_FROM_RUNS = 20
 # once more when no upload URL of the run can be alive
 _LAST_SWEEP_S = URL_LIFETIME_S + 60.0
 
@@ -244,15 +247,10 @@ class SyncKind(FlowKind):
     def plan(self, run_id: str, definition: RunDefinition, services: FlowServices) -> Plan:
         """Return the plan: "auto" evaluation and what devices were measured at are decided now."""
         online = services.presence.online(definition.task, bundled=definition.bundled)
-        alike = [
-            flow.machine.ledger
-            for flow in services.flows.values()
-            if isinstance(flow, SyncFlow) and _has_same_steps(flow.record.definition, definition)
-        ]
         return definition.plan(
             run_id,
             evaluators_online=any(device.state.role == "evaluator" for device in online),
-            speeds=known_speeds(alike),
+            speeds={} if definition.cohort.fit == "off" else _speeds(definition, services),
         )
 
     def open(
@@ -262,5 +260,26 @@ class SyncKind(FlowKind):
         return SyncFlow(record, facts, services.data)
 
 
-def _has_same_steps(one: RunDefinition, other: RunDefinition) -> bool:
-    return (one.task, one.training) == (other.task, other.training)
+def _speeds(definition: RunDefinition, services: FlowServices) -> dict[str, Speed]:
+    """Return what devices were measured at in earlier runs with the same steps.
+
+    Of those that are history, the latest of the task are looked at.
+    """
+    steps = steps_digest(definition)
+    kept = [
+        {device_id: Speed(**speed) for device_id, speed in found["devices"].items()}
+        for found in services.history.speeds(definition.task, _SPEEDS_FROM_RUNS)
+        if found.get("steps") == steps
+    ]
+    alike = [
+        flow.machine.ledger.speeds
+        for flow in services.flows.values()
+        if isinstance(flow, SyncFlow) and steps_digest(flow.record.definition) == steps
+    ]
+    return known_speeds([*kept, *alike])
+
+
+def steps_digest(definition: RunDefinition) -> str:
+    """Return what two runs share whose devices do the same steps."""
+    text = json.dumps([definition.task, definition.training], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()

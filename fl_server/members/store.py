@@ -63,6 +63,13 @@ _audit = sa.Table(
     sa.Column("detail", sa.Text, nullable=False),
     sa.Column("digest", sa.String(64), nullable=False),
 )
+# the last entry that the retention removed: what the first one left follows
+_removed_audit = sa.Table(
+    "rengo_removed_audit",
+    _metadata,
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("digest", sa.String(64), nullable=False),
+)
 
 
 @dataclass(frozen=True)
@@ -141,8 +148,9 @@ class MemberRegistry:
         Raises:
             AuditAltered: one was changed, removed or added behind this registry's back.
         """
-        digest, number = _FIRST_DIGEST, 0
         with self._database.begin() as connection:
+            removed = connection.execute(sa.select(_removed_audit)).first()
+            number, digest = (0, _FIRST_DIGEST) if removed is None else removed
             for row in connection.execute(sa.select(_audit).order_by(_audit.c.number)):
                 number += 1
                 digest = _digest(digest, row)
@@ -151,6 +159,37 @@ class MemberRegistry:
                         f"the audit log in {self._database.name} was altered at entry {number}"
                     )
         return number
+
+    def latest_audit(self) -> tuple[int, str]:
+        """Return the number and the digest of the latest entry; of none, 0 and ""."""
+        with self._database.begin() as connection:
+            found = _latest(connection)
+        return (0, "") if found is None else found
+
+    def audit_digest(self, number: int) -> str | None:
+        """Return the digest of an entry, None where there is none of this number."""
+        query = sa.select(_audit.c.digest).where(_audit.c.number == number)
+        with self._database.begin() as connection:
+            return connection.execute(query).scalar()
+
+    def remove_audit(self, before: float) -> int:
+        """Remove the entries of before a Unix time, and return how many; the latest one stays.
+
+        What is left can still be verified: it begins with the digest of the last one removed.
+        """
+        with self._database.begin() as connection:
+            latest = _latest(connection)
+            if latest is None:
+                return 0
+            query = sa.select(_audit.c.number, _audit.c.digest)
+            old = query.where(_audit.c.at < before, _audit.c.number < latest[0])
+            last = connection.execute(old.order_by(_audit.c.number.desc()).limit(1)).first()
+            if last is None:
+                return 0
+            connection.execute(sa.delete(_removed_audit))
+            connection.execute(sa.insert(_removed_audit), last._asdict())
+            gone = sa.delete(_audit).where(_audit.c.number <= last.number)
+            return connection.execute(gone).rowcount
 
     def _rows(self, table: sa.Table, record: Any) -> list[Any]:
         names = [each.name for each in fields(record)]
@@ -163,10 +202,7 @@ def append_audit(connection: sa.Connection, acts: Sequence[AuditEvent]) -> None:
     """Write to the audit log within a transaction of the caller's."""
     if not acts:
         return
-    last = connection.execute(
-        sa.select(_audit.c.number, _audit.c.digest).order_by(_audit.c.number.desc()).limit(1)
-    ).first()
-    number, digest = (0, _FIRST_DIGEST) if last is None else last
+    number, digest = _latest(connection) or (0, _FIRST_DIGEST)
     for act in acts:
         number += 1
         row = _Row(
@@ -179,6 +215,12 @@ def append_audit(connection: sa.Connection, acts: Sequence[AuditEvent]) -> None:
         )
         digest = _digest(digest, row)
         connection.execute(sa.insert(_audit), {**asdict(row), "digest": digest})
+
+
+def _latest(connection: sa.Connection) -> tuple[int, str] | None:
+    query = sa.select(_audit.c.number, _audit.c.digest).order_by(_audit.c.number.desc())
+    row = connection.execute(query.limit(1)).first()
+    return None if row is None else (row.number, row.digest)
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,12 @@ class LatestEntries(Arguments):
     last: Annotated[int, Field(ge=1, le=1_000_000)] = 200
 
 
+class LatestRuns(Arguments):
+    """How many runs. A command line of before this could be said lists them all."""
+
+    last: Annotated[int, Field(ge=1, le=1_000_000)] = 1_000_000
+
+
 # --- runs -------------------------------------------------------------------------------------
 
 

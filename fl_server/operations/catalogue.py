@@ -66,7 +66,7 @@ AUDIT_VERIFY = Operation(
     "audit_verify", given.NoArguments, members.AuditVerified, Effect.NONE, "viewer"
 )
 
-RUNS_LS = Operation("runs_ls", given.NoArguments, runs.RunList, Effect.NONE, "viewer")
+RUNS_LS = Operation("runs_ls", given.LatestRuns, runs.RunList, Effect.NONE, "viewer")
 RUNS_SHOW = Operation("runs_show", given.OneRun, runs.RunReport, Effect.NONE, "viewer")
 RUNS_PREPARE = Operation("runs_prepare", given.Definition, runs.RunUpload, Effect.DERIVED)
 RUNS_RENEW = Operation("runs_renew", given.OneRun, runs.RunUpload)

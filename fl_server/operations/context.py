@@ -15,6 +15,7 @@ from fl_server.members.membership import Membership
 from fl_server.members.presence import PresenceTable
 from fl_server.members.rules import DeviceRecord
 from fl_server.members.store import MemberRegistry
+from fl_server.persistence.history import RunHistory
 from fl_server.persistence.journal import Journal
 from fl_server.rounds.model import Model
 from fl_server.runs.definition import RunDefinition
@@ -31,15 +32,21 @@ class RunControl(Protocol):
     """What operations do with runs.
 
     Attributes:
-        flows: the flow of every run by its id, the oldest first, canaries too.
+        flows: the flow of every run that goes on by its id, the oldest first, canaries too.
         records: their records, likewise.
+        history: the runs that have ended; those that ended a moment ago may still have a flow.
     """
 
     flows: dict[str, Flow]
     records: dict[str, RunRecord[Any]]
+    history: RunHistory
+
+    def definition(self, run_id: str) -> RunDefinition | None:
+        """Return the definition of a run, also of one that is history; None if there is none."""
+        ...
 
     def submitted(self) -> list[str]:
-        """Return the ids of the runs that operators submitted, the oldest first."""
+        """Return the ids of the runs with a flow that operators submitted, the oldest first."""
         ...
 
     def of(self, kind: type[FlowType]) -> dict[str, FlowType]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, TypeAlias
 
 from runtime.errors import ConfigError, MissingExtra, RengoError, Unavailable
 from runtime.sqlite import is_disk_trouble
+from runtime.sqlite_log import lost_changes
 
 try:
     import sqlalchemy as sa
@@ -58,6 +60,9 @@ class JournalUnreachable(JournalError, Unavailable):
 class Database:
     """One database, in which the journal and the registry have their tables. One thread calls it.
 
+    Attributes:
+        transactions: how many were begun; it only tells whether there were any since a look.
+
     Raises:
         ConfigError: the URL is not usable.
         JournalUnusable: another version of Rengo wrote the data, or they cannot be opened.
@@ -68,15 +73,18 @@ class Database:
     def __init__(self, place: str | Path) -> None:
         self._engine = _engine(place)
         self._companion: Companion | None = None
+        self.transactions = 0
         self.name = self._engine.url.render_as_string(hide_password=True)
 
     def begin(self) -> Transaction:
         """Return a transaction, to be used as a context manager."""
+        self.transactions += 1
         return Transaction(self._engine, self.name)
 
     def change(self) -> Transaction:
         """Return a transaction that writes what somebody asked for; see :meth:`together`."""
         companion, self._companion = self._companion, None
+        self.transactions += 1
         return Transaction(self._engine, self.name, companion)
 
     @contextmanager
@@ -135,6 +143,21 @@ class Database:
                 "use that version, or another data folder"
             )
 
+    @property
+    def file(self) -> Path | None:
+        """The SQLite file, None where it is another kind of database."""
+        return _file_of(self._engine.url)
+
+    def checkpoint(self) -> None:
+        """Move SQLite's log into its file, so that little stands in the log alone."""
+        if self.file is None:
+            return
+        try:
+            with self._engine.connect() as connection:
+                connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").close()
+        except DBAPIError as error:
+            raise _error(error, self.name) from error
+
     def close(self) -> None:
         """Release the database."""
         self._engine.dispose()
@@ -186,6 +209,7 @@ def _engine(place: str | Path) -> sa.Engine:
         else:
             url = sa.make_url(place)
         if url.get_backend_name() == "sqlite":
+            _require_sound(_file_of(url))
             engine = sa.create_engine(url)
             sa.event.listen(engine, "connect", _durable)
             return engine
@@ -200,6 +224,31 @@ def _engine(place: str | Path) -> sa.Engine:
         raise ConfigError(f"journal URL is not usable: {error}") from error
     except (SQLAlchemyError, ImportError, ValueError) as error:
         raise ConfigError(f"journal URL is not usable: {error}") from error
+
+
+def _file_of(url: sa.URL) -> Path | None:
+    is_file = url.get_backend_name() == "sqlite" and url.database not in {None, "", ":memory:"}
+    return Path(str(url.database)) if is_file else None
+
+
+def _require_sound(path: Path | None) -> None:
+    """Make the file for its owner alone, and raise JournalUnusable where its log is damaged."""
+    if path is None:
+        return
+    log = path.with_name(f"{path.name}-wal")
+    with contextlib.suppress(OSError):  # SQLite says what is in the way
+        path.touch(mode=0o600)
+        for each in (path, log, path.with_name(f"{path.name}-shm")):
+            if each.exists():
+                each.chmod(0o600)
+    try:
+        if lost_changes(log):
+            raise JournalUnusable(
+                f"journal {path}: its log {log.name} is damaged, and changes that were on the "
+                f"disk are lost; put a backup back, or remove {log} to go on without them"
+            )
+    except OSError as error:
+        raise JournalUnusable(f"journal {path} cannot be opened: {error.strerror}") from error
 
 
 def _error(error: DBAPIError, name: str) -> JournalError:

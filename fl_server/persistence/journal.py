@@ -1,60 +1,52 @@
 """The journal: every run of every kind and every fact, on disk before it takes effect.
 
 A run's state is the fold of its facts, in order; nothing here is ever updated in place but the
-server's epoch. Which classes a run's plan and facts have follows from the kind of its flow.
+server's epoch. Which classes a run's plan and facts have follows from the kind of its flow. A run
+whose rows are not as they were written is :class:`DamagedRun`; all others go on.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from fl_server.persistence import tables
 from fl_server.persistence.database import Database, JournalUnusable, read_meta, sa, write_meta
-from fl_server.persistence.migration import move_canaries
+from fl_server.persistence.migration import MIGRATIONS
 from fl_server.rounds.facts import FACTS
 from fl_server.rounds.model import Model
 from fl_server.rounds.plan import Plan
 from fl_server.runs.definition import RunDefinition
 from fl_server.runs.record import AwaitedModel, FactRecord, PreparedRun, RunRecord, Vocabulary
+from runtime.errors import NotFound, RengoError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+# how many values one statement names: SQLite took 999 at most until 2020
+_BATCH = 500
 SYNC = Vocabulary(Plan, FACTS)
-_metadata = sa.MetaData()
-_runs = sa.Table(
-    "rengo_runs",
-    _metadata,
-    sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
-    sa.Column("run_id", sa.String(64), unique=True, nullable=False),
-    sa.Column("definition", sa.Text, nullable=False),
-    sa.Column("plan", sa.Text, nullable=False),
-    sa.Column("initial", sa.Text, nullable=False),
-    sa.Column("at", sa.Float, nullable=False),
-)
-_facts = sa.Table(
-    "rengo_facts",
-    _metadata,
-    sa.Column("run_id", sa.String(64), primary_key=True),
-    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("kind", sa.String(64), nullable=False),
-    sa.Column("body", sa.Text, nullable=False),
-    sa.Column("at", sa.Float, nullable=False),
-)
 # made once: what SQLAlchemy finds out about a statement stays with it
-_INSERT_FACTS = sa.insert(_facts)
+_INSERT_FACTS = sa.insert(tables.facts)
 
-_prepared = sa.Table(
-    "rengo_prepared",
-    _metadata,
-    sa.Column("run_id", sa.String(64), primary_key=True),
-    sa.Column("definition", sa.Text, nullable=False),
-    sa.Column("initial", sa.Text, nullable=False),
-)
+
+class DamagedRun(RengoError):
+    """A run's rows were changed since they were written: it cannot go on."""
+
+    def __init__(self, run_id: str, what: str) -> None:
+        super().__init__(f"the journal holds a damaged run {run_id}: {what}")
+
+
+@dataclass(frozen=True)
+class _Tail:
+    """Where a run's next fact goes: its number, and the digest that it follows."""
+
+    number: int
+    digest: str
 
 
 class Journal:
@@ -78,12 +70,10 @@ class Journal:
         self.database = Database(url)
         self._begin = self.database.begin
         self._name = self.database.name
-        self._numbers: dict[str, int] = {}
+        self._tails: dict[str, _Tail] = {}
         self._adapters: dict[type, TypeAdapter[Any]] = {}
         self._vocabularies = dict({"sync": SYNC} if vocabularies is None else vocabularies)
-        self.database.prepare(
-            _metadata, "schema_version", SCHEMA_VERSION, {1: move_canaries(_runs, _facts)}
-        )
+        self.database.prepare(tables.metadata, "schema_version", SCHEMA_VERSION, MIGRATIONS)
 
     def add_vocabularies(self, vocabularies: Mapping[str, Vocabulary]) -> None:
         """Read runs of further kinds too."""
@@ -93,12 +83,33 @@ class Journal:
         """Release the database."""
         self.database.close()
 
-    def next_epoch(self) -> int:
-        """Return the server's epoch: one more than at the last start."""
+    def epoch(self) -> int:
+        """Return the epoch of the latest start, 0 before the first."""
         with self._begin() as connection:
-            epoch = read_meta(connection, "epoch", 0) + 1
+            return read_meta(connection, "epoch", 0)
+
+    def next_epoch(self, above: int = 0) -> int:
+        """Return the server's epoch: one more than at the last start.
+
+        Args:
+            above: what others have seen; an older journal must not go below.
+        """
+        with self._begin() as connection:
+            epoch = max(read_meta(connection, "epoch", 0), above) + 1
             write_meta(connection, "epoch", epoch)
         return epoch
+
+    def unknown(self, run_ids: Iterable[str]) -> list[str]:
+        """Return those of some runs that were never here."""
+        wanted = sorted(set(run_ids))
+        known: set[str] = set()
+        with self._begin() as connection:
+            for start in range(0, len(wanted), _BATCH):
+                some = tables.runs.c.run_id.in_(wanted[start : start + _BATCH])
+                known.update(
+                    connection.execute(sa.select(tables.runs.c.run_id).where(some)).scalars()
+                )
+        return [run_id for run_id in wanted if run_id not in known]
 
     def prepare(self, run: PreparedRun) -> None:
         """Write a run whose version 0 is awaited."""
@@ -108,65 +119,93 @@ class Journal:
             "initial": json.dumps(asdict(run.awaited)),
         }
         with self.database.change() as connection:
-            connection.execute(sa.insert(_prepared), row)
+            connection.execute(sa.insert(tables.prepared), row)
 
     def prepared(self) -> list[PreparedRun]:
         """Return the runs whose version 0 is awaited."""
         with self._begin() as connection:
-            rows = connection.execute(sa.select(_prepared)).all()
+            rows = connection.execute(sa.select(tables.prepared)).all()
         return [_prepared_run(row, self._name) for row in rows]
 
     def forget_prepared(self, run_id: str) -> None:
         """Remove a run that nobody submitted in time."""
         with self._begin() as connection:
-            connection.execute(sa.delete(_prepared).where(_prepared.c.run_id == run_id))
+            connection.execute(sa.delete(tables.prepared).where(tables.prepared.c.run_id == run_id))
 
     def add_run(self, record: RunRecord[Any]) -> None:
         """Write a new run, which is prepared no longer; JournalError when its id is taken."""
-        row = {
-            "run_id": record.run_id,
-            "definition": record.definition.model_dump_json(),
-            "plan": json.dumps(asdict(record.plan)),
-            "initial": json.dumps(asdict(record.initial)),
-            "at": record.at,
-        }
+        row = tables.RunRow(
+            record.run_id,
+            record.definition.model_dump_json(),
+            json.dumps(asdict(record.plan)),
+            json.dumps(asdict(record.initial)),
+            record.at,
+        )
+        prepared = tables.prepared
         with self.database.change() as connection:
-            connection.execute(sa.insert(_runs), row)
-            connection.execute(sa.delete(_prepared).where(_prepared.c.run_id == record.run_id))
+            connection.execute(sa.insert(tables.runs), {**vars(row), "digest": row.digest})
+            connection.execute(sa.delete(prepared).where(prepared.c.run_id == record.run_id))
 
     def append(self, run_id: str, facts: Sequence[Any]) -> None:
         """Write facts in order, all or none; they are on disk when this returns."""
         if not facts:
             return
-        number = self._next_number(run_id)
+        tail = self._tail(run_id)
+        number, digest = tail.number, tail.digest
         now = time.time()
-        rows = [
-            {
-                "run_id": run_id,
-                "number": number + offset,
-                "kind": type(fact).__name__,
-                "body": json.dumps(asdict(fact)),
-                "at": now,
-            }
-            for offset, fact in enumerate(facts)
-        ]
+        rows = []
+        for fact in facts:
+            kind, body = type(fact).__name__, json.dumps(asdict(fact))
+            row = tables.FactRow(run_id, number, kind, body, now)
+            number, digest = number + 1, row.digest(digest)
+            rows.append({**vars(row), "digest": digest})
         with self.database.change() as connection:
             connection.execute(_INSERT_FACTS, rows)
-        self._numbers[run_id] = number + len(rows)
+        self._tails[run_id] = _Tail(number, digest)
 
-    def runs(self) -> list[RunRecord[Any]]:
-        """Return every run, oldest first."""
+    def unfiled(self) -> list[str]:
+        """Return the ids of the runs that go on, or whose report is not written, oldest first."""
+        runs = tables.runs
+        query = sa.select(runs.c.run_id).where(runs.c.filed_at.is_(None)).order_by(runs.c.number)
         with self._begin() as connection:
-            rows = connection.execute(sa.select(_runs).order_by(_runs.c.number)).all()
-        return [self._run_record(row) for row in rows]
+            return list(connection.execute(query).scalars())
+
+    def record(self, run_id: str) -> RunRecord[Any]:
+        """Return what a run was begun with.
+
+        Raises:
+            NotFound: there is no such run.
+            DamagedRun: the row is not as it was written.
+        """
+        with self._begin() as connection:
+            row = connection.execute(_run(run_id)).first()
+        if row is None:
+            raise NotFound(f"no run {run_id!r}")
+        if row.digest != tables.run_row(row).digest:
+            raise DamagedRun(run_id, "its definition, plan or first model was changed")
+        return self._run_record(row)
 
     def facts(self, run_id: str, flow: str = "sync") -> list[FactRecord]:
-        """Return the facts of a run, whose flow is of the kind ``flow``, in order."""
+        """Return the facts of a run, whose flow is of the kind ``flow``, in order.
+
+        Raises:
+            DamagedRun: a fact is missing or is not as it was written.
+        """
         vocabulary = self._vocabulary(run_id, flow)
-        query = sa.select(_facts).where(_facts.c.run_id == run_id).order_by(_facts.c.number)
+        facts = tables.facts
+        query = sa.select(facts).where(facts.c.run_id == run_id).order_by(facts.c.number)
         with self._begin() as connection:
+            digest = _digest_of(connection, run_id)
             rows = connection.execute(query).all()
+        for row in rows:
+            digest = tables.fact_row(row).digest(digest)
+            if digest != row.digest:
+                raise DamagedRun(run_id, f"fact {row.number} or the one before it was changed")
         return [FactRecord(self._fact(row, vocabulary), row.at) for row in rows]
+
+    def forget(self, run_id: str) -> None:
+        """Hold nothing in memory of a run that has ended."""
+        self._tails.pop(run_id, None)
 
     def _vocabulary(self, run_id: str, flow: str) -> Vocabulary:
         found = self._vocabularies.get(flow)
@@ -191,10 +230,7 @@ class Journal:
         try:
             return self._adapter(kind).validate_json(row.body)
         except ValidationError as error:
-            where = f"{row.run_id}, number {row.number}"
-            raise JournalUnusable(
-                f"journal {self._name} holds a damaged {row.kind}: {where}"
-            ) from error
+            raise DamagedRun(row.run_id, f"its fact {row.number} is no {row.kind}") from error
 
     def _run_record(self, row: Any) -> RunRecord[Any]:
         try:
@@ -208,19 +244,32 @@ class Journal:
                 row.at,
             )
         except ValidationError as error:
-            raise _damaged(row.run_id, self._name) from error
+            raise DamagedRun(row.run_id, f"its row is no run: {error}") from error
 
-    def _next_number(self, run_id: str) -> int:
-        if run_id not in self._numbers:
-            query = sa.select(sa.func.max(_facts.c.number)).where(_facts.c.run_id == run_id)
+    def _tail(self, run_id: str) -> _Tail:
+        if run_id not in self._tails:
+            facts = tables.facts
+            query = sa.select(facts).where(facts.c.run_id == run_id)
             with self._begin() as connection:
-                last = connection.execute(query).scalar()
-            self._numbers[run_id] = 0 if last is None else last + 1
-        return self._numbers[run_id]
+                last = connection.execute(query.order_by(facts.c.number.desc()).limit(1)).first()
+                first = _digest_of(connection, run_id)
+            tail = _Tail(0, first) if last is None else _Tail(last.number + 1, last.digest)
+            self._tails[run_id] = tail
+        return self._tails[run_id]
 
 
 _MODEL = TypeAdapter(Model)
 _AWAITED = TypeAdapter(AwaitedModel)
+
+
+def _run(run_id: str) -> sa.Select[Any]:
+    return sa.select(tables.runs).where(tables.runs.c.run_id == run_id)
+
+
+def _digest_of(connection: sa.Connection, run_id: str) -> str:
+    """Return the digest that a run's first fact follows."""
+    query = sa.select(tables.runs.c.digest).where(tables.runs.c.run_id == run_id)
+    return str(connection.execute(query).scalar() or "")
 
 
 def _prepared_run(row: Any, journal: str) -> PreparedRun:
@@ -231,8 +280,4 @@ def _prepared_run(row: Any, journal: str) -> PreparedRun:
             _AWAITED.validate_json(row.initial),
         )
     except ValidationError as error:
-        raise _damaged(row.run_id, journal) from error
-
-
-def _damaged(run_id: str, journal: str) -> JournalUnusable:
-    return JournalUnusable(f"journal {journal} holds a damaged run {run_id}")
+        raise JournalUnusable(f"journal {journal} holds a damaged run {row.run_id}") from error

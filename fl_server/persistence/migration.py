@@ -1,10 +1,16 @@
-"""Canaries once had tables of their own: schema 2 has them in the journal's, as runs of a kind."""
+"""What brings an older journal to the schema of today, one version at a time.
+
+Schema 2 has canaries, which had tables of their own, as runs of a kind. Schema 3 has digests over
+runs and facts, and the reports of runs that have ended.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
+from fl_server.persistence import tables
 from fl_server.persistence.database import JournalUnusable, Migration, sa
 
 _MODEL = ("version", "key", "sha256", "size_bytes")
@@ -28,25 +34,58 @@ _old_facts = sa.Table(
 )
 
 
-def move_canaries(runs: sa.Table, facts: sa.Table) -> Migration:
-    """Return what moves every canary and its facts into the tables of runs."""
+def move_canaries(connection: sa.Connection) -> None:
+    """Move every canary and its facts into the tables of runs."""
+    if not sa.inspect(connection).has_table(_old_canaries.name):
+        return
+    old = connection.execute(sa.select(_old_canaries).order_by(_old_canaries.c.number)).all()
+    rows = [_run_row(row) for row in old]
+    told = [
+        {"run_id": row.canary_id, "number": row.number, "kind": row.kind, "body": row.body}
+        | {"at": row.at}
+        for row in connection.execute(sa.select(_old_facts))
+    ]
+    for table, new in ((tables.runs, rows), (tables.facts, told)):
+        if new:
+            connection.execute(sa.insert(table), new)
+    _metadata.drop_all(connection)
 
-    def move(connection: sa.Connection) -> None:
-        if not sa.inspect(connection).has_table(_old_canaries.name):
-            return
-        old = connection.execute(sa.select(_old_canaries).order_by(_old_canaries.c.number)).all()
-        rows = [_run_row(row) for row in old]
-        told = [
-            {"run_id": row.canary_id, "number": row.number, "kind": row.kind, "body": row.body}
-            | {"at": row.at}
-            for row in connection.execute(sa.select(_old_facts))
-        ]
-        for table, new in ((runs, rows), (facts, told)):
-            if new:
-                connection.execute(sa.insert(table), new)
-        _metadata.drop_all(connection)
 
-    return move
+def add_digests(connection: sa.Connection) -> None:
+    """Give runs and facts their digests, as they are now."""
+    runs, facts = tables.runs, tables.facts
+    for column in (runs.c.digest, runs.c.filed_at, facts.c.digest):
+        _add_column(connection, column)
+    tables.runs_by_filing.create(connection, checkfirst=True)
+    rows = connection.execute(sa.select(runs).order_by(runs.c.number)).all()
+    for row in rows:
+        digest = tables.run_row(row).digest
+        of_run = sa.update(runs).where(runs.c.run_id == row.run_id)
+        connection.execute(of_run.values(digest=digest))
+        _chain_facts(connection, row.run_id, digest)
+
+
+def _chain_facts(connection: sa.Connection, run_id: str, digest: str) -> None:
+    facts = tables.facts
+    query = sa.select(facts).where(facts.c.run_id == run_id).order_by(facts.c.number)
+    changes = []
+    for row in connection.execute(query).all():
+        digest = tables.fact_row(row).digest(digest)
+        changes.append({"of_run": run_id, "at_number": row.number, "digest": digest})
+    if changes:
+        one = (
+            facts.c.run_id == sa.bindparam("of_run"),
+            facts.c.number == sa.bindparam("at_number"),
+        )
+        connection.execute(sa.update(facts).where(*one), changes)
+
+
+def _add_column(connection: sa.Connection, column: sa.Column[Any]) -> None:
+    table = column.table.name
+    if column.name in {each["name"] for each in sa.inspect(connection).get_columns(table)}:
+        return
+    text = sa.schema.CreateColumn(column).compile(dialect=connection.dialect)
+    connection.execute(sa.text(f"ALTER TABLE {table} ADD COLUMN {text}"))
 
 
 def _run_row(row: Any) -> dict[str, Any]:
@@ -72,3 +111,6 @@ def _run_row(row: Any) -> dict[str, Any]:
         "initial": json.dumps(model),
         "at": row.at,
     }
+
+
+MIGRATIONS: Mapping[int, Migration] = {1: move_canaries, 2: add_digests}

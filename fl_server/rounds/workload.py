@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Any, Protocol
+from typing import Any
 
 from runtime.bounds import MAX_SECONDS, MAX_SIZE, SHORTEST_STEP_S
 
@@ -104,20 +104,11 @@ def measured(usage: Mapping[str, float]) -> Speed | None:
     return speed if speed.is_plausible else None
 
 
-class HasSpeeds(Protocol):
-    """A run's ledger, as far as it matters here."""
-
-    @property
-    def speeds(self) -> Mapping[str, Speed]:
-        """What devices were measured at."""
-        ...
-
-
-def known_speeds(runs: Iterable[HasSpeeds]) -> dict[str, Speed]:
+def known_speeds(runs: Iterable[Mapping[str, Speed]]) -> dict[str, Speed]:
     """Return each device's speed in the last of these runs that it took part in."""
     known: dict[str, Speed] = {}
-    for run in runs:
-        known |= {name: speed for name, speed in run.speeds.items() if speed.is_plausible}
+    for speeds in runs:
+        known |= {name: speed for name, speed in speeds.items() if speed.is_plausible}
     return known
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 from broker.wire.topics import Topics
 from fl_server.flows.flow import Flow
@@ -16,6 +17,7 @@ from fl_server.flows.flow import Flow
 _DELAY_S = 0.25
 _KEPT = 20
 _CLEARED_AGAIN = 200
+Stored: TypeAlias = tuple[str, Mapping[str, Any] | None]
 
 
 class RunDocuments:
@@ -23,18 +25,23 @@ class RunDocuments:
 
     Args:
         runs: the server's, in their order.
-        publish: publishes a run's document as it is now, if it has one.
+        filed: returns the ids and documents of the latest runs that are history, oldest first; it
+            is given how many.
+        publish: publishes the document of a run by its id: the one that is given, of a run that is
+            history, else that of its flow as it is now.
         clear: removes the retained document of a topic.
     """
 
     def __init__(
         self,
         runs: Mapping[str, Flow],
+        filed: Callable[[int], Sequence[Stored]],
         topics: Topics,
-        publish: Callable[[Flow], None],
+        publish: Callable[[str, Mapping[str, Any] | None], None],
         clear: Callable[[str], None],
     ) -> None:
         self._runs = runs
+        self._filed = filed
         self._topics = topics
         self._publish = publish
         self._clear = clear
@@ -61,21 +68,27 @@ class RunDocuments:
     def publish(self, run: Flow) -> None:
         """Publish a run's document as it is now, if it has one."""
         self._due.pop(run.run_id, None)
-        self._publish(run)
+        self._publish(run.run_id, None)
 
     def publish_all(self) -> None:
         """Publish every document, after the connection was gone."""
         # a broker that was killed may bring back what was cleared
         self._clear_old(_CLEARED_AGAIN)
-        kept = self._ended()[-_KEPT:]
         for run in list(self._runs.values()):
-            if not run.ended or run in kept:
+            if not run.ended:
                 self.publish(run)
+        for run_id, document in self._ended(_KEPT):
+            if run_id in self._runs:
+                self.publish(self._runs[run_id])
+            elif document is not None:
+                self._publish(run_id, document)
 
-    def _ended(self) -> list[Flow]:
-        return [run for run in self._runs.values() if run.ended]
+    def _ended(self, latest: int) -> list[Stored]:
+        """Return the latest runs that have ended, oldest first."""
+        here: list[Stored] = [(run.run_id, None) for run in self._runs.values() if run.ended]
+        return [*self._filed(latest), *here][-latest:]
 
     def _clear_old(self, latest: int) -> None:
         """Clear the latest documents among those that are not kept."""
-        for run in self._ended()[:-_KEPT][-latest:]:
-            self._clear(self._topics.run(run.run_id, "state"))
+        for run_id, _ in self._ended(_KEPT + latest)[:-_KEPT]:
+            self._clear(self._topics.run(run_id, "state"))

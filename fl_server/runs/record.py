@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
+from fl_server.flows.flow import Flow
 from fl_server.rounds.model import Model
 from fl_server.runs.definition import RunDefinition
 
@@ -63,3 +64,38 @@ class Vocabulary:
 
     plan: type
     facts: Mapping[str, type]
+
+
+@dataclass(frozen=True)
+class EndedRun:
+    """What is kept of a run that has ended, in place of its flow. All of it is plain data.
+
+    Attributes:
+        listed: whether operators see it among their runs.
+        summary: the run in one row.
+        document: the retained document as it was last, None where it has none.
+        speeds: what its devices were measured at, for later runs with the same steps.
+        report: all that an operator is told of it.
+    """
+
+    run_id: str
+    task: str
+    listed: bool
+    summary: Mapping[str, Any]
+    document: Mapping[str, Any] | None
+    speeds: Mapping[str, Any]
+    report: Mapping[str, Any]
+
+
+class RunReports(Protocol):
+    """What is kept of runs that have ended."""
+
+    def ended(
+        self, record: RunRecord[Any], flow: Flow, facts: Sequence[FactRecord], *, listed: bool
+    ) -> EndedRun:
+        """Return what is kept of a run."""
+        ...
+
+    def damaged(self, run_id: str, reason: str) -> EndedRun:
+        """Return what is kept of a run that failed, since its rows are damaged."""
+        ...

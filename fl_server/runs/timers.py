@@ -35,6 +35,15 @@ class Timers:
         due = self._due.get((run_id, event))
         return None if due is None else max(0.0, due[0] - time.monotonic())
 
+    def has(self, run_id: str) -> bool:
+        """Whether a timer of a run is armed."""
+        return any(each == run_id for each, _ in self._due)
+
+    def drop(self, run_id: str) -> None:
+        """Drop the timers of a run."""
+        for key in [each for each in self._due if each[0] == run_id]:
+            del self._due[key]
+
     def due_s(self) -> float:
         """Return when the next one fires."""
         self._drop_replaced()

@@ -7,14 +7,16 @@ foresaw fails the flow that it comes from, and no other.
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from broker.wire.messages import DeviceState, Receipt
+from broker.wire.messages import DeviceState, Receipt, RunDocument
 from fl_server.dataplane.bundles import SiteBundles
 from fl_server.dataplane.orders import OrderSender
 from fl_server.dataplane.plane import DataPlane
@@ -39,17 +41,20 @@ from fl_server.members.presence import PresenceTable
 from fl_server.members.rules import AuditEvent
 from fl_server.observers.base import ObservedFact, ObserverList
 from fl_server.persistence.database import JournalUnusable
-from fl_server.persistence.journal import Journal
+from fl_server.persistence.history import RunHistory
+from fl_server.persistence.journal import DamagedRun, Journal
 from fl_server.rounds.model import Model
 from fl_server.runs.definition import RunDefinition
 from fl_server.runs.documents import RunDocuments
-from fl_server.runs.record import RunRecord
+from fl_server.runs.record import EndedRun, RunRecord, RunReports
 from fl_server.runs.timers import Timers
 from fl_server.shell.connection import ServerConnection
-from runtime.errors import ConfigError, PeerError
+from runtime.errors import ConfigError, InvalidTransition, PeerError, RengoError
 
 FlowType = TypeVar("FlowType", bound=Flow)
 _LOG = logging.getLogger(__name__)
+# flows of runs that have ended long ago, for late messages, which come in groups
+_REOPENED_KEPT = 8
 
 
 @dataclass(frozen=True)
@@ -57,11 +62,15 @@ class RunnerParts:
     """What the flows' commands are carried out with.
 
     Attributes:
+        history: the runs that have ended.
+        reports: makes what goes there.
         announce_production: is given the task whose production has changed.
         note: writes to the audit log.
     """
 
     journal: Journal
+    history: RunHistory
+    reports: RunReports
     data: DataPlane
     bundles: SiteBundles
     presence: PresenceTable
@@ -79,25 +88,37 @@ class FlowRunner:
         kinds: by the name that a run's definition chooses.
 
     Attributes:
-        flows: every flow by its run's id, oldest first, those that have ended too.
+        flows: the flow of every run by its id, oldest first. One that has ended stays as long as
+            it has a timer or work under way; then its run is history.
         records: their records, likewise.
+        history: the runs that have ended.
     """
 
     def __init__(self, kinds: Mapping[str, FlowKind], parts: RunnerParts, epoch: int) -> None:
         self.flows: dict[str, Flow] = {}
         self.records: dict[str, RunRecord[Any]] = {}
-        self.services = FlowServices(parts.data, parts.data.registry, parts.presence, self.flows)
+        self.services = FlowServices(
+            parts.data, parts.data.registry, parts.presence, self.flows, parts.history
+        )
         self.timers = Timers()
         self._kinds = dict(kinds)
         self._listeners: dict[str, Callable[[object], None]] = {}
+        self._filing: set[str] = set()
+        self._reopened: OrderedDict[str, Flow] = OrderedDict()
+        self._damaged: list[EndedRun] = []
         self._parts = parts
+        self.history = parts.history
         connection = parts.connection
         self._orders = OrderSender(
             parts.data, parts.bundles, self._time_left_s, connection.publish_order, epoch
         )
         self._epoch = epoch
         self.documents = RunDocuments(
-            self.flows, connection.topics, self._publish_document, connection.clear
+            self.flows,
+            parts.history.documents,
+            connection.topics,
+            self._publish_document,
+            connection.clear,
         )
         parts.journal.add_vocabularies({name: kind.vocabulary for name, kind in kinds.items()})
 
@@ -123,8 +144,23 @@ class FlowRunner:
         """Return the flows of one class by their runs' ids, oldest first."""
         return {run_id: flow for run_id, flow in self.flows.items() if isinstance(flow, kind)}
 
+    def definition(self, run_id: str) -> RunDefinition | None:
+        """Return the definition of a run, also of one that is history; None if there is none.
+
+        Raises:
+            DamagedRun: it is not as it was written.
+        """
+        if run_id in self.records:
+            return self.records[run_id].definition
+        if not self.history.has(run_id):
+            return None
+        return self._parts.journal.record(run_id).definition
+
     def submitted(self) -> list[str]:
-        """Return the ids of the runs that operators submitted, oldest first."""
+        """Return the ids of the runs that operators submitted and that go on, oldest first.
+
+        Some that have ended are among them, see ``flows``.
+        """
         return [
             run_id
             for run_id, record in self.records.items()
@@ -137,12 +173,19 @@ class FlowRunner:
         return RunRecord(run_id, definition, plan, initial, time.time())
 
     def restore(self) -> None:
-        """Open the flow of every journalled run."""
-        for record in self._parts.journal.runs():
-            self._open(record)
+        """Open the flow of every run that is not history; one that is damaged fails."""
+        journal = self._parts.journal
+        for run_id in journal.unfiled():
+            try:
+                self._open(journal.record(run_id))
+            except DamagedRun as error:
+                self._file_damaged(run_id, error)
 
     def resume(self) -> None:
         """Let every flow go on from where it was."""
+        for run in self._damaged:
+            self._publish_document(run.run_id, run.document)
+        self._damaged.clear()
         for flow in list(self.flows.values()):
             with self.isolated(flow):
                 self._carry_out(flow, [flow.resume()])
@@ -162,14 +205,18 @@ class FlowRunner:
             self.handle(flow.run_id, DeviceJoined(device.id, device.state.role, accepting))
 
     def _open(self, record: RunRecord[Any]) -> Flow:
-        """Open a run as its facts left it; where they cannot be read or applied, it has failed."""
+        """Open a run as its facts left it; where they cannot be read or applied, it has failed.
+
+        Raises:
+            DamagedRun: its facts are not as they were written.
+        """
         self.records[record.run_id] = record
         kind = self.kind_of(record.definition)
 
         def stand_in(reason: str) -> None:
             self.flows[record.run_id] = FailedFlow(record, reason)
 
-        with self._parts.faults.caught(f"run {record.run_id}", stand_in):
+        with self._parts.faults.caught(f"run {record.run_id}", stand_in, but=(DamagedRun,)):
             try:
                 facts = self._parts.journal.facts(record.run_id, record.definition.flow)
                 self.flows[record.run_id] = kind.open(record, facts, self.services)
@@ -190,11 +237,12 @@ class FlowRunner:
         Raises:
             PeerError: there is no such run.
         """
-        flow = self.flows.get(run_id)
-        if flow is None:
+        flow = self.find(run_id)
+        if flow is not None:
+            with self.isolated(flow):
+                self._carry_out(flow, [flow.handle(event) for event in events])
+        elif not self.knows(run_id):
             raise PeerError("a message about a run that is not here", "unknown_run")
-        with self.isolated(flow):
-            self._carry_out(flow, [flow.handle(event) for event in events])
 
     def handle_presence(self, event: DeviceJoined | DeviceLeft, state: DeviceState | None) -> None:
         """Tell the flows of a device; ``state`` is its presence, None where it was removed."""
@@ -246,9 +294,17 @@ class FlowRunner:
     def _fail(self, run_id: str, reason: str) -> None:
         """Fail a run by its own means, else put something in its place.
 
-        What its flow holds in memory may be ahead of the journal, from which it is opened anew.
+        What its flow holds in memory may be ahead of the journal, from which it is opened anew. A
+        run that is history stays as it was filed.
         """
-        flow = self._open(self.records[run_id])
+        if run_id not in self.flows:
+            self._reopened.pop(run_id, None)
+            return
+        try:
+            flow = self._open(self.records[run_id])
+        except DamagedRun as error:
+            self._stand_in(run_id, str(error))
+            return
         if isinstance(flow, FailedFlow):
             self.documents.changed(flow)
         if flow.ended:
@@ -267,40 +323,131 @@ class FlowRunner:
         self.flows[run_id] = FailedFlow(self.records[run_id], reason)
         self.documents.changed(self.flows[run_id])
 
-    def _publish_document(self, flow: Flow) -> None:
-        """Publish a run's document; a run whose document cannot be told has failed."""
-        run_id = flow.run_id
+    def _publish_document(self, run_id: str, kept: Mapping[str, Any] | None) -> None:
+        """Publish a run's document; a run whose document cannot be told has failed.
+
+        Args:
+            kept: the document of a run that is history, None to ask its flow.
+        """
 
         def fail(reason: str) -> None:
-            if not flow.ended:
-                self._fail(run_id, reason)
-            elif not isinstance(flow, FailedFlow):
+            flow = self.flows.get(run_id)
+            if flow is None or isinstance(flow, FailedFlow):
+                return
+            if flow.ended:
                 self._stand_in(run_id, reason)
+            else:
+                self._fail(run_id, reason)
 
         with self._parts.faults.caught(f"the document of run {run_id}", fail):
-            document = flow.document(self._epoch)
+            if kept is None:
+                document = self.flows[run_id].document(self._epoch)
+            else:
+                text = json.dumps({**kept, "epoch": self._epoch})
+                document = RunDocument.model_validate_json(text)
             if document is not None:
                 topic = self._parts.connection.topics.run(run_id, "state")
                 self._parts.connection.publish_retained(topic, document)
+
+    # --- runs that have ended -----------------------------------------------------------------
+
+    def knows(self, run_id: str) -> bool:
+        """Whether there is or was such a run."""
+        return run_id in self.flows or self.history.has(run_id)
+
+    def find(self, run_id: str) -> Flow | None:
+        """Return the flow of a run, opened again where it is history; None where none can be."""
+        flow = self.flows.get(run_id) or self._reopened.get(run_id)
+        if flow is None and self.history.has_facts(run_id):
+            flow = self._reopen(run_id)
+        return flow
+
+    def _reopen(self, run_id: str) -> Flow | None:
+        journal = self._parts.journal
+        try:
+            record = journal.record(run_id)
+            facts = journal.facts(run_id, record.definition.flow)
+            flow = self.kind_of(record.definition).open(record, facts, self.services)
+        except (InvalidTransition, JournalUnusable, DamagedRun) as error:
+            _LOG.error("a late message about a run that cannot be opened: %s", error)
+            return None
+        self._reopened[run_id] = flow
+        if len(self._reopened) > _REOPENED_KEPT:
+            oldest, _ = self._reopened.popitem(last=False)
+            self._close(oldest)
+        return flow
+
+    def _file_when_idle(self, run_id: str) -> None:
+        """Make a run history that has ended and has no timer, behind its work under way."""
+        if self._is_idle(run_id) and run_id not in self._filing:
+            self._filing.add(run_id)
+            self._parts.data.start_task(
+                lambda: None, lambda _: self._file(run_id), _unexpected, in_order=True
+            )
+
+    def _is_idle(self, run_id: str) -> bool:
+        flow = self.flows.get(run_id)
+        if flow is None or isinstance(flow, FailedFlow):
+            return False
+        return flow.ended and not self.timers.has(run_id)
+
+    def _file(self, run_id: str) -> None:
+        self._filing.discard(run_id)
+        if not self._is_idle(run_id):
+            return
+        record, flow = self.records[run_id], self.flows[run_id]
+        listed = self.kind_of(record.definition).is_submitted
+        try:
+            facts = self._parts.journal.facts(run_id, record.definition.flow)
+            run = self._parts.reports.ended(record, flow, facts, listed=listed)
+        except DamagedRun as error:
+            _LOG.error("a run that has ended: %s", error)
+            run = self._parts.reports.damaged(run_id, str(error))
+        self.history.file(run, time.time())
+        self._listeners.pop(run_id, None)
+        self._forget(run_id)
+
+    def _forget(self, run_id: str) -> None:
+        self.records.pop(run_id, None)
+        self.flows.pop(run_id, None)
+        self._close(run_id)
+
+    def _close(self, run_id: str) -> None:
+        self._parts.data.close_run(run_id)
+        self._parts.journal.forget(run_id)
+
+    def _file_damaged(self, run_id: str, error: RengoError) -> None:
+        """Fail a run whose flow cannot be opened; all others go on."""
+        _LOG.error("run %s fails: %s", run_id, error)
+        run = self._parts.reports.damaged(run_id, str(error))
+        self.history.file(run, time.time())
+        self._parts.note(AuditEvent("server", "run failed", run_id, {"why": str(error)[:2000]}))
+        self._forget(run_id)
+        self._damaged.append(run)
 
     # --- commands -----------------------------------------------------------------------------
 
     def _carry_out(self, flow: Flow, steps: list[Step[Any, Command]]) -> None:
         facts = [fact for step in steps for fact in step.facts]
-        kind = self.records[flow.run_id].definition.flow
         # what cannot be told is not written
-        observed = [ObservedFact(kind, fact, flow.event_of(fact)) for fact in facts]
+        observed = [
+            ObservedFact(self.records[flow.run_id].definition.flow, fact, flow.event_of(fact))
+            for fact in facts
+        ]
         self._parts.journal.append(flow.run_id, facts)
         for each in observed:
             self._parts.observers.tell(each)
+        if facts and flow.ended:
+            self.timers.drop(flow.run_id)
         for step in steps:
             for command in step.commands:
                 self._do(flow, command)
         if facts:
-            now = self.flows[flow.run_id]  # another one where a command failed it
+            now = self.flows.get(flow.run_id, flow)  # another one where a command failed it
             self.documents.changed(now)
             if now.ended:
                 self._parts.data.forget_copies(now.run_id)
+        self._file_when_idle(flow.run_id)
 
     def _do(self, flow: Flow, command: Command) -> None:
         parts = self._parts
@@ -314,7 +461,8 @@ class FlowRunner:
             case StartTask():
                 parts.data.start_job(flow.run_id, command)
             case PublishDocument():
-                self.documents.publish(self.flows[flow.run_id])
+                if flow.run_id in self.flows:
+                    self.documents.publish(self.flows[flow.run_id])
             case ReportResult():
                 listener = self._listeners.get(flow.run_id)
                 if listener is not None:
@@ -328,6 +476,10 @@ class FlowRunner:
     def _time_left_s(self, run_id: str, order: IssueOrder) -> float:
         left_s = None if order.timer is None else self.timers.left_s(run_id, order.timer)
         return order.time_s if left_s is None else left_s
+
+
+def _unexpected(error: RengoError) -> None:
+    _LOG.error("nothing that was to be done has failed: %s", error)
 
 
 def _receipt(flow: Flow, command: SendReceipt) -> Receipt:

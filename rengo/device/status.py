@@ -20,7 +20,7 @@ _LONGEST = 1 << 20
 
 
 class StatusClient:
-    """A conversation with the agent whose data lies in a folder.
+    """A connection to the agent whose data is in a folder.
 
     Raises:
         TransportError: no agent runs there, or it hangs.
@@ -61,14 +61,14 @@ class StatusClient:
         self._socket.close()
 
     def ask(self, word: str) -> dict[str, Any]:
-        """Return the agent's answer; ``hold`` lasts as long as the visit."""
+        """Return the agent's answer; ``hold`` lasts as long as the connection."""
         try:
             self._socket.sendall(f"{word}\n".encode("ascii"))
             line = self._heard.readline(_LONGEST)
         except OSError as error:
             raise TransportError(f"the agent in {self._folder} does not answer: {error}") from error
         if not line:
-            raise TransportError(f"the agent in {self._folder} ended, or has too many visitors")
+            raise TransportError(f"the agent in {self._folder} ended, or has too many connections")
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise TransportError(f"the agent in {self._folder}: {answer['error']}")
@@ -77,8 +77,8 @@ class StatusClient:
 
 def ask_status(folder: Path) -> dict[str, Any]:
     """Return the status of the agent in a folder; see :class:`StatusClient` for the errors."""
-    with StatusClient(folder) as visit:
-        return visit.ask("status")
+    with StatusClient(folder) as client:
+        return client.ask("status")
 
 
 def running(folders: Iterator[Path]) -> list[Path]:

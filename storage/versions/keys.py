@@ -5,6 +5,7 @@ projects/{p}/runs/{run}/manifests/{version}.json
 projects/{p}/runs/{run}/records/{version}.json
 projects/{p}/runs/{run}/state/{version}.safetensors
 projects/{p}/runs/{run}/updates/{round}/{attempt}/{device}.upd
+projects/{p}/epoch.json
 projects/{p}/bundles/{sha256}.rtask
 projects/{p}/bundles/incoming/{sha256}.rtask
 """
@@ -74,6 +75,11 @@ class RunKeys:
         """Return the number of the version that an object of the run belongs to, or None."""
         match = _VERSION.fullmatch(key.removeprefix(self.prefix))
         return None if match is None else int(match[1] or match[2])
+
+
+def epoch_key(project: str) -> str:
+    """The server's epoch as it was last, for a server whose journal is lost."""
+    return f"projects/{project}/epoch.json"
 
 
 def runs_prefix(project: str) -> str:

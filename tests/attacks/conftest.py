@@ -9,7 +9,8 @@ import pytest
 from rengo.site.preparation import SiteOptions
 from rengo.site.site import Site
 from runtime.security.identity import Identity
-from tests.attacks.ground import KINDS_OF_SITE, Ground, Intruder, Kind
+from tests.attacks.ground import Ground
+from tests.attacks.intruders import KINDS_OF_SITE, Intruder, Kind
 from tests.chaos import gated
 from tests.support import require, scratch
 

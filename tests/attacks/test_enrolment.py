@@ -21,7 +21,8 @@ from runtime.errors import AuthenticationFailed, ConfigError, PeerError
 from runtime.security.identity import Identity, new_identity, read_identity
 from runtime.security.join_token import JoinToken
 from runtime.security.signing import SecretKey
-from tests.attacks.ground import LEAVES, Forger, Ground, Intruder, Trainer, pause, sample
+from tests.attacks.ground import Ground
+from tests.attacks.intruders import LEAVES, Forger, Intruder, Trainer, pause, sample
 from tests.integration.broker_fixtures import Owner, eventually
 from tests.integration.commands import Told, rengo
 from tests.messages import SAMPLES

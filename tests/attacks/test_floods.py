@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 import time
 
-from tests.attacks.ground import GATED_TASK, Ground, Intruder, Trainer
+from tests.attacks.ground import GATED_TASK, Ground
+from tests.attacks.intruders import Intruder, Trainer
 from tests.integration.broker_fixtures import eventually
 from tests.messages import SAMPLES
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from broker.wire.limits import MAX_MESSAGE_BYTES
 from broker.wire.messages import Order, Receipt, Result
-from tests.attacks.ground import Ground, Intruder, Trainer, pause
+from tests.attacks.ground import Ground
+from tests.attacks.intruders import Intruder, Trainer, pause
 from tests.chaos.test_scripted_peers import expected
 from tests.integration.broker_fixtures import eventually
 from tests.messages import SAMPLES, envelope

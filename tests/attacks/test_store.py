@@ -10,7 +10,8 @@ from contextlib import ExitStack
 import numpy as np
 
 from broker.wire.messages import Order, Receipt
-from tests.attacks.ground import Ground, Trainer
+from tests.attacks.ground import Ground
+from tests.attacks.intruders import Trainer
 from tests.chaos.test_scripted_peers import expected
 from tests.integration.broker_fixtures import eventually
 

@@ -15,7 +15,8 @@ from broker.session.outbox import Outbox
 from broker.session.session import MqttSession
 from broker.wire.messages import DeviceState, Result
 from runtime.security.identity import Identity
-from tests.attacks.ground import LEAVES, Ground, Intruder, pause, sample
+from tests.attacks.ground import Ground
+from tests.attacks.intruders import LEAVES, Intruder, pause, sample
 from tests.integration.broker_fixtures import Owner, eventually
 from tests.messages import SAMPLES
 

@@ -19,7 +19,8 @@ from broker.wire.messages import (
 )
 from broker.wire.topics import parse
 from runtime.errors import TransportError
-from tests.attacks.ground import GATED_TASK, Agent, Forger, Ground, Inject, Intruder, pause
+from tests.attacks.ground import GATED_TASK, Agent, Ground
+from tests.attacks.intruders import Forger, Inject, Intruder, pause
 from tests.integration.broker_fixtures import eventually
 from tests.messages import SAMPLES
 

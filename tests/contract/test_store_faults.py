@@ -6,19 +6,16 @@ meaning.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import itertools
 import os
 import random
 import resource
 import signal
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,65 +23,33 @@ import pytest
 
 from fl_server.aggregation.model_cache import ModelCache
 from fl_server.rounds.model import Model
-from runtime.errors import AccessDenied, Corrupt, NotFound, RengoError, StorageError, Unavailable
-from runtime.retry import instant
-from storage.store.embedded import EmbeddedStore, Kind
+from runtime.errors import AccessDenied, Corrupt, NotFound, StorageError, Unavailable
 from storage.store.memory import MemoryStore
 from storage.store.objects import ObjectStore, abort_uploads
 from storage.store.s3 import S3Store
 from storage.transfer import http
 from storage.transfer.files import Transfers, TransferSettings
-from storage.transfer.multipart import PartSizes
-from tests.integration.store_fixtures import KINDS, bucket_of, embedded_store, running_store  # noqa: F401
-from tests.proxy import Fault, Proxy
+from tests.contract.faulty_store import (
+    KEY,
+    NEW,
+    OLD,
+    QUICK,
+    SIZE,
+    URL_S,
+    WAYS_IN,
+    Rough,
+    model,
+    path,
+    read,
+    rough,
+    sha256,
+    source_of,
+    way_in,
+)
+from tests.integration.store_fixtures import KINDS, bucket_of, embedded_store, running_store
+from tests.proxy import Fault
 
-KEY = "projects/p/runs/r/global/000001.safetensors"
-SIZE = 3_000_000
-OLD = random.Random(1).randbytes(SIZE)
-NEW = random.Random(2).randbytes(SIZE)
-QUICK = TransferSettings(attempts=3, read_s=2.0, connect_s=2.0)
-BIG = random.Random(3).randbytes(16_000_000)
-WELL = Fault()
-_URL_S = 600
-
-
-def sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def model(data: bytes) -> Model:
-    return Model(1, KEY, sha256(data), len(data))
-
-
-def read(store: ObjectStore, key: str = KEY) -> bytes:
-    with store.open(key) as stream:
-        return b"".join(iter(lambda: stream.read(1 << 20), b""))
-
-
-@dataclass
-class Rough:
-    """A store, and the same one behind a proxy."""
-
-    store: S3Store
-    proxy: Proxy
-
-    def behind(self, *faults: Fault, always: Fault = WELL, read_s: float = 5.0) -> S3Store:
-        """Return a new way to the store through the proxy, with the faults to come."""
-        self.proxy.faults, self.proxy.always = list(faults), always
-        settings = self.store.settings.model_copy(update={"endpoint": self.proxy.url})
-        sizes = PartSizes(large_bytes=6 << 20, part_bytes=5 << 20, written_bytes=5 << 20)
-        store = S3Store(settings, sizes)
-        store.http = http.pool(connect_s=2.0, read_s=read_s)
-        return store
-
-
-@pytest.fixture
-def rough(embedded_store: EmbeddedStore) -> Iterator[Rough]:  # noqa: F811
-    store = bucket_of(embedded_store)
-    with Proxy(store.settings.endpoint) as proxy, instant():
-        yield Rough(store, proxy)
-    store.delete([info.key for info in store.list("")])
-    abort_uploads(store, "")
+__all__ = ["embedded_store", "path", "rough"]
 
 
 @pytest.fixture(params=["memory", *KINDS])
@@ -94,31 +59,6 @@ def any_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Object
         return
     with running_store(tmp_path / "data", request.param) as embedded:
         yield bucket_of(embedded)
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "model.safetensors"
-
-
-def source_of(data: bytes, folder: Path) -> Path:
-    found = folder / "source"
-    found.write_bytes(data)
-    return found
-
-
-def way_in(name: str, rough: Rough, faulty: S3Store, folder: Path) -> Callable[[], Any]:
-    """Return one of the ways by which NEW goes into the store."""
-    source = source_of(NEW, folder)
-    ways: dict[str, Callable[[], Any]] = {
-        "bytes": lambda: faulty.put(KEY, NEW),
-        "file": lambda: faulty.put(KEY, io.BytesIO(NEW)),
-        "device": lambda: Transfers(QUICK).upload(faulty.presign_put(KEY, _URL_S), source),
-    }
-    return ways[name]
-
-
-WAYS_IN = ("bytes", "file", "device")
 
 
 # --- torn writes ------------------------------------------------------------------------------
@@ -235,72 +175,6 @@ def test_a_reader_takes_none_but_the_one_it_wants(any_store: ObjectStore, tmp_pa
     assert False in outcomes
 
 
-# --- kill -9 ----------------------------------------------------------------------------------
-
-
-@contextmanager
-def mortal(folder: Path, kind: Kind) -> Iterator[tuple[EmbeddedStore, Rough]]:
-    with running_store(folder / "data", kind) as embedded:
-        store = bucket_of(embedded)
-        with Proxy(store.settings.endpoint) as proxy, instant():
-            yield embedded, Rough(store, proxy)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("way", WAYS_IN)
-def test_a_store_killed_during_a_put_has_the_old_object(
-    tmp_path: Path, kind: Kind, way: str
-) -> None:
-    with mortal(tmp_path, kind) as (embedded, rough):
-        rough.store.put(KEY, OLD)
-        faulty = rough.behind(Fault(on_up=(SIZE // 2, embedded.kill)))
-        with pytest.raises(Unavailable, match=KEY):
-            way_in(way, rough, faulty, tmp_path)()
-        assert not embedded.running
-        embedded.start()
-        assert read(rough.store) == OLD
-        assert [info.key for info in rough.store.list("")] == [KEY]
-        way_in(way, rough, rough.behind(), tmp_path)()
-        assert read(rough.store) == NEW
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_store_killed_during_a_get_costs_the_rest_alone(
-    tmp_path: Path, path: Path, kind: Kind
-) -> None:
-    with mortal(tmp_path, kind) as (embedded, rough):
-        rough.store.put(KEY, BIG)
-        faulty = rough.behind(Fault(on_down=(len(BIG) // 4, embedded.kill)))
-
-        def fetch() -> int:
-            url = faulty.presign_get(KEY, _URL_S)
-            return Transfers(QUICK).download(url, path, sha256=sha256(BIG), size=len(BIG))
-
-        with pytest.raises(Unavailable, match=KEY):
-            fetch()
-        assert not path.exists()
-        have = path.with_name(path.name + ".part").stat().st_size
-        assert 0 < have < len(BIG)
-        embedded.start()
-        assert fetch() == len(BIG) - have
-        assert path.read_bytes() == BIG
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_server_s_copy_is_whole_or_none_when_the_store_is_killed(
-    tmp_path: Path, kind: Kind
-) -> None:
-    with mortal(tmp_path, kind) as (embedded, rough):
-        rough.store.put(KEY, BIG)
-        faulty = rough.behind(Fault(on_down=(len(BIG) // 4, embedded.kill)))
-        cache = ModelCache(tmp_path / "cache", faulty)
-        with pytest.raises(Unavailable, match=KEY):
-            cache.fetch(model(BIG))
-        assert list((tmp_path / "cache").iterdir()) == []
-        embedded.start()
-        assert cache.fetch(model(BIG)).read_bytes() == BIG
-
-
 # --- 503 --------------------------------------------------------------------------------------
 
 
@@ -310,7 +184,7 @@ def verbs(store: S3Store, folder: Path) -> dict[str, Callable[[], Any]]:
 
     def download() -> None:
         target.unlink(missing_ok=True)
-        url = store.presign_get(KEY, _URL_S)
+        url = store.presign_get(KEY, URL_S)
         Transfers(QUICK).download(url, target, sha256=sha256(OLD), size=SIZE)
 
     return {
@@ -322,7 +196,7 @@ def verbs(store: S3Store, folder: Path) -> dict[str, Callable[[], Any]]:
         "abort": lambda: abort_uploads(store, ""),
         "bucket": store.ensure_bucket,
         "large": lambda: store.put("large", bytes(7 << 20)),
-        "upload": lambda: Transfers(QUICK).upload(store.presign_put(KEY, _URL_S), source),
+        "upload": lambda: Transfers(QUICK).upload(store.presign_put(KEY, URL_S), source),
         "download": download,
         "cache": lambda: ModelCache(folder / "cache", store).fetch(model(OLD)),
     }
@@ -363,7 +237,7 @@ def test_downloads_go_on_after_cuts_at_random_bytes(rough: Rough, path: Path, se
     rough.store.put(KEY, OLD)
     source = random.Random(seed)
     cuts = [Fault(cut_down=source.randrange(1, SIZE)) for _ in range(2)]
-    url = rough.behind(*cuts).presign_get(KEY, _URL_S)
+    url = rough.behind(*cuts).presign_get(KEY, URL_S)
     Transfers(QUICK).download(url, path, sha256=sha256(OLD), size=SIZE)
     assert path.read_bytes() == OLD
     assert rough.proxy.connections >= 2
@@ -393,7 +267,7 @@ def test_a_store_that_falls_silent_is_left(rough: Rough, tmp_path: Path, path: P
     with pytest.raises(Unavailable, match="ReadTimeoutError"):
         ModelCache(tmp_path / "cache", faulty).fetch(model(OLD))
     dogged = Transfers(TransferSettings(attempts=5, read_s=1.0))
-    url = faulty.presign_get(KEY, _URL_S)
+    url = faulty.presign_get(KEY, URL_S)
     assert (
         dogged.download(url, path, sha256=sha256(OLD), size=SIZE) == SIZE
     )  # by what each try brings
@@ -401,7 +275,7 @@ def test_a_store_that_falls_silent_is_left(rough: Rough, tmp_path: Path, path: P
     faulty = rough.behind(always=Fault(stall_down=0), read_s=1.0)
     path.unlink()
     with pytest.raises(Unavailable, match="ReadTimeoutError"):
-        hasty.download(faulty.presign_get(KEY, _URL_S), path, sha256=sha256(OLD), size=SIZE)
+        hasty.download(faulty.presign_get(KEY, URL_S), path, sha256=sha256(OLD), size=SIZE)
     with pytest.raises(Unavailable, match="ReadTimeoutError"):
         faulty.put(KEY, NEW)
     # the answer was withheld, not the object
@@ -438,9 +312,9 @@ def test_an_expired_url_moves_nothing_until_it_is_renewed(
     assert read(store) == OLD
     assert not path.exists()
     transfers.download(
-        get, path, sha256=sha256(OLD), size=SIZE, renew=lambda: store.presign_get(KEY, _URL_S)
+        get, path, sha256=sha256(OLD), size=SIZE, renew=lambda: store.presign_get(KEY, URL_S)
     )
-    transfers.upload(put, source, renew=lambda: store.presign_put(KEY, _URL_S))
+    transfers.upload(put, source, renew=lambda: store.presign_put(KEY, URL_S))
     assert path.read_bytes() == OLD
     assert read(store) == NEW
 
@@ -449,7 +323,7 @@ def test_a_url_used_again_does_what_it_did_and_no_more(
     rough: Rough, tmp_path: Path, path: Path
 ) -> None:
     store, source, transfers = rough.store, source_of(OLD, tmp_path), Transfers(QUICK)
-    put, get = store.presign_put(KEY, _URL_S), store.presign_get(KEY, _URL_S)
+    put, get = store.presign_put(KEY, URL_S), store.presign_get(KEY, URL_S)
     transfers.upload(put, source)
     transfers.upload(put, source)
     transfers.download(get, path, sha256=sha256(OLD), size=SIZE)
@@ -471,84 +345,6 @@ def test_a_url_used_again_does_what_it_did_and_no_more(
 
 
 @contextmanager
-def small_disk(folder: Path) -> Iterator[bool]:
-    """Mount a disk of 64 MB on the folder; False where this user may not."""
-    folder.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64m", "rengo-test", str(folder)],
-        capture_output=True,
-        check=False,
-    )
-    try:
-        yield done.returncode == 0
-    finally:
-        if done.returncode == 0:
-            subprocess.run(["umount", str(folder)], check=True)
-
-
-def limit_files(pid: int, most: int) -> None:
-    """Let no file of the process and its threads grow beyond ``most`` bytes."""
-    _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
-    resource.prlimit(pid, resource.RLIMIT_FSIZE, (most, hard))
-
-
-def hasty(store: S3Store) -> S3Store:
-    """Return the store with little patience: one without room thinks about it for a minute."""
-    store.http = http.pool(connect_s=2.0, read_s=3.0)
-    return store
-
-
-def fill(store: S3Store) -> tuple[dict[str, bytes], RengoError]:
-    """Put objects until the store refuses, and return those it took."""
-    taken: dict[str, bytes] = {}
-    for index in range(40):
-        key, data = f"fill/{index:02}", random.Random(index).randbytes(4_000_000)
-        try:
-            store.put(key, data)
-        except StorageError as error:
-            return taken, error
-        taken[key] = data
-    raise AssertionError("the disk did not fill")
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_full_disk_is_a_named_error_and_takes_nothing_away(tmp_path: Path, kind: Kind) -> None:
-    with small_disk(tmp_path / "disk") as mounted:
-        embedded = EmbeddedStore(tmp_path / "disk" / "data", kind)
-        embedded.start()
-        try:
-            store = hasty(bucket_of(embedded))
-            if not mounted:
-                limit_files(embedded.pid, 2_000_000)
-            with instant():
-                taken, error = fill(store)
-            assert "fill/" in str(error)
-            assert store.settings.endpoint in str(error)
-            if not embedded.running:
-                embedded.start()
-            kept = {info.key: info.size for info in store.list("fill/")}
-            assert kept == {key: len(data) for key, data in taken.items()}
-            for key, data in taken.items():
-                assert read(store, key) == data
-        finally:
-            embedded.stop()
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_file_that_may_not_grow_is_a_named_error(tmp_path: Path, kind: Kind) -> None:
-    with running_store(tmp_path / "data", kind) as embedded:
-        store = hasty(bucket_of(embedded))
-        store.put("small", b"hello")
-        limit_files(embedded.pid, 2_000_000)
-        with instant(), pytest.raises(StorageError, match=KEY):
-            store.put(KEY, random.Random(0).randbytes(8_000_000))
-        if not embedded.running:
-            embedded.start()
-        assert read(store, "small") == b"hello"
-        assert [info.key for info in store.list("projects/")] == []
-
-
-@contextmanager
 def no_room_here(most: int) -> Iterator[None]:
     """Let no file of this process grow beyond ``most`` bytes, as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -565,7 +361,7 @@ def test_a_full_disk_on_this_side_is_an_error_and_room_mends_it(
     rough: Rough, tmp_path: Path, path: Path
 ) -> None:
     rough.store.put(KEY, OLD)
-    cache, url = ModelCache(tmp_path / "cache", rough.store), rough.store.presign_get(KEY, _URL_S)
+    cache, url = ModelCache(tmp_path / "cache", rough.store), rough.store.presign_get(KEY, URL_S)
     with no_room_here(1_500_000):
         with pytest.raises(OSError, match="File too large"):
             Transfers(QUICK).download(url, path, sha256=sha256(OLD), size=SIZE)
@@ -585,7 +381,7 @@ def test_a_bit_flipped_on_the_way_here_is_fetched_again(
     rough: Rough, tmp_path: Path, path: Path
 ) -> None:
     rough.store.put(KEY, OLD)
-    url = rough.behind(Fault(flip_down=SIZE // 2)).presign_get(KEY, _URL_S)
+    url = rough.behind(Fault(flip_down=SIZE // 2)).presign_get(KEY, URL_S)
     moved = Transfers(QUICK).download(url, path, sha256=sha256(OLD), size=SIZE)
     assert moved == 2 * SIZE
     assert path.read_bytes() == OLD
@@ -598,7 +394,7 @@ def test_a_bit_flipped_on_the_way_here_is_fetched_again(
 
 def test_a_link_that_always_flips_never_gives_a_model(rough: Rough, path: Path) -> None:
     rough.store.put(KEY, OLD)
-    url = rough.behind(always=Fault(flip_down=SIZE // 2, flip_again=True)).presign_get(KEY, _URL_S)
+    url = rough.behind(always=Fault(flip_down=SIZE // 2, flip_again=True)).presign_get(KEY, URL_S)
     with pytest.raises(Corrupt, match="does not have the sha256"):
         Transfers(QUICK).download(url, path, sha256=sha256(OLD), size=SIZE)
     assert not path.exists()
@@ -615,48 +411,7 @@ def test_a_bit_flipped_on_the_way_there_is_found_by_who_reads(
         return
     with pytest.raises(Corrupt, match=KEY):
         ModelCache(tmp_path / "cache", rough.store).fetch(model(NEW))
-    url = rough.store.presign_get(KEY, _URL_S)
+    url = rough.store.presign_get(KEY, URL_S)
     with pytest.raises(Corrupt, match="does not have the sha256"):
         Transfers(QUICK).download(url, path, sha256=sha256(NEW), size=SIZE)
     assert not path.exists()
-
-
-def flip_at_rest(folder: Path, known: bytes) -> None:
-    """Flip a bit of these bytes wherever the store keeps them below its folder."""
-    for found in folder.rglob("*"):
-        if not found.is_file():
-            continue
-        data = found.read_bytes()
-        at = data.find(known)
-        if at >= 0:
-            with found.open("r+b") as file:
-                file.seek(at)
-                file.write(bytes([known[0] ^ 1]))
-            return
-    raise AssertionError("the store keeps the bytes in another form")
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_bit_flipped_at_rest_is_found(tmp_path: Path, path: Path, kind: Kind) -> None:
-    with running_store(tmp_path / "data", kind) as embedded:
-        store = hasty(bucket_of(embedded))
-        store.put(KEY, OLD)
-        embedded.stop()
-        flip_at_rest(tmp_path / "data", OLD[SIZE // 2 : SIZE // 2 + 64])
-        embedded.start()
-        url = store.presign_get(KEY, _URL_S)
-        with instant(), pytest.raises(StorageError, match=KEY) as caught:
-            Transfers(QUICK).download(url, path, sha256=sha256(OLD), size=SIZE)
-        assert isinstance(caught.value, Corrupt | Unavailable)
-        assert not path.exists()
-        with instant(), pytest.raises(StorageError, match=KEY):
-            ModelCache(tmp_path / "cache", store).fetch(model(OLD))
-        assert list((tmp_path / "cache").iterdir()) == []
-
-
-def test_a_bit_flipped_in_memory_is_found(tmp_path: Path) -> None:
-    store = MemoryStore()
-    store.put(KEY, bytes([OLD[0] ^ 1]) + OLD[1:])
-    with pytest.raises(Corrupt, match=KEY):
-        ModelCache(tmp_path / "cache", store).fetch(model(OLD))
-    assert list((tmp_path / "cache").iterdir()) == []

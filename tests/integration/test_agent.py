@@ -192,7 +192,10 @@ def test_a_run_s_end_takes_its_state_away(
     eventually(lambda: not state.exists())
 
 
-def test_a_receipt_of_another_round_ends_nothing(site: Site, running: Running) -> None:
+def test_a_receipt_of_another_round_ends_nothing(
+    site: Site, running_after: Callable[[], Running]
+) -> None:
+    running = heard(site, running_after)
     server = Owner()
     site.session(server, TOPICS.device(NAME, "ack"))
     say(site, "receipt", receipt().model_copy(update={"round": 9}))
@@ -202,7 +205,10 @@ def test_a_receipt_of_another_round_ends_nothing(site: Site, running: Running) -
     assert len(running.outbox) == 1
 
 
-def test_hostile_messages_do_not_end_the_agent(site: Site, running: Running) -> None:
+def test_hostile_messages_do_not_end_the_agent(
+    site: Site, running_after: Callable[[], Running]
+) -> None:
+    heard(site, running_after)
     server = Owner()
     site.session(server, TOPICS.device(NAME, "ack"))
     publisher = site.publisher()

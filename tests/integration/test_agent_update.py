@@ -13,6 +13,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -78,14 +79,18 @@ class Device:
         return self.home / "devices" / NAME
 
     @property
-    def running(self) -> str:
-        """The environment that runs, once it is on trial no more; "" while none does."""
+    def status(self) -> dict[str, Any]:
+        """What the agent says of itself, once it is on trial no more; {} while none is ready."""
         try:
             status = ask_status(self.folder)
         except TransportError:
-            return ""
-        ready = status["connection"]["connected"] and not status["on_trial"]
-        return Path(status["environment"]).name if ready else ""
+            return {}
+        return status if status["connection"]["connected"] and not status["on_trial"] else {}
+
+    @property
+    def running(self) -> str:
+        """The environment of an agent that is ready; "" while none is."""
+        return Path(self.status.get("environment", "")).name
 
     def python(self) -> str:
         current = Environments(self.folder / LINKS).current or self.root / "venv"
@@ -134,12 +139,18 @@ def device(site: Site, tmp_path: Path) -> Iterator[Device]:
             supervisor.wait(PATIENCE_S)
 
 
+def moments(count: int) -> list[float]:
+    """Return when an update is killed, in seconds after it began to install."""
+    source = random.Random(5)
+    return [source.uniform(0, LONGEST_S) for _ in range(count)]
+
+
 @pytest.mark.parametrize(
     "kills",
     [
         pytest.param([0.0], id="killed at once"),
         pytest.param(
-            [random.Random(5).uniform(0, LONGEST_S) for _ in range(20)],
+            moments(20),
             id="killed at any moment",
             marks=[pytest.mark.soak, pytest.mark.timeout(1800)],
         ),
@@ -181,8 +192,9 @@ def _ended_in_between_leaves_what_works(device: Device, wheel: Path, after_s: fl
     with contextlib.suppress(ProcessLookupError):
         os.killpg(killed.pid, signal.SIGKILL)
     killed.communicate()
-    before = ask_status(device.folder)["pid"] if device.running else 0
-    if before:
-        os.kill(before, signal.SIGKILL)
-    until(lambda: device.running != "" and ask_status(device.folder)["pid"] != before)
-    print(f"killed; runs from {device.running}", flush=True)
+    before = device.status.get("pid")
+    if before is not None:
+        with contextlib.suppress(ProcessLookupError):  # it was about to start again
+            os.kill(before, signal.SIGKILL)
+    until(lambda: device.status.get("pid") not in {None, before})
+    print(f"killed after {after_s:.1f} s; runs from {device.running}", flush=True)

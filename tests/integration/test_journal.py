@@ -18,7 +18,8 @@ from fl_server.canary.events import OrdersOpened
 from fl_server.kinds.canary import CanaryKind
 from fl_server.persistence import migration
 from fl_server.persistence.database import JournalError
-from fl_server.persistence.journal import Journal
+from fl_server.persistence.journal import DamagedRun, Journal
+from fl_server.persistence.tables import FactRow, RunRow
 from fl_server.rounds.facts import (
     FACTS,
     EvaluationRecorded,
@@ -96,7 +97,9 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Databas
     yield found
     engine = found.engine()
     with engine.begin() as connection:
-        for table in ("rengo_facts", "rengo_runs", "rengo_meta", "rengo_prepared"):
+        for table in (
+            *("rengo_facts", "rengo_runs", "rengo_meta", "rengo_prepared", "rengo_reports"),
+        ):
             connection.execute(sa.text(f"DROP TABLE IF EXISTS {table}"))
     engine.dispose()
 
@@ -117,6 +120,10 @@ def record(run_id: str = "r") -> RunRecord:
     return RunRecord(run_id, definition, plan, Model(0, "k/0", "0" * 64, 7), 1_700_000_000.25)
 
 
+def records(journal: Journal) -> list[RunRecord]:
+    return [journal.record(run_id) for run_id in journal.unfiled()]
+
+
 def facts_of(journal: Journal, run_id: str = "r") -> list[Fact]:
     return [row.fact for row in journal.facts(run_id)]
 
@@ -131,8 +138,8 @@ def test_what_is_written_is_read_by_the_next_life(journal: Journal, database: Da
     journal.append("r", [])
     journal.append("r", EVERY_FACT[5:])
     again = Journal(database.url)
-    assert again.runs() == [record()]
-    assert again.runs()[0].definition.algorithm.settings == {"mu": 0.5}
+    assert records(again) == [record()]
+    assert records(again)[0].definition.algorithm.settings == {"mu": 0.5}
     assert facts_of(again) == EVERY_FACT
     again.append("r", [RunPaused()])
     assert facts_of(again) == [*EVERY_FACT, RunPaused()]
@@ -145,9 +152,11 @@ def test_a_version_of_before_changes_were_known_is_read(
     journal.append("r", [RoundCommitted(1, 2, MODEL)])
     body = asdict(RoundCommitted(1, 2, MODEL))
     del body["model"]["changed"]
+    row = FactRow("r", 0, "RoundCommitted", json.dumps(body), journal.facts("r")[0].at)
     engine = database.engine()
     with engine.begin() as connection:
-        connection.execute(sa.text("UPDATE rengo_facts SET body = :v"), {"v": json.dumps(body)})
+        changed = {"v": row.body, "d": row.digest("")}
+        connection.execute(sa.text("UPDATE rengo_facts SET body = :v, digest = :d"), changed)
     engine.dispose()
     assert facts_of(journal) == [RoundCommitted(1, 2, replace(MODEL, changed=None))]
 
@@ -163,7 +172,7 @@ def test_runs_keep_to_themselves_and_to_their_order(journal: Journal) -> None:
     for run_id in ("z", "a", "m"):
         journal.add_run(record(run_id))
         journal.append(run_id, [RunFailed(run_id)])
-    assert [each.run_id for each in journal.runs()] == ["z", "a", "m"]
+    assert [each.run_id for each in records(journal)] == ["z", "a", "m"]
     assert facts_of(journal, "a") == [RunFailed("a")]
     assert facts_of(journal, "none") == []
 
@@ -181,7 +190,7 @@ def test_a_run_id_is_taken_once(journal: Journal) -> None:
     journal.add_run(record())
     with pytest.raises(JournalError, match="journal"):
         journal.add_run(record())
-    assert len(journal.runs()) == 1
+    assert len(records(journal)) == 1
 
 
 def test_facts_are_written_all_or_none(journal: Journal, database: Database) -> None:
@@ -251,7 +260,7 @@ def test_canaries_in_tables_of_their_own_are_moved_once(database: Database) -> N
         connection.execute(sa.text("UPDATE rengo_meta SET value = 1 WHERE name='schema_version'"))
     for _ in range(2):
         journal = Journal(database.url, {"canary": CanaryKind.vocabulary})
-        (found,) = journal.runs()
+        (found,) = records(journal)
         assert (found.run_id, found.plan, found.at) == ("canary-1", plan, 5.0)
         (told,) = journal.facts("canary-1", "canary")
         assert (told.fact, told.at) == (OrdersOpened(), 6.0)
@@ -262,24 +271,46 @@ def test_canaries_in_tables_of_their_own_are_moved_once(database: Database) -> N
 
 
 @pytest.mark.parametrize(
-    ("column", "value", "said"),
-    [
-        ("kind", "NoSuchFact", "unknown fact 'NoSuchFact'"),
-        ("body", "{", "damaged UpdateAccepted"),
-        ("body", '{"round": "x"}', "damaged UpdateAccepted"),
-    ],
+    ("column", "value"),
+    [("kind", "UpdateRefused"), ("body", "{"), ("at", 1.0), ("number", 7), ("digest", "0")],
 )
 def test_a_damaged_fact_is_named(
-    column: str, value: str, said: str, journal: Journal, database: Database
+    column: str, value: object, journal: Journal, database: Database
 ) -> None:
-    journal.append("r", [fact for fact in EVERY_FACT if isinstance(fact, UpdateAccepted)])
+    journal.add_run(record())
+    journal.append("r", EVERY_FACT)
+    engine = database.engine()
+    change = f"UPDATE rengo_facts SET {column} = :v WHERE kind = 'UpdateAccepted'"
+    with engine.begin() as connection:
+        connection.execute(sa.text(change), {"v": 700 if column == "number" else value})
+    engine.dispose()
+    with pytest.raises(DamagedRun, match=r"run r: fact [23] or the one before it"):
+        journal.facts("r")
+
+
+def test_a_fact_that_this_version_does_not_know_is_no_damage(
+    journal: Journal, database: Database
+) -> None:
+    journal.add_run(record())
+    journal.append("r", [RunPaused()])
+    (told,) = journal.facts("r")
+    row = FactRow("r", 0, "NoSuchFact", "{}", told.at)
+    digest = row.digest(RunRow("r", *_columns(journal)).digest)
     engine = database.engine()
     with engine.begin() as connection:
-        connection.execute(sa.text(f"UPDATE rengo_facts SET {column} = :v"), {"v": value})
+        change = {"k": row.kind, "d": digest}
+        connection.execute(sa.text("UPDATE rengo_facts SET kind = :k, digest = :d"), change)
     engine.dispose()
-    with pytest.raises(ConfigError, match=said) as caught:
+    with pytest.raises(ConfigError, match="unknown fact 'NoSuchFact'") as caught:
         journal.facts("r")
     assert database.name in str(caught.value)
+
+
+def _columns(journal: Journal) -> tuple[str, str, str, float]:
+    with journal.database.begin() as connection:
+        query = sa.text("SELECT definition, plan, initial, at FROM rengo_runs")
+        definition, plan, initial, at = connection.execute(query).one()
+    return definition, plan, initial, at
 
 
 @pytest.mark.parametrize("column", ["definition", "plan", "initial"])
@@ -289,8 +320,8 @@ def test_a_damaged_run_is_named(column: str, journal: Journal, database: Databas
     with engine.begin() as connection:
         connection.execute(sa.text(f"UPDATE rengo_runs SET {column} = '[]'"))
     engine.dispose()
-    with pytest.raises(ConfigError, match="damaged run r"):
-        journal.runs()
+    with pytest.raises(DamagedRun, match="damaged run r"):
+        journal.record("r")
 
 
 def test_a_file_that_is_no_journal_is_named(tmp_path: Path) -> None:

@@ -1,8 +1,7 @@
 """The Unix socket at which a person's command line puts questions to a running agent.
 
-One thread waits for visitors, and each visitor has a thread while it is connected. A question goes
-through the agent's inbox and is answered by its owner thread. So an agent that hangs does not
-answer, and one that answers does not hang.
+One thread accepts connections, and each has a thread of its own. A question goes through the
+agent's inbox and is answered by its owner thread, so an agent whose owner thread hangs is silent.
 """
 
 from __future__ import annotations
@@ -25,21 +24,21 @@ SOCKET = "agent.sock"
 _SOCKET_LOST = "`rengo agent status` gets no answers any more"
 _ANSWER_S = 10.0
 _QUESTION_BYTES = 64
-_VISITORS = 4
+_MOST_CONNECTIONS = 4
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question of somebody at this machine.
+    """A question of a program on this machine.
 
     Attributes:
-        what: ``hold`` keeps orders away until ``release`` or until the visitor has gone.
-        visitor: tells one visitor from the others.
+        what: ``hold`` keeps orders away until ``release`` or until the connection ends.
+        connection: the number of the connection that it came over.
         answer: takes the document, on any thread.
     """
 
     what: Literal["status", "hold", "release", "restart"]
-    visitor: int
+    connection: int
     answer: Callable[[dict[str, Any]], None]
 
 
@@ -47,7 +46,7 @@ class QuestionSocket:
     """Listens at ``agent.sock`` in the agent's folder.
 
     Args:
-        post: puts a question into the agent's inbox; called on the visitors' threads.
+        post: puts a question into the agent's inbox; called on the connections' threads.
 
     Raises:
         OSError: no socket can be made there.
@@ -55,33 +54,33 @@ class QuestionSocket:
 
     def __init__(self, folder: Path, post: Callable[[object], None]) -> None:
         self._post = post
-        self._places = threading.Semaphore(_VISITORS)
+        self._free = threading.Semaphore(_MOST_CONNECTIONS)
         self._numbers = itertools.count(1)
         self._server = UnixSocketServer(folder / SOCKET, "status", self._admit, _SOCKET_LOST)
 
     def close(self) -> None:
-        """Remove the socket; visitors who are connected see its end."""
+        """Remove the socket; connections that stand end with it."""
         self._server.close()
 
-    def _admit(self, visitor: socket.socket) -> None:
+    def _admit(self, connection: socket.socket) -> None:
         number = next(self._numbers)
-        if not self._places.acquire(blocking=False):
-            visitor.close()
+        if not self._free.acquire(blocking=False):
+            connection.close()
             return
-        threading.Thread(target=self._serve, args=(visitor, number), daemon=True).start()
+        threading.Thread(target=self._serve, args=(connection, number), daemon=True).start()
 
-    def _serve(self, visitor: socket.socket, number: int) -> None:
+    def _serve(self, connection: socket.socket, number: int) -> None:
         try:
-            with visitor, visitor.makefile("rb") as questions:
+            with connection, connection.makefile("rb") as questions:
                 while line := questions.readline(_QUESTION_BYTES):
-                    self._ask(visitor, number, line.decode("ascii", "replace").strip())
+                    self._ask(connection, number, line.decode("ascii", "replace").strip())
         except OSError as error:
-            _LOG.debug("a visitor left: %s", error)
+            _LOG.debug("a connection ended: %s", error)
         finally:
             self._post(Question("release", number, lambda _: None))
-            self._places.release()
+            self._free.release()
 
-    def _ask(self, visitor: socket.socket, number: int, word: str) -> None:
+    def _ask(self, connection: socket.socket, number: int, word: str) -> None:
         answers: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         match word:
             case "status" | "hold" | "release" | "restart":
@@ -92,4 +91,4 @@ class QuestionSocket:
                     document = {"error": "the agent does not answer: its main thread hangs"}
             case _:
                 document = {"error": f"no question {word!r}"}
-        visitor.sendall(json.dumps(document).encode() + b"\n")
+        connection.sendall(json.dumps(document).encode() + b"\n")

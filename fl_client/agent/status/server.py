@@ -1,4 +1,4 @@
-"""Answers what a person or a service manager at this machine asks of a running agent."""
+"""Answers questions about a running agent, of people and the service manager of this machine."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class StatusServer:
-    """All of it belongs to the agent's owner thread. Nothing is written to the disk.
+    """The agent's owner thread calls it. Nothing is written to the disk.
 
     Args:
         notifier: the service manager.
@@ -94,9 +94,9 @@ class StatusServer:
         """
         match question.what:
             case "hold":
-                self._holders.add(question.visitor)
+                self._holders.add(question.connection)
             case "release":
-                self._holders.discard(question.visitor)
+                self._holders.discard(question.connection)
         restart = question.what == "restart" and not state["busy"]
         question.answer(
             {

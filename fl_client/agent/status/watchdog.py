@@ -1,4 +1,4 @@
-"""What the service manager is told, and when an installation that is on trial has failed."""
+"""Reports to the service manager, and decides when an installation on trial has failed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _READY_ANYWAY_S = 10.0
 
 
 class ServiceWatchdog:
-    """Says that the agent is ready and alive. All of it belongs to the agent's owner thread.
+    """Reports that the agent is ready and alive. The agent's owner thread calls it.
 
     Args:
         notifier: the service manager.
@@ -35,7 +35,7 @@ class ServiceWatchdog:
         return self._trial is not None
 
     def poll(self, now_s: float) -> None:
-        """Say what is due; the owner thread calls this each time that it comes round.
+        """Send the reports that are due; the owner thread calls this between two events.
 
         Raises:
             TransportError: the trial of this installation has failed.
@@ -53,7 +53,7 @@ class ServiceWatchdog:
             self._say_ready("serves without a connection")
 
     def left_s(self, now_s: float) -> float | None:
-        """Return how long until ``poll`` has something to say, None when it never has."""
+        """Return how long until ``poll`` has something to do, None for never."""
         waits = []
         if self._notifier.beat_every_s is not None:
             waits.append(max(0.0, self._beat_s - now_s))

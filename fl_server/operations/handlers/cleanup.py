@@ -98,15 +98,24 @@ class CleanupOperations:
     def _stray_of_run(self, keys: RunKeys, listed: list[ObjectInfo]) -> list[ObjectInfo]:
         there = {info.key for info in listed}
         known = {version.manifest.version for version in self._registry.versions(keys.run_id)}
-        run = self._context.runs.of(SyncFlow).get(keys.run_id)
-        policy = ModelsSection() if run is None else run.record.definition.models
-        latest = max(known, default=-1) if run is None else run.machine.ledger.model.version
+        definition, latest = self._context.runs.definition(keys.run_id), self._latest(keys.run_id)
+        policy = ModelsSection() if definition is None else definition.models
+        latest = max(known, default=-1) if latest is None else latest
         retained = self._registry.retained(keys.run_id, latest, policy.keep, policy.keep_every)
         # what cannot be read stays: it may be a person's to mend
         unsure = self._registry.unreadable(keys.run_id)
         # a kill within a removal leaves a manifest without its model
         whole = {each for each in retained & (known | unsure) if keys.version(each) in there}
         return [info for info in listed if keys.version_of(info.key) not in whole]
+
+    def _latest(self, run_id: str) -> int | None:
+        """Return the latest version that a run has committed, None where there is no such run."""
+        runs = self._context.runs
+        flow = runs.of(SyncFlow).get(run_id)
+        if flow is not None:
+            return flow.machine.ledger.model.version
+        kept = runs.history.summary(run_id)
+        return None if kept is None else int(kept["rounds_completed"])
 
 
 def _told(report: CleanupReport, call: Call) -> CleanupReport:

@@ -275,8 +275,8 @@ class ModelOperations:
 
         def find() -> CanaryBegun | Deferred[CanaryBegun]:
             candidate = self._registry.find(wanted.name)
-            run = self._sync_runs().get(candidate.manifest.run_id)
-            section = None if run is None else run.record.definition.bundle
+            definition = self._context.runs.definition(candidate.manifest.run_id)
+            section = None if definition is None else definition.bundle
             if section is None:
                 return self._begin(candidate, wanted, call, None)
 

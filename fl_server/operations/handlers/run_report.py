@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from broker.wire.messages import DeviceInfo, RunDocument
+from fl_server.flows.flow import Flow
+from fl_server.kinds.sync import SyncFlow
 from fl_server.operations.results.runs import RoundRow, RunDevice, RunReport, RunSummary
 from fl_server.rounds.facts import (
     EvaluationRecorded,
@@ -101,8 +103,14 @@ def _summary(record: RunRecord[Plan], ledger: Ledger) -> dict[str, Any]:
     }
 
 
-def summary_of_document(record: RunRecord[Any], document: RunDocument | None) -> RunSummary:
-    """Return a run of any kind in one row, as its document says; None where it has none yet."""
+def summary_of(record: RunRecord[Any], flow: Flow, document: RunDocument | None) -> RunSummary:
+    """Return a run of any kind in one row.
+
+    Args:
+        document: the flow's, None where it has none yet.
+    """
+    if isinstance(flow, SyncFlow):
+        return summary(flow.record, flow.machine.ledger)
     return RunSummary(**_summary_of_document(record, document))
 
 
@@ -179,19 +187,18 @@ def report(
         bytes_down=total(device.bytes_down for device in devices.values()),
         history=[_history_row(entry, ledger) for entry in rounds],
         devices=[
-            _device(device_id, device, (infos or {}).get(device_id))
+            described(RunDevice(id=device_id, **vars(device)), infos or {})
             for device_id, device in sorted(devices.items())
         ],
     )
 
 
-def _device(device_id: str, device: _DeviceReport, info: DeviceInfo | None) -> RunDevice:
-    return RunDevice(
-        id=device_id,
-        profile="" if info is None else info.profile[:32],
-        engine="" if info is None else info.engine[:32],
-        **vars(device),
-    )
+def described(device: RunDevice, infos: Mapping[str, DeviceInfo]) -> RunDevice:
+    """Return a device with what it says of itself, where it was away before."""
+    info = infos.get(device.id)
+    if info is None or device.engine:
+        return device
+    return device.model_copy(update={"profile": info.profile[:32], "engine": info.engine[:32]})
 
 
 def _add(row: FactRecord, rounds: list[_RoundReport], devices: dict[str, _DeviceReport]) -> None:

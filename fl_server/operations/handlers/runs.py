@@ -6,6 +6,8 @@ import time
 from collections.abc import Sequence
 from typing import Any, TypeAlias, TypeVar
 
+from pydantic import ValidationError
+
 from fl_server.dataplane.urls import URL_LIFETIME_S
 from fl_server.flows.events import PauseRequested, ResumeRequested, StopRequested
 from fl_server.flows.flow import Flow
@@ -13,11 +15,13 @@ from fl_server.kinds.failed import FailedFlow
 from fl_server.kinds.sync import SyncFlow
 from fl_server.members.rules import AuditEvent
 from fl_server.operations import catalogue
-from fl_server.operations.arguments import Definition, NoArguments, OneRun, RunSubmission
+from fl_server.operations.arguments import Definition, LatestRuns, OneRun, RunSubmission
 from fl_server.operations.call import Binding, Call, Deferred
 from fl_server.operations.context import OperationsContext
 from fl_server.operations.handlers import run_report
+from fl_server.operations.handlers.ended_runs import infos_of, report_of, unreadable
 from fl_server.operations.results.runs import RunList, RunReport, RunStarted, RunSummary, RunUpload
+from fl_server.persistence.history import Listed
 from fl_server.rounds.model import Model
 from fl_server.runs.definition import RunDefinition, parse_definition
 from fl_server.runs.record import AwaitedModel, PreparedRun
@@ -75,23 +79,32 @@ class RunOperations:
         flow = self._context.runs.flows.get(run_id)
         return run_id in self._prepared or (flow is not None and not flow.ended)
 
-    def runs_ls(self, _: NoArguments, __: Call) -> RunList:
-        """Return every run in one row, the latest first."""
-        submitted = self._context.runs.submitted()
-        return RunList(runs=[self._summary(run_id) for run_id in reversed(submitted)])
+    def runs_ls(self, wanted: LatestRuns, _: Call) -> RunList:
+        """Return the latest runs in one row each, the latest first."""
+        runs = self._context.runs
+        going = set(runs.submitted())
+        # canaries that go on are found too, and passed over
+        found = runs.history.listed(wanted.last + len(runs.flows) - len(going))
+        rows = [
+            self._summary(each.run_id) if each.run_id in runs.flows else _kept(each)
+            for each in found
+            if each.run_id in going or each.run_id not in runs.flows
+        ]
+        return RunList(runs=rows[: wanted.last])
 
     def runs_show(self, wanted: OneRun, _: Call) -> RunReport:
         """Return one run with its rounds, refusals, devices and metrics."""
+        runs, infos = self._context.runs, infos_of(self._context.presence)
+        if wanted.run_id not in runs.flows and self._is_kept(wanted.run_id):
+            return report_of(runs.history.report(wanted.run_id) or {}, infos)
         flow = self._flow(wanted.run_id)
-        record = self._context.runs.records[wanted.run_id]
+        record = runs.records[wanted.run_id]
         if isinstance(flow, FailedFlow):  # its facts may be what cannot be read
             return run_report.report_of_document(record, flow.document(self._context.epoch), ())
         facts = self._context.journal.facts(wanted.run_id, record.definition.flow)
         if not isinstance(flow, SyncFlow):
             document = flow.document(self._context.epoch)
             return self._with_wait(run_report.report_of_document(record, document, facts))
-        present = self._context.presence.devices
-        infos = {name: each.info for name, each in present.items() if each.info is not None}
         return self._with_wait(run_report.report(flow.record, flow.machine.ledger, facts, infos))
 
     # --- submitting ---------------------------------------------------------------------------
@@ -142,7 +155,8 @@ class RunOperations:
 
         The answer is written with the run. A run that goes on already is not started again.
         """
-        if wanted.run_id in self._context.runs.flows:
+        runs = self._context.runs
+        if wanted.run_id in runs.flows or runs.history.has(wanted.run_id):
             return RunStarted(run_id=wanted.run_id)
         prepared = self._prepared_run(wanted.run_id)
         data, model = self._context.data, prepared.awaited.model(wanted.sha256)
@@ -213,7 +227,8 @@ class RunOperations:
 
     def _steer(self, run_id: str, event: _Steering, call: Call) -> RunSummary:
         """Give the run's flow the event; the answer is written with the facts that follow."""
-        if self._flow(run_id).ended:
+        is_kept = run_id not in self._context.runs.flows and self._is_kept(run_id)
+        if is_kept or self._flow(run_id).ended:
             raise ConfigError(f"run {run_id} has ended: {self._summary(run_id).status}")
         act = AuditEvent(call.caller, f"run {_STEERED[type(event)]}", run_id)
         with call.together(lambda: self._summary(run_id), lambda: [act]):
@@ -225,12 +240,17 @@ class RunOperations:
             raise NotFound(f"no run {run_id!r}; `rengo runs ls` lists them")
         return self._context.runs.flows[run_id]
 
+    def _is_kept(self, run_id: str) -> bool:
+        """Whether a run that an operator submitted is history."""
+        return self._context.runs.history.is_listed(run_id)
+
     def _summary(self, run_id: str) -> RunSummary:
-        flow, record = self._context.runs.flows[run_id], self._context.runs.records[run_id]
-        if isinstance(flow, SyncFlow):
-            return self._with_wait(run_report.summary(flow.record, flow.machine.ledger))
-        document = flow.document(self._context.epoch)
-        return self._with_wait(run_report.summary_of_document(record, document))
+        runs = self._context.runs
+        flow = runs.flows.get(run_id)
+        if flow is None:
+            return _kept(Listed(run_id, runs.history.summary(run_id)))
+        document = None if isinstance(flow, SyncFlow) else flow.document(self._context.epoch)
+        return self._with_wait(run_report.summary_of(runs.records[run_id], flow, document))
 
     def _with_wait(self, report: ReportType) -> ReportType:
         found = self._context.data.waiting(report.run_id)
@@ -238,6 +258,13 @@ class RunOperations:
             return report
         wait = {"waiting": found.reason[:2000], "waiting_since": found.since_s}
         return report.model_copy(update=wait)
+
+
+def _kept(row: Listed) -> RunSummary:
+    try:
+        return RunSummary.read(row.summary or {})
+    except ValidationError as error:
+        return unreadable(row.run_id, f"its row in the journal cannot be read: {error}")
 
 
 def _run_id(task: str, digits: str) -> str:

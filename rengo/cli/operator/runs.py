@@ -17,6 +17,7 @@ from rengo.cli.common import Commands, add_command, add_site, connect, print_jso
 from rengo.terminal.format import figure, size
 from rengo.terminal.tables import print_table, when
 
+_LISTED = 100
 _STEERING = {"pause": RUNS_PAUSE, "resume": RUNS_RESUME, "stop": RUNS_STOP}
 
 
@@ -32,7 +33,15 @@ def add(commands: Commands) -> None:
         ("stop", steer, "end a run with what it has committed"),
     ):
         parser = add_command(verbs, name, action, summary)
-        if name != "ls":
+        if name == "ls":
+            parser.add_argument(
+                "--last",
+                type=int,
+                default=_LISTED,
+                metavar="N",
+                help=f"how many, the latest (default: {_LISTED})",
+            )
+        else:
             parser.add_argument("run_id", help="the run's id, as `rengo runs ls` shows it")
         add_site(parser)
         parser.add_argument("--json", metavar="FILE", help="write one JSON document, - for stdout")
@@ -41,7 +50,7 @@ def add(commands: Commands) -> None:
 def list_runs(options: argparse.Namespace) -> int:
     """Print the runs."""
     with connect(options) as client:
-        answer = client.request(RUNS_LS)
+        answer = client.request(RUNS_LS, {"last": options.last})
     if options.json:
         print_json(answer.document(), options.json)
         return DONE
@@ -57,6 +66,8 @@ def list_runs(options: argparse.Namespace) -> int:
         for run in answer.runs
     ]
     print_table(["run", "status", "rounds", "accuracy", "task", "algorithm"], rows, "no runs yet")
+    if len(rows) == options.last:
+        print(f"\nthe latest {options.last}; --last N shows more")
     return DONE
 
 

@@ -130,6 +130,7 @@ def run_server(
             site,
             config.project,
             config.spool_memory_bytes,
+            config.retention,
             flow_kinds=flow_kinds or {},
         ),
         identity,

@@ -29,8 +29,8 @@ from fl_server.canary.state import CanaryState, judge, lower_is_better
 from fl_server.deployment.canaries import record_of
 from fl_server.flows.events import DeviceJoined
 from fl_server.kinds.canary import CanaryKind
-from fl_server.persistence.database import JournalUnusable, sa
-from fl_server.persistence.journal import Journal
+from fl_server.persistence.database import sa
+from fl_server.persistence.journal import DamagedRun, Journal
 from fl_server.rounds.events import EvaluationReceived
 from rengo.cli.operator import canary as command
 from rengo.operator.canary import CanaryTrial
@@ -187,7 +187,7 @@ def test_canaries_outlive_the_process(tmp_path: Path) -> None:
     journal = journal_of(path)
     journal.append(PLAN.canary_id, FACTS[2:])
     journal.add_run(record_of(replace(PLAN, canary_id="canary-2")))
-    again = journal.runs()
+    again = [journal.record(run_id) for run_id in journal.unfiled()]
     assert again[0].plan == PLAN
     assert again[0].definition.flow == "canary"
     told = [[row.fact for row in journal.facts(each.run_id, "canary")] for each in again]
@@ -209,8 +209,8 @@ def test_a_damaged_canary_is_named(tmp_path: Path, damage: str) -> None:
     journal.append(PLAN.canary_id, FACTS)
     with journal.database.begin() as connection:
         connection.execute(sa.text(damage))
-    with pytest.raises(JournalUnusable, match="canary-1"):
-        [journal.facts(record.run_id, "canary") for record in journal.runs()]
+    with pytest.raises(DamagedRun, match="canary-1"):
+        journal.facts(journal.record(PLAN.canary_id).run_id, "canary")
     journal.close()
 
 

@@ -12,7 +12,6 @@ from pydantic import TypeAdapter
 from fl_server.flows.events import DeviceJoined
 from fl_server.rounds.events import AggregationFinished, ResultReceived, UpdateVerified
 from fl_server.rounds.facts import Fact, RoundStarted
-from fl_server.rounds.ledger import Ledger
 from fl_server.rounds.machine import RoundMachine
 from fl_server.rounds.model import Model, Update
 from fl_server.rounds.plan import Plan
@@ -110,10 +109,8 @@ def test_a_run_that_fits_nothing_keeps_no_work() -> None:
 
 
 def test_a_new_run_begins_with_the_speeds_of_earlier_ones() -> None:
-    ledgers = [Ledger(1, MODEL), Ledger(1, MODEL)]
-    ledgers[0].speeds = {PI: Speed(1.0, 0, 9), GPU: Speed(0.5, 0, 9)}
-    ledgers[1].speeds = {PI: Speed(0.1, 0.5, EPOCH)}
-    known = known_speeds(ledgers)
+    first = {PI: Speed(1.0, 0, 9), GPU: Speed(0.5, 0, 9)}
+    known = known_speeds([first, {PI: Speed(0.1, 0.5, EPOCH)}])
     assert known == {PI: Speed(0.1, 0.5, EPOCH), GPU: Speed(0.5, 0, 9)}
     machine = RoundMachine(replace(plan(), fit=FitRule(4.0, 600, 0, known)), MODEL)
     assert joined(machine).work == {PI: OrderWork(35), GPU: OrderWork(8)}
@@ -174,9 +171,7 @@ def test_a_speed_that_cannot_be_true_is_as_none(poison: Speed) -> None:
         work = fit([PI, GPU], {PI: poison, GPU: sound}, known)
         assert work[PI] == OrderWork(PROBE_STEPS)
         assert work[GPU] == OrderWork(0)
-    early, late = Ledger(1, MODEL), Ledger(1, MODEL)
-    early.speeds, late.speeds = {PI: sound}, {PI: poison}
-    assert known_speeds([early, late]) == {PI: sound}
+    assert known_speeds([{PI: sound}, {PI: poison}]) == {PI: sound}
 
 
 def test_the_fastest_and_the_slowest_steps_give_work() -> None:

@@ -149,7 +149,7 @@ def test_a_kind_that_this_server_has_not(server: FlowServer, tmp_path: Path) -> 
     begin(server)
     plain = Journal(server.journal.url)
     with pytest.raises(JournalUnusable, match="run r is of the kind 'two_phase'"):
-        plain.runs()
+        plain.record("r")
     plain.close()
 
 

@@ -13,9 +13,10 @@ from broker.wire.messages import Message, Order, Receipt, RunDocument
 from fl_server.flows.events import DeviceAnswered, TimerFired
 from fl_server.flows.flow import Flow
 from fl_server.kinds.failed import FailedFlow
-from fl_server.persistence.database import JournalError, sa
-from fl_server.rounds.events import EvaluationRecorded, Model, RunFailed
+from fl_server.persistence.database import JournalError
+from fl_server.rounds.facts import EvaluationRecorded, RoundStarted, RunFailed
 from fl_server.rounds.machine import RoundMachine
+from fl_server.rounds.model import Model
 from fl_server.runs.definition import parse_definition
 from tests.flows import FlowServer, Sent
 from tests.integration.two_phase import TwoPhase, TwoPhaseKind
@@ -161,18 +162,12 @@ def test_a_timer_s_error_fails_its_run(both: FlowServer, monkeypatch: pytest.Mon
     assert not both.runner.flows[SOUND].ended
 
 
-def damage(server: FlowServer, run_id: str, body: str) -> None:
-    with server.journal.database.begin() as connection:
-        statement = sa.text("UPDATE rengo_facts SET body = :body WHERE run_id = :run_id")
-        connection.execute(statement, {"body": body, "run_id": run_id})
-
-
 def test_at_a_start_what_cannot_be_folded_fails_its_run_alone(server: FlowServer) -> None:
     for run_id in (WEAK, SOUND):
         begin(server, run_id)
     server.online("a", "b")
     # well formed, but nothing that may follow here
-    damage(server, WEAK, '{"round": 7, "attempt": 3, "cohort": ["a"], "target": 1}')
+    server.journal.append(WEAK, [RoundStarted(7, 3, ("a",), 1)])
     server.crash()
     server.runner.documents.publish_all()
     said, reason = status(server, WEAK)

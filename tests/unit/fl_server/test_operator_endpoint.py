@@ -13,6 +13,8 @@ from broker.wire.messages import MAX_MESSAGE_BYTES, OperatorReply, OperatorReque
 from fl_server.dataplane.plane import DataPlane
 from fl_server.kinds.sync import SyncFlow
 from fl_server.operations.mqtt import PAGE_BYTES, OperatorEndpoint
+from fl_server.persistence import tables
+from fl_server.persistence.database import sa
 from fl_server.rounds.model import Model
 from fl_server.rounds.plan import Plan
 from fl_server.runs.definition import parse_definition
@@ -62,11 +64,22 @@ def client(tmp_path: Path) -> Iterator[Client]:
     life.end()
 
 
-def add_run(life: Life, run_id: str) -> None:
-    plan = Plan(run_id, rounds=2, cohort_size=2, quorum=1, seed=7)
-    record = RunRecord(run_id, DEFINITION, plan, Model(0, "k/0", "0" * 64, 1), 100.0)
-    life.runner.records[run_id] = record
-    life.runner.flows[run_id] = SyncFlow(record, (), cast(DataPlane, life.plane))
+def add_runs(life: Life, *run_ids: str) -> None:
+    """Add runs that go on: to the journal at once, without a write to the disk for each."""
+    with life.journal.database.begin() as connection:
+        for run_id in run_ids:
+            plan = Plan(run_id, rounds=2, cohort_size=2, quorum=1, seed=7)
+            record = RunRecord(run_id, DEFINITION, plan, Model(0, "k/0", "0" * 64, 1), 100.0)
+            row = {"run_id": run_id, "definition": "{}", "plan": "{}", "initial": "", "at": 100.0}
+            connection.execute(sa.insert(tables.runs), row)
+            life.runner.records[run_id] = record
+            life.runner.flows[run_id] = SyncFlow(record, (), cast(DataPlane, life.plane))
+
+
+def remove_run(life: Life, run_id: str) -> None:
+    with life.journal.database.begin() as connection:
+        connection.execute(sa.delete(tables.runs).where(tables.runs.c.run_id == run_id))
+    del life.runner.records[run_id], life.runner.flows[run_id]
 
 
 def pages(client: Client, operation: str) -> Iterator[list[dict[str, Any]]]:
@@ -79,8 +92,7 @@ def pages(client: Client, operation: str) -> Iterator[list[dict[str, Any]]]:
 
 
 def test_a_thousand_runs_come_in_pages_and_all_at_once_without_a_limit(client: Client) -> None:
-    for number in range(RUNS):
-        add_run(client.life, f"run-{number:04d}-{'x' * 40}")
+    add_runs(client.life, *(f"run-{number:04d}-{'x' * 40}" for number in range(RUNS)))
     found = list(pages(client, "runs_ls"))
     assert len(found) > 1
     assert all(
@@ -93,21 +105,19 @@ def test_a_thousand_runs_come_in_pages_and_all_at_once_without_a_limit(client: C
 
 
 def test_all_pages_are_of_one_moment(client: Client) -> None:
-    for number in range(RUNS):
-        add_run(client.life, f"run-{number:04d}")
+    add_runs(client.life, *(f"run-{number:04d}" for number in range(RUNS)))
     first = client.ask("runs_ls")
-    add_run(client.life, "later")
+    add_runs(client.life, "later")
     rest = client.ask("runs_ls", after=first.result["next"])
     assert client.ask("runs_ls", after=first.result["next"]) == rest, "a lost page is sent again"
     assert client.ask("runs_ls", "r").result["runs"][0]["run_id"] == "later"
 
 
 def test_a_restart_between_two_pages_repeats_no_row(client: Client) -> None:
-    for number in range(RUNS):
-        add_run(client.life, f"run-{number:04d}")
+    add_runs(client.life, *(f"run-{number:04d}" for number in range(RUNS)))
     first = client.ask("runs_ls").result
     client.restart()
-    add_run(client.life, "later")
+    add_runs(client.life, "later")
     second = client.ask("runs_ls", after=first["next"]).result
     rows = [*first["runs"], *second["runs"]]
     assert [row["run_id"] for row in rows] == [f"run-{n:04d}" for n in range(RUNS)][::-1][
@@ -115,7 +125,7 @@ def test_a_restart_between_two_pages_repeats_no_row(client: Client) -> None:
     ]
     gone = first["runs"][-1]["run_id"]
     client.restart()
-    del client.life.runner.records[gone]
+    remove_run(client.life, gone)
     third = client.ask("runs_ls", after=first["next"]).result
     assert third["runs"][0]["run_id"] in {row["run_id"] for row in second["runs"][:2]}
 
