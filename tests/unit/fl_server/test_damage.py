@@ -15,7 +15,8 @@ from fl_server.aggregation.model_cache import ModelCache
 from fl_server.dataplane import patience
 from fl_server.dataplane.patience import Patience
 from fl_server.flows.events import FailureReported
-from fl_server.rounds.events import Aggregate, SweepRound, UpdateRejected, VerifyUpdate
+from fl_server.rounds.commands import Aggregate, SweepRound, VerifyUpdate
+from fl_server.rounds.events import UpdateRejected
 from runtime.errors import AccessDenied, Damaged, NotFound, Unavailable
 from storage.registry.registry import ModelRegistry
 from storage.store.memory import MemoryStore
