@@ -104,7 +104,7 @@ def sign_by(clock: StoreClock, client: S3Client, settings: StoreSettings) -> Non
     class _Auth(S3SigV4Auth):
         def _modify_request_before_signing(self, request: AWSRequest) -> None:
             request.context["timestamp"] = clock.stamp()
-            super()._modify_request_before_signing(request)  # type: ignore[misc]  (not in its stubs)
+            super()._modify_request_before_signing(request)  # type: ignore[misc]  # not in its stubs
 
     auth = _Auth(credentials_of(settings), "s3", settings.region)
 
