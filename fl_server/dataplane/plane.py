@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -219,7 +219,8 @@ class DataPlane(Workers):
             model: the latest committed version.
         """
         if isinstance(command, DiscardUpdate):
-            self._cleaning(run_id, lambda: self.store.delete([command.key]))
+            with _logged(run_id):
+                self.patiently(lambda: self.store.delete([command.key]), run_id)
             return None
         run = self._runs.get(run_id)
         if run is None:
@@ -232,23 +233,22 @@ class DataPlane(Workers):
                     return self._fold(run, command, model)
                 case Aggregate():
                     return self._aggregate(run, command, model)
-                case SweepRound():
-                    self._sweep(run, (command.round, command.attempt), model)
-                case SweepRun():
-                    self._await_registry()
-                    self._cleaning(run_id, lambda: run.sweep_run(model))
-                    self.uploads.forget(run.keys)
-                    self._swept_s.pop(run_id, None)
+            with _logged(run_id):
+                self._clean(run, command, model)
         except BaseLost as error:
             return FailureReported(f"version {model.version} is lost: {error}")
         return None
 
-    def _cleaning(self, run_id: str, work: Callable[[], object]) -> None:
-        """Remove what no longer serves; what cannot be removed now goes with a later sweep."""
-        try:
-            self.patiently(work, run_id)
-        except Damaged as error:
-            _LOG.warning("not all that %s has left could be removed: %s", run_id, error)
+    def _clean(self, run: RunAggregator, command: SweepRound | SweepRun, model: Model) -> None:
+        """Remove what no longer serves."""
+        if isinstance(command, SweepRound):
+            self._sweep(run, (command.round, command.attempt), model)
+            return
+        run_id = run.keys.run_id
+        self._await_registry()
+        self.patiently(lambda: run.sweep_run(model), run_id)
+        self.uploads.forget(run.keys)
+        self._swept_s.pop(run_id, None)
 
     def _sweep(self, run: RunAggregator, key: RoundKey, model: Model) -> None:
         """Free what updates up to ``key`` take here, and in the store unless it was just swept.
@@ -265,9 +265,9 @@ class DataPlane(Workers):
             return
         self._await_registry()
         self._swept_s[run_id] = now_s
-        self._cleaning(run_id, lambda: run.sweep(key, model))
+        self.patiently(lambda: run.sweep(key, model), run_id)
         if self.uploads.is_large(model.size_bytes):
-            self._cleaning(run_id, lambda: self.uploads.abort_spent(run.keys, *key))
+            self.patiently(lambda: self.uploads.abort_spent(run.keys, *key), run_id)
 
     def _base_read(self, run: RunAggregator, model: Model) -> None:
         """Return when what the run goes on from is here; raises BaseLost when it never will."""
@@ -381,3 +381,12 @@ class DataPlane(Workers):
 
 def _submission(command: VerifyUpdate | FoldUpdate) -> SubmittedUpdate:
     return SubmittedUpdate(command.device_id, command.round, command.attempt, command.update)
+
+
+@contextmanager
+def _logged(run_id: str) -> Iterator[None]:
+    """Log what cannot be removed because it is damaged: a later sweep tries again."""
+    try:
+        yield
+    except Damaged as error:
+        _LOG.warning("not all that %s has left could be removed: %s", run_id, error)

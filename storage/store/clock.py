@@ -104,7 +104,7 @@ def sign_by(clock: StoreClock, client: S3Client, settings: StoreSettings) -> Non
     class _Auth(S3SigV4Auth):
         def _modify_request_before_signing(self, request: AWSRequest) -> None:
             request.context["timestamp"] = clock.stamp()
-            super()._modify_request_before_signing(request)  # type: ignore[misc]  # not in its stubs
+            super()._modify_request_before_signing(request)  # type: ignore[misc]  # not in the stubs
 
     auth = _Auth(credentials_of(settings), "s3", settings.region)
 
@@ -126,9 +126,8 @@ def sign_by(clock: StoreClock, client: S3Client, settings: StoreSettings) -> Non
             return None
         return 0.0 if clock.learn(response[0].headers.get("Date", "")) else None
 
-    hooks: Any = client.meta.events
-    hooks.register("before-send.s3", sign_again)
-    hooks.register("needs-retry.s3", is_refused_date)
+    client.meta.events.register("before-send.s3", sign_again)
+    client.meta.events.register("needs-retry.s3", is_refused_date)  # type: ignore[arg-type]
 
 
 def credentials_of(settings: StoreSettings) -> Any:

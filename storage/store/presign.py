@@ -28,7 +28,7 @@ def _auth_by(clock: StoreClock) -> type[S3SigV4QueryAuth]:
     class _Auth(S3SigV4QueryAuth):
         def _modify_request_before_signing(self, request: AWSRequest) -> None:
             request.context["timestamp"] = clock.stamp()
-            super()._modify_request_before_signing(request)  # type: ignore[misc]  # not in its stubs
+            super()._modify_request_before_signing(request)  # type: ignore[misc]  # not in the stubs
 
     return _Auth
 

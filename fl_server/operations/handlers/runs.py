@@ -100,10 +100,10 @@ class RunOperations:
         flow = self._flow(wanted.run_id)
         record = runs.records[wanted.run_id]
         if isinstance(flow, FailedFlow):  # its facts may be what cannot be read
-            return run_report.report_of_document(record, flow.document(self._context.epoch), ())
+            return run_report.report_of_document(record, flow.document(self._context.runs.epoch), ())
         facts = self._context.journal.facts(wanted.run_id, record.definition.flow)
         if not isinstance(flow, SyncFlow):
-            document = flow.document(self._context.epoch)
+            document = flow.document(self._context.runs.epoch)
             return self._with_wait(run_report.report_of_document(record, document, facts))
         return self._with_wait(run_report.report(flow.record, flow.machine.ledger, facts, infos))
 
@@ -249,7 +249,7 @@ class RunOperations:
         flow = runs.flows.get(run_id)
         if flow is None:
             return _kept(Listed(run_id, runs.history.summary(run_id)))
-        document = None if isinstance(flow, SyncFlow) else flow.document(self._context.epoch)
+        document = None if isinstance(flow, SyncFlow) else flow.document(self._context.runs.epoch)
         return self._with_wait(run_report.summary_of(runs.records[run_id], flow, document))
 
     def _with_wait(self, report: ReportType) -> ReportType:
