@@ -32,7 +32,7 @@ def run_broker(options: argparse.Namespace) -> int:
     begin_role(debug=options.debug)
     part = load(BrokerPart, options.config, "RENGO_BROKER")
     broker = part.broker()
-    return _keep("the MQTT broker", part, broker, lambda: broker.start(None))
+    return _keep("the MQTT broker", part, broker, lambda: broker.start(None), broker.fault)
 
 
 def run_store(options: argparse.Namespace) -> int:
@@ -44,13 +44,17 @@ def run_store(options: argparse.Namespace) -> int:
 
 
 def _keep(
-    name: str, part: BrokerPart | StorePart, service: SupervisedService, start: Callable[[], None]
+    name: str,
+    part: BrokerPart | StorePart,
+    service: SupervisedService,
+    start: Callable[[], None],
+    fault: Callable[[], str] | None = None,
 ) -> int:
     stopped = threading.Event()
     supervisor = Supervisor()
 
     def run() -> None:
-        supervisor.add(name, service, start)
+        supervisor.add(name, service, start, fault)
         _LOG.info("%s (%s) serves %s:%d", name, part.kind, part.host, part.port)
         stopped.wait()
 
