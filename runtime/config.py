@@ -7,13 +7,15 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_origin
+from typing import Annotated, Any, TypeAlias, TypeVar, get_origin
 
-from pydantic import BaseModel, ValidationError
+from pydantic import AfterValidator, BaseModel, ValidationError
 
 from runtime.errors import ConfigError
 
 M = TypeVar("M", bound=BaseModel)
+# one that was relative to the working folder at the start, which a task may change
+AbsolutePath: TypeAlias = Annotated[Path, AfterValidator(Path.absolute)]
 # Python reads no longer ones from text
 _LONG_NUMBER = re.compile(r"\d(?:_?\d){4300}")
 

@@ -53,10 +53,15 @@ class Checked:
     problems: list[Problem]
 
 
+def own_file() -> Path | None:
+    """Return the agent's file of this user; None where there is none."""
+    path = default_home() / "agent.toml"
+    return path if path.is_file() else None
+
+
 def usual_file() -> Path | None:
     """Return the agent's file of this user, else the machine's; None where there is neither."""
-    own = default_home() / "agent.toml"
-    return next((path for path in (own, SYSTEM_FILE) if path.is_file()), None)
+    return own_file() or (SYSTEM_FILE if SYSTEM_FILE.is_file() else None)
 
 
 def check(path: Path | None, model: type[BaseModel]) -> Checked:

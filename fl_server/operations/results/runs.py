@@ -31,7 +31,11 @@ _NAMES_SHOWN, _REASON_SHOWN = 100, 300
 
 
 class RunSummary(OperationResult):
-    """A run in one row. Units: ``submitted_at`` is Unix seconds."""
+    """A run in one row. Units: ``submitted_at`` and ``waiting_since`` are Unix seconds.
+
+    Attributes:
+        waiting: what its work on bytes waits for, "" where it waits for nothing.
+    """
 
     run_id: Name
     task: Name
@@ -52,6 +56,8 @@ class RunSummary(OperationResult):
     accuracy: Finite | None
     loss: Finite | None
     submitted_at: Finite
+    waiting: Text = ""
+    waiting_since: Finite | None = None
 
 
 class RunList(Listing):

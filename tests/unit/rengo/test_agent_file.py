@@ -93,7 +93,13 @@ def test_the_command_ends_with_two_and_a_right_file_with_zero(
     assert "line 3, engin: unknown key" in capsys.readouterr().out
     assert main(["agent", "check-config", "--config", path, "--json"]) == 2
     assert json.loads(capsys.readouterr().out)["problems"][0]["place"] == "line 3"
-    assert main(["agent", "check-config", "--config", str(written(tmp_path, GOOD))]) == 0
+    server = SecretKey.generate().public
+    identity = tmp_path / "pi-0.json"
+    write_identity(
+        identity, new_identity("device", "d", "pi-0", "127.0.0.1", 1883, server_key=server)
+    )
+    right = GOOD.replace("/i.json", str(identity))
+    assert main(["agent", "check-config", "--config", str(written(tmp_path, right))]) == 0
 
 
 def test_lines_are_found() -> None:
