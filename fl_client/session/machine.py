@@ -43,17 +43,46 @@ from fl_client.session.events import (
 MAX_WORK_ATTEMPTS = 2
 # a quarter each time: 4096 examples are then one
 MAX_SHRINKS = 6
+# so many trainings that went well, and it is tried with four times as many examples at once
+GOOD_BEFORE_GROWTH = 3
 MAX_WAITING_EVALUATIONS = 4
 MAX_WAITING_EXCHANGES = 32
+
+
+@dataclass
+class _Shrink:
+    """How often a run's micro batch is quartered, and when the next larger one is tried.
+
+    What was short may have been another program's doing. Each time that it is short again, twice as
+    many trainings must go well first.
+    """
+
+    times: int = 0
+    good: int = 0
+    needed: int = 0
+
+    def more(self, before: int) -> None:
+        """Quarter once more than ``before``."""
+        self.times, self.good = before + 1, 0
+        self.needed = 2 * self.needed or GOOD_BEFORE_GROWTH
+
+    def went_well(self, times: int) -> None:
+        """Count a training that was quartered so often."""
+        if times != self.times or not times:
+            return
+        self.good += 1
+        if self.good >= self.needed:
+            self.times, self.good = times - 1, 0
 
 
 @dataclass
 class DeviceSession:
     """One device's jobs. Not thread-safe: one owner calls it.
 
-    At most one job is active (fetching, working or uploading); further orders wait, evaluations
-    behind all others. Of a run at most one training order and a few evaluations wait. Its exchanges
-    are done in the order of (round, attempt), then of their phases as they came, then of ``seq``.
+    At most one job is active (fetching, working or uploading); further orders wait. Runs take
+    turns. Each run may train once before an evaluation that waits, and no more. Of a run at most
+    one training order and a few evaluations wait. Its exchanges are done in the order of (round,
+    attempt), then of their phases as they came, then of ``seq``.
     """
 
     epoch: int = 0
@@ -64,7 +93,11 @@ class DeviceSession:
     _runs: dict[str, RunChanged] = field(default_factory=dict)
     _presence: Presence = "ready"
     # by run, so that the next round does not run short again
-    _shrinks: dict[str, int] = field(default_factory=dict)
+    _shrinks: dict[str, _Shrink] = field(default_factory=dict)
+    # when each run had its last turn
+    _turns: dict[str, int] = field(default_factory=dict)
+    # the runs that went before each waiting evaluation
+    _passed: dict[JobKey, set[str]] = field(default_factory=dict)
     # of each run, as they came: (round, attempt, phase)
     _phases: dict[str, list[tuple[int, int, str]]] = field(default_factory=dict)
 
@@ -114,6 +147,11 @@ class DeviceSession:
         return "training" if self.active is not None else "ready"
 
     @property
+    def obeyed_epoch(self) -> int:
+        """The highest epoch of a server that this process has obeyed."""
+        return max([self.epoch, *(run.epoch for run in self._runs.values())])
+
+    @property
     def unfinished(self) -> list[Job]:
         """The jobs whose work is not done: the active one, then those that wait."""
         return [*([self.active] if self.active else []), *self.waiting]
@@ -131,22 +169,22 @@ class DeviceSession:
             return
         self.epoch = order.epoch
         if event.refusal:
-            commands.append(SendDecline(key, reason=event.refusal))
+            commands.append(SendDecline(key, event.refusal, permanent=event.permanent))
         elif self.active is not None and self.active.key == key:
             self.active = replace(self.active, order=order)
             commands.append(RenewUrls(self.active))
         elif key in self.reporting:
             commands.append(SendResult(self.reporting[key]))
         else:
-            shrink = self._shrinks.get(key.run_id, 0) if key.action == "train" else 0
-            self._accept(Job(key, order, shrink=shrink), commands)
+            known = self._shrinks.get(key.run_id) if key.action == "train" else None
+            self._accept(Job(key, order, shrink=known.times if known else 0), commands)
 
     def _accept(self, job: Job, commands: list[Command]) -> None:
         # an order that came again has fresh URLs
         self.waiting = [other for other in self.waiting if other.key != job.key]
         if self._has_room(job, commands):
             self.waiting.append(job)
-            self.waiting.sort(key=self._turn)
+            self.waiting.sort(key=self._place)
 
     def _has_room(self, job: Job, commands: list[Command]) -> bool:
         """Return whether a job may wait, after those that it replaces were dropped."""
@@ -180,8 +218,8 @@ class DeviceSession:
             phases[:] = [each for each in phases if each in open_ones or each[:2] >= _pair(key)]
             phases.append(_phase(key))
 
-    def _turn(self, job: Job) -> tuple[bool, tuple[int, int], int, int]:
-        """Return what the waiting jobs are sorted by."""
+    def _place(self, job: Job) -> tuple[bool, tuple[int, int], int, int]:
+        """Return what the waiting jobs of a run are sorted by."""
         key = job.key
         if key.action != "exchange":
             return (key.action == "evaluate", _pair(key), 0, 0)
@@ -189,9 +227,10 @@ class DeviceSession:
 
     def _start_next(self, commands: list[Command]) -> None:
         """Start the next waiting job when none is active, and publish a changed presence."""
-        ready = next((job for job in self.waiting if not self._lacks_state(job)), None)
+        ready = self._next_job() if self.active is None else None
         if self.active is None and ready is not None:
             self.waiting.remove(ready)
+            self._note_turn(ready)
             if ready.order.model is None and ready.order.bundle is None:
                 self.active = replace(ready, stage="working")
                 commands.append(DoWork(self.active))
@@ -201,6 +240,28 @@ class DeviceSession:
         if self.presence != self._presence:
             self._presence = self.presence
             commands.append(PublishState(self.presence))
+
+    def _next_job(self) -> Job | None:
+        """Return the job whose turn it is, None where none can start."""
+        ready = [job for job in self.waiting if not self._lacks_state(job)]
+        evaluations = [job for job in ready if job.key.action == "evaluate"]
+        passed = {run for job in evaluations for run in self._passed.get(job.key, ())}
+        others = [
+            job for job in ready if job.key.action != "evaluate" and job.key.run_id not in passed
+        ]
+        # the first of those that had their turn longest ago
+        return min(
+            others or evaluations, key=lambda job: self._turns.get(job.key.run_id, 0), default=None
+        )
+
+    def _note_turn(self, job: Job) -> None:
+        """Note that a job starts, which waits no more."""
+        self._turns[job.key.run_id] = max(self._turns.values(), default=0) + 1
+        waiting = {other.key for other in self.waiting if other.key.action == "evaluate"}
+        self._passed = {key: runs for key, runs in self._passed.items() if key in waiting}
+        if job.key.action != "evaluate":
+            for key in waiting:
+                self._passed.setdefault(key, set()).add(job.key.run_id)
 
     def _lacks_state(self, job: Job) -> bool:
         """Return whether it is open which state a job begins with: an earlier result may count."""
@@ -220,20 +281,23 @@ class DeviceSession:
                 self.active = replace(job, stage="working")
                 commands.append(DoWork(self.active))
             case WorkFinished(outcome=outcome), "working":
+                if job.key.action == "train" and job.key.run_id in self._shrinks:
+                    self._shrinks[job.key.run_id].went_well(job.shrink)
                 self._worked(replace(job, outcome=outcome), commands)
             case UpdateUploaded() | JobFailed(), "uploading":  # a failed upload may have arrived
                 self.active = None
                 self._report(job, commands)
             case JobFailed(), "working" if _wants_less(job, event):
-                self._shrinks[job.key.run_id] = job.shrink + 1
+                self._shrinks.setdefault(job.key.run_id, _Shrink()).more(job.shrink)
                 self.active = replace(job, shrink=job.shrink + 1)
                 commands.append(DoWork(self.active))
             case JobFailed(retryable=True), "working" if job.work_attempts < MAX_WORK_ATTEMPTS:
                 self.active = replace(job, work_attempts=job.work_attempts + 1)
                 commands.append(DoWork(self.active))
-            case JobFailed(reason=reason, unusable=unusable), _:
+            case JobFailed(), _:
                 self.active = None
-                commands.append(SendDecline(job.key, reason=reason, unusable=unusable))
+                kinds = (event.unusable, event.permanent)
+                commands.append(SendDecline(job.key, event.reason, *kinds))
                 commands.append(ForgetJob(job.key, accepted=False))
 
     def _worked(self, job: Job, commands: list[Command]) -> None:
@@ -280,6 +344,7 @@ class DeviceSession:
         if event.ended:
             self.unanswered = {key for key in self.unanswered if key.run_id != event.run_id}
             self._shrinks.pop(event.run_id, None)
+            self._turns.pop(event.run_id, None)
             self._phases.pop(event.run_id, None)
         for job in [*self.waiting, *([self.active] if self.active else [])]:
             if job.key.run_id == event.run_id and self._is_over(job.key):

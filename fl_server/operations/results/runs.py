@@ -35,6 +35,8 @@ class RunSummary(OperationResult):
 
     Attributes:
         waiting: what its work on bytes waits for, "" where it waits for nothing.
+        headline: the metric that runs of its task are compared by.
+        measured: the value of that metric.
     """
 
     run_id: Name
@@ -58,6 +60,8 @@ class RunSummary(OperationResult):
     submitted_at: Finite
     waiting: Text = ""
     waiting_since: Finite | None = None
+    headline: Short = "accuracy"
+    measured: Finite | None = None
 
 
 class RunList(Listing):
@@ -68,7 +72,10 @@ class RunList(Listing):
 
 
 class RoundRow(OperationResult):
-    """One attempt of a round. ``seconds`` is null while it goes on."""
+    """One attempt of a round. ``seconds`` is null while it goes on.
+
+    ``measured`` is the value of the run's headline metric.
+    """
 
     round: Count
     attempt: Count
@@ -79,20 +86,24 @@ class RoundRow(OperationResult):
     updates: Count
     included: Annotated[list[Name], Field(max_length=MAX_DEVICES)]
     refused: Annotated[dict[Name, Text], Field(max_length=MAX_DEVICES)]
+    not_evaluated: Annotated[dict[Name, Text], Field(max_length=MAX_DEVICES)]
     ordered_steps: Annotated[dict[Name, Count], Field(max_length=MAX_DEVICES)]
     accuracy: Finite | None
     loss: Finite | None
+    measured: Finite | None = None
 
     def fitted(self, size_bytes: int) -> Self:
         """Return it with the first hundred names and the beginnings of reasons."""
         if encoded_bytes(self) <= size_bytes:
             return self
         refused = list(self.refused.items())[:_NAMES_SHOWN]
+        not_evaluated = list(self.not_evaluated.items())[:_NAMES_SHOWN]
         return self.model_copy(
             update={
                 "reason": self.reason[:_REASON_SHOWN],
                 "included": self.included[:_NAMES_SHOWN],
                 "refused": {name: reason[:_REASON_SHOWN] for name, reason in refused},
+                "not_evaluated": {name: why[:_REASON_SHOWN] for name, why in not_evaluated},
                 "ordered_steps": dict(list(self.ordered_steps.items())[:_NAMES_SHOWN]),
             }
         )

@@ -33,7 +33,7 @@ class Seaweedfs(StoreServer):
         # TMPDIR is where its logs go; with the limits an idle server takes about 100 MB
         environment |= {"GOMEMLIMIT": "256MiB", "GOGC": "50", "TMPDIR": str(self.folder)}
         data = self.folder / _DATA
-        data.mkdir(exist_ok=True)
+        data.mkdir(exist_ok=True, mode=0o700)
         # a copy of its last options, which would apply where they are not given again
         (data / "mini.options").unlink(missing_ok=True)
         self._write_identities(keys)
