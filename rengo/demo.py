@@ -26,6 +26,7 @@ from rengo.site.site import Site
 from rengo.terminal.view import View
 from runtime.config import merge
 from runtime.errors import ConfigError
+from runtime.files import require_writable
 
 _DEVICES_START_S = 90.0
 _EVALUATOR = "evaluator-1"
@@ -93,6 +94,7 @@ def run_demo(settings: DemoSettings, view: View, more: dict[str, Any] | None = N
     Raises:
         ConfigError: the task or a key is wrong; said before anything is started.
     """
+    require_writable(settings.output)
     task = load_task(settings.task)
     values = definition(settings)
     merge(values, more or {})

@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+from fl_client.own_packages import shadowed_in
 from fl_client.tasks.attributes import require_valid
 from fl_client.tasks.base import Task
-from fl_client.tasks.listing import built_in, installed, names
+from fl_client.tasks.listing import built_in, imported_modules, installed, names
+from fl_client.tasks.loading import loading
 from fl_client.tasks.user_code import place_of
 from runtime.errors import ConfigError, MissingExtra
 
@@ -53,13 +55,28 @@ def _from_file(spec: str, path: Path) -> ModuleType:
     folder = str(path.resolve().parent)
     if folder not in sys.path:
         sys.path.append(folder)
+    _require_no_shadowed_import(spec, path)
     # dataclasses and torch loaders that pickle look up their module here
     sys.modules[name] = module
     try:
-        found.loader.exec_module(module)
+        with loading(path):
+            found.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         raise _load_error(spec, error, path) from error
     return module
+
+
+def _require_no_shadowed_import(spec: str, path: Path) -> None:
+    """Raise where the file imports a module beside it that has the name of a package of Rengo's."""
+    beside = {
+        each.parent.name if each.stem == "__init__" else each.stem: each
+        for each in shadowed_in(path.resolve().parent)
+    }
+    for name in sorted(beside.keys() & imported_modules(path)) if beside else ():
+        raise ConfigError(
+            f"task {spec}: `import {name}` means a package of Rengo's, not {beside[name]}: give "
+            "that another name"
+        )
 
 
 def _imported(spec: str, module_name: str) -> ModuleType:
@@ -71,6 +88,8 @@ def _imported(spec: str, module_name: str) -> ModuleType:
 
 
 def _load_error(spec: str, error: BaseException, path: Path) -> ConfigError:
+    if isinstance(error, ConfigError):
+        return error
     if isinstance(error, ModuleNotFoundError) and error.name in _EXTRAS:
         return MissingExtra(error.name, _EXTRAS[error.name])
     where = "" if isinstance(error, ImportError | SyntaxError) else f" ({place_of(error, path)})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -19,15 +20,20 @@ from fl_client.tasks.exchange import (
     checked_answer,
 )
 from fl_client.tasks.user_code import numbers_of, splits_of, wrong
-from runtime.bounds import MAX_EXAMPLES
+from runtime.bounds import (
+    MAX_EXAMPLES,
+    MAX_FINITE,
+    MAX_METRIC_NAME,
+    MAX_METRICS,
+    is_plausible,
+)
 from runtime.errors import ConfigError
 
 if TYPE_CHECKING:
     from fl_client.tasks.split import Split
     from storage.weights import Vector, Weights
 
-# what a result's message holds
-_MAX_METRICS, _MAX_NAME_CHARS = 64, 64
+_LOG = logging.getLogger(__name__)
 
 
 class Participant:
@@ -186,15 +192,18 @@ def _read_only(vector: Vector) -> Vector:
 
 
 def _finite(metrics: dict[str, float]) -> dict[str, float]:
-    """Return the metrics that a message can hold, without those that are not finite.
+    """Return the metrics that a message can hold, without those that are out of bounds.
 
     Raises:
-        ConfigError: there are too many, or a name is too long.
+        ConfigError: there are too many, or a name is empty or too long.
     """
-    if len(metrics) > _MAX_METRICS or any(len(name) > _MAX_NAME_CHARS for name in metrics):
+    names = list(metrics)
+    if len(names) > MAX_METRICS or not all(0 < len(name) <= MAX_METRIC_NAME for name in names):
         raise ConfigError(
-            f"a task reports at most {_MAX_METRICS} metrics, with names of at most "
-            f"{_MAX_NAME_CHARS} characters; this one gave {len(metrics)}: "
-            f"{', '.join(metrics)[:200]}"
+            f"a task reports at most {MAX_METRICS} metrics, with names of 1 to {MAX_METRIC_NAME} "
+            f"characters; this one gave {len(metrics)}: {', '.join(names)[:200]}"
         )
-    return {name: value for name, value in metrics.items() if np.isfinite(value)}
+    found = {name: value for name, value in metrics.items() if is_plausible(value)}
+    for name in metrics.keys() - found.keys():
+        _LOG.warning("metric %s is %s, not within ±%g: left out", name, metrics[name], MAX_FINITE)
+    return found

@@ -27,10 +27,12 @@ from rengo.operator.progress import DeviceTable, RunProgress
 from rengo.terminal import format as wording
 from rengo.terminal.event_lines import Line
 from rengo.terminal.view import View
+from runtime.text import printable
 from storage.transfer.files import OnProgress
 
 _REFRESH_PER_S = 5
 _MAX_ROWS = 12
+_MAX_CELL = 40
 _BAR_WIDTH = 24
 _SPARK_WIDTH = 40
 _STYLES = {"training": "cyan", "evaluating": "cyan", "answered": "green", "refused": "red"}
@@ -130,7 +132,7 @@ class LiveView(View):
 
     def note(self, text: str) -> None:
         """Print it above the picture."""
-        self._console.print(Text(text, style="yellow"))
+        self._console.print(Text(printable(text), style="yellow"))
 
     def devices(self, device_table: DeviceTable, expected: int) -> None:
         """Show who has come, and how many are awaited."""
@@ -185,7 +187,7 @@ def draw(picture: Picture, spinner: Spinner, now_s: float, elapsed_s: float) -> 
     """Return the picture as rich prints it."""
     parts: list[RenderableType] = []
     if picture.title:
-        parts += [Text(picture.title, style="bold"), ""]
+        parts += [Text(printable(picture.title), style="bold"), ""]
     if picture.rounds:
         parts += [_round(picture, now_s), ""]
     if picture.rows:
@@ -196,7 +198,7 @@ def draw(picture: Picture, spinner: Spinner, now_s: float, elapsed_s: float) -> 
         moved = f"{wording.size(picture.bytes_up)} up, {wording.size(picture.bytes_down)} down"
         parts += [_pair("moved", moved), _pair("time", f"{elapsed_s:.0f} s")]
     if picture.busy:
-        spinner.update(text=Text(f"{picture.busy}  {elapsed_s:.0f} s"))
+        spinner.update(text=Text(printable(f"{picture.busy}  {elapsed_s:.0f} s")))
         parts.append(spinner)
     return Group(*parts)
 
@@ -259,7 +261,8 @@ def _table(
         profile, engine = ("", "") if info is None else (info.profile, info.engine)
         if device_table.states[name].role == "evaluator":
             profile = "evaluator"
-        rows.append(DeviceLine(name, profile, engine, _doing(device_table, name, follower)))
+        words = (name, profile, engine, _doing(device_table, name, follower))
+        rows.append(DeviceLine(*(printable(each, _MAX_CELL) for each in words)))
     return {"rows": tuple(rows), "hidden": max(0, len(names) - _MAX_ROWS)}
 
 

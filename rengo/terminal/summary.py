@@ -9,6 +9,7 @@ from rengo.operator.runs import RunResult
 from rengo.terminal import format as wording
 from rengo.terminal.plot import draw_metric
 from runtime.errors import MissingExtra, RunNotCompleted
+from runtime.text import printable
 from storage.weights import read_safetensors
 
 _NAMES_SHOWN = 6
@@ -47,10 +48,11 @@ def _verdict(result: RunResult) -> str:
     report = result.report
     rounds = wording.count(report.rounds_completed, "round")
     took = wording.duration(report.wall_s)
-    ended = "Done" if result.status == "completed" else result.status.capitalize()
+    ended = "Done" if result.status == "completed" else printable(result.status.capitalize())
+    name = printable(report.headline)
     if report.measured is None:
-        return f"{ended}: {rounds} in {took}; the {report.headline} was not measured."
-    return f"{ended}: {report.headline} {report.measured:.4f} after {rounds} in {took}."
+        return f"{ended}: {rounds} in {took}; the {name} was not measured."
+    return f"{ended}: {name} {report.measured:.4f} after {rounds} in {took}."
 
 
 def _plot(result: RunResult, model: Path) -> str:
@@ -71,6 +73,9 @@ def _plot(result: RunResult, model: Path) -> str:
 
 def _names(model: Path) -> str:
     arrays = read_safetensors(model).arrays()
-    shown = [f"{name} {array.shape}" for name, array in list(arrays.items())[:_NAMES_SHOWN]]
+    shown = [
+        f"{printable(name, 80)} {array.shape}"
+        for name, array in list(arrays.items())[:_NAMES_SHOWN]
+    ]
     more = len(arrays) - len(shown)
     return ", ".join(shown) + (f", and {more} more" if more else "")

@@ -13,6 +13,7 @@ from fl_server.members.rules import AuditEvent
 from fl_server.operations import catalogue
 from fl_server.operations.arguments import (
     CanaryArguments,
+    NoArguments,
     OfTask,
     OneCanary,
     OneVersion,
@@ -30,6 +31,8 @@ from fl_server.operations.results.models import (
     ModelList,
     ModelRow,
     ModelUrl,
+    SetAside,
+    SetAsideList,
 )
 from fl_server.runs.definition import EvaluationSection
 from runtime.errors import ConfigError, NotFound
@@ -49,6 +52,7 @@ class ModelOperations:
         """Return what carries out each operation."""
         return (
             Binding(catalogue.MODELS_LS, self.models_ls),
+            Binding(catalogue.MODELS_SET_ASIDE, self.models_set_aside),
             Binding(catalogue.MODELS_SHOW, self.models_show),
             Binding(catalogue.MODELS_PRODUCTION, self.models_production),
             Binding(catalogue.MODELS_URL, self.models_url),
@@ -67,6 +71,16 @@ class ModelOperations:
         """Return the versions, the latest first."""
         versions = self._registry.versions(wanted.run_id, wanted.task)
         return ModelList(models=[ModelRow(**self._row(version)) for version in versions])
+
+    def models_set_aside(self, _: NoArguments, __: Call) -> SetAsideList:
+        """Return the versions of which the store cannot give a document."""
+        found = sorted(self._registry.set_aside().items())
+        return SetAsideList(
+            set_aside=[
+                SetAside(name=f"{run_id}:{number}", reason=reason[:2000])
+                for (run_id, number), reason in found
+            ]
+        )
 
     def models_show(self, wanted: OneVersion, _: Call) -> ModelDetail:
         """Return one version with its lineage."""
@@ -87,7 +101,7 @@ class ModelOperations:
         latest = 0 if run is None else run.machine.ledger.model.version
         if run is not None and not self._registry.has(wanted.name, latest):
             # committed a moment ago: its manifest is being written
-            return behind_byte_work(lambda: self._url(self._registry.find(wanted.name)))
+            return behind_byte_work(lambda: self._url(self._registry.find(wanted.name)), run.run_id)
         return self._url(self._registry.find(wanted.name))
 
     def canary_show(self, wanted: OneCanary, _: Call) -> CanaryReport:

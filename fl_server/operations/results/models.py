@@ -53,6 +53,20 @@ class ModelList(Listing):
     models: Annotated[list[ModelRow], Field(max_length=1_000_000)]
 
 
+class SetAside(OperationResult):
+    """A version of which the store cannot give a document."""
+
+    name: Short
+    reason: Text
+
+
+class SetAsideList(Listing):
+    """The versions that are set aside, by name."""
+
+    rows_key, id_key = "set_aside", "name"
+    set_aside: Annotated[list[SetAside], Field(max_length=1_000_000)]
+
+
 class ModelDetail(ModelRow):
     """A version with its lineage and its record."""
 

@@ -31,9 +31,11 @@ _NAMES_SHOWN, _REASON_SHOWN = 100, 300
 
 
 class RunSummary(OperationResult):
-    """A run in one row. Units: ``submitted_at`` is Unix seconds.
+    """A run in one row. Units: ``submitted_at`` and ``waiting_since`` are Unix seconds.
 
-    ``headline`` is the metric that runs of its task are compared by, ``measured`` its value.
+    Attributes:
+        headline: the metric that runs of its task are compared by; ``measured`` is its value.
+        waiting: what its work on bytes waits for, "" where it waits for nothing.
     """
 
     run_id: Name
@@ -57,6 +59,8 @@ class RunSummary(OperationResult):
     submitted_at: Finite
     headline: Short = "accuracy"
     measured: Finite | None = None
+    waiting: Text = ""
+    waiting_since: Finite | None = None
 
 
 class RunList(Listing):

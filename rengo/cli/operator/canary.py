@@ -12,6 +12,7 @@ from rengo.cli.codes import DONE
 from rengo.cli.common import connect, interruptible, print_json, progress_stream
 from rengo.operator.canary import CanaryTrial, begin, follow
 from rengo.terminal.format import count, duration
+from rengo.terminal.lines import say
 from runtime.errors import ConfigError, RunNotCompleted
 
 _DEFAULT = CanaryTrial()
@@ -141,4 +142,4 @@ class _Progress:
 
     def say(self, line: str) -> None:
         """Print a line at once."""
-        print(line, file=self.out, flush=True)
+        say(line, out=self.out)
