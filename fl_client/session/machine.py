@@ -142,6 +142,11 @@ class DeviceSession:
         return "training" if self.active is not None else "ready"
 
     @property
+    def obeyed_epoch(self) -> int:
+        """The highest epoch of a server that this process has obeyed."""
+        return max([self.epoch, *(run.epoch for run in self._runs.values())])
+
+    @property
     def unfinished(self) -> list[Job]:
         """The jobs whose work is not done: the active one, then those that wait."""
         return [*([self.active] if self.active else []), *self.waiting]

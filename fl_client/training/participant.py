@@ -203,7 +203,7 @@ def _finite(metrics: dict[str, float]) -> dict[str, float]:
             f"a task reports at most {MAX_METRICS} metrics, with names of 1 to {MAX_METRIC_NAME} "
             f"characters; this one gave {len(metrics)}: {', '.join(names)[:200]}"
         )
-    found = {name: value for name, value in metrics.items() if is_plausible(value)}
+    found = {name: float(value) for name, value in metrics.items() if is_plausible(value)}
     for name in metrics.keys() - found.keys():
         _LOG.warning("metric %s is %s, not within ±%g: left out", name, metrics[name], MAX_FINITE)
     return found

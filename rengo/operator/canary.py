@@ -19,8 +19,8 @@ class CanaryTrial:
 
     Attributes:
         share: of the online evaluators, above 0, at most 1.
-        metric: what is compared, "" for what runs of the task are compared by. The task says
-            what is better; of other metrics named like loss and error, lower is.
+        metric: what is compared, "" for what runs of the task are compared by. The task says what
+            is better, higher or lower; of other metrics named like loss and error, lower is.
         max_drop: by how much it may be worse than in production.
     """
 

@@ -34,8 +34,9 @@ class RunSummary(OperationResult):
     """A run in one row. Units: ``submitted_at`` and ``waiting_since`` are Unix seconds.
 
     Attributes:
-        headline: the metric that runs of its task are compared by; ``measured`` is its value.
         waiting: what its work on bytes waits for, "" where it waits for nothing.
+        headline: the metric that runs of its task are compared by.
+        measured: the value of that metric.
     """
 
     run_id: Name
@@ -57,10 +58,10 @@ class RunSummary(OperationResult):
     accuracy: Finite | None
     loss: Finite | None
     submitted_at: Finite
-    headline: Short = "accuracy"
-    measured: Finite | None = None
     waiting: Text = ""
     waiting_since: Finite | None = None
+    headline: Short = "accuracy"
+    measured: Finite | None = None
 
 
 class RunList(Listing):

@@ -145,17 +145,17 @@ def _head(run: RunReport) -> list[str]:
     ]
 
 
-def _headline(run: RunSummary) -> str:
-    if run.measured is None:
-        return "-"
-    return f"{run.headline} {figure(run.measured)}"
-
-
 def _wait(run: RunReport) -> list[str]:
     if not run.waiting:
         return []
     since = "" if run.waiting_since is None else f" since {when(run.waiting_since)}"
     return [f"waiting   for the store{since}: {run.waiting}"]
+
+
+def _headline(run: RunSummary) -> str:
+    if run.measured is None:
+        return "-"
+    return f"{run.headline} {figure(run.measured)}"
 
 
 def _bundled(run: RunReport) -> str:
