@@ -136,6 +136,9 @@ class Plane:
     def open_run(self, record: RunRecord[Any]) -> None:
         """Hold nothing for a run."""
 
+    def waiting(self, run_id: str) -> None:
+        return None
+
     def start_job(self, run_id: str, task: StartTask) -> None:
         """Leave the job undone."""
 
@@ -155,6 +158,7 @@ class Plane:
         failed: Callable[[RengoError], None],
         *,
         in_order: bool = False,
+        run_id: str = "",
     ) -> None:
         def task() -> None:
             try:

@@ -16,6 +16,7 @@ from fl_client.session.events import (
     FetchModel,
     ForgetJob,
     Job,
+    JobFailed,
     JobKey,
     KeepJob,
     Presence,
@@ -25,6 +26,7 @@ from fl_client.session.events import (
     SendResult,
     ServerChanged,
     UploadUpdate,
+    WorkFinished,
 )
 from fl_client.session.machine import DeviceSession
 
@@ -51,7 +53,20 @@ class SessionRunner:
 
     def handle(self, event: Event) -> None:
         """Give an event to the machine and carry out its commands."""
+        if isinstance(event, WorkFinished):
+            event = self._sendable(event)
         self._carry_out(self.machine.handle(event))
+
+    def _sendable(self, event: WorkFinished) -> WorkFinished | JobFailed:
+        """Return the end of a job's work: a failure where no message can hold its result.
+
+        Nothing that cannot be sent is journalled: it would be met again at every start.
+        """
+        for job in self.machine.unfinished:
+            done = replace(job, outcome=event.outcome)
+            if job.key == event.key and (problem := self._parts.messages.problem(done)):
+                return JobFailed(job.key, f"its result cannot be sent: {problem}", unusable=True)
+        return event
 
     # --- presence -----------------------------------------------------------------------------
 
@@ -98,16 +113,26 @@ class SessionRunner:
         parts = self._parts
         whole, reported = [], parts.messages.keys_in(parts.outbox)
         for stored in parts.journal.jobs():
+            if stored.key not in reported and (problem := parts.messages.problem(stored)):
+                # of an earlier version, which wrote it down first
+                _LOG.error(
+                    "the result of %s cannot be sent, and is dropped: %s", stored.key, problem
+                )
+                self._drop(stored.key)
+                continue
             # of the two files the outbox is the one that a power cut takes nothing from
             job = replace(stored, stage="reporting") if stored.key in reported else stored
             if job.stage == "reporting" or parts.folder.has_whole_update(job):
                 whole.append(job)
             else:
                 _LOG.warning("the update of %s did not survive; it is trained again", job.key)
-                parts.journal.remove(job.key)
-                parts.folder.remove_job(job.key, accepted=False)
+                self._drop(job.key)
         parts.folder.remove_all_but({job.key for job in whole} | reported)
         return whole, [key for key in reported if parts.folder.next_state(key).exists()]
+
+    def _drop(self, key: JobKey) -> None:
+        self._parts.journal.remove(key)
+        self._parts.folder.remove_job(key, accepted=False)
 
     # --- commands -----------------------------------------------------------------------------
 

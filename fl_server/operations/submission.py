@@ -201,6 +201,7 @@ class Operations:
             lambda value: self._carry_out(submission, call, lambda _: then(value)),
             lambda error: self._conclude(submission, call, Outcome.failed(error)),
             in_order=result.in_order,
+            run_id=result.run_id,
         )
         return None
 

@@ -69,7 +69,10 @@ class StatusClient:
             raise TransportError(f"the agent in {self._folder} does not answer: {error}") from error
         if not line:
             raise TransportError(f"the agent in {self._folder} ended, or has too many connections")
-        answer: dict[str, Any] = json.loads(line)
+        try:
+            answer: dict[str, Any] = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise TransportError(f"the agent in {self._folder} answers no JSON") from error
         if "error" in answer:
             raise TransportError(f"the agent in {self._folder}: {answer['error']}")
         return answer
