@@ -22,6 +22,8 @@ from fl_server.persistence.journal import DamagedRun, Journal
 from fl_server.persistence.tables import FactRow, RunRow
 from fl_server.rounds.facts import (
     FACTS,
+    EvaluationDeclined,
+    EvaluationOrdered,
     EvaluationRecorded,
     Fact,
     OrderDeclined,
@@ -61,6 +63,8 @@ EVERY_FACT: list[Fact] = [
     RoundClosed(1, 1, ("d-1",)),
     RoundAbandoned(1, 1, "too few"),
     RoundCommitted(1, 2, MODEL),
+    EvaluationOrdered(1, ("d-1", "d-2")),
+    EvaluationDeclined(1, "d-2", "busy", permanent=True),
     EvaluationRecorded(1, "d-1", 5, {"accuracy": 1 / 3}, {"bytes_down": 1.0}),
     RunPaused(),
     RunResumed(),

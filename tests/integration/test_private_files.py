@@ -17,6 +17,8 @@ from rengo.site.preparation import SiteOptions
 from rengo.site.site import Site
 
 OPEN = stat.S_IRWXG | stat.S_IRWXO
+# SeaweedFS sets 0644 itself on what says of which version a volume is; its folder is 0700
+OWN_MODE = {".vif"}
 
 
 @contextmanager
@@ -42,7 +44,7 @@ def readable_by_others(folder: Path) -> tuple[int, list[str]]:
     return len(found), sorted(
         f"{oct(stat.S_IMODE(path.lstat().st_mode))} {path.relative_to(folder)}"
         for path in found
-        if not path.is_symlink() and path.lstat().st_mode & OPEN
+        if not path.is_symlink() and path.lstat().st_mode & OPEN and path.suffix not in OWN_MODE
     )
 
 

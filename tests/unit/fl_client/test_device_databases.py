@@ -201,7 +201,9 @@ def sample_rows(path: Path) -> list[Any]:
         (small_samples, sample_rows, SampleStoreDamaged),
     ],
 )
+@pytest.mark.parametrize("every", [11, pytest.param(1, marks=pytest.mark.soak)])
 def test_a_flipped_bit_gives_the_rows_that_are_whole_or_a_damaged_file(
+    every: int,
     fill: Callable[[Path], None],
     rows: Callable[[Path], list[Any]],
     damage: type[Exception],
@@ -212,7 +214,6 @@ def test_a_flipped_bit_gives_the_rows_that_are_whole_or_a_damaged_file(
     fill(path)
     whole, expected = path.read_bytes(), rows(path)
     ends: Counter[str] = Counter()
-    every = 1 if len(whole) < 10_000 else 5
     for place in [*range(100), *range(100, len(whole), every)]:
         path.write_bytes(
             whole[:place] + bytes([whole[place] ^ 1 << place * 5 % 8]) + whole[place + 1 :]
@@ -228,8 +229,8 @@ def test_a_flipped_bit_gives_the_rows_that_are_whole_or_a_damaged_file(
             ends["whole" if found == expected else "a row set aside"] += 1
         for name in ("-wal", "-shm", "-journal"):
             path.with_name(f"a.sqlite{name}").unlink(missing_ok=True)
-    assert ends["damaged"] > 100
-    assert ends["a row set aside"] > 100 or rows is sample_rows
+    assert ends["damaged"] > 10
+    assert ends["a row set aside"] > 10 or rows is sample_rows
     assert ends["whole"] > 100
 
 
