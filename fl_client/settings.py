@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from fl_client.bundles.policy import BundleSettings
 from fl_client.machine.accelerators import ALL, AUTO
+from runtime.config import AbsolutePath
 
 if TYPE_CHECKING:
     from fl_client.datasets.settings import DataSettings
@@ -48,8 +48,8 @@ class AgentSettings(BaseModel):
     # built when first used: of this class and those above it an agent uses one
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
-    identity: Path
-    data_dir: Path
+    identity: AbsolutePath
+    data_dir: AbsolutePath
     tasks: Annotated[list[str], Field(min_length=1)] = ["digits"]
     engine: Literal["auto", "torch", "numpy"] = "auto"
     profile: Annotated[str, Field(pattern=r"^[a-z0-9-]{1,32}$")] = "cpu"
@@ -57,8 +57,8 @@ class AgentSettings(BaseModel):
     index: Annotated[int, Field(ge=0)] = 0
     count: Annotated[int, Field(ge=1)] = 1
     data_seed: Annotated[int, Field(ge=0)] = 0
-    folder: Path | None = None
-    labels: dict[str, str] = {}
+    folder: AbsolutePath | None = None
+    labels: Annotated[dict[str, Annotated[str, Field(max_length=2000)]], Field(max_length=64)] = {}
     keep_warm_s: Annotated[float, Field(ge=0)] = 60.0
     checkpoint_s: Annotated[float, Field(ge=0)] = 60.0
     checkpoint_mib: Annotated[int, Field(ge=0)] = 256

@@ -11,6 +11,7 @@ from broker.brokers.access_control import AccessControl, ManualAccess
 from broker.brokers.emqx import EmqxAccess
 from broker.brokers.mosquitto import MosquittoAccess
 from broker.brokers.nats import NatsAccess
+from runtime.config import AbsolutePath
 from storage.store.settings import StoreSettings
 from storage.transfer.multipart import LEAST_PART_BYTES, PartSizes
 
@@ -31,7 +32,7 @@ class BrokerSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["nats", "mosquitto", "emqx", "manual"] = "manual"
-    folder: Path | None = None
+    folder: AbsolutePath | None = None
     url: str | None = None
     api_key: str | None = None
     secret: SecretStr | None = None
@@ -97,14 +98,14 @@ class ServerConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    identity: Path
-    data_dir: Path
+    identity: AbsolutePath
+    data_dir: AbsolutePath
     store: StoreSettings
     journal: str | None = None
     project: Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")] = "default"
     spool_memory_bytes: Annotated[int, Field(ge=0)] = 64 << 20
     parts: PartSizes = PartSizes()
-    operators: list[Path] = []
+    operators: list[AbsolutePath] = []
     broker: BrokerSettings = BrokerSettings()
     retention: Retention = Retention()
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+# before all else: Rengo's packages come before a user's modules of the same names
+import fl_client  # noqa: F401
+
 if TYPE_CHECKING:
     from fl_client.datasets.device import Device
     from fl_client.datasets.splits.partitions import dirichlet

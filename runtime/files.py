@@ -25,6 +25,21 @@ def make_folder(path: Path) -> Path:
     return path
 
 
+def require_writable(folder: Path) -> None:
+    """Raise ConfigError where nothing could be written into a folder that is or will be there.
+
+    For the end of long work, asked at its beginning; nothing is left behind.
+    """
+    there = folder.absolute()
+    while not os.path.lexists(there):
+        there = there.parent
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            return
+    except OSError as error:
+        raise ConfigError(f"nothing can be written to {folder}: {error.strerror}") from error
+
+
 def _require_a_usable_name(path: Path) -> None:
     """Raise ConfigError where no configuration file could name what lies below ``path``."""
     text = os.fsdecode(path.absolute())

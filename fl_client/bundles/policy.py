@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from broker.wire.messages import Order
+from runtime.config import AbsolutePath
 
 if TYPE_CHECKING:
     from storage.bundles.bundle import SignedManifest
@@ -36,7 +36,7 @@ class BundleSettings(BaseModel):
     trust: Annotated[list[KeyText], Field(max_length=64)] = []
     allow: Annotated[list[Allowed], Field(max_length=64)] = ["*"]
     install: Literal["never", "offline", "pip"] = "never"
-    wheels: Path | None = None
+    wheels: AbsolutePath | None = None
     max_bytes: Annotated[int, Field(ge=1, le=1 << 30)] = 16 << 20
     keep: Annotated[int, Field(ge=2, le=64)] = 4
 

@@ -47,7 +47,7 @@ class MqttFeed:
                 host=source.host,
                 port=source.port,
                 username=source.username,
-                password=_password(source.password_file),
+                password=read_password(source.password_file),
                 client_id=source.client_id,
                 keepalive_s=_KEEPALIVE_S,
                 tls=None if source.ca is None else Tls.trusting(source.ca),
@@ -128,7 +128,8 @@ def decode(payload: bytes, source: MqttSource) -> dict[str, Any]:
     return record
 
 
-def _password(path: Path) -> str:
+def read_password(path: Path) -> str:
+    """Return the password in a file; ConfigError where it cannot be read, or others may."""
     try:
         if path.stat().st_mode & 0o077:
             raise ConfigError(

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import pairwise
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from runtime.config import AbsolutePath
 
 Name = Annotated[str, Field(min_length=1, max_length=64)]
 _Edges = Annotated[list[float], Field(min_length=1, max_length=15)]
@@ -81,7 +82,7 @@ class FolderSource(_Settings):
     """
 
     kind: Literal["folder"]
-    path: Path
+    path: AbsolutePath
     image_size: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
     grayscale: bool = False
     group: Literal["", "file", "prefix"] = ""
@@ -91,7 +92,7 @@ class CsvSource(Schema):
     """A CSV file that is appended to, or a folder of them; the first line names the columns."""
 
     kind: Literal["csv"]
-    path: Path
+    path: AbsolutePath
     delimiter: Annotated[str, Field(min_length=1, max_length=1)] = ","
 
 
@@ -103,7 +104,7 @@ class SqliteSource(Schema):
     """
 
     kind: Literal["sqlite"]
-    path: Path
+    path: AbsolutePath
     table: Name
     rowid: Name = "rowid"
 
@@ -132,9 +133,9 @@ class MqttSource(Schema):
     host: Annotated[str, Field(min_length=1, max_length=255)]
     port: Annotated[int, Field(ge=1, le=65_535)] = 1883
     username: Name
-    password_file: Path
+    password_file: AbsolutePath
     client_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,128}$")]
-    ca: Path | None = None
+    ca: AbsolutePath | None = None
     topics: Annotated[list[Name], Field(min_length=1, max_length=64)]
     payload: Literal["json", "msgpack"] = "json"
     max_payload_bytes: Annotated[int, Field(ge=1, le=1 << 18)] = 16_384
@@ -217,7 +218,7 @@ class DataPlace(_Settings):
     """One task's data settings and the agent's folder for them."""
 
     task: str
-    folder: Path
+    folder: AbsolutePath
     settings: DataSettings
 
 

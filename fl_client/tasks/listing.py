@@ -20,7 +20,12 @@ if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
 ENTRY_POINT_GROUP = "rengo.tasks"
-_NOT_TASKS = frozenset({"base", "context", "exchange", "listing", "registry", "split"})
+_NOT_TASKS = frozenset(
+    {
+        *("attributes", "base", "context", "exchange", "listing", "loading", "registry", "split"),
+        *("torch_module", "user_code"),
+    }
+)
 _LEVEL = re.compile(r"[a-z0-9_-]{1,64}")
 
 
@@ -46,6 +51,31 @@ def installed() -> list[EntryPoint]:
 def snake_case(class_name: str) -> str:
     """Return ``MyTask`` as ``my_task``: the default name of a task."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", class_name).lower()
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Return the modules that a file imports by absolute names, with their parent packages.
+
+    Raises:
+        ConfigError: it cannot be read, or is no Python.
+    """
+    names: set[str] = set()
+    for node in ast.walk(_parsed(path)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    parts = [name.split(".") for name in names]
+    return {".".join(each[:count]) for each in parts for count in range(1, len(each) + 1)}
+
+
+def _parsed(path: Path) -> ast.Module:
+    try:
+        return ast.parse(path.read_text("utf-8"), str(path))
+    except FileNotFoundError as error:
+        raise ConfigError(f"there is no file {path}") from error
+    except (OSError, UnicodeDecodeError, SyntaxError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -81,11 +111,9 @@ def resolve(spec: str) -> TaskReference:
 
 def _name_in(path: Path, class_name: str, spec: str) -> str:
     try:
-        tree = ast.parse(path.read_text("utf-8"), str(path))
-    except FileNotFoundError as error:
-        raise ConfigError(f"task {spec}: there is no file {path}") from error
-    except (OSError, UnicodeDecodeError, SyntaxError, ValueError) as error:
-        raise ConfigError(f"task {spec}: {path} cannot be read: {error}") from error
+        tree = _parsed(path)
+    except ConfigError as error:
+        raise ConfigError(f"task {spec}: {error}") from error
     classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
     if class_name not in classes:
         choices = ", ".join(classes) or "none"

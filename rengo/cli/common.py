@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from runtime.config import merge, parse_assignment
 from runtime.errors import ConfigError
+from runtime.files import require_writable
 from runtime.security.identity import Identity
+from runtime.text import LogFormatter
 
 if TYPE_CHECKING:
     from rengo.operator.client import OperatorClient
@@ -46,16 +48,18 @@ def add_command(
 
 def add_site(parser: argparse.ArgumentParser) -> None:
     """Add the options that say which site is meant."""
-    # imported here: an agent's commands use this module too and need no site
-    from rengo.site.folder import default_home  # noqa: PLC0415
-
     parser.add_argument(
         "--data-dir",
-        type=Path,
+        type=absolute,
         metavar="DIR",
-        default=default_home(),
         help="the site's folder (default: RENGO_HOME or ~/.rengo)",
     )
+    parser.set_defaults(at_site=True)
+
+
+def absolute(text: str) -> Path:
+    """Return a path given on the command line: a task may change the working folder later."""
+    return Path(text).absolute()
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
@@ -73,8 +77,8 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     """Add ``--output``."""
     parser.add_argument(
         "--output",
-        type=Path,
-        default=Path("rengo-output"),
+        type=absolute,
+        default="rengo-output",
         metavar="DIR",
         help="where each run gets a folder for its model and plot (default: rengo-output)",
     )
@@ -140,8 +144,13 @@ def progress_stream(json_path: str | None) -> TextIO:
     """
     if json_path == "-":
         return sys.stderr
-    if json_path is not None and not Path(json_path).absolute().parent.is_dir():
-        raise ConfigError(f"--json {json_path}: there is no folder {Path(json_path).parent}")
+    if json_path is not None:
+        path = Path(json_path).absolute()
+        if not path.parent.is_dir():
+            raise ConfigError(f"--json {json_path}: there is no folder {path.parent}")
+        if path.is_dir():
+            raise ConfigError(f"--json {json_path} is a folder")
+        require_writable(path.parent)
     return sys.stdout
 
 
@@ -167,13 +176,20 @@ def print_json(document: dict[str, Any], path: str | None) -> None:
 
 def configure_logs(*, debug: bool) -> None:
     """Log to standard error, one line a record."""
-    logging.basicConfig(
-        level=logging.DEBUG if debug else logging.INFO,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
+    log_to(
+        sys.stderr,
+        logging.DEBUG if debug else logging.INFO,
+        "%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
     for name in ("urllib3", "botocore", "boto3"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def log_to(stream: TextIO, level: int, line: str) -> None:
+    """Write log records to a stream, each on one line."""
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(LogFormatter(line))
+    logging.basicConfig(level=level, handlers=[handler])
 
 
 @contextmanager

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
+from fl_client.tasks.loading import require_not_loading
 from rengo.cli.codes import DONE, FAILED, INTERRUPTED, UNREACHABLE, USAGE
 from runtime.errors import (
     ConfigError,
@@ -17,12 +20,15 @@ from runtime.errors import (
     StorageError,
     TransportError,
 )
+from runtime.text import printable
 
 _LONGEST = 500
 # command: the module of rengo.cli that holds it, in the order of the help
 _COMMANDS = {
     "demo": "site.demo",
     "up": "site.up",
+    "site": "site.backup",
+    "status": "operator.status",
     "run": "operator.run",
     "runs": "operator.runs",
     "models": "operator.models",
@@ -64,14 +70,19 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; no traceback reaches a user without --debug."""
     words = sys.argv[1:] if argv is None else list(argv)
+    _make_output_safe()
     try:
-        return _run(words)
+        try:
+            return _run(words)
+        finally:
+            # what cannot be written must be told here, not by the interpreter at its end
+            sys.stdout.flush()
     except KeyboardInterrupt:
         print("rengo: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # the reader of our output has gone; what is still buffered must not fail again at the exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # the reader of our output has gone
+        _drop_output()
         return FAILED
     except RengoError as error:
         if "--debug" in words:
@@ -79,20 +90,53 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"rengo: {one_line(error)}", file=sys.stderr)
         return exit_code(error)
     except OSError as error:
+        if not _is_output_sound():
+            _drop_output()
         if "--debug" in words:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        print(f"rengo: {where}{error.strerror or error}", file=sys.stderr)
+        print(f"rengo: {printable(f'{where}{error.strerror or error}')}", file=sys.stderr)
         return FAILED
     except Exception as error:
         if "--debug" in words:
             raise
-        what = " ".join(f"internal error: {type(error).__name__}: {error}".split())
-        print(f"rengo: {what[:_LONGEST]}; --debug shows where", file=sys.stderr)
+        what = printable(f"internal error: {type(error).__name__}: {error}", _LONGEST)
+        print(f"rengo: {what}; --debug shows where", file=sys.stderr)
         return FAILED
 
 
+def _make_output_safe() -> None:
+    """Let any text be printed, whatever the terminal's encoding, and where a stream is closed."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            # takes the lowest free number, which a file of ours would get otherwise
+            os.open(os.devnull, os.O_RDWR)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, PTH123
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _is_output_sound() -> bool:
+    try:
+        sys.stdout.flush()
+    except OSError:
+        return False
+    return True
+
+
+def _drop_output() -> None:
+    """Have what is still buffered go nowhere: it must not fail again at the exit."""
+    with suppress(io.UnsupportedOperation):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _run(words: list[str]) -> int:
+    require_not_loading("`rengo`")
     command = next((word for word in words if not word.startswith("-")), None)
     parser = build_parser(command)
     options = parser.parse_args(words)
@@ -104,6 +148,11 @@ def _run(words: list[str]) -> int:
     if options.command is None:
         parser.print_help()
         return USAGE
+    if getattr(options, "at_site", False) and options.data_dir is None:
+        # an agent's commands need no site
+        from rengo.site.folder import default_home  # noqa: PLC0415
+
+        options.data_dir = default_home()
     code: int = options.action(options)
     return code
 
@@ -121,5 +170,5 @@ def exit_code(error: RengoError) -> int:
 def one_line(error: RengoError) -> str:
     """Return an error's text on one line, a mismatch's on one for each difference."""
     if isinstance(error, Mismatch):
-        return str(error)
-    return " ".join(str(error).split())
+        return "\n".join(printable(line) for line in str(error).split("\n"))
+    return printable(" ".join(str(error).split()))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import os
 import re
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from rengo.site.folder import default_home
-from runtime.config import from_environment, merge
+from runtime.config import NotToml, from_environment, merge, parse_toml
 
 PREFIX = "RENGO_AGENT"
 SYSTEM_FILE = Path("/etc/rengo/agent.toml")
@@ -54,10 +53,15 @@ class Checked:
     problems: list[Problem]
 
 
+def own_file() -> Path | None:
+    """Return the agent's file of this user; None where there is none."""
+    path = default_home() / "agent.toml"
+    return path if path.is_file() else None
+
+
 def usual_file() -> Path | None:
     """Return the agent's file of this user, else the machine's; None where there is neither."""
-    own = default_home() / "agent.toml"
-    return next((path for path in (own, SYSTEM_FILE) if path.is_file()), None)
+    return own_file() or (SYSTEM_FILE if SYSTEM_FILE.is_file() else None)
 
 
 def check(path: Path | None, model: type[BaseModel]) -> Checked:
@@ -70,8 +74,8 @@ def check(path: Path | None, model: type[BaseModel]) -> Checked:
         problem = Problem("", "", why, f"name the agent's file by --config, or make {path}")
         return Checked(source, {}, {}, [problem])
     try:
-        values = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        values = parse_toml(text)
+    except NotToml as error:
         found = _TOML_LINE.search(str(error))
         place = "" if found is None else f"line {found[1]}"
         mend = 'a line reads key = value; text stands in "double quotes", a list in [ ]'

@@ -127,7 +127,7 @@ def plan(wanted: InstallRequest, identity: Path | None) -> Installation:
     Raises:
         ConfigError: there is nothing to install it from, or where its user could not read it.
     """
-    home = default_home().absolute() if wanted.per_user else HOME
+    home = default_home() if wanted.per_user else HOME
     config = wanted.config or (home / "agent.toml" if wanted.per_user else SYSTEM_FILE)
     data_dir = Path(wanted.settings.get("data_dir") or home / "agent").absolute()
     environment = this_environment()

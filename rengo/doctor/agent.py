@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from broker.session.endpoint import Endpoint
 from broker.session.session import MqttSession
+from fl_client.collectors.mqtt import read_password
 from fl_client.collectors.places import data_places, unread_sensors
 from fl_client.machine.hardware import available_engines
 from fl_client.tasks.listing import resolve
@@ -49,8 +50,8 @@ class AgentTarget:
 
 def diagnose_agent(target: AgentTarget, machine: MachineFacts | None = None) -> list[Check]:
     """Return what was looked at, in the order to read it."""
-    identity, found = _identity(target)
     status, running = _running(target.data_dir)
+    identity, found = _identity(target, status)
     checks = [*_settings(target.settings), found, *_service(), running]
     if identity is not None:
         checks += _broker(identity, status)
@@ -69,8 +70,11 @@ def _settings(checked: Checked) -> Iterator[Check]:
         yield Check("settings", False, detail, problem.mend)
 
 
-def _identity(target: AgentTarget) -> tuple[Identity | None, Check]:
+def _identity(target: AgentTarget, status: dict[str, Any] | None) -> tuple[Identity | None, Check]:
     path = target.settings.values.get("identity")
+    if status is not None and (not path or not Path(path).exists()):
+        detail = f"{status['device']} of {status['domain']}, which the running agent was told"
+        return None, Check("identity", True, detail)
     if not path:
         return None, Check("identity", False, "none is named", "rengo enroll URL --token TOKEN")
     try:
@@ -155,6 +159,11 @@ def _log_in(identity: Identity) -> None:
         tls=identity.trust,
         persistent=False,
     )
+    _reach(endpoint)
+
+
+def _reach(endpoint: Endpoint) -> None:
+    """Connect and leave; TransportError where that is not possible."""
     session = MqttSession(endpoint, [], lambda _: True)
     session.start()
     try:
@@ -265,3 +274,28 @@ def _data(values: dict[str, Any]) -> Iterator[Check]:
         )
     gathered = ", ".join(f"{each.task} ({each.settings.source.kind})" for each in found)
     yield Check("data", True, gathered)
+    for each in found:
+        if each.settings.source.kind == "mqtt":
+            yield _topics(each.task, each.settings.source)
+
+
+def _topics(task: str, source: Any) -> Check:
+    """Return whether the broker of the site's sensors lets this device in."""
+    place = f"{source.host}:{source.port}"
+    try:
+        trust = None if source.ca is None else Tls.trusting(source.ca)
+        _reach(
+            Endpoint(
+                source.host,
+                source.port,
+                source.username,
+                read_password(source.password_file),
+                f"{source.client_id[:40]}-doctor-{secrets.token_hex(8)}",
+                tls=trust,
+                persistent=False,
+            )
+        )
+    except RengoError as error:
+        mend = "is that broker up, and are host, user, password_file and ca of the section right?"
+        return Check(f"data of {task}", False, f"{place}: {error}", mend)
+    return Check(f"data of {task}", True, f"{place} lets this device in")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import os
 import re
@@ -16,7 +15,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from fl_client.tasks.listing import resolve
+from fl_client.tasks.listing import imported_modules, resolve
 from runtime.errors import ConfigError, Corrupt
 from runtime.files import atomic_write, file_sha256, whole_file
 from runtime.security.signing import PublicKey, SecretKey
@@ -248,7 +247,7 @@ def _modules(entry: Path) -> set[Path]:
         if path in found:
             continue
         found.add(path)
-        for name in _imported(path):
+        for name in imported_modules(path):
             folder = entry.parent.joinpath(*name.split("."))
             if (package := folder / "__init__.py").is_file():
                 waiting += folder.rglob("*.py")
@@ -256,22 +255,6 @@ def _modules(entry: Path) -> set[Path]:
             elif (module := folder.with_suffix(".py")).is_file():
                 waiting.append(module)
     return found
-
-
-def _imported(path: Path) -> set[str]:
-    """Return the modules that a file imports by absolute names, with their parent packages."""
-    try:
-        tree = ast.parse(path.read_text("utf-8"), str(path))
-    except (OSError, UnicodeDecodeError, SyntaxError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be packed: {error}") from error
-    names: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    parts = [name.split(".") for name in names]
-    return {".".join(each[:count]) for each in parts for count in range(1, len(each) + 1)}
 
 
 def _dependency(text: str) -> Dependency:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from broker.brokers.listener import LOOPBACK, ListenerTls
 from broker.brokers.mosquitto import MosquittoAccess, MosquittoBroker
 from broker.brokers.nats import EmbeddedBroker, NatsAccess
+from runtime.config import AbsolutePath
 from storage.store.embedded import EmbeddedStore
 from storage.store.servers.base import StoreTls
 
@@ -19,11 +20,11 @@ _Port = Annotated[int, Field(ge=1, le=65535)]
 class _ListenerSection(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    folder: Path
+    folder: AbsolutePath
     port: _Port
     host: str = LOOPBACK
-    certificate: Path | None = None
-    certificate_key: Path | None = None
+    certificate: AbsolutePath | None = None
+    certificate_key: AbsolutePath | None = None
 
     @model_validator(mode="after")
     def _has_both_or_neither(self) -> _ListenerSection:
@@ -51,7 +52,7 @@ class BrokerPart(_ListenerSection):
     """
 
     kind: Literal["nats", "mosquitto"] = "nats"
-    client_ca: Path | None = None
+    client_ca: AbsolutePath | None = None
 
     def broker(self) -> EmbeddedBroker | MosquittoBroker:
         """Return the broker, not started; ``start(None)`` takes the users that the folder knows.
@@ -82,7 +83,7 @@ class StorePart(_ListenerSection):
     """
 
     kind: Literal["juicefs", "seaweedfs"] = "juicefs"
-    ca: Path | None = None
+    ca: AbsolutePath | None = None
     name: str | None = None
 
     def store(self) -> EmbeddedStore:

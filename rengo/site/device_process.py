@@ -31,7 +31,8 @@ def device_process(spec: DeviceSpec, identity: Path, folder: Path, task: str, lo
     """Return the process of a device, not yet started."""
     command = "iot" if spec.profile == "pi" else "client"
     argv = [
-        *(sys.executable, "-m", "rengo", command),
+        # -P: modules are not looked for in the working folder
+        *(sys.executable, "-P", "-m", "rengo", command),
         *("--identity", str(identity)),
         *("--data-dir", str(folder)),
         *("--task", task),

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
-from runtime.config import read_toml, validate
+from runtime.config import AbsolutePath, read_toml, validate
 from runtime.errors import ConfigError
 from runtime.security.identity import Level, TlsTrust
 
@@ -39,9 +39,9 @@ class BrokerTls(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    ca: Path | None = None
-    certificate: Path | None = None
-    certificate_key: Path | None = None
+    ca: AbsolutePath | None = None
+    certificate: AbsolutePath | None = None
+    certificate_key: AbsolutePath | None = None
 
     def trust(self) -> TlsTrust:
         """Return how the broker is checked; ConfigError when a file cannot be read."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal
@@ -26,6 +27,7 @@ from runtime.security.identity import (
 from runtime.security.signing import PublicKey
 
 FORMAT = 1
+_LASTING = ("domain", "store")
 HOST = "127.0.0.1"
 
 
@@ -56,8 +58,18 @@ class BrokerAt:
 
 
 def default_home() -> Path:
-    """Return where this user's site lies: RENGO_HOME, else ``~/.rengo``."""
-    return Path(os.environ.get("RENGO_HOME") or Path.home() / ".rengo")
+    """Return where this user's site lies: RENGO_HOME, else ``~/.rengo``.
+
+    Raises:
+        ConfigError: there is no RENGO_HOME, and the system knows no home of this user.
+    """
+    given = os.environ.get("RENGO_HOME")
+    try:
+        return (Path(given) if given else Path.home() / ".rengo").absolute()
+    except RuntimeError as error:
+        raise ConfigError(
+            "this user has no home folder (HOME is not set); set RENGO_HOME to a folder"
+        ) from error
 
 
 class SiteFolder:
@@ -99,7 +111,7 @@ class SiteFolder:
             document = json.loads(path.read_bytes())
         except FileNotFoundError:
             return None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"{path} is damaged: {error}") from error
         found = document.get("format") if isinstance(document, dict) else None
         if found != FORMAT:
@@ -109,27 +121,33 @@ class SiteFolder:
             )
         return validate(SiteRecord, document, str(path))
 
-    def ensure_record(self, **given: str | int | None) -> SiteRecord:
-        """Return the record, made at the first start; given values replace the stored ones.
+    def record_with(self, **given: str | int | None) -> SiteRecord:
+        """Return the record with given values instead of the stored ones; see :meth:`keep`.
 
         The domain and the kind of store stay as they were at first, for what they hold would be
-        out of reach.
+        out of reach. So a first record is stored at once, with nothing else of what was given.
         """
         known = self.record()
-        values: dict[str, Any] = {} if known is None else known.model_dump()
-        lasting = {"domain", "store"} if known is not None else set()
-        values |= {
+        if known is None:
+            known = self._first(given)
+        changes = {
             name: value
             for name, value in given.items()
-            if value is not None and name not in lasting
+            if value is not None and name not in _LASTING
         }
-        for name in ("broker_port", "store_port"):
-            if name not in values:
-                values[name] = free_port(HOST)
+        return validate(SiteRecord, {**known.model_dump(), **changes}, "the site")
+
+    def _first(self, given: Mapping[str, str | int | None]) -> SiteRecord:
+        values: dict[str, Any] = {name: given[name] for name in _LASTING}
+        values |= {name: free_port(HOST) for name in ("broker_port", "store_port")}
         record = validate(SiteRecord, values, "the site")
-        if record != known:
-            atomic_write(self._record_path, record.model_dump_json(indent=2).encode())
+        self.keep(record)
         return record
+
+    def keep(self, record: SiteRecord) -> None:
+        """Store a record for the next start; for one with which the site has started."""
+        if record != self.record():
+            atomic_write(self._record_path, record.model_dump_json(indent=2).encode())
 
     # --- identities ---------------------------------------------------------------------------
 

@@ -60,7 +60,8 @@ class Preparation:
     """A site that could start: identities, certificates, keys, users and settings, all on disk.
 
     Preparing the same folder again changes only what the options change. The caller holds the
-    folder's lock.
+    folder's lock, and has the folder keep the record when the site has started: options with which
+    it does not start are forgotten.
 
     Args:
         folder: the site's.
@@ -86,7 +87,7 @@ class Preparation:
         self.folder = folder
         self._options = options
         external = options.broker is not None and "://" in options.broker
-        self.record: SiteRecord = folder.ensure_record(
+        self.record: SiteRecord = folder.record_with(
             domain=options.domain,
             store=options.store,
             broker="external" if external else options.broker,

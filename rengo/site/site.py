@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import secrets
 import shutil
 import sys
 import tempfile
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 from fl_client.tasks.base import Task
+from fl_client.tasks.loading import require_not_loading
 from fl_client.tasks.registry import load_task
 from fl_server.operations.catalogue import DEVICES_ADMIT, SERVER_INFO
 from rengo.operator.client import OperatorClient
@@ -31,7 +31,9 @@ from rengo.site.device_process import DeviceSpec, device_process
 from rengo.site.folder import SiteFolder
 from rengo.site.preparation import Preparation, SiteOptions
 from rengo.site.supervisor import Supervisor
+from rengo.site.temporary import sweep_temporary_sites, temporary_name
 from runtime.errors import ConfigError, TransportError
+from runtime.files import require_writable
 from runtime.processes.child import Child
 from runtime.security.identity import Identity
 
@@ -66,7 +68,7 @@ class Site:
     ) -> None:
         self._temporary = data_dir is None
         # the name is set before the folder is made: an interrupt in between leaves nothing behind
-        self._root = data_dir or Path(tempfile.gettempdir()) / f"rengo-{secrets.token_hex(8)}"
+        self._root = data_dir or Path(tempfile.gettempdir()) / temporary_name()
         self._devices = devices
         self._options = options
         self._supervisor = Supervisor()
@@ -74,8 +76,10 @@ class Site:
         self.children: dict[str, Child] = {}
 
     def __enter__(self) -> Self:
+        require_not_loading("a site")
         try:
             if self._temporary:
+                sweep_temporary_sites(self._root.parent)
                 self._root.mkdir(mode=0o700)
             self.folder = SiteFolder(self._root)
             self._start()
@@ -101,11 +105,13 @@ class Site:
         self.store = made.store.store()
         self._supervisor.add("store", self.store, self.store.start)
         self._start_server()
+        self.folder.keep(self.record)
         self.admit(each for each in self.folder.all_identities() if each.role == "device")
 
     def _start_server(self) -> None:
         config = str(self._prepared.settings["server"])
-        argv = [sys.executable, "-m", "rengo", "server", "--config", config]
+        # -P: modules are not looked for in the working folder
+        argv = [sys.executable, "-P", "-m", "rengo", "server", "--config", config]
         self._add_child("server", Child("the server", argv, self._log("server")))
         deadline = time.monotonic() + _SERVER_START_S
         with self.connect() as client:
@@ -207,6 +213,8 @@ class Site:
             Mismatch: ``initial`` does not fit the task's model, likewise.
             RunNotCompleted: the run ended without its model.
         """
+        output = output.absolute()
+        require_writable(output)
         spec = task if isinstance(task, str) else task_spec(task)
         values: dict[str, Any] = {
             "rounds": rounds,
@@ -240,11 +248,11 @@ class Site:
     def stop(self) -> None:
         """Stop every process; a temporary site's folder goes with them."""
         self._supervisor.stop()
+        if self._temporary and self._root.exists():
+            shutil.rmtree(self._root)
         if self._lock is not None:
             self._lock.close()
             self._lock = None
-        if self._temporary and self._root.exists():
-            shutil.rmtree(self._root)
 
     def _add_child(self, name: str, child: Child) -> None:
         self.children[name] = child

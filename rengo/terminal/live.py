@@ -27,10 +27,12 @@ from rengo.operator.progress import DeviceTable, RunProgress
 from rengo.terminal import format as wording
 from rengo.terminal.event_lines import Line
 from rengo.terminal.view import View
+from runtime.text import printable
 from storage.transfer.files import OnProgress
 
 _REFRESH_PER_S = 5
 _MAX_ROWS = 12
+_MAX_CELL = 40
 _BAR_WIDTH = 24
 _SPARK_WIDTH = 40
 _STYLES = {"training": "cyan", "evaluating": "cyan", "answered": "green", "refused": "red"}
@@ -65,7 +67,8 @@ class Picture:
     committed: int = 0
     state: str = ""
     due_s: float | None = None
-    accuracies: tuple[float, ...] = ()
+    headline: str = "accuracy"
+    measured: tuple[float, ...] = ()
     bytes_up: int = 0
     bytes_down: int = 0
 
@@ -129,7 +132,7 @@ class LiveView(View):
 
     def note(self, text: str) -> None:
         """Print it above the picture."""
-        self._console.print(Text(text, style="yellow"))
+        self._console.print(Text(printable(text), style="yellow"))
 
     def devices(self, device_table: DeviceTable, expected: int) -> None:
         """Show who has come, and how many are awaited."""
@@ -161,7 +164,7 @@ def picture_of(follower: RunProgress) -> Picture:
     if document is None:
         return Picture(busy="Submitted")
     left_s = follower.deadline_left_s
-    accuracies = follower.accuracies
+    measured = follower.measured
     names = follower.devices.with_task(document.task, bundled=follower.bundled)
     table = _table(follower.devices, names, follower)
     return Picture(
@@ -172,7 +175,8 @@ def picture_of(follower: RunProgress) -> Picture:
         committed=len(follower.committed),
         state=_state(follower),
         due_s=None if left_s is None else follower.clock() + left_s,
-        accuracies=tuple(accuracies[version] for version in sorted(accuracies)),
+        headline=follower.headline,
+        measured=tuple(measured[version] for version in sorted(measured)),
         bytes_up=follower.bytes_up,
         bytes_down=follower.bytes_down,
         **table,
@@ -183,18 +187,18 @@ def draw(picture: Picture, spinner: Spinner, now_s: float, elapsed_s: float) -> 
     """Return the picture as rich prints it."""
     parts: list[RenderableType] = []
     if picture.title:
-        parts += [Text(picture.title, style="bold"), ""]
+        parts += [Text(printable(picture.title), style="bold"), ""]
     if picture.rounds:
         parts += [_round(picture, now_s), ""]
     if picture.rows:
         parts += [_devices(picture), ""]
-    if picture.accuracies:
-        parts.append(_accuracy(picture.accuracies))
+    if picture.measured:
+        parts.append(_measured(picture.headline, picture.measured))
     if picture.rounds:
         moved = f"{wording.size(picture.bytes_up)} up, {wording.size(picture.bytes_down)} down"
         parts += [_pair("moved", moved), _pair("time", f"{elapsed_s:.0f} s")]
     if picture.busy:
-        spinner.update(text=Text(f"{picture.busy}  {elapsed_s:.0f} s"))
+        spinner.update(text=Text(printable(f"{picture.busy}  {elapsed_s:.0f} s")))
         parts.append(spinner)
     return Group(*parts)
 
@@ -222,10 +226,10 @@ def _devices(picture: Picture) -> RenderableType:
     return grid
 
 
-def _accuracy(values: tuple[float, ...]) -> RenderableType:
+def _measured(name: str, values: tuple[float, ...]) -> RenderableType:
     grid = Table.grid(padding=(0, 2))
     bars = Text(wording.sparkline(values, _SPARK_WIDTH), style="cyan")
-    grid.add_row("accuracy", Text(f"{values[-1]:.4f}", style="bold"), bars)
+    grid.add_row(name, Text(f"{values[-1]:.4f}", style="bold"), bars)
     return grid
 
 
@@ -257,7 +261,8 @@ def _table(
         profile, engine = ("", "") if info is None else (info.profile, info.engine)
         if device_table.states[name].role == "evaluator":
             profile = "evaluator"
-        rows.append(DeviceLine(name, profile, engine, _doing(device_table, name, follower)))
+        words = (name, profile, engine, _doing(device_table, name, follower))
+        rows.append(DeviceLine(*(printable(each, _MAX_CELL) for each in words)))
     return {"rows": tuple(rows), "hidden": max(0, len(names) - _MAX_ROWS)}
 
 

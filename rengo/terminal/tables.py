@@ -5,13 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+from runtime.text import printable
+
+_MAX_CELL = 500
+
 
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], empty: str) -> None:
     """Print rows under headings, in columns; ``empty`` where there are none."""
     if not rows:
         print(empty)
         return
-    table = [list(headings), *map(list, rows)]
+    table = [list(headings), *([printable(cell, _MAX_CELL) for cell in row] for row in rows)]
     widths = [max(len(row[column]) for row in table) for column in range(len(headings))]
     for row in table:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))

@@ -8,6 +8,7 @@ from typing import Self, TextIO
 
 from rengo.operator.progress import DeviceTable, RunProgress
 from rengo.terminal.event_lines import EventLines
+from rengo.terminal.lines import say
 
 
 class View(ABC):
@@ -59,7 +60,7 @@ class PlainView(View):
 
     def note(self, text: str) -> None:
         """Print it."""
-        print(text, file=self._out, flush=True)
+        say(text, out=self._out)
 
     def devices(self, device_table: DeviceTable, expected: int) -> None:
         """Print who has come."""

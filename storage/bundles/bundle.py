@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,31 @@ _REQUIREMENT = re.compile(
     r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}(?:\[[A-Za-z0-9._,-]{1,100}\])?"
     rf"(?: ?{_CLAUSE}(?:, ?{_CLAUSE})*)?"
 )
+# what Python imports by itself at its start, and what the agent and its task import
+_RESERVED = frozenset(
+    {"sitecustomize", "usercustomize"}
+    | {each.casefold() for each in sys.stdlib_module_names}
+    | {"algorithms", "broker", "fl_client", "fl_server", "iot", "rengo", "runtime", "storage"}
+    | {"cryptography", "msgpack", "numpy", "packaging", "paho", "pydantic", "tenacity"}
+    | {"torch", "urllib3"}
+)
+_MODULES = (".py", ".pyc", ".so", ".pyd")
 Milliseconds = Annotated[int, Field(ge=0, lt=1 << 53)]
+
+
+def refusal_of_name(path: str) -> str:
+    """Return why a file of a bundle may not be called so, "" where it may.
+
+    >>> refusal_of_name("numpy/__init__.py")
+    "numpy/__init__.py would stand for the module 'numpy': give it another name"
+    """
+    folded = path.casefold()
+    if folded.endswith(".pth"):
+        return f"{path} would run when Python starts: a bundle has no .pth files"
+    name = folded.partition("/")[0].partition(".")[0]
+    if folded.endswith(_MODULES) and name in _RESERVED:
+        return f"{path} would stand for the module {name!r}: give it another name"
+    return ""
 
 
 class _Model(BaseModel):
@@ -105,6 +130,8 @@ class BundleManifest(_Model):
         for path in paths:
             if not is_name(FILES + path):
                 raise ValueError(f"the path {path!r} is not allowed")
+            if reason := refusal_of_name(path):
+                raise ValueError(reason)
         if paths != sorted(set(paths)):
             raise ValueError("the files are not in order, or one is named twice")
         if self.entry not in paths:

@@ -22,7 +22,7 @@ from pydantic import (
     model_validator,
 )
 
-from runtime.config import from_environment, load
+from runtime.config import AbsolutePath, from_environment, load
 from runtime.errors import ConfigError, MissingExtra
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class StoreSettings(BaseModel):
     session_token: SecretStr | None = None
     path_style: bool = True
     public_endpoint: str | None = None
-    ca: Path | None = None
+    ca: AbsolutePath | None = None
     prefix: Annotated[str, Field(max_length=200)] = ""
     sse: Literal["AES256", "aws:kms"] | None = None
     kms_key: Annotated[str, Field(pattern=r"^[\x21-\x7e]{1,256}$")] | None = None

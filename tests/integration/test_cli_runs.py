@@ -155,11 +155,44 @@ def test_runs_are_listed_the_latest_first(finished: dict[str, Any], home: Path) 
     assert finished["run_id"] in {run["run_id"] for run in runs}
     told = rengo("runs", "ls", home=home)
     lines = told.out.splitlines()
-    assert lines[0].split() == ["run", "status", "rounds", "accuracy", "task", "algorithm"]
+    assert lines[0].split() == ["run", "status", "rounds", "measured", "task", "algorithm"]
     assert [line.split()[0] for line in lines[1:]] == [run["run_id"] for run in runs]
     (row,) = [line.split() for line in lines if line.startswith(finished["run_id"])]
     accuracy = f"{finished['accuracy']:.4f}"
-    assert row[1:] == ["completed", "2/2", accuracy, "digits", "fedavg"]
+    assert row[1:] == ["completed", "2/2", "accuracy", accuracy, "digits", "fedavg"]
+
+
+def test_a_run_that_has_ended_is_followed_to_its_end(finished: dict[str, Any], home: Path) -> None:
+    run_id = finished["run_id"]
+    told = rengo("runs", "follow", run_id, home=home)
+    assert told.code == DONE, told
+    last = told.out.splitlines()[-1]
+    assert last == f"{run_id}: completed, accuracy {finished['accuracy']:.4f}"
+    assert document(home, "runs", "follow", run_id)["run_id"] == run_id
+
+
+def test_a_run_that_goes_on_is_followed_until_it_is_stopped(home: Path, long_run: str) -> None:
+    argv = [sys.executable, "-m", "rengo", "runs", "follow", long_run]
+    with subprocess.Popen(
+        argv, env=surroundings(home), stdout=subprocess.PIPE, text=True
+    ) as following:
+        assert following.stdout is not None
+        seen = iter(following.stdout.readline, "")
+        assert any(line.startswith("round ") for line in seen)
+        rengo("runs", "stop", long_run, home=home)
+        rest = following.stdout.read().splitlines()
+    assert following.returncode == DONE
+    assert rest[-1].startswith(f"{long_run}: stopped, accuracy ")
+
+
+def test_the_site_is_told_in_a_few_lines(finished: dict[str, Any], home: Path) -> None:
+    told = rengo("status", home=home)
+    assert told.code == DONE, told
+    first, devices, *rest = told.out.splitlines()
+    assert first.startswith("site main: its server is up")
+    assert devices == "  devices  2 ready"
+    assert any(f"{finished['run_id']}  completed, round 2 of 2" in line for line in rest)
+    assert document(home, "status")["devices"] == {"ready": 2}
 
 
 def test_a_run_is_shown_with_rounds_and_devices(finished: dict[str, Any], home: Path) -> None:

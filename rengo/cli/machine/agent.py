@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rengo.cli.codes import DONE, USAGE
 from rengo.cli.common import Commands, add_command, print_json
 from rengo.site.folder import SiteFolder, default_home
+from rengo.terminal.lines import say
 from runtime.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -110,13 +111,13 @@ def status(options: argparse.Namespace) -> int:
         print_json(found[0] if len(found) == 1 else {"agents": found}, "-")
         return DONE
     for each in found:
-        print("\n".join(lines(each)))
+        say(*lines(each))
     return DONE
 
 
 def check_config(options: argparse.Namespace) -> int:
     """Print what is wrong with the file; 2 when anything is."""
-    checked = checked_settings(options.config)
+    checked = _loaded(checked_settings(options.config))
     if options.json:
         problems = [asdict(each) for each in checked.problems]
         print_json({"source": checked.source, "ok": not problems, "problems": problems}, "-")
@@ -124,7 +125,7 @@ def check_config(options: argparse.Namespace) -> int:
     for key, variable in checked.overridden.items():
         print(f"note  {key} comes from {variable}")
     for problem in checked.problems:
-        print("\n".join(problem.lines()))
+        say(*problem.lines())
     count = len(checked.problems)
     print(f"{checked.source}: " + (f"{count} to mend." if count else "all well."))
     return USAGE if count else DONE
@@ -235,7 +236,34 @@ def checked_settings(path: Path | None) -> Checked:
     from iot.settings import DeviceSettings  # noqa: PLC0415
     from rengo.device.config_file import check, usual_file  # noqa: PLC0415
 
-    return check(path or usual_file(), DeviceSettings)
+    checked = check(path or usual_file(), DeviceSettings)
+    found = _identity_path(None) if "identity" not in checked.values else None
+    usual = {} if found is None else {"identity": str(found)}
+    named = checked.values.get("identity") or usual.get("identity")
+    if named is not None:
+        # where the agent puts its data when nothing says another place
+        usual["data_dir"] = str(default_home() / "devices" / Path(named).stem)
+    missing = usual.keys() - checked.values.keys()
+    return replace(
+        checked,
+        values={**usual, **checked.values},
+        problems=[
+            each
+            for each in checked.problems
+            if each.key not in missing or each.what != "is missing"
+        ],
+    )
+
+
+def _loaded(checked: Checked) -> Checked:
+    """Return the same with what the agent would refuse when it loads what the settings name."""
+    from iot.settings import DeviceSettings  # noqa: PLC0415
+    from rengo.device.loadable import load_problems  # noqa: PLC0415
+
+    if checked.problems:
+        return checked
+    settings = DeviceSettings.model_validate(checked.values)
+    return replace(checked, problems=list(load_problems(settings)))
 
 
 def agent_target(options: argparse.Namespace) -> AgentTarget:

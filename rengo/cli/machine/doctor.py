@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from rengo.cli.codes import DONE, USAGE
 from rengo.cli.common import Commands, add_command, add_site, print_json
 from rengo.doctor.checks import Check, as_json, diagnose, healthy
+from rengo.terminal.lines import say
 from runtime.errors import AccessDenied, ConfigError, NotFound, Unavailable
 
 if TYPE_CHECKING:
@@ -69,9 +70,9 @@ def _show(options: argparse.Namespace, found: Sequence[Check]) -> int:
 def _print(found: Sequence[Check]) -> None:
     for check in found:
         mark = "ok  " if check.ok else ("MISS" if check.required else "note")
-        print(f"{mark}  {check.name}: {check.detail}")
+        say(f"{mark}  {check.name}: {check.detail}")
         if check.mend:
-            print(f"      mend: {check.mend}")
+            say(f"      mend: {check.mend}")
     print("All well." if healthy(found) else "Mend what is marked MISS, then run this again.")
 
 

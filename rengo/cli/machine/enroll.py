@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import getpass
 import os
+import shlex
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from fl_client.identity.enrolment import enroll
 from rengo.cli.codes import DONE
-from rengo.cli.common import Commands, add_command
-from rengo.cli.site.roles import add_agent_options, add_engine_options, run_client, run_iot
+from rengo.cli.common import Commands, add_command, command_name
+from rengo.cli.site.roles import add_agent_options, add_engine_options
 from rengo.site.folder import default_home
 from runtime.broker_url import BrokerPlace, parse_url
 from runtime.errors import ConfigError
@@ -63,24 +65,51 @@ def run(options: argparse.Namespace) -> int:
     token = JoinToken.parse(_token(options))
     enrolled = enroll(place, token, make_folder(home / "identities"), options.name)
     path = enrolled.path
-    start = "iot" if options.pi else "client"
     print(f"Enrolled as {path.stem}. Its identity lies in {path}; keep it to this machine.")
     if abs(enrolled.clock_off_s) > _WORTH_TELLING_S:
         days = enrolled.clock_off_s / _DAY_S
         where = "ahead of" if days > 0 else "behind"
         print(f"This machine's clock is {abs(days):.1f} days {where} the server's. Training does")
         print("not mind, but certificates of others may look expired, or not valid yet.")
-    print(f"From now on `rengo {start}` starts the agent.", flush=True)
+    again = shlex.join(["iot" if options.pi else "client", *_settings_given(options)])
+    print(f"From now on `{command_name()} {again}` starts the agent.", flush=True)
     return _start(options, path)
 
 
 def _start(options: argparse.Namespace, path: Path) -> int:
-    if options.only:
-        return DONE
-    options.identity = path
-    options.data_dir = options.data_dir or default_home() / "devices" / path.stem
-    options.server = None
-    return run_iot(options) if options.pi else run_client(options)
+    if not options.only:
+        _become_agent(options, path)
+    return DONE
+
+
+def _become_agent(options: argparse.Namespace, path: Path) -> NoReturn:
+    sys.stdout.flush()
+    # this process becomes the agent under other words: whoever lists processes sees these, and not
+    # the token, as long as the agent runs
+    around = {name: value for name, value in os.environ.items() if name != _VARIABLE}
+    # -P: modules are not looked for in the working folder
+    words = [sys.executable, "-P", "-m", "rengo", *agent_words(options, path)]
+    os.execve(sys.executable, words, around)  # noqa: S606
+
+
+def agent_words(options: argparse.Namespace, path: Path) -> list[str]:
+    """Return the command that starts the agent of an identity as ``enroll`` was told to."""
+    words = ["--debug"] if options.debug else []
+    words += ["iot" if options.pi else "client", "--identity", str(path)]
+    data_dir = options.data_dir or default_home() / "devices" / path.stem
+    return [*words, "--data-dir", str(data_dir), *_settings_given(options)]
+
+
+def _settings_given(options: argparse.Namespace) -> list[str]:
+    """Return the words of what ``enroll`` was told of the agent beside its identity."""
+    words = [word for task in options.task or () for word in ("--task", task)]
+    names = ["config", "role", "index", "count", "folder"]
+    names += [] if options.pi else ["engine", "profile", "accelerators"]
+    for name in names:
+        value = getattr(options, name)
+        if value is not None:
+            words += [f"--{name}", str(value)]
+    return words
 
 
 def _known(home: Path, place: BrokerPlace) -> Path | None:

@@ -6,6 +6,7 @@ import argparse
 
 from fl_server.operations.catalogue import AUDIT_LS, AUDIT_VERIFY, SERVER_INFO
 from rengo.cli.common import Commands, add_command, add_site, connect, print_json
+from rengo.terminal.lines import say
 from rengo.terminal.tables import print_table, when
 from runtime.errors import ConfigError
 
@@ -54,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
     print_table(["no", "time", "who", "what", "whom", "detail"], rows, "nothing was done yet")
     if refused:
         counts = ", ".join(f"{reason} {count}" for reason, count in sorted(refused.items()))
-        print(f"\nRefused since the server's start: {counts}.")
+        say("", f"Refused since the server's start: {counts}.")
     if verified is not None:
         print(
             f"\nThe log is as it was written: {verified} entries, each chained to the one before."

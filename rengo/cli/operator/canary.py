@@ -12,6 +12,7 @@ from rengo.cli.codes import DONE
 from rengo.cli.common import connect, interruptible, print_json, progress_stream
 from rengo.operator.canary import CanaryTrial, begin, follow
 from rengo.terminal.format import count, duration
+from rengo.terminal.lines import say
 from runtime.errors import ConfigError, RunNotCompleted
 
 _DEFAULT = CanaryTrial()
@@ -29,7 +30,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "production; promote it or roll it back by what they measure",
     )
     parser.add_argument(
-        "--metric", help=f"what the canary compares (default: {_DEFAULT.metric})", metavar="NAME"
+        "--metric",
+        help="what the canary compares (default: what runs of the task are compared by)",
+        metavar="NAME",
     )
     parser.add_argument(
         "--max-drop",
@@ -139,4 +142,4 @@ class _Progress:
 
     def say(self, line: str) -> None:
         """Print a line at once."""
-        print(line, file=self.out, flush=True)
+        say(line, out=self.out)

@@ -5,15 +5,13 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Mapping
-from typing import Any
 
 from fl_server.operations.catalogue import DEVICES_INVITE, DEVICES_REVOKE, DEVICES_ROTATE
 from fl_server.operations.results.members import DeviceRow
 from rengo.cli.common import Commands, add_command, add_site, connect, print_json
-from rengo.terminal.drift import drift_lines
-from rengo.terminal.health import health_lines
-from rengo.terminal.tables import print_table, when
+from rengo.terminal.device import device_lines
+from rengo.terminal.lines import say
+from rengo.terminal.tables import print_table
 from runtime.errors import ConfigError, MissingExtra
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 24 * 3600}
@@ -89,29 +87,14 @@ def list_devices(options: argparse.Namespace) -> int:
 
 def show_device(options: argparse.Namespace) -> int:
     """Print one device."""
-    found = [each.document() for each in _devices(options) if each.id == options.device_id]
+    found = [each for each in _devices(options) if each.id == options.device_id]
     if not found:
         raise ConfigError(f"no device {options.device_id!r}; `rengo devices ls` lists them")
     if options.json:
-        print_json(found[0], options.json)
+        print_json(found[0].document(), options.json)
         return 0
-    info = found[0].pop("info") or {}
-    health = found[0].pop("health", None)
-    data = found[0].pop("data_report", None)
-    if "admitted_at" in found[0]:
-        found[0]["admitted_at"] = when(found[0]["admitted_at"])
-    if "compute" in info:
-        info["compute"] = ", ".join(_computes(each) for each in info["compute"])
-    for key, value in {**found[0], **info}.items():
-        print(f"{key:14} {value}")
-    for line in [*health_lines(health), *drift_lines(data)]:
-        print(line)
+    say(*device_lines(found[0]))
     return 0
-
-
-def _computes(on: Mapping[str, Any]) -> str:
-    parts = (on["name"], on.get("model"), on.get("precision") and f"({on['precision']})")
-    return " ".join(part for part in parts if part)
 
 
 def invite(options: argparse.Namespace) -> int:

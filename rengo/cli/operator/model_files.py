@@ -32,6 +32,7 @@ from rengo.operator.models import (
     part_path,
 )
 from rengo.terminal.format import size
+from rengo.terminal.lines import say
 from rengo.terminal.transfer_bar import open_meter
 from runtime.errors import ConfigError
 from storage.versions.manifest import Manifest
@@ -89,14 +90,14 @@ def get(options: argparse.Namespace) -> int:
             with open_meter(manifest.name, manifest.size_bytes, out) as watch:
                 moved = download(client, offer, path, watch)
     except KeyboardInterrupt:
-        print(_interrupted(path), file=out)
+        say(_interrupted(path), out=out)
         return INTERRUPTED
-    print(
+    say(
         f"{manifest.name}, as this site's server signed it, is in {path}: "
         f"{size(manifest.size_bytes)}",
-        file=out,
+        f"Its manifest lies beside it: {manifest_path(path)}",
+        out=out,
     )
-    print(f"Its manifest lies beside it: {manifest_path(path)}", file=out)
     document = {
         "name": manifest.name,
         "path": str(path),
@@ -136,13 +137,13 @@ def export(options: argparse.Namespace) -> int:
         if manifest_path(path).exists() or path == Path(options.source):
             raise ConfigError(f"{path} holds a model already; name another file by --output")
         check = write(held, options.format, path, _task(options.task, held))
-    print(f"{_origin(held)} is in {path}: {size(path.stat().st_size)}", file=out)
+    say(f"{_origin(held)} is in {path}: {size(path.stat().st_size)}", out=out)
     if check is not None:
-        print(
+        say(
             f"onnxruntime differs from torch by at most {check.difference:.1e} "
-            f"over {check.examples} {check.data}\n"
+            f"over {check.examples} {check.data}",
             f"Inputs: {', '.join(check.inputs)}",
-            file=out,
+            out=out,
         )
     document = {
         "source": held.name,

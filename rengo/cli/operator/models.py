@@ -15,6 +15,7 @@ from fl_server.operations.catalogue import (
     MODELS_PROMOTE,
     MODELS_RM,
     MODELS_ROLLBACK,
+    MODELS_SET_ASIDE,
     MODELS_SHOW,
     MODELS_TAG,
     MODELS_UNTAG,
@@ -27,6 +28,7 @@ from rengo.cli.operator import canary
 from rengo.cli.operator.model_files import add_file_verbs
 from rengo.operator.models import download, find_model, manifest_path, verify_file
 from rengo.terminal.format import count, figure, size
+from rengo.terminal.lines import say
 from rengo.terminal.tables import print_table, when
 from storage.versions.manifest import Manifest, Parent
 
@@ -95,14 +97,19 @@ def list_models(options: argparse.Namespace) -> int:
     """Print the versions."""
     with connect(options) as client:
         models = client.request(MODELS_LS, {"run_id": options.run, "task": options.task}).models
+        set_aside = client.request(MODELS_SET_ASIDE).set_aside
     if options.json:
-        print_json({"models": [each.document() for each in models]}, options.json)
+        document = {
+            "models": [each.document() for each in models],
+            "set_aside": [each.document() for each in set_aside],
+        }
+        print_json(document, options.json)
         return DONE
     rows = [
         [
             row.name,
             _stage(row),
-            figure(row.metrics.get("accuracy")),
+            _headline(row),
             size(row.size_bytes),
             row.task,
             row.sha256[:12],
@@ -110,9 +117,16 @@ def list_models(options: argparse.Namespace) -> int:
         ]
         for row in models
     ]
-    head = ["version", "stage", "accuracy", "size", "task", "sha256", "tags"]
+    head = ["version", "stage", "measured", "size", "task", "sha256", "tags"]
     print_table(head, rows, "no versions yet; `rengo run TASK` makes some")
+    for row in set_aside:
+        print(f"{row.name} is set aside until the next start of the server: {row.reason}")
     return DONE
+
+
+def _headline(row: ModelRow) -> str:
+    value = row.metrics.get(row.headline)
+    return "-" if value is None else f"{row.headline} {figure(value)}"
 
 
 def _stage(row: ModelRow) -> str:
@@ -126,7 +140,7 @@ def show_model(options: argparse.Namespace) -> int:
     if options.json:
         print_json(row.document(), options.json)
     else:
-        print("\n".join(_lines(row)))
+        say(*_lines(row))
     return DONE
 
 
@@ -206,14 +220,14 @@ def _changed(
     options: argparse.Namespace,
     operation: Operation[Any, ModelRow],
     arguments: dict[str, Any],
-    say: Callable[[ModelRow], str],
+    outcome: Callable[[ModelRow], str],
 ) -> int:
     with connect(options) as client:
         row = client.request(operation, arguments)
     if options.json:
         print_json(row.document(), options.json)
     else:
-        print(say(row))
+        say(outcome(row))
     return DONE
 
 
@@ -240,7 +254,7 @@ def verify(options: argparse.Namespace) -> int:
     if options.json:
         print_json(document, options.json)
     else:
-        print(
+        say(
             f"{manifest.name} is what this site's server signed: "
             f"{size(manifest.size_bytes)}, sha256 {manifest.sha256}"
         )
@@ -254,8 +268,7 @@ def clean(options: argparse.Namespace) -> int:
     if options.json:
         print_json(answer.document(), options.json)
         return DONE
-    for key in answer.keys:
-        print(key)
+    say(*answer.keys)
     if answer.objects > len(answer.keys):
         print(f"… and {answer.objects - len(answer.keys)} more")
     done = "Would remove" if answer.dry_run else "Removed"

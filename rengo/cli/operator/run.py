@@ -29,10 +29,12 @@ from rengo.operator.bundles import chosen
 from rengo.operator.client import OperatorClient
 from rengo.operator.models import load
 from rengo.operator.runs import fetch_model, follow, submit
+from rengo.terminal.lines import say
 from rengo.terminal.select import open_view
 from rengo.terminal.summary import conclude
 from runtime.config import merge, read_toml
 from runtime.errors import ConfigError
+from runtime.files import require_writable
 
 TASK_HELP = "a task's name or FILE.py:CLASS; built into version 0 here"
 
@@ -86,6 +88,7 @@ def run(options: argparse.Namespace) -> int:
     out = progress_stream(options.json)
     if not (options.follow or options.json):
         return _submit(options, definition)
+    require_writable(options.output)
     run_id = ""
     try:
         with interruptible(), connect(options) as client:
@@ -95,7 +98,7 @@ def run(options: argparse.Namespace) -> int:
                 result = follow(client, run_id, view.update)
             result = fetch_model(client, result, options.output)
     except KeyboardInterrupt:
-        print(_interrupted(run_id), file=out)
+        say(_interrupted(run_id), out=out)
         return INTERRUPTED
     show = (f"{command_name()} runs show {run_id}", "its rounds, refusals and devices")
     print(conclude(result, [show]), file=out)
@@ -118,14 +121,14 @@ def _submit(options: argparse.Namespace, definition: dict[str, Any]) -> int:
     with interruptible(), connect(options) as client:
         run_id = _begin(client, options, definition)
         shown = client.request(RUNS_SHOW, {"run_id": run_id})
-    print(f"Run {run_id} is submitted.")
+    say(f"Run {run_id} is submitted.")
     if shown.phase == "gathering":
         waits = f"It waits for devices that have task {shown.task!r}"
         if options.bundle is not None:
-            print(f"{waits}, or take it as a bundle.")
+            say(f"{waits}, or take it as a bundle.")
         else:
-            print(f"{waits}; add one: {command_name()} client --task {shlex.quote(options.task)}")
-    print(f"See how it goes: {command_name()} runs show {run_id}")
+            say(f"{waits}; add one: {command_name()} client --task {shlex.quote(options.task)}")
+    say(f"See how it goes: {command_name()} runs show {run_id}")
     return DONE
 
 

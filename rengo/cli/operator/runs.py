@@ -1,4 +1,4 @@
-"""``rengo runs ls|show|pause|resume|stop``."""
+"""``rengo runs ls|show|follow|pause|resume|stop``."""
 
 from __future__ import annotations
 
@@ -12,10 +12,22 @@ from fl_server.operations.catalogue import (
     RUNS_STOP,
 )
 from fl_server.operations.results.runs import RoundRow, RunDevice, RunReport, RunSummary
-from rengo.cli.codes import DONE
-from rengo.cli.common import Commands, add_command, add_site, connect, print_json
-from rengo.terminal.format import figure, size
-from rengo.terminal.tables import print_table
+from rengo.cli.codes import DONE, INTERRUPTED
+from rengo.cli.common import (
+    Commands,
+    add_command,
+    add_site,
+    command_name,
+    connect,
+    interruptible,
+    print_json,
+    progress_stream,
+)
+from rengo.operator.runs import follow
+from rengo.terminal.format import figure, metrics_line, size
+from rengo.terminal.lines import say
+from rengo.terminal.select import open_view
+from rengo.terminal.tables import print_table, when
 
 _LISTED = 100
 _STEERING = {"pause": RUNS_PAUSE, "resume": RUNS_RESUME, "stop": RUNS_STOP}
@@ -28,6 +40,7 @@ def add(commands: Commands) -> None:
     for name, action, summary in (
         ("ls", list_runs, "list the runs"),
         ("show", show_run, "show one run: rounds, refusals, devices"),
+        ("follow", follow_run, "stay with a run until it has ended"),
         ("pause", steer, "let the open round finish and start no new one"),
         ("resume", steer, "let a paused run go on"),
         ("stop", steer, "end a run with what it has committed"),
@@ -59,13 +72,13 @@ def list_runs(options: argparse.Namespace) -> int:
             run.run_id,
             "waiting" if _waits(run) else run.status,
             f"{run.rounds_completed}/{run.rounds}",
-            figure(run.accuracy),
+            _headline(run),
             run.task,
             run.algorithm,
         ]
         for run in answer.runs
     ]
-    print_table(["run", "status", "rounds", "accuracy", "task", "algorithm"], rows, "no runs yet")
+    print_table(["run", "status", "rounds", "measured", "task", "algorithm"], rows, "no runs yet")
     if len(rows) == options.last:
         print(f"\nthe latest {options.last}; --last N shows more")
     return DONE
@@ -78,10 +91,11 @@ def show_run(options: argparse.Namespace) -> int:
     if options.json:
         print_json(run.document(), options.json)
         return DONE
-    print("\n".join(_head(run)))
-    print()
-    rows = [_history_row(row) for row in run.history]
-    headings = ["round", "attempt", "outcome", "updates", "seconds", "accuracy"]
+    say(*_head(run), "")
+    both = run.headline != "loss"
+    rows = [_history_row(row, with_loss=both) for row in run.history]
+    headings = ["round", "attempt", "outcome", "updates", "seconds", run.headline]
+    headings += ["loss"] if both else []
     print_table(headings, rows, "no round has begun")
     refusals = [
         f"round {row.round}.{row.attempt}: {device_id} refused: {reason}"
@@ -92,10 +106,24 @@ def show_run(options: argparse.Namespace) -> int:
         for row in run.history
         for device_id, reason in row.not_evaluated.items()
     ]
-    print("\n".join(["", *refusals]) if refusals else "")
+    say("", *refusals)
     devices = [_device_row(row) for row in run.devices]
     headings = ["device", "profile", "engine", "rounds", "steps", "up", "down", "memory"]
     print_table(headings, devices, "")
+    return DONE
+
+
+def follow_run(options: argparse.Namespace) -> int:
+    """Show a run until it has ended; what came of it stays in the store."""
+    out = progress_stream(options.json)
+    try:
+        with interruptible(), connect(options) as client, open_view(out) as view:
+            result = follow(client, options.run_id, view.update)
+    except KeyboardInterrupt:
+        say(f"Interrupted. The run goes on: {command_name()} runs show {options.run_id}", out=out)
+        return INTERRUPTED
+    say(f"{result.run_id}: {result.status}, accuracy {figure(result.accuracy)}", out=out)
+    print_json(result.report.document(), options.json)
     return DONE
 
 
@@ -111,13 +139,27 @@ def _head(run: RunReport) -> list[str]:
         f"run       {run.run_id}",
         f"task      {run.task}, {run.algorithm}, seed {run.seed}",
         f"status    {run.status}{phase}{reason}",
+        *_wait(run),
         f"rounds    {run.rounds_completed} of {run.rounds}, "
         f"cohort {run.cohort_size}, quorum {run.quorum}{_fitted(run)}",
-        f"accuracy  {figure(run.accuracy)}",
+        f"measured  {metrics_line(run.headline, run.measured, run.loss)}",
         f"moved     {size(run.bytes_up)} up, {size(run.bytes_down)} down",
         f"model     {run.model_key}",
         f"sha256    {run.model_sha256}",
     ]
+
+
+def _wait(run: RunReport) -> list[str]:
+    if not run.waiting:
+        return []
+    since = "" if run.waiting_since is None else f" since {when(run.waiting_since)}"
+    return [f"waiting   for the store{since}: {run.waiting}"]
+
+
+def _headline(run: RunSummary) -> str:
+    if run.measured is None:
+        return "-"
+    return f"{run.headline} {figure(run.measured)}"
 
 
 def _bundled(run: RunReport) -> str:
@@ -160,11 +202,11 @@ def steer(options: argparse.Namespace) -> int:
     if options.json:
         print_json(run.document(), options.json)
     else:
-        print(f"{run.run_id}: {run.status}, {run.rounds_completed} rounds committed")
+        say(f"{run.run_id}: {run.status}, {run.rounds_completed} rounds committed")
     return DONE
 
 
-def _history_row(row: RoundRow) -> list[str]:
+def _history_row(row: RoundRow, *, with_loss: bool) -> list[str]:
     reason = f" ({row.reason})" if row.reason else ""
     return [
         str(row.round),
@@ -172,5 +214,6 @@ def _history_row(row: RoundRow) -> list[str]:
         row.outcome + reason,
         f"{row.updates} of {row.invited}",
         "-" if row.seconds is None else f"{row.seconds:.2f}",
-        figure(row.accuracy),
+        figure(row.measured),
+        *([figure(row.loss)] if with_loss else []),
     ]

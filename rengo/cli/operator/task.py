@@ -31,6 +31,7 @@ from rengo.operator.bundle_files import (
 )
 from rengo.operator.bundles import bundles, push
 from rengo.terminal.format import count, size
+from rengo.terminal.lines import say
 from rengo.terminal.tables import print_table, when
 from runtime.errors import ConfigError
 from storage.bundles.bundle import SignedManifest
@@ -134,19 +135,19 @@ def pack_task(options: argparse.Namespace) -> int:
     )
     manifest = pack(contents, options.output)
     files = count(len(manifest.files), "file")
-    print(f"{options.output}: task {manifest.name}, {files}, {size(manifest.size_bytes)}")
+    say(f"{options.output}: task {manifest.name}, {files}, {size(manifest.size_bytes)}")
     for file in manifest.files:
-        print(f"  {file.path}")
-    print(f"Sign it: {command_name()} task sign {shlex.quote(str(options.output))} --key FILE")
+        say(f"  {file.path}")
+    say(f"Sign it: {command_name()} task sign {shlex.quote(str(options.output))} --key FILE")
     return DONE
 
 
 def make_key(options: argparse.Namespace) -> int:
     """Make a key."""
     key = generate_key(options.path)
-    print(f"{options.path} signs bundles: keep it secret. Its public key, also in")
-    print(f"{public_path(options.path)}, goes into the settings of the devices that trust it:\n")
-    print(f'  [bundles]\n  trust = ["{key.text}"]')
+    say(f"{options.path} signs bundles: keep it secret. Its public key, also in")
+    say(f"{public_path(options.path)}, goes into the settings of the devices that trust it:", "")
+    say("  [bundles]", f'  trust = ["{key.text}"]')
     return DONE
 
 
@@ -156,7 +157,7 @@ def sign_task(options: argparse.Namespace) -> int:
         raise ConfigError(f"--expires {options.expires:g} is not between 0 and 36500 days")
     key = read_key(options.key)
     manifest = sign_bundle(options.bundle, key, options.expires or 0.0)
-    print(f"{options.bundle} is signed by {key.public.text}, {_expiry(manifest.expires_ms)}")
+    say(f"{options.bundle} is signed by {key.public.text}, {_expiry(manifest.expires_ms)}")
     return DONE
 
 
@@ -180,7 +181,7 @@ def show_task(options: argparse.Namespace) -> int:
         "memory": size(manifest.memory_bytes) if manifest.memory_bytes else "not said",
     }
     for key, value in rows.items():
-        print(f"{key:10} {value}")
+        say(f"{key:10} {value}")
     print_table(
         ["file", "size", "sha256"],
         [[each.path, size(each.size_bytes), each.sha256] for each in manifest.files],
@@ -203,7 +204,7 @@ def verify_task(options: argparse.Namespace) -> int:
         return DONE
     assert signed.signer is not None
     name = f"{signed.manifest.name}@{sha256[:12]}"
-    print(
+    say(
         f"{name} is whole and signed by {signed.signer.text}, {_expiry(signed.manifest.expires_ms)}"
     )
     if not options.trust:
@@ -218,8 +219,8 @@ def push_task(options: argparse.Namespace) -> int:
     if options.json:
         print_json(kept.document(), options.json)
         return DONE
-    print(f"{kept.name} is on the site.")
-    print(f"Train it: {command_name()} run FILE.py:CLASS --bundle {kept.name}")
+    say(f"{kept.name} is on the site.")
+    say(f"Train it: {command_name()} run FILE.py:CLASS --bundle {kept.name}")
     return DONE
 
 
@@ -253,7 +254,7 @@ def remove_task(options: argparse.Namespace) -> int:
     if options.json:
         print_json(removed.document(), options.json)
         return DONE
-    print(f"{removed.name} is removed.")
+    say(f"{removed.name} is removed.")
     return DONE
 
 

@@ -167,6 +167,7 @@ def run_client(options: argparse.Namespace) -> int:
     from iot.settings import DeviceSettings  # noqa: PLC0415
 
     configure_logs(debug=options.debug)
+    _take_own_file(options)
     given = _given(options, ("engine", "profile", "accelerators"))
     with _Identity(options) as found:
         settings = load(DeviceSettings, options.config, "RENGO_AGENT", found.defaults | given)
@@ -185,12 +186,23 @@ def run_iot(options: argparse.Namespace) -> int:
     from iot.settings import PiSettings  # noqa: PLC0415
 
     configure_logs(debug=options.debug)
+    _take_own_file(options)
     given = _given(options, ("profile",))
     with _Identity(options) as found:
         settings = load(PiSettings, options.config, "RENGO_AGENT", found.defaults | given)
         agent = make_agent(settings, found.read(settings.identity), _status_server())
         serve(agent.run_forever, agent.stop)
     return 0
+
+
+def _take_own_file(options: argparse.Namespace) -> None:
+    """Have an agent that is told neither a file nor an identity read this user's agent.toml."""
+    if options.config is None and options.identity is None:
+        from rengo.device.config_file import own_file  # noqa: PLC0415  an enrolled agent needs none
+
+        options.config = own_file()
+        if options.config is not None:
+            _LOG.info("the settings are those of %s", options.config)
 
 
 def _status_server() -> StatusServer:
@@ -263,21 +275,31 @@ class _Identity:
 
     def __enter__(self) -> _Identity:
         options = self._options
-        named = options.identity or options.config or "RENGO_AGENT_IDENTITY" in os.environ
-        if named:
+        given: dict[str, Any] = {} if options.config is None else read_toml(options.config)
+        given |= {
+            key: os.environ[f"RENGO_AGENT_{key.upper()}"]
+            for key in ("identity", "data_dir", "index", "count")
+            if f"RENGO_AGENT_{key.upper()}" in os.environ
+        }
+        named = options.identity or given.get("identity")
+        if named and (options.data_dir or "data_dir" in given):
             return self
-        # imported here: an agent with an identity of its own needs no site's folder
+        # imported here: an agent with an identity and a folder of its own needs no site's folder
         from rengo.site.folder import SiteFolder, default_home  # noqa: PLC0415
 
+        if named:
+            self.defaults = {"data_dir": default_home() / "devices" / read_identity(Path(named)).id}
+            return self
         folder = SiteFolder(default_home())
         path = self._named(folder) if options.id else self._first_free(folder)
         identity = read_identity(path)
-        self.defaults = {
+        found = {
             "identity": path,
             "data_dir": folder.root / "devices" / identity.id,
             "index": identity.index,
             "count": identity.count,
         }
+        self.defaults = {key: value for key, value in found.items() if key not in given}
         return self
 
     def __exit__(self, *_: object) -> None:

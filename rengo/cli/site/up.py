@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import NoReturn
 
 from rengo.cli.codes import DONE
-from rengo.cli.common import Commands, add_command, add_site, command_name, interruptible
+from rengo.cli.common import Commands, add_command, add_site, command_name, interruptible, log_to
 from rengo.site.addresses import OwnCertificate
 from rengo.site.folder import SiteFolder, default_home
 from rengo.site.preparation import Preparation, SiteOptions
 from rengo.site.site import Site
 from rengo.terminal.event_lines import SiteEventLines
+from rengo.terminal.lines import say
 from runtime.broker_url import parse_url
 from runtime.errors import ConfigError, TransportError
 
@@ -96,7 +97,7 @@ def run(options: argparse.Namespace) -> int:
         return _prepare(options)
     if options.broker_at or options.store_at:
         raise ConfigError("--broker-at and --store-at are for --prepare: this runs all in one")
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
+    log_to(sys.stdout, logging.WARNING, "%(message)s")
     devices = _DEVICES if options.devices is None else options.devices
     site = Site(options.data_dir, devices=devices, options=_site_options(options))
     try:
@@ -122,6 +123,7 @@ def _prepare(options: argparse.Namespace) -> int:
     folder = SiteFolder(options.data_dir)
     with folder.lock():
         made = Preparation(folder, given)
+        folder.keep(made.record)
     print(f"Site {made.record.domain!r} is prepared in {folder.root}. Its processes:\n")
     for part, path in made.settings.items():
         print(f"  {command_name()} {part} --config {shlex.quote(str(path))}")
@@ -161,21 +163,17 @@ def _watch(site: Site) -> NoReturn:
                 while True:
                     for news in client.news(_LOOK_EVERY_S):
                         for line in story.take(news):
-                            print(line, flush=True)
+                            say(line)
         except TransportError as error:
             # the supervisor starts the broker again; until then no message comes
-            print(f"nothing is heard from the broker: {error}", flush=True)
+            say(f"nothing is heard from the broker: {error}")
 
 
 def welcome(site: Site) -> str:
     """Return what a user needs to know of a site that is up."""
     record, folder = site.record, site.folder
     name = command_name()
-    home = (
-        ""
-        if folder.root == default_home().absolute()
-        else f"RENGO_HOME={shlex.quote(str(folder.root))} "
-    )
+    home = "" if folder.root == default_home() else f"RENGO_HOME={shlex.quote(str(folder.root))} "
     names = sorted((path.stem for path in folder.identities.glob("device-*.json")), key=_by_number)
     ready = f" ({_range(names)} ready)" if names else " (start with --devices N)"
     scheme = "http" if site.listening.trust is None else "https"

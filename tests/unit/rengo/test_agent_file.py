@@ -93,7 +93,13 @@ def test_the_command_ends_with_two_and_a_right_file_with_zero(
     assert "line 3, engin: unknown key" in capsys.readouterr().out
     assert main(["agent", "check-config", "--config", path, "--json"]) == 2
     assert json.loads(capsys.readouterr().out)["problems"][0]["place"] == "line 3"
-    assert main(["agent", "check-config", "--config", str(written(tmp_path, GOOD))]) == 0
+    server = SecretKey.generate().public
+    identity = tmp_path / "pi-0.json"
+    write_identity(
+        identity, new_identity("device", "d", "pi-0", "127.0.0.1", 1883, server_key=server)
+    )
+    right = GOOD.replace("/i.json", str(identity))
+    assert main(["agent", "check-config", "--config", str(written(tmp_path, right))]) == 0
 
 
 def test_lines_are_found() -> None:
@@ -192,3 +198,11 @@ def test_a_service_s_own_user_cannot_look_into_a_home(monkeypatch: pytest.Monkey
     with pytest.raises(ConfigError, match="/opt/rengo"):
         plan(InstallRequest("iot", None, {}), None)
     assert USER == "rengo"
+
+
+def test_a_number_of_thousands_of_digits_has_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "agent.toml"
+    path.write_text(f"index = 1\ncount = {'9' * 5000}\n")
+    (problem,) = check(path, DeviceSettings).problems
+    assert problem.place == "line 2"
+    assert "more digits than any setting takes" in problem.what

@@ -96,7 +96,36 @@ def test_a_sensor_that_nobody_reads_is_told_with_a_way_out(tmp_path: Path) -> No
     checks = found(tmp_path, with_data(TOPICS, **trusting))
     assert checks["data"].ok
     assert checks["data"].detail == "pump (mqtt)"
-    assert "data of pump" not in checks
+
+
+def test_a_broker_of_sensors_that_cannot_be_reached_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rengo.doctor.agent._REACH_S", 0.5)
+    trusting = {"trust": ["a" * 64], "allow": ["pump"]}
+    password = tmp_path / "password"
+    source = {**TOPICS, "host": "127.0.0.1", "port": free_port(), "password_file": str(password)}
+    check = found(tmp_path, with_data(source, **trusting))["data of pump"]
+    assert not check.ok
+    assert f"{password} cannot be read" in check.detail
+    password.write_text("secret")
+    password.chmod(0o600)
+    check = found(tmp_path, with_data(source, **trusting))["data of pump"]
+    assert not check.ok
+    assert f"127.0.0.1:{source['port']}: " in check.detail
+    assert "refused" in check.detail.lower()
+
+
+@pytest.mark.parametrize("named", [{}, {"identity": "/nowhere/pi-0.json"}])
+def test_a_device_that_runs_is_not_told_to_enrol(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: dict[str, Any]
+) -> None:
+    running = {"pid": 1, "up_s": 1.0, "device": "pi-0", "domain": "main", "store": ""}
+    monkeypatch.setattr("rengo.doctor.agent.ask_status", lambda _: running)
+    checks = found(tmp_path, named)
+    assert checks["identity"].ok
+    assert checks["identity"].detail.startswith("pi-0 of main")
+    assert not [each for each in checks.values() if "enroll" in each.mend]
 
 
 @pytest.mark.parametrize("bundles", [{}, {"trust": ["a" * 64], "allow": ["faces"]}])
