@@ -58,7 +58,7 @@ class AgentSettings(BaseModel):
     count: Annotated[int, Field(ge=1)] = 1
     data_seed: Annotated[int, Field(ge=0)] = 0
     folder: AbsolutePath | None = None
-    labels: dict[str, str] = {}
+    labels: Annotated[dict[str, Annotated[str, Field(max_length=2000)]], Field(max_length=64)] = {}
     keep_warm_s: Annotated[float, Field(ge=0)] = 60.0
     checkpoint_s: Annotated[float, Field(ge=0)] = 60.0
     checkpoint_mib: Annotated[int, Field(ge=0)] = 256

@@ -11,6 +11,9 @@ import os
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
 
 from broker.wire.messages import DeviceHealth
 
@@ -58,7 +61,7 @@ class Sensors:
         bits = self.throttle_bits()
         link = self.link()
         percent, discharging = self._battery()
-        return DeviceHealth(
+        return _plausible(
             temperature_c=self.temperature_c(),
             throttled=None
             if bits is None
@@ -205,6 +208,16 @@ def _text(path: Path) -> str:
         return path.read_text("utf-8", "replace").strip("\0 \n")
     except OSError:
         return ""
+
+
+def _plausible(**readings: Any) -> DeviceHealth:
+    """Return the readings that a message can hold; a sensor that says anything else is unknown."""
+    try:
+        return DeviceHealth(**readings)
+    except ValidationError as error:
+        wrong = {each["loc"][0] for each in error.errors(include_input=False)}
+        known = {name: each for name, each in readings.items() if name not in wrong}
+        return DeviceHealth(**known)
 
 
 def _number(text: str) -> float | None:

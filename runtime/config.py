@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,18 +16,42 @@ from runtime.errors import ConfigError
 M = TypeVar("M", bound=BaseModel)
 # one that was relative to the working folder at the start, which a task may change
 AbsolutePath: TypeAlias = Annotated[Path, AfterValidator(Path.absolute)]
+# Python reads no longer ones from text
+_LONG_NUMBER = re.compile(r"\d(?:_?\d){4300}")
+
+
+class NotToml(ValueError):
+    """A text that is not TOML, or holds what cannot be read; the text says where, if known."""
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """Return what a text in TOML holds.
+
+    Raises:
+        NotToml: it is not TOML, is nested too deeply, or has a number of thousands of digits.
+    """
+    try:
+        return tomllib.loads(text)
+    except RecursionError as error:
+        raise NotToml("it is nested too deeply") from error
+    except tomllib.TOMLDecodeError as error:
+        raise NotToml(str(error)) from error
+    except ValueError as error:
+        found = _LONG_NUMBER.search(text)
+        where = "" if found is None else f" (at line {text.count(chr(10), 0, found.start()) + 1})"
+        raise NotToml(f"a whole number has more digits than any setting takes{where}") from error
 
 
 def read_toml(path: Path) -> dict[str, Any]:
     """Return a TOML file's content; ConfigError names the file and the line."""
     try:
-        return tomllib.loads(path.read_text("utf-8"))
+        return parse_toml(path.read_text("utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(f"{path} does not exist") from error
+    except NotToml as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from error
 
 
 def validate(model: type[M], values: Mapping[str, Any], source: str) -> M:
@@ -82,8 +107,8 @@ def _from_text(text: str, kind: Any, variable: str) -> Any:
         return text
     if text.lstrip().startswith(("[", "{")):
         try:
-            return tomllib.loads(f"value = {text}")["value"]
-        except (tomllib.TOMLDecodeError, RecursionError) as error:
+            return parse_toml(f"value = {text}")["value"]
+        except NotToml as error:
             raise ConfigError(f"{variable} is not valid TOML: {error}") from error
     items = [item.strip() for item in text.split(",") if item.strip()]
     if kind is list:
@@ -123,6 +148,6 @@ def parse_assignment(text: str) -> tuple[list[str], Any]:
     if not equals or not all(path):
         raise ConfigError(f"--set {text!r} is not of the form key=value")
     try:
-        return path, tomllib.loads(f"value = {value}")["value"]
-    except (tomllib.TOMLDecodeError, RecursionError):
+        return path, parse_toml(f"value = {value}")["value"]
+    except NotToml:
         return path, value

@@ -71,7 +71,15 @@ class NotFound(StorageError):
 
 
 class AccessDenied(StorageError):
-    """The credentials or the presigned URL were refused: renew them."""
+    """The credentials or the presigned URL were refused: renew them.
+
+    Args:
+        store_date: the time by the store's clock, as it gives it; "" where unknown.
+    """
+
+    def __init__(self, text: str, store_date: str = "") -> None:
+        super().__init__(text)
+        self.store_date = store_date
 
 
 class PreconditionFailed(StorageError):
@@ -80,6 +88,10 @@ class PreconditionFailed(StorageError):
 
 class Corrupt(StorageError):
     """Bytes that are not what their hash, size or format says: never use them."""
+
+
+class Damaged(Corrupt):
+    """The store has an object that it cannot give, while it serves others: no waiting mends it."""
 
 
 class PeerError(RengoError):

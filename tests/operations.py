@@ -51,6 +51,9 @@ from tests.flows import Sent
 from tests.versions import KEY, PROJECT
 
 OPERATOR = Caller("operator", "operator")
+OPERATORS = [
+    new_identity("operator", "home", name, "127.0.0.1", 1) for name in ("operator", "o", "other")
+]
 
 
 class Killed(BaseException):
@@ -133,6 +136,9 @@ class Plane:
     def open_run(self, record: RunRecord[Any]) -> None:
         """Hold nothing for a run."""
 
+    def waiting(self, run_id: str) -> None:
+        return None
+
     def start_job(self, run_id: str, task: StartTask) -> None:
         """Leave the job undone."""
 
@@ -152,6 +158,7 @@ class Plane:
         failed: Callable[[RengoError], None],
         *,
         in_order: bool = False,
+        run_id: str = "",
     ) -> None:
         def task() -> None:
             try:
@@ -209,10 +216,11 @@ class Life:
         )
         self.presence.apply_state("e-1", state)
         self.moved: list[str] = []
+        self.offered: list[str] = []
         self.members = QuietMembership(
             self.audit,
             disk.identity,
-            [],
+            OPERATORS,
             SiteInfo("mqtt://127.0.0.1:1"),
             OpenAccess(),
             Endpoint.of(disk.identity),
@@ -233,7 +241,6 @@ class Life:
     def _context(self) -> OperationsContext:
         return OperationsContext(
             domain="home",
-            epoch=1,
             secret=KEY,
             journal=self.journal,
             store=self.disk.store,
@@ -247,6 +254,7 @@ class Life:
             runs=self.runner,
             refused_messages=Counter[str],
             production_changed=self.moved.append,
+            offer_password=self.offered.append,
             forget_device=self.members.note_cut_off,
         )
 

@@ -6,6 +6,8 @@ import re
 from dataclasses import asdict
 from typing import cast
 
+from pydantic import ValidationError
+
 from broker.session.outbox import Outbox
 from broker.session.publication import Publication
 from broker.session.signer import MessageSigner, new_boot_id
@@ -31,7 +33,8 @@ from fl_client.machine.hardware import describe
 from fl_client.session.events import Job, JobKey, JobOutcome, SendDecline
 from fl_client.settings import AgentSettings
 from fl_client.training.frames import TrainingJob
-from runtime.errors import InvalidTransition
+from runtime.bounds import is_plausible
+from runtime.errors import InvalidTransition, RengoError
 from runtime.security.identity import Identity
 
 _RESULT = re.compile(
@@ -58,6 +61,7 @@ class DeviceMessages:
         accelerators: tuple[Accelerator, ...] = (CPU,),
     ) -> None:
         self._signer = MessageSigner(identity.id, identity.secret_key)
+        self._process = new_boot_id()
         self._device_id = identity.id
         self._topics = Topics(identity.domain)
         self._domain = identity.domain
@@ -88,11 +92,11 @@ class DeviceMessages:
 
     def will(self) -> Publication:
         """Return the will of a new connection, whose boot id all later messages have."""
-        self._signer.boot_id = new_boot_id()
+        self._signer.boot_id = new_boot_id(self._process)
         return self.state("lost")
 
-    def state(self, status: str) -> Publication:
-        """Return the retained presence."""
+    def state(self, status: str, epoch: int = 0) -> Publication:
+        """Return the retained presence; ``epoch`` is why the server is ignored, 0 if it is not."""
         state = DeviceState.model_validate(
             {
                 "status": status,
@@ -100,6 +104,7 @@ class DeviceMessages:
                 "role": self._settings.role,
                 "tasks": self._tasks,
                 "bundles": self._settings.bundles.offered,
+                "epoch": epoch,
             }
         )
         return self._write("state", state, retain=True)
@@ -158,7 +163,7 @@ class DeviceMessages:
             round=job.round,
             attempt=job.attempt,
             fraction=min(1.0, max(0.0, fraction)),
-            loss=loss,
+            loss=loss if loss is not None and is_plausible(loss) else None,
         )
         return self._write("progress", progress)
 
@@ -186,6 +191,14 @@ class DeviceMessages:
             payload=outcome.payload,
         )
         return self._write("result", result)
+
+    def problem(self, job: Job) -> str:
+        """Return why no message can hold the result of a job that is done, "" where one can."""
+        try:
+            self.result(job, None)
+        except (ValidationError, RengoError) as error:
+            return " ".join(str(error).split())[:500]
+        return ""
 
     @staticmethod
     def outbox_key(key: JobKey) -> str:

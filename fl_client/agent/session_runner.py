@@ -16,6 +16,7 @@ from fl_client.session.events import (
     FetchModel,
     ForgetJob,
     Job,
+    JobFailed,
     JobKey,
     KeepJob,
     Presence,
@@ -23,7 +24,9 @@ from fl_client.session.events import (
     RenewUrls,
     SendDecline,
     SendResult,
+    ServerChanged,
     UploadUpdate,
+    WorkFinished,
 )
 from fl_client.session.machine import DeviceSession
 
@@ -41,6 +44,8 @@ class SessionRunner:
         self.machine = DeviceSession()
         self._parts = parts
         self._presence = PresenceDebouncer()
+        # the epoch that this device has obeyed, while the server's is lower, else 0
+        self._ignoring = 0
 
     def restore(self) -> None:
         """Go on with the jobs that the disk holds of an earlier process."""
@@ -48,9 +53,38 @@ class SessionRunner:
 
     def handle(self, event: Event) -> None:
         """Give an event to the machine and carry out its commands."""
+        if isinstance(event, WorkFinished):
+            event = self._sendable(event)
         self._carry_out(self.machine.handle(event))
 
+    def _sendable(self, event: WorkFinished) -> WorkFinished | JobFailed:
+        """Return the end of a job's work: a failure where no message can hold its result.
+
+        Nothing that cannot be sent is journalled: it would be met again at every start.
+        """
+        for job in self.machine.unfinished:
+            done = replace(job, outcome=event.outcome)
+            if job.key == event.key and (problem := self._parts.messages.problem(done)):
+                return JobFailed(job.key, f"its result cannot be sent: {problem}", unusable=True)
+        return event
+
     # --- presence -----------------------------------------------------------------------------
+
+    def server_online(self, epoch: int, *, asks: bool) -> None:
+        """Handle the server's presence: answer it, and say so where its epoch is too low.
+
+        Args:
+            epoch: the server's.
+            asks: it was published just now, and not retained from before this connection.
+        """
+        obeyed = self.machine.obeyed_epoch
+        ignoring = obeyed if epoch < obeyed else 0
+        if ignoring != self._ignoring:
+            self._ignoring = ignoring
+            self._parts.status.server_trouble(_ignored(epoch, obeyed) if ignoring else "")
+        if asks or ignoring:
+            self.publish_presence()
+        self.handle(ServerChanged(epoch))
 
     def publish_presence(self) -> None:
         """Publish the presence at once, as a new connection must."""
@@ -67,7 +101,7 @@ class SessionRunner:
 
     def _publish(self, presence: Presence | None) -> None:
         if presence is not None:
-            self._parts.session.publish(self._parts.messages.state(presence))
+            self._parts.session.publish(self._parts.messages.state(presence, self._ignoring))
 
     # --- after a restart ----------------------------------------------------------------------
 
@@ -79,16 +113,26 @@ class SessionRunner:
         parts = self._parts
         whole, reported = [], parts.messages.keys_in(parts.outbox)
         for stored in parts.journal.jobs():
+            if stored.key not in reported and (problem := parts.messages.problem(stored)):
+                # of an earlier version, which wrote it down first
+                _LOG.error(
+                    "the result of %s cannot be sent, and is dropped: %s", stored.key, problem
+                )
+                self._drop(stored.key)
+                continue
             # of the two files the outbox is the one that a power cut takes nothing from
             job = replace(stored, stage="reporting") if stored.key in reported else stored
             if job.stage == "reporting" or parts.folder.has_whole_update(job):
                 whole.append(job)
             else:
                 _LOG.warning("the update of %s did not survive; it is trained again", job.key)
-                parts.journal.remove(job.key)
-                parts.folder.remove_job(job.key, accepted=False)
+                self._drop(job.key)
         parts.folder.remove_all_but({job.key for job in whole} | reported)
         return whole, [key for key in reported if parts.folder.next_state(key).exists()]
+
+    def _drop(self, key: JobKey) -> None:
+        self._parts.journal.remove(key)
+        self._parts.folder.remove_job(key, accepted=False)
 
     # --- commands -----------------------------------------------------------------------------
 
@@ -144,3 +188,10 @@ class SessionRunner:
         parts.journal.remove(key)
         parts.session.confirm(parts.messages.outbox_key(key))
         parts.transfers.forget(key)
+
+
+def _ignored(epoch: int, obeyed: int) -> str:
+    return (
+        f"the server is at epoch {epoch} and this device has obeyed epoch {obeyed}: it ignores the "
+        "server, which has perhaps been restored from an older backup, and has told it so"
+    )

@@ -225,5 +225,5 @@ def _claimed_key(folder: Path, token: JoinToken) -> SecretKey:
         key = SecretKey.generate()
         atomic_write(path, json.dumps({"key": key.text}).encode())
         return key
-    except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, ConfigError) as error:
         raise ConfigError(f"{path} is damaged; remove it and ask for a new token") from error

@@ -12,6 +12,14 @@ from typing import Annotated, Any, BinaryIO, Literal, TypeVar
 import msgpack
 
 from broker.wire.limits import MAX_EXCHANGE_BYTES
+from runtime.bounds import (
+    MAX_EXAMPLES,
+    MAX_FINITE,
+    MAX_METRIC_NAME,
+    MAX_METRICS,
+    MAX_SECONDS,
+    MAX_SIZE,
+)
 from runtime.errors import PeerError
 from runtime.records import Bounds, FieldError, build
 
@@ -19,7 +27,15 @@ MAX_FRAME_BYTES = 1 << 20
 _LENGTH = struct.Struct(">I")
 FrameT = TypeVar("FrameT", bound="Frame")
 _Count = Annotated[int, Bounds(least=0)]
-_Seconds = Annotated[float, Bounds(least=0)]
+_Size = Annotated[int, Bounds(least=0, most=MAX_SIZE)]
+_Seconds = Annotated[float, Bounds(least=0, most=MAX_SECONDS)]
+_Metrics = Annotated[
+    dict[
+        Annotated[str, Bounds(length=MAX_METRIC_NAME)],
+        Annotated[float, Bounds(least=-MAX_FINITE, most=MAX_FINITE)],
+    ],
+    Bounds(length=MAX_METRICS),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,16 +112,16 @@ class Done:
     """
 
     kind: Literal["done"] = "done"
-    num_examples: _Count
-    metrics: dict[str, float]
+    num_examples: Annotated[int, Bounds(least=0, most=MAX_EXAMPLES)]
+    metrics: _Metrics
     header_sha256: str | None = None
-    size_bytes: _Count = 0
+    size_bytes: _Size = 0
     train_s: _Seconds
-    peak_rss_bytes: _Count
-    steps: _Count = 0
+    peak_rss_bytes: _Size
+    steps: _Size = 0
     steps_s: _Seconds = 0.0
-    full_steps: _Count = 0
-    micro_batch: _Count = 0
+    full_steps: _Size = 0
+    micro_batch: _Size = 0
     keeps_state: bool = False
     payload: Annotated[bytes, Bounds(length=MAX_EXCHANGE_BYTES)] = b""
 

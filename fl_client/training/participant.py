@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,15 +19,21 @@ from fl_client.tasks.exchange import (
     ExchangeStep,
     checked_answer,
 )
-from runtime.bounds import MAX_EXAMPLES
+from fl_client.tasks.user_code import numbers_of, splits_of, wrong
+from runtime.bounds import (
+    MAX_EXAMPLES,
+    MAX_FINITE,
+    MAX_METRIC_NAME,
+    MAX_METRICS,
+    is_plausible,
+)
 from runtime.errors import ConfigError
 
 if TYPE_CHECKING:
     from fl_client.tasks.split import Split
     from storage.weights import Vector, Weights
 
-# what a result's message holds
-_MAX_METRICS, _MAX_NAME_CHARS = 64, 64
+_LOG = logging.getLogger(__name__)
 
 
 class Participant:
@@ -70,8 +77,7 @@ class Participant:
 
     @cached_property
     def _splits(self) -> tuple[Split, Split]:
-        train, held_out = self.task.data(self.device)
-        return train, held_out
+        return splits_of(self.task, self.device)
 
     @property
     def train_split(self) -> Split:
@@ -97,8 +103,8 @@ class Participant:
         """
         self.renew()
         context = LocalContext(self, weights, plan)
-        update = LocalUpdate(*self.task.local_update(_read_only(weights.vector), context))
-        vector = np.ascontiguousarray(update.vector, np.float32)
+        update = self._update(self.task.local_update(_read_only(weights.vector), context))
+        vector = update.vector
         if vector.shape != weights.vector.shape:
             raise ConfigError(
                 f"task {self.task.name}: local_update gave a vector of shape {vector.shape}, "
@@ -114,14 +120,36 @@ class Participant:
         # the sum of finite float32 values is finite in float64, and it takes no second vector
         if not np.isfinite(vector.sum(dtype=np.float64)):
             raise TrainingFailed("training diverged: the update is not finite")
-        return update._replace(vector=vector, metrics=_finite(update.metrics))
+        metrics = numbers_of(self.task, "local_update", update.metrics)
+        return update._replace(metrics=_finite(metrics))
+
+    def _update(self, given: Any) -> LocalUpdate:
+        """Return what ``local_update`` gave, with its types checked."""
+        rule = "it must return the vector to send, the number of examples, and metrics"
+        if not isinstance(given, tuple | list) or not 3 <= len(given) <= len(LocalUpdate._fields):
+            raise wrong(self.task, "local_update", f"gave a {type(given).__name__}: {rule}")
+        update = LocalUpdate(*given)
+        if not isinstance(update.num_examples, int | np.integer):
+            found = type(update.num_examples).__name__
+            raise wrong(self.task, "local_update", f"gave a {found} for num_examples: {rule}")
+        try:
+            vector = np.ascontiguousarray(update.vector, np.float32)
+        except (TypeError, ValueError) as error:
+            what = f"gave no vector of numbers ({error}): {rule}"
+            raise wrong(self.task, "local_update", what) from error
+        return update._replace(vector=vector, num_examples=int(update.num_examples))
 
     def evaluate(self, weights: Weights, plan: LocalRound) -> Evaluation:
         """Return the metrics of ``weights`` on this device's held-out data."""
         self.renew()
         context = LocalContext(self, weights, plan)
-        found = Evaluation(*self.task.evaluate(_read_only(weights.vector), context))
-        return found._replace(metrics=_finite(found.metrics))
+        given: Any = self.task.evaluate(_read_only(weights.vector), context)
+        rule = "it must return the number of held-out examples, and metrics"
+        if not isinstance(given, tuple | list) or len(given) != len(Evaluation._fields):
+            raise wrong(self.task, "evaluate", f"gave a {type(given).__name__}: {rule}")
+        if not isinstance(given[0], int | np.integer):
+            raise wrong(self.task, "evaluate", f"gave a {type(given[0]).__name__} first: {rule}")
+        return Evaluation(int(given[0]), _finite(numbers_of(self.task, "evaluate", given[1])))
 
     def exchange(self, step: ExchangeStep) -> ExchangeAnswer:
         """Return the task's answer to one message of a flow.
@@ -137,7 +165,8 @@ class Participant:
             self._exchanged = series
         context = ExchangeContext(self, step)
         answer = checked_answer(self.task.name, self.task.exchange(context), context)
-        return answer._replace(metrics=_finite(answer.metrics))
+        metrics = numbers_of(self.task, "exchange", answer.metrics)
+        return answer._replace(metrics=_finite(metrics))
 
     def train_on_engine(self, weights: Weights, plan: LocalRound) -> LocalUpdate:
         """Return the engine's update, on the device's training data."""
@@ -163,15 +192,18 @@ def _read_only(vector: Vector) -> Vector:
 
 
 def _finite(metrics: dict[str, float]) -> dict[str, float]:
-    """Return the metrics that a message can hold, without those that are not finite.
+    """Return the metrics that a message can hold, without those that are out of bounds.
 
     Raises:
-        ConfigError: there are too many, or a name is too long.
+        ConfigError: there are too many, or a name is empty or too long.
     """
-    if len(metrics) > _MAX_METRICS or any(len(name) > _MAX_NAME_CHARS for name in metrics):
+    names = list(metrics)
+    if len(names) > MAX_METRICS or not all(0 < len(name) <= MAX_METRIC_NAME for name in names):
         raise ConfigError(
-            f"a task reports at most {_MAX_METRICS} metrics, with names of at most "
-            f"{_MAX_NAME_CHARS} characters; this one gave {len(metrics)}: "
-            f"{', '.join(metrics)[:200]}"
+            f"a task reports at most {MAX_METRICS} metrics, with names of 1 to {MAX_METRIC_NAME} "
+            f"characters; this one gave {len(metrics)}: {', '.join(names)[:200]}"
         )
-    return {name: float(value) for name, value in metrics.items() if np.isfinite(value)}
+    found = {name: float(value) for name, value in metrics.items() if is_plausible(value)}
+    for name in metrics.keys() - found.keys():
+        _LOG.warning("metric %s is %s, not within ±%g: left out", name, metrics[name], MAX_FINITE)
+    return found

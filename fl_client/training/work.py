@@ -23,6 +23,7 @@ from fl_client.training.checkpoint import FileCheckpoint, Pace
 from fl_client.training.frames import Done, TrainingJob
 from fl_client.training.out_of_memory import shrunk
 from fl_client.training.participant import Participant
+from runtime.bounds import MAX_EXAMPLES
 from runtime.errors import ConfigError, Corrupt, NotFound, Unavailable
 from runtime.files import sync_folder
 from storage.updates.info import UpdateInfo
@@ -62,6 +63,11 @@ def perform(participant: Participant, job: TrainingJob, progress: Reporter = no_
     )
     if job.action == "evaluate":
         count, metrics = participant.evaluate(weights, plan)
+        if not 1 <= count <= MAX_EXAMPLES:
+            raise ConfigError(
+                f"task {participant.task.name}: evaluate saw {count} examples; a device reports "
+                f"at least 1 and at most {MAX_EXAMPLES}"
+            )
         return _done(count, metrics, None, started, plan.tally)
     update = participant.train(weights, plan)
     written = _write_update(job, plan, weights, update)

@@ -22,6 +22,7 @@ import numpy as np
 from algorithms.base import Algorithm, Flat
 from fl_server.aggregation.arithmetic.changes import Changes
 from fl_server.aggregation.arithmetic.exact import BLOCK, Float32s
+from fl_server.aggregation.base_models import BaseModels
 from fl_server.aggregation.model_cache import ModelCache
 from fl_server.aggregation.spool import MemoryBudget, Spool
 from fl_server.aggregation.sums import RoundSum, sum_for
@@ -83,6 +84,10 @@ class Retention(Protocol):
         """Take note that all other versions are gone."""
         ...
 
+    def unchanged(self) -> AbstractContextManager[None]:
+        """Within the block no version of the run gets or loses a tag or a stage."""
+        ...
+
 
 class RunAggregator:
     """The byte work of one run.
@@ -109,13 +114,12 @@ class RunAggregator:
         self._cohort_size = cohort_size
         self._retention = retention
         self._store = store
-        self._models = models
+        self.base = BaseModels(models, store)
         self._budget = budget
         self._folder = models.folder
         self._lock = threading.Lock()
         self._spools: dict[tuple[RoundKey, str], Spool] = {}
         self._round: _OpenRound | None = None
-        self._layouts: dict[str, Layout] = {}
 
     # --- verify -------------------------------------------------------------------------------
 
@@ -126,7 +130,7 @@ class RunAggregator:
             Refused: the update can never count; says why.
             Unavailable: the store cannot be reached now; try again.
         """
-        layout = self.layout(base)
+        layout = self.base.layout(base)
         spool = Spool(layout.size, self._budget, self._folder)
         try:
             self._fill(spool, submission, base, layout)
@@ -176,15 +180,6 @@ class RunAggregator:
         if old is not None:
             old.close()
 
-    def layout(self, base: Model) -> Layout:
-        """Return the layout of a version, from its local copy."""
-        layout = self._layouts.get(base.sha256)
-        if layout is None:
-            with self._models.fetch(base).open("rb") as file:
-                layout, _ = read_layout(file)
-            self._layouts = {base.sha256: layout}
-        return layout
-
     # --- fold and aggregate -------------------------------------------------------------------
 
     def fold(self, submission: SubmittedUpdate, base: Model) -> None:
@@ -195,7 +190,7 @@ class RunAggregator:
             Unavailable: the store cannot be reached now; try again.
         """
         key = (submission.round, submission.attempt)
-        round_ = self._open_round(key, self.layout(base).size)
+        round_ = self._open_round(key, self.base.layout(base).size)
         if submission.device_id in round_.folded:
             return
         spool = self._take(key, submission.device_id)
@@ -238,10 +233,10 @@ class RunAggregator:
         if round_ is None or round_.key != key or round_.folded != set(included):
             folded = sorted(round_.folded) if round_ is not None and round_.key == key else []
             raise Corrupt(f"round {key}: folded {folded}, to include {sorted(included)}")
-        temporary = self._models.temporary()
+        temporary = self.base.copies.temporary()
         try:
             model = self._make_version(temporary, key[0], base, round_.sum)
-            self._models.adopt(temporary, model)
+            self.base.copies.adopt(temporary, model)
             return model
         finally:
             temporary.unlink(missing_ok=True)
@@ -285,7 +280,7 @@ class RunAggregator:
             pays to know them.
         """
         next_state = {name: np.empty_like(values) for name, values in state.items()}
-        with self._models.fetch(base).open("rb") as old, path.open("wb") as new:
+        with self.base.fetch(base).open("rb") as old, path.open("wb") as new:
             layout, offset = read_layout(old)
             out = _HashedFile(new, parts)
             header = encode_header(layout)
@@ -314,20 +309,20 @@ class RunAggregator:
         return out.digest.hexdigest(), next_state, changes.found(size)
 
     def _load_state(self, base: Model) -> dict[str, Flat]:
-        size = self.layout(base).size
+        size = self.base.layout(base).size
         if not base.state_key:
             return self._algorithm.init(size)
         reference = Model(base.version, base.state_key, base.state_sha256, 0)
-        path = self._models.fetch(reference)
+        path = self.base.fetch(reference)
         try:
             return dict(read_safetensors(path).arrays())
         finally:
             path.unlink(missing_ok=True)
 
     def _put_state(self, key: str, state: dict[str, Flat]) -> str:
-        path = self._models.temporary()
+        path = self.base.copies.temporary()
         try:
-            self._models.write(path, Weights.from_arrays(state))
+            self.base.copies.write(path, Weights.from_arrays(state))
             with path.open("rb") as file:
                 self._store.put(key, file, path.stat().st_size)
             return file_sha256(path)
@@ -344,28 +339,28 @@ class RunAggregator:
             model: the latest committed version.
         """
         self.forget(key)
-        retained = self._retention.retained(model.version)
-        spent = [
-            info.key
-            for info in self._store.list(self.keys.prefix)
-            if self.keys.is_spent_update(info.key, *key)
-            or self.keys.version_of(info.key) not in {None, *retained}
-        ]
-        return self._drop(spent, retained)
+        listed = [info.key for info in self._store.list(self.keys.prefix)]
+        with self._retention.unchanged():
+            retained = self._retention.retained(model.version)
+            spent = [
+                each
+                for each in listed
+                if self.keys.is_spent_update(each, *key)
+                or self.keys.version_of(each) not in {None, *retained}
+            ]
+            return self._drop(spent, retained)
 
     def sweep_run(self, model: Model) -> int:
         """Leave nothing but the retained versions, unfinished uploads included."""
         self._close_round()
         self.forget(None)
         abort_uploads(self._store, self.keys.prefix)
-        retained = self._retention.retained(model.version)
-        stray = [
-            info.key
-            for info in self._store.list(self.keys.prefix)
-            if self.keys.version_of(info.key) not in retained
-        ]
-        self._models.forget()
-        return self._drop(stray, retained)
+        listed = [info.key for info in self._store.list(self.keys.prefix)]
+        self.base.forget()
+        with self._retention.unchanged():
+            retained = self._retention.retained(model.version)
+            stray = [each for each in listed if self.keys.version_of(each) not in retained]
+            return self._drop(stray, retained)
 
     def _drop(self, keys: list[str], retained: Collection[int]) -> int:
         self._store.delete(keys)

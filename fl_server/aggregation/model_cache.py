@@ -7,6 +7,7 @@ import logging
 import secrets
 import shutil
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from fl_server.rounds.model import Model
@@ -70,12 +71,25 @@ class ModelCache:
             self._sound.add(model.sha256)
         return True
 
+    def has(self, model: Model) -> bool:
+        """Whether there is a verified copy."""
+        with self._lock:
+            return self._is_sound(self._path(model), model)
+
+    def verify(self, model: Model) -> None:
+        """Read the version in the store to its end; raises as ``fetch`` does."""
+        self._read(model, lambda _: None)
+
     def _download(self, model: Model, path: Path) -> None:
+        with path.open("wb") as file:
+            self._read(model, file.write)
+
+    def _read(self, model: Model, write: Callable[[bytes], object]) -> None:
         digest = hashlib.sha256()
-        with self._store.open(model.key) as stream, path.open("wb") as file:
+        with self._store.open(model.key) as stream:
             while part := stream.read(_READ_BYTES):
                 digest.update(part)
-                file.write(part)
+                write(part)
         if digest.hexdigest() != model.sha256:
             raise Corrupt(f"{model.key} has sha256 {digest.hexdigest()}, expected {model.sha256}")
 

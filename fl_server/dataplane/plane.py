@@ -1,7 +1,7 @@
 """The data plane: the work on bytes, of runs in rounds and of runs that begin.
 
 Methods that block, as their docstrings say, are called on the threads of :class:`Workers`:
-verification on the pool; folding, aggregating and sweeping in order.
+verification on the pool; folding, aggregating and sweeping of a run in order.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -17,6 +18,7 @@ from typing import TypeAlias
 from algorithms.registry import load as load_algorithm
 from broker.wire.messages import PartsRef
 from fl_server.aggregation.aggregator import Refused, RoundKey, RunAggregator, SubmittedUpdate
+from fl_server.aggregation.base_models import BaseLost
 from fl_server.aggregation.model_cache import ModelCache
 from fl_server.aggregation.spool import MemoryBudget
 from fl_server.dataplane.uploads import Uploads
@@ -42,15 +44,25 @@ from fl_server.rounds.model import Model
 from fl_server.rounds.plan import Plan
 from fl_server.runs.lineage import Commit, manifest_of
 from fl_server.runs.record import PreparedRun, RunRecord
-from runtime.errors import ConfigError, Corrupt, NotFound, RengoError, Unavailable
+from runtime.errors import (
+    AccessDenied,
+    ConfigError,
+    Corrupt,
+    Damaged,
+    NotFound,
+    RengoError,
+    Unavailable,
+)
 from storage.registry.registry import ModelRegistry
 from storage.store.objects import ObjectStore
+from storage.store.serving import is_serving
 from storage.versions.keys import RunKeys
 from storage.weights import NotFinite, read_layout, require_finite, stored_size
 
 _LOG = logging.getLogger(__name__)
 # a sweep covers all rounds before it, so that short ones share it
 _SWEEP_EVERY_S = 2.0
+_LOOK_EVERY_S = 0.5
 
 DataCommand: TypeAlias = (
     VerifyUpdate | FoldUpdate | Aggregate | DiscardUpdate | SweepRound | SweepRun
@@ -74,6 +86,10 @@ class RunRetention:
         """See :class:`fl_server.aggregation.aggregator.Retention`."""
         self.registry.forget_others(self.run_id, retained)
 
+    def unchanged(self) -> AbstractContextManager[None]:
+        """See :class:`fl_server.aggregation.aggregator.Retention`."""
+        return self.registry.unchanged()
+
 
 class DataPlane(Workers):
     """The byte work of all runs.
@@ -94,7 +110,7 @@ class DataPlane(Workers):
         post: Callable[[Done], None],
         spool_memory_bytes: int = 64 << 20,
     ) -> None:
-        super().__init__(post)
+        super().__init__(post, lambda: is_serving(store))
         self.store = store
         self.registry = registry
         self.uploads = Uploads(store)
@@ -147,6 +163,7 @@ class DataPlane(Workers):
                 it, or its model may have been removed.
         """
         run, model = self._runs[record.run_id], commit.model
+        self._await_registry()
 
         def work() -> None:
             if not is_new and not self._lacks_manifest(record.run_id, model):
@@ -155,12 +172,21 @@ class DataPlane(Workers):
                 record,
                 commit,
                 project=self.registry.project,
-                layout_hash=run.layout(model).hash,
+                layout_hash=run.base.layout(model).hash,
                 created_ms=time.time_ns() // 1_000_000,
             )
             self.registry.commit(manifest)
 
-        self.patiently(work)
+        try:
+            self.patiently(work, record.run_id)
+        except Damaged as error:
+            _LOG.error("version %d of %s has no manifest: %s", model.version, record.run_id, error)
+
+    def _await_registry(self) -> None:
+        """Return when the registry has been read. Blocks."""
+        while not self.registry.wait_read(_LOOK_EVERY_S):
+            if self._stopping.is_set():
+                raise Unavailable("the server stops")
 
     def _lacks_manifest(self, run_id: str, model: Model) -> bool:
         if self.registry.has(run_id, model.version):
@@ -180,7 +206,11 @@ class DataPlane(Workers):
                 if found:
                     self.registry.measure(run_id, version.manifest.version, found)
 
-        self.patiently(work)
+        self._await_registry()
+        try:
+            self.patiently(work, run_id)
+        except (Damaged, NotFound) as error:
+            _LOG.error("the metrics of %s are not all stored: %s", run_id, error)
 
     def perform(self, run_id: str, command: DataCommand, model: Model) -> Event | None:
         """Carry out a command of a run and return the event that follows, if any. Blocks.
@@ -189,62 +219,90 @@ class DataPlane(Workers):
             model: the latest committed version.
         """
         if isinstance(command, DiscardUpdate):
-            self.patiently(lambda: self.store.delete([command.key]))
+            with _logged(run_id):
+                self.patiently(lambda: self.store.delete([command.key]), run_id)
             return None
         run = self._runs.get(run_id)
         if run is None:
             return None  # it has ended meanwhile, and nothing waits for it
-        match command:
-            case VerifyUpdate():
-                return self._verify(run, command, model)
-            case FoldUpdate():
-                return self._fold(run, command, model)
-            case Aggregate():
-                return self._aggregate(run, command, model)
-            case SweepRound():
-                self._sweep(run, (command.round, command.attempt), model)
-            case SweepRun():
-                self.patiently(lambda: run.sweep_run(model))
-                self.uploads.forget(run.keys)
-                self._swept_s.pop(run.keys.run_id, None)
+        try:
+            match command:
+                case VerifyUpdate():
+                    return self._verify(run, command, model)
+                case FoldUpdate():
+                    return self._fold(run, command, model)
+                case Aggregate():
+                    return self._aggregate(run, command, model)
+            with _logged(run_id):
+                self._clean(run, command, model)
+        except BaseLost as error:
+            return FailureReported(f"version {model.version} is lost: {error}")
         return None
+
+    def _clean(self, run: RunAggregator, command: SweepRound | SweepRun, model: Model) -> None:
+        """Remove what no longer serves."""
+        if isinstance(command, SweepRound):
+            self._sweep(run, (command.round, command.attempt), model)
+            return
+        run_id = run.keys.run_id
+        self._await_registry()
+        self.patiently(lambda: run.sweep_run(model), run_id)
+        self.uploads.forget(run.keys)
+        self._swept_s.pop(run_id, None)
 
     def _sweep(self, run: RunAggregator, key: RoundKey, model: Model) -> None:
         """Free what updates up to ``key`` take here, and in the store unless it was just swept.
 
-        What is left there goes with a later round, or at the run's end.
+        What is left there goes with a later round, or at the run's end. After a round without a
+        model it is made sure that devices could have fetched the one before.
         """
         run.forget(key)
+        run_id = run.keys.run_id
+        if model.version < key[0]:
+            self.patiently(lambda: run.base.require_stored(model), run_id)
         now_s = time.monotonic()
-        if now_s < self._swept_s.get(run.keys.run_id, -math.inf) + _SWEEP_EVERY_S:
+        if now_s < self._swept_s.get(run_id, -math.inf) + _SWEEP_EVERY_S:
             return
-        self._swept_s[run.keys.run_id] = now_s
-        self.patiently(lambda: run.sweep(key, model))
+        self._await_registry()
+        self._swept_s[run_id] = now_s
+        self.patiently(lambda: run.sweep(key, model), run_id)
         if self.uploads.is_large(model.size_bytes):
-            self.patiently(lambda: self.uploads.abort_spent(run.keys, *key))
+            self.patiently(lambda: self.uploads.abort_spent(run.keys, *key), run_id)
+
+    def _base_read(self, run: RunAggregator, model: Model) -> None:
+        """Return when what the run goes on from is here; raises BaseLost when it never will."""
+        try:
+            self.patiently(lambda: run.base.layout(model), run.keys.run_id)
+        except Damaged as error:
+            raise BaseLost(str(error)) from error
 
     def _verify(self, run: RunAggregator, command: VerifyUpdate, model: Model) -> Event:
         submission = _submission(command)
         parts = (command.device_id, command.round, command.attempt, command.update)
+        self._base_read(run, model)
         try:
-            self.patiently(lambda: run.verify(submission, model))
-        except Refused as error:
+            self.patiently(lambda: run.verify(submission, model), run.keys.run_id)
+        except (Refused, Damaged) as error:
             return UpdateRejected(*parts, str(error))
         return UpdateVerified(*parts)
 
     def _fold(self, run: RunAggregator, command: FoldUpdate, model: Model) -> Event | None:
         submission = _submission(command)
+        self._base_read(run, model)
         try:
-            self.patiently(lambda: run.fold(submission, model))
-        except Refused as error:
+            self.patiently(lambda: run.fold(submission, model), run.keys.run_id)
+        except (Refused, Damaged) as error:
             return UpdateVanished(command.device_id, command.round, command.attempt, str(error))
         return None
 
     def _aggregate(self, run: RunAggregator, command: Aggregate, model: Model) -> Event:
         key = (command.round, command.attempt)
+        self._base_read(run, model)
         try:
-            after = self.patiently(lambda: run.aggregate(key, command.included, model))
-        except Unavailable:
+            after = self.patiently(
+                lambda: run.aggregate(key, command.included, model), run.keys.run_id
+            )
+        except (Unavailable, AccessDenied, BaseLost):
             raise
         except NotFinite as error:
             # devices would train the same again
@@ -290,8 +348,8 @@ class DataPlane(Workers):
             self.in_order(lambda: self.uploads.abort_all(keys))
 
     def forget_copies(self, run_id: str) -> None:
-        """Remove the local copies of a run's models, after all earlier work in order."""
-        self.in_order(self._models_of(run_id).forget)
+        """Remove the local copies of a run's models, after the run's earlier work."""
+        self.in_order(self._models_of(run_id).forget, run_id)
 
     def _models_of(self, run_id: str) -> ModelCache:
         return ModelCache(self._folder / run_id, self.store)
@@ -323,3 +381,12 @@ class DataPlane(Workers):
 
 def _submission(command: VerifyUpdate | FoldUpdate) -> SubmittedUpdate:
     return SubmittedUpdate(command.device_id, command.round, command.attempt, command.update)
+
+
+@contextmanager
+def _logged(run_id: str) -> Iterator[None]:
+    """Log what cannot be removed because it is damaged: a later sweep tries again."""
+    try:
+        yield
+    except Damaged as error:
+        _LOG.warning("not all that %s has left could be removed: %s", run_id, error)

@@ -1,8 +1,8 @@
 """Threads for work that blocks; how each piece of work ended comes back to the owner's thread.
 
-Work that changes the store or the registry runs on one thread, in order; other work on a small
-pool. A store that cannot be reached costs time: work tries again until it is back or the server
-stops.
+Work that changes what a run has in the store is done in order, run by run; so is what changes the
+registry, for all runs together. Other work is done on a small pool. A store that cannot be reached
+costs time: work tries again until it is back or the server stops.
 """
 
 from __future__ import annotations
@@ -14,14 +14,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
+from fl_server.dataplane.lanes import Lanes
+from fl_server.dataplane.patience import Patience, Waiting
 from fl_server.flows.commands import StartTask
-from runtime.errors import RengoError, Unavailable
-from runtime.retry import retrying_until
+from runtime.errors import RengoError
 
 _LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _POOL_THREADS = 4
+# no run has this name
+_REGISTRY = "model registry"
 
 
 @dataclass(frozen=True)
@@ -58,22 +61,24 @@ class Workers:
 
     Args:
         post: accepts what ended; called on the workers' threads, only enqueues.
+        serves: whether the store serves at all, where one object fails.
     """
 
-    def __init__(self, post: Callable[[Done], None]) -> None:
+    def __init__(self, post: Callable[[Done], None], serves: Callable[[], bool]) -> None:
         self._post = post
         self._stopping = threading.Event()
-        self._attempts = retrying_until(self._stopping, (Unavailable, OSError), _log_waiting)
+        self._patience = Patience(self._stopping, serves)
         self._pool = ThreadPoolExecutor(_POOL_THREADS, "verify")
-        self._ordered = ThreadPoolExecutor(1, "aggregate")
+        self._lanes = Lanes()
         # one thread, so that an order that is asked for twice has one upload
         self._uploading = ThreadPoolExecutor(1, "uploads")
 
     def stop(self) -> None:
         """Let running work end without retries and drop the rest."""
         self._stopping.set()
-        for threads in (self._pool, self._ordered, self._uploading):
+        for threads in (self._pool, self._uploading):
             threads.shutdown(cancel_futures=True)
+        self._lanes.shutdown()
 
     def start_job(self, run_id: str, task: StartTask) -> None:
         """Do a flow's task; its event, or that of its error, is posted as ``JobDone``."""
@@ -92,8 +97,11 @@ class Workers:
             if event is not None:
                 self._post(JobDone(run_id, event))
 
-        threads = self._ordered if task.in_order else self._pool
-        threads.submit(task.work).add_done_callback(ended)
+        if not task.lane:
+            self._pool.submit(task.work).add_done_callback(ended)
+            return
+        lane = run_id if task.lane == "run" else _REGISTRY
+        self._lanes.submit(lane, task.work).add_done_callback(ended)
 
     def start_task(
         self,
@@ -102,13 +110,19 @@ class Workers:
         failed: Callable[[RengoError], None],
         *,
         in_order: bool = False,
+        run_id: str = "",
     ) -> None:
         """Do ``work`` on a thread, then call ``then`` or ``failed`` on the owner's thread.
 
         An error that nobody foresaw is posted as ``JobCrashed`` and given to ``failed`` too, so
         that nobody waits for ever.
+
+        Args:
+            in_order: after all earlier changes of the registry, or the byte work of ``run_id``.
         """
-        self._submit(self._ordered if in_order else self._pool, work, then, failed)
+        lane = run_id or _REGISTRY
+        future = self._lanes.submit(lane, work) if in_order else self._pool.submit(work)
+        self._tell(future, then, failed)
 
     def start_upload(
         self,
@@ -117,22 +131,27 @@ class Workers:
         failed: Callable[[RengoError], None],
     ) -> None:
         """As ``start_task``, on the thread that begins and ends uploads in parts."""
-        self._submit(self._uploading, lambda: self.patiently(work), then, failed)
+        self._tell(self._uploading.submit(lambda: self.patiently(work)), then, failed)
 
-    def in_order(self, work: Callable[[], None]) -> None:
-        """Do ``work`` after all earlier work in order; nobody waits for its end."""
-        self._submit(self._ordered, lambda: self.patiently(work), _nothing, self._unexpected)
+    def in_order(self, work: Callable[[], None], run_id: str = "") -> None:
+        """Do ``work`` after the run's earlier work, or after earlier changes of the registry.
 
-    def patiently(self, work: Callable[[], T]) -> T:
-        """Call ``work`` until the store answers; only stopping ends the retries."""
-        return self._attempts(work)
+        Nobody waits for its end.
+        """
+        lane = run_id or _REGISTRY
+        future = self._lanes.submit(lane, lambda: self.patiently(work, run_id))
+        self._tell(future, _nothing, self._unexpected)
 
-    def _submit(
-        self,
-        threads: ThreadPoolExecutor,
-        work: Callable[[], T],
-        then: Callable[[T], None],
-        failed: Callable[[RengoError], None],
+    def patiently(self, work: Callable[[], T], run_id: str = "") -> T:
+        """See :meth:`fl_server.dataplane.patience.Patience.until_done`."""
+        return self._patience.until_done(work, run_id)
+
+    def waiting(self, run_id: str) -> Waiting | None:
+        """Return what a run's work waits for, None where none does."""
+        return self._patience.waiting(run_id)
+
+    def _tell(
+        self, future: Future[T], then: Callable[[T], None], failed: Callable[[RengoError], None]
     ) -> None:
         def ended(future: Future[T]) -> None:
             if future.cancelled() or self._stopping.is_set():
@@ -149,7 +168,7 @@ class Workers:
                 told = RengoError(f"internal error: {type(error).__name__}: {error}")
                 self._post(TaskDone(lambda: failed(told)))
 
-        threads.submit(work).add_done_callback(ended)
+        future.add_done_callback(ended)
 
     def _unexpected(self, error: RengoError) -> None:
         _LOG.error("work in order failed", exc_info=error)
@@ -157,7 +176,3 @@ class Workers:
 
 def _nothing(_: None) -> None:
     """Nobody waits for it."""
-
-
-def _log_waiting(error: BaseException) -> None:
-    _LOG.warning("waiting for the store or the disk: %s", error)

@@ -13,6 +13,7 @@ from broker.wire.messages import Patch
 from fl_server.flows.events import Action, TimerFired
 from runtime.errors import RengoError
 
+Lane: TypeAlias = Literal["", "run", "registry"]
 ReceiptStatus: TypeAlias = Literal["accepted", "late", "refused", "unknown"]
 
 
@@ -105,13 +106,13 @@ class StartTask:
     """Do ``work`` on another thread; the event that it returns comes back to the flow.
 
     Attributes:
-        in_order: after all earlier work of this kind, of every run, and before all later work.
-            What changes the store or the registry is done in order.
+        lane: which earlier work it comes after: that of its own run, all that changes the
+            registry, or none.
         failed: makes an event of an expected error; without it the flow gets FailureReported.
     """
 
     work: Callable[[], object | None] = field(compare=False)
-    in_order: bool = False
+    lane: Lane = ""
     failed: Callable[[RengoError], object] | None = field(default=None, compare=False)
 
 

@@ -141,7 +141,7 @@ class CanaryFlow(Flow):
             self._data.patiently(mark)
             return CandidateMarked()
 
-        return StartTask(work, in_order=True, failed=lambda error: MarkingFailed(str(error)))
+        return StartTask(work, "registry", failed=lambda error: MarkingFailed(str(error)))
 
     def _carrying_out(self, command: CarryOutVerdict) -> StartTask:
         def work() -> VerdictCarriedOut:
@@ -150,7 +150,7 @@ class CanaryFlow(Flow):
             )
             return VerdictCarriedOut(problem)
 
-        return StartTask(work, in_order=True, failed=lambda error: VerdictCarriedOut(str(error)))
+        return StartTask(work, "registry", failed=lambda error: VerdictCarriedOut(str(error)))
 
 
 def _carry_out_verdict(registry: ModelRegistry, plan: CanaryPlan, command: CarryOutVerdict) -> str:

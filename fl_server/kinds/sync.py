@@ -146,9 +146,7 @@ class SyncFlow(Flow):
                 return [ReportResult(command)]
             case SweepRun():
                 metrics = {version: ledger.metrics(version) for version in ledger.evaluations}
-                store = StartTask(
-                    lambda: self._data.store_metrics(self.run_id, metrics), in_order=True
-                )
+                store = StartTask(lambda: self._data.store_metrics(self.run_id, metrics), "run")
                 last = ArmTimer("sweep", ledger.round, ledger.attempt, _LAST_SWEEP_S)
                 return [store, self._work(command), last]
         return [self._work(command)]
@@ -157,13 +155,11 @@ class SyncFlow(Flow):
         model = self.machine.ledger.model
         return StartTask(
             lambda: self._data.perform(self.run_id, command, model),
-            in_order=not isinstance(command, VerifyUpdate),
+            "" if isinstance(command, VerifyUpdate) else "run",
         )
 
     def _signing(self, commit: Commit, *, is_new: bool = True) -> StartTask:
-        return StartTask(
-            lambda: self._data.sign_version(self.record, commit, is_new=is_new), in_order=True
-        )
+        return StartTask(lambda: self._data.sign_version(self.record, commit, is_new=is_new), "run")
 
     def order(self, command: SendOrder) -> IssueOrder:
         """Return the order that the machine asks for."""

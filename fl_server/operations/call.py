@@ -109,17 +109,19 @@ class Deferred(Generic[R]):
     """The result comes later: ``work`` off the owner's thread, then ``then`` on it.
 
     Attributes:
-        in_order: not beside the byte work of runs, but between it.
+        in_order: after what was begun before: changes of the registry, or a run's byte work.
+        run_id: whose byte work; "" for the registry.
     """
 
     work: Callable[[], Any]
     then: Callable[[Any], R | Deferred[R]]
     in_order: bool = False
+    run_id: str = ""
 
 
-def behind_byte_work(act: Callable[[], R | Deferred[R]]) -> Deferred[R]:
-    """Act after the byte work that was begun before, as is the reading of the model registry."""
-    return Deferred(_nothing, lambda _: act(), in_order=True)
+def behind_byte_work(act: Callable[[], R | Deferred[R]], run_id: str = "") -> Deferred[R]:
+    """Act after what was begun before: the registry's reading and changes, or a run's byte work."""
+    return Deferred(_nothing, lambda _: act(), in_order=True, run_id=run_id)
 
 
 def _nothing() -> None:

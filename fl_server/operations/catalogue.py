@@ -76,6 +76,9 @@ RUNS_RESUME = Operation("runs_resume", given.OneRun, runs.RunSummary, Effect.REC
 RUNS_STOP = Operation("runs_stop", given.OneRun, runs.RunSummary, Effect.RECORDED)
 
 MODELS_LS = Operation("models_ls", given.VersionsOf, models.ModelList, Effect.NONE, "viewer")
+MODELS_SET_ASIDE = Operation(
+    "models_set_aside", given.NoArguments, models.SetAsideList, Effect.NONE, "viewer"
+)
 MODELS_SHOW = Operation("models_show", given.OneVersion, models.ModelDetail, Effect.NONE, "viewer")
 MODELS_PRODUCTION = Operation(
     "models_production", given.OfTask, models.ModelRow, Effect.NONE, "viewer"
@@ -116,6 +119,7 @@ OPERATIONS: dict[str, Operation[Any, Any]] = {
         RUNS_RESUME,
         RUNS_STOP,
         MODELS_LS,
+        MODELS_SET_ASIDE,
         MODELS_SHOW,
         MODELS_PRODUCTION,
         MODELS_URL,

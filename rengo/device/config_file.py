@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import os
 import re
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from rengo.site.folder import default_home
-from runtime.config import from_environment, merge
+from runtime.config import NotToml, from_environment, merge, parse_toml
 
 PREFIX = "RENGO_AGENT"
 SYSTEM_FILE = Path("/etc/rengo/agent.toml")
@@ -75,8 +74,8 @@ def check(path: Path | None, model: type[BaseModel]) -> Checked:
         problem = Problem("", "", why, f"name the agent's file by --config, or make {path}")
         return Checked(source, {}, {}, [problem])
     try:
-        values = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        values = parse_toml(text)
+    except NotToml as error:
         found = _TOML_LINE.search(str(error))
         place = "" if found is None else f"line {found[1]}"
         mend = 'a line reads key = value; text stands in "double quotes", a list in [ ]'

@@ -69,7 +69,10 @@ class StatusClient:
             raise TransportError(f"the agent in {self._folder} does not answer: {error}") from error
         if not line:
             raise TransportError(f"the agent in {self._folder} ended, or has too many connections")
-        answer: dict[str, Any] = json.loads(line)
+        try:
+            answer: dict[str, Any] = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise TransportError(f"the agent in {self._folder} answers no JSON") from error
         if "error" in answer:
             raise TransportError(f"the agent in {self._folder}: {answer['error']}")
         return answer
@@ -98,6 +101,8 @@ def lines(status: dict[str, Any]) -> Iterator[str]:
         yield "  held        takes no order: it is about to be updated"
     if status["outbox"]:
         yield f"  outbox      {status['outbox']} waiting to be sent"
+    if status.get("server_trouble"):
+        yield f"  trouble     {status['server_trouble']}"
     yield from _listed("last rounds", status["rounds"], _round)
     yield from _listed(
         "declined", status["declines"], lambda each: f"{_name(each)}: {each['reason']}"

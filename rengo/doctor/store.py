@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rengo.doctor.checks import Check, healthy
-from runtime.errors import AccessDenied, NotFound, StorageError
+from runtime.errors import AccessDenied, Corrupt, NotFound, StorageError, Unavailable
 from storage.store.lifecycle import rule_is_set
 from storage.store.probe import LATEST_S, Answer, Findings
 from storage.store.s3 import S3Store
@@ -15,6 +15,12 @@ from storage.store.speed import SIZES_MB, TransferSpeed
 from storage.transfer import http
 
 _CLOSE_S = 60.0
+_READ_BYTES = 256 << 20
+_DAMAGED_SHOWN = 5
+_MEND_OBJECTS = (
+    "restore the store's files from a backup; until then such a version is set aside, see "
+    "`rengo models ls`"
+)
 _NOT_USED = "Rengo does not use it"
 _ASK = "ask the store's operator for it, or use another store"
 
@@ -100,7 +106,33 @@ def checks(store: S3Store, found: Findings) -> list[Check]:
         *(_feature(store, name, getattr(found.can, name)) for name in FEATURES),
         *_versions(found),
         *_rule(store, found),
+        _objects(store),
     ]
+
+
+def _objects(store: S3Store) -> Check:
+    """Read what the store has, small objects first, as far as a person may wait."""
+    listed = sorted(store.list("projects/"), key=lambda info: info.size)
+    damaged: list[str] = []
+    left = _READ_BYTES
+    read = 0
+    for info in listed:
+        left -= info.size
+        if left < 0:
+            break
+        read += 1
+        try:
+            with store.open(info.key) as stream:
+                while stream.read(http.BLOCK_BYTES):
+                    pass
+        except NotFound:
+            continue  # removed meanwhile, as updates are
+        except (Unavailable, Corrupt) as error:
+            damaged.append(str(error))
+    if damaged:
+        shown = "; ".join(damaged[:_DAMAGED_SHOWN])
+        return Check("objects", False, f"{len(damaged)} cannot be read: {shown}", _MEND_OBJECTS)
+    return Check("objects", True, f"{read} of {len(listed)} were read, all whole")
 
 
 def speed_lines(speeds: Sequence[TransferSpeed]) -> list[str]:

@@ -111,7 +111,7 @@ class SiteFolder:
             document = json.loads(path.read_bytes())
         except FileNotFoundError:
             return None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"{path} is damaged: {error}") from error
         found = document.get("format") if isinstance(document, dict) else None
         if found != FORMAT:

@@ -17,7 +17,8 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 
 from runtime.bounds import MAX_METRIC_NAME, MAX_METRICS, plausible
 from runtime.errors import ConfigError, Corrupt, InvalidTransition, NotFound
@@ -65,7 +66,7 @@ class ModelRegistry:
         self.project = project
         self._key = key
         self._versions = VersionStore(store, project, key, now_ms, cache)
-        self._writing = threading.Lock()
+        self._writing = threading.RLock()
         # task -> the version in production before a rollback that failed
         self._failed_rollbacks: dict[str, str] = {}
 
@@ -77,6 +78,16 @@ class ModelRegistry:
         """
         with self._writing:
             return self._versions.scan()
+
+    def wait_read(self, timeout_s: float) -> bool:
+        """Return whether it was read from the store, after at most this time."""
+        return self._versions.scanned.wait(timeout_s)
+
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Within the block no other thread changes a version, as by a tag or a promotion."""
+        with self._writing:
+            yield
 
     # --- reading ------------------------------------------------------------------------------
 
@@ -97,8 +108,14 @@ class ModelRegistry:
 
     def find(self, name: str) -> Version:
         """See :meth:`storage.versions.index.VersionIndex.find`."""
-        with self._versions.index() as index:
-            return index.find(name)
+        try:
+            with self._versions.index() as index:
+                return index.find(name)
+        except NotFound:
+            for (run_id, number), reason in self.set_aside().items():
+                if name in (run_id, f"{run_id}:{number}"):
+                    raise NotFound(f"{run_id}:{number} is set aside: {reason}") from None
+            raise
 
     def production(self, task: str) -> Version | None:
         """Return the version of the task that is in production."""
@@ -108,8 +125,12 @@ class ModelRegistry:
         """Return the version's manifest as a signed file, as the store has it."""
         return version.manifest.encode(self._key)
 
+    def set_aside(self) -> dict[tuple[str, int], str]:
+        """Return the versions of which the store cannot give a document, and why."""
+        return self._versions.set_aside()
+
     def unreadable(self, run_id: str) -> set[int]:
-        """Return the versions of a run with a document that is not valid."""
+        """Return the versions of a run with a document that is not valid or not given."""
         return self._versions.unreadable(run_id)
 
     def retained(self, run_id: str, latest: int, keep: int, keep_every: int) -> set[int]:

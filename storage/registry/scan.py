@@ -1,7 +1,9 @@
 """Reads a project's versions from a bucket: one listing, and a GET for each document not cached.
 
 The contents of the bucket never make the scan fail: a document that is damaged, signed by another
-key or stored at a wrong key counts as absent and is reported.
+key or stored at a wrong key counts as absent and is reported. One that the store cannot give while
+it serves others sets its version aside until a later scan: what it says of stage and tags must not
+be written over.
 """
 
 from __future__ import annotations
@@ -11,9 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from runtime.errors import Corrupt, NotFound
+from runtime.errors import Corrupt, Damaged, NotFound
 from runtime.security.signing import PublicKey
 from storage.store.objects import ObjectInfo, Objects
+from storage.store.serving import damage_told
 from storage.versions.index import Version, VersionKey
 from storage.versions.keys import RunKeys, runs_prefix
 from storage.versions.manifest import MAX_DOCUMENT_BYTES, Manifest, Record
@@ -53,6 +56,7 @@ class RegistryScan:
     Attributes:
         versions: those with a valid manifest and a model in the store.
         unreadable: versions with a manifest or record that is not valid.
+        set_aside: versions with a manifest or record that the store cannot give, and why.
         orphan_records: the keys of records without a version.
         fetched: documents that the cache did not have.
         problems: what was wrong, for people.
@@ -60,6 +64,7 @@ class RegistryScan:
 
     versions: list[Version] = field(default_factory=list)
     unreadable: set[VersionKey] = field(default_factory=set)
+    set_aside: dict[VersionKey, str] = field(default_factory=dict)
     orphan_records: set[str] = field(default_factory=set)
     fetched: list[Document] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -117,6 +122,7 @@ class _Scanner:
         self._manifests: dict[str, Manifest] = {}
         self._records: dict[str, Record] = {}
         self._problem_of: dict[str, str] = {}
+        self._damaged: dict[str, str] = {}
 
     def scan(self) -> RegistryScan:
         listed = self._list()
@@ -164,6 +170,8 @@ class _Scanner:
         ]
         with ThreadPoolExecutor(_READERS, "registry") as readers:
             for info, data in zip(missing, readers.map(self._fetch, missing), strict=True):
+                if info.key in self._damaged:
+                    continue
                 if data is None:
                     self._problem_of[info.key] = f"{info.key}: listed, but not there"
                 elif self._decode(info.key, data) and info.etag:
@@ -171,9 +179,12 @@ class _Scanner:
 
     def _fetch(self, info: ObjectInfo) -> bytes | None:
         try:
-            return _fetch(self._store, info.key)
+            return damage_told(self._store, lambda: _fetch(self._store, info.key))
         except NotFound:
             return None
+        except Damaged as error:
+            self._damaged[info.key] = str(error)
+            return b""
 
     def _decode(self, key: str, data: bytes) -> bool:
         try:
@@ -187,6 +198,12 @@ class _Scanner:
         return True
 
     def _add_version(self, keys: RunKeys, number: int, objects: _ListedObjects) -> None:
+        documents = [each for each in (objects.manifest, objects.record) if each is not None]
+        damage = [self._damaged[each.key] for each in documents if each.key in self._damaged]
+        if damage:
+            self._found.set_aside[keys.run_id, number] = damage[0]
+            self._found.problems.append(f"{keys.run_id}:{number} is set aside: {damage[0]}")
+            return
         if objects.manifest is None:
             self._note_orphan_record(keys, number, objects)
             return

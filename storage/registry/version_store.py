@@ -48,9 +48,10 @@ class VersionStore:
         self._cache = cache
         self._lock = threading.Lock()
         self._index = VersionIndex()
-        self._scanned = False
+        self.scanned = threading.Event()
         self._uncertain: set[VersionKey] = set()
         self._unreadable: set[VersionKey] = set()
+        self._set_aside: dict[VersionKey, str] = {}
         self._orphan_records: set[str] = set()
         # versions whose removal was interrupted
         self._being_removed: dict[VersionKey, Version] = {}
@@ -63,19 +64,25 @@ class VersionStore:
             yield self._index
 
     def unreadable(self, run_id: str) -> set[int]:
-        """Return the versions of a run with a document that is not valid."""
+        """Return the versions of a run with a document that is not valid or not given."""
         with self._lock:
-            return {number for run, number in self._unreadable if run == run_id}
+            found = self._unreadable | self._set_aside.keys()
+        return {number for run, number in found if run == run_id}
+
+    def set_aside(self) -> dict[VersionKey, str]:
+        """Return the versions with a document that the store cannot give, and why."""
+        with self._lock:
+            return dict(self._set_aside)
 
     def in_doubt(self, run_id: str) -> set[int]:
         """Return the versions of a run of which it is unknown what the store has."""
         with self._lock:
-            unsure = self._uncertain | self._unreadable
+            unsure = self._uncertain | self._unreadable | self._set_aside.keys()
         return {number for run, number in unsure if run == run_id}
 
     def require_scan(self) -> None:
         """Raise InvalidTransition before the first scan: every version would seem to be absent."""
-        if not self._scanned:
+        if not self.scanned.is_set():
             raise InvalidTransition("the model registry was not read yet: call rebuild first")
 
     def current(self, key: VersionKey) -> Version:
@@ -96,11 +103,12 @@ class VersionStore:
         with self._lock:
             self._index = VersionIndex(found.versions)
             self._unreadable = found.unreadable
+            self._set_aside = found.set_aside
             self._uncertain = set()
         self._orphan_records = found.orphan_records
         self._being_removed = {}
         self._promotions = max((each.promoted for each in found.versions), default=0)
-        self._scanned = True
+        self.scanned.set()
         if self._cache is not None and found.fetched:
             self._cache.put(found.fetched)
         return found.problems + self._complete_interrupted()

@@ -10,12 +10,27 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+from storage.store.clock import StoreClock, credentials_of
 from storage.store.settings import StoreSettings
 
 if TYPE_CHECKING:
+    from botocore.auth import S3SigV4QueryAuth
+    from botocore.awsrequest import AWSRequest
     from mypy_boto3_s3 import S3Client
 
 _IN_A_PATH, _IN_A_QUERY = "/-._~", "-._~"
+
+
+def _auth_by(clock: StoreClock) -> type[S3SigV4QueryAuth]:
+    """Return botocore's signature with the clock's time."""
+    from botocore.auth import S3SigV4QueryAuth  # noqa: PLC0415  (boto3 is the server's alone)
+
+    class _Auth(S3SigV4QueryAuth):
+        def _modify_request_before_signing(self, request: AWSRequest) -> None:
+            request.context["timestamp"] = clock.stamp()
+            super()._modify_request_before_signing(request)  # type: ignore[misc]  # not in the stubs
+
+    return _Auth
 
 
 class UrlSigner:
@@ -26,21 +41,17 @@ class UrlSigner:
     Args:
         settings: the keys and the region.
         client: knows the bucket's URL, with the bucket in the path or in the host name.
+        clock: the time that a URL is valid from.
     """
 
-    def __init__(self, settings: StoreSettings, client: S3Client) -> None:
-        from botocore.credentials import Credentials  # noqa: PLC0415  (boto3 is the server's alone)
-
+    def __init__(self, settings: StoreSettings, client: S3Client, clock: StoreClock) -> None:
+        self._auth = _auth_by(clock)
         any_key = {"Bucket": settings.bucket, "Key": "k"}
         url = client.generate_presigned_url("get_object", Params=any_key)
         self._bucket_url = url.partition("?")[0].removesuffix("k")
         self._region = settings.region
-        token = settings.session_token
-        self._credentials = Credentials(
-            settings.access_key,
-            settings.secret.get_secret_value(),
-            None if token is None else token.get_secret_value(),
-        )
+        self._credentials = credentials_of(settings)
+        self._clock = clock
 
     def sign(
         self,
@@ -58,7 +69,6 @@ class UrlSigner:
             query: parameters besides the signature, as ``uploadId``.
             headers: those that the request must have.
         """
-        from botocore.auth import S3SigV4QueryAuth  # noqa: PLC0415
         from botocore.awsrequest import AWSRequest  # noqa: PLC0415
 
         parameters = "&".join(
@@ -70,6 +80,6 @@ class UrlSigner:
             url=self._bucket_url + quote(key, safe=_IN_A_PATH) + query_text,
             headers=dict(headers or {}),
         )
-        auth = S3SigV4QueryAuth(self._credentials, "s3", self._region, expires=expires_s)
+        auth = self._auth(self._credentials, "s3", self._region, expires=expires_s)
         auth.add_auth(request)
         return str(request.url)

@@ -25,6 +25,7 @@ from runtime.errors import (
 )
 from runtime.retry import retrying
 from runtime.security.tls import Tls
+from storage.store.clock import StoreClock, sign_by
 from storage.store.multipart_writer import PartWriter
 from storage.store.objects import ObjectInfo, Part, UnfinishedUpload, check_key, source_size
 from storage.store.presign import UrlSigner
@@ -73,15 +74,22 @@ _BUSY = {"429", "InternalError", "RequestTimeout", "ServiceUnavailable", "SlowDo
 class S3Store:
     """A bucket of any S3 server; see :class:`storage.store.objects.ObjectStore`."""
 
-    def __init__(self, settings: StoreSettings, sizes: PartSizes | None = None) -> None:
+    def __init__(
+        self,
+        settings: StoreSettings,
+        sizes: PartSizes | None = None,
+        clock: StoreClock | None = None,
+    ) -> None:
         self.settings = settings
         self.sizes = sizes or PartSizes()
         self.client = client_of(settings, settings.endpoint)
-        self._private = UrlSigner(settings, self.client)
+        self._clock = clock or StoreClock()
+        sign_by(self._clock, self.client, settings)
+        self._private = UrlSigner(settings, self.client, self._clock)
         self._public = self._private
         if settings.public_endpoint:
             public = client_of(settings, settings.public_endpoint)
-            self._public = UrlSigner(settings, public)
+            self._public = UrlSigner(settings, public, self._clock)
         tls = None if settings.ca is None else Tls.trusting(settings.ca)
         self.http = http.pool(tls=tls, connect_s=CONNECT_S, read_s=READ_S, proxy=settings.proxy)
 
@@ -92,20 +100,28 @@ class S3Store:
             self._put_parts(key, source, total)
             return self.head(key)
         headers = self.upload_headers
-        url = self._private.sign("PUT", self.full(key), _OWN_URL_S, headers=headers)
+
+        def url() -> str:
+            return self._private.sign("PUT", self.full(key), _OWN_URL_S, headers=headers)
+
         if isinstance(source, bytes):
-            etag = self._retry(lambda: http.send(self.http, url, source, total, headers))
+            etag = self._retry(lambda: http.send(self.http, url(), source, total, headers))
         elif source.seekable():
             start = source.tell()
-            etag = self._retry(lambda: self._send_from(url, source, start, total, key))
+            etag = self._retry(lambda: self._send_from(url(), source, start, total, key))
         else:
-            etag = http.send(self.http, url, _blocks(source, total, key), total, headers)
+            etag = http.send(self.http, url(), _blocks(source, total, key), total, headers)
         return ObjectInfo(key, total, etag)
 
     def open(self, key: str, start: int = 0, end: int | None = None) -> http.Download:
         """Return the bytes as a stream; a break is Unavailable, and a range resumes it."""
-        url = self._private.sign("GET", self.full(check_key(key)), _OWN_URL_S)
-        return self._retry(lambda: http.fetch(self.http, url, start=start, end=end))
+        full = self.full(check_key(key))
+
+        def fetch() -> http.Download:
+            url = self._private.sign("GET", full, _OWN_URL_S)
+            return http.fetch(self.http, url, start=start, end=end)
+
+        return self._retry(fetch)
 
     def head(self, key: str) -> ObjectInfo:
         """Return what is known of the object."""
@@ -124,8 +140,7 @@ class S3Store:
             lasts = {check_key(key).rpartition("/")[0]: key for key in batch}
             self._delete_many(sorted(set(batch) - set(lasts.values())))
             for key in lasts.values():
-                url = self._private.sign("DELETE", self.full(key), _OWN_URL_S)
-                self._retry(partial(http.remove, self.http, url))
+                self._retry(partial(self._remove, key))
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Return the objects under the prefix, one page for each request."""
@@ -165,15 +180,24 @@ class S3Store:
     def put_part(self, key: str, upload_id: str, number: int, data: Part) -> str:
         """Store one part and return its ETag."""
         query: dict[str, str | int] = {"uploadId": upload_id, "partNumber": number}
-        url = self._private.sign("PUT", self.full(check_key(key)), _OWN_URL_S, query=query)
-        size = len(data)
-        return self._retry(lambda: http.send(self.http, url, _slices(data), size, {}))
+        full, size = self.full(check_key(key)), len(data)
+
+        def send() -> str:
+            url = self._private.sign("PUT", full, _OWN_URL_S, query=query)
+            return http.send(self.http, url, _slices(data), size, {})
+
+        return self._retry(send)
 
     def complete_upload(self, key: str, upload_id: str, etags: Sequence[str]) -> None:
         """Assemble the object from its parts."""
         query = {"uploadId": upload_id}
-        url = self._private.sign("POST", self.full(check_key(key)), _OWN_URL_S, query=query)
-        self._retry(lambda: http.complete_upload(self.http, url, etags))
+        full = self.full(check_key(key))
+
+        def complete() -> None:
+            url = self._private.sign("POST", full, _OWN_URL_S, query=query)
+            http.complete_upload(self.http, url, etags)
+
+        self._retry(complete)
 
     def abort_upload(self, key: str, upload_id: str) -> None:
         """Abort a multipart upload, if it exists."""
@@ -258,8 +282,21 @@ class S3Store:
         body = _blocks(source, total, key)
         return http.send(self.http, url, body, total, self.upload_headers)
 
+    def _remove(self, key: str) -> None:
+        http.remove(self.http, self._private.sign("DELETE", self.full(key), _OWN_URL_S))
+
     def _retry(self, attempt: Callable[[], T]) -> T:
-        return retrying((Unavailable,), attempts=ATTEMPTS, total_s=_TOTAL_S)(attempt)
+        """Call ``attempt``, which signs its URL, until it succeeds or the time is over.
+
+        A date that the store refused is corrected once.
+        """
+        patiently = retrying((Unavailable,), attempts=ATTEMPTS, total_s=_TOTAL_S)
+        try:
+            return patiently(attempt)
+        except AccessDenied as error:
+            if not self._clock.learn(error.store_date):
+                raise
+        return patiently(attempt)
 
     def _where(self, what: str) -> str:
         return f"{what} in {self.settings.bucket} of {self.settings.endpoint}"

@@ -146,13 +146,17 @@ def tls_failure(error: BaseException, what: str) -> StorageError | None:
     return kind(f"{what}: {found}")
 
 
-def raise_for_status(status: int, what: str) -> None:
-    """Return on 2xx, else raise the error for what the caller should do."""
+def raise_for_status(status: int, what: str, date: str = "") -> None:
+    """Return on 2xx, else raise the error for what the caller should do.
+
+    Args:
+        date: the time by the store's clock.
+    """
     if 200 <= status < 300:
         return
     text = f"{what}: the store answered {status}"
     if status in {401, 403}:
-        raise AccessDenied(text)
+        raise AccessDenied(text, date)
     if status in {404, 410}:
         raise NotFound(text)
     if status in {409, 412}:
@@ -179,7 +183,7 @@ def send(
         response = http.request(
             "PUT", url, body=cast("Any", body), headers={**headers, "Content-Length": str(size)}
         )
-    raise_for_status(response.status, what)
+    raise_for_status(response.status, what, response.headers.get("Date", ""))
     return response.headers.get("ETag", "").strip('"')
 
 
@@ -193,7 +197,7 @@ def remove(http: urllib3.PoolManager, url: str) -> None:
     what = f"DELETE {redacted(url)}"
     with named_errors(what):
         response = http.request("DELETE", url)
-    raise_for_status(response.status, what)
+    raise_for_status(response.status, what, response.headers.get("Date", ""))
 
 
 def complete_upload(http: urllib3.PoolManager, url: str, etags: Sequence[str]) -> None:
@@ -220,7 +224,7 @@ def complete_upload(http: urllib3.PoolManager, url: str, etags: Sequence[str]) -
         raise Corrupt(f"{what}: the store answered {name}")
     if name == "NoSuchUpload":
         raise NotFound(f"{what}: the store answered {name}")
-    raise_for_status(response.status, what)
+    raise_for_status(response.status, what, response.headers.get("Date", ""))
     if _COMPLETED not in response.data:
         raise Unavailable(f"{what}: the store answered {name or 'neither success nor an error'}")
 
@@ -285,7 +289,7 @@ def fetch(
     with named_errors(what):
         response = http.request("GET", url, headers=headers, preload_content=False)
     try:
-        raise_for_status(response.status, what)
+        raise_for_status(response.status, what, response.headers.get("Date", ""))
         return Download(response, what)
     except StorageError:
         response.close()

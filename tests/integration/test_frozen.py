@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Collection
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,9 @@ class KeepAll:
 
     def forget_others(self, retained: Collection[int]) -> None:
         del retained
+
+    def unchanged(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
 
 class Run:

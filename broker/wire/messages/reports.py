@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from broker.wire.messages.base import Finite, Id, Message, Size, Text, WireModel
+from broker.wire.messages.base import Finite, Id, Message, Size, Text, Total, WireModel
 
 
 class Compute(WireModel):
@@ -17,7 +17,7 @@ class Compute(WireModel):
 
     name: Text
     model: Text = ""
-    memory_bytes: Size = 0
+    memory_bytes: Total = 0
     capability: Text = ""
     precision: Text = ""
 
@@ -34,7 +34,7 @@ class DeviceInfo(Message):
     profile: Text
     engine: Text
     cpus: Size
-    ram_bytes: Size
+    ram_bytes: Total
     accelerators: Annotated[list[Text], Field(max_length=64)]
     versions: Annotated[dict[str, Text], Field(max_length=64)]
     tasks: Annotated[list[Text], Field(max_length=64)]
@@ -57,8 +57,8 @@ class DeviceHealth(Message):
     throttled: Annotated[list[Id], Field(max_length=8)] | None = None
     under_voltage: bool | None = None
     load: Finite | None = None
-    memory_available_bytes: Size | None = None
-    disk_free_bytes: Size | None = None
+    memory_available_bytes: Total | None = None
+    disk_free_bytes: Total | None = None
     disk_wear_percent: Annotated[int, Field(ge=0, le=200)] | None = None
     link: Annotated[str, Field(max_length=64)] | None = None
     link_dbm: Finite | None = None
@@ -67,7 +67,7 @@ class DeviceHealth(Message):
     on_battery: bool | None = None
     clock_synced: bool | None = None
     paused: Text = ""
-    data_left_bytes: Size | None = None
+    data_left_bytes: Total | None = None
 
 
 class Bar(WireModel):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from fl_server.dataplane.bundles import KeptBundle, Named
 from fl_server.dataplane.urls import URL_LIFETIME_S
@@ -13,6 +13,7 @@ from fl_server.members.rules import AuditEvent
 from fl_server.operations import catalogue
 from fl_server.operations.arguments import (
     CanaryArguments,
+    NoArguments,
     OfTask,
     OneCanary,
     OneVersion,
@@ -30,7 +31,10 @@ from fl_server.operations.results.models import (
     ModelList,
     ModelRow,
     ModelUrl,
+    SetAside,
+    SetAsideList,
 )
+from fl_server.runs.definition import EvaluationSection
 from runtime.errors import ConfigError, NotFound
 from storage.versions.index import Version
 from storage.versions.keys import RunKeys
@@ -48,6 +52,7 @@ class ModelOperations:
         """Return what carries out each operation."""
         return (
             Binding(catalogue.MODELS_LS, self.models_ls),
+            Binding(catalogue.MODELS_SET_ASIDE, self.models_set_aside),
             Binding(catalogue.MODELS_SHOW, self.models_show),
             Binding(catalogue.MODELS_PRODUCTION, self.models_production),
             Binding(catalogue.MODELS_URL, self.models_url),
@@ -66,6 +71,16 @@ class ModelOperations:
         """Return the versions, the latest first."""
         versions = self._registry.versions(wanted.run_id, wanted.task)
         return ModelList(models=[ModelRow(**self._row(version)) for version in versions])
+
+    def models_set_aside(self, _: NoArguments, __: Call) -> SetAsideList:
+        """Return the versions of which the store cannot give a document."""
+        found = sorted(self._registry.set_aside().items())
+        return SetAsideList(
+            set_aside=[
+                SetAside(name=f"{run_id}:{number}", reason=reason[:2000])
+                for (run_id, number), reason in found
+            ]
+        )
 
     def models_show(self, wanted: OneVersion, _: Call) -> ModelDetail:
         """Return one version with its lineage."""
@@ -86,7 +101,7 @@ class ModelOperations:
         latest = 0 if run is None else run.machine.ledger.model.version
         if run is not None and not self._registry.has(wanted.name, latest):
             # committed a moment ago: its manifest is being written
-            return behind_byte_work(lambda: self._url(self._registry.find(wanted.name)))
+            return behind_byte_work(lambda: self._url(self._registry.find(wanted.name)), run.run_id)
         return self._url(self._registry.find(wanted.name))
 
     def canary_show(self, wanted: OneCanary, _: Call) -> CanaryReport:
@@ -104,6 +119,11 @@ class ModelOperations:
             manifest=self._registry.signed(version).decode(),
         )
 
+    def _evaluation(self, version: Version) -> EvaluationSection:
+        """Return how the version's run measures, the usual way where the run is not known."""
+        run = self._sync_runs().get(version.manifest.run_id)
+        return EvaluationSection() if run is None else run.record.definition.evaluation
+
     def _row(self, version: Version) -> dict[str, Any]:
         manifest, record = version.manifest, version.record
         run = self._sync_runs().get(manifest.run_id)
@@ -119,6 +139,7 @@ class ModelOperations:
             "stage": record.stage,
             "in_production": production is not None and production.name == manifest.name,
             "tags": list(record.tags),
+            "headline": self._evaluation(version).headline,
             "metrics": {name: each for name, each in metrics.items() if finite(each) is not None},
             "sha256": manifest.sha256,
             "size_bytes": manifest.size_bytes,
@@ -277,7 +298,10 @@ class ModelOperations:
     def _begin(
         self, candidate: Version, wanted: CanaryArguments, call: Call, bundle: Named | None
     ) -> CanaryBegun:
-        request = CanaryRequest(**wanted.model_dump(exclude={"name"}))
+        evaluation = self._evaluation(candidate)
+        metric = wanted.metric or evaluation.headline
+        goal: Literal["", "higher", "lower"] = evaluation.metrics.get(metric, "")
+        request = CanaryRequest(wanted.share, metric, wanted.max_drop, wanted.deadline_s, goal)
         production = self._registry.production(candidate.manifest.task)
         # the new one's id, and behind it that of the one that goes on in the same way, if any
         ids = [new_canary_id()]

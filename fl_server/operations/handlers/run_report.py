@@ -99,6 +99,8 @@ def _summary(record: RunRecord[Plan], ledger: Ledger) -> dict[str, Any]:
         "rounds_completed": ledger.model.version,
         "accuracy": finite(ledger.metric(version, "accuracy")),
         "loss": finite(ledger.metric(version, "loss")),
+        "headline": record.definition.evaluation.headline,
+        "measured": finite(ledger.metric(version, record.definition.evaluation.headline)),
         "submitted_at": record.at,
     }
 
@@ -137,6 +139,7 @@ def _summary_of_document(record: RunRecord[Any], document: RunDocument | None) -
         "rounds_completed": definition.rounds if status == "completed" else 0,
         "accuracy": finite(known.get("accuracy")),
         "loss": finite(known.get("loss")),
+        "measured": finite(known.get("accuracy")),
         "submitted_at": record.at,
     }
 
@@ -176,6 +179,7 @@ def report(
     for row in facts:
         last_at = row.at
         _add(row, rounds, devices)
+    headline = record.definition.evaluation.headline
     return RunReport(
         **_summary(record, ledger),
         seed=record.plan.seed,
@@ -185,7 +189,7 @@ def report(
         round_s=[round(each.seconds or 0.0, 4) for each in rounds if each.outcome == "committed"],
         bytes_up=total(device.bytes_up for device in devices.values()),
         bytes_down=total(device.bytes_down for device in devices.values()),
-        history=[_history_row(entry, ledger) for entry in rounds],
+        history=[_history_row(entry, ledger, headline) for entry in rounds],
         devices=[
             described(RunDevice(id=device_id, **vars(device)), infos or {})
             for device_id, device in sorted(devices.items())
@@ -225,7 +229,7 @@ def _add(row: FactRecord, rounds: list[_RoundReport], devices: dict[str, _Device
             devices[fact.device_id].add(fact.usage)
 
 
-def _history_row(entry: _RoundReport, ledger: Ledger) -> RoundRow:
+def _history_row(entry: _RoundReport, ledger: Ledger, headline: str) -> RoundRow:
     committed = entry.outcome == "committed"
     return RoundRow(
         round=entry.round,
@@ -240,6 +244,7 @@ def _history_row(entry: _RoundReport, ledger: Ledger) -> RoundRow:
         ordered_steps={name: work.max_steps for name, work in entry.work.items()},
         accuracy=finite(ledger.metric(entry.round, "accuracy")) if committed else None,
         loss=finite(ledger.metric(entry.round, "loss")) if committed else None,
+        measured=finite(ledger.metric(entry.round, headline)) if committed else None,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from pydantic import ValidationError
 
@@ -29,6 +29,7 @@ from runtime.errors import ConfigError, NotFound
 from storage.versions.manifest import Parent
 
 _DEFINITION_BYTES = 32 << 10
+ReportType = TypeVar("ReportType", bound=RunSummary)
 _Steering: TypeAlias = PauseRequested | ResumeRequested | StopRequested
 _STEERED: dict[type[_Steering], str] = {
     PauseRequested: "paused",
@@ -99,12 +100,18 @@ class RunOperations:
         flow = self._flow(wanted.run_id)
         record = runs.records[wanted.run_id]
         if isinstance(flow, FailedFlow):  # its facts may be what cannot be read
-            return run_report.report_of_document(record, flow.document(self._context.epoch), ())
+            return run_report.report_of_document(record, flow.document(runs.epoch), ())
         facts = self._context.journal.facts(wanted.run_id, record.definition.flow)
         if not isinstance(flow, SyncFlow):
+<<<<<<< HEAD
             document = flow.document(self._context.epoch)
+            return self._with_wait(run_report.report_of_document(record, document, facts))
+        return self._with_wait(run_report.report(flow.record, flow.machine.ledger, facts, infos))
+=======
+            document = flow.document(self._context.runs.epoch)
             return run_report.report_of_document(record, document, facts)
         return run_report.report(flow.record, flow.machine.ledger, facts, infos)
+>>>>>>> broker
 
     # --- submitting ---------------------------------------------------------------------------
 
@@ -248,8 +255,20 @@ class RunOperations:
         flow = runs.flows.get(run_id)
         if flow is None:
             return _kept(Listed(run_id, runs.history.summary(run_id)))
+<<<<<<< HEAD
         document = None if isinstance(flow, SyncFlow) else flow.document(self._context.epoch)
+        return self._with_wait(run_report.summary_of(runs.records[run_id], flow, document))
+
+    def _with_wait(self, report: ReportType) -> ReportType:
+        found = self._context.data.waiting(report.run_id)
+        if found is None:
+            return report
+        wait = {"waiting": found.reason[:2000], "waiting_since": found.since_s}
+        return report.model_copy(update=wait)
+=======
+        document = None if isinstance(flow, SyncFlow) else flow.document(self._context.runs.epoch)
         return run_report.summary_of(runs.records[run_id], flow, document)
+>>>>>>> broker
 
 
 def _kept(row: Listed) -> RunSummary:

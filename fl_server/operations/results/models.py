@@ -39,6 +39,7 @@ class ModelRow(OperationResult):
     in_production: bool
     tags: Annotated[list[Short], Field(max_length=64)]
     metrics: Annotated[dict[Short, Finite], Field(max_length=1024)]
+    headline: Short = "accuracy"
     sha256: Sha256
     size_bytes: Count
     created_ms: Count
@@ -50,6 +51,20 @@ class ModelList(Listing):
 
     rows_key, id_key = "models", "name"
     models: Annotated[list[ModelRow], Field(max_length=1_000_000)]
+
+
+class SetAside(OperationResult):
+    """A version of which the store cannot give a document."""
+
+    name: Short
+    reason: Text
+
+
+class SetAsideList(Listing):
+    """The versions that are set aside, by name."""
+
+    rows_key, id_key = "set_aside", "name"
+    set_aside: Annotated[list[SetAside], Field(max_length=1_000_000)]
 
 
 class ModelDetail(ModelRow):

@@ -15,6 +15,7 @@ from fl_server.operations.catalogue import (
     MODELS_PROMOTE,
     MODELS_RM,
     MODELS_ROLLBACK,
+    MODELS_SET_ASIDE,
     MODELS_SHOW,
     MODELS_TAG,
     MODELS_UNTAG,
@@ -96,14 +97,19 @@ def list_models(options: argparse.Namespace) -> int:
     """Print the versions."""
     with connect(options) as client:
         models = client.request(MODELS_LS, {"run_id": options.run, "task": options.task}).models
+        set_aside = client.request(MODELS_SET_ASIDE).set_aside
     if options.json:
-        print_json({"models": [each.document() for each in models]}, options.json)
+        document = {
+            "models": [each.document() for each in models],
+            "set_aside": [each.document() for each in set_aside],
+        }
+        print_json(document, options.json)
         return DONE
     rows = [
         [
             row.name,
             _stage(row),
-            figure(row.metrics.get("accuracy")),
+            _headline(row),
             size(row.size_bytes),
             row.task,
             row.sha256[:12],
@@ -111,9 +117,16 @@ def list_models(options: argparse.Namespace) -> int:
         ]
         for row in models
     ]
-    head = ["version", "stage", "accuracy", "size", "task", "sha256", "tags"]
+    head = ["version", "stage", "measured", "size", "task", "sha256", "tags"]
     print_table(head, rows, "no versions yet; `rengo run TASK` makes some")
+    for row in set_aside:
+        print(f"{row.name} is set aside until the next start of the server: {row.reason}")
     return DONE
+
+
+def _headline(row: ModelRow) -> str:
+    value = row.metrics.get(row.headline)
+    return "-" if value is None else f"{row.headline} {figure(value)}"
 
 
 def _stage(row: ModelRow) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import queue
 from collections.abc import Iterator
@@ -33,7 +34,7 @@ class Plane:
         registry = ModelRegistry(self.store, "default", SecretKey("5e" * 32))
         self.data = DataPlane(self.store, registry, folder, self.ended.put)
         self.keys = self.data.keys(RUN)
-        self.model = Model(0, self.keys.version(0), "a" * 64, 4)
+        self.model = Model(0, self.keys.version(0), hashlib.sha256(b"1234").hexdigest(), 4)
         definition = parse_definition({"task": "digits", "cohort": {"size": 1}}, "definition")
         plan = definition.plan(RUN, evaluators_online=False, speeds={})
         registry.rebuild()

@@ -85,7 +85,7 @@ def plane_of(bench: Bench, folder: Path) -> DataPlane:
     values = {
         "task": "digits",
         "cohort": {"size": 1},
-        "algorithm": {"name": "fedavg", "server_learning_rate": 1e308},
+        "algorithm": {"name": "fedavg", "server_learning_rate": 1e6},
     }
     definition = parse_definition(values, "definition")
     plan = definition.plan(KEYS.run_id, evaluators_online=False, speeds={})
@@ -97,7 +97,7 @@ def test_the_run_ends_with_that_cause_at_once(tmp_path: Path) -> None:
     bench = Bench(tmp_path / "bench")
     plane = plane_of(bench, tmp_path / "plane")
     try:
-        made = bench.submit("a")
+        made = bench.submit("a", np.full(SIZE, 1e36, np.float32))
         fold = FoldUpdate("a", made.round, made.attempt, made.update)
         assert plane.perform(KEYS.run_id, fold, bench.model) is None
         event = plane.perform(KEYS.run_id, Aggregate(1, 1, ("a",)), bench.model)

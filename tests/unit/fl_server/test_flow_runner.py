@@ -207,7 +207,7 @@ def test_a_task_s_event_comes_back_to_its_flow(
     begin(server)
     told: list[object] = []
     monkeypatch.setattr(TwoPhase, "handle", lambda self, event: told.append(event) or self.resume())
-    server.plane.start_job("r", StartTask(lambda: "made", in_order=True))
+    server.plane.start_job("r", StartTask(lambda: "made", "run"))
     server.plane.start_job("r", StartTask(lambda: None))
     server.plane.run()
     assert told == ["made"]

@@ -21,7 +21,7 @@ from runtime.errors import NotFound, RengoError
 @pytest.mark.parametrize("in_order", [False, True])
 def test_whoever_waits_is_told_of_any_error(error: Exception, told: str, in_order: bool) -> None:
     posted: queue.SimpleQueue[Done] = queue.SimpleQueue()
-    workers = Workers(posted.put)
+    workers = Workers(posted.put, lambda: True)
     failures: list[RengoError] = []
     workers.start_task(_raising(error), _unwanted, failures.append, in_order=in_order)
     try:

@@ -198,3 +198,11 @@ def test_a_service_s_own_user_cannot_look_into_a_home(monkeypatch: pytest.Monkey
     with pytest.raises(ConfigError, match="/opt/rengo"):
         plan(InstallRequest("iot", None, {}), None)
     assert USER == "rengo"
+
+
+def test_a_number_of_thousands_of_digits_has_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "agent.toml"
+    path.write_text(f"index = 1\ncount = {'9' * 5000}\n")
+    (problem,) = check(path, DeviceSettings).problems
+    assert problem.place == "line 2"
+    assert "more digits than any setting takes" in problem.what

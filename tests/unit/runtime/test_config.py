@@ -141,6 +141,36 @@ def test_a_secret_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "s3cret" not in str(caught.value)
 
 
+LONG = "9" * 5000
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (f"x = 1\ny = {LONG}", "a whole number has more digits than any setting takes .at line 2"),
+        (f"y = -{LONG[:2]}_{LONG}", "more digits than any setting takes .at line 1"),
+        (f"y = [{{a = {LONG}}}]", "more digits"),
+        ("y = " + "[" * 10_000, "nested too deeply"),
+        ("y = 2026-02-30", "not valid TOML"),
+    ],
+)
+def test_a_number_or_a_nesting_beyond_reading_is_told(text: str, said: str, tmp_path: Path) -> None:
+    """Seen before: an internal error."""
+    path = tmp_path / "run.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=said) as caught:
+        read_toml(path)
+    assert str(path) in str(caught.value)
+
+
+def test_such_numbers_in_variables_and_flags(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert parse_assignment(f"rounds={LONG}") == (["rounds"], LONG)
+    for text in (f"[{LONG}]", "[" * 10_000):
+        monkeypatch.setenv("X_NAMES", text)
+        with pytest.raises(ConfigError, match="X_NAMES is not valid TOML"):
+            from_environment(Outer, "X")
+
+
 def test_merge_lays_table_over_table() -> None:
     values: dict[str, Any] = {"a": {"b": 1, "c": 2}, "d": 3}
     merge(values, {"a": {"b": 9}, "d": {"e": 1}})

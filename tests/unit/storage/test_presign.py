@@ -11,9 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from storage.store.clock import StoreClock
 from storage.store.presign import UrlSigner
 from storage.store.settings import StoreSettings, client_of
 
+MOMENT = datetime.datetime(2026, 11, 24, 12, 0, 0, tzinfo=datetime.UTC)
 KMS = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": "key-1"}
 KMS_HEADERS = {
     "x-amz-server-side-encryption": "aws:kms",
@@ -42,7 +44,7 @@ ENDPOINTS: list[dict[str, Any]] = [
     {"endpoint": "https://s3.amazonaws.com", "session_token": "to/ken+=="},
 ]
 MADE = [
-    (settings, client, UrlSigner(settings, client))
+    (settings, client, UrlSigner(settings, client, StoreClock(MOMENT.timestamp)))
     for settings in (
         StoreSettings(access_key="AKIAEXAMPLE", secret="se/cr+et", **endpoint)
         for endpoint in ENDPOINTS
@@ -53,7 +55,7 @@ MADE = [
 
 @pytest.fixture(autouse=True)
 def _one_moment(monkeypatch: pytest.MonkeyPatch) -> None:
-    moment = datetime.datetime(2026, 11, 24, 12, 0, 0)
+    moment = MOMENT.replace(tzinfo=None)
     monkeypatch.setattr(botocore.auth, "get_current_datetime", lambda: moment)
 
 
