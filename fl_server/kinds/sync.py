@@ -216,7 +216,7 @@ class SyncFlow(Flow):
             task=definition.task,
             algorithm=definition.algorithm.name,
             status=status,
-            reason=ledger.reason[:2000],
+            reason=ledger.explanation[:2000],
             round=ledger.round,
             attempt=ledger.attempt,
             rounds=self.machine.plan.rounds,

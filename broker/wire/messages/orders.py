@@ -33,6 +33,7 @@ _LATER_FIELDS: dict[str, str | int | bytes] = {
     "seq": 0,
     "payload": b"",
     "unusable": False,
+    "permanent": False,
 }
 
 
@@ -105,14 +106,16 @@ class OrderAnswer(OrderMessage):
 class Decline(OrderAnswer):
     """A device refuses an order, and why; an order that it accepts is answered by a result.
 
-    ``unusable``: it accepted the order, and what came of it could never count. Else it may be able
-    to accept a later one.
+    ``unusable``: it accepted the order, and what came of it could never count. ``permanent``: it
+    cannot carry it out, and waiting changes nothing, as where the task raises an error. Else it may
+    be able to carry out a later one.
     """
 
     kind = "decline"
     channel = ("dev", "ack")
     reason: Text
     unusable: bool = False
+    permanent: bool = False
 
 
 class Progress(Message):

@@ -18,6 +18,8 @@ from fl_server.rounds.facts import (
     RoundClosed,
     RoundCommitted,
     RoundStarted,
+    RunFailed,
+    RunStopped,
     UpdateAccepted,
     UpdateRefused,
     UpdateWithdrawn,
@@ -85,7 +87,7 @@ def _summary(record: RunRecord[Plan], ledger: Ledger) -> dict[str, Any]:
         "task": record.definition.task,
         "algorithm": record.definition.algorithm.name,
         "status": ledger.status,
-        "reason": ledger.reason[:_REASON_CHARS],
+        "reason": ledger.explanation[:_REASON_CHARS],
         "phase": ledger.phase,
         "round": ledger.round,
         "attempt": ledger.attempt,
@@ -225,6 +227,9 @@ def _add(row: FactRecord, rounds: list[_RoundReport], devices: dict[str, _Device
                 devices[device_id].rounds += 1
         case RoundAbandoned():
             rounds[-1].end("abandoned", row.at, fact.reason)
+        case RunFailed() | RunStopped():
+            if rounds and rounds[-1].outcome == "collecting":
+                rounds[-1].end("abandoned", row.at, fact.reason)
         case EvaluationRecorded():
             devices[fact.device_id].add(fact.usage)
 
@@ -241,11 +246,19 @@ def _history_row(entry: _RoundReport, ledger: Ledger, headline: str) -> RoundRow
         updates=len(entry.included),
         included=list(entry.included),
         refused={name: reason[:_REASON_CHARS] for name, reason in entry.refused.items()},
+        not_evaluated=_not_evaluated(entry, ledger),
         ordered_steps={name: work.max_steps for name, work in entry.work.items()},
         accuracy=finite(ledger.metric(entry.round, "accuracy")) if committed else None,
         loss=finite(ledger.metric(entry.round, "loss")) if committed else None,
         measured=finite(ledger.metric(entry.round, headline)) if committed else None,
     )
+
+
+def _not_evaluated(entry: _RoundReport, ledger: Ledger) -> dict[str, str]:
+    if entry.outcome != "committed":
+        return {}
+    declined = ledger.not_evaluated.get(entry.round, {})
+    return {name: fact.reason[:_REASON_CHARS] for name, fact in declined.items()}
 
 
 def _measured_version(ledger: Ledger) -> int:
