@@ -103,15 +103,9 @@ class RunOperations:
             return run_report.report_of_document(record, flow.document(runs.epoch), ())
         facts = self._context.journal.facts(wanted.run_id, record.definition.flow)
         if not isinstance(flow, SyncFlow):
-<<<<<<< HEAD
-            document = flow.document(self._context.epoch)
+            document = flow.document(self._context.runs.epoch)
             return self._with_wait(run_report.report_of_document(record, document, facts))
         return self._with_wait(run_report.report(flow.record, flow.machine.ledger, facts, infos))
-=======
-            document = flow.document(self._context.runs.epoch)
-            return run_report.report_of_document(record, document, facts)
-        return run_report.report(flow.record, flow.machine.ledger, facts, infos)
->>>>>>> broker
 
     # --- submitting ---------------------------------------------------------------------------
 
@@ -255,8 +249,7 @@ class RunOperations:
         flow = runs.flows.get(run_id)
         if flow is None:
             return _kept(Listed(run_id, runs.history.summary(run_id)))
-<<<<<<< HEAD
-        document = None if isinstance(flow, SyncFlow) else flow.document(self._context.epoch)
+        document = None if isinstance(flow, SyncFlow) else flow.document(self._context.runs.epoch)
         return self._with_wait(run_report.summary_of(runs.records[run_id], flow, document))
 
     def _with_wait(self, report: ReportType) -> ReportType:
@@ -265,10 +258,6 @@ class RunOperations:
             return report
         wait = {"waiting": found.reason[:2000], "waiting_since": found.since_s}
         return report.model_copy(update=wait)
-=======
-        document = None if isinstance(flow, SyncFlow) else flow.document(self._context.runs.epoch)
-        return run_report.summary_of(runs.records[run_id], flow, document)
->>>>>>> broker
 
 
 def _kept(row: Listed) -> RunSummary:
