@@ -124,7 +124,7 @@ class Server:
         self.domain = identity.domain
         self.store = store
         self.journal = journal
-        self.registry = MemberRegistry(journal.database)
+        self.registry = MemberRegistry(journal.database, identity.secret_key)
         self.history = RunHistory(journal.database)
         self.upkeep = self._upkeep()
         self.upkeep.require_latest()
@@ -363,8 +363,9 @@ class Server:
                 self._result(sender, message)
             case Decline():
                 place = (sender, message.action, message.round, message.attempt)
-                why = (message.reason, message.phase, message.seq, message.unusable)
-                self.runner.handle(message.run_id, DeviceDeclined(*place, *why))
+                why = (message.reason, message.phase, message.seq)
+                kinds = (message.unusable, message.permanent)
+                self.runner.handle(message.run_id, DeviceDeclined(*place, *why, *kinds))
             case Request():
                 place = (sender, message.action, message.round, message.attempt)
                 name = (message.phase, message.seq)

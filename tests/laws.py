@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeGuard
 
 from fl_client.session import events as device
 from fl_client.session.machine import DeviceSession
@@ -44,6 +45,8 @@ from fl_server.rounds.events import (
     UpdateVerified,
 )
 from fl_server.rounds.facts import (
+    EvaluationDeclined,
+    EvaluationOrdered,
     EvaluationRecorded,
     Fact,
     OrderDeclined,
@@ -60,8 +63,9 @@ from fl_server.rounds.facts import (
     UpdateRefused,
     UpdateWithdrawn,
 )
+from fl_server.rounds.gathering import LONGEST_REST_S
 from fl_server.rounds.ledger import Ledger
-from fl_server.rounds.machine import RoundMachine
+from fl_server.rounds.machine import RESEND_S, RoundMachine
 from fl_server.rounds.model import Model, Update
 from fl_server.rounds.plan import Plan
 from fl_server.selection import uniform
@@ -105,9 +109,12 @@ class RoundLaws:
     unusable: dict[str, str] = field(default_factory=dict)
     refused_before: set[str] = field(default_factory=set)
     repeated: bool = False
+    deferred: set[str] = field(default_factory=set)
+    excused: int = 0
     closed: tuple[str, ...] | None = None
     counted: dict[tuple[str, int, int], str] = field(default_factory=dict)
     evaluated: set[tuple[int, str]] = field(default_factory=set)
+    evaluation_orders: set[tuple[int, str]] = field(default_factory=set)
     last_words: dict[tuple[str, int, int], str] = field(default_factory=dict)
     included: list[tuple[int, int, tuple[str, ...]]] = field(default_factory=list)
     # what a crash takes
@@ -118,6 +125,10 @@ class RoundLaws:
     folding: set[str] = field(default_factory=set)
     aggregating: set[Pair] = field(default_factory=set)
     evaluators_asked: set[str] = field(default_factory=set)
+    removed: set[str] = field(default_factory=set)
+    resting: set[str] = field(default_factory=set)
+    silent: set[str] = field(default_factory=set)
+    there_before: set[str] | None = None
 
     @classmethod
     def of(cls, plan: Plan, initial: Model, ledger: type[Ledger] = Ledger) -> RoundLaws:
@@ -131,6 +142,8 @@ class RoundLaws:
         self.online, self.left, self.armed = {}, set(), set()
         self.verifying, self.folding, self.aggregating = {}, set(), set()
         self.evaluators_asked = set()
+        self.removed, self.resting, self.silent = set(), set(), set()
+        self.there_before = None
 
     def observe(self, machine: RoundMachine, event: Event | None, step: Step) -> None:
         """Judge one step; ``event`` is None for ``resume()``."""
@@ -145,6 +158,12 @@ class RoundLaws:
                 require(not was_over, "an ended run only answers and sweeps", command)
                 require(not isinstance(command, ArmTimer), "an ended run arms nothing", command)
             law = _COMMANDS.get(type(command))
+            # an attempt may be abandoned by the update that was its last answer
+            swept = [(each.round, each.attempt) for each in step.commands if _is_sweep(each)]
+            if isinstance(command, FoldUpdate) and (
+                self.over or (command.round, command.attempt) in swept
+            ):
+                continue
             if law is not None:
                 law(self, command, event)
         self._answers(event, step)
@@ -154,30 +173,49 @@ class RoundLaws:
     # --- events ---------------------------------------------------------------------------------
 
     def _before(self, event: Event | None) -> None:
+        self.silent.discard(
+            "" if isinstance(event, DeviceLeft | _OF_JOBS) else getattr(event, "device_id", "")
+        )
         match event:
             case DeviceJoined():
+                if self.online.get(event.device_id, ("", False))[1] is False:
+                    self.resting.discard(event.device_id)
                 self.online[event.device_id] = (event.role, event.accepting)
                 self.left.discard(event.device_id)
+                self.removed.discard(event.device_id)
             case DeviceLeft():
                 self.online.pop(event.device_id, None)
                 self.left.add(event.device_id)
                 self.evaluators_asked.discard(event.device_id)
+                if event.for_good:
+                    self.removed.add(event.device_id)
             case DeviceDeclined(action="evaluate") if event.round == self.committed:
                 self.evaluators_asked.discard(event.device_id)
             case TimerFired():
                 self.armed.discard((event.timer, event.round, event.attempt))
+                if (event.round, event.attempt) == self.pair and event.timer == "rest":
+                    self.resting.clear()
+                if self._is_now(event, TimerFired, "deadline") and self.collecting:
+                    self.silent |= self._here() - set(self.verifying)
             case AggregationFinished() | AggregationFailed():
                 self.aggregating.discard((event.round, event.attempt))
 
     def _candidates(self) -> list[str]:
-        return [name for name, state in self.online.items() if state == ("trainer", True)]
+        there = [name for name, state in self.online.items() if state == ("trainer", True)]
+        return [name for name in there if name not in self.resting]
 
     def _invited(self) -> int:
         return math.ceil(self.plan.cohort_size * self.plan.over_selection)
 
+    def _owing(self) -> set[str]:
+        return set(self.cohort) - self.answered - set(self.accepted) - self.removed
+
+    def _here(self) -> set[str]:
+        """Return who owes an update and may send it without coming back first."""
+        return self._owing() - (self.left - set(self.verifying))
+
     def _pending(self) -> set[str]:
-        lost = self.left - set(self.verifying)
-        return set(self.cohort) - self.answered - set(self.accepted) - lost
+        return self._here() - self.silent
 
     def _is_now(self, event: object, kind: type, timer: str = "") -> bool:
         pair = (getattr(event, "round", 0), getattr(event, "attempt", 0))
@@ -189,6 +227,9 @@ class RoundLaws:
 
     def _next(self, pair: Pair) -> None:
         require(pair > self.pair, "rounds and attempts only go on", (self.pair, pair))
+        if pair[0] != self.pair[0]:
+            self.excused, self.resting = 0, set()
+        self.deferred = set()
         self.pair = pair
         self.cohort, self.target, self.closed, self.collecting = (), 0, None, False
         self.accepted, self.answered, self.unusable = {}, set(), {}
@@ -199,10 +240,18 @@ class RoundLaws:
         require((fact.round, fact.attempt) == self.pair, "a fact of another attempt", fact)
         require(not self.collecting and self.closed is None, "a round starts once", fact)
         require(not self.paused, "a paused run starts no round", fact)
-        gathered = self._is_now(event, TimerFired, "gather") and len(candidates) >= plan.quorum
+        known = self.there_before
+        nobody_misses = known is not None and not (
+            known - self.resting - self.removed - set(candidates)
+        )
+        timer = self._is_now(event, TimerFired, "gather") or self._is_now(event, TimerFired, "rest")
+        enough = len(candidates) >= plan.quorum
+        gathered = enough and (timer or nobody_misses)
         require(len(candidates) >= self._invited() or gathered, "started too early", fact)
+        heard = [name for name in candidates if name not in self.silent]
+        self.there_before = set(candidates)
         chosen = uniform.select(
-            candidates,
+            heard if len(heard) >= self._invited() else candidates,
             self._invited(),
             seed=plan.seed,
             round_number=fact.round,
@@ -237,10 +286,14 @@ class RoundLaws:
         require(isinstance(event, cause) or at_fault, "a refusal has a cause", (event, fact))
         self.answered.add(name)
         declined = isinstance(event, DeviceDeclined)
-        in_vain = getattr(fact, "unusable", True)
-        require(in_vain == (event.unusable if declined else True), "in vain or not now", fact)
+        in_vain = getattr(fact, "unusable", True) or getattr(fact, "permanent", False)
+        said = (event.unusable or event.permanent) if declined else True
+        require(in_vain == said, "in vain or not now", fact)
         if in_vain:
             self.unusable[name] = fact.reason
+        else:
+            self.deferred.add(name)
+            self.resting.add(name)
 
     def _refused_all(self) -> set[str]:
         """Return why every update of the attempt was refused, without words that have digits."""
@@ -273,13 +326,20 @@ class RoundLaws:
 
     def _abandons(self, fact: RoundAbandoned, event: Event | None) -> None:
         require((fact.round, fact.attempt) == self.pair, "a fact of another attempt", fact)
-        require(fact.attempt < self.plan.max_attempts, "the last attempt is the last", fact)
+        would_do = len(self.accepted) + len(self.deferred) >= self.plan.quorum
+        excused = self.closed is None and bool(self.deferred) and would_do
+        require(fact.excused == excused, "excused is what declined for now", fact)
+        spent = fact.attempt - self.excused >= self.plan.max_attempts
+        require(excused or not spent, "the last attempt is the last", fact)
+        self.excused += excused
         refused = self._refused_all()
         same = refused and refused == self.refused_before
         require(not same, "what is always refused is not tried for ever", fact)
         if self.closed is None:
             deadline = self._is_now(event, TimerFired, "deadline")
-            require(deadline or refused or event is None, "abandoned too early", event)
+            returned = self._is_now(event, TimerFired, "return") and not self._here()
+            over = deadline or refused or returned or not self._owing()
+            require(over, "abandoned too early", event)
             require(len(self.accepted) < self.plan.quorum, "a quorum is not abandoned", fact)
         else:
             cause = self._is_now(event, AggregationFailed) or self._is_now(event, UpdateVanished)
@@ -306,8 +366,18 @@ class RoundLaws:
     def _evaluates(self, fact: EvaluationRecorded, event: Event | None) -> None:
         require(1 <= fact.round <= self.committed, "only a committed version is evaluated", fact)
         where = (fact.round, fact.device_id)
+        require(where in self.evaluation_orders, "only what was ordered is measured", fact)
         require(where not in self.evaluated, "an evaluation counts once", fact)
         self.evaluated.add(where)
+
+    def _evaluators(self, fact: EvaluationOrdered, event: Event | None) -> None:
+        require(1 <= fact.round == self.committed, "the latest version is evaluated", fact)
+        require(fact.devices, "somebody is ordered", fact)
+
+    def _not_evaluated(self, fact: EvaluationDeclined, event: Event | None) -> None:
+        where = (fact.round, fact.device_id)
+        require(where in self.evaluation_orders, "only what was ordered is declined", fact)
+        require(where not in self.evaluated, "what was measured is not declined", fact)
 
     def _pauses(self, fact: RunPaused | RunResumed, event: Event | None) -> None:
         self.paused = isinstance(fact, RunPaused)
@@ -327,7 +397,7 @@ class RoundLaws:
             case RunStopped():
                 require(isinstance(event, StopRequested), "only an operator stops", event)
             case RunFailed():
-                spent = self.pair[1] >= self.plan.max_attempts
+                spent = self.pair[1] - self.excused >= self.plan.max_attempts
                 told = isinstance(event, FailureReported)
                 refused = self._refused_all()
                 self.repeated = bool(refused) and refused == self.refused_before
@@ -343,6 +413,7 @@ class RoundLaws:
         if command.action == "evaluate":
             require(command.round == self.committed > 0, "evaluate the latest version", command)
             self.evaluators_asked.add(name)
+            self.evaluation_orders.add((command.round, name))
             return
         require((command.round, command.attempt) == self.pair, "no stale order", command)
         owes = name in self.cohort and name not in self.accepted and name not in self.answered
@@ -384,10 +455,14 @@ class RoundLaws:
             "gather": self.plan.gather_s,
             "deadline": self.plan.deadline_s,
             "evaluation": self.plan.evaluation_deadline_s,
+            "return": self.plan.gather_s,
+            "resend": RESEND_S,
+            "rest": min(max(command.seconds, self.plan.deadline_s), LONGEST_REST_S),
         }[command.timer]
         require(command.seconds == seconds, "a timer is armed in full", command)
         timer = (command.timer, command.round, command.attempt)
-        require(timer not in self.armed, "a timer is armed once", command)
+        again = command.timer == "resend"  # of the last round, from collecting to evaluating
+        require(again or timer not in self.armed, "a timer is armed once", command)
         self.armed.add(timer)
 
     def _follow_ups(self, step: Step) -> None:
@@ -447,7 +522,10 @@ class RoundLaws:
             self.collecting or self.closed is not None
         )
         key = event.update.key  # type: ignore[union-attr]
-        deleted = serves or receipt.status == "unknown" or DiscardUpdate(key) in step.commands
+        sweeps = (SweepRun(), SweepRound(receipt.round, receipt.attempt))
+        swept = any(command in sweeps for command in step.commands)
+        discarded = swept or DiscardUpdate(key) in step.commands
+        deleted = serves or receipt.status == "unknown" or discarded
         require(deleted, "a late object is deleted", receipt)
 
     def _last_word(self, receipt: SendReceipt, event: Event | None) -> None:
@@ -489,6 +567,10 @@ class RoundLaws:
             require(not enough or self._pending(), "closes when all alive answered", ledger)
             require(not self._refused_all(), "what was refused as a whole is over", ledger)
             require(("deadline", *pair) in self.armed, "an open round has a deadline", self.armed)
+            require(("resend", *pair) in self.armed, "a lost order is sent again", self.armed)
+            require(self._owing(), "an attempt ends when all have answered", ledger)
+            returns = self._here() or ("return", *pair) in self.armed
+            require(returns, "nobody is waited for only for a while", ledger)
         elif self.closed is not None:
             require(pair in self.aggregating, "a closed round is being made", ledger)
         elif self.committed == plan.rounds:
@@ -498,6 +580,10 @@ class RoundLaws:
             require(online < self._invited(), "a full cohort starts", self.online)
             waits = ("gather", *pair) in self.armed
             require(online < plan.quorum or waits, "a quorum does not wait for ever", self.armed)
+            there = [name for name, state in self.online.items() if state == ("trainer", True)]
+            rests = online < plan.quorum <= len(there)
+            asked = not rests or ("rest", *pair) in self.armed
+            require(asked, "who declined for now is asked again", self.armed)
         missing = set(self.accepted) - self.folding
         require(not missing, "what counts is being added", missing)
 
@@ -511,6 +597,8 @@ _FACTS: dict[type, Callable[..., None]] = {
     RoundClosed: RoundLaws._closes,
     RoundAbandoned: RoundLaws._abandons,
     RoundCommitted: RoundLaws._commits,
+    EvaluationOrdered: RoundLaws._evaluators,
+    EvaluationDeclined: RoundLaws._not_evaluated,
     EvaluationRecorded: RoundLaws._evaluates,
     RunPaused: RoundLaws._pauses,
     RunResumed: RoundLaws._pauses,
@@ -528,6 +616,7 @@ _COMMANDS: dict[type, Callable[..., None]] = {
     SweepRun: RoundLaws._sweeps_all,
     ArmTimer: RoundLaws._arms,
 }
+_OF_JOBS = UpdateVerified | UpdateRejected | UpdateVanished
 _AFTER_THE_END = (SendReceipt, DiscardUpdate, SweepRun)
 
 
@@ -614,6 +703,10 @@ class DeviceLaws:
                     require(key in self.answered, "kept until the receipt", key)
                 self.kept.pop(key, None)
                 self.maybe_stored.discard(key)
+
+
+def _is_sweep(command: object) -> TypeGuard[SweepRound]:
+    return isinstance(command, SweepRound)
 
 
 def _state_is_open(job: device.Job, session: DeviceSession) -> bool:

@@ -17,6 +17,7 @@ import pytest
 from fl_client.session import machine as real_session
 from fl_client.session.machine import DeviceSession
 from fl_server.rounds import evaluation as real_evaluation
+from fl_server.rounds import gathering as real_gathering
 from fl_server.rounds import ledger as real_state
 from fl_server.rounds import machine as real_rounds
 from fl_server.rounds import roster as real_roster
@@ -26,7 +27,8 @@ from fl_server.rounds.machine import RoundMachine
 # the modules of the round machine's parts, and the class that is each one's interface
 PARTS = {
     real_state: "Ledger",
-    real_evaluation: "Evaluation",
+    real_evaluation: "VersionEvaluation",
+    real_gathering: "Gathering",
     real_roster: "Roster",
     real_updates: "UpdateIntake",
 }
@@ -122,7 +124,7 @@ ROUND_MUTANTS = [
         "arms no deadline at resume",
         real_rounds,
         {
-            'case "collecting":\n                self._arm_deadline(step)\n': (
+            'case "collecting":\n                self._arm_collecting(step)\n': (
                 'case "collecting":\n'
             )
         },
@@ -164,12 +166,12 @@ ROUND_MUTANTS = [
     Mutant(
         "waits for the dead",
         real_rounds,
-        {"- ledger.answered - lost": "- ledger.answered"},
+        {"owing - (self._roster.left - set(self._updates.verifying))": "owing"},
     ),
     Mutant(
         "forgets who left while its update was being checked",
         real_rounds,
-        {"lost = self._roster.left - set(self._updates.verifying)": "lost = self._roster.left"},
+        {"(self._roster.left - set(self._updates.verifying))": "self._roster.left"},
     ),
     Mutant(
         "adds nothing again at resume",
@@ -183,18 +185,14 @@ ROUND_MUTANTS = [
     Mutant(
         "gathers only once",
         real_rounds,
-        {
-            "self._gather_armed = False\n                self._start_if_ready(": (
-                "self._start_if_ready("
-            )
-        },
+        {"self._gathering.fired(event.timer)": "pass"},
     ),
     Mutant(
         "a check outlives its attempt",
         real_rounds,
         {
-            "self._gather_armed = False\n        self._updates.forget()\n": (
-                "self._gather_armed = False\n"
+            "self._return_armed = False\n        self._updates.forget()\n": (
+                "self._return_armed = False\n"
             ),
             "self._updates.forget()\n        step.commands.append(SweepRound": (
                 "step.commands.append(SweepRound"
@@ -214,8 +212,8 @@ ROUND_MUTANTS = [
         "starts rounds while paused",
         real_rounds,
         {
-            'if ledger.phase != "gathering" or ledger.status != "running":': (
-                'if ledger.phase != "gathering":'
+            'if self.ledger.phase != "gathering" or self.ledger.status != "running":': (
+                'if self.ledger.phase != "gathering":'
             )
         },
     ),
@@ -231,7 +229,7 @@ ROUND_MUTANTS = [
     Mutant(
         "waits for the deadline when every update was refused",
         real_rounds,
-        {"elif ledger.all_unusable:": "elif ledger.all_unusable and deadline:"},
+        {"elif ledger.all_unusable or deadline or not owing": "elif deadline"},
         in_world=False,
     ),
     Mutant(
@@ -242,18 +240,67 @@ ROUND_MUTANTS = [
     ),
     Mutant(
         "takes an order that was not taken for an update that was refused",
-        real_rounds,
-        {"event.reason, event.unusable)": "event.reason, True)"},
+        real_state,
+        {"if isinstance(fact, UpdateRefused) or fact.unusable or fact.permanent:": "if True:"},
         in_world=False,
     ),
     Mutant(
         "one attempt too many",
         real_rounds,
         {
-            "or ledger.attempt >= self.plan.max_attempts:": (
-                "or ledger.attempt > self.plan.max_attempts:"
+            "ledger.attempt - ledger.excused >= self.plan.max_attempts": (
+                "ledger.attempt - ledger.excused > self.plan.max_attempts"
             )
         },
+        in_world=False,
+    ),
+    Mutant(
+        "counts an evaluation that nobody ordered",
+        real_evaluation,
+        {"return ordered and not measured and": "return not measured and"},
+    ),
+    Mutant(
+        "fails a run whose devices decline for now",
+        real_rounds,
+        {"self.plan.max_attempts and not excused": "self.plan.max_attempts"},
+        in_world=False,
+    ),
+    Mutant(
+        "invites who declined for now",
+        real_gathering,
+        {
+            'self._roster.accepting("trainer") if each not in self.resting]': (
+                'self._roster.accepting("trainer")]'
+            )
+        },
+        in_world=False,
+    ),
+    Mutant(
+        "waits for the silent in each round",
+        real_rounds,
+        {"not here - self._gathering.silent": "not here"},
+        in_world=False,
+    ),
+    Mutant(
+        "does not look after its orders",
+        real_rounds,
+        {
+            'step)\n        self._arm("resend", RESEND_S, step)\n\n    def _arm_evaluation': (
+                "step)\n\n    def _arm_evaluation"
+            )
+        },
+        in_world=False,
+    ),
+    Mutant(
+        "waits for the deadline when all have answered",
+        real_rounds,
+        {"or deadline or not owing or (": "or deadline or ("},
+        in_world=False,
+    ),
+    Mutant(
+        "does not wait for who may return",
+        real_rounds,
+        {"(nobody_came and not here)": "not here"},
         in_world=False,
     ),
 ]

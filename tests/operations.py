@@ -24,6 +24,7 @@ from fl_server.dataplane.plane import DataPlane
 from fl_server.dataplane.uploads import Uploads
 from fl_server.deployment.canaries import Canaries
 from fl_server.flows.commands import StartTask
+from fl_server.kinds.base import FlowKind
 from fl_server.kinds.listing import FLOW_KINDS
 from fl_server.members.membership import Membership, SiteInfo
 from fl_server.members.presence import PresenceTable
@@ -201,15 +202,24 @@ class Life:
     Args:
         mortal: counts its steps from when its parts are made.
         settled: whether it does first what it resumes.
+        kinds: the kinds of flows that the server has.
     """
 
-    def __init__(self, disk: Disk, mortal: Mortal | None = None, *, settled: bool = True) -> None:
+    def __init__(
+        self,
+        disk: Disk,
+        mortal: Mortal | None = None,
+        *,
+        settled: bool = True,
+        kinds: Mapping[str, FlowKind] = FLOW_KINDS,
+    ) -> None:
         self.disk = disk
+        self.kinds = kinds
         self.disk.store.mortal = Mortal()
         self.journal = Journal(disk.url)
         self.registry = ModelRegistry(disk.store, PROJECT, KEY, now_ms=lambda: 1)
         self.plane = Plane(disk.store, self.registry)
-        self.audit = MemberRegistry(self.journal.database)
+        self.audit = MemberRegistry(self.journal.database, KEY)
         self.presence = PresenceTable()
         state = DeviceState(
             status="ready", boot_id="b", role="evaluator", tasks=["digits", "faces"]
@@ -271,7 +281,7 @@ class Life:
             self.moved.append,
             self.members.note,
         )
-        return FlowRunner(FLOW_KINDS, parts, 1)
+        return FlowRunner(self.kinds, parts, 1)
 
     @contextmanager
     def alive(self) -> Iterator[None]:

@@ -148,7 +148,10 @@ class DeviceMessages:
     def decline(self, command: SendDecline) -> Publication:
         """Return the answer to an order that is not taken."""
         decline = Decline(
-            **asdict(command.key), reason=command.reason[:2000], unusable=command.unusable
+            **asdict(command.key),
+            reason=command.reason[:2000],
+            unusable=command.unusable,
+            permanent=command.permanent,
         )
         return self._write("ack", decline)
 

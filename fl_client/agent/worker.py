@@ -74,6 +74,7 @@ class TrainingWorker:
         self._run_id = ""
         self._used_s = 0.0
         self._load_failure = ""
+        self._gathers = False
         self._oom_kills = OomKills()
         self._log_start = 0
 
@@ -169,8 +170,15 @@ class TrainingWorker:
             case training.ChildFailed(job=TrainingJob() as job):
                 self._tell(event.reason)
                 memory: Memory = "short" if event.out_of_memory else "enough"
+                # a device that gathers its data may have some later
+                temporary = event.retryable or event.out_of_memory or self._gathers
                 return JobFailed(
-                    _key(job), event.reason, event.retryable, memory, unusable=event.unusable
+                    _key(job),
+                    event.reason,
+                    event.retryable,
+                    memory,
+                    unusable=event.unusable,
+                    permanent=not (temporary or event.unusable),
                 )
             case training.ChildDied(expected=False):
                 return self._died(event)
@@ -196,7 +204,9 @@ class TrainingWorker:
         failure, self._load_failure = self._load_failure, ""
         if event.job is None:
             return None
-        return JobFailed(_key(event.job), failure or reason, not failure, memory)
+        is_ours = bool(failure)
+        why = failure or reason
+        return JobFailed(_key(event.job), why, not is_ours, memory, permanent=is_ours)
 
     def _warm(self, order: Order) -> training.TrainingChild:
         """Return the process for the order's task; another task's ends."""
@@ -214,6 +224,7 @@ class TrainingWorker:
                 started=self._policy.limit_process,
             )
         self._used_s = time.monotonic()
+        self._gathers = order.task in self._setup.settings.data
         return self._child
 
     def _child_settings(self, task: str, environment: TaskEnvironment) -> training.ChildSettings:

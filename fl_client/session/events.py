@@ -90,10 +90,14 @@ class Job:
 
 @dataclass(frozen=True)
 class OrderArrived:
-    """An order came; ``refusal`` is why this device will not do it, or empty."""
+    """An order came; ``refusal`` is why this device will not do it, or empty.
+
+    ``permanent``: waiting changes nothing about that.
+    """
 
     order: Order
     refusal: str = ""
+    permanent: bool = False
 
 
 @dataclass(frozen=True)
@@ -153,7 +157,8 @@ class JobFailed:
     """A step of the job failed for good, or ``retryable`` by doing the work again.
 
     ``memory`` says that it ran short of memory, or may have: the process was killed. ``unusable``:
-    the work was done, and its update could never count.
+    the work was done, and its update could never count. ``permanent``: the task or its definition
+    is at fault, so that waiting changes nothing.
     """
 
     key: JobKey
@@ -161,6 +166,7 @@ class JobFailed:
     retryable: bool = False
     memory: Memory = "enough"
     unusable: bool = False
+    permanent: bool = False
 
 
 Event: TypeAlias = (
@@ -213,11 +219,12 @@ class SendResult:
 
 @dataclass(frozen=True)
 class SendDecline:
-    """Tell the server that an order is not taken, and why."""
+    """Tell the server that an order is not carried out, and why; see ``JobFailed``."""
 
     key: JobKey
     reason: str
     unusable: bool = False
+    permanent: bool = False
 
 
 @dataclass(frozen=True)

@@ -79,9 +79,10 @@ class _Shrink:
 class DeviceSession:
     """One device's jobs. Not thread-safe: one owner calls it.
 
-    At most one job is active (fetching, working or uploading); further orders wait, evaluations
-    behind all others. Of a run at most one training order and a few evaluations wait. Its exchanges
-    are done in the order of (round, attempt), then of their phases as they came, then of ``seq``.
+    At most one job is active (fetching, working or uploading); further orders wait. Runs take
+    turns. Each run may train once before an evaluation that waits, and no more. Of a run at most
+    one training order and a few evaluations wait. Its exchanges are done in the order of (round,
+    attempt), then of their phases as they came, then of ``seq``.
     """
 
     epoch: int = 0
@@ -93,6 +94,10 @@ class DeviceSession:
     _presence: Presence = "ready"
     # by run, so that the next round does not run short again
     _shrinks: dict[str, _Shrink] = field(default_factory=dict)
+    # when each run had its last turn
+    _turns: dict[str, int] = field(default_factory=dict)
+    # the runs that went before each waiting evaluation
+    _passed: dict[JobKey, set[str]] = field(default_factory=dict)
     # of each run, as they came: (round, attempt, phase)
     _phases: dict[str, list[tuple[int, int, str]]] = field(default_factory=dict)
 
@@ -164,7 +169,7 @@ class DeviceSession:
             return
         self.epoch = order.epoch
         if event.refusal:
-            commands.append(SendDecline(key, reason=event.refusal))
+            commands.append(SendDecline(key, event.refusal, permanent=event.permanent))
         elif self.active is not None and self.active.key == key:
             self.active = replace(self.active, order=order)
             commands.append(RenewUrls(self.active))
@@ -179,7 +184,7 @@ class DeviceSession:
         self.waiting = [other for other in self.waiting if other.key != job.key]
         if self._has_room(job, commands):
             self.waiting.append(job)
-            self.waiting.sort(key=self._turn)
+            self.waiting.sort(key=self._place)
 
     def _has_room(self, job: Job, commands: list[Command]) -> bool:
         """Return whether a job may wait, after those that it replaces were dropped."""
@@ -213,8 +218,8 @@ class DeviceSession:
             phases[:] = [each for each in phases if each in open_ones or each[:2] >= _pair(key)]
             phases.append(_phase(key))
 
-    def _turn(self, job: Job) -> tuple[bool, tuple[int, int], int, int]:
-        """Return what the waiting jobs are sorted by."""
+    def _place(self, job: Job) -> tuple[bool, tuple[int, int], int, int]:
+        """Return what the waiting jobs of a run are sorted by."""
         key = job.key
         if key.action != "exchange":
             return (key.action == "evaluate", _pair(key), 0, 0)
@@ -222,9 +227,10 @@ class DeviceSession:
 
     def _start_next(self, commands: list[Command]) -> None:
         """Start the next waiting job when none is active, and publish a changed presence."""
-        ready = next((job for job in self.waiting if not self._lacks_state(job)), None)
+        ready = self._next_job() if self.active is None else None
         if self.active is None and ready is not None:
             self.waiting.remove(ready)
+            self._note_turn(ready)
             if ready.order.model is None and ready.order.bundle is None:
                 self.active = replace(ready, stage="working")
                 commands.append(DoWork(self.active))
@@ -234,6 +240,28 @@ class DeviceSession:
         if self.presence != self._presence:
             self._presence = self.presence
             commands.append(PublishState(self.presence))
+
+    def _next_job(self) -> Job | None:
+        """Return the job whose turn it is, None where none can start."""
+        ready = [job for job in self.waiting if not self._lacks_state(job)]
+        evaluations = [job for job in ready if job.key.action == "evaluate"]
+        passed = {run for job in evaluations for run in self._passed.get(job.key, ())}
+        others = [
+            job for job in ready if job.key.action != "evaluate" and job.key.run_id not in passed
+        ]
+        # the first of those that had their turn longest ago
+        return min(
+            others or evaluations, key=lambda job: self._turns.get(job.key.run_id, 0), default=None
+        )
+
+    def _note_turn(self, job: Job) -> None:
+        """Note that a job starts, which waits no more."""
+        self._turns[job.key.run_id] = max(self._turns.values(), default=0) + 1
+        waiting = {other.key for other in self.waiting if other.key.action == "evaluate"}
+        self._passed = {key: runs for key, runs in self._passed.items() if key in waiting}
+        if job.key.action != "evaluate":
+            for key in waiting:
+                self._passed.setdefault(key, set()).add(job.key.run_id)
 
     def _lacks_state(self, job: Job) -> bool:
         """Return whether it is open which state a job begins with: an earlier result may count."""
@@ -266,9 +294,10 @@ class DeviceSession:
             case JobFailed(retryable=True), "working" if job.work_attempts < MAX_WORK_ATTEMPTS:
                 self.active = replace(job, work_attempts=job.work_attempts + 1)
                 commands.append(DoWork(self.active))
-            case JobFailed(reason=reason, unusable=unusable), _:
+            case JobFailed(), _:
                 self.active = None
-                commands.append(SendDecline(job.key, reason=reason, unusable=unusable))
+                kinds = (event.unusable, event.permanent)
+                commands.append(SendDecline(job.key, event.reason, *kinds))
                 commands.append(ForgetJob(job.key, accepted=False))
 
     def _worked(self, job: Job, commands: list[Command]) -> None:
@@ -315,6 +344,7 @@ class DeviceSession:
         if event.ended:
             self.unanswered = {key for key in self.unanswered if key.run_id != event.run_id}
             self._shrinks.pop(event.run_id, None)
+            self._turns.pop(event.run_id, None)
             self._phases.pop(event.run_id, None)
         for job in [*self.waiting, *([self.active] if self.active else [])]:
             if job.key.run_id == event.run_id and self._is_over(job.key):

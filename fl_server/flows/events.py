@@ -26,17 +26,26 @@ class DeviceJoined:
 
 
 @dataclass(frozen=True)
-class DeviceLeft:
-    """A device went offline, by its own message or by its will."""
+class DeviceBusy:
+    """An online device began to carry out an order, of whatever run."""
 
     device_id: str
+
+
+@dataclass(frozen=True)
+class DeviceLeft:
+    """A device went offline, by its own message or by its will; ``for_good``: it was revoked."""
+
+    device_id: str
+    for_good: bool = False
 
 
 @dataclass(frozen=True)
 class DeviceDeclined:
     """A device answered an order with a reason instead of a result.
 
-    ``unusable``: it carried the order out, and what came of it could never count.
+    ``unusable``: it carried the order out, and what came of it could never count. ``permanent``:
+    it cannot carry it out, and waiting will not change that.
     """
 
     device_id: str
@@ -47,6 +56,7 @@ class DeviceDeclined:
     phase: str = ""
     seq: int = 0
     unusable: bool = False
+    permanent: bool = False
 
 
 @dataclass(frozen=True)

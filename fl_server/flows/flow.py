@@ -9,12 +9,14 @@ After a crash: open the flow with its journalled facts, then ``resume()``.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Generic, TypeVar
 
 from broker.wire.messages import DeviceState, RunDocument, RunEvent
 from fl_server.flows.commands import Command, IssueOrder, ReceiptStatus, SendReceipt
 from fl_server.flows.events import DeviceAnswered
+from fl_server.flows.report import FlowReport, RecordedFact
 
 F = TypeVar("F")
 C = TypeVar("C")
@@ -63,6 +65,15 @@ class Flow(ABC):
     @abstractmethod
     def document(self, epoch: int) -> RunDocument | None:
         """Return the retained document as it is now, None where nobody needs one yet."""
+
+    def report(self, facts: Sequence[RecordedFact]) -> FlowReport:
+        """Return what happened in its rounds so far, for operators; by default nothing of them.
+
+        Args:
+            facts: all of the run, as they were journalled.
+        """
+        del facts
+        return FlowReport()
 
     def concerns(self, state: DeviceState) -> bool:
         """Whether a device with this presence could take part."""

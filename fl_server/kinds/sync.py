@@ -26,7 +26,9 @@ from fl_server.flows.commands import (
 )
 from fl_server.flows.events import DeviceAnswered, DeviceDeclined, OrderRequested, TimerFired
 from fl_server.flows.flow import Flow, Step, receipt_of
+from fl_server.flows.report import FlowReport, RecordedFact
 from fl_server.kinds.base import FlowKind, FlowServices
+from fl_server.kinds.sync_report import report_of
 from fl_server.rounds.commands import Command as RoundCommand
 from fl_server.rounds.commands import ReportRound, SendOrder, SweepRun, VerifyUpdate
 from fl_server.rounds.events import EvaluationReceived, Event, ResultReceived
@@ -91,6 +93,11 @@ class SyncFlow(Flow):
         signing = self._signing(self._lineage.latest, is_new=False)
         step = self._translated(self.machine.resume())
         return Step(step.facts, [signing, *step.commands])
+
+    def report(self, facts: Sequence[RecordedFact]) -> FlowReport:
+        """Return its rounds, its devices and its latest version."""
+        headline = self.record.definition.evaluation.headline
+        return report_of(facts, self.machine.ledger, headline)
 
     def awaits(self, order: IssueOrder) -> bool:
         """Whether an order, issued a while ago, is still to be sent."""
@@ -216,7 +223,7 @@ class SyncFlow(Flow):
             task=definition.task,
             algorithm=definition.algorithm.name,
             status=status,
-            reason=ledger.reason[:2000],
+            reason=ledger.explanation[:2000],
             round=ledger.round,
             attempt=ledger.attempt,
             rounds=self.machine.plan.rounds,

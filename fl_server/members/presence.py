@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from broker.wire.messages import DeviceInfo, DeviceState, Message
-from fl_server.flows.events import DeviceJoined, DeviceLeft
+from fl_server.flows.events import DeviceBusy, DeviceJoined, DeviceLeft
 
 # after the server said that it is online
 LATE_S = 7.0
@@ -109,12 +109,12 @@ class PresenceTable:
 
     def apply_state(
         self, device_id: str, state: DeviceState, *, retained: bool = False, now_s: float = 0.0
-    ) -> DeviceJoined | DeviceLeft | None:
+    ) -> DeviceJoined | DeviceBusy | DeviceLeft | None:
         """Apply a presence message and return the event that follows from it, if any.
 
-        None follows from a late will, which comes after the device is back with a new boot id, none
-        from a device that is training and was online before, and none from what is retained: such a
-        device is asked first. Devices of earlier releases answer nothing, and are believed.
+        None follows from a late will, which comes after the device is back with a new boot id, and
+        none from what is retained: such a device is asked first. Devices of earlier releases answer
+        nothing, and are believed.
 
         Args:
             retained: the broker had it before this connection of the server's.
@@ -134,7 +134,7 @@ class PresenceTable:
         is_news = not (state.status == "training" and was_online and device_id in self._seen)
         self._store(device_id, state)
         if not is_news:
-            return None
+            return DeviceBusy(device_id)
         return DeviceJoined(device_id, state.role, accepting=state.status != "draining")
 
     def online(self, task: str, *, bundled: bool = False) -> list[DevicePresence]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from fl_server.flows.events import (
+    DeviceBusy,
     DeviceDeclined,
     DeviceJoined,
     DeviceLeft,
@@ -115,6 +116,7 @@ class AggregationFailed:
 
 Event: TypeAlias = (
     DeviceJoined
+    | DeviceBusy
     | DeviceLeft
     | RoundRequested
     | ResultReceived

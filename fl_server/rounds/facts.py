@@ -69,13 +69,17 @@ class UpdateWithdrawn:
 
 @dataclass(frozen=True)
 class OrderDeclined:
-    """The device will not do this round's order; ``unusable``: it did, and to no use."""
+    """The device will not do this round's order; ``unusable``: it did, and to no use.
+
+    ``permanent``: it cannot, and waiting will not change that.
+    """
 
     round: int
     attempt: int
     device_id: str
     reason: str
     unusable: bool = False
+    permanent: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,11 +93,16 @@ class RoundClosed:
 
 @dataclass(frozen=True)
 class RoundAbandoned:
-    """The attempt ended without a model; the next attempt gathers anew."""
+    """The attempt ended without a model; the next attempt gathers anew.
+
+    ``excused``: there were enough devices, which declined for now; it is not one of the attempts
+    after which a run fails.
+    """
 
     round: int
     attempt: int
     reason: str
+    excused: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,6 +112,27 @@ class RoundCommitted:
     round: int
     attempt: int
     model: Model
+
+
+@dataclass(frozen=True)
+class EvaluationOrdered:
+    """Devices are ordered to evaluate version ``round``; nobody else's metrics of it count."""
+
+    round: int
+    devices: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class EvaluationDeclined:
+    """A device that was ordered to evaluate version ``round`` does not; ``permanent``: it cannot.
+
+    Metrics of it may follow, where a later order is carried out.
+    """
+
+    round: int
+    device_id: str
+    reason: str
+    permanent: bool = False
 
 
 @dataclass(frozen=True)
@@ -155,6 +185,8 @@ Fact: TypeAlias = (
     | RoundClosed
     | RoundAbandoned
     | RoundCommitted
+    | EvaluationOrdered
+    | EvaluationDeclined
     | EvaluationRecorded
     | RunPaused
     | RunResumed
@@ -174,6 +206,8 @@ FACTS: dict[str, type[Fact]] = {
         RoundClosed,
         RoundAbandoned,
         RoundCommitted,
+        EvaluationOrdered,
+        EvaluationDeclined,
         EvaluationRecorded,
         RunPaused,
         RunResumed,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -10,6 +11,8 @@ from fl_server.flows.flow import Step
 from fl_server.flows.mean import weighted_mean
 from fl_server.rounds.commands import Command
 from fl_server.rounds.facts import (
+    EvaluationDeclined,
+    EvaluationOrdered,
     EvaluationRecorded,
     Fact,
     OrderDeclined,
@@ -37,7 +40,15 @@ RoundStep: TypeAlias = Step[Fact, Command]
 _KEPT_EARLIER = 4
 _WITH_DIGIT = re.compile(r"\S*\d\S*")
 _ALWAYS: frozenset[type[Fact]] = frozenset(
-    {EvaluationRecorded, RunPaused, RunResumed, RunStopped, RunFailed}
+    {
+        EvaluationOrdered,
+        EvaluationDeclined,
+        EvaluationRecorded,
+        RunPaused,
+        RunResumed,
+        RunStopped,
+        RunFailed,
+    }
 )
 LEGAL: dict[Phase, frozenset[type[Fact]]] = {
     "waiting": _ALWAYS | {RoundOpened},
@@ -69,8 +80,13 @@ class Ledger:
             the pair never goes back.
         accepted: this attempt's counted updates by device.
         refused: this attempt's refusals and declines by device, with their reasons.
-        unusable: the devices among them whose update was refused, or could never count.
+        unusable: the devices among them whose update was refused or could never count, or that
+            cannot carry the order out: waiting changes nothing there.
         causes: why every update of the attempt before was refused; empty if some were not.
+        excused: how many attempts at this round were ended by devices that declined for now.
+        setback: why the attempt before ended without a model, "" where there was none.
+        evaluators: version -> who was ordered to evaluate it.
+        not_evaluated: version -> device -> why it does not evaluate it.
         evaluations: version -> device -> (num_examples, metrics).
         on_request: each round waits until somebody outside requests it.
         made: what the latest requested round committed, None before that.
@@ -95,6 +111,10 @@ class Ledger:
     refused: dict[str, str] = field(default_factory=dict)
     unusable: set[str] = field(default_factory=set)
     causes: frozenset[str] = frozenset()
+    excused: int = 0
+    setback: str = ""
+    evaluators: dict[int, set[str]] = field(default_factory=dict)
+    not_evaluated: dict[int, dict[str, EvaluationDeclined]] = field(default_factory=dict)
     evaluations: dict[int, dict[str, tuple[int, dict[str, float]]]] = field(default_factory=dict)
     on_request: bool = False
     made: Model | None = None
@@ -118,6 +138,25 @@ class Ledger:
     def repeats_itself(self) -> bool:
         """Whether every update was refused as every one of the attempt before was."""
         return self.all_unusable and self._causes() == self.causes
+
+    @property
+    def unmeasured(self) -> str:
+        """Why nobody measured the latest version that somebody was to evaluate, "" if one did."""
+        version = max(self.not_evaluated, default=0)
+        if version <= max(self.evaluations, default=0):
+            return ""
+        rows = self.not_evaluated[version].values()
+        reasons = Counter(row.reason for row in rows)
+        [(reason, count)] = reasons.most_common(1)
+        others = f", and {len(rows) - count} for other reasons" if len(rows) > count else ""
+        devices = "1 device" if count == 1 else f"{count} devices"
+        return f"version {version} was not measured: {reason} on {devices}{others}"
+
+    @property
+    def explanation(self) -> str:
+        """Why the run ended or waits, else why its latest version has no metrics, else ""."""
+        waits = self.setback if self.phase in {"waiting", "gathering"} else ""
+        return self.reason or waits or self.unmeasured
 
     def collects(self, round_number: int, attempt: int) -> bool:
         """Whether this attempt is the one that collects updates now."""
@@ -171,6 +210,7 @@ class Ledger:
                 self._next(fact.round, fact.attempt)
                 self.model, self.earlier, self.made = fact.base, (), None
                 self.causes = frozenset()  # the same device may do better with another base
+                self.excused, self.setback = 0, ""
             case RoundStarted():
                 self.phase, self.cohort, self.target = "collecting", fact.cohort, fact.target
                 self.work = fact.work
@@ -188,10 +228,13 @@ class Ledger:
                 self.phase, self.included = "aggregating", fact.included
             case RoundAbandoned():
                 self.causes = self._causes() if self.all_unusable else frozenset()
+                self.excused += fact.excused
+                self.setback = fact.reason
                 self._next(self.round, self.attempt + 1)
             case RoundCommitted():
                 self.earlier = (*self.earlier, self.model)[-_KEPT_EARLIER:]
                 self.model, self.causes = fact.model, frozenset()
+                self.excused, self.setback = 0, ""
                 if self.on_request:
                     self.made = fact.model
                 if fact.round == self.rounds:
@@ -200,14 +243,24 @@ class Ledger:
                 else:
                     self._next(fact.round + 1, 1)
                     self.phase = "waiting" if self.on_request else "gathering"
-            case EvaluationRecorded():
-                of_version = self.evaluations.setdefault(fact.round, {})
-                # a journal may hold what an earlier version let in
-                of_version[fact.device_id] = (fact.num_examples, plausible(fact.metrics))
+            case EvaluationOrdered() | EvaluationDeclined() | EvaluationRecorded():
+                self._evaluate(fact)
             case RunPaused() | RunResumed():
                 self.status = "paused" if isinstance(fact, RunPaused) else "running"
             case RunCompleted() | RunStopped() | RunFailed():
                 self._end(fact)
+
+    def _evaluate(self, fact: EvaluationOrdered | EvaluationDeclined | EvaluationRecorded) -> None:
+        match fact:
+            case EvaluationOrdered():
+                self.evaluators.setdefault(fact.round, set()).update(fact.devices)
+            case EvaluationDeclined():
+                self.not_evaluated.setdefault(fact.round, {})[fact.device_id] = fact
+            case EvaluationRecorded():
+                of_version = self.evaluations.setdefault(fact.round, {})
+                # a journal may hold what an earlier version let in
+                of_version[fact.device_id] = (fact.num_examples, plausible(fact.metrics))
+                self.not_evaluated.get(fact.round, {}).pop(fact.device_id, None)
 
     def _end(self, fact: RunCompleted | RunStopped | RunFailed) -> None:
         self.phase = "ended"
@@ -221,7 +274,7 @@ class Ledger:
 
     def _refuse(self, fact: UpdateRefused | OrderDeclined) -> None:
         self.refused[fact.device_id] = fact.reason
-        if isinstance(fact, UpdateRefused) or fact.unusable:
+        if isinstance(fact, UpdateRefused) or fact.unusable or fact.permanent:
             self.unusable.add(fact.device_id)
 
     def _causes(self) -> frozenset[str]:

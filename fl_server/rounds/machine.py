@@ -11,11 +11,11 @@ pending; every timer is armed in full.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
 from fl_server.flows.commands import ArmTimer
 from fl_server.flows.events import (
+    DeviceBusy,
     DeviceDeclined,
     DeviceJoined,
     DeviceLeft,
@@ -34,7 +34,7 @@ from fl_server.rounds.commands import (
     SweepRound,
     SweepRun,
 )
-from fl_server.rounds.evaluation import Evaluation
+from fl_server.rounds.evaluation import VersionEvaluation
 from fl_server.rounds.events import (
     AggregationFailed,
     AggregationFinished,
@@ -61,13 +61,15 @@ from fl_server.rounds.facts import (
     RunStopped,
     UpdateWithdrawn,
 )
+from fl_server.rounds.gathering import Gathering
 from fl_server.rounds.ledger import Ledger, RoundStep
 from fl_server.rounds.model import Model
 from fl_server.rounds.plan import Plan
 from fl_server.rounds.roster import Roster
 from fl_server.rounds.updates import UpdateIntake
 from fl_server.rounds.workload import FitRule, Speed, fit
-from fl_server.selection import uniform
+
+RESEND_S = 10.0
 
 
 class RoundMachine:
@@ -78,8 +80,9 @@ class RoundMachine:
         self.ledger = Ledger(plan.rounds, initial, on_request=plan.on_request)
         self._roster = Roster()
         self._updates = UpdateIntake(self.ledger)
-        self._evaluation = Evaluation(plan, self.ledger, self._roster)
-        self._gather_armed = False
+        self._evaluation = VersionEvaluation(plan, self.ledger, self._roster)
+        self._gathering = Gathering(plan, self.ledger, self._roster)
+        self._return_armed = False
         for fact in facts:
             self.ledger.apply(fact)
 
@@ -91,11 +94,15 @@ class RoundMachine:
         match event:
             case DeviceJoined():
                 self._joined(event, step)
+            case DeviceBusy():
+                self._roster.busy(event)
+                self._gathering.heard_from(event.device_id)
             case DeviceLeft():
-                self._gone(event.device_id, step)
+                self._gone(event, step)
             case RoundRequested():
                 self._requested(event, step)
             case ResultReceived():
+                self._gathering.heard_from(event.device_id)
                 self._updates.reported(event, step)
                 self._close_if_complete(step)
             case UpdateVerified() | UpdateRejected():
@@ -106,6 +113,7 @@ class RoundMachine:
             case DeviceDeclined() | OrderRequested():
                 self._device_asked(event, step)
             case EvaluationReceived():
+                self._gathering.heard_from(event.device_id)
                 self._evaluation.received(event, step)
                 self._complete_if_evaluated(step)
             case TimerFired():
@@ -127,7 +135,7 @@ class RoundMachine:
         self._report(step)
         match ledger.phase:
             case "collecting":
-                self._arm_deadline(step)
+                self._arm_collecting(step)
                 self._close_if_complete(step)
             case "aggregating":
                 step.commands.append(Aggregate(ledger.round, ledger.attempt, ledger.included))
@@ -140,34 +148,40 @@ class RoundMachine:
     # --- devices ------------------------------------------------------------------------------
 
     def _joined(self, event: DeviceJoined, step: RoundStep) -> None:
-        self._roster.joined(event)
+        is_back = self._roster.joined(event)
+        self._gathering.heard_from(event.device_id, is_back=is_back)
         if not event.accepting:
             return
         if self._updates.owed_by(event.device_id):
             self._order(event.device_id, step)
-        self._evaluation.order(event.device_id, step)
+        self._evaluation.join(event.device_id, step)
         self._start_if_ready(step)
 
-    def _gone(self, device_id: str, step: RoundStep) -> None:
-        self._roster.went(device_id)
+    def _gone(self, event: DeviceLeft, step: RoundStep) -> None:
+        was_awaited = event.device_id in self._evaluation.awaited
+        self._roster.went(event)
         self._close_if_complete(step)
-        if self._evaluation.left(device_id):
+        self._start_if_ready(step)
+        if was_awaited:
             self._complete_if_evaluated(step)
 
     def _device_asked(self, event: DeviceDeclined | OrderRequested, step: RoundStep) -> None:
         device_id, pair = event.device_id, (event.round, event.attempt)
+        self._gathering.heard_from(device_id)
         if event.action == "evaluate":
             if isinstance(event, OrderRequested):
-                self._evaluation.order(device_id, step)
-            else:
-                self._evaluation.declined(device_id, event.round)
+                self._evaluation.asked(event, step)
+            elif self._evaluation.declined(event, step):
                 self._complete_if_evaluated(step)
         elif self.ledger.collects(*pair) and self._updates.owed_by(device_id):
             if isinstance(event, OrderRequested):
                 self._order(device_id, step)
             else:
-                declined = OrderDeclined(*pair, device_id, event.reason, event.unusable)
+                place, reason = (*pair, device_id), event.reason
+                declined = OrderDeclined(*place, reason, event.unusable, event.permanent)
                 self.ledger.record(declined, step)
+                if device_id not in self.ledger.unusable:
+                    self._gathering.resting.add(device_id)
                 self._close_if_complete(step)
 
     def _vanished(self, event: UpdateVanished, step: RoundStep) -> None:
@@ -198,7 +212,7 @@ class RoundMachine:
             reason = f"round {event.round} was requested from another model"
             self.ledger.record(RoundAbandoned(ledger.round, ledger.attempt, reason), step)
         pair = (event.round, ledger.attempt if event.round == ledger.round else 1)
-        self._gather_armed = self._gather_armed and pair == (ledger.round, ledger.attempt)
+        self._gathering.begin(same_attempt=pair == (ledger.round, ledger.attempt))
         self.ledger.record(RoundOpened(*pair, event.base), step)
         self._start_if_ready(step)
 
@@ -207,72 +221,80 @@ class RoundMachine:
         if made is not None:
             step.commands.append(ReportRound(made.version, made))
 
-    def _invitations(self) -> int:
-        return math.ceil(self.plan.cohort_size * self.plan.over_selection)
-
-    def _start_if_ready(self, step: RoundStep, *, gathered: bool = False) -> None:
-        ledger, plan = self.ledger, self.plan
-        if ledger.phase != "gathering" or ledger.status != "running":
+    def _start_if_ready(self, step: RoundStep, *, waited: bool = False) -> None:
+        if self.ledger.phase != "gathering" or self.ledger.status != "running":
             return
-        candidates = self._roster.accepting("trainer")
-        if len(candidates) >= self._invitations() or (gathered and len(candidates) >= plan.quorum):
-            self._start(candidates, step)
-        elif len(candidates) >= plan.quorum and not self._gather_armed:
-            self._gather_armed = True
-            step.commands.append(ArmTimer("gather", ledger.round, ledger.attempt, plan.gather_s))
+        cohort = self._gathering.cohort(waited=waited)
+        if cohort:
+            self._start(cohort, step)
+        else:
+            self._gathering.wait(step)
 
-    def _start(self, candidates: list[str], step: RoundStep) -> None:
+    def _start(self, cohort: tuple[str, ...], step: RoundStep) -> None:
         ledger, plan = self.ledger, self.plan
-        cohort = uniform.select(
-            candidates,
-            self._invitations(),
-            seed=plan.seed,
-            round_number=ledger.round,
-            attempt=ledger.attempt,
-        )
-        self._gather_armed = False
+        self._return_armed = False
         self._updates.forget()
         target = min(plan.cohort_size, len(cohort))
         work = {} if plan.fit is None else fit(cohort, self._speeds(plan.fit), plan.fit)
         self.ledger.record(RoundStarted(ledger.round, ledger.attempt, cohort, target, work), step)
         for device_id in cohort:
             self._order(device_id, step)
-        self._arm_deadline(step)
+        self._arm_collecting(step)
 
     def _speeds(self, rule: FitRule) -> dict[str, Speed]:
         return {**rule.known, **self.ledger.speeds}
 
-    def _close_if_complete(self, step: RoundStep, *, deadline: bool = False) -> None:
+    def _close_if_complete(
+        self, step: RoundStep, *, deadline: bool = False, nobody_came: bool = False
+    ) -> None:
         ledger = self.ledger
         if ledger.phase != "collecting":
             return
-        enough = len(ledger.accepted) >= self.plan.quorum
+        owing = set(ledger.cohort) - ledger.answered - self._roster.removed
         # a device that reported and then left has answered
-        lost = self._roster.left - set(self._updates.verifying)
-        pending = set(ledger.cohort) - ledger.answered - lost
-        if len(ledger.accepted) >= ledger.target or (enough and (deadline or not pending)):
+        here = owing - (self._roster.left - set(self._updates.verifying))
+        enough = len(ledger.accepted) >= self.plan.quorum
+        is_over = deadline or not here - self._gathering.silent
+        if deadline:
+            self._gathering.silent |= here - set(self._updates.verifying)
+        if len(ledger.accepted) >= ledger.target or (enough and is_over):
             included = tuple(sorted(ledger.accepted))
-            self.ledger.record(RoundClosed(ledger.round, ledger.attempt, included), step)
+            ledger.record(RoundClosed(ledger.round, ledger.attempt, included), step)
             step.commands.append(Aggregate(ledger.round, ledger.attempt, included))
-        elif ledger.all_unusable:
-            first = min(ledger.refused)
-            self._abandon(
-                f"every update was refused; that of {first}: {ledger.refused[first]}", step
-            )
-        elif deadline:
-            self._abandon(
-                f"{len(ledger.accepted)} of at least {self.plan.quorum} updates at the deadline",
-                step,
-            )
+        elif ledger.all_unusable or deadline or not owing or (nobody_came and not here):
+            self._abandon(self._shortfall(deadline=deadline), step, excused=self._is_excused())
+        elif not here and not self._return_armed:
+            self._return_armed = True
+            self._arm("return", self.plan.gather_s, step)
 
-    def _abandon(self, reason: str, step: RoundStep) -> None:
+    def _shortfall(self, *, deadline: bool) -> str:
+        """Return why an attempt ends without a model."""
+        ledger, refused = self.ledger, self.ledger.refused
+        first = min(refused, default="")
+        if ledger.all_unusable:
+            return f"every update was refused; that of {first}: {refused[first]}"
+        when = " at the deadline" if deadline else ", and nobody else is awaited"
+        counted = f"{len(ledger.accepted)} of at least {self.plan.quorum} updates{when}"
+        if not refused:
+            return counted
+        others = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
+        return f"{counted}; {first} declined{others}: {refused[first]}"
+
+    def _is_excused(self) -> bool:
+        """Whether those that declined for now would have made a quorum with the accepted."""
         ledger = self.ledger
-        if ledger.repeats_itself or ledger.attempt >= self.plan.max_attempts:
+        deferred = len(ledger.refused) - len(ledger.unusable)
+        return deferred > 0 and len(ledger.accepted) + deferred >= self.plan.quorum
+
+    def _abandon(self, reason: str, step: RoundStep, *, excused: bool = False) -> None:
+        ledger = self.ledger
+        is_last = ledger.attempt - ledger.excused >= self.plan.max_attempts and not excused
+        if ledger.repeats_itself or is_last:
             self._end(RunFailed(f"round {ledger.round}, attempt {ledger.attempt}: {reason}"), step)
             return
         self._updates.forget()
         step.commands.append(SweepRound(ledger.round, ledger.attempt))
-        self.ledger.record(RoundAbandoned(ledger.round, ledger.attempt, reason), step)
+        ledger.record(RoundAbandoned(ledger.round, ledger.attempt, reason, excused), step)
         self._start_if_ready(step)
 
     def _aggregated(self, event: AggregationFinished | AggregationFailed, step: RoundStep) -> None:
@@ -284,6 +306,7 @@ class RoundMachine:
             self._abandon(event.reason, step)
             return
         self._updates.forget()
+        self._gathering.begin(same_attempt=False)
         self.ledger.record(RoundCommitted(*pair, event.model), step)
         self._report(step)
         step.commands.append(SweepRound(*pair))
@@ -302,9 +325,14 @@ class RoundMachine:
         if (event.round, event.attempt) != (ledger.round, ledger.attempt):
             return
         match event.timer:
-            case "gather" if ledger.phase == "gathering":
-                self._gather_armed = False
-                self._start_if_ready(step, gathered=True)
+            case "gather" | "rest" if ledger.phase == "gathering":
+                self._gathering.fired(event.timer)
+                self._start_if_ready(step, waited=True)
+            case "return":
+                self._return_armed = False
+                self._close_if_complete(step, nobody_came=True)
+            case "resend":
+                self._resend(step)
             case "deadline":
                 self._close_if_complete(step, deadline=True)
             case "evaluation" if ledger.phase == "evaluating":
@@ -332,17 +360,28 @@ class RoundMachine:
     def _order(self, device_id: str, step: RoundStep) -> None:
         step.commands.append(SendOrder(device_id, "train", self.ledger.round, self.ledger.attempt))
 
-    def _arm_deadline(self, step: RoundStep) -> None:
-        ledger = self.ledger
-        step.commands.append(
-            ArmTimer("deadline", ledger.round, ledger.attempt, self.plan.deadline_s)
-        )
+    def _resend(self, step: RoundStep) -> None:
+        """Order again who is there, owes an answer and does nothing: its order was lost."""
+        if self.ledger.phase not in {"collecting", "evaluating"}:
+            return
+        for device_id in self.ledger.cohort:
+            if self._updates.owed_by(device_id) and self._roster.is_idle(device_id):
+                self._order(device_id, step)
+        for device_id in sorted(self._evaluation.awaited):
+            if self._roster.is_idle(device_id):
+                self._evaluation.send(device_id, step)
+        self._arm("resend", RESEND_S, step)
+
+    def _arm_collecting(self, step: RoundStep) -> None:
+        self._arm("deadline", self.plan.deadline_s, step)
+        self._arm("resend", RESEND_S, step)
 
     def _arm_evaluation(self, step: RoundStep) -> None:
-        ledger = self.ledger
-        step.commands.append(
-            ArmTimer("evaluation", ledger.round, ledger.attempt, self.plan.evaluation_deadline_s)
-        )
+        self._arm("evaluation", self.plan.evaluation_deadline_s, step)
+        self._arm("resend", RESEND_S, step)
+
+    def _arm(self, timer: str, seconds: float, step: RoundStep) -> None:
+        step.commands.append(ArmTimer(timer, self.ledger.round, self.ledger.attempt, seconds))
 
     def _end(self, fact: RunCompleted | RunStopped | RunFailed, step: RoundStep) -> None:
         self._updates.forget()

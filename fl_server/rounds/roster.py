@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fl_server.flows.events import DeviceJoined, Role
+from fl_server.flows.events import DeviceBusy, DeviceJoined, DeviceLeft, Role
 
 
 class Roster:
@@ -10,27 +10,42 @@ class Roster:
 
     Attributes:
         left: who left and has not come back.
+        removed: who among them may not come back.
     """
 
     def __init__(self) -> None:
         self.left: set[str] = set()
+        self.removed: set[str] = set()
         self._online: dict[str, Role] = {}
         self._draining: set[str] = set()
+        self._busy: set[str] = set()
 
-    def joined(self, event: DeviceJoined) -> None:
-        """Add a device, or what it says anew."""
-        self._online[event.device_id] = event.role
-        self.left.discard(event.device_id)
+    def joined(self, event: DeviceJoined) -> bool:
+        """Add a device, or what it says anew; returns whether it was away or took no orders."""
+        device_id = event.device_id
+        is_back = device_id not in self._online or device_id in self._draining
+        self._online[device_id] = event.role
+        self.left.discard(device_id)
+        self.removed.discard(device_id)
+        self._busy.discard(device_id)
         if event.accepting:
-            self._draining.discard(event.device_id)
+            self._draining.discard(device_id)
         else:
-            self._draining.add(event.device_id)
+            self._draining.add(device_id)
+        return is_back
 
-    def went(self, device_id: str) -> None:
+    def busy(self, event: DeviceBusy) -> None:
+        """Note that a device carries out an order; it says when it has ended."""
+        self._busy.add(event.device_id)
+
+    def went(self, event: DeviceLeft) -> None:
         """Remove a device."""
-        self._online.pop(device_id, None)
-        self._draining.discard(device_id)
-        self.left.add(device_id)
+        self._online.pop(event.device_id, None)
+        self._draining.discard(event.device_id)
+        self._busy.discard(event.device_id)
+        self.left.add(event.device_id)
+        if event.for_good:
+            self.removed.add(event.device_id)
 
     def accepting(self, role: Role) -> list[str]:
         """Return the online devices of a role that take orders, sorted."""
@@ -39,3 +54,7 @@ class Roster:
             for device_id, its_role in self._online.items()
             if its_role == role and device_id not in self._draining
         )
+
+    def is_idle(self, device_id: str) -> bool:
+        """Whether a device is online and carries out no order."""
+        return device_id in self._online and device_id not in self._busy

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from broker.wire.messages import DeviceState, IdentityNotice
-from fl_server.flows.events import DeviceJoined, DeviceLeft
+from fl_server.flows.events import DeviceBusy, DeviceJoined, DeviceLeft
 from fl_server.members.membership import Membership
 from fl_server.members.presence import PresenceTable
 from fl_server.members.rate_limit import RateLimit
@@ -39,7 +39,7 @@ class PresenceActions:
         raise_epoch: is given an epoch that a device has obeyed, higher than this server's.
     """
 
-    tell_runs: Callable[[DeviceJoined | DeviceLeft, DeviceState | None], None]
+    tell_runs: Callable[[DeviceJoined | DeviceBusy | DeviceLeft, DeviceState | None], None]
     ready: Callable[[str], None]
     raise_epoch: Callable[[int], None]
 
@@ -92,7 +92,7 @@ class PresenceWatch:
         """Forget a device that may not take part any more."""
         self._table.forget(device_id)
         self._histories.pop(device_id, None)
-        self._actions.tell_runs(DeviceLeft(device_id), None)
+        self._actions.tell_runs(DeviceLeft(device_id, for_good=True), None)
 
     def tell_stranger(self, device_id: str, reason: str) -> None:
         """Tell whoever speaks as a device that this server does not know it, or has revoked it."""

@@ -33,7 +33,7 @@ from fl_server.flows.commands import (
     SendReceipt,
     StartTask,
 )
-from fl_server.flows.events import DeviceJoined, DeviceLeft, FailureReported
+from fl_server.flows.events import DeviceBusy, DeviceJoined, DeviceLeft, FailureReported
 from fl_server.flows.flow import Flow, Step
 from fl_server.kinds.base import FlowKind, FlowServices
 from fl_server.kinds.failed import FailedFlow
@@ -253,7 +253,9 @@ class FlowRunner:
         elif not self.knows(run_id):
             raise PeerError("a message about a run that is not here", "unknown_run")
 
-    def handle_presence(self, event: DeviceJoined | DeviceLeft, state: DeviceState | None) -> None:
+    def handle_presence(
+        self, event: DeviceJoined | DeviceBusy | DeviceLeft, state: DeviceState | None
+    ) -> None:
         """Tell the flows of a device; ``state`` is its presence, None where it was removed."""
         for flow in self._going():
             with self.isolated(flow):
@@ -391,7 +393,11 @@ class FlowRunner:
         if self._is_idle(run_id) and run_id not in self._filing:
             self._filing.add(run_id)
             self._parts.data.start_task(
-                lambda: None, lambda _: self._file(run_id), _unexpected, in_order=True
+                lambda: None,
+                lambda _: self._file(run_id),
+                _unexpected,
+                in_order=True,
+                run_id=run_id,
             )
 
     def _is_idle(self, run_id: str) -> bool:

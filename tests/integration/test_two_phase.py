@@ -92,6 +92,11 @@ def test_it_is_killed_in_a_phase_and_between_phases_and_comes_to_the_right_sum(
         total = expected_counts()
         shown = arena.client.call("runs_show", {"run_id": run_id})
         assert (shown["status"], shown["round"], shown["rounds"]) == ("completed", 2, 2)
+        history = [(row["outcome"], sorted(row["included"])) for row in shown["history"]]
+        assert history == 2 * [("committed", NAMES)]
+        assert [(row["id"], row["rounds"]) for row in shown["devices"]] == [
+            (name, 2) for name in NAMES
+        ]
         started = [body for kind, body in told if kind == "PhaseStarted"]
         assert [(each["round"], each["phase"]) for each in started] == [
             *((1, "count"), (1, "weigh")),

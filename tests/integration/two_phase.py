@@ -32,6 +32,7 @@ from fl_server.flows.events import (
     StopRequested,
 )
 from fl_server.flows.flow import Flow, Step, receipt_of
+from fl_server.flows.report import FlowReport, RecordedFact, RoundReport
 from fl_server.kinds.base import FlowKind, FlowServices
 from fl_server.persistence.journal import Journal
 from fl_server.runs.definition import RunDefinition
@@ -158,6 +159,23 @@ class TwoPhase(Flow):
             self._start(now.round + 1, PHASES[0], now.cohort, (), step)
         else:
             self._record(RunEnded("completed", sums), step)
+
+    def report(self, facts: Sequence[RecordedFact]) -> FlowReport:
+        told = FlowReport()
+        for row in facts:
+            match row.fact:
+                case PhaseStarted() as begun if begun.phase == PHASES[0]:
+                    for entry in told.rounds[-1:]:
+                        entry.end("committed", row.at)
+                    told.rounds.append(RoundReport(begun.round, 1, row.at, begun.cohort))
+                case ShareCounted() as share if share.phase == PHASES[1]:
+                    told.rounds[-1].included = (*told.rounds[-1].included, share.device_id)
+                    told.devices[share.device_id].rounds += 1
+                case RunEnded() as end:
+                    outcome = "committed" if end.status == "completed" else "abandoned"
+                    for entry in told.rounds[-1:]:
+                        entry.end(outcome, row.at)  # type: ignore[arg-type]
+        return told
 
     def _record(self, fact: Any, step: Step[Any, Command]) -> None:
         self._apply(fact)

@@ -24,6 +24,8 @@ from fl_server.deployment.canaries import record_of
 from fl_server.persistence.journal import Journal
 from fl_server.rounds.facts import (
     FACTS,
+    EvaluationDeclined,
+    EvaluationOrdered,
     EvaluationRecorded,
     Fact,
     OrderDeclined,
@@ -109,6 +111,8 @@ def whole() -> list[Fact]:
         UpdateAccepted(1, 2, "b", update("b")),
         RoundClosed(1, 2, ("a", "b")),
         RoundCommitted(1, 2, model("whole", 1)),
+        EvaluationOrdered(1, ("a", "b")),
+        EvaluationDeclined(1, "b", "metrics() raised ValueError", permanent=True),
         EvaluationRecorded(1, "a", 359, {"accuracy": 0.93, "loss": 0.2}, USAGE),
         RunCompleted(),
     ]

@@ -16,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from fl_server.flows.commands import ArmTimer, SendReceipt
 from fl_server.flows.events import (
     Action,
+    DeviceBusy,
     DeviceDeclined,
     DeviceJoined,
     DeviceLeft,
@@ -167,6 +168,16 @@ class Rounds(RuleBasedStateMachine):
     def leave(self, device_id: str) -> None:
         self.give(DeviceLeft(device_id))
 
+    @rule(device_id=st.sampled_from(DEVICES), choice=st.integers(0, 3))
+    def is_revoked(self, device_id: str, choice: int) -> None:
+        if choice == 0:
+            self.give(DeviceLeft(device_id, for_good=True))
+
+    @rule(device_id=st.sampled_from(DEVICES))
+    def works(self, device_id: str) -> None:
+        if device_id in self.laws.online:
+            self.give(DeviceBusy(device_id))
+
     def an_order(self, device_id: str, choice: int, action: Action) -> SendOrder | None:
         """Return one of the orders that the device ever got, the last one most often."""
         got = [order for order in self.orders[device_id] if order.action == action]
@@ -229,7 +240,19 @@ class Rounds(RuleBasedStateMachine):
         order = self.an_order(device_id, choice, action)
         if order is not None:
             place = (device_id, action, order.round, order.attempt)
-            self.give(DeviceDeclined(*place, "busy", unusable=unusable and self.in_vain))
+            in_vain = unusable and self.in_vain
+            kinds = {"unusable" if choice % 2 else "permanent": in_vain}
+            self.give(DeviceDeclined(*place, "busy", **kinds))
+
+    @rule(device_id=st.sampled_from(DEVICES), version=st.integers(1, ROUNDS), says=st.booleans())
+    def nobody_ordered_this(self, device_id: str, version: int, says: bool) -> None:
+        """A device measures a version, or declines to, as it was not asked to."""
+        if version in [o.round for o in self.orders[device_id] if o.action == "evaluate"]:
+            return
+        if says:
+            self.give(EvaluationReceived(device_id, version, 1, 1 << 40, {"accuracy": -1e300}))
+        else:
+            self.give(DeviceDeclined(device_id, "evaluate", version, 1, "no", permanent=True))
 
     @precondition(lambda self: self.laws.collecting and self.in_vain)
     @rule(reason=REASONS, spared=st.sampled_from([0, 0, 0, 1]), upload=st.booleans())

@@ -194,7 +194,7 @@ class Device:
                 self._send(job)
                 self._resend_later()
             case s.SendDecline():
-                self._publish("ack", (command.key, command.reason))
+                self._publish("ack", (command.key, command.reason, command.permanent))
             case s.RenewUrls(job=job):
                 self.renewed = True
             case s.CancelJob(key=key):

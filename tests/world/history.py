@@ -253,6 +253,15 @@ class World:
         stolen = update_key(round_number, attempt, victim.name)
         self.broker.publish(thief.name, "result", thief.name, (key, outcome, stolen))
 
+    def evaluation_is_forged(self) -> None:
+        """A device measures a version that it was not ordered to."""
+        device = self.kernel.rng.choice(self.devices)
+        version = self.server.laws.committed
+        if (version, device.name) not in self.server.laws.evaluation_orders:
+            outcome = JobOutcome(1 << 40, {"accuracy": -1e300})
+            key = JobKey(RUN, "evaluate", max(1, version), 1)
+            self.broker.publish(device.name, "result", device.name, (key, outcome, ""))
+
     # --- the end --------------------------------------------------------------------------------
 
     def run(self) -> None:
@@ -308,6 +317,7 @@ KINDS: list[Callable[[World], None]] = [
     World.object_is_lost,
     World.object_rots,
     World.result_is_forged,
+    World.evaluation_is_forged,
 ]
 
 

@@ -180,8 +180,9 @@ class Server:
             case "result":
                 return self._result(sender, *body)
             case "ack":
-                key, reason = body
-                return DeviceDeclined(sender, key.action, key.round, key.attempt, reason)
+                key, reason, permanent = body
+                place = (sender, key.action, key.round, key.attempt)
+                return DeviceDeclined(*place, reason, permanent=permanent)
             case "request":
                 return OrderRequested(sender, body.action, body.round, body.attempt)
         raise AssertionError(leaf)

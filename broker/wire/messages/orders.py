@@ -33,6 +33,7 @@ _LATER_FIELDS: dict[str, str | int | bytes] = {
     "seq": 0,
     "payload": b"",
     "unusable": False,
+    "permanent": False,
 }
 
 
@@ -55,10 +56,12 @@ class OrderMessage(Message):
 class Order(OrderMessage):
     """The server asks a device to train, to evaluate, or to take part in an exchange.
 
-    The same (run, action, round, attempt, phase, seq) again renews the URLs. ``time_left_s`` counts
-    from receipt, so that no clock must be right. ``upload`` is nil for an evaluation. An exchange
-    may have a model or an upload, and has a ``payload``, which the task on the device reads; where
-    it has an upload, the answer goes there.
+    The same (run, action, round, attempt, phase, seq) again renews the URLs. A device that is
+    online, owes a run in rounds an answer and carries out nothing gets its order again every 10
+    seconds, so that a lost one costs no more; one that says ``ready`` gets it at once.
+    ``time_left_s`` counts from receipt, so that no clock must be right. ``upload`` is nil for an
+    evaluation. An exchange may have a model or an upload, and has a ``payload``, which the task on
+    the device reads; where it has an upload, the answer goes there.
     """
 
     kind = "order"
@@ -105,14 +108,16 @@ class OrderAnswer(OrderMessage):
 class Decline(OrderAnswer):
     """A device refuses an order, and why; an order that it accepts is answered by a result.
 
-    ``unusable``: it accepted the order, and what came of it could never count. Else it may be able
-    to accept a later one.
+    ``unusable``: it accepted the order, and what came of it could never count. ``permanent``: it
+    cannot carry it out, and waiting changes nothing, as where the task raises an error. Else it may
+    be able to carry out a later one.
     """
 
     kind = "decline"
     channel = ("dev", "ack")
     reason: Text
     unusable: bool = False
+    permanent: bool = False
 
 
 class Progress(Message):

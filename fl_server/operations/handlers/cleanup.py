@@ -104,6 +104,9 @@ class CleanupOperations:
         retained = self._registry.retained(keys.run_id, latest, policy.keep, policy.keep_every)
         # what cannot be read stays: it may be a person's to mend
         unsure = self._registry.unreadable(keys.run_id)
+        if definition is not None and not known | unsure:
+            # of a kind that commits no versions: its latest is the one that it began with
+            known = retained = {0}
         # a kill within a removal leaves a manifest without its model
         whole = {each for each in retained & (known | unsure) if keys.version(each) in there}
         return [info for info in listed if keys.version_of(info.key) not in whole]

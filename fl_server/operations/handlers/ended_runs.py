@@ -36,17 +36,17 @@ class EndedRunReports:
         """Return what is kept of a run."""
         document = flow.document(self._epoch)
         speeds: dict[str, Any] = {}
+        if isinstance(flow, CanaryFlow):
+            told = flow.shown(0.0)
+        else:
+            infos = infos_of(self._presence)
+            told = run_report.report_of(record, flow, facts, document, infos).document()
         if isinstance(flow, SyncFlow):
             ledger = flow.machine.ledger
-            told = run_report.report(record, ledger, facts, infos_of(self._presence)).document()
             speeds = {
                 "steps": steps_digest(record.definition),
                 "devices": {name: asdict(speed) for name, speed in ledger.speeds.items()},
             }
-        elif isinstance(flow, CanaryFlow):
-            told = flow.shown(0.0)
-        else:
-            told = run_report.report_of_document(record, document, facts).document()
         summary = run_report.summary_of(record, flow, document).document()
         shown = None if document is None else document.model_dump(mode="json")
         return EndedRun(record.run_id, record.definition.task, listed, summary, shown, speeds, told)

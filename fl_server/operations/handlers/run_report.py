@@ -2,75 +2,20 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from broker.wire.messages import DeviceInfo, RunDocument
 from fl_server.flows.flow import Flow
+from fl_server.flows.report import FlowReport, RoundReport
 from fl_server.kinds.sync import SyncFlow
 from fl_server.operations.results.runs import RoundRow, RunDevice, RunReport, RunSummary
-from fl_server.rounds.facts import (
-    EvaluationRecorded,
-    OrderDeclined,
-    RoundAbandoned,
-    RoundClosed,
-    RoundCommitted,
-    RoundStarted,
-    UpdateAccepted,
-    UpdateRefused,
-    UpdateWithdrawn,
-)
 from fl_server.rounds.ledger import Ledger
 from fl_server.rounds.plan import Plan
-from fl_server.rounds.workload import OrderWork, measured
 from fl_server.runs.record import FactRecord, RunRecord
 from runtime.bounds import is_plausible, total
 
 _REASON_CHARS = 2000
-
-
-@dataclass
-class _DeviceReport:
-    rounds: int = 0
-    bytes_up: int = 0
-    bytes_down: int = 0
-    peak_rss_bytes: int = 0
-    steps: int = 0
-    full_steps: int = 0
-    step_s: float = 0.0
-
-    def add(self, usage: dict[str, float]) -> None:
-        self.bytes_up = total((self.bytes_up, int(usage.get("bytes_up", 0))))
-        self.bytes_down = total((self.bytes_down, int(usage.get("bytes_down", 0))))
-        peak = int(usage.get("peak_rss_bytes", 0))
-        self.peak_rss_bytes = max(self.peak_rss_bytes, peak)
-
-    def trained(self, usage: dict[str, float]) -> None:
-        """Set what it did in its latest round."""
-        speed = measured(usage)
-        if speed is not None:
-            self.steps, self.full_steps = int(usage["steps"]), speed.full_steps
-            self.step_s = speed.step_s
-
-
-@dataclass
-class _RoundReport:
-    round: int
-    attempt: int
-    started_at: float
-    cohort: Sequence[str]
-    outcome: Literal["collecting", "committed", "abandoned"] = "collecting"
-    seconds: float | None = None
-    included: Sequence[str] = ()
-    work: Mapping[str, OrderWork] = field(default_factory=dict)
-    refused: dict[str, str] = field(default_factory=dict)
-    reason: str = ""
-
-    def end(self, outcome: Literal["committed", "abandoned"], at: float, reason: str = "") -> None:
-        self.outcome, self.reason = outcome, reason
-        self.seconds = at - self.started_at
 
 
 def summary(record: RunRecord[Plan], ledger: Ledger) -> RunSummary:
@@ -85,7 +30,7 @@ def _summary(record: RunRecord[Plan], ledger: Ledger) -> dict[str, Any]:
         "task": record.definition.task,
         "algorithm": record.definition.algorithm.name,
         "status": ledger.status,
-        "reason": ledger.reason[:_REASON_CHARS],
+        "reason": ledger.explanation[:_REASON_CHARS],
         "phase": ledger.phase,
         "round": ledger.round,
         "attempt": ledger.attempt,
@@ -144,57 +89,52 @@ def _summary_of_document(record: RunRecord[Any], document: RunDocument | None) -
     }
 
 
-def report_of_document(
-    record: RunRecord[Any], document: RunDocument | None, facts: Sequence[FactRecord]
-) -> RunReport:
-    """Return a run of any kind, as far as its document says."""
-    return RunReport(
-        **_summary_of_document(record, document),
-        seed=record.definition.seed,
-        model_key=record.initial.key,
-        model_sha256=record.initial.sha256,
-        wall_s=facts[-1].at - record.at if facts else 0.0,
-        round_s=[],
-        bytes_up=0,
-        bytes_down=0,
-        history=[],
-        devices=[],
-    )
-
-
 def report(
-    record: RunRecord[Plan],
-    ledger: Ledger,
-    facts: Iterable[FactRecord],
+    record: RunRecord[Any],
+    row: RunSummary,
+    told: FlowReport,
+    wall_s: float,
     infos: Mapping[str, DeviceInfo] | None = None,
 ) -> RunReport:
     """Return a run with its rounds, devices, refusals, bytes and metrics.
 
     Args:
+        row: the run in one row.
+        told: what its flow reports.
+        wall_s: from its beginning to its latest fact.
         infos: what devices say of themselves, by id.
     """
-    rounds: list[_RoundReport] = []
-    devices: dict[str, _DeviceReport] = defaultdict(_DeviceReport)
-    last_at = record.at
-    for row in facts:
-        last_at = row.at
-        _add(row, rounds, devices)
-    headline = record.definition.evaluation.headline
+    devices = told.devices.values()
     return RunReport(
-        **_summary(record, ledger),
-        seed=record.plan.seed,
-        model_key=ledger.model.key,
-        model_sha256=ledger.model.sha256,
-        wall_s=last_at - record.at,
-        round_s=[round(each.seconds or 0.0, 4) for each in rounds if each.outcome == "committed"],
-        bytes_up=total(device.bytes_up for device in devices.values()),
-        bytes_down=total(device.bytes_down for device in devices.values()),
-        history=[_history_row(entry, ledger, headline) for entry in rounds],
+        **dict(row),
+        seed=record.definition.seed,
+        model_key=told.model_key or record.initial.key,
+        model_sha256=told.model_sha256 or record.initial.sha256,
+        wall_s=wall_s,
+        round_s=[
+            round(each.seconds or 0.0, 4) for each in told.rounds if each.outcome == "committed"
+        ],
+        bytes_up=total(device.bytes_up for device in devices),
+        bytes_down=total(device.bytes_down for device in devices),
+        history=[_history_row(entry) for entry in told.rounds],
         devices=[
             described(RunDevice(id=device_id, **vars(device)), infos or {})
-            for device_id, device in sorted(devices.items())
+            for device_id, device in sorted(told.devices.items())
         ],
     )
+
+
+def report_of(
+    record: RunRecord[Any],
+    flow: Flow,
+    facts: Sequence[FactRecord],
+    document: RunDocument | None,
+    infos: Mapping[str, DeviceInfo],
+) -> RunReport:
+    """Return a run of any kind, from its flow and its journalled facts."""
+    wall_s = facts[-1].at - record.at if facts else 0.0
+    row = summary_of(record, flow, document)
+    return report(record, row, flow.report(facts), wall_s, infos)
 
 
 def described(device: RunDevice, infos: Mapping[str, DeviceInfo]) -> RunDevice:
@@ -205,32 +145,7 @@ def described(device: RunDevice, infos: Mapping[str, DeviceInfo]) -> RunDevice:
     return device.model_copy(update={"profile": info.profile[:32], "engine": info.engine[:32]})
 
 
-def _add(row: FactRecord, rounds: list[_RoundReport], devices: dict[str, _DeviceReport]) -> None:
-    fact = row.fact
-    match fact:
-        case RoundStarted():
-            rounds.append(
-                _RoundReport(fact.round, fact.attempt, row.at, fact.cohort, work=fact.work)
-            )
-        case UpdateAccepted():
-            devices[fact.device_id].add(fact.update.usage)
-            devices[fact.device_id].trained(fact.update.usage)
-        case UpdateRefused() | OrderDeclined() | UpdateWithdrawn():
-            rounds[-1].refused[fact.device_id] = fact.reason
-        case RoundClosed():
-            rounds[-1].included = fact.included
-        case RoundCommitted():
-            rounds[-1].end("committed", row.at)
-            for device_id in rounds[-1].included:
-                devices[device_id].rounds += 1
-        case RoundAbandoned():
-            rounds[-1].end("abandoned", row.at, fact.reason)
-        case EvaluationRecorded():
-            devices[fact.device_id].add(fact.usage)
-
-
-def _history_row(entry: _RoundReport, ledger: Ledger, headline: str) -> RoundRow:
-    committed = entry.outcome == "committed"
+def _history_row(entry: RoundReport) -> RoundRow:
     return RoundRow(
         round=entry.round,
         attempt=entry.attempt,
@@ -241,10 +156,13 @@ def _history_row(entry: _RoundReport, ledger: Ledger, headline: str) -> RoundRow
         updates=len(entry.included),
         included=list(entry.included),
         refused={name: reason[:_REASON_CHARS] for name, reason in entry.refused.items()},
-        ordered_steps={name: work.max_steps for name, work in entry.work.items()},
-        accuracy=finite(ledger.metric(entry.round, "accuracy")) if committed else None,
-        loss=finite(ledger.metric(entry.round, "loss")) if committed else None,
-        measured=finite(ledger.metric(entry.round, headline)) if committed else None,
+        not_evaluated={
+            name: reason[:_REASON_CHARS] for name, reason in entry.not_evaluated.items()
+        },
+        ordered_steps=dict(entry.ordered_steps),
+        accuracy=finite(entry.accuracy),
+        loss=finite(entry.loss),
+        measured=finite(entry.measured),
     )
 
 

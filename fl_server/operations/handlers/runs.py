@@ -24,7 +24,7 @@ from fl_server.operations.results.runs import RunList, RunReport, RunStarted, Ru
 from fl_server.persistence.history import Listed
 from fl_server.rounds.model import Model
 from fl_server.runs.definition import RunDefinition, parse_definition
-from fl_server.runs.record import AwaitedModel, PreparedRun
+from fl_server.runs.record import AwaitedModel, FactRecord, PreparedRun
 from runtime.errors import ConfigError, NotFound
 from storage.versions.manifest import Parent
 
@@ -99,13 +99,11 @@ class RunOperations:
             return report_of(runs.history.report(wanted.run_id) or {}, infos)
         flow = self._flow(wanted.run_id)
         record = runs.records[wanted.run_id]
-        if isinstance(flow, FailedFlow):  # its facts may be what cannot be read
-            return run_report.report_of_document(record, flow.document(runs.epoch), ())
-        facts = self._context.journal.facts(wanted.run_id, record.definition.flow)
-        if not isinstance(flow, SyncFlow):
-            document = flow.document(self._context.runs.epoch)
-            return self._with_wait(run_report.report_of_document(record, document, facts))
-        return self._with_wait(run_report.report(flow.record, flow.machine.ledger, facts, infos))
+        facts: Sequence[FactRecord] = ()
+        if not isinstance(flow, FailedFlow):  # its facts may be what cannot be read
+            facts = self._context.journal.facts(wanted.run_id, record.definition.flow)
+        document = flow.document(runs.epoch)
+        return self._with_wait(run_report.report_of(record, flow, facts, document, infos))
 
     # --- submitting ---------------------------------------------------------------------------
 

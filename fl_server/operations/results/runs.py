@@ -86,6 +86,7 @@ class RoundRow(OperationResult):
     updates: Count
     included: Annotated[list[Name], Field(max_length=MAX_DEVICES)]
     refused: Annotated[dict[Name, Text], Field(max_length=MAX_DEVICES)]
+    not_evaluated: Annotated[dict[Name, Text], Field(max_length=MAX_DEVICES)]
     ordered_steps: Annotated[dict[Name, Count], Field(max_length=MAX_DEVICES)]
     accuracy: Finite | None
     loss: Finite | None
@@ -96,11 +97,13 @@ class RoundRow(OperationResult):
         if encoded_bytes(self) <= size_bytes:
             return self
         refused = list(self.refused.items())[:_NAMES_SHOWN]
+        not_evaluated = list(self.not_evaluated.items())[:_NAMES_SHOWN]
         return self.model_copy(
             update={
                 "reason": self.reason[:_REASON_SHOWN],
                 "included": self.included[:_NAMES_SHOWN],
                 "refused": {name: reason[:_REASON_SHOWN] for name, reason in refused},
+                "not_evaluated": {name: why[:_REASON_SHOWN] for name, why in not_evaluated},
                 "ordered_steps": dict(list(self.ordered_steps.items())[:_NAMES_SHOWN]),
             }
         )

@@ -101,6 +101,10 @@ def show_run(options: argparse.Namespace) -> int:
         f"round {row.round}.{row.attempt}: {device_id} refused: {reason}"
         for row in run.history
         for device_id, reason in row.refused.items()
+    ] + [
+        f"version {row.round}: {device_id} did not evaluate it: {reason}"
+        for row in run.history
+        for device_id, reason in row.not_evaluated.items()
     ]
     say("", *refusals)
     devices = [_device_row(row) for row in run.devices]

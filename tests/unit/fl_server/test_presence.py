@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from broker.wire.messages import DeviceInfo, DeviceState
-from fl_server.flows.events import DeviceJoined, DeviceLeft
+from fl_server.flows.events import DeviceBusy, DeviceJoined, DeviceLeft
 from fl_server.members.presence import LATE_S, OFFLINE_S, PresenceTable
 from tests.messages import SAMPLES
 
@@ -77,7 +77,7 @@ def test_the_same_life_that_is_back_after_its_will_joins_again() -> None:
 
 def test_training_says_nothing_new_of_a_device_that_was_heard() -> None:
     presence = presence_after(state("ready"))
-    assert presence.apply_state("d-1", state("training")) is None
+    assert presence.apply_state("d-1", state("training")) == DeviceBusy("d-1")
     assert presence.devices["d-1"].state.status == "training"
     assert presence.apply_state("d-1", state("ready")) == DeviceJoined("d-1", "trainer")
 
@@ -91,7 +91,7 @@ def test_after_a_gap_everything_is_news() -> None:
     presence = presence_after(state("ready"), state("training"))
     presence.reconnected()
     assert isinstance(presence.apply_state("d-1", state("training")), DeviceJoined)
-    assert presence.apply_state("d-1", state("training")) is None
+    assert presence.apply_state("d-1", state("training")) == DeviceBusy("d-1")
 
 
 def test_info_is_kept_whichever_comes_first() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from broker.wire.messages import MAX_MESSAGE_BYTES, OperatorReply
+from fl_server.kinds.sync_report import report_of
 from fl_server.operations.handlers.run_report import report, summary
 from fl_server.operations.mqtt import RESULT_BYTES
 from fl_server.operations.results.runs import RunReport
@@ -32,7 +33,7 @@ INITIAL = Model(0, "k/0", "0" * 64, 1)
 
 
 def record(rounds: int = 2, cohort: int = 2) -> RunRecord[Plan]:
-    definition = parse_definition({"task": "digits", "rounds": rounds}, "test")
+    definition = parse_definition({"task": "digits", "rounds": rounds, "seed": 7}, "test")
     plan = Plan("r", rounds=rounds, cohort_size=cohort, quorum=1, seed=7)
     return RunRecord("r", definition, plan, INITIAL, 100.0)
 
@@ -52,7 +53,13 @@ def told(record_: RunRecord[Plan], facts: list[Fact]) -> RunReport:
     for fact in facts:
         ledger.apply(fact)
     rows = [FactRecord(fact, 101.0 + index) for index, fact in enumerate(facts)]
-    return report(record_, ledger, rows)
+    wall_s = rows[-1].at - record_.at if rows else 0.0
+    return report(
+        record_,
+        summary(record_, ledger),
+        report_of(rows, ledger, record_.definition.evaluation.headline),
+        wall_s,
+    )
 
 
 def one_round(number: int, attempt: int = 1, devices: tuple[str, ...] = ("a", "b")) -> list[Fact]:

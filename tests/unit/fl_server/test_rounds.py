@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import pytest
 
 from fl_server.flows.commands import ArmTimer, SendReceipt
@@ -37,10 +35,11 @@ from fl_server.rounds.events import (
     ResultReceived,
     UpdateRejected,
     UpdateVanished,
-    UpdateVerified,
 )
 from fl_server.rounds.facts import (
     FACTS,
+    EvaluationDeclined,
+    EvaluationOrdered,
     EvaluationRecorded,
     Fact,
     OrderDeclined,
@@ -59,98 +58,10 @@ from fl_server.rounds.facts import (
     UpdateWithdrawn,
 )
 from fl_server.rounds.ledger import LEGAL, Ledger
-from fl_server.rounds.machine import RoundMachine
-from fl_server.rounds.model import Model, Update
-from fl_server.rounds.plan import Phase, Plan
+from fl_server.rounds.machine import RESEND_S
+from fl_server.rounds.plan import Phase
 from runtime.errors import InvalidTransition
-
-INITIAL = Model(0, "g/0", "0" * 64, 100)
-
-
-def model(version: int) -> Model:
-    return Model(version, f"g/{version}", f"{version}" * 64, 100)
-
-
-def update(device_id: str, round_number: int = 1, attempt: int = 1, header: str = "a") -> Update:
-    return Update(f"u/{round_number}/{attempt}/{device_id}", 10, header * 64, 5)
-
-
-@dataclass
-class Run:
-    """A machine, all that it decided and asked for, and short ways to speak to it."""
-
-    plan: Plan
-    machine: RoundMachine
-    facts: list[Fact] = field(default_factory=list)
-    last: Step = field(default_factory=Step)
-
-    @classmethod
-    def of(cls, *devices: str, **settings: object) -> Run:
-        known: dict[str, object] = {"rounds": 2, "cohort_size": 3, "quorum": 2}
-        plan = Plan("run", **{**known, **settings})  # type: ignore[arg-type]
-        run = cls(plan, RoundMachine(plan, INITIAL))
-        run.join(*devices)
-        return run
-
-    def give(self, *events: Event) -> list[Command]:
-        """Give events; returns the last one's commands."""
-        for event in events:
-            self.last = self.machine.handle(event)
-            self.facts += self.last.facts
-        return self.last.commands
-
-    def restart(self) -> list[Command]:
-        """Lose the machine's memory and resume from the facts."""
-        self.machine = RoundMachine(self.plan, INITIAL, self.facts)
-        self.last = self.machine.resume()
-        self.facts += self.last.facts
-        return self.last.commands
-
-    def join(self, *devices: str) -> list[Command]:
-        return self.give(
-            *(DeviceJoined(d, "evaluator" if d[0] == "e" else "trainer") for d in devices)
-        )
-
-    @property
-    def now(self) -> tuple[int, int]:
-        return self.machine.ledger.round, self.machine.ledger.attempt
-
-    def reports(self, *devices: str) -> list[Command]:
-        return self.give(*(ResultReceived(d, *self.now, update(d, *self.now)) for d in devices))
-
-    def verifies(self, *devices: str) -> list[Command]:
-        return self.give(*(UpdateVerified(d, *self.now, update(d, *self.now)) for d in devices))
-
-    def counts(self, *devices: str) -> list[Command]:
-        for device_id in devices:
-            self.reports(device_id)
-            self.verifies(device_id)
-        return self.last.commands
-
-    def fires(self, timer: str) -> list[Command]:
-        return self.give(TimerFired(timer, *self.now))
-
-    def commits(self) -> list[Command]:
-        return self.give(AggregationFinished(*self.now, model(self.now[0])))
-
-    @property
-    def phase(self) -> Phase:
-        return self.machine.ledger.phase
-
-
-def of_type(commands: list[Command], kind: type) -> list[Command]:
-    return [command for command in commands if isinstance(command, kind)]
-
-
-def ordered(commands: list[Command]) -> set[str]:
-    return {command.device_id for command in commands if isinstance(command, SendOrder)}
-
-
-def receipt(commands: list[Command]) -> SendReceipt:
-    (found,) = of_type(commands, SendReceipt)
-    assert isinstance(found, SendReceipt)
-    return found
-
+from tests.rounds import INITIAL, Run, finish, model, of_type, ordered, receipt, update
 
 # --- gathering --------------------------------------------------------------------------------
 
@@ -160,7 +71,10 @@ def test_a_full_cohort_starts_at_once_with_orders_and_a_deadline() -> None:
     commands = run.join("c")
     assert run.phase == "collecting"
     assert ordered(commands) == {"a", "b", "c"}
-    assert commands[-1] == ArmTimer("deadline", 1, 1, run.plan.deadline_s)
+    assert commands[-2:] == [
+        ArmTimer("deadline", 1, 1, run.plan.deadline_s),
+        ArmTimer("resend", 1, 1, RESEND_S),
+    ]
 
 
 def test_a_quorum_waits_for_the_gather_timer_and_then_starts() -> None:
@@ -462,17 +376,11 @@ def test_evaluation_never_blocks_the_next_round() -> None:
     assert run.phase == "aggregating"
 
 
-def finish(run: Run) -> None:
-    while run.phase != "evaluating":
-        run.counts("a", "b", "c")
-        run.commits()
-
-
 def test_the_last_evaluation_is_awaited_and_ends_the_run() -> None:
     run = Run.of("a", "b", "c", "e1")
     finish(run)
     armed = ArmTimer("evaluation", 2, 1, run.plan.evaluation_deadline_s)
-    assert run.last.commands[-1] == armed
+    assert run.last.commands[-2:] == [armed, ArmTimer("resend", 2, 1, RESEND_S)]
     run.give(EvaluationReceived("e1", 1, 1, 10, {"accuracy": 0.4}))
     assert run.phase == "evaluating"
     commands = run.give(EvaluationReceived("e1", 2, 1, 10, {"accuracy": 0.5}))
@@ -583,6 +491,7 @@ def test_a_restart_arms_the_deadline_in_full_and_adds_the_accepted_again() -> No
     assert run.restart() == [
         FoldUpdate("a", 1, 1, update("a")),
         ArmTimer("deadline", 1, 1, run.plan.deadline_s),
+        ArmTimer("resend", 1, 1, RESEND_S),
     ]
     assert run.join("a") == []
     assert run.join("b") == [SendOrder("b", "train", 1, 1)]
@@ -606,7 +515,10 @@ def test_a_restart_while_gathering_waits_for_devices() -> None:
 def test_a_restart_in_the_last_evaluation_arms_its_timer() -> None:
     run = Run.of("a", "b", "c", "e1")
     finish(run)
-    assert run.restart() == [ArmTimer("evaluation", 2, 1, run.plan.evaluation_deadline_s)]
+    assert run.restart() == [
+        ArmTimer("evaluation", 2, 1, run.plan.evaluation_deadline_s),
+        ArmTimer("resend", 2, 1, RESEND_S),
+    ]
 
 
 def test_a_restart_of_an_ended_run_sweeps_again() -> None:
@@ -700,10 +612,11 @@ def test_a_device_that_trained_to_no_use_counts_as_one_that_was_refused() -> Non
 def test_devices_that_take_no_order_now_may_take_a_later_one() -> None:
     run = Run.of("a", "b", "c")
     for attempt in (1, 2, 3):
+        assert run.now == (1, attempt)
         for name in ("a", "b", "c"):
             run.give(DeviceDeclined(name, "train", *run.now, "too hot"))
-        assert run.now == (1, attempt)
-        run.fires("deadline")
+        assert run.phase == "gathering"
+        run.fires("rest")
     assert run.machine.ledger.status == "running"
 
 
@@ -717,11 +630,9 @@ def test_what_is_not_the_same_twice_in_a_row_is_tried_again(between: str) -> Non
         case "one that counts":
             refuses(run, NAN, "a", "b")
             run.counts("c")
-            run.fires("deadline")
         case "one that is busy":
             refuses(run, NAN, "a", "b")
             run.give(DeviceDeclined("c", "train", *run.now, NAN.format(1)))
-            run.fires("deadline")
     assert run.now == (1, 3)
     refuses(run, NAN, "a", "b", "c")
     assert run.now == (1, 4)
@@ -768,6 +679,8 @@ def every_fact() -> list[Fact]:
         RoundClosed(1, 1, ()),
         RoundAbandoned(1, 1, "deadline"),
         RoundCommitted(1, 1, model(1)),
+        EvaluationOrdered(1, ("a",)),
+        EvaluationDeclined(1, "a", "metrics() raised"),
         EvaluationRecorded(1, "a", 5, {}),
         RunPaused(),
         RunResumed(),
