@@ -68,10 +68,11 @@ from fl_server.persistence.mark import MarkFile
 from fl_server.settings import Retention
 from fl_server.shell.connection import ServerConnection
 from fl_server.shell.devices import DeviceAdmission
+from fl_server.shell.parts import RunnerParts
 from fl_server.shell.presence import PresenceActions, PresenceWatch
 from fl_server.shell.refusals import RefusedBodies
 from fl_server.shell.results import answer_of, receipt_without_flow
-from fl_server.shell.runner import FlowRunner, RunnerParts
+from fl_server.shell.runner import FlowRunner
 from fl_server.shell.upkeep import JournalUpkeep
 from runtime.errors import PeerError, RengoError
 from runtime.security.identity import Identity
