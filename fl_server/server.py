@@ -45,7 +45,6 @@ from fl_server.deployment.production import ProductionDocuments
 from fl_server.faults import Faults
 from fl_server.flows.events import (
     DeviceDeclined,
-    DeviceLeft,
     OrderRequested,
     ProductionMoved,
 )
@@ -69,6 +68,7 @@ from fl_server.persistence.mark import MarkFile
 from fl_server.settings import Retention
 from fl_server.shell.connection import ServerConnection
 from fl_server.shell.devices import DeviceAdmission
+from fl_server.shell.presence import PresenceActions, PresenceWatch
 from fl_server.shell.refusals import RefusedBodies
 from fl_server.shell.results import answer_of, receipt_without_flow
 from fl_server.shell.runner import FlowRunner, RunnerParts
@@ -128,10 +128,10 @@ class Server:
         self.history = RunHistory(journal.database)
         self.upkeep = self._upkeep()
         self.upkeep.require_latest()
-        epochs = StoredEpoch(store, settings.project)
-        self.epoch = journal.next_epoch(above=epochs.read())
+        self._epochs = StoredEpoch(store, settings.project)
+        self.epoch = journal.next_epoch(above=self._epochs.read())
         self.upkeep.begin()
-        epochs.write(self.epoch)
+        self._epochs.write(self.epoch)
         # a SimpleQueue's put is reentrant, so that a signal handler may call stop()
         self._inbox: queue.SimpleQueue[SessionEvent | Done | str] = queue.SimpleQueue()
         # the jobs in the inbox that ended, to be handled together
@@ -152,12 +152,20 @@ class Server:
             self.connection.endpoint,
             self.connection.publish,
         )
-        self.gate = MessageGate(self.domain, self.members, self.connection.clear)
         self.faults = Faults()
         self.runner = self._runner()
+        actions = PresenceActions(
+            self.runner.handle_presence,
+            lambda device_id: self._admission.offer_password(device_id),  # noqa: PLW0108 (below)
+            self._raise_epoch,
+        )
+        self._watch = PresenceWatch(self.presence, self.members, self.connection, actions)
+        self.gate = MessageGate(
+            self.domain, self.members, self.connection.clear, self._watch.tell_stranger
+        )
         self.canaries = Canaries(self.runner.services, self.runner.begin, self.runner.timers.left_s)
         self._admission = DeviceAdmission(
-            self.members, self.gate, self.data, self.connection, self._forget
+            self.members, self.gate, self.data, self.connection, self._watch.forget
         )
         connection = self.connection
         self._production = ProductionDocuments(
@@ -183,7 +191,6 @@ class Server:
     def _operations_context(self, identity: Identity) -> OperationsContext:
         return OperationsContext(
             domain=self.domain,
-            epoch=self.epoch,
             secret=identity.secret_key,
             journal=self.journal,
             store=self.store,
@@ -197,6 +204,7 @@ class Server:
             runs=self.runner,
             refused_messages=lambda: self.gate.refused,
             production_changed=self.production_changed,
+            offer_password=self._admission.offer_password,
             forget_device=self._admission.forget,
             faults=self.faults,
         )
@@ -261,6 +269,7 @@ class Server:
         except queue.Empty:
             item = None
         self.runner.handle_due()
+        self._watch.handle_due()
         self._admission.poll_broker()
         self.upkeep.handle_due()
         match item:
@@ -286,7 +295,12 @@ class Server:
         return True
 
     def _longest_wait_s(self) -> float | None:
-        due_s = min(self.runner.due_s(), self._admission.due_s(), self.upkeep.due_s())
+        due_s = min(
+            self.runner.due_s(),
+            self._watch.due_s(),
+            self._admission.due_s(),
+            self.upkeep.due_s(),
+        )
         return None if due_s == math.inf else max(0.0, due_s - time.monotonic())
 
     def _offer(self, event: SessionEvent) -> bool:
@@ -307,8 +321,7 @@ class Server:
     # --- messages -----------------------------------------------------------------------------
 
     def _connected(self) -> None:
-        self.presence.reconnected()
-        self.connection.publish_online()
+        self._watch.reconnected()
         self.runner.documents.publish_all()
         self._production.publish_all()
 
@@ -341,7 +354,7 @@ class Server:
                 clock_off_s = verified.envelope.sent_ms / 1000 - time.time()
                 self._admission.claim(sender, message, clock_off_s)
             case DeviceState():
-                self._device_state(sender, message)
+                self._watch.apply(sender, message, retained=verified.retained)
             case DeviceInfo():
                 self.presence.store_info(sender, message)
             case DeviceHealth() | DataReport():
@@ -368,16 +381,12 @@ class Server:
             case OperatorRequest():
                 self._operators.handle(sender, message)
 
-    def _device_state(self, device_id: str, state: DeviceState) -> None:
-        if state.status == "ready":
-            self.members.offer_password(device_id)
-        event = self.presence.apply_state(device_id, state)
-        if event is not None:
-            self.runner.handle_presence(event, state)
-
-    def _forget(self, device_id: str) -> None:
-        self.presence.forget(device_id)
-        self.runner.handle_presence(DeviceLeft(device_id, for_good=True), None)
+    def _raise_epoch(self, obeyed: int) -> None:
+        """Go on above an epoch that a device has obeyed, and say all again with the new one."""
+        self.epoch = epoch = self.journal.next_epoch(above=obeyed)
+        self.data.in_order(lambda: self._epochs.write(epoch))
+        self.connection.epoch = self.runner.epoch = self._production.epoch = epoch
+        self._connected()
 
     def _result(self, device_id: str, message: Result) -> None:
         if self.runner.find(message.run_id) is None:

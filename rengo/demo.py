@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from fl_client.datasets.device import Device
+from fl_client.engines.base import load_engine
 from fl_client.tasks.base import Task
 from fl_client.tasks.listing import names
 from fl_client.tasks.registry import load_task
+from fl_client.tasks.user_code import TaskError
 from rengo.operator.progress import DeviceTable
 from rengo.operator.runs import (
     RunResult,
@@ -23,10 +25,12 @@ from rengo.site.device_process import DeviceSpec
 from rengo.site.site import Site
 from rengo.terminal.view import View
 from runtime.config import merge
+from runtime.errors import ConfigError
 from runtime.files import require_writable
 
 _DEVICES_START_S = 90.0
 _EVALUATOR = "evaluator-1"
+Engine: TypeAlias = Literal["auto", "numpy"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class DemoSettings:
     output: Path = Path("rengo-output")
 
 
-def fleet(clients: int) -> list[DeviceSpec]:
+def fleet(clients: int, evaluator_engine: Engine = "numpy") -> list[DeviceSpec]:
     """Return the demo's devices: the last is a Pi, the one before it a GPU edge, then an evaluator.
 
     >>> [spec.name for spec in fleet(3)]
@@ -61,7 +65,7 @@ def fleet(clients: int) -> list[DeviceSpec]:
                 count=clients,
             )
         )
-    evaluator = DeviceSpec(_EVALUATOR, engine="numpy", role="evaluator", count=clients)
+    evaluator = DeviceSpec(_EVALUATOR, engine=evaluator_engine, role="evaluator", count=clients)
     return [*devices, evaluator]
 
 
@@ -96,7 +100,7 @@ def run_demo(settings: DemoSettings, view: View, more: dict[str, Any] | None = N
     merge(values, more or {})
     check_definition(task, values)
     _require_data(task, settings)
-    devices = fleet(settings.clients)
+    devices = fleet(settings.clients, evaluator_engine(task))
     view.phase("Starting the broker, the store and the server")
     with Site() as site:
         view.phase(f"Starting {len(devices)} devices")
@@ -116,6 +120,21 @@ def run_demo(settings: DemoSettings, view: View, more: dict[str, Any] | None = N
         view.phase("Stopping every process")
     view.phase("")
     return result
+
+
+def evaluator_engine(task: Task) -> Engine:
+    """Return the engine for the evaluator: numpy is the smaller one, where it can run the task.
+
+    Raises:
+        TaskError: the task's model cannot be made.
+    """
+    try:
+        load_engine("numpy", task)
+    except TaskError:
+        raise
+    except ConfigError:
+        return "auto"
+    return "numpy"
 
 
 def _require_data(task: Task, settings: DemoSettings) -> None:

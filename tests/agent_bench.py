@@ -180,25 +180,27 @@ class Bench:
         self.agent = Agent(self.parts)
         self._seq = 0
 
-    def run(self, *messages: Message) -> list[Message]:
+    def run(self, *messages: Message, retained: bool = False) -> list[Message]:
         """Give messages of the server to the agent; return what it published."""
         before = len(self.session.published)
         for message in messages:
-            self.parts.inbox.put(self._delivery(message))
+            self.parts.inbox.put(self._delivery(message, retained=retained))
         self.agent.run_until_idle()
         return self.session.published[before:]
 
-    def _delivery(self, message: Message) -> Delivery:
+    def _delivery(self, message: Message, *, retained: bool) -> Delivery:
         self._seq += 1
         topic = {
             "order": TOPICS.device("d-1", "task"),
             "receipt": TOPICS.device("d-1", "receipt"),
+            "server_state": TOPICS.server_state,
+            "identity_notice": TOPICS.device("d-1", "task"),
             "run_document": TOPICS.run(getattr(message, "run_id", "r"), "state"),
         }[message.kind]
         payload = encode(
             message, parse(topic), SERVER, sender="server", boot_id="b", seq=self._seq, sent_ms=1
         )
-        return Delivery(topic, payload, False, self._seq, 1)
+        return Delivery(topic, payload, retained, self._seq, 1)
 
 
 def order(**changes: Any) -> Order:

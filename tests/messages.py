@@ -16,6 +16,7 @@ from broker.wire.messages import (
     DeviceHealth,
     DeviceInfo,
     DeviceState,
+    IdentityNotice,
     Message,
     ModelOffer,
     ModelRef,
@@ -129,6 +130,7 @@ SAMPLES: dict[str, Message] = {
         Receipt(action="train", run_id="r", round=1, attempt=1, status="late", reason="too late"),
         NewPassword(rotation=2, sealed=b"\x00\xff" * 24),
         PasswordKept(rotation=2),
+        IdentityNotice(problem="shared"),
         Claim(public_key=KEY.public.text, name="attic"),
         ClaimAnswer(public_key=KEY.public.text, admitted=True, sealed=b"\x01" * 64),
         RunDocument(

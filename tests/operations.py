@@ -52,6 +52,9 @@ from tests.flows import Sent
 from tests.versions import KEY, PROJECT
 
 OPERATOR = Caller("operator", "operator")
+OPERATORS = [
+    new_identity("operator", "home", name, "127.0.0.1", 1) for name in ("operator", "o", "other")
+]
 
 
 class Killed(BaseException):
@@ -223,10 +226,11 @@ class Life:
         )
         self.presence.apply_state("e-1", state)
         self.moved: list[str] = []
+        self.offered: list[str] = []
         self.members = QuietMembership(
             self.audit,
             disk.identity,
-            [],
+            OPERATORS,
             SiteInfo("mqtt://127.0.0.1:1"),
             OpenAccess(),
             Endpoint.of(disk.identity),
@@ -247,7 +251,6 @@ class Life:
     def _context(self) -> OperationsContext:
         return OperationsContext(
             domain="home",
-            epoch=1,
             secret=KEY,
             journal=self.journal,
             store=self.disk.store,
@@ -261,6 +264,7 @@ class Life:
             runs=self.runner,
             refused_messages=Counter[str],
             production_changed=self.moved.append,
+            offer_password=self.offered.append,
             forget_device=self.members.note_cut_off,
         )
 

@@ -22,6 +22,7 @@ from broker.wire.messages import (
     WireModel,
 )
 from broker.wire.topics import LEAVES, MAX_LEVELS, RETAINED, Area, Topics
+from fl_server.operations.paging import AFTER, NEXT
 from runtime.security.signing import SIGNATURE_BYTES
 from tests.schema_text import type_text
 
@@ -49,6 +50,14 @@ holds a key twice. A message that breaks a rule of this page is refused and coun
 Weights never travel here: messages carry references to objects in the store.
 
 A topic level is an id: it matches `[a-z0-9_-]{{1,64}}`. A topic has at most {MAX_LEVELS} levels.
+"""
+_PAGES = f"""\
+## Lists in pages
+
+The result of an operation that lists something may have a key `{NEXT}`: then there is more. The
+next page is asked for with the same operation, the same `request_id`, the same arguments and
+`{AFTER}`, whose value is that of `{NEXT}`. The last page has no `{NEXT}`. All pages are of one
+moment, unless other lists of several pages are asked for in between.
 """
 _ENVELOPE = f"""\
 ## Signature and envelope
@@ -89,6 +98,7 @@ def render() -> str:
     parts.append("## Parts of messages\n")
     for part in _PARTS:
         parts += [f"### {part.__name__}\n", _doc(part), _fields(part)]
+    parts.append(_PAGES)
     parts += _access()
     return "\n".join(parts)
 

@@ -40,6 +40,13 @@ class AccessControl(Protocol):
     def refused_connections(self) -> list[RefusedConnection]:
         """Return the connections refused since the last call, as far as the broker tells."""
 
+    def lasting_sessions(self) -> list[str]:
+        """Return the client ids of the sessions that the broker keeps, as far as it tells.
+
+        Raises:
+            TransportError: it did not answer: try again later.
+        """
+
 
 class ManualAccess:
     """For a broker whose operator makes the users by hand: does nothing."""
@@ -50,5 +57,9 @@ class ManualAccess:
         """Do nothing."""
 
     def refused_connections(self) -> list[RefusedConnection]:
+        """Return nothing: this broker is not asked."""
+        return []
+
+    def lasting_sessions(self) -> list[str]:
         """Return nothing: this broker is not asked."""
         return []

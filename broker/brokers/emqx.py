@@ -85,6 +85,10 @@ class EmqxAccess:
         """Return nothing: EMQX keeps its own audit log."""
         return []
 
+    def lasting_sessions(self) -> list[str]:
+        """Return nothing: EMQX ends a session that nobody comes back for by its own expiry."""
+        return []
+
     def close(self) -> None:
         """Close the connections to the API."""
         self._pool.clear()

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import IO
 
 from broker.brokers.access_control import RefusedConnection
-from broker.brokers.control_socket import ControlSocket, ask_supervisor
+from broker.brokers.control_socket import ControlSocket, ask_sessions, ask_supervisor
 from broker.brokers.listener import ListenAddress, ListenerTls, local_address, require_private
 from broker.wire.access import BrokerUser
 from runtime.errors import ConfigError, TransportError
@@ -82,6 +82,14 @@ class ManagedUsers(ABC):
             found = (self._parse_refusal(line) for line in whole.splitlines())
             return [each for each in found if each is not None]
         return []
+
+    def lasting_sessions(self) -> list[str]:
+        """Return the client ids of the sessions that the broker keeps; none when it does not run.
+
+        Raises:
+            TransportError: it did not answer: try again later.
+        """
+        return ask_sessions(self.folder)
 
     @property
     @abstractmethod
@@ -244,7 +252,7 @@ class ManagedBroker(ABC):
         else:
             raise ConfigError(f"the MQTT broker in {self.data_dir} knows no users yet; name some")
         self._shorten_log()
-        self._control = ControlSocket(self.data_dir, self._child)
+        self._control = ControlSocket(self.data_dir, self._child, self._sessions)
         self._child.start()
         self._child.wait_ready(self._accepts, _START_TIMEOUT_S)
 
@@ -269,6 +277,14 @@ class ManagedBroker(ABC):
         """End the server at once, as a power cut of the process would (tests)."""
         self._child.kill()
         self._release_folder()
+
+    @abstractmethod
+    def _sessions(self) -> list[str]:
+        """Return the client ids of the sessions that the running broker keeps, on any thread.
+
+        Raises:
+            TransportError: it does not tell.
+        """
 
     @abstractmethod
     def _configuration(self, port: int) -> str:

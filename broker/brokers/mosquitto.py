@@ -7,12 +7,14 @@ import hashlib
 import os
 import secrets
 import shutil
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from broker.brokers.access_control import RefusedConnection
 from broker.brokers.listener import LOOPBACK, ListenerTls
-from broker.brokers.managed import ManagedBroker, ManagedUsers
+from broker.brokers.managed import ManagedBroker, ManagedUsers, wait_until
+from broker.brokers.mosquitto_sessions import lasting_sessions
 from broker.wire.access import BrokerUser, require_users
 from broker.wire.limits import MAX_MESSAGE_BYTES
 from runtime.errors import ConfigError, TransportError
@@ -22,6 +24,8 @@ from runtime.files import atomic_write
 _FOLDERS = ("/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin")
 _ITERATIONS = 101
 _SALT_BYTES = 12
+_STATE = "state.db"
+_WRITE_TIMEOUT_S = 5.0
 
 
 def mosquitto_binary() -> Path:
@@ -127,6 +131,15 @@ class MosquittoBroker(ManagedBroker):
         super().__init__(access, argv, port, host, tls)
         self._files = access
 
+    def _sessions(self) -> list[str]:
+        # the end of a session alone has it write nothing; a signal has
+        state = self.data_dir / _STATE
+        before = _version_of(state)
+        self._child.signal(signal.SIGUSR1)
+        if not wait_until(_WRITE_TIMEOUT_S, lambda: _version_of(state) != before):
+            raise TransportError(f"the MQTT broker did not write {state} when it was told to")
+        return lasting_sessions(state)
+
     def _configuration(self, port: int) -> str:
         # two logs: stderr goes on over a reload, the file is opened again by each
         lines = [
@@ -140,7 +153,7 @@ class MosquittoBroker(ManagedBroker):
             f"pid_file {self._files.pid_file.name}",
             "persistence true",
             "persistence_location ./",
-            "persistence_file state.db",
+            f"persistence_file {_STATE}",
             "autosave_on_changes true",
             "autosave_interval 1",
             # no persistent_client_expiration: 2.0.11 then keeps a freed session in its list when a
@@ -206,3 +219,12 @@ def _acl(user: BrokerUser) -> str:
         both = topic_filter in writes and topic_filter in reads
         lines.append(f"topic {'readwrite' if both else may} {topic_filter}\n")
     return "".join(lines)
+
+
+def _version_of(file: Path) -> tuple[int, int]:
+    """Return what differs when a file was replaced by a newer one."""
+    try:
+        found = file.stat()
+    except FileNotFoundError:
+        return (0, 0)
+    return (found.st_ino, found.st_mtime_ns)

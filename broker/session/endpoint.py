@@ -28,7 +28,7 @@ class Endpoint:
         port: its MQTT port.
         username: the identity.
         password: its secret, never shown.
-        next_password: of a rotation; tried when the broker refuses ``password``.
+        other_passwords: of rotations; each is tried when the broker refuses the one before.
         client_id: unique on the broker: letters, digits, ``_`` and ``-``.
         keepalive_s: a silent connection is given up after about 1.5 times this.
         protocol: the MQTT version.
@@ -50,7 +50,7 @@ class Endpoint:
     protocol: Literal["3.1.1", "5"] = "3.1.1"
     tls: Tls | None = None
     persistent: bool = True
-    next_password: str | None = field(default=None, repr=False)
+    other_passwords: tuple[str, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         if _CLIENT_ID.fullmatch(self.client_id) is None:
@@ -66,7 +66,6 @@ class Endpoint:
     @classmethod
     def of(cls, identity: Identity) -> Endpoint:
         """Return an identity's endpoint."""
-        next_password = identity.next_password
         return cls(
             identity.host,
             identity.port,
@@ -74,14 +73,15 @@ class Endpoint:
             identity.password.get_secret_value(),
             identity.client_id,
             tls=identity.trust,
-            next_password=None if next_password is None else next_password.get_secret_value(),
+            other_passwords=tuple(each.get_secret_value() for each in identity.waiting_passwords),
         )
 
-    def with_passwords_swapped(self) -> Endpoint:
-        """Return the same with its two passwords exchanged."""
-        if self.next_password is None:
+    def with_following_password(self) -> Endpoint:
+        """Return the same with the first of the others in place of the password, now the last."""
+        if not self.other_passwords:
             return self
-        return replace(self, password=self.next_password, next_password=self.password)
+        following, *others = self.other_passwords
+        return replace(self, password=following, other_passwords=(*others, self.password))
 
     @property
     def address(self) -> str:

@@ -6,7 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from broker.session.publication import Delivery
 
@@ -15,10 +15,14 @@ _MAX_WAITING = 16
 
 @dataclass(frozen=True)
 class Connected:
-    """The broker accepted. State documents are to be published again; deliveries follow."""
+    """The broker accepted. State documents are to be published again; deliveries follow.
+
+    ``password`` is the one that was accepted; the session may have taken another since.
+    """
 
     session_present: bool
     generation: int
+    password: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True)

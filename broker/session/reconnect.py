@@ -36,7 +36,7 @@ class ReconnectPolicy:
         self._client_id = client_id
         self._backoff = Backoff(_FIRST_DELAY_S, _LONGEST_DELAY_S)
         self._short_lives = 0
-        self._tried_other_password = False
+        self._others_tried = 0
         self._tried_again = False
         self._reported: type[Exception] | None = None
 
@@ -47,7 +47,7 @@ class ReconnectPolicy:
 
     def connected(self) -> None:
         """Note that the broker accepted."""
-        self._tried_other_password = self._tried_again = False
+        self._others_tried, self._tried_again = 0, False
 
     def connection_ended(
         self, lived_s: float, error: Exception | None, *, lost: bool
@@ -68,21 +68,27 @@ class ReconnectPolicy:
             self._reported = None
         elif lost:
             self._short_lives += 1
-        if not isinstance(error, ClientIdInUse) and self._short_lives < _SHORT_LIVES:
+        if isinstance(error, ClientIdInUse):
+            return error
+        if self._short_lives < _SHORT_LIVES:
             return None
         return ClientIdInUse(
-            f"connections of client id {self._client_id!r} end soon after they "
-            "stand: most likely another process uses the same identity; stop one of them"
+            f"connections of client id {self._client_id!r} end soon after they stand, and the "
+            "broker accepts the next one at once: most likely another process uses the same "
+            "identity; stop one of them"
         )
 
-    def attempt_failed(self, error: Exception, *, other_password: bool) -> NextAttempt:
-        """Return how to continue; ``other_password`` says whether the endpoint has a second one."""
+    def attempt_failed(self, error: Exception, *, other_passwords: int) -> NextAttempt:
+        """Return how to continue; ``other_passwords`` is how many more the endpoint has."""
         refused = isinstance(error, AuthenticationFailed)
-        if refused and other_password and not self._tried_other_password:
-            # the broker may have been told the other password meanwhile
-            self._tried_other_password = True
+        if not refused:
+            # a broker that cannot be reached in between ended those connections itself
+            self._short_lives = 0
+        if refused and self._others_tried < other_passwords:
+            # the broker may have been told another password meanwhile
+            self._others_tried += 1
             return NextAttempt.OTHER_PASSWORD
-        self._tried_other_password = False
+        self._others_tried = 0
         if refused and not self._tried_again and not isinstance(error, UntrustedPeer):
             # a broker refuses everybody in the moment in which it reloads its users
             self._tried_again = True

@@ -232,7 +232,8 @@ class MqttSession:
             self._connection = connection  # first: the owner publishes its state on Connected
             self._last_error = None
             self._changed.notify_all()
-        self._inbox.put(Connected(session_present, connection.generation))
+        password = connection.endpoint.password
+        self._inbox.put(Connected(session_present, connection.generation, password))
 
     def _on_subscribed(self) -> None:
         with self._changed:
@@ -358,11 +359,10 @@ class MqttSession:
 
     def _handle_failure(self, error: Exception) -> None:
         with self._changed:
-            swapped = self.endpoint.with_passwords_swapped()
-            has_other = swapped != self.endpoint
-            following = self._policy.attempt_failed(error, other_password=has_other)
+            others = len(self.endpoint.other_passwords)
+            following = self._policy.attempt_failed(error, other_passwords=others)
             if following is NextAttempt.OTHER_PASSWORD:
-                self.endpoint = swapped
+                self.endpoint = self.endpoint.with_following_password()
             if following is not NextAttempt.REPORT:
                 return
             self._last_error = error

@@ -44,6 +44,7 @@ class MessageSigner:
         return Publication(topic, payload, retain=retain)
 
 
-def new_boot_id() -> str:
-    """Return a random id for a boot."""
-    return secrets.token_hex(8)
+def new_boot_id(process: str = "") -> str:
+    """Return a random id for a boot; that of a connection begins with its process's."""
+    random = secrets.token_hex(8)
+    return f"{process}-{random}" if process else random

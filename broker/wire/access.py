@@ -89,11 +89,17 @@ RULES: dict[Role, _Rule] = {
             ("server", "", "state"),
             ("dev", _ANY, "task"),
             ("dev", _ANY, "receipt"),
-            # a device that is lost or revoked cannot delete its own retained documents
+            # what others have left retained: one that is lost or revoked cannot delete it itself
             ("dev", _ANY, "state"),
             ("dev", _ANY, "info"),
             ("dev", _ANY, "health"),
             ("dev", _ANY, "data"),
+            ("dev", _ANY, "ack"),
+            ("dev", _ANY, "progress"),
+            ("dev", _ANY, "result"),
+            ("dev", _ANY, "request"),
+            ("op", _ANY, "request"),
+            ("enroll", _ANY, ""),
             ("run", _ANY, "state"),
             ("run", _ANY, "events"),
             ("model", _ANY, "state"),

@@ -21,10 +21,15 @@ from fl_client.jobs.transfer_thread import TransferCrashed, UrlsNeeded
 from fl_client.production.follower import DownloadEnded
 from fl_client.session.events import Event, JobFailed, ModelFetched, UpdateUploaded, WorkFinished
 from fl_client.training.child import ChildProgressed
-from runtime.errors import AuthenticationFailed
+from runtime.errors import AuthenticationFailed, UntrustedPeer
 
 _LOG = logging.getLogger(__name__)
 _STOP = "stop"
+_WHY_REFUSED = (
+    "the device was revoked, or the site has lost its data or was restored from an older backup; "
+    "where `rengo devices ls` does not list this device, restore a newer backup or enrol it again "
+    "with a new token"
+)
 
 
 class Agent:
@@ -143,15 +148,17 @@ class Agent:
     def _connection_changed(self, event: Connected | Disconnected | SessionFault) -> None:
         status = self.parts.status
         match event:
-            case Connected():
+            case Connected(password=password):
                 self._was_connected = True
                 status.connected(self.parts.messages.broker)
-                self._router.confirm_password()
+                self._router.confirm_password(password)
                 self._publish_all()
             case Disconnected(reason=reason):
                 status.disconnected(reason)
                 _LOG.warning("broker connection lost: %s", reason)
             case SessionFault(error=error):
+                if isinstance(error, AuthenticationFailed) and not isinstance(error, UntrustedPeer):
+                    error = AuthenticationFailed(f"{error}; {_WHY_REFUSED}")
                 if isinstance(error, AuthenticationFailed) and not self._was_connected:
                     raise error  # a wrong password at the start: somebody has to correct it
                 status.session_failed(str(error))

@@ -7,6 +7,7 @@ import logging
 from broker.session.endpoint import Endpoint
 from broker.session.publication import Delivery
 from broker.wire.messages import (
+    IdentityNotice,
     Message,
     ModelOffer,
     NewPassword,
@@ -32,6 +33,14 @@ from runtime.errors import PeerError
 from runtime.security.identity import Identity
 
 _LOG = logging.getLogger(__name__)
+_PROBLEMS = {
+    "shared": "another process uses this device's identity at the same time, and each throws the "
+    "other out: stop one of them, and let a second machine enrol by a token of its own",
+    "unknown": "the server does not know this device: it may have lost its data, or been restored "
+    "from a backup that is older than this device; restore a newer backup, or enrol this device "
+    "again with a new token",
+    "revoked": "this device was revoked: it needs a new identity, by a new token",
+}
 _ENDED = frozenset({"completed", "stopped", "failed"})
 _CLOSED_PHASES = frozenset({"aggregating", "evaluating", "ended"})
 
@@ -53,19 +62,19 @@ class MessageRouter:
                 if isinstance(message, Order):
                     parts.orders.require_new(message, envelope.seq)
                     parts.bundles.set_server_time(envelope.sent_ms)
-                self._route(message)
+                self._route(message, asks=not delivery.retain)
         except PeerError as error:
             _LOG.warning("refused a message on %s: %s", delivery.topic, error)
         parts.session.ack(delivery)
 
-    def confirm_password(self) -> None:
-        """Note that the broker has admitted this device with the password in use."""
-        identity = self._parts.credentials.confirm_password(self._parts.session.endpoint.password)
+    def confirm_password(self, password: str) -> None:
+        """Note that the broker has admitted this device with a password."""
+        identity = self._parts.credentials.confirm_password(password)
         if identity is not None:
             _LOG.info("the password was rotated")
         self._use(identity)
 
-    def _route(self, message: Message) -> None:
+    def _route(self, message: Message, *, asks: bool) -> None:
         parts, runner = self._parts, self._runner
         match message:
             case Order():
@@ -77,12 +86,16 @@ class MessageRouter:
                 self._receipt(message)
             case RunDocument():
                 self._run_document(message)
+            case ServerState(status="online"):
+                runner.server_online(message.epoch, asks=asks)
             case ServerState():
                 runner.handle(ServerChanged(message.epoch))
             case ProductionDocument():
                 parts.follower.on_document(message)
             case ModelOffer():
                 parts.follower.on_offer(message)
+            case IdentityNotice():
+                parts.status.server_trouble(_PROBLEMS[message.problem])
             case NewPassword():
                 self._use(parts.credentials.store_password(message.rotation, message.sealed))
                 parts.session.publish(parts.messages.password_kept(message.rotation))

@@ -61,6 +61,7 @@ class DeviceMessages:
         accelerators: tuple[Accelerator, ...] = (CPU,),
     ) -> None:
         self._signer = MessageSigner(identity.id, identity.secret_key)
+        self._process = new_boot_id()
         self._device_id = identity.id
         self._topics = Topics(identity.domain)
         self._domain = identity.domain
@@ -91,11 +92,11 @@ class DeviceMessages:
 
     def will(self) -> Publication:
         """Return the will of a new connection, whose boot id all later messages have."""
-        self._signer.boot_id = new_boot_id()
+        self._signer.boot_id = new_boot_id(self._process)
         return self.state("lost")
 
-    def state(self, status: str) -> Publication:
-        """Return the retained presence."""
+    def state(self, status: str, epoch: int = 0) -> Publication:
+        """Return the retained presence; ``epoch`` is why the server is ignored, 0 if it is not."""
         state = DeviceState.model_validate(
             {
                 "status": status,
@@ -103,6 +104,7 @@ class DeviceMessages:
                 "role": self._settings.role,
                 "tasks": self._tasks,
                 "bundles": self._settings.bundles.offered,
+                "epoch": epoch,
             }
         )
         return self._write("state", state, retain=True)

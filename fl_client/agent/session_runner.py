@@ -24,6 +24,7 @@ from fl_client.session.events import (
     RenewUrls,
     SendDecline,
     SendResult,
+    ServerChanged,
     UploadUpdate,
     WorkFinished,
 )
@@ -43,6 +44,8 @@ class SessionRunner:
         self.machine = DeviceSession()
         self._parts = parts
         self._presence = PresenceDebouncer()
+        # the epoch that this device has obeyed, while the server's is lower, else 0
+        self._ignoring = 0
 
     def restore(self) -> None:
         """Go on with the jobs that the disk holds of an earlier process."""
@@ -67,6 +70,22 @@ class SessionRunner:
 
     # --- presence -----------------------------------------------------------------------------
 
+    def server_online(self, epoch: int, *, asks: bool) -> None:
+        """Handle the server's presence: answer it, and say so where its epoch is too low.
+
+        Args:
+            epoch: the server's.
+            asks: it was published just now, and not retained from before this connection.
+        """
+        obeyed = self.machine.obeyed_epoch
+        ignoring = obeyed if epoch < obeyed else 0
+        if ignoring != self._ignoring:
+            self._ignoring = ignoring
+            self._parts.status.server_trouble(_ignored(epoch, obeyed) if ignoring else "")
+        if asks or ignoring:
+            self.publish_presence()
+        self.handle(ServerChanged(epoch))
+
     def publish_presence(self) -> None:
         """Publish the presence at once, as a new connection must."""
         self._publish(self.machine.presence)
@@ -82,7 +101,7 @@ class SessionRunner:
 
     def _publish(self, presence: Presence | None) -> None:
         if presence is not None:
-            self._parts.session.publish(self._parts.messages.state(presence))
+            self._parts.session.publish(self._parts.messages.state(presence, self._ignoring))
 
     # --- after a restart ----------------------------------------------------------------------
 
@@ -169,3 +188,10 @@ class SessionRunner:
         parts.journal.remove(key)
         parts.session.confirm(parts.messages.outbox_key(key))
         parts.transfers.forget(key)
+
+
+def _ignored(epoch: int, obeyed: int) -> str:
+    return (
+        f"the server is at epoch {epoch} and this device has obeyed epoch {obeyed}: it ignores the "
+        "server, which has perhaps been restored from an older backup, and has told it so"
+    )

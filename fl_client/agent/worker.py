@@ -16,6 +16,7 @@ from fl_client.collectors.places import data_place
 from fl_client.jobs.folder import DeviceFolder
 from fl_client.machine.accelerators import CPU, Accelerator
 from fl_client.machine.accelerators import environment as accelerator_environment
+from fl_client.machine.oom_kills import OomKills
 from fl_client.session.events import (
     Event,
     Job,
@@ -31,6 +32,8 @@ from fl_client.training.frames import TrainingJob
 from runtime.processes.memory import give_back
 
 _LOG = logging.getLogger(__name__)
+_TOLD_LINES = 20
+_OF_MEMORY = {"short": ": out of memory", "suspected": ": out of memory?"}
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,8 @@ class TrainingWorker:
         self._run_id = ""
         self._used_s = 0.0
         self._load_failure = ""
+        self._oom_kills = OomKills()
+        self._log_start = 0
         self._gathers = False
 
     @property
@@ -82,7 +87,9 @@ class TrainingWorker:
         """Start the work of a job; it ends as an event that ``translate`` reads."""
         self._run_id = job.key.run_id
         self._folder.trim_log()
+        self._log_start = self._folder.log_size()
         child = self._warm(job.order)
+        self._oom_kills.begin()
         child.submit(self._training_job(job))
 
     def _training_job(self, job: Job) -> TrainingJob:
@@ -159,7 +166,9 @@ class TrainingWorker:
                 return WorkFinished(_key(job), _outcome(event))
             case training.ChildFailed(job=None, reason=reason):
                 self._load_failure = reason  # the process ends next, and takes its job along
+                self._tell(reason)
             case training.ChildFailed(job=TrainingJob() as job):
+                self._tell(event.reason)
                 memory: Memory = "short" if event.out_of_memory else "enough"
                 # a device that gathers its data may have some later
                 temporary = event.retryable or event.out_of_memory or self._gathers
@@ -171,18 +180,33 @@ class TrainingWorker:
                     unusable=event.unusable,
                     permanent=not (temporary or event.unusable),
                 )
-            case training.ChildDied(job=job, reason=reason, expected=False):
-                _LOG.warning("%s", reason)
-                failure, self._load_failure = self._load_failure, ""
-                if job is not None:
-                    memory = "enough"
-                    if event.returncode == -signal.SIGKILL:
-                        memory = "short" if self._policy.killed_for_memory() else "suspected"
-                    why, is_ours = failure or reason, bool(failure)
-                    return JobFailed(_key(job), why, not is_ours, memory, permanent=is_ours)
+            case training.ChildDied(expected=False):
+                return self._died(event)
             case training.ChildReady(pid=pid):
                 _LOG.info("training process %d is ready", pid)
         return None
+
+    def _tell(self, reason: str) -> None:
+        """Log why a job failed, with what the training process printed about it."""
+        printed = "".join(
+            f"\n    {line}" for line in self._folder.log_since(self._log_start, _TOLD_LINES)
+        )
+        end = f"; the end of {self._folder.training_log}:{printed}" if printed else ""
+        _LOG.warning("training failed: %s%s", reason, end)
+
+    def _died(self, event: training.ChildDied) -> JobFailed | None:
+        memory: Memory = "enough"
+        if event.returncode == -signal.SIGKILL:
+            memory = "short" if self._policy.killed_for_memory() else self._oom_kills.verdict()
+        reason = event.reason + _OF_MEMORY.get(memory, "")
+        if not self._load_failure:
+            self._tell(reason)
+        failure, self._load_failure = self._load_failure, ""
+        if event.job is None:
+            return None
+        return JobFailed(
+            _key(event.job), failure or reason, not failure, memory, permanent=bool(failure)
+        )
 
     def _warm(self, order: Order) -> training.TrainingChild:
         """Return the process for the order's task; another task's ends."""

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from fl_client.collectors.order import CollectorOrder
@@ -229,10 +229,17 @@ def _feed(order: CollectorOrder, source: SensorSource | MqttSource, collector: C
         from fl_client.collectors.mqtt import MqttFeed  # noqa: PLC0415  (a sensor needs no paho)
 
         return MqttFeed(source, collector)
-    from fl_client.tasks.registry import load_task  # noqa: PLC0415  (the user's own code)
+    # the user's own code
+    from fl_client.tasks.registry import load_task  # noqa: PLC0415
+    from fl_client.tasks.user_code import calling  # noqa: PLC0415
 
     task, device = load_task(order.spec), order.device()
-    return SensorFeed(lambda: task.samples(device), source, collector)
+
+    def samples() -> Iterator[Any]:
+        with calling(task, "samples"):
+            yield from task.samples(device)
+
+    return SensorFeed(samples, source, collector)
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ class Dataset:
         if not samples:
             raise NoData(
                 f"task {self._place.task} has no data on this device yet "
-                f"({self._settings.source.kind}; {sum(self.refused.values())} records refused)"
+                f"({self._settings.source.kind}; {self._refusals()})"
             )
         task, share = self._place.task, self._settings.held_out
         sides = [is_held_out(task, sample, share) for sample in samples]
@@ -83,6 +83,12 @@ class Dataset:
         held_out = [sample for sample, held in zip(samples, sides, strict=True) if held]
         figures.update(self._place, samples, len(held_out), sum(self.refused.values()))
         return self._arrays(kept), self._arrays(held_out)
+
+    def _refusals(self) -> str:
+        """Return how many records were refused, and for which reasons."""
+        count = sum(self.refused.values())
+        reasons = ", ".join(f"{each} {reason}" for reason, each in self.refused.most_common())
+        return f"{count} records refused" + (f": {reasons}" if count else "")
 
     def _arrays(self, samples: list[Sample]) -> Arrays | None:
         if not samples:

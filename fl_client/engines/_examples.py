@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_client.tasks.user_code import wrong
 from runtime.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -37,9 +38,10 @@ def as_pair(data: Split, task: Task) -> tuple[NDArray[Any], NDArray[Any]] | None
     inputs = _numbers(data[0], "inputs", task)
     targets = _numbers(data[1], "targets", task)
     if inputs.shape[:1] != targets.shape[:1] or not inputs.ndim:
-        raise ConfigError(
-            f"task {task.name}: data() gave inputs of shape {inputs.shape} but targets of shape "
-            f"{targets.shape}"
+        raise wrong(
+            task,
+            "data",
+            f"gave inputs of shape {inputs.shape} but targets of shape {targets.shape}",
         )
     return inputs, targets
 
@@ -49,19 +51,22 @@ def _numbers(given: Any, what: str, task: Task) -> NDArray[Any]:
     try:
         array = np.asarray(given)
     except (ValueError, TypeError, RuntimeError) as error:
-        raise ConfigError(f"task {task.name}: the {what} are no array: {error}") from error
+        raise wrong(task, "data", f"gave {what} that are no array: {error}") from error
     kind = array.dtype.kind
     if kind not in _NUMBERS and kind != "c":
         words = {"O": "Python objects", "U": "text", "S": "text", "M": "dates", "m": "durations"}
-        raise ConfigError(
-            f"task {task.name}: data() gave {what} of type {array.dtype} "
-            f"({words.get(kind, 'no plain numbers')}); convert them to numbers, for example "
-            "with .astype(np.float32)"
+        raise wrong(
+            task,
+            "data",
+            f"gave {what} of type {array.dtype} ({words.get(kind, 'no plain numbers')}); convert "
+            "them to numbers, for example with .astype(np.float32)",
         )
     if isinstance(given, np.ma.MaskedArray) and np.ma.getmaskarray(given).any():
-        raise ConfigError(
-            f"task {task.name}: data() gave {what} with masked values, which no engine leaves out: "
-            "fill them in or drop these examples"
+        raise wrong(
+            task,
+            "data",
+            f"gave {what} with masked values, which no engine leaves out: fill them in or drop "
+            "these examples",
         )
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
@@ -69,9 +74,11 @@ def _numbers(given: Any, what: str, task: Task) -> NDArray[Any]:
 def require_real(inputs: NDArray[Any], task: Task) -> None:
     """Raise ConfigError for complex inputs, of which a list of layers would take the real part."""
     if inputs.dtype.kind == "c":
-        raise ConfigError(
-            f"task {task.name}: data() gave inputs of type {inputs.dtype}; layers take real "
-            "numbers, so give the parts as channels"
+        raise wrong(
+            task,
+            "data",
+            f"gave inputs of type {inputs.dtype}; layers take real numbers, so give the parts as "
+            "channels",
         )
 
 
@@ -95,7 +102,9 @@ def fitted(
     try:
         return _FITTED[task.objective](targets, outputs, leaves_out)
     except ConfigError as error:
-        raise ConfigError(f"task {task.name} ({task.objective}): {error}") from error
+        raise wrong(
+            task, "data", f"gave targets that {task.objective} does not take: {error}"
+        ) from error
 
 
 def _fitted_numbers(targets: NDArray[Any], outputs: Shape, leaves_out: bool) -> NDArray[Any]:

@@ -30,6 +30,7 @@ from fl_client.models.dropout import DropoutMasks
 from fl_client.models.local_round import Evaluation, LocalRound, LocalUpdate
 from fl_client.models.settings import Objective
 from fl_client.tasks.base import Task
+from fl_client.tasks.user_code import model_of, numbers_of
 from runtime.errors import ConfigError
 from runtime.processes.rss import rss_bytes
 from storage.weights import Weights
@@ -63,7 +64,7 @@ class NumpyEngine:
                 raise ConfigError(
                     f"task {task.name} overrides {method}(), which only the torch engine can run"
                 )
-        model = task.model()
+        model = model_of(task)
         if not layers.is_declarative(model):
             raise ConfigError(
                 f"task {task.name} has a model of type {type(model).__name__}, which only the "
@@ -119,7 +120,8 @@ class NumpyEngine:
             for index, layer in enumerate(self._layers):
                 outputs, _ = forward(layer, LayerCall(index, w, {}), outputs)
             loss, _ = _loss(self._task.objective, outputs, targets[chosen])
-            metrics = self._task.metrics(outputs, targets[chosen])
+            given = self._task.metrics(outputs, targets[chosen])
+            metrics = numbers_of(self._task, "metrics", given)
             means.add(len(outputs), {"loss": loss, **metrics})
         return means.evaluation()
 

@@ -37,7 +37,9 @@ from fl_client.models import layers, memory
 from fl_client.models.dropout import DropoutMasks
 from fl_client.models.local_round import Evaluation, LocalRound, LocalUpdate
 from fl_client.tasks.base import Task
-from fl_client.torch_models.layers import as_module, use_masks
+from fl_client.tasks.torch_module import module_of
+from fl_client.tasks.user_code import model_of, numbers_of
+from fl_client.torch_models.layers import use_masks
 from fl_client.torch_models.tensors import to_numpy, to_tensor
 from runtime.errors import ConfigError
 from storage.weights import Weights
@@ -87,7 +89,7 @@ class TorchEngine:
         self._mixed = partial(MixedPrecision, self._devices[0], half, replicas=len(self._devices))
         self._dtype = torch.float64 if dtype == "float64" else torch.float32
         with _seeded(0, [_CPU]):
-            model = task.model()
+            model = model_of(task)
         self._layers = cast("layers.Layers", model) if layers.is_declarative(model) else None
         # what floats of the data become: the type of the module's weights, if they have one type
         self._floats = _float_type(model, self._dtype)
@@ -124,7 +126,8 @@ class TorchEngine:
                     outputs, targets, value = loss.measured(models[number], batch)
                     found = {"loss": float(value)}
                 named = to_numpy({"outputs": outputs.float(), "targets": targets})
-                return {**found, **self._task.metrics(**named)}
+                metrics = self._task.metrics(**named)
+                return {**found, **numbers_of(self._task, "metrics", metrics)}
 
             for start in range(0, len(batches), len(replicas)):
                 group = batches[start : start + len(replicas)]
@@ -154,7 +157,7 @@ class TorchEngine:
         return self._build(weights).to(self._devices[0])
 
     def _build(self, weights: Weights) -> torch.nn.Module:
-        model = as_module(self._task.model(), self._task.name)
+        model = module_of(self._task)
         tensors = model.state_dict()
         expected = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         check_same_names(self._task, expected, weights)

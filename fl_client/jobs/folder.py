@@ -14,6 +14,7 @@ from storage.transfer.multipart import uploaded_parts_path
 
 _KEPT_MODELS = 2
 _MAX_LOG_BYTES, _KEPT_LOG_BYTES = 1 << 20, 1 << 16
+_TOLD_LOG_BYTES = 16 << 10
 
 
 class DeviceFolder:
@@ -79,6 +80,24 @@ class DeviceFolder:
             log.seek(0)
             log.write(end)
             log.truncate()
+
+    def log_size(self) -> int:
+        """Return where the training log ends now."""
+        try:
+            return self.training_log.stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def log_since(self, start: int, lines: int) -> list[str]:
+        """Return the last lines of the training log after ``start``, at most so many."""
+        try:
+            with self.training_log.open("rb") as log:
+                end = log.seek(0, os.SEEK_END)
+                log.seek(max(start, end - _TOLD_LOG_BYTES))
+                text = log.read().decode("utf-8", "replace")
+        except FileNotFoundError:
+            return []
+        return [line.rstrip() for line in text.splitlines() if line.strip()][-lines:]
 
     def checkpoint(self, key: JobKey) -> Path:
         """What a training resumes from after a power cut."""

@@ -11,6 +11,7 @@ from runtime.errors import ConfigError
 from runtime.records import Bounds, FieldError, build, require_checked
 
 Objective: TypeAlias = Literal["cross_entropy", "mean_squared_error"]
+Goal: TypeAlias = Literal["higher", "lower"]
 
 
 @dataclass(frozen=True, kw_only=True)

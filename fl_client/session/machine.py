@@ -43,8 +43,36 @@ from fl_client.session.events import (
 MAX_WORK_ATTEMPTS = 2
 # a quarter each time: 4096 examples are then one
 MAX_SHRINKS = 6
+# so many trainings that went well, and it is tried with four times as many examples at once
+GOOD_BEFORE_GROWTH = 3
 MAX_WAITING_EVALUATIONS = 4
 MAX_WAITING_EXCHANGES = 32
+
+
+@dataclass
+class _Shrink:
+    """How often a run's micro batch is quartered, and when the next larger one is tried.
+
+    What was short may have been another program's doing. Each time that it is short again, twice as
+    many trainings must go well first.
+    """
+
+    times: int = 0
+    good: int = 0
+    needed: int = 0
+
+    def more(self, before: int) -> None:
+        """Quarter once more than ``before``."""
+        self.times, self.good = before + 1, 0
+        self.needed = 2 * self.needed or GOOD_BEFORE_GROWTH
+
+    def went_well(self, times: int) -> None:
+        """Count a training that was quartered so often."""
+        if times != self.times or not times:
+            return
+        self.good += 1
+        if self.good >= self.needed:
+            self.times, self.good = times - 1, 0
 
 
 @dataclass
@@ -65,7 +93,7 @@ class DeviceSession:
     _runs: dict[str, RunChanged] = field(default_factory=dict)
     _presence: Presence = "ready"
     # by run, so that the next round does not run short again
-    _shrinks: dict[str, int] = field(default_factory=dict)
+    _shrinks: dict[str, _Shrink] = field(default_factory=dict)
     # when each run had its last turn
     _turns: dict[str, int] = field(default_factory=dict)
     # the runs that went before each waiting evaluation
@@ -119,6 +147,11 @@ class DeviceSession:
         return "training" if self.active is not None else "ready"
 
     @property
+    def obeyed_epoch(self) -> int:
+        """The highest epoch of a server that this process has obeyed."""
+        return max([self.epoch, *(run.epoch for run in self._runs.values())])
+
+    @property
     def unfinished(self) -> list[Job]:
         """The jobs whose work is not done: the active one, then those that wait."""
         return [*([self.active] if self.active else []), *self.waiting]
@@ -143,8 +176,8 @@ class DeviceSession:
         elif key in self.reporting:
             commands.append(SendResult(self.reporting[key]))
         else:
-            shrink = self._shrinks.get(key.run_id, 0) if key.action == "train" else 0
-            self._accept(Job(key, order, shrink=shrink), commands)
+            known = self._shrinks.get(key.run_id) if key.action == "train" else None
+            self._accept(Job(key, order, shrink=known.times if known else 0), commands)
 
     def _accept(self, job: Job, commands: list[Command]) -> None:
         # an order that came again has fresh URLs
@@ -248,12 +281,14 @@ class DeviceSession:
                 self.active = replace(job, stage="working")
                 commands.append(DoWork(self.active))
             case WorkFinished(outcome=outcome), "working":
+                if job.key.action == "train" and job.key.run_id in self._shrinks:
+                    self._shrinks[job.key.run_id].went_well(job.shrink)
                 self._worked(replace(job, outcome=outcome), commands)
             case UpdateUploaded() | JobFailed(), "uploading":  # a failed upload may have arrived
                 self.active = None
                 self._report(job, commands)
             case JobFailed(), "working" if _wants_less(job, event):
-                self._shrinks[job.key.run_id] = job.shrink + 1
+                self._shrinks.setdefault(job.key.run_id, _Shrink()).more(job.shrink)
                 self.active = replace(job, shrink=job.shrink + 1)
                 commands.append(DoWork(self.active))
             case JobFailed(retryable=True), "working" if job.work_attempts < MAX_WORK_ATTEMPTS:

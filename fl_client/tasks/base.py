@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from fl_client.models.settings import Objective, TrainingSettings
+from fl_client.models.settings import Goal, Objective, TrainingSettings
 from fl_client.tasks.listing import snake_case
+from fl_client.tasks.user_code import model_of
 from runtime.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -34,11 +35,18 @@ class Task:
 
     ``name`` is the class's name in snake case unless the subclass sets it. A task whose model is
     a list of layers, and that overrides no method marked torch only, runs on every engine.
+
+    Attributes:
+        objective: chooses the loss, unless ``loss`` is overridden.
+        goals: the metrics in the order in which they are shown, each with what is better, "higher"
+            or "lower"; the first is the one that runs are compared by. If empty, it is accuracy
+            for ``cross_entropy`` and the loss else.
     """
 
     name: ClassVar[str] = "task"
     objective: ClassVar[Objective] = "cross_entropy"
     training: ClassVar[TrainingSettings] = TrainingSettings()
+    goals: ClassVar[Mapping[str, Goal]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -67,14 +75,14 @@ class Task:
         """Return version 0 of the global model, the same for the same ``seed``."""
         from fl_client.models import layers  # noqa: PLC0415  needs numpy, see the module
 
-        model = self.model()
+        model = model_of(self)
         if layers.is_declarative(model):
-            return layers.initial_weights(model, seed)  # type: ignore[arg-type]
+            return layers.initial_weights(model, seed)
         # needs torch
-        from fl_client.torch_models.layers import as_module  # noqa: PLC0415
+        from fl_client.tasks.torch_module import module_of  # noqa: PLC0415
         from fl_client.torch_models.weights import initial_weights  # noqa: PLC0415
 
-        return initial_weights(lambda: as_module(self.model(), self.name), seed)
+        return initial_weights(lambda: module_of(self), seed)
 
     def metrics(self, outputs: NDArray[Any], targets: NDArray[Any]) -> dict[str, float]:
         """Return further metrics than the loss, as means over a batch of outputs and targets.

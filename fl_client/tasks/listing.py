@@ -20,7 +20,12 @@ if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
 ENTRY_POINT_GROUP = "rengo.tasks"
-_NOT_TASKS = frozenset({"base", "context", "exchange", "listing", "loading", "registry", "split"})
+_NOT_TASKS = frozenset(
+    {
+        *("attributes", "base", "context", "exchange", "listing", "loading", "registry", "split"),
+        *("torch_module", "user_code"),
+    }
+)
 _LEVEL = re.compile(r"[a-z0-9_-]{1,64}")
 
 

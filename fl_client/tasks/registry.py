@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import re
 import sys
-import traceback
 from pathlib import Path
 from types import ModuleType
 
 from fl_client.own_packages import shadowed_in
+from fl_client.tasks.attributes import require_valid
 from fl_client.tasks.base import Task
 from fl_client.tasks.listing import built_in, imported_modules, installed, names
 from fl_client.tasks.loading import loading
+from fl_client.tasks.user_code import place_of
 from runtime.errors import ConfigError, MissingExtra
 
 _EXTRAS = {"torch": "torch"}
-_NAME = re.compile(r"[a-z0-9_-]{1,64}")
 
 
 def load_task(spec: str) -> Task:
@@ -63,7 +62,7 @@ def _from_file(spec: str, path: Path) -> ModuleType:
         with loading(path):
             found.loader.exec_module(module)
     except (Exception, SystemExit) as error:
-        raise _load_error(spec, error) from error
+        raise _load_error(spec, error, path) from error
     return module
 
 
@@ -83,23 +82,18 @@ def _require_no_shadowed_import(spec: str, path: Path) -> None:
 def _imported(spec: str, module_name: str) -> ModuleType:
     try:
         return importlib.import_module(module_name)
-    except ImportError as error:
-        raise _load_error(spec, error) from error
+    except (Exception, SystemExit) as error:
+        found = importlib.util.find_spec(module_name.partition(".")[0])
+        raise _load_error(spec, error, Path((found and found.origin) or ".")) from error
 
 
-def _load_error(spec: str, error: BaseException) -> ConfigError:
+def _load_error(spec: str, error: BaseException, path: Path) -> ConfigError:
     if isinstance(error, ConfigError):
         return error
     if isinstance(error, ModuleNotFoundError) and error.name in _EXTRAS:
         return MissingExtra(error.name, _EXTRAS[error.name])
-    where = "" if isinstance(error, ImportError | SyntaxError) else _location(error)
+    where = "" if isinstance(error, ImportError | SyntaxError) else f" ({place_of(error, path)})"
     return ConfigError(f"task {spec} cannot be loaded: {type(error).__name__}: {error}{where}")
-
-
-def _location(error: BaseException) -> str:
-    """Return where the error was raised, in parentheses."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
 
 
 def _only_task(spec: str, module: ModuleType) -> Task:
@@ -126,9 +120,9 @@ def _instance(spec: str, module: ModuleType, class_name: str) -> Task:
         raise ConfigError(
             f"task {spec}: no Task class {class_name!r}; the file has: {choices or 'none'}"
         )
-    task = found()
-    if not _NAME.fullmatch(task.name):
-        raise ConfigError(
-            f"task {spec}: the name {task.name!r} must be 1 to 64 of a-z, 0-9, '_' and '-'"
-        )
+    try:
+        task = found()
+    except (Exception, SystemExit) as error:
+        raise _load_error(spec, error, Path(module.__file__ or ".")) from error
+    require_valid(task, spec)
     return task

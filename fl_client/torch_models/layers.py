@@ -12,21 +12,9 @@ from fl_client.models.dropout import DropoutMasks
 from runtime.errors import ConfigError
 
 
-def as_module(model: object, task_name: str) -> torch.nn.Module:
-    """Return what a task's ``model()`` gave as a torch module.
-
-    Raises:
-        ConfigError: it is neither a list of layers nor a torch module.
-    """
-    if isinstance(model, torch.nn.Module):
-        return model
-    if not layers.is_declarative(model):
-        raise ConfigError(
-            f"model() of task {task_name} must return a list of layers or a torch module, "
-            f"not {type(model).__name__}"
-        )
-    declared = enumerate(cast("layers.Layers", model))
-    return torch.nn.Sequential(*(_layer(index, layer) for index, layer in declared))
+def declared_module(declared: layers.Layers) -> torch.nn.Module:
+    """Return declared layers as a torch module."""
+    return torch.nn.Sequential(*(_layer(index, layer) for index, layer in enumerate(declared)))
 
 
 def use_masks(model: torch.nn.Module, masks: DropoutMasks) -> None:

@@ -305,7 +305,7 @@ class _ChildProcess:
         if self._broke:
             return self._broke
         if returncode == -signal.SIGKILL and not self._expected:
-            return "training was killed (SIGKILL): out of memory?"
+            return "training was killed (SIGKILL)"
         if returncode < 0:
             return f"training was ended by {signal.Signals(-returncode).name}"
         last = self.process.last_line()

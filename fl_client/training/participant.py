@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from fl_client.tasks.exchange import (
     ExchangeStep,
     checked_answer,
 )
+from fl_client.tasks.user_code import numbers_of, splits_of, wrong
 from runtime.bounds import (
     MAX_EXAMPLES,
     MAX_FINITE,
@@ -76,8 +77,7 @@ class Participant:
 
     @cached_property
     def _splits(self) -> tuple[Split, Split]:
-        train, held_out = self.task.data(self.device)
-        return train, held_out
+        return splits_of(self.task, self.device)
 
     @property
     def train_split(self) -> Split:
@@ -103,8 +103,8 @@ class Participant:
         """
         self.renew()
         context = LocalContext(self, weights, plan)
-        update = LocalUpdate(*self.task.local_update(_read_only(weights.vector), context))
-        vector = np.ascontiguousarray(update.vector, np.float32)
+        update = self._update(self.task.local_update(_read_only(weights.vector), context))
+        vector = update.vector
         if vector.shape != weights.vector.shape:
             raise ConfigError(
                 f"task {self.task.name}: local_update gave a vector of shape {vector.shape}, "
@@ -120,14 +120,36 @@ class Participant:
         # the sum of finite float32 values is finite in float64, and it takes no second vector
         if not np.isfinite(vector.sum(dtype=np.float64)):
             raise TrainingFailed("training diverged: the update is not finite")
-        return update._replace(vector=vector, metrics=_finite(update.metrics))
+        metrics = numbers_of(self.task, "local_update", update.metrics)
+        return update._replace(metrics=_finite(metrics))
+
+    def _update(self, given: Any) -> LocalUpdate:
+        """Return what ``local_update`` gave, with its types checked."""
+        rule = "it must return the vector to send, the number of examples, and metrics"
+        if not isinstance(given, tuple | list) or not 3 <= len(given) <= len(LocalUpdate._fields):
+            raise wrong(self.task, "local_update", f"gave a {type(given).__name__}: {rule}")
+        update = LocalUpdate(*given)
+        if not isinstance(update.num_examples, int | np.integer):
+            found = type(update.num_examples).__name__
+            raise wrong(self.task, "local_update", f"gave a {found} for num_examples: {rule}")
+        try:
+            vector = np.ascontiguousarray(update.vector, np.float32)
+        except (TypeError, ValueError) as error:
+            what = f"gave no vector of numbers ({error}): {rule}"
+            raise wrong(self.task, "local_update", what) from error
+        return update._replace(vector=vector, num_examples=int(update.num_examples))
 
     def evaluate(self, weights: Weights, plan: LocalRound) -> Evaluation:
         """Return the metrics of ``weights`` on this device's held-out data."""
         self.renew()
         context = LocalContext(self, weights, plan)
-        found = Evaluation(*self.task.evaluate(_read_only(weights.vector), context))
-        return found._replace(metrics=_finite(found.metrics))
+        given: Any = self.task.evaluate(_read_only(weights.vector), context)
+        rule = "it must return the number of held-out examples, and metrics"
+        if not isinstance(given, tuple | list) or len(given) != len(Evaluation._fields):
+            raise wrong(self.task, "evaluate", f"gave a {type(given).__name__}: {rule}")
+        if not isinstance(given[0], int | np.integer):
+            raise wrong(self.task, "evaluate", f"gave a {type(given[0]).__name__} first: {rule}")
+        return Evaluation(int(given[0]), _finite(numbers_of(self.task, "evaluate", given[1])))
 
     def exchange(self, step: ExchangeStep) -> ExchangeAnswer:
         """Return the task's answer to one message of a flow.
@@ -143,7 +165,8 @@ class Participant:
             self._exchanged = series
         context = ExchangeContext(self, step)
         answer = checked_answer(self.task.name, self.task.exchange(context), context)
-        return answer._replace(metrics=_finite(answer.metrics))
+        metrics = numbers_of(self.task, "exchange", answer.metrics)
+        return answer._replace(metrics=_finite(metrics))
 
     def train_on_engine(self, weights: Weights, plan: LocalRound) -> LocalUpdate:
         """Return the engine's update, on the device's training data."""

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, BinaryIO, get_args
 from fl_client.datasets.device import Device
 from fl_client.engines.base import Precision, TrainingFailed, Tuning
 from fl_client.tasks.registry import load_task
+from fl_client.tasks.user_code import TaskError, place_of
 from fl_client.training.frames import (
     Done,
     Failed,
@@ -141,20 +142,11 @@ def _failure(error: BaseException, task_file: Path) -> Failed:
         retryable = isinstance(error, StorageError)
         unusable = isinstance(error, TrainingFailed)
         reason = str(error)[:_MAX_REASON_CHARS]
-        return Failed(reason=reason, retryable=retryable, unusable=unusable)
+        # the task's own code may have been what ran short
+        short = isinstance(error, TaskError) and ran_short(error)
+        return Failed(reason=reason, retryable=retryable, unusable=unusable, out_of_memory=short)
     text = f"{type(error).__name__}: {error}"[:_MAX_REASON_CHARS]
-    return Failed(reason=f"{text} ({_place(error, task_file)})", out_of_memory=ran_short(error))
-
-
-def _place(error: BaseException, task_file: Path) -> str:
-    """Return ``file:line`` of the innermost frame in the task's folder, else the innermost."""
-    frames = traceback.extract_tb(error.__traceback__)
-    folder = task_file.resolve().parent
-    own = [frame for frame in frames if Path(frame.filename).resolve().is_relative_to(folder)]
-    if not frames:
-        return str(task_file)
-    found = (own or frames)[-1]
-    return f"{found.filename}:{found.lineno}"
+    return Failed(reason=f"{text} ({place_of(error, task_file)})", out_of_memory=ran_short(error))
 
 
 def _task_file(participant: Participant) -> Path:

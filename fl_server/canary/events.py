@@ -59,6 +59,7 @@ class CanaryPlan:
     Attributes:
         canary_id: what its orders have in place of a run's id.
         cohort: who evaluates; ``measured_by`` says what they are, for people.
+        goal: what of the metric is better, as the task says; "" for what its name tells.
         max_drop: by how much the metric may be worse and the candidate still be promoted.
         quorum: the fewest pairs that a comparison needs.
         algorithm: it, its settings, ``training``, ``seed`` and ``bundle`` are the candidate's, for
@@ -80,6 +81,7 @@ class CanaryPlan:
     training: dict[str, Any]
     seed: int
     bundle: TaskBundle | None = None
+    goal: Literal["", "higher", "lower"] = ""
 
     def contender(self, side: Side) -> Contender:
         """Return the version of a side."""

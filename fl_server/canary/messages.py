@@ -6,7 +6,7 @@ from typing import Any
 
 from broker.wire.messages import RunDocument
 from fl_server.canary.events import ATTEMPT_OF, DEADLINE, ROUND, CanaryPlan, OrderSide
-from fl_server.canary.state import CanaryState, lower_is_better, measured_pairs
+from fl_server.canary.state import CanaryState, is_lower_better, measured_pairs
 from fl_server.flows.commands import BundleFile, IssueOrder, ModelFile, TaskSettings
 
 _LISTED_DEVICES = 200
@@ -58,7 +58,7 @@ def shown(plan: CanaryPlan, state: CanaryState, time_left_s: float) -> dict[str,
         "candidate": plan.candidate.name,
         "production": plan.production.name,
         "metric": plan.metric,
-        "lower_is_better": lower_is_better(plan.metric),
+        "lower_is_better": is_lower_better(plan),
         "max_drop": plan.max_drop,
         "deadline_s": plan.deadline_s,
         "measured_by": plan.measured_by,

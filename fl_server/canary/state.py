@@ -103,6 +103,11 @@ def lower_is_better(metric: str) -> bool:
     return name in _LOWER_IS_BETTER or any(name.endswith(f"_{each}") for each in _LOWER_IS_BETTER)
 
 
+def is_lower_better(plan: CanaryPlan) -> bool:
+    """Whether the plan's metric is better the lower it is."""
+    return plan.goal == "lower" if plan.goal else lower_is_better(plan.metric)
+
+
 @dataclass(frozen=True)
 class _Pair:
     """One device's two values; ``weight`` is its number of examples, the smaller if they differ."""
@@ -130,7 +135,7 @@ def judge(plan: CanaryPlan, state: CanaryState) -> Judged:
     production = weighted_mean([(pair.production, pair.weight) for pair in pairs])
     if candidate is None or production is None:
         return Judged("inconclusive", _too_few(plan, state, 0), 0, None, None)
-    worse_by = candidate - production if lower_is_better(plan.metric) else production - candidate
+    worse_by = candidate - production if is_lower_better(plan) else production - candidate
     verdict: Verdict = "promoted" if worse_by <= plan.max_drop + _TOLERANCE else "rolled_back"
     reason = _compared(plan, candidate, production, pairs)
     return Judged(verdict, reason, len(pairs), candidate, production)
@@ -151,7 +156,7 @@ def measured_pairs(plan: CanaryPlan, state: CanaryState) -> list[_Pair]:
 
 def _compared(plan: CanaryPlan, candidate: float, production: float, pairs: list[_Pair]) -> str:
     kind = plan.measured_by if len(pairs) > 1 else plan.measured_by.removesuffix("s")
-    worse = "higher" if lower_is_better(plan.metric) else "lower"
+    worse = "higher" if is_lower_better(plan) else "lower"
     direction = "higher" if candidate > production else "lower"
     change = "the same" if candidate == production else f"{_figure(abs(candidate - production))} "
     change += "" if candidate == production else direction

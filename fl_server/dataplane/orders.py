@@ -36,7 +36,7 @@ class OrderSender:
         self._bundles = bundles
         self._time_left_s = time_left_s
         self._publish = publish
-        self._epoch = epoch
+        self.epoch = epoch
         self._urls = SharedUrls(data.store)
 
     def send(self, flow: Flow, order: IssueOrder, later: AbstractContextManager[None]) -> None:
@@ -62,7 +62,7 @@ class OrderSender:
     def _send(self, flow: Flow, order: IssueOrder, parts: PartsRef | None) -> None:
         settings = order.settings
         message = Order(
-            epoch=self._epoch,
+            epoch=self.epoch,
             action=order.action,
             run_id=flow.run_id,
             round=order.round,

@@ -33,12 +33,14 @@ class CanaryRequest:
     Attributes:
         share: of the devices that are online, above 0, at most 1.
         max_drop: by how much the metric may be worse.
+        goal: what of it is better, "" for what its name tells.
     """
 
     share: float
     metric: str
     max_drop: float
     deadline_s: float
+    goal: Literal["", "higher", "lower"] = ""
 
 
 def new_canary_id() -> str:
@@ -130,6 +132,7 @@ class Canaries:
             cohort=cohort,
             measured_by=measured_by,
             metric=wanted.metric,
+            goal=wanted.goal,
             max_drop=wanted.max_drop,
             deadline_s=wanted.deadline_s,
             quorum=quorum_of(cohort),

@@ -32,7 +32,7 @@ class ProductionDocuments:
     ) -> None:
         self._registry = registry
         self._topics = topics
-        self._epoch = epoch
+        self.epoch = epoch
         self._publish = publish
         self._clear = clear
 
@@ -51,7 +51,7 @@ class ProductionDocuments:
             task=task,
             manifest=self._registry.signed(version),
             promotion=max(version.record.promotions),
-            epoch=self._epoch,
+            epoch=self.epoch,
         )
         self._publish(self._topics.model(task), document)
 

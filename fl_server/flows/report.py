@@ -35,6 +35,7 @@ class RoundReport:
         ordered_steps: by device, where the flow limited them.
         refused: the reasons, by device.
         not_evaluated: why devices did not measure its version.
+        measured: its version's headline metric.
     """
 
     round: int
@@ -50,6 +51,7 @@ class RoundReport:
     reason: str = ""
     accuracy: float | None = None
     loss: float | None = None
+    measured: float | None = None
 
     def end(self, outcome: Literal["committed", "abandoned"], at: float, reason: str = "") -> None:
         """Set how and when it ended."""

@@ -96,7 +96,8 @@ class SyncFlow(Flow):
 
     def report(self, facts: Sequence[RecordedFact]) -> FlowReport:
         """Return its rounds, its devices and its latest version."""
-        return report_of(facts, self.machine.ledger)
+        headline = self.record.definition.evaluation.headline
+        return report_of(facts, self.machine.ledger, headline)
 
     def awaits(self, order: IssueOrder) -> bool:
         """Whether an order, issued a while ago, is still to be sent."""

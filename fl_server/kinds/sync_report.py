@@ -22,8 +22,12 @@ from fl_server.rounds.ledger import Ledger
 from fl_server.rounds.workload import measured
 
 
-def report_of(facts: Iterable[RecordedFact], ledger: Ledger) -> FlowReport:
-    """Return the rounds of a run with their metrics, and what its devices did."""
+def report_of(facts: Iterable[RecordedFact], ledger: Ledger, headline: str) -> FlowReport:
+    """Return the rounds of a run with their metrics, and what its devices did.
+
+    Args:
+        headline: the name of the metric that is shown first.
+    """
     told = FlowReport(model_key=ledger.model.key, model_sha256=ledger.model.sha256)
     for row in facts:
         _add(row, told)
@@ -31,6 +35,7 @@ def report_of(facts: Iterable[RecordedFact], ledger: Ledger) -> FlowReport:
         if entry.outcome == "committed":
             entry.accuracy = ledger.metric(entry.round, "accuracy")
             entry.loss = ledger.metric(entry.round, "loss")
+            entry.measured = ledger.metric(entry.round, headline)
             declined = ledger.not_evaluated.get(entry.round, {})
             entry.not_evaluated = {name: fact.reason for name, fact in declined.items()}
     return told

@@ -27,16 +27,21 @@ _MESSAGES_PER_S, _MESSAGES_AT_ONCE = 100.0, 1000
 _WEIGHED_BYTES = 1024
 _NOTED_PER_S, _NOTED_AT_ONCE = 0.1, 10
 _REMEMBERED_RESULTS = 10_000
-_OF_UNKNOWN_SENDERS = frozenset({"unknown_dev", "revoked_device", "signature"})
+_OF_STRANGERS = frozenset({"unknown_dev", "revoked_device"})
+_OF_UNKNOWN_SENDERS = _OF_STRANGERS | {"signature"}
 
 
 @dataclass(frozen=True)
 class VerifiedMessage:
-    """A message that its sender may publish on its topic."""
+    """A message that its sender may publish on its topic.
+
+    ``retained``: the broker had it before it was subscribed to.
+    """
 
     address: Address
     envelope: Envelope
     message: Message
+    retained: bool = False
 
 
 class MessageGate:
@@ -46,17 +51,25 @@ class MessageGate:
         domain: messages of any other are refused.
         members: knows the senders' keys, and has the audit log.
         clear: removes the retained document of a topic.
+        tell_stranger: is given whose device's messages are refused, and why: it is not a member.
 
     Attributes:
         refused: how many messages were refused, by reason; also results that came again
             ("repeated") and connections that the broker refused ("connection").
     """
 
-    def __init__(self, domain: str, members: Membership, clear: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        domain: str,
+        members: Membership,
+        clear: Callable[[str], None],
+        tell_stranger: Callable[[str, str], None],
+    ) -> None:
         self.refused: Counter[str] = Counter()
         self._domain = domain
         self._members = members
         self._clear = clear
+        self._tell_stranger = tell_stranger
         self._throttle = RateLimit(_MESSAGES_PER_S, _MESSAGES_AT_ONCE)
         self._noted = RateLimit(_NOTED_PER_S, _NOTED_AT_ONCE)
         self._results: dict[tuple[str, str, int], None] = {}
@@ -72,6 +85,9 @@ class MessageGate:
             raise PeerError("a message of another domain", "foreign_domain")
         if not delivery.payload:
             return None
+        if delivery.retain and not address.retained:
+            self._clear(address.topic)
+            raise PeerError("a retained message where none belongs", "retained")
         weight = 1.0 if address.area == "op" else 1.0 + len(delivery.payload) / _WEIGHED_BYTES
         if not self._throttle.admits(f"{address.area}/{address.id}", time.monotonic(), weight):
             raise PeerError(f"too many messages of {address.id}", "rate_limited")
@@ -79,7 +95,7 @@ class MessageGate:
         envelope, message = decode(delivery.payload, address, key)
         if isinstance(message, Result):
             self._note_repetition(address.id, envelope)
-        return VerifiedMessage(address, envelope, message)
+        return VerifiedMessage(address, envelope, message, delivery.retain)
 
     def refuse(self, delivery: Delivery, error: PeerError) -> None:
         """Count a refusal, note it unless there were many alike, and leave nothing of it behind."""
@@ -95,6 +111,8 @@ class MessageGate:
             _LOG.warning("refused a message on %s: %s", address, error)
             act = AuditEvent(address.id, "message refused", address.topic, {"reason": error.reason})
             self._members.note(act)
+        if error.reason in _OF_STRANGERS:
+            self._tell_stranger(address.id, error.reason)
         if address.retained and error.reason in _OF_UNKNOWN_SENDERS:
             # a document of an unknown sender must not stay for later subscribers
             self._clear(address.topic)

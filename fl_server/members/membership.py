@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import msgpack
 
-from broker.brokers.access_control import AccessControl, RefusedConnection
-from broker.session.end_session import end_session
+from broker.brokers.access_control import AccessControl
 from broker.session.endpoint import Endpoint
-from broker.wire.access import BrokerUser, Role, grants
+from broker.wire.access import BrokerUser
 from broker.wire.messages import Claim, ClaimAnswer, Message, NewPassword, PasswordKept
 from broker.wire.topics import Address, Topics
-from fl_server.members.broker_users import BrokerUserSync
+from fl_server.members.broker_users import BrokerUserSync, users_of
+from fl_server.members.broker_watch import BrokerWatch
 from fl_server.members.rate_limit import RateLimit
 from fl_server.members.rules import (
     AuditEvent,
@@ -44,7 +43,6 @@ from runtime.security.signing import PublicKey
 
 _CLAIMS_PER_S, _CLAIMS_AT_ONCE = 20.0, 200
 _REFUSALS_PER_S, _REFUSALS_AT_ONCE = 0.1, 20
-_REFUSED_NOTED = 20
 _NOTED_SKEW_S = 24 * 3600.0
 
 
@@ -94,7 +92,7 @@ class Membership:
         self._staff = {each.id: each for each in (server, *operators)}
         self._operator_keys = {each.id: each.secret_key.public for each in operators}
         self._topics = Topics(server.domain)
-        self._endpoint = endpoint
+        self.broker = BrokerWatch(access, endpoint)
         self._publish = publish
         self._user_sync = BrokerUserSync(access, self._users())
         self._claims = RateLimit(_CLAIMS_PER_S, _CLAIMS_AT_ONCE)
@@ -130,6 +128,11 @@ class Membership:
             self._keys[text] = PublicKey(text)
         return self._keys[text]
 
+    @property
+    def operators(self) -> list[str]:
+        """The ids of those who may steer."""
+        return list(self._operator_keys)
+
     # --- enrolment ----------------------------------------------------------------------------
 
     def token_of(self, secret: bytes) -> JoinToken:
@@ -163,7 +166,7 @@ class Membership:
         for each in gone:
             del self.tokens[each]
         self.tokens[token.id] = record
-        self._user_sync.set_users(self._users())
+        self._users_changed()
 
     def claim(self, token_id: str, claim: Claim, clock_off_s: float) -> ClaimAnswer:
         """Return the answer to a claim, to be sent after :meth:`update_broker`.
@@ -203,7 +206,7 @@ class Membership:
             self._registry.write(acts, devices=[verdict.device], tokens=[verdict.token])
             self.devices[verdict.device.id] = verdict.device
             self.tokens[token_id] = verdict.token
-            self._user_sync.set_users(self._users())
+            self._users_changed()
         return ClaimAnswer(public_key=claim.public_key, admitted=True, sealed=sealed)
 
     def _fresh_name(self) -> str:
@@ -244,12 +247,14 @@ class Membership:
         self._registry.write(acts, devices=admitted)
         self.devices |= {device.id: device for device in admitted}
         if admitted:
-            self._user_sync.set_users(self._users())
+            self._users_changed()
 
     # --- rotation -----------------------------------------------------------------------------
 
     def rotate(self, operator: str, device_id: str) -> None:
         """Give a device another password; the broker gets it once the device has stored it.
+
+        :meth:`offer_password` is to follow, after :meth:`update_broker`.
 
         Raises:
             NotFound: no such device, or it was revoked.
@@ -260,16 +265,28 @@ class Membership:
         changed = with_next_password(device, new_password())
         self._registry.write([AuditEvent(operator, "rotation begun", device_id)], devices=[changed])
         self.devices[device_id] = changed
-        self.offer_password(device_id)
 
-    def offer_password(self, device_id: str) -> None:
-        """Send a device the password that it has not stored yet, if there is one."""
+    def awaits_password(self, device_id: str) -> bool:
+        """Return whether a device is to be given a password that it has not stored yet."""
+        return bool(self.devices[device_id].next_password)
+
+    def offer_password(self, device_id: str) -> bool:
+        """Send a device the password that it has not stored yet, if there is one.
+
+        The one before it must be in use by then. It is once the broker has the latest users: from
+        there on the device connects with the password in force, or not at all.
+
+        Returns:
+            False where the broker does not have the latest users yet.
+        """
+        if not self._user_sync.current:
+            return False
         device = self.devices[device_id]
-        if not device.next_password:
-            return
-        sealed = self._key(device.public_key).seal(device.next_password.encode())
-        message = NewPassword(rotation=device.rotation, sealed=sealed)
-        self._publish(self._topics.device(device_id, "task"), message)
+        if device.next_password:
+            sealed = self._key(device.public_key).seal(device.next_password.encode())
+            message = NewPassword(rotation=device.rotation, sealed=sealed)
+            self._publish(self._topics.device(device_id, "task"), message)
+        return True
 
     def password_kept(self, device_id: str, message: PasswordKept) -> bool:
         """Put a stored password in force; return whether :meth:`update_broker` is to follow."""
@@ -280,7 +297,7 @@ class Membership:
             [AuditEvent(device_id, "password rotated", device_id)], devices=[changed]
         )
         self.devices[device_id] = changed
-        self._user_sync.set_users(self._users())
+        self._users_changed()
         return True
 
     # --- revocation ---------------------------------------------------------------------------
@@ -302,7 +319,7 @@ class Membership:
                 [AuditEvent(operator, "device revoked", device_id)], devices=[revoking]
             )
         self.devices[device_id] = revoking
-        self._user_sync.set_users(self._users())
+        self._users_changed()
         return revoking
 
     def withdraw(self, operator: str, token_id: str) -> None:
@@ -327,7 +344,7 @@ class Membership:
             TransportError: the broker did not do it.
         """
         self.update_broker()
-        end_session(self._endpoint, device.client_id)
+        self.broker.end_sessions([device.client_id])
 
     def note_cut_off(self, device: DeviceRecord) -> None:
         """Note that the broker has forgotten a device."""
@@ -336,6 +353,11 @@ class Membership:
         revoked = replace(device, status="revoked")
         self._registry.write([AuditEvent("server", "device cut off", device.id)], devices=[revoked])
         self.devices[device.id] = revoked
+
+    def client_ids(self) -> set[str]:
+        """Return the client ids whose sessions the broker is to keep."""
+        devices = {each.client_id for each in self.devices.values() if each.status == "active"}
+        return devices | {each.client_id for each in self._staff.values()}
 
     def being_revoked(self) -> list[DeviceRecord]:
         """Return the devices that the broker may still know although they are revoked."""
@@ -357,35 +379,12 @@ class Membership:
         """
         self._user_sync.apply()
 
+    def _users_changed(self) -> None:
+        self._user_sync.set_users(self._users())
+
     def _users(self) -> Callable[[], list[BrokerUser]]:
-        """Return a function that makes the broker's users of the present members; any thread."""
-        domain, staff = self._server.domain, list(self._staff.values())
-        devices = [each for each in self.devices.values() if each.status == "active"]
-        tokens = list(self.tokens.values())
-
-        def make() -> list[BrokerUser]:
-            made = [(each.id, each.password.get_secret_value(), Role(each.role)) for each in staff]
-            made += [(each.id, each.password, Role.DEVICE) for each in devices]
-            made += [(each.id, each.broker_password, Role.CLAIMANT) for each in tokens]
-            return [
-                BrokerUser(name, password, grants(role, domain, name))
-                for name, password, role in made
-            ]
-
-        return make
-
-    def refused_connections(self) -> Counter[RefusedConnection]:
-        """Return which connections the broker refused since the last call; one thread at a time."""
-        return Counter(self._user_sync.access.refused_connections())
-
-    def note_refused(self, refused: Counter[RefusedConnection]) -> None:
-        """Write to the audit log which connections the broker has refused."""
-        self.note(
-            *(
-                AuditEvent(who.user, "connection refused", who.address, {"times": times})
-                for who, times in refused.most_common(_REFUSED_NOTED)
-            )
-        )
+        staff, devices = list(self._staff.values()), list(self.devices.values())
+        return users_of(staff, devices, list(self.tokens.values()))
 
     # --- the log ------------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -135,11 +135,12 @@ class CanaryArguments(OneVersion):
 
     Attributes:
         share: of the devices that can measure it, above 0, at most 1.
+        metric: empty for the one that runs of the task are compared by.
         max_drop: by how much the metric may be worse than in production.
     """
 
     share: Annotated[float, Field(gt=0, le=1)]
-    metric: MetricName
+    metric: MetricName | Literal[""] = ""
     max_drop: Annotated[float, Field(ge=0, le=MAX_FINITE)]
     deadline_s: Annotated[float, Field(ge=1, le=_LONGEST_CANARY_S)]
 

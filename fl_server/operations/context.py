@@ -37,6 +37,11 @@ class RunControl(Protocol):
         history: the runs that have ended; those that ended a moment ago may still have a flow.
     """
 
+    @property
+    def epoch(self) -> int:
+        """The server's, which grows at each start."""
+        ...
+
     flows: dict[str, Flow]
     records: dict[str, RunRecord[Any]]
     history: RunHistory
@@ -108,12 +113,12 @@ class OperationsContext:
         secret: the server's own key, from which the secrets of answers are derived.
         refused_messages: returns how many messages were refused, by reason.
         production_changed: is told the task whose production has changed.
+        offer_password: gives a device the password that awaits it, when it may have it.
         forget_device: takes out a revoked device, which the broker has forgotten.
         faults: has the errors that nobody foresaw.
     """
 
     domain: str
-    epoch: int
     secret: SecretKey
     journal: Journal
     store: ObjectStore
@@ -127,5 +132,6 @@ class OperationsContext:
     runs: RunControl
     refused_messages: Callable[[], Mapping[str, int]]
     production_changed: Callable[[str], None]
+    offer_password: Callable[[str], None]
     forget_device: Callable[[DeviceRecord], None]
     faults: Faults = field(default_factory=Faults)

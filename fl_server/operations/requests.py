@@ -2,7 +2,8 @@
 
 A row is written in the transaction of the effect, or before the first step of an effect outside the
 database. Of each caller the latest thousand are kept, which no clock decides: a client repeats a
-request for minutes at most, and one request at a time.
+request for minutes at most, and one request at a time. Those of a caller who was removed go at the
+next start.
 
 No secret lies here: an answer that holds one (a join token, upload URLs) is not stored. Such a row
 holds a random salt, from which, with the server's own key, the same secret comes again.
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,6 +96,15 @@ class RequestLog:
         query = sa.select(_requests).where(_requests.c.arguments != "").order_by(_requests.c.number)
         with self.database.begin() as connection:
             return [_record(row) for row in connection.execute(query).all()]
+
+    def forget_callers(self, known: Collection[str]) -> None:
+        """Remove the requests of everybody who may ask nothing any more.
+
+        What is unfinished stays, so that its effect is completed whoever asked for it.
+        """
+        gone = _requests.c.caller.not_in(known) & (_requests.c.arguments == "")
+        with self.database.begin() as connection:
+            connection.execute(sa.delete(_requests).where(gone))
 
     def save(self, record: RequestRecord) -> None:
         """Write a record, in a transaction of its own."""

@@ -120,6 +120,7 @@ class Operations:
 
     def resume(self) -> None:
         """Complete the changes of the object store that the end of the process interrupted."""
+        self._log.forget_callers(self._context.members.operators)
         for record in self._log.unfinished():
             binding = self._table.get(record.operation)
             if binding is None:

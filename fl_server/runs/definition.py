@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from algorithms.registry import load as load_algorithm
-from broker.wire.messages.base import Settings
+from broker.wire.messages.base import MetricName, Settings
 from fl_server.rounds.plan import Plan
 from fl_server.rounds.workload import FitRule, Speed
 from runtime.bounds import MAX_INTEGER, MAX_ROUNDS, MAX_SIZE, require_plain
@@ -89,6 +89,14 @@ class EvaluationSection(_Section):
     """A version is measured after every so many rounds, and the last one always."""
     deadline_s: Annotated[float, Field(gt=0, le=86_400)] = 30.0
     """How long measurements are waited for."""
+    metrics: Annotated[dict[MetricName, Literal["higher", "lower"]], Field(max_length=64)] = {}
+    """The metrics in the order in which they are shown, each with what is better; runs are compared
+    by the first. `rengo run` fills it in from the task's `goals`; empty is accuracy."""
+
+    @property
+    def headline(self) -> str:
+        """The metric that runs are compared by."""
+        return next(iter(self.metrics), "accuracy")
 
 
 class ModelsSection(_Section):

@@ -23,6 +23,9 @@ class ServerConnection:
         identity: the server's own.
         epoch: of this start of the server.
         offer: accepts the session's events, False where there is no room for one more.
+
+    Attributes:
+        epoch: what the server's presence says from the next time on.
     """
 
     def __init__(
@@ -30,7 +33,7 @@ class ServerConnection:
     ) -> None:
         self.topics = Topics(identity.domain)
         self.endpoint = Endpoint.of(identity)
-        self._epoch = epoch
+        self.epoch = epoch
         self._signer = MessageSigner(identity.id, identity.secret_key)
         topics = self.topics
         self._session = MqttSession(
@@ -90,5 +93,5 @@ class ServerConnection:
         self._session.publish(Publication(topic, b"", retain=True))
 
     def _presence(self, status: str) -> Publication:
-        state = ServerState.model_validate({"status": status, "epoch": self._epoch})
+        state = ServerState.model_validate({"status": status, "epoch": self.epoch})
         return self._signer.sign(self.topics.server_state, state, retain=True)

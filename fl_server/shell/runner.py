@@ -122,6 +122,15 @@ class FlowRunner:
         )
         parts.journal.add_vocabularies({name: kind.vocabulary for name, kind in kinds.items()})
 
+    @property
+    def epoch(self) -> int:
+        """What orders and documents carry."""
+        return self._epoch
+
+    @epoch.setter
+    def epoch(self, epoch: int) -> None:
+        self._orders.epoch = self._epoch = epoch
+
     # --- runs ---------------------------------------------------------------------------------
 
     def kind_of(self, definition: RunDefinition) -> FlowKind:

@@ -101,6 +101,8 @@ def lines(status: dict[str, Any]) -> Iterator[str]:
         yield "  held        takes no order: it is about to be updated"
     if status["outbox"]:
         yield f"  outbox      {status['outbox']} waiting to be sent"
+    if status.get("server_trouble"):
+        yield f"  trouble     {status['server_trouble']}"
     yield from _listed("last rounds", status["rounds"], _round)
     yield from _listed(
         "declined", status["declines"], lambda each: f"{_name(each)}: {each['reason']}"

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fl_client.tasks.base import Task
+from fl_client.tasks.user_code import initial_weights_of
 from rengo.export.onnx_check import OnnxCheck
 from rengo.operator.layout_match import fit
 from rengo.operator.models import FetchedVersion
@@ -42,7 +43,7 @@ def export(
     """
     weights = held.weights
     if task is not None:
-        layout = task.initial_weights(0).layout
+        layout = initial_weights_of(task, 0).layout
         weights = fit(weights, layout, held.name, f"the model of task {task.name}")
     if kind == "safetensors":
         save_safetensors(weights, path)

@@ -23,10 +23,11 @@ from fl_client.engines.torch import TorchEngine
 from fl_client.models import layers
 from fl_client.tasks.base import Task
 from fl_client.tasks.split import Split
+from fl_client.tasks.user_code import TaskError, calling, model_of, splits_of
 from fl_client.torch_models.weights import state_dict
 from rengo.export.input_shape import example_shape
 from rengo.export.onnx_check import OnnxCheck
-from runtime.errors import ConfigError, MissingExtra, RunNotCompleted
+from runtime.errors import ConfigError, MissingExtra, RengoError, RunNotCompleted
 from runtime.files import whole_file
 from storage.weights import Weights
 
@@ -81,7 +82,7 @@ def _calls_by(engine: TorchEngine, task: Task, model: torch.nn.Module) -> _Calls
     try:
         count, batch = engine.batches(_data(task))
     except ConfigError:
-        declared = task.model()
+        declared = model_of(task)
         shape = (
             example_shape(cast("layers.Layers", declared))
             if layers.is_declarative(declared)
@@ -103,11 +104,10 @@ def _data(task: Task) -> Split:
     roles: tuple[Role, ...] = ("evaluator", "trainer")
     for role in roles:
         try:
-            trained, held_out = task.data(Device("export", role=role))
-        except Exception as error:
+            trained, held_out = splits_of(task, Device("export", role=role))
+        except RengoError as error:
             raise ConfigError(
-                f"task {task.name} gives no examples to check the export with: "
-                f"{type(error).__name__}: {error}"
+                f"task {task.name} gives no examples to check the export with: {error}"
             ) from error
         if held_out is not None or trained is not None:
             return held_out if held_out is not None else trained
@@ -133,8 +133,11 @@ def _call(task: Task, model: torch.nn.Module, batch: Any) -> Call:
 
     handle = model.register_forward_pre_hook(hook, with_kwargs=True)
     try:
-        task.predict(model, batch)
-    except _CalledError:
+        with calling(task, "predict"):
+            task.predict(model, batch)
+    except TaskError as error:
+        if not isinstance(error.__cause__, _CalledError):
+            raise
         return cast(Call, pytree.tree_map(_as_float32, seen[0]))
     finally:
         handle.remove()

@@ -19,12 +19,13 @@ class CanaryTrial:
 
     Attributes:
         share: of the online evaluators, above 0, at most 1.
-        metric: what is compared; of names like loss and error, lower is better.
+        metric: what is compared, "" for what runs of the task are compared by. The task says what
+            is better, higher or lower; of other metrics named like loss and error, lower is.
         max_drop: by how much it may be worse than in production.
     """
 
     share: float = 0.2
-    metric: str = "accuracy"
+    metric: str = ""
     max_drop: float = 0.01
     deadline_s: float = 120.0
 

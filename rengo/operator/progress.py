@@ -112,7 +112,8 @@ class RunProgress:
     _evaluate_on: str = "evaluators"
     _evaluate_every: int = 1
     _ended_s: float = 0.0
-    _measured: dict[int, dict[str, tuple[int, float]]] = field(default_factory=dict)
+    headline: str = "accuracy"
+    _measured: dict[int, dict[str, tuple[int, dict[str, float]]]] = field(default_factory=dict)
 
     def apply(self, news: News) -> None:
         """Apply a message."""
@@ -152,20 +153,26 @@ class RunProgress:
     def set_definition(self, summary: RunSummary) -> None:
         """Set what only the run's definition says."""
         self.cohort_size, self.bundled = summary.cohort_size, summary.bundled
-        self._evaluate_on = summary.evaluate_on
+        self._evaluate_on, self.headline = summary.evaluate_on, summary.headline
         self._evaluate_every = summary.evaluate_every
 
     @property
-    def accuracies(self) -> dict[int, float]:
-        """The accuracy of each measured version: the mean over its measurements, by examples."""
+    def measured(self) -> dict[int, float]:
+        """The headline metric of each measured version."""
+        return self.means(self.headline)
+
+    def means(self, metric: str) -> dict[int, float]:
+        """Return a metric of each version that has it: the mean over its examples."""
         means = {}
         for version, rows in sorted(self._measured.items()):
-            total = sum(examples for examples, _ in rows.values())
-            means[version] = sum(examples * value for examples, value in rows.values()) / total
+            known = [(count, each[metric]) for count, each in rows.values() if metric in each]
+            if known:
+                total = sum(examples for examples, _ in known)
+                means[version] = sum(examples * value for examples, value in known) / total
         return means
 
     def is_measured(self, number: int) -> bool:
-        """Whether a committed round's accuracy is known, or need not be waited for any more."""
+        """Whether a committed round's metrics are known, or need not be waited for any more."""
         document, committed_s = self.document, self.rounds[number].committed_s
         if self.is_complete or document is None or committed_s is None:
             return self.is_complete
@@ -223,9 +230,9 @@ class RunProgress:
                 self._round(event).committed_s = self.clock()
             case "EvaluationRecorded":
                 self._count_bytes(detail["usage"])
-                if "accuracy" in detail["metrics"]:
-                    row = (int(detail["num_examples"]), float(detail["metrics"]["accuracy"]))
-                    self._measured.setdefault(event.round, {})[detail["device_id"]] = row
+                metrics = {name: float(value) for name, value in detail["metrics"].items()}
+                row = (int(detail["num_examples"]), metrics)
+                self._measured.setdefault(event.round, {})[detail["device_id"]] = row
 
     def _round(self, event: RunEvent) -> RoundProgress:
         """Return the event's round; one whose start was missed has no start time."""

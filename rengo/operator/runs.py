@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from broker.wire.messages import DeviceState
+from fl_client.tasks.attributes import goals_of
 from fl_client.tasks.base import Task
 from fl_client.tasks.registry import load_task
+from fl_client.tasks.user_code import initial_weights_of
 from fl_server.operations.catalogue import (
     MODELS_SHOW,
     MODELS_URL,
@@ -74,6 +76,8 @@ class RunResult:
             "rounds_completed": report.rounds_completed,
             "accuracy": report.accuracy,
             "loss": report.loss,
+            "headline": report.headline,
+            "measured": report.measured,
             "model_path": None if self.model_path is None else str(self.model_path),
             "model_sha256": report.model_sha256,
             "wall_s": report.wall_s,
@@ -104,7 +108,8 @@ def submit(
     """
     loaded = load_task(task)
     check_definition(loaded, definition)
-    values = with_cohort_size(client, loaded.name, {"task": loaded.name, **definition})
+    named = {"task": loaded.name, **with_goals(loaded, definition)}
+    values = with_cohort_size(client, loaded.name, named)
     weights = version_0(loaded, int(values.get("seed", 0)), initial)
     with tempfile.TemporaryDirectory(prefix="rengo-submit-") as folder:
         path = Path(folder) / "initial.safetensors"
@@ -120,6 +125,14 @@ def submit(
     patience_s = _SUBMIT_S + size_bytes / _READ_BYTES_S
     submission = {"run_id": prepared.run_id, "sha256": sha256.result()}
     return client.request(RUNS_SUBMIT, submission, timeout_s=patience_s).run_id
+
+
+def with_goals(task: Task, definition: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the definition with the task's metrics, unless it names some or they are the usual."""
+    section, goals = definition.get("evaluation") or {}, goals_of(task)
+    if section.get("metrics") or goals == {"accuracy": "higher"}:
+        return dict(definition)
+    return {**definition, "evaluation": {**section, "metrics": goals}}
 
 
 def _upload(client: OperatorClient, prepared: RunUpload, path: Path) -> None:
@@ -146,7 +159,7 @@ def version_0(task: Task, seed: int, initial: FetchedVersion | None) -> Weights:
         Mismatch: ``initial`` does not fit the task's model.
         ConfigError: a value of ``initial`` is not finite, where the task's model has another.
     """
-    fresh = task.initial_weights(seed)
+    fresh = initial_weights_of(task, seed)
     if initial is None:
         return fresh
     weights = fit(initial.weights, fresh.layout, initial.name, f"the model of task {task.name}")

@@ -67,17 +67,19 @@ class EventLines:
         return lines
 
     def rounds(self, follower: RunProgress) -> list[Line]:
-        """Return the lines of rounds whose accuracy has settled since the last call, in order."""
+        """Return the lines of rounds whose metrics have settled since the last call, in order."""
         lines = []
+        measured, losses = follower.measured, follower.means("loss")
         for number in follower.committed:
             if number in self._rounds_told:
                 continue
             if follower.document is None or not follower.is_measured(number):
                 break
             self._rounds_told.add(number)
-            accuracy = follower.accuracies.get(number)
+            value, loss = (each.get(number) for each in (measured, losses))
+            shown = wording.metrics_line(follower.headline, value, loss)
             rounds = follower.document.rounds
-            lines.append(Line(wording.round_line(follower.rounds[number], rounds, accuracy)))
+            lines.append(Line(wording.round_line(follower.rounds[number], rounds, shown)))
         return lines
 
 
@@ -107,6 +109,8 @@ class SiteEventLines:
         if status == "running":
             verb = "begins" if before is None else "goes on"
             return [f"run {document.run_id} {verb}: {document.task}, {document.algorithm}"]
-        accuracy = f", accuracy {wording.figure(document.accuracy)}"
+        by_loss = document.accuracy is None and document.loss is not None
+        name, value = ("loss", document.loss) if by_loss else ("accuracy", document.accuracy)
+        accuracy = f", {name} {wording.figure(value)}"
         reason = f": {document.reason}" if document.reason else ""
         return [f"run {document.run_id} is {status}{accuracy}{reason}"]

@@ -85,16 +85,22 @@ def waiting_for(follower: RunProgress) -> str:
     return f"waiting for devices that have task {task!r}{way}: {here}{of}"
 
 
-def round_line(each: RoundProgress, rounds: int, accuracy: float | None) -> str:
-    """Return a committed round in one line."""
+def round_line(each: RoundProgress, rounds: int, metrics: str) -> str:
+    """Return a committed round in one line, with what ``metrics_line`` says of it."""
     width = len(str(rounds))
     of = f"/{each.invited}" if each.invited else ""
     took = "-" if each.seconds is None else f"{each.seconds:.1f} s"
     return (
         f"round {each.number:>{width}}/{rounds}  {each.updates}{of} updates  {took:>7}"
         f"  {size(each.bytes_up):>8} up  {size(each.bytes_down):>8} down"
-        f"  accuracy {figure(accuracy)}"
+        f"  {metrics}"
     )
+
+
+def metrics_line(headline: str, value: float | None, loss: float | None) -> str:
+    """Return the headline metric and the loss."""
+    also = "" if headline == "loss" else f"  loss {figure(loss)}"
+    return f"{headline} {figure(value)}{also}"
 
 
 def trouble(event: RunEvent) -> str | None:

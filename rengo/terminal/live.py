@@ -67,7 +67,8 @@ class Picture:
     committed: int = 0
     state: str = ""
     due_s: float | None = None
-    accuracies: tuple[float, ...] = ()
+    headline: str = "accuracy"
+    measured: tuple[float, ...] = ()
     bytes_up: int = 0
     bytes_down: int = 0
 
@@ -163,7 +164,7 @@ def picture_of(follower: RunProgress) -> Picture:
     if document is None:
         return Picture(busy="Submitted")
     left_s = follower.deadline_left_s
-    accuracies = follower.accuracies
+    measured = follower.measured
     names = follower.devices.with_task(document.task, bundled=follower.bundled)
     table = _table(follower.devices, names, follower)
     return Picture(
@@ -174,7 +175,8 @@ def picture_of(follower: RunProgress) -> Picture:
         committed=len(follower.committed),
         state=_state(follower),
         due_s=None if left_s is None else follower.clock() + left_s,
-        accuracies=tuple(accuracies[version] for version in sorted(accuracies)),
+        headline=follower.headline,
+        measured=tuple(measured[version] for version in sorted(measured)),
         bytes_up=follower.bytes_up,
         bytes_down=follower.bytes_down,
         **table,
@@ -190,8 +192,8 @@ def draw(picture: Picture, spinner: Spinner, now_s: float, elapsed_s: float) -> 
         parts += [_round(picture, now_s), ""]
     if picture.rows:
         parts += [_devices(picture), ""]
-    if picture.accuracies:
-        parts.append(_accuracy(picture.accuracies))
+    if picture.measured:
+        parts.append(_measured(picture.headline, picture.measured))
     if picture.rounds:
         moved = f"{wording.size(picture.bytes_up)} up, {wording.size(picture.bytes_down)} down"
         parts += [_pair("moved", moved), _pair("time", f"{elapsed_s:.0f} s")]
@@ -224,10 +226,10 @@ def _devices(picture: Picture) -> RenderableType:
     return grid
 
 
-def _accuracy(values: tuple[float, ...]) -> RenderableType:
+def _measured(name: str, values: tuple[float, ...]) -> RenderableType:
     grid = Table.grid(padding=(0, 2))
     bars = Text(wording.sparkline(values, _SPARK_WIDTH), style="cyan")
-    grid.add_row("accuracy", Text(f"{values[-1]:.4f}", style="bold"), bars)
+    grid.add_row(name, Text(f"{values[-1]:.4f}", style="bold"), bars)
     return grid
 
 

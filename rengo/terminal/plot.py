@@ -1,4 +1,4 @@
-"""A run's accuracy by round, as a PNG file."""
+"""A run's headline metric by round, as a PNG file."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ _COLOUR = "#1f6f8b"
 _DPI = 110
 
 
-def draw_accuracy(accuracies: Mapping[int, float], title: str, path: Path) -> None:
+def draw_metric(measured: Mapping[int, float], name: str, title: str, path: Path) -> None:
     """Write the plot.
 
     Args:
-        accuracies: by round.
+        measured: the metric by round.
+        name: of the metric.
 
     Raises:
         MissingExtra: matplotlib is not installed.
@@ -29,8 +30,8 @@ def draw_accuracy(accuracies: Mapping[int, float], title: str, path: Path) -> No
         raise MissingExtra("matplotlib", "plot") from error
     figure = Figure(figsize=(6.4, 3.4), layout="constrained")
     axes = figure.subplots()
-    rounds = sorted(accuracies)
-    values = [accuracies[number] for number in rounds]
+    rounds = sorted(measured)
+    values = [measured[number] for number in rounds]
     axes.plot(rounds, values, color=_COLOUR, linewidth=2, marker="o", markersize=4)
     axes.annotate(
         f"{values[-1]:.3f}",
@@ -40,7 +41,7 @@ def draw_accuracy(accuracies: Mapping[int, float], title: str, path: Path) -> No
         ha="right",
         color=_COLOUR,
     )
-    axes.set(xlabel="round", ylabel="accuracy on held-out data")
+    axes.set(xlabel="round", ylabel=f"{name} on held-out data")
     axes.set_title(title, loc="left", fontsize=10)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(visible=True, color="#e5e5e5")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rengo.operator.runs import RunResult
 from rengo.terminal import format as wording
-from rengo.terminal.plot import draw_accuracy
+from rengo.terminal.plot import draw_metric
 from runtime.errors import MissingExtra, RunNotCompleted
 from runtime.text import printable
 from storage.weights import read_safetensors
@@ -49,20 +49,22 @@ def _verdict(result: RunResult) -> str:
     rounds = wording.count(report.rounds_completed, "round")
     took = wording.duration(report.wall_s)
     ended = "Done" if result.status == "completed" else printable(result.status.capitalize())
-    if result.accuracy is None:
-        return f"{ended}: {rounds} in {took}; the accuracy was not measured."
-    return f"{ended}: accuracy {result.accuracy:.4f} after {rounds} in {took}."
+    if report.measured is None:
+        return f"{ended}: {rounds} in {took}; the {report.headline} was not measured."
+    return f"{ended}: {report.headline} {report.measured:.4f} after {rounds} in {took}."
 
 
 def _plot(result: RunResult, model: Path) -> str:
     """Return where the plot lies, or why there is none: a run never fails for its plot."""
-    accuracies = {row.round: row.accuracy for row in result.history if row.accuracy is not None}
-    if not accuracies:
-        return "none: the accuracy was not measured"
-    path = model.with_name("accuracy.png")
+    headline = result.report.headline
+    measured = {row.round: row.measured for row in result.history if row.measured is not None}
+    if not measured:
+        return f"none: the {headline} was not measured"
+    # the name is the user's, and may be no file's name
+    path = model.with_name("accuracy.png" if headline == "accuracy" else "metric.png")
     title = f"{result.report.task} by {result.report.algorithm}, {result.run_id}"
     try:
-        draw_accuracy(accuracies, title, path)
+        draw_metric(measured, headline, title, path)
     except (MissingExtra, OSError) as error:
         return f"none: {error}"
     return str(path)

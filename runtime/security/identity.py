@@ -47,8 +47,9 @@ class Identity(BaseModel):
     whoever knew it could erase the queue of its owner. ``index`` of ``count`` is the device's part
     of a data set that the devices of a site share. ``key`` is the seed of the identity's own
     Ed25519 key; ``server_key`` is the public key of the only server that is believed.
-    ``next_password`` is one that the server has given and the broker may not know yet, the
-    ``rotation``-th that it gave. ``store_ca``
+    ``next_password`` is the latest that the server has given, the ``rotation``-th; the broker may
+    not know it yet. ``earlier_passwords`` are those given before it of which the broker has
+    admitted none, the oldest first. ``store_ca``
     signs the object store's certificate, in PEM; None where what is trusted of the broker is too.
     """
 
@@ -63,6 +64,7 @@ class Identity(BaseModel):
     port: Annotated[int, Field(ge=1, le=65535)]
     password: SecretStr
     next_password: SecretStr | None = None
+    earlier_passwords: tuple[SecretStr, ...] = ()
     rotation: Annotated[int, Field(ge=0)] = 0
     key: SecretStr
     server_key: KeyText
@@ -79,6 +81,12 @@ class Identity(BaseModel):
         except ConfigError as error:
             raise ValueError(str(error)) from error
         return key
+
+    @property
+    def waiting_passwords(self) -> tuple[SecretStr, ...]:
+        """The passwords that the broker has not admitted yet, the oldest first."""
+        latest = () if self.next_password is None else (self.next_password,)
+        return (*self.earlier_passwords, *latest)
 
     @property
     def secret_key(self) -> SecretKey:
@@ -156,6 +164,12 @@ def write_identity(path: Path, identity: Identity) -> None:
         secret = getattr(identity, name)
         if secret is not None:
             document[name] = secret.get_secret_value()
+    # left out where there are none, so that the releases that know but one read the file
+    del document["earlier_passwords"]
+    if identity.earlier_passwords:
+        document["earlier_passwords"] = [
+            each.get_secret_value() for each in identity.earlier_passwords
+        ]
     atomic_write(path, (json.dumps(document, indent=2) + "\n").encode())
 
 

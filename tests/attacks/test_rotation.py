@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 from contextlib import ExitStack
 
 from broker.session.endpoint import Endpoint
@@ -9,7 +10,7 @@ from broker.session.session import MqttSession
 from broker.wire.messages import NewPassword
 from runtime.errors import AuthenticationFailed
 from runtime.security.identity import Identity, read_identity
-from tests.attacks.ground import GATED_TASK, Ground, secrets_of
+from tests.attacks.ground import GATED_TASK, Ground, pause, secrets_of
 from tests.integration.broker_fixtures import eventually
 
 
@@ -112,3 +113,32 @@ def test_a_forged_password_is_not_kept(ground: Ground) -> None:
         inject(topic, ground.author.sign(topic, wrong).payload)
         eventually(lambda: rolf.refusals(topic, "sealed for another") == 1)
     assert secrets_of(rolf.identity) == before
+
+
+def test_two_rotations_within_one_reload_lock_nobody_out(ground: Ground) -> None:
+    """The broker takes the first password while the second is on its way to the device."""
+    rita = ground.agent("rita")
+    old = secrets_of(rita.identity)["password"]
+    identity = read_identity(rita.identity)
+    done = len(ground.audit(act="password rotated", subject="rita"))
+    with ground.unharmed():
+        # whoever changes the broker's users holds this lock, so that the reload waits
+        with (ground.site.folder.root / "broker" / "users.lock").open("wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            ground.call("devices_rotate", {"device_id": "rita"})
+            eventually(lambda: len(ground.audit(act="password rotated", subject="rita")) > done, 30)
+            with ground.stopped(rita.child.pid):
+                ground.call("devices_rotate", {"device_id": "rita"})
+                pause()  # the second one reaches the device before it is cut off, if it is sent
+                fcntl.flock(lock, fcntl.LOCK_UN)
+                eventually(lambda: not admits(identity, old), 30)
+        eventually(
+            lambda: len(ground.audit(act="password rotated", subject="rita")) == done + 2, 60
+        )
+        ground.wait_status("rita", "ready")
+        eventually(lambda: "next_password" not in secrets_of(rita.identity))
+        kept = secrets_of(rita.identity)
+        assert kept["password"] != old
+        assert "earlier_passwords" not in kept
+        assert admits(identity, kept["password"])
+    assert rita.child.running

@@ -95,7 +95,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "complex": (VALUES.astype(np.complex64), "complex64; layers take real numbers"),
     "records": (np.zeros((12, 4), [("a", "f4"), ("b", "f4")]), "no plain numbers"),
     "masked": (np.ma.masked_equal(VALUES, 1), "inputs with masked values"),
-    "ragged": ([[1.0, 2.0]] * 11 + [[1.0]], "inputs are no array"),
+    "ragged": ([[1.0, 2.0]] * 11 + [[1.0]], "inputs that are no array"),
     "too few features": (VALUES[:, :3], "layer 0, Linear.*takes no input of shape"),
 }
 

@@ -132,7 +132,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "dates": (CLASSES.astype("datetime64[s]"), r"datetime64\[s\] .dates."),
     "complex": (CLASSES.astype(np.complex64), "complex64"),
     "masked": (np.ma.masked_equal(CLASSES, 3), "masked values"),
-    "ragged": ([[1], [1, 2]] * 5, "targets are no array"),
+    "ragged": ([[1], [1, 2]] * 5, "targets that are no array"),
     "fewer": (CLASSES[:4], r"inputs of shape \(10, 5\) but targets of shape \(4,\)"),
 }
 

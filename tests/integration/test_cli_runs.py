@@ -155,11 +155,11 @@ def test_runs_are_listed_the_latest_first(finished: dict[str, Any], home: Path) 
     assert finished["run_id"] in {run["run_id"] for run in runs}
     told = rengo("runs", "ls", home=home)
     lines = told.out.splitlines()
-    assert lines[0].split() == ["run", "status", "rounds", "accuracy", "task", "algorithm"]
+    assert lines[0].split() == ["run", "status", "rounds", "measured", "task", "algorithm"]
     assert [line.split()[0] for line in lines[1:]] == [run["run_id"] for run in runs]
     (row,) = [line.split() for line in lines if line.startswith(finished["run_id"])]
     accuracy = f"{finished['accuracy']:.4f}"
-    assert row[1:] == ["completed", "2/2", accuracy, "digits", "fedavg"]
+    assert row[1:] == ["completed", "2/2", "accuracy", accuracy, "digits", "fedavg"]
 
 
 def test_a_run_that_has_ended_is_followed_to_its_end(finished: dict[str, Any], home: Path) -> None:

@@ -27,7 +27,7 @@ from tests.support import SESSION_MARK, describe, wait_for_none_left
 
 KEYS = {
     *("run_id", "task", "rounds_completed", "accuracy", "loss", "model_path", "model_sha256"),
-    *("wall_s", "round_s", "bytes_up", "bytes_down", "devices"),
+    *("wall_s", "round_s", "bytes_up", "bytes_down", "devices", "headline", "measured"),
 }
 DEVICE_KEYS = {"id", "profile", "engine", "rounds", "peak_rss_bytes"}
 SMALL = ("--clients", "2", "--rounds", "2")
@@ -138,7 +138,9 @@ def test_it_tells_in_steady_lines_what_happens(shown: Told) -> None:
         assert line in lines
     rounds = [line for line in lines if re.match(r"round \d/2  2/2 updates ", line)]
     assert len(rounds) == 2
-    assert all(re.search(r"kB up .* kB down  accuracy 0\.\d{4}$", line) for line in rounds)
+    assert all(
+        re.search(r"kB up .* kB down  accuracy 0\.\d{4}  loss \d+\.\d+$", line) for line in rounds
+    )
     assert "\x1b" not in shown.out
 
 

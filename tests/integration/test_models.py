@@ -120,7 +120,7 @@ def test_every_retained_commit_is_a_version_with_its_lineage(
 
 def test_a_person_reads_it(house: CanaryContext, run: str) -> None:
     listed = house.tell("models", "ls", "--run", run).out.splitlines()
-    assert listed[0].split() == ["version", "stage", "accuracy", "size", "task", "sha256", "tags"]
+    assert listed[0].split() == ["version", "stage", "measured", "size", "task", "sha256", "tags"]
     assert listed[1].split()[:2] == [f"{run}:4", "-"]
     shown = house.tell("models", "show", run).out
     assert "round 4, attempt 1: 2 updates of " in shown

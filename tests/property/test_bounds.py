@@ -46,7 +46,7 @@ from fl_server.rounds.model import Model
 from fl_server.rounds.plan import Plan
 from fl_server.runs.definition import parse_definition
 from fl_server.runs.record import FactRecord, RunRecord
-from fl_server.server import _answer
+from fl_server.shell.results import answer_of
 from runtime.errors import PeerError
 from storage.versions.keys import RunKeys
 from tests.bounds import ANYWHERE, numbers, replaced, sample, values, variations
@@ -148,14 +148,14 @@ def go_on_with(result: Result) -> None:
     for name in ("d-1", "d-2"):
         handle(flow_events.DeviceJoined(name))
     for name in ("d-1", "d-2"):
-        answer = named(_answer(name, result), flow, "train")
+        answer = named(answer_of(name, result), flow, "train")
         handle(answer)
         update = flow._result(answer)
         assert isinstance(update, e.ResultReceived)
         handle(e.UpdateVerified(name, 1, 1, update.update))
     handle(e.AggregationFinished(1, 1, Model(1, "k/1", "1" * 64, 100)))
     for name in ("d-1", "d-2"):
-        handle(named(_answer(name, result), flow, "evaluate"))
+        handle(named(answer_of(name, result), flow, "evaluate"))
     kinds = {type(fact).__name__ for fact in facts}
     assert kinds >= {"RoundStarted", "UpdateAccepted", "RoundCommitted", "EvaluationRecorded"}
     read = [

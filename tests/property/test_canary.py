@@ -42,7 +42,7 @@ MUTANTS = [
     planted(
         "takes a loss for an accuracy",
         canary_state,
-        {"candidate - production if lower_is_better(plan.metric) else ": ""},
+        {"candidate - production if is_lower_better(plan) else ": ""},
     ),
     planted(
         "allows too much of a drop",

@@ -15,6 +15,7 @@ from broker.wire.messages.codec import (
 from broker.wire.messages.enrolment import (
     Claim,
     ClaimAnswer,
+    IdentityNotice,
     NewPassword,
     PasswordKept,
 )
@@ -70,6 +71,7 @@ __all__ = [
     "DeviceInfo",
     "DeviceState",
     "Envelope",
+    "IdentityNotice",
     "KINDS",
     "KeyText",
     "MAX_EXCHANGE_BYTES",

@@ -29,6 +29,18 @@ class PasswordKept(Message):
     rotation: Annotated[int, Field(ge=1, le=1_000_000)]
 
 
+class IdentityNotice(Message):
+    """The server tells a device what is wrong with its identity.
+
+    ``shared``: two processes use it at once. ``unknown``: this server has no such device, or has
+    another key for it. ``revoked``: it was taken out.
+    """
+
+    kind = "identity_notice"
+    channel = ("dev", "task")
+    problem: Literal["shared", "unknown", "revoked"]
+
+
 class Claim(Message):
     """The holder of a join token asks to become a device; signed by the token's key.
 

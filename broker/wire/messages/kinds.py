@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from broker.wire.messages.base import Message
-from broker.wire.messages.enrolment import Claim, ClaimAnswer, NewPassword, PasswordKept
+from broker.wire.messages.enrolment import (
+    Claim,
+    ClaimAnswer,
+    IdentityNotice,
+    NewPassword,
+    PasswordKept,
+)
 from broker.wire.messages.operators import OperatorReply, OperatorRequest
 from broker.wire.messages.orders import Decline, Order, Progress, Receipt, Request, Result
 from broker.wire.messages.presence import DeviceState, ServerState
@@ -27,6 +33,7 @@ KINDS: dict[str, type[Message]] = {
         Receipt,
         NewPassword,
         PasswordKept,
+        IdentityNotice,
         Claim,
         ClaimAnswer,
         RunDocument,

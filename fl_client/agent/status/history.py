@@ -29,11 +29,13 @@ class History:
 
     Attributes:
         trouble: why there is no connection, "" while there is one.
+        server_trouble: what keeps the server and this device from working together, or "".
     """
 
     clock: Callable[[], float] = time.monotonic
     connected: bool = False
     trouble: str = "not connected yet"
+    server_trouble: str = ""
     _started_s: float = 0.0
     _changed_s: float = 0.0
     _rounds: deque[_HistoryEntry] = field(default_factory=_latest)
@@ -50,6 +52,7 @@ class History:
     def record_connected(self) -> None:
         """Note that the broker has admitted this device."""
         self.connected, self.trouble, self._changed_s = True, "", self.clock()
+        self.server_trouble = ""
 
     def record_disconnected(self, reason: str) -> bool:
         """Note that there is no connection, and why; returns whether there was one until now."""
@@ -88,6 +91,7 @@ class History:
                 "for_s": round(now_s - self._changed_s, 1),
                 "trouble": self.trouble,
             },
+            "server_trouble": self.server_trouble,
             "rounds": aged(self._rounds),
             "declines": aged(self._declines),
         }

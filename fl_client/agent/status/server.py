@@ -65,6 +65,15 @@ class StatusServer:
         if not self._history.connected:
             self.disconnected(reason)
 
+    def server_trouble(self, why: str) -> None:
+        """Note and log what keeps the server and this device from working together; "" for nothing.
+
+        What is told again changes nothing.
+        """
+        if why and why != self._history.server_trouble:
+            _LOG.error("%s", why)
+        self._history.server_trouble = why
+
     def store_at(self, url: str) -> None:
         """Note where the object store is: where this URL leads."""
         parts = urlsplit(url.partition("?")[0])

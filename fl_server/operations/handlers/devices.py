@@ -60,7 +60,7 @@ class DeviceOperations:
         """Return what this server is and what it has refused."""
         return ServerInfo(
             domain=self._context.domain,
-            epoch=self._context.epoch,
+            epoch=self._context.runs.epoch,
             runs=len(self._context.runs.submitted()),
             devices_online=sum(each.online for each in self._presence.devices.values()),
             refused_messages=dict(self._context.refused_messages()),
@@ -75,8 +75,8 @@ class DeviceOperations:
         values: dict[str, Any] = {"status": "enrolled", "role": "-", "tasks": [], "info": None}
         present = self._presence.devices.get(device_id)
         if present is not None:
-            values |= present.state.model_dump()
-            values["info"] = present.info
+            values |= present.state.model_dump(exclude={"epoch"})
+            values |= {"status": present.status, "info": present.info}
         member = self._members.devices.get(device_id)
         if member is not None:
             values |= _membership(member)
@@ -133,6 +133,7 @@ class DeviceOperations:
         done = Rotation(device_id=wanted.device_id, online=present is not None and present.online)
         with call.together(lambda: done):
             self._members.rotate(call.caller, wanted.device_id)
+        self._context.offer_password(wanted.device_id)
         return done
 
     def devices_revoke(self, wanted: OneDevice, call: Call) -> Deferred[Revoked]:

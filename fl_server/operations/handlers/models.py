@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from fl_server.dataplane.bundles import KeptBundle, Named
 from fl_server.dataplane.urls import URL_LIFETIME_S
@@ -34,6 +34,7 @@ from fl_server.operations.results.models import (
     SetAside,
     SetAsideList,
 )
+from fl_server.runs.definition import EvaluationSection
 from runtime.errors import ConfigError, NotFound
 from storage.versions.index import Version
 from storage.versions.keys import RunKeys
@@ -118,6 +119,11 @@ class ModelOperations:
             manifest=self._registry.signed(version).decode(),
         )
 
+    def _evaluation(self, version: Version) -> EvaluationSection:
+        """Return how the version's run measures, the usual way where the run is not known."""
+        run = self._sync_runs().get(version.manifest.run_id)
+        return EvaluationSection() if run is None else run.record.definition.evaluation
+
     def _row(self, version: Version) -> dict[str, Any]:
         manifest, record = version.manifest, version.record
         run = self._sync_runs().get(manifest.run_id)
@@ -133,6 +139,7 @@ class ModelOperations:
             "stage": record.stage,
             "in_production": production is not None and production.name == manifest.name,
             "tags": list(record.tags),
+            "headline": self._evaluation(version).headline,
             "metrics": {name: each for name, each in metrics.items() if finite(each) is not None},
             "sha256": manifest.sha256,
             "size_bytes": manifest.size_bytes,
@@ -291,7 +298,10 @@ class ModelOperations:
     def _begin(
         self, candidate: Version, wanted: CanaryArguments, call: Call, bundle: Named | None
     ) -> CanaryBegun:
-        request = CanaryRequest(**wanted.model_dump(exclude={"name"}))
+        evaluation = self._evaluation(candidate)
+        metric = wanted.metric or evaluation.headline
+        goal: Literal["", "higher", "lower"] = evaluation.metrics.get(metric, "")
+        request = CanaryRequest(wanted.share, metric, wanted.max_drop, wanted.deadline_s, goal)
         production = self._registry.production(candidate.manifest.task)
         # the new one's id, and behind it that of the one that goes on in the same way, if any
         ids = [new_canary_id()]

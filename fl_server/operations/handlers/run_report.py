@@ -44,6 +44,8 @@ def _summary(record: RunRecord[Plan], ledger: Ledger) -> dict[str, Any]:
         "rounds_completed": ledger.model.version,
         "accuracy": finite(ledger.metric(version, "accuracy")),
         "loss": finite(ledger.metric(version, "loss")),
+        "headline": record.definition.evaluation.headline,
+        "measured": finite(ledger.metric(version, record.definition.evaluation.headline)),
         "submitted_at": record.at,
     }
 
@@ -82,6 +84,7 @@ def _summary_of_document(record: RunRecord[Any], document: RunDocument | None) -
         "rounds_completed": definition.rounds if status == "completed" else 0,
         "accuracy": finite(known.get("accuracy")),
         "loss": finite(known.get("loss")),
+        "measured": finite(known.get("accuracy")),
         "submitted_at": record.at,
     }
 
@@ -159,6 +162,7 @@ def _history_row(entry: RoundReport) -> RoundRow:
         ordered_steps=dict(entry.ordered_steps),
         accuracy=finite(entry.accuracy),
         loss=finite(entry.loss),
+        measured=finite(entry.measured),
     )
 
 

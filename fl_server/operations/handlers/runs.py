@@ -102,7 +102,7 @@ class RunOperations:
         facts: Sequence[FactRecord] = ()
         if not isinstance(flow, FailedFlow):  # its facts may be what cannot be read
             facts = self._context.journal.facts(wanted.run_id, record.definition.flow)
-        document = flow.document(self._context.epoch)
+        document = flow.document(runs.epoch)
         return self._with_wait(run_report.report_of(record, flow, facts, document, infos))
 
     # --- submitting ---------------------------------------------------------------------------
@@ -247,7 +247,7 @@ class RunOperations:
         flow = runs.flows.get(run_id)
         if flow is None:
             return _kept(Listed(run_id, runs.history.summary(run_id)))
-        document = None if isinstance(flow, SyncFlow) else flow.document(self._context.epoch)
+        document = None if isinstance(flow, SyncFlow) else flow.document(self._context.runs.epoch)
         return self._with_wait(run_report.summary_of(runs.records[run_id], flow, document))
 
     def _with_wait(self, report: ReportType) -> ReportType:

@@ -43,7 +43,9 @@ class DeviceRow(OperationResult):
     """
 
     id: Name
-    status: Literal["enrolled", "revoked", "ready", "training", "draining", "offline", "lost"]
+    status: Literal[
+        "enrolled", "revoked", "ready", "training", "draining", "late", "offline", "lost"
+    ]
     role: Literal["trainer", "evaluator", "-"]
     tasks: Annotated[list[Text], Field(max_length=64)]
     info: DeviceInfo | None

@@ -39,6 +39,7 @@ class ModelRow(OperationResult):
     in_production: bool
     tags: Annotated[list[Short], Field(max_length=64)]
     metrics: Annotated[dict[Short, Finite], Field(max_length=1024)]
+    headline: Short = "accuracy"
     sha256: Sha256
     size_bytes: Count
     created_ms: Count

@@ -35,6 +35,8 @@ class RunSummary(OperationResult):
 
     Attributes:
         waiting: what its work on bytes waits for, "" where it waits for nothing.
+        headline: the metric that runs of its task are compared by.
+        measured: the value of that metric.
     """
 
     run_id: Name
@@ -58,6 +60,8 @@ class RunSummary(OperationResult):
     submitted_at: Finite
     waiting: Text = ""
     waiting_since: Finite | None = None
+    headline: Short = "accuracy"
+    measured: Finite | None = None
 
 
 class RunList(Listing):
@@ -68,7 +72,10 @@ class RunList(Listing):
 
 
 class RoundRow(OperationResult):
-    """One attempt of a round. ``seconds`` is null while it goes on."""
+    """One attempt of a round. ``seconds`` is null while it goes on.
+
+    ``measured`` is the value of the run's headline metric.
+    """
 
     round: Count
     attempt: Count
@@ -83,6 +90,7 @@ class RoundRow(OperationResult):
     ordered_steps: Annotated[dict[Name, Count], Field(max_length=MAX_DEVICES)]
     accuracy: Finite | None
     loss: Finite | None
+    measured: Finite | None = None
 
     def fitted(self, size_bytes: int) -> Self:
         """Return it with the first hundred names and the beginnings of reasons."""

@@ -30,7 +30,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "production; promote it or roll it back by what they measure",
     )
     parser.add_argument(
-        "--metric", help=f"what the canary compares (default: {_DEFAULT.metric})", metavar="NAME"
+        "--metric",
+        help="what the canary compares (default: what runs of the task are compared by)",
+        metavar="NAME",
     )
     parser.add_argument(
         "--max-drop",

@@ -109,7 +109,7 @@ def list_models(options: argparse.Namespace) -> int:
         [
             row.name,
             _stage(row),
-            figure(row.metrics.get("accuracy")),
+            _headline(row),
             size(row.size_bytes),
             row.task,
             row.sha256[:12],
@@ -117,11 +117,16 @@ def list_models(options: argparse.Namespace) -> int:
         ]
         for row in models
     ]
-    head = ["version", "stage", "accuracy", "size", "task", "sha256", "tags"]
+    head = ["version", "stage", "measured", "size", "task", "sha256", "tags"]
     print_table(head, rows, "no versions yet; `rengo run TASK` makes some")
     for row in set_aside:
         print(f"{row.name} is set aside until the next start of the server: {row.reason}")
     return DONE
+
+
+def _headline(row: ModelRow) -> str:
+    value = row.metrics.get(row.headline)
+    return "-" if value is None else f"{row.headline} {figure(value)}"
 
 
 def _stage(row: ModelRow) -> str:

@@ -24,7 +24,7 @@ from rengo.cli.common import (
     progress_stream,
 )
 from rengo.operator.runs import follow
-from rengo.terminal.format import figure, size
+from rengo.terminal.format import figure, metrics_line, size
 from rengo.terminal.lines import say
 from rengo.terminal.select import open_view
 from rengo.terminal.tables import print_table, when
@@ -72,13 +72,13 @@ def list_runs(options: argparse.Namespace) -> int:
             run.run_id,
             "waiting" if _waits(run) else run.status,
             f"{run.rounds_completed}/{run.rounds}",
-            figure(run.accuracy),
+            _headline(run),
             run.task,
             run.algorithm,
         ]
         for run in answer.runs
     ]
-    print_table(["run", "status", "rounds", "accuracy", "task", "algorithm"], rows, "no runs yet")
+    print_table(["run", "status", "rounds", "measured", "task", "algorithm"], rows, "no runs yet")
     if len(rows) == options.last:
         print(f"\nthe latest {options.last}; --last N shows more")
     return DONE
@@ -92,8 +92,10 @@ def show_run(options: argparse.Namespace) -> int:
         print_json(run.document(), options.json)
         return DONE
     say(*_head(run), "")
-    rows = [_history_row(row) for row in run.history]
-    headings = ["round", "attempt", "outcome", "updates", "seconds", "accuracy"]
+    both = run.headline != "loss"
+    rows = [_history_row(row, with_loss=both) for row in run.history]
+    headings = ["round", "attempt", "outcome", "updates", "seconds", run.headline]
+    headings += ["loss"] if both else []
     print_table(headings, rows, "no round has begun")
     refusals = [
         f"round {row.round}.{row.attempt}: {device_id} refused: {reason}"
@@ -140,7 +142,7 @@ def _head(run: RunReport) -> list[str]:
         *_wait(run),
         f"rounds    {run.rounds_completed} of {run.rounds}, "
         f"cohort {run.cohort_size}, quorum {run.quorum}{_fitted(run)}",
-        f"accuracy  {figure(run.accuracy)}",
+        f"measured  {metrics_line(run.headline, run.measured, run.loss)}",
         f"moved     {size(run.bytes_up)} up, {size(run.bytes_down)} down",
         f"model     {run.model_key}",
         f"sha256    {run.model_sha256}",
@@ -152,6 +154,12 @@ def _wait(run: RunReport) -> list[str]:
         return []
     since = "" if run.waiting_since is None else f" since {when(run.waiting_since)}"
     return [f"waiting   for the store{since}: {run.waiting}"]
+
+
+def _headline(run: RunSummary) -> str:
+    if run.measured is None:
+        return "-"
+    return f"{run.headline} {figure(run.measured)}"
 
 
 def _bundled(run: RunReport) -> str:
@@ -198,7 +206,7 @@ def steer(options: argparse.Namespace) -> int:
     return DONE
 
 
-def _history_row(row: RoundRow) -> list[str]:
+def _history_row(row: RoundRow, *, with_loss: bool) -> list[str]:
     reason = f" ({row.reason})" if row.reason else ""
     return [
         str(row.round),
@@ -206,5 +214,6 @@ def _history_row(row: RoundRow) -> list[str]:
         row.outcome + reason,
         f"{row.updates} of {row.invited}",
         "-" if row.seconds is None else f"{row.seconds:.2f}",
-        figure(row.accuracy),
+        figure(row.measured),
+        *([figure(row.loss)] if with_loss else []),
     ]

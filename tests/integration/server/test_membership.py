@@ -7,11 +7,14 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+import fl_server.members.presence
 import fl_server.shell.devices
 from broker.brokers.access_control import ManualAccess, RefusedConnection
+from broker.session.publication import Publication
+from broker.wire.messages import DeviceState, IdentityNotice, Message, ServerState
 from runtime.errors import ConfigError, RunNotCompleted, TransportError
-from tests.integration.broker_fixtures import eventually
-from tests.integration.server.site import Site, key_of
+from tests.integration.broker_fixtures import Owner, eventually
+from tests.integration.server.site import TOPICS, Site, key_of, message_of, said
 
 
 def device(name: str, **changes: Any) -> dict[str, Any]:
@@ -103,3 +106,62 @@ def test_a_look_at_the_broker_that_failed_is_not_the_last(
         *("stranger", "192.0.2.7"),
         {"times": 1},
     )
+
+
+# --- what a gap hides -----------------------------------------------------------------------------
+
+
+def present(boot_id: str, **changes: Any) -> bytes:
+    state = DeviceState.model_validate(
+        {"status": "ready", "boot_id": boot_id, "tasks": ["digits"], **changes}
+    )
+    return said(TOPICS.device("d-1", "state"), state)
+
+
+def say(site: Site, payload: bytes) -> None:
+    session, _ = site.peer()
+    session.publish(Publication(TOPICS.device("d-1", "state"), payload, retain=True))
+    assert session.flush(10)
+    session.stop()
+
+
+def test_a_device_that_left_while_the_site_was_down_is_late_then_offline(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its last word stays at the broker: a power cut publishes no will."""
+    site.admit("d-1")
+    say(site, present("a-1"))
+    eventually(lambda: site.statuses() == {"d-1": "ready"})
+    monkeypatch.setattr(fl_server.members.presence, "LATE_S", 0.5)
+    monkeypatch.setattr(fl_server.members.presence, "OFFLINE_S", 3.0)
+    site.restart()
+    eventually(lambda: site.statuses() == {"d-1": "late"})
+    assert site.call("server_info")["devices_online"] == 0
+    eventually(lambda: site.statuses() == {"d-1": "offline"})
+    say(site, present("a-2"))
+    eventually(lambda: site.statuses() == {"d-1": "ready"})
+
+
+def test_a_server_below_the_epoch_of_its_devices_goes_above_it(site: Site) -> None:
+    site.admit("d-1")
+    before = site.call("server_info")["epoch"]
+    _, devices = site.peer("anyone", TOPICS.server_state)
+    say(site, present("a-1", epoch=before + 50))
+    eventually(lambda: site.call("server_info")["epoch"] == before + 51)
+    eventually(lambda: ServerState(status="online", epoch=before + 51) in heard(devices))
+    site.restart()
+    assert site.call("server_info")["epoch"] == before + 52, "it is on disk"
+
+
+def test_a_device_that_the_server_forgot_is_told_so(site: Site) -> None:
+    _, device = site.peer("anyone", TOPICS.device("d-1", "task"))
+    say(site, present("a-1"))
+    eventually(lambda: IdentityNotice(problem="unknown") in heard(device))
+    site.admit("d-1")
+    site.call("devices_revoke", device_id="d-1")
+    say(site, present("a-1"))
+    eventually(lambda: IdentityNotice(problem="revoked") in heard(device))
+
+
+def heard(owner: Owner) -> list[Message]:
+    return [message_of(each) for each in owner.deliveries if each.payload]

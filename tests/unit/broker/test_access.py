@@ -95,9 +95,12 @@ def test_filters_become_subjects() -> None:
 def test_the_nats_block_confines_every_user() -> None:
     idle = BrokerUser("idle", "password1", Grants((), ()))
     device = BrokerUser("a", "password2", grants(Role.DEVICE, "home", "a"))
-    text = to_nats([idle, device])
+    text = to_nats([idle, device], LISTER)
     users = json.loads(text.removeprefix("authorization: "))["users"]
-    assert [each["allowed_connection_types"] for each in users] == [["MQTT"], ["MQTT"]]
+    assert [each["allowed_connection_types"] for each in users] == [
+        *(["MQTT"], ["MQTT"]),
+        ["STANDARD"],
+    ]
     for each in users:
         for direction in ("publish", "subscribe"):
             assert each["permissions"][direction]["allow"], "NATS takes an empty list for all"
@@ -124,6 +127,7 @@ PEOPLE = [
     (Role.OPERATOR, "op-a"),
     (Role.CLAIMANT, "nonce-a"),
 ]
+LISTER = "password-of-the-lister"
 EVERYBODY = [
     BrokerUser(name, f"secret-of-{name}", grants(role, "home", name)) for role, name in PEOPLE
 ]
@@ -170,7 +174,7 @@ def nats_allows(name: str, direction: str, topic: str) -> bool:
                 return False
         return len(wanted) == len(tokens)
 
-    users = json.loads(to_nats(EVERYBODY).removeprefix("authorization: "))["users"]
+    users = json.loads(to_nats(EVERYBODY, LISTER).removeprefix("authorization: "))["users"]
     (mine,) = [each for each in users if each["user"] == name]
     allowed = mine["permissions"][direction]["allow"]
     return any(subject_matches(each, topic.replace("/", ".")) for each in allowed)
@@ -225,7 +229,7 @@ def test_mosquitto_gets_hashes_that_hold_the_password() -> None:
     assert len(salts) == len(EVERYBODY)
 
 
-@pytest.mark.parametrize("render", [to_nats, to_mosquitto])
+@pytest.mark.parametrize("render", [lambda users: to_nats(users, LISTER), to_mosquitto])
 def test_no_users_and_a_name_twice_are_refused(
     render: Callable[[list[BrokerUser]], object],
 ) -> None:
@@ -236,9 +240,12 @@ def test_no_users_and_a_name_twice_are_refused(
 
 
 def test_users_by_certificate_are_the_same_users_under_their_common_names() -> None:
-    by_name, by_certificate = to_nats(EVERYBODY), to_nats(EVERYBODY, by_certificate=True)
+    by_name, by_certificate = (
+        to_nats(EVERYBODY, LISTER),
+        to_nats(EVERYBODY, LISTER, by_certificate=True),
+    )
     names = [each["user"] for each in json.loads(by_certificate.partition(" ")[2])["users"]]
-    assert names == [f"CN={user.name}" for user in EVERYBODY]
+    assert names == [*(f"CN={user.name}" for user in EVERYBODY), "rengo.sessions"]
     assert nats_users(by_name, by_certificate=True) == by_certificate
     assert nats_users(by_certificate, by_certificate=True) == by_certificate
     assert nats_users(by_certificate, by_certificate=False) == by_name

@@ -73,8 +73,12 @@ def test_every_kind_comes_back_equal(message: Message) -> None:
     assert (found.sender, found.boot_id, found.seq, found.kind) == ("d-1", "boot", 7, message.kind)
 
 
+# which the release of the recorded messages did not know
+LATER_KINDS = {"identity_notice"}
+
+
 def test_the_recorded_messages_are_of_every_kind() -> None:
-    assert {kind for kind, _ in RECORDED} == KINDS.keys()
+    assert {kind for kind, _ in RECORDED} == KINDS.keys() - LATER_KINDS
 
 
 @pytest.mark.parametrize(("kind", "recorded"), RECORDED)

@@ -17,29 +17,31 @@ def policy() -> ReconnectPolicy:
     return ReconnectPolicy("dev-a-1")
 
 
-def test_a_refused_password_is_reported_after_the_other_one_and_one_more_try(
-    policy: ReconnectPolicy,
+@pytest.mark.parametrize("others", [1, 3])
+def test_a_refused_password_is_reported_after_all_others_and_one_more_try(
+    policy: ReconnectPolicy, others: int
 ) -> None:
-    found = [policy.attempt_failed(REFUSED, other_password=True) for _ in range(4)]
+    number = 2 * (others + 1)
+    found = [policy.attempt_failed(REFUSED, other_passwords=others) for _ in range(number)]
     assert found == [
-        NextAttempt.OTHER_PASSWORD,
+        *[NextAttempt.OTHER_PASSWORD] * others,
         NextAttempt.SAME_AGAIN,
-        NextAttempt.OTHER_PASSWORD,
+        *[NextAttempt.OTHER_PASSWORD] * others,
         NextAttempt.REPORT,
     ]
 
 
 def test_a_connection_in_between_allows_both_again(policy: ReconnectPolicy) -> None:
-    policy.attempt_failed(REFUSED, other_password=False)
+    policy.attempt_failed(REFUSED, other_passwords=0)
     policy.connected()
-    assert policy.attempt_failed(REFUSED, other_password=False) is NextAttempt.SAME_AGAIN
+    assert policy.attempt_failed(REFUSED, other_passwords=0) is NextAttempt.SAME_AGAIN
 
 
 @pytest.mark.parametrize("error", [UNREACHABLE, UntrustedPeer("no such CA")])
 def test_what_another_try_does_not_change_is_reported_at_once(
     policy: ReconnectPolicy, error: Exception
 ) -> None:
-    assert policy.attempt_failed(error, other_password=False) is NextAttempt.REPORT
+    assert policy.attempt_failed(error, other_passwords=0) is NextAttempt.REPORT
 
 
 def test_three_short_lives_in_a_row_mean_that_the_client_id_is_in_use(
@@ -49,6 +51,16 @@ def test_three_short_lives_in_a_row_mean_that_the_client_id_is_in_use(
     assert policy.connection_ended(1.0, None, lost=False) is None
     assert policy.connection_ended(1.0, None, lost=True) is None
     assert isinstance(policy.connection_ended(1.0, None, lost=True), ClientIdInUse)
+
+
+@pytest.mark.parametrize("deaths", [3, 10])
+def test_a_broker_that_restarts_again_and_again_is_no_second_process(
+    policy: ReconnectPolicy, deaths: int
+) -> None:
+    for _ in range(deaths):
+        policy.connected()
+        assert policy.connection_ended(1.0, None, lost=True) is None
+        policy.attempt_failed(UNREACHABLE, other_passwords=0)
 
 
 def test_a_connection_that_lasted_forgets_the_short_lives(policy: ReconnectPolicy) -> None:
@@ -82,7 +94,7 @@ def test_delays_double_up_to_their_bound_and_begin_anew_after_a_stable_connectio
 
 
 def test_a_reported_error_and_a_second_try_lengthen_the_delay(policy: ReconnectPolicy) -> None:
-    policy.attempt_failed(REFUSED, other_password=False)
+    policy.attempt_failed(REFUSED, other_passwords=0)
     assert 0.25 <= policy.next_delay_s() <= 0.75
     policy.is_new(REFUSED)
     assert policy.next_delay_s() >= 10.25

@@ -12,9 +12,11 @@ from broker.session.inbox import Connected
 from broker.wire.messages import (
     Decline,
     DeviceState,
+    IdentityNotice,
     Message,
     Result,
     RunDocument,
+    ServerState,
 )
 from fl_client.agent.status.question_socket import Question
 from fl_client.session.events import JobKey, JobOutcome
@@ -161,3 +163,70 @@ def test_the_status_names_the_phase_of_an_exchange(bench: Bench) -> None:
         "accepted",
     )
     assert ended["size_bytes"] == len(b"answer")
+
+
+# --- what the server asks and knows ---------------------------------------------------------------
+
+
+def online(epoch: int) -> ServerState:
+    return ServerState(status="online", epoch=epoch)
+
+
+def presence(messages: list[Message]) -> list[tuple[str, int]]:
+    return [(each.status, each.epoch) for each in messages if isinstance(each, DeviceState)]
+
+
+def trouble(bench: Bench) -> str:
+    answers: list[dict[str, Any]] = []
+    bench.parts.inbox.put(Question("status", 1, answers.append))
+    bench.run()
+    found: str = answers[0]["server_trouble"]
+    return found
+
+
+def test_a_server_that_says_it_is_online_is_answered(bench: Bench) -> None:
+    assert presence(bench.run(online(3))) == [("ready", 0)]
+    assert presence(bench.run(online(3))) == [("ready", 0)], "it asks again whom it did not hear"
+    assert presence(bench.run(online(4), retained=True)) == [], "it was said before this connection"
+    assert presence(bench.run(ServerState(status="offline", epoch=4))) == []
+
+
+def test_a_device_at_work_answers_that_it_trains(bench: Bench) -> None:
+    bench.worker.gives = JobOutcome(10, {}, header_sha256="a" * 64, size_bytes=7)
+    bench.transfers.fetch = lambda job: None  # type: ignore[method-assign]
+    bench.run(order())
+    assert presence(bench.run(online(3))) == [("training", 0)]
+
+
+@pytest.mark.parametrize("retained", [False, True])
+def test_a_server_of_a_lower_epoch_is_told_which_was_obeyed(
+    bench: Bench, retained: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.run(online(9))
+    assert trouble(bench) == ""
+    assert presence(bench.run(online(4), retained=retained)) == [("ready", 9)]
+    assert "has obeyed epoch 9" in trouble(bench)
+    bench.run(online(4))
+    assert caplog.text.count("has obeyed epoch 9") == 1, "once"
+    assert presence(bench.run(online(10))) == [("ready", 0)]
+    assert trouble(bench) == ""
+
+
+def test_the_epoch_of_a_run_counts_too(bench: Bench) -> None:
+    document = SAMPLES["run_document"]
+    assert isinstance(document, RunDocument)
+    bench.run(document.model_copy(update={"epoch": 7}))
+    assert presence(bench.run(online(4))) == [("ready", 7)]
+
+
+@pytest.mark.parametrize("problem", ["shared", "unknown", "revoked"])
+def test_what_is_wrong_with_the_identity_is_told_once_and_stays_in_the_status(
+    bench: Bench, problem: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.run(IdentityNotice(problem=problem), IdentityNotice(problem=problem))
+    told = trouble(bench)
+    assert "token" in told, "it says what to do"
+    assert caplog.text.count(told) == 1
+    bench.parts.inbox.put(Connected(False, 2))
+    bench.run()
+    assert trouble(bench) == "", "the next connection may be without it"

@@ -409,3 +409,26 @@ def test_the_latest_requests_of_each_caller_are_kept(world: World) -> None:
     assert found == [False] * 5 + [True]
     assert log.find(kept) is not None, "one caller's requests do not push out another's"
     life.end()
+
+
+def test_requests_of_a_removed_caller_go_at_the_next_start(world: World) -> None:
+    life = Life(world.disk)
+    log = RequestLog(life.journal.database)
+    rows = {
+        ("operator", "kept"): "",
+        ("removed", "answered"): "",
+        ("removed", "unfinished"): '{"device_id":"d-1"}',
+    }
+    for (caller, request_id), arguments in rows.items():
+        key = RequestKey(caller, request_id)
+        log.save(RequestRecord(key, "devices_revoke", "", arguments=arguments, outcome="{}"))
+    life.end()
+    again = Life(world.disk)
+    log = RequestLog(again.journal.database)
+    found = {(c, r): log.find(RequestKey(c, r)) is not None for c, r in rows}
+    assert found == {
+        ("operator", "kept"): True,
+        ("removed", "answered"): False,
+        ("removed", "unfinished"): True,
+    }
+    again.end()

@@ -6,7 +6,7 @@ from typing import Literal
 
 from broker.wire.messages import DeviceInfo, DeviceState
 from fl_server.flows.events import DeviceBusy, DeviceJoined, DeviceLeft
-from fl_server.members.presence import PresenceTable
+from fl_server.members.presence import LATE_S, OFFLINE_S, PresenceTable
 from tests.messages import SAMPLES
 
 Status = Literal["ready", "training", "draining", "offline", "lost"]
@@ -112,3 +112,68 @@ def test_the_online_are_in_the_order_of_their_ids() -> None:
     for name in ("d-3", "d-1", "d-2"):
         presence.apply_state(name, state("ready"))
     assert [device.id for device in presence.online("digits")] == ["d-1", "d-2", "d-3"]
+
+
+# --- what is retained from before a gap -----------------------------------------------------------
+
+
+def test_what_is_retained_is_no_join_until_the_device_answers() -> None:
+    presence = PresenceTable()
+    presence.reconnected(100.0)
+    assert presence.apply_state("d-1", state("ready"), retained=True, now_s=100.0) is None
+    assert presence.online("digits") == []
+    assert presence.apply_state("d-1", state("ready")) == DeviceJoined("d-1", "trainer")
+    assert presence.online("digits")
+    assert presence.due_s() is None, "nobody is asked any more"
+
+
+def test_a_device_of_an_earlier_release_is_believed_since_it_answers_nothing() -> None:
+    presence = PresenceTable()
+    presence.reconnected(100.0, ["d-1"])
+    old = state("ready", "0123456789abcdef")
+    assert presence.apply_state("d-1", old, retained=True) == DeviceJoined("d-1", "trainer")
+    assert presence.silent(100.0 + OFFLINE_S) == ([], False)
+    assert presence.online("digits")
+
+
+def test_who_does_not_answer_is_late_then_offline_and_has_left() -> None:
+    presence = PresenceTable()
+    presence.reconnected(100.0, ["d-1", "d-2"])
+    presence.apply_state("d-1", state("ready"), retained=True, now_s=100.0)
+    seen = []
+    for now_s in (100.1, 100.0 + LATE_S, 100.0 + OFFLINE_S - 0.1, 100.0 + OFFLINE_S):
+        left, again = presence.silent(now_s)
+        seen.append((presence.devices["d-1"].status, [each.device_id for each in left], again))
+    assert seen == [
+        ("ready", [], False),
+        ("late", [], True),
+        ("late", [], True),
+        ("offline", ["d-1", "d-2"], False),
+    ]
+    assert "d-2" not in presence.devices, "never seen"
+    assert presence.due_s() is None
+    assert presence.apply_state("d-1", state("ready", "b-2")) == DeviceJoined("d-1", "trainer")
+    assert presence.devices["d-1"].status == "ready"
+
+
+def test_a_retained_presence_does_not_replace_an_answer() -> None:
+    presence = PresenceTable()
+    presence.reconnected(100.0)
+    presence.apply_state("d-1", state("ready", "b-2"))
+    assert presence.apply_state("d-1", state("ready", "b-1"), retained=True, now_s=100.0) is None
+    assert presence.devices["d-1"].state.boot_id == "b-2"
+    assert presence.online("digits")
+
+
+def test_after_a_gap_who_was_online_is_asked_again() -> None:
+    presence = presence_after(state("ready"))
+    presence.reconnected(100.0)
+    assert presence.online("digits") == []
+    assert [each.device_id for each in presence.silent(100.0 + OFFLINE_S)[0]] == ["d-1"]
+
+
+def test_a_will_that_is_retained_counts_at_once() -> None:
+    presence = PresenceTable()
+    presence.reconnected(100.0, ["d-1"])
+    assert presence.apply_state("d-1", state("lost"), retained=True) == DeviceLeft("d-1")
+    assert presence.due_s() is None

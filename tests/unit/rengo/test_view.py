@@ -44,7 +44,12 @@ class Play:
 
     def know(self, **report: Any) -> None:
         """Have the follower know what the run's report says."""
-        usual = {"cohort_size": 2, "evaluate_on": "evaluators", "evaluate_every": 1}
+        usual = {
+            "cohort_size": 2,
+            "evaluate_on": "evaluators",
+            "evaluate_every": 1,
+            "headline": "accuracy",
+        }
         self.follower.set_definition(
             RunSummary.model_construct(**{**usual, "bundled": False, **report})
         )
@@ -150,7 +155,7 @@ def test_a_round_is_told_when_its_accuracy_is_there(play: Play) -> None:
     assert told(play, story) == []
     play.measured(1, 0.5)
     assert told(play, story) == [
-        "round 1/3  2/2 updates    2.0 s   20.0 kB up   40.0 kB down  accuracy 0.5000"
+        "round 1/3  2/2 updates    2.0 s   20.0 kB up   40.0 kB down  accuracy 0.5000  loss -"
     ]
     assert told(play, story) == []
 
@@ -165,7 +170,7 @@ def test_an_accuracy_that_comes_late_is_waited_for_but_not_for_ever(play: Play) 
     play.now_s += 3.0
     (first,) = told(play, story)
     assert first.startswith("round 1/3")
-    assert first.endswith("accuracy -")
+    assert first.endswith("accuracy -  loss -")
     play.measured(3, 0.9)
     play.measured(2, 0.8)
     assert [line[:9] for line in told(play, story)] == ["round 2/3", "round 3/3"]
@@ -182,7 +187,7 @@ def test_the_end_of_the_run_tells_every_round(play: Play) -> None:
     play.event("RunCompleted", 3)
     lines = told(play, story)
     assert [line[:9] for line in lines] == ["round 1/3", "round 2/3"]
-    assert lines[1].endswith("accuracy 0.5000")
+    assert lines[1].endswith("accuracy 0.5000  loss -")
 
 
 def test_events_that_never_come_do_not_hold_up_the_end(play: Play) -> None:
@@ -220,7 +225,7 @@ def test_where_devices_measure_all_of_them_are_waited_for() -> None:
     assert told(play, story) == []
     play.measured(1, 0.8, by="b", examples=200)
     (line,) = told(play, story)
-    assert line.endswith("accuracy 0.7000")
+    assert line.endswith("accuracy 0.7000  loss -")
 
 
 @pytest.mark.parametrize(
