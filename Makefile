@@ -63,6 +63,10 @@ size: $(FOR_DEV) ## take a model of 1 GiB through everything: memory, bytes, rat
 dedupe: $(FOR_DEV) ## measure what a part of a model that did not change costs
 	$(BIN)/python -m benchmarks.dedupe $(ARGS)
 
+.PHONY: history
+history: $(FOR_DEV) ## measure what runs that have ended cost, from ten of them to ten thousand
+	$(BIN)/python -m benchmarks.history $(ARGS)
+
 .PHONY: idle
 idle: $(FOR_DEV) ## measure an agent that waits: memory, processor, start, a no-op round
 	$(BIN)/python -m benchmarks.idle $(ARGS)

@@ -124,7 +124,7 @@ class Server:
         self.domain = identity.domain
         self.store = store
         self.journal = journal
-        self.registry = MemberRegistry(journal.database)
+        self.registry = MemberRegistry(journal.database, identity.secret_key)
         self.history = RunHistory(journal.database)
         self.upkeep = self._upkeep()
         self.upkeep.require_latest()

@@ -57,7 +57,7 @@ def atomic_write(path: Path, data: bytes, mode: int = 0o600) -> None:
 
     The data and the folder entry are on disk when this returns.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:

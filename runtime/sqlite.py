@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import logging
+import os
 import sqlite3
+import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 _LOG = logging.getLogger(__name__)
 _PRIMARY = 0xFF
 _DAMAGE = {sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT}
+# what keeps a sound file from being opened; READONLY is told apart by the file's mode
+_IN_THE_WAY = {
+    *(sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH),
+    *(sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_NOMEM),
+    *(sqlite3.SQLITE_INTERRUPT, sqlite3.SQLITE_PROTOCOL, sqlite3.SQLITE_NOLFS),
+}
+# for connections: a damaged text is read, and its row's checksum is wrong
+lenient_text = partial(str, encoding="utf-8", errors="replace")
 T = TypeVar("T")
 
 
@@ -26,6 +37,71 @@ def is_damage(error: BaseException | None) -> bool:
     return code is not None and code & _PRIMARY in _DAMAGE
 
 
+def is_damage_at_open(error: BaseException, path: Path) -> bool:
+    """Return whether a file cannot be opened since it holds what SQLite did not write.
+
+    A flipped bit in its header gives many errors: that the file is read-only, of an unsupported
+    format, or without a table. What remains are locks, permissions, and trouble with the disk.
+    """
+    if isinstance(error, UnicodeDecodeError):
+        return True  # a name in its schema, or in a message about it
+    if not isinstance(error, sqlite3.DatabaseError):
+        return False
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & _PRIMARY
+    if code == sqlite3.SQLITE_READONLY:
+        return os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)
+    return code not in _IN_THE_WAY
+
+
+def schema_version(db: sqlite3.Connection, first_stamped: int) -> int:
+    """Return which schema a file has, 0 where it has none yet.
+
+    Beside the number stands a stamp that follows from it: a flipped bit is no newer version.
+
+    Args:
+        first_stamped: the first version that has a stamp.
+
+    Raises:
+        sqlite3.DatabaseError: the number or its stamp is damaged; ``is_damage``.
+    """
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    (stamp,) = db.execute("PRAGMA application_id").fetchone()
+    if stamp != (0 if 0 <= version < first_stamped else _stamp(version)):
+        raise _damage(f"its schema number {version} does not agree with its stamp")
+    return int(version)
+
+
+def set_schema_version(db: sqlite3.Connection, version: int) -> None:
+    """Write which schema a file has, and its stamp; within the transaction that made it so."""
+    db.execute(f"PRAGMA user_version = {version}")
+    db.execute(f"PRAGMA application_id = {_stamp(version)}")
+
+
+def _stamp(version: int) -> int:
+    return zlib.crc32(f"rengo {version}".encode()) & 0x7FFFFFFF
+
+
+def require_tables(db: sqlite3.Connection, *made_by: str) -> None:
+    """Raise sqlite3.DatabaseError, which ``is_damage``, unless the tables are as they were made.
+
+    A flipped bit in the name of a column is read without an error.
+    """
+    query = "SELECT sql FROM sqlite_master WHERE type = 'table'"
+    found = {sql for (sql,) in db.execute(query).fetchall()}
+    if not {each.strip().replace(" IF NOT EXISTS", "") for each in made_by} <= found:
+        raise _damage("a table is not as it was made")
+
+
+def row_checksum(*values: str | int | bytes) -> int:
+    """Return a checksum of a row's values, which also tells their types and bounds apart."""
+    crc = 0
+    for value in values:
+        data = value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogatepass")
+        crc = zlib.crc32(f"{type(value).__name__} {len(data)} ".encode(), crc)
+        crc = zlib.crc32(data, crc)
+    return crc
+
+
 def require_sound(db: sqlite3.Connection) -> None:
     """Read the whole file; raises sqlite3.DatabaseError, which ``is_damage``, when it is not sound.
 
@@ -33,9 +109,13 @@ def require_sound(db: sqlite3.Connection) -> None:
     """
     found = db.execute("PRAGMA integrity_check(1)").fetchone()
     if found != ("ok",):
-        error = sqlite3.DatabaseError(f"database disk image is malformed: {found[0]}")
-        error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
-        raise error
+        raise _damage(str(found[0]))
+
+
+def _damage(what: str) -> sqlite3.DatabaseError:
+    error = sqlite3.DatabaseError(f"database disk image is malformed: {what}")
+    error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+    return error
 
 
 def opened_or_begun_anew(

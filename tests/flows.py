@@ -71,8 +71,12 @@ class Plane:
         failed: Callable[[RengoError], None],
         *,
         in_order: bool = False,
+        run_id: str = "",
     ) -> None:
         self.jobs.append(lambda: then(work()))
+
+    def waiting(self, run_id: str) -> None:
+        return None
 
     def forget_copies(self, run_id: str) -> None:
         self.forgotten.append(run_id)

@@ -219,7 +219,7 @@ class Life:
         self.journal = Journal(disk.url)
         self.registry = ModelRegistry(disk.store, PROJECT, KEY, now_ms=lambda: 1)
         self.plane = Plane(disk.store, self.registry)
-        self.audit = MemberRegistry(self.journal.database)
+        self.audit = MemberRegistry(self.journal.database, KEY)
         self.presence = PresenceTable()
         state = DeviceState(
             status="ready", boot_id="b", role="evaluator", tasks=["digits", "faces"]

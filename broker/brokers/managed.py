@@ -12,7 +12,10 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,7 +24,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, ClassVar
 
 from broker.brokers.access_control import RefusedConnection
 from broker.brokers.control_socket import ControlSocket, ask_sessions, ask_supervisor
@@ -33,12 +36,14 @@ from runtime.processes.child import Child, foreign_environment
 from runtime.processes.locks import take_lock
 from runtime.processes.ports import free_port, require_free
 
+_LOG = logging.getLogger(__name__)
 _START_TIMEOUT_S = 20.0
 _RELOAD_TIMEOUT_S = 10.0
 _ORPHAN_GRACE_S = 10.0
 _LOG_LIMIT_BYTES = 5 * 1024 * 1024
 _POLL_S = 0.02
 _MAX_READ_BYTES = 256 * 1024
+_LEAST_ROOM_BYTES = 16 << 20
 
 
 class ManagedUsers(ABC):
@@ -57,7 +62,7 @@ class ManagedUsers(ABC):
         self.config = self.folder / "broker.conf"
         self.pid_file = self.folder / "broker.pid"
         self.log = self.folder / "broker.log"
-        self._log_offset = self._log_size()
+        self._log_offset = self.log_size()
 
     @staticmethod
     @abstractmethod
@@ -69,7 +74,7 @@ class ManagedUsers(ABC):
 
         One thread calls it. Of very many it returns the first ones.
         """
-        size = self._log_size()
+        size = self.log_size()
         if size < self._log_offset:
             self._log_offset = 0  # the log of a new start
         with contextlib.suppress(FileNotFoundError), self.log.open("rb") as log:
@@ -147,16 +152,19 @@ class ManagedUsers(ABC):
         """Within the block nobody else changes the users, or starts the broker with them."""
         make_folder(self.folder)
         with (self.folder / "users.lock").open("wb") as lock:
+            os.fchmod(lock.fileno(), 0o600)
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
-    def _log_since(self, offset: int) -> bytes:
+    def log_since(self, offset: int) -> bytes:
+        """Return what the broker has logged behind an offset."""
         with contextlib.suppress(FileNotFoundError), self.log.open("rb") as log:
             log.seek(offset)
             return log.read()
         return b""
 
-    def _log_size(self) -> int:
+    def log_size(self) -> int:
+        """Return how long the broker's log is."""
         return self.log.stat().st_size if self.log.exists() else 0
 
 
@@ -173,6 +181,9 @@ class ManagedBroker(ABC):
     Raises:
         ConfigError: the host is not usable, or leaves loopback without TLS.
     """
+
+    _write_error: ClassVar[re.Pattern[bytes] | None] = None
+    """What its log says of an error in storing that only a new start ends."""
 
     def __init__(
         self,
@@ -198,6 +209,8 @@ class ManagedBroker(ABC):
             cwd=access.folder,
         )
         self._control: ControlSocket | None = None
+        # an error in storing that its log has told of, and how far the log was read
+        self._broken, self._told_full, self._log_offset = "", False, 0
 
     @property
     def endpoint(self) -> ListenAddress:
@@ -253,6 +266,7 @@ class ManagedBroker(ABC):
             raise ConfigError(f"the MQTT broker in {self.data_dir} knows no users yet; name some")
         self._shorten_log()
         self._control = ControlSocket(self.data_dir, self._child, self._sessions)
+        self._broken, self._told_full, self._log_offset = "", False, self.access.log_size()
         self._child.start()
         self._child.wait_ready(self._accepts, _START_TIMEOUT_S)
 
@@ -266,6 +280,34 @@ class ManagedBroker(ABC):
         if not self.running:
             raise TransportError("the MQTT broker is not running")
         self.access.apply(users)
+
+    def fault(self) -> str:
+        """Return why the running server is of no use, "" where it serves or must wait for room.
+
+        One that met a full disk may refuse what it is to store until it is started again. One
+        thread calls it.
+        """
+        if self._write_error is None:
+            return ""
+        text = self.access.log_since(self._log_offset)
+        self._log_offset += len(text)
+        found = self._write_error.search(text)
+        if found is not None:
+            self._broken = found[0].decode("utf-8", "replace").strip()
+        if not self._broken:
+            return ""
+        room = shutil.disk_usage(self.data_dir).free
+        if room >= _LEAST_ROOM_BYTES:
+            return self._broken
+        if not self._told_full:
+            _LOG.warning(
+                "the disk of %s is full (%d bytes free); the MQTT broker goes on when there is "
+                "room",
+                self.data_dir,
+                room,
+            )
+        self._told_full = True
+        return ""
 
     def stop(self) -> None:
         """End the server in order; its state stays in the folder."""

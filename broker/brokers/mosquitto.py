@@ -74,7 +74,7 @@ class MosquittoAccess(ManagedUsers):
         """Do nothing: the files are the same for every listener."""
 
     def _reload_watcher(self) -> Callable[[], bool]:
-        before = self._log_size()
+        before = self.log_size()
         # on SIGHUP mosquitto reads the users, disconnects the removed ones, and at the end opens
         # its log file again
         self.reload_log.unlink(missing_ok=True)
@@ -82,7 +82,7 @@ class MosquittoAccess(ManagedUsers):
         def reloaded() -> bool:
             if not self.reload_log.exists():
                 return False
-            errors = [line for line in self._log_since(before).splitlines() if b"Error" in line]
+            errors = [line for line in self.log_since(before).splitlines() if b"Error" in line]
             if errors:
                 line = errors[0].decode("utf-8", "replace")
                 raise TransportError(f"the MQTT broker refused its users: {line}")

@@ -107,10 +107,10 @@ class NatsAccess(ManagedUsers):
         return self.config.exists() and _MAPPED in self.config.read_text()
 
     def _reload_watcher(self) -> Callable[[], bool]:
-        before = self._log_size()
+        before = self.log_size()
 
         def reloaded() -> bool:
-            text = self._log_since(before)
+            text = self.log_since(before)
             if _RELOAD_FAILED in text:
                 line = text.decode("utf-8", "replace").strip().splitlines()[-1]
                 raise TransportError(f"the MQTT broker refused its users: {line}")
@@ -136,6 +136,10 @@ class EmbeddedBroker(ManagedBroker):
         ConfigError: the host is not usable, or leaves loopback without TLS.
         MissingExtra: the server is not installed.
     """
+
+    _write_error = re.compile(
+        rb"JetStream (?:stream .*critical write error|failed to store a msg).*|JetStream out of .*"
+    )
 
     def __init__(
         self,

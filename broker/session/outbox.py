@@ -8,30 +8,42 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
 from broker.wire.limits import check_message
 from runtime.errors import ConfigError, RengoError
-from runtime.sqlite import is_damage, require_sound
+from runtime.sqlite import (
+    is_damage,
+    is_damage_at_open,
+    lenient_text,
+    require_sound,
+    require_tables,
+    row_checksum,
+    schema_version,
+    set_schema_version,
+)
 
 Until = Literal["puback", "confirm"]
 _UNTIL = frozenset(get_args(Until))
 _LOG = logging.getLogger(__name__)
 
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
+# rows have checksums since, and the version its stamp
+_FIRST_STAMPED = 2
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS outbox (
+CREATE TABLE outbox (
     seq INTEGER PRIMARY KEY AUTOINCREMENT,
     key TEXT NOT NULL UNIQUE,
     topic TEXT NOT NULL,
     payload BLOB NOT NULL,
     retain INTEGER NOT NULL,
-    until TEXT NOT NULL
+    until TEXT NOT NULL,
+    crc INTEGER NOT NULL
 )
 """
 _COLUMNS = "seq, key, topic, payload, retain, until"
+_ALL = f"SELECT {_COLUMNS}, crc FROM outbox"  # noqa: S608 (constant text)
 
 
 class OutboxError(RengoError):
@@ -83,7 +95,7 @@ class Outbox:
         self._lock = threading.Lock()
         self._rows = self._bytes = self._newest = 0
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             path.touch(mode=0o600, exist_ok=True)
         except OSError as error:
             raise OutboxError(f"cannot create the outbox {path}: {error.strerror}") from error
@@ -91,10 +103,13 @@ class Outbox:
             self._db = sqlite3.connect(
                 path, timeout=2.0, isolation_level=None, check_same_thread=False
             )
+            self._db.text_factory = lenient_text
             try:
                 self._open()
-            except BaseException:
+            except BaseException as error:
                 self._db.close()
+                if is_damage_at_open(error, path):
+                    raise OutboxDamaged(f"the outbox {path}: {error}") from error
                 raise
 
     def _open(self) -> None:
@@ -106,16 +121,13 @@ class Outbox:
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")
             require_sound(self._db)
-            (version,) = self._db.execute("PRAGMA user_version").fetchone()
+            version = schema_version(self._db, _FIRST_STAMPED)
             if version > _SCHEMA_VERSION:
                 raise ConfigError(
                     f"the outbox {self.path} was written by a newer Rengo (schema {version}); "
                     "upgrade this one"
                 )
-            self._db.execute("BEGIN EXCLUSIVE")
-            self._db.execute(_SCHEMA)
-            self._db.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
-            self._db.execute("COMMIT")
+            self._bring_up_to_date(version)
         except sqlite3.OperationalError as error:
             if "locked" in str(error):
                 raise ConfigError(
@@ -123,21 +135,37 @@ class Outbox:
                     "two identities must not share a data folder"
                 ) from error
             raise
-        self._drop_unreadable()
+        self._drop_damaged()
         self._rows, self._bytes, self._newest = self._db.execute(
             "SELECT count(*), coalesce(sum(length(payload)), 0), coalesce(max(seq), 0) FROM outbox"
         ).fetchone()
 
-    def _drop_unreadable(self) -> None:
-        """Remove rows that are no messages: the file is sound, but a page has lost its content."""
-        self._db.text_factory = partial(str, encoding="utf-8", errors="replace")
-        for seq, key, topic, payload, _, until in self._db.execute(
-            f"SELECT {_COLUMNS} FROM outbox"  # noqa: S608 (constant text)
-        ).fetchall():
+    def _bring_up_to_date(self, version: int) -> None:
+        """Make the table, or give its rows their checksums; in one transaction."""
+        self._db.execute("BEGIN EXCLUSIVE")
+        if version == 1:
+            self._db.execute("ALTER TABLE outbox RENAME TO earlier")
+        if version != _SCHEMA_VERSION:
+            self._db.execute(_SCHEMA)
+            set_schema_version(self._db, _SCHEMA_VERSION)
+        if version == 1:
+            rows = self._db.execute(f"SELECT {_COLUMNS} FROM earlier ORDER BY seq").fetchall()  # noqa: S608 (constant text)
+            self._db.executemany(
+                "INSERT INTO outbox VALUES (?, ?, ?, ?, ?, ?, ?)",
+                [(*row, row_checksum(*row[1:])) for row in rows],
+            )
+            self._db.execute("DROP TABLE earlier")
+        self._db.execute("COMMIT")
+        require_tables(self._db, _SCHEMA)
+
+    def _drop_damaged(self) -> None:
+        """Remove rows that are not as they were written; the file is sound."""
+        for seq, key, topic, payload, retain, until, crc in self._db.execute(_ALL).fetchall():
             try:
-                texts = isinstance(key, str) and isinstance(topic, str) and "\ufffd" not in key
-                if not texts or not isinstance(payload, bytes) or until not in _UNTIL:
+                if row_checksum(key, topic, payload, retain, until) != crc:
                     raise ConfigError("it is damaged")
+                if not isinstance(payload, bytes) or until not in _UNTIL:
+                    raise ConfigError("it is no message")
                 check_message(topic, payload)
             except RengoError as error:
                 _LOG.error("the outbox %s: message %s is lost: %s", self.path, seq, error)
@@ -175,6 +203,7 @@ class Outbox:
             MessageTooLarge, ConfigError: no broker would accept it.
         """
         check_message(topic, payload)
+        row = (key, topic, payload, int(retain), until)
         with self._lock, self._named_errors():
             old = self._db.execute(
                 "SELECT length(payload) FROM outbox WHERE key = ?", (key,)
@@ -187,9 +216,9 @@ class Outbox:
                     f"{self._bytes} of {self._max_bytes} bytes wait for an answer"
                 )
             cursor = self._db.execute(
-                "INSERT OR REPLACE INTO outbox (key, topic, payload, retain, until)"
-                " VALUES (?, ?, ?, ?, ?)",
-                (key, topic, payload, int(retain), until),
+                "INSERT OR REPLACE INTO outbox (key, topic, payload, retain, until, crc)"
+                " VALUES (?, ?, ?, ?, ?, ?)",
+                (*row, row_checksum(*row)),
             )
             self._rows, self._bytes = rows, size
             self._newest = cursor.lastrowid or 0

@@ -16,10 +16,21 @@ from pathlib import Path
 from fl_client.datasets.sample import Sample
 from fl_client.datasets.settings import SampleStoreSettings
 from runtime.errors import ConfigError, RengoError, Unavailable
-from runtime.sqlite import is_damage, is_disk_trouble, opened_or_begun_anew
+from runtime.sqlite import (
+    is_damage,
+    is_damage_at_open,
+    is_disk_trouble,
+    lenient_text,
+    opened_or_begun_anew,
+    require_tables,
+    schema_version,
+    set_schema_version,
+)
 
 _LOG = logging.getLogger(__name__)
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
+# the same table as before, with a stamp beside the version
+_FIRST_STAMPED = 2
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS samples (
     seq INTEGER PRIMARY KEY AUTOINCREMENT, id BLOB NOT NULL, at_s REAL NOT NULL,
@@ -81,18 +92,21 @@ class SampleStore:
         except OSError as error:
             raise ConfigError(f"{path} cannot be opened: {error.strerror}") from error
         self._db = sqlite3.connect(path, isolation_level=None, timeout=_BUSY_S)
+        self._db.text_factory = lenient_text
         try:
             self._open()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             self._db.close()
+            if is_damage_at_open(error, path):
+                raise SampleStoreDamaged(f"{path}: {error}") from error
             raise _translated(path, error) from error
         except BaseException:
             self._db.close()
             raise
 
     def _open(self) -> None:
-        (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        if version not in {0, _SCHEMA_VERSION}:
+        version = schema_version(self._db, _FIRST_STAMPED)
+        if not 0 <= version <= _SCHEMA_VERSION:
             raise ConfigError(f"{self.path} was written by another version of Rengo")
         (sound,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
         if sound != "ok":
@@ -105,7 +119,11 @@ class SampleStore:
         self._db.execute(f"PRAGMA wal_autocheckpoint={_CHECKPOINT_PAGES}")
         self._db.execute(_SCHEMA)
         self._db.execute(_REFUSED)
-        self._db.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
+        require_tables(self._db, _SCHEMA, _REFUSED)
+        if version != _SCHEMA_VERSION:
+            self._db.execute("BEGIN IMMEDIATE")
+            set_schema_version(self._db, _SCHEMA_VERSION)
+            self._db.execute("COMMIT")
         newest = self._db.execute(
             "SELECT id FROM samples ORDER BY seq DESC LIMIT ?", (_DEDUPLICATED,)
         ).fetchall()
@@ -204,6 +222,7 @@ def stored_samples(path: Path, limit: int) -> Iterator[Sample]:
         return
     bad = 0
     db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=_BUSY_S)
+    db.text_factory = lenient_text
     try:
         if _is_new(db):
             return
@@ -216,8 +235,8 @@ def stored_samples(path: Path, limit: int) -> Iterator[Sample]:
                 bad += 1
             else:
                 yield sample
-    except sqlite3.Error as error:
-        if not is_damage(error):
+    except (sqlite3.Error, UnicodeDecodeError) as error:
+        if not is_damage_at_open(error, path):
             raise Unavailable(f"{path}: {error}") from error
         _LOG.error("%s is damaged; the samples before the damage are used: %s", path, error)
     finally:
@@ -265,7 +284,7 @@ def _crc(identity: bytes, group: str, label: float, features: bytes) -> int:
     return zlib.crc32(features, zlib.crc32(fields))
 
 
-def _translated(path: Path, error: sqlite3.Error) -> SampleStoreError:
+def _translated(path: Path, error: sqlite3.Error | UnicodeDecodeError) -> SampleStoreError:
     if is_damage(error):
         return SampleStoreDamaged(f"{path}: {error}")
     full = "; is the disk full?" if is_disk_trouble(error) else ""

@@ -6,7 +6,6 @@ import json
 import logging
 import sqlite3
 from dataclasses import asdict, astuple, fields, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +17,35 @@ from fl_client.session.events import (
     Stage,
 )
 from runtime.errors import ConfigError, RengoError
-from runtime.sqlite import is_damage, is_disk_trouble, require_sound
+from runtime.sqlite import (
+    is_damage_at_open,
+    is_disk_trouble,
+    lenient_text,
+    require_sound,
+    require_tables,
+    row_checksum,
+    schema_version,
+    set_schema_version,
+)
 
 _LOG = logging.getLogger(__name__)
-_SCHEMA_VERSION = 2
+_SCHEMA_VERSION = 3
+# rows have checksums since, and the version its stamp
+_FIRST_STAMPED = 3
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS jobs (
+CREATE TABLE jobs (
     run_id TEXT, action TEXT, round INTEGER, attempt INTEGER, phase TEXT, seq INTEGER,
     stage TEXT NOT NULL, wire_order TEXT NOT NULL, outcome TEXT NOT NULL, payload BLOB NOT NULL,
+    crc INTEGER NOT NULL,
     PRIMARY KEY (run_id, action, round, attempt, phase, seq)
 )
 """
-# before there were exchanges
-_FROM_VERSION_1 = (
-    "ALTER TABLE jobs RENAME TO jobs_1",
-    _SCHEMA,
-    "INSERT INTO jobs SELECT run_id, action, round, attempt, '', 0, stage, wire_order, outcome, x''"
-    " FROM jobs_1",
-    "DROP TABLE jobs_1",
-)
+_INSERT = "INSERT OR REPLACE INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_EARLIER = {
+    # before there were exchanges
+    1: "SELECT run_id, action, round, attempt, '', 0, stage, wire_order, outcome, x'' FROM earlier",
+    2: "SELECT * FROM earlier",
+}
 
 
 class JobJournalError(RengoError):
@@ -65,7 +74,7 @@ class JobJournal:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             path.touch(mode=0o600, exist_ok=True)
             self._db = sqlite3.connect(path, isolation_level=None)
         except OSError as error:
@@ -77,13 +86,13 @@ class JobJournal:
             raise
 
     def _open(self) -> None:
-        # a sound file may have a page that lost its content: ``jobs`` drops such a row
-        self._db.text_factory = partial(str, encoding="utf-8", errors="replace")
+        # a damaged text is read: ``jobs`` drops its row
+        self._db.text_factory = lenient_text
         try:
             require_sound(self._db)
             # of a new file: every change writes whole pages
             self._db.execute("PRAGMA page_size=1024")
-            (version,) = self._db.execute("PRAGMA user_version").fetchone()
+            version = schema_version(self._db, _FIRST_STAMPED)
             if not 0 <= version <= _SCHEMA_VERSION:
                 raise JobJournalUnusable(
                     f"{self.path} was written by another version of Rengo (schema {version}, this "
@@ -94,10 +103,11 @@ class JobJournal:
             # what it has not acknowledged, and each forced write wears a flash card.
             self._db.execute("PRAGMA synchronous=NORMAL")
             self._bring_up_to_date(version)
-        except sqlite3.Error as error:
+            require_tables(self._db, _SCHEMA)
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             if is_disk_trouble(error):
                 raise JobJournalError(f"{self.path}: {error}; is the disk full?") from error
-            if is_damage(error):
+            if is_damage_at_open(error, self.path):
                 raise JobJournalDamaged(f"{self.path}: {error}") from error
             raise JobJournalUnusable(f"{self.path}: {error}") from error
 
@@ -107,9 +117,14 @@ class JobJournal:
             return
         self._db.execute("BEGIN IMMEDIATE")
         try:
-            for statement in _FROM_VERSION_1 if version == 1 else (_SCHEMA,):
-                self._db.execute(statement)
-            self._db.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
+            if version in _EARLIER:
+                self._db.execute("ALTER TABLE jobs RENAME TO earlier")
+            self._db.execute(_SCHEMA)
+            if version in _EARLIER:
+                rows = self._db.execute(f"{_EARLIER[version]} ORDER BY rowid").fetchall()
+                self._db.executemany(_INSERT, [(*row, row_checksum(*row)) for row in rows])
+                self._db.execute("DROP TABLE earlier")
+            set_schema_version(self._db, _SCHEMA_VERSION)
             self._db.execute("COMMIT")
         except sqlite3.Error:
             if self._db.in_transaction:
@@ -126,7 +141,7 @@ class JobJournal:
         payload = outcome.pop("payload", b"")
         order = job.order.model_copy(update={"payload": b""}).model_dump_json()
         row = (*astuple(job.key), job.stage, order, json.dumps(outcome), payload)
-        self._execute("INSERT OR REPLACE INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+        self._execute(_INSERT, (*row, row_checksum(*row)))
 
     def remove(self, key: JobKey) -> None:
         """Remove a job; nothing happens when it is not there."""
@@ -147,10 +162,13 @@ class JobJournal:
         # a start seldom finds a job
         from pydantic import TypeAdapter  # noqa: PLC0415
 
-        *key, stage, order, outcome, payload = row
+        *written, crc = row
+        *key, stage, order, outcome, payload = written
         stages: TypeAdapter[Stage] = TypeAdapter(Stage)
         names = [each.name for each in fields(JobKey)]
         try:
+            if crc != row_checksum(*written):
+                raise ValueError("its checksum is wrong")
             if not isinstance(payload, bytes):
                 raise ValueError("its payload is not bytes")
             job = Job(

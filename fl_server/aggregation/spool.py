@@ -154,7 +154,7 @@ class BlockSums:
 
 
 def _unlinked_file(folder: Path) -> BinaryIO:
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     file: BinaryIO = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 (close())
     return file
 

@@ -35,7 +35,7 @@ class RoundReport:
         ordered_steps: by device, where the flow limited them.
         refused: the reasons, by device.
         not_evaluated: why devices did not measure its version.
-        measured: its version's headline metric.
+        measured: the metric that runs of its task are compared by.
     """
 
     round: int

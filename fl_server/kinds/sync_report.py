@@ -26,7 +26,7 @@ def report_of(facts: Iterable[RecordedFact], ledger: Ledger, headline: str) -> F
     """Return the rounds of a run with their metrics, and what its devices did.
 
     Args:
-        headline: the name of the metric that is shown first.
+        headline: the metric that runs of its task are compared by.
     """
     told = FlowReport(model_key=ledger.model.key, model_sha256=ledger.model.sha256)
     for row in facts:

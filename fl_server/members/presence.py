@@ -15,9 +15,11 @@ from broker.wire.messages import DeviceInfo, DeviceState, Message
 from fl_server.flows.events import DeviceBusy, DeviceJoined, DeviceLeft
 
 # after the server said that it is online
-LATE_S = 5.0
+LATE_S = 7.0
 OFFLINE_S = 30.0
-ASK_EVERY_S = 10.0
+# an answer may be lost, as NATS loses what comes while it makes a session's subscriptions; then
+# after twice as long, and so on
+ASK_AGAIN_S = 1.0
 
 Silence: TypeAlias = Literal["", "asked", "late", "offline"]
 _ONLINE = frozenset({"ready", "training", "draining"})
@@ -65,6 +67,7 @@ class PresenceTable:
     _seen: set[str] = field(default_factory=set)
     _asked: dict[str, float] = field(default_factory=dict)
     _ask_again_s: float = 0.0
+    _pause_s: float = ASK_AGAIN_S
 
     def reconnected(self, now_s: float = 0.0, members: Iterable[str] = ()) -> None:
         """Have every device's next presence message give an event, whatever it says.
@@ -75,7 +78,8 @@ class PresenceTable:
         """
         self._seen.clear()
         self._asked = dict.fromkeys(members, now_s)
-        self._ask_again_s = now_s + LATE_S
+        self._pause_s = ASK_AGAIN_S
+        self._ask_again_s = now_s + self._pause_s
         for device in self.devices.values():
             if device.says_online and device.state.process:
                 device.silence = "asked"
@@ -157,7 +161,8 @@ class PresenceTable:
             self._mark(device_id, "offline")
         again = now_s >= self._ask_again_s
         if again:
-            self._ask_again_s = now_s + ASK_EVERY_S
+            self._pause_s *= 2
+            self._ask_again_s = now_s + self._pause_s
         for device_id, since_s in self._asked.items():
             if now_s >= since_s + LATE_S:
                 self._mark(device_id, "late")

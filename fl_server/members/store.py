@@ -14,10 +14,13 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from fl_server.members.rules import AuditEvent, DeviceRecord, TokenRecord
-from fl_server.persistence.database import Database, sa
-from runtime.errors import RengoError
+from fl_server.persistence.database import Database, JournalUnusable, sa
+from runtime.errors import PeerError, RengoError
+from runtime.security.signing import SecretKey, SecretStorage
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+# the broker is told them, and a device whose answer was lost: so they are hidden, and not hashed
+_SECRETS = frozenset({"password", "next_password", "broker_password"})
 _FIRST_DIGEST = "0" * 64
 _metadata = sa.MetaData()
 _devices = sa.Table(
@@ -26,8 +29,8 @@ _devices = sa.Table(
     sa.Column("id", sa.String(64), primary_key=True),
     sa.Column("public_key", sa.String(64), nullable=False, unique=True),
     sa.Column("client_id", sa.String(128), nullable=False),
-    sa.Column("password", sa.String(256), nullable=False),
-    sa.Column("next_password", sa.String(256), nullable=False),
+    sa.Column("password", sa.Text, nullable=False),
+    sa.Column("next_password", sa.Text, nullable=False),
     sa.Column("rotation", sa.Integer, nullable=False),
     sa.Column("group", sa.String(64), nullable=False),
     sa.Column("project", sa.String(64), nullable=False),
@@ -43,7 +46,7 @@ _tokens = sa.Table(
     _metadata,
     sa.Column("id", sa.String(64), primary_key=True),
     sa.Column("public_key", sa.String(64), nullable=False),
-    sa.Column("broker_password", sa.String(256), nullable=False),
+    sa.Column("broker_password", sa.Text, nullable=False),
     sa.Column("group", sa.String(64), nullable=False),
     sa.Column("project", sa.String(64), nullable=False),
     sa.Column("uses", sa.Integer, nullable=False),
@@ -92,14 +95,19 @@ class AuditAltered(RengoError):
 class MemberRegistry:
     """Devices, tokens and the audit log in the server's database. One thread calls it.
 
+    Args:
+        database: the server's.
+        key: the server's own, with which passwords are hidden.
+
     Raises:
         JournalUnusable: another version of Rengo wrote it.
         JournalError: as every method.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, key: SecretKey) -> None:
         self._database = database
-        database.prepare(_metadata, "registry_version", SCHEMA_VERSION)
+        self._secrets = SecretStorage(key)
+        database.prepare(_metadata, "registry_version", SCHEMA_VERSION, {1: self._hide_passwords})
 
     def devices(self) -> list[DeviceRecord]:
         """Return every device that was ever admitted, by id."""
@@ -129,7 +137,7 @@ class MemberRegistry:
             for table, records in ((_devices, devices), (_tokens, tokens)):
                 for record in records:
                     connection.execute(sa.delete(table).where(table.c.id == record.id))
-                    connection.execute(sa.insert(table), asdict(record))
+                    connection.execute(sa.insert(table), self._hidden(asdict(record)))
             for token_id in forget:
                 connection.execute(sa.delete(_tokens).where(_tokens.c.id == token_id))
             append_audit(connection, acts)
@@ -195,7 +203,34 @@ class MemberRegistry:
         names = [each.name for each in fields(record)]
         with self._database.begin() as connection:
             rows = connection.execute(sa.select(table).order_by(table.c.id)).mappings().all()
-        return [record(**{name: row[name] for name in names}) for row in rows]
+        return [record(**{name: self._shown(name, row[name]) for name in names}) for row in rows]
+
+    def _hidden(self, row: dict[str, Any]) -> dict[str, Any]:
+        secrets = {name: self._secrets.hide(row[name]) for name in _SECRETS & row.keys()}
+        return {**row, **secrets}
+
+    def _shown(self, name: str, value: Any) -> Any:
+        if name not in _SECRETS:
+            return value
+        try:
+            return self._secrets.show(value)
+        except PeerError as error:
+            raise JournalUnusable(
+                f"journal {self._database.name} holds a {name.replace('_', ' ')} that this "
+                f"server's key does not open: {error}"
+            ) from error
+
+    def _hide_passwords(self, connection: sa.Connection) -> None:
+        """Hide the passwords that an earlier version stored as they are."""
+        for table in (_devices, _tokens):
+            names = [column.name for column in table.columns if column.name in _SECRETS]
+            if connection.dialect.name == "postgresql":
+                for name in names:
+                    kind = f"ALTER TABLE {table.name} ALTER COLUMN {name} TYPE TEXT"
+                    connection.execute(sa.text(kind))
+            for row in connection.execute(sa.select(table)).mappings().all():
+                hidden = {name: self._secrets.hide(row[name]) for name in names}
+                connection.execute(sa.update(table).where(table.c.id == row["id"]).values(hidden))
 
 
 def append_audit(connection: sa.Connection, acts: Sequence[AuditEvent]) -> None:

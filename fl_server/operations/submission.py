@@ -173,7 +173,8 @@ class Operations:
         doing = f"{submission.record.operation} of {submission.record.key.caller}"
 
         def fail(reason: str) -> None:
-            self._conclude(submission, call, Outcome(None, reason, "failed"))
+            if submission.answer.outcome is None:
+                self._conclude(submission, call, Outcome(None, reason, "failed"))
 
         with self._context.faults.caught(doing, fail):
             outcome = self._outcome(submission, call, step)
@@ -190,7 +191,7 @@ class Operations:
         try:
             result = step(call)
         except (PeerError, InvalidTransition, JournalError):
-            raise  # no answer to who asked
+            raise  # not the fault of who asked
         except RengoError as error:
             return Outcome.failed(error)
         if not isinstance(result, Deferred):

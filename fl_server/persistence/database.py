@@ -263,6 +263,8 @@ def _durable(connection: Any, _record: Any) -> None:
     cursor.execute("PRAGMA journal_mode=WAL")
     cursor.execute("PRAGMA synchronous=FULL")
     cursor.execute("PRAGMA busy_timeout=5000")
+    # what was replaced or removed is overwritten: among it passwords
+    cursor.execute("PRAGMA secure_delete=ON")
     cursor.close()
 
 

@@ -17,6 +17,7 @@ from fl_server.persistence.database import Database, sa
 from fl_server.runs.record import EndedRun
 from runtime.errors import Corrupt
 
+_REMEMBERED = 1000
 _reports, _runs, _facts = tables.reports, tables.runs, tables.facts
 
 
@@ -37,6 +38,8 @@ class RunHistory:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        # what is asked of every message about a run without a flow, and changes only here
+        self._facts_of: dict[str, bool | None] = {}
 
     def file(self, run: EndedRun, at: float) -> None:
         """Write a run's report at Unix time ``at``; one that has a report keeps it."""
@@ -55,6 +58,7 @@ class RunHistory:
             "report": zlib.compress(json.dumps(run.report).encode()),
         }
         filed = sa.update(_runs).where(_runs.c.run_id == run.run_id).values(filed_at=at)
+        self._facts_of.pop(run.run_id, None)
         with self._database.begin() as connection:
             if connection.execute(known).first() is None:
                 connection.execute(sa.insert(_reports).values(row))
@@ -62,8 +66,7 @@ class RunHistory:
 
     def has(self, run_id: str) -> bool:
         """Whether a run of this id has ended and has its report."""
-        with self._database.begin() as connection:
-            return connection.execute(_one(run_id, _reports.c.run_id)).first() is not None
+        return self._has_facts(run_id) is not None
 
     def is_listed(self, run_id: str) -> bool:
         """Whether a run of this id has its report, and operators see it among their runs."""
@@ -72,8 +75,17 @@ class RunHistory:
 
     def has_facts(self, run_id: str) -> bool:
         """Whether the facts of a run that has ended are still there."""
-        with self._database.begin() as connection:
-            return bool(connection.execute(_one(run_id, _reports.c.has_facts)).scalar())
+        return bool(self._has_facts(run_id))
+
+    def _has_facts(self, run_id: str) -> bool | None:
+        """Return None where no run of this id has a report."""
+        if run_id not in self._facts_of:
+            if len(self._facts_of) >= _REMEMBERED:
+                self._facts_of.clear()
+            with self._database.begin() as connection:
+                found = connection.execute(_one(run_id, _reports.c.has_facts)).scalar()
+            self._facts_of[run_id] = found
+        return self._facts_of[run_id]
 
     def summary(self, run_id: str) -> Mapping[str, Any] | None:
         """Return a run in one row, None where no run of this id has a report."""
@@ -131,6 +143,7 @@ class RunHistory:
             Of how many runs; as many as ``limit`` where there may be more.
         """
         query = sa.select(_reports.c.run_id).where(_reports.c.has_facts, _reports.c.at < before)
+        self._facts_of.clear()
         with self._database.begin() as connection:
             found = list(connection.execute(query.limit(limit)).scalars())
             of_them = _reports.c.run_id.in_(found)

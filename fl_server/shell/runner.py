@@ -393,7 +393,11 @@ class FlowRunner:
         if self._is_idle(run_id) and run_id not in self._filing:
             self._filing.add(run_id)
             self._parts.data.start_task(
-                lambda: None, lambda _: self._file(run_id), _unexpected, in_order=True
+                lambda: None,
+                lambda _: self._file(run_id),
+                _unexpected,
+                in_order=True,
+                run_id=run_id,
             )
 
     def _is_idle(self, run_id: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import shlex
 import shutil
 import signal
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO
 from runtime.config import merge, parse_assignment
 from runtime.errors import ConfigError
 from runtime.files import require_writable
+from runtime.processes.child import PRIVATE_UMASK
 from runtime.security.identity import Identity
 from runtime.text import LogFormatter
 
@@ -174,8 +176,10 @@ def print_json(document: dict[str, Any], path: str | None) -> None:
         raise OSError(error.errno, error.strerror, path) from error
 
 
-def configure_logs(*, debug: bool) -> None:
-    """Log to standard error, one line a record."""
+def begin_role(*, debug: bool) -> None:
+    """Log to standard error, one line a record, and make every file for its owner alone."""
+    # libraries that make files (SQLite's logs, locks, caches) ask the process
+    os.umask(PRIVATE_UMASK)
     log_to(
         sys.stderr,
         logging.DEBUG if debug else logging.INFO,

@@ -101,7 +101,7 @@ class Site:
         if made.broker is not None:
             broker = made.broker.broker()
             self.broker = broker
-            self._supervisor.add("broker", broker, lambda: broker.start(None))
+            self._supervisor.add("broker", broker, lambda: broker.start(None), broker.fault)
         self.store = made.store.store()
         self._supervisor.add("store", self.store, self.store.start)
         self._start_server()

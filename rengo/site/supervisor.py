@@ -1,7 +1,7 @@
 """Keeps a site's processes alive: starts them in order, restarts what dies, stops in reverse.
 
 One thread starts, watches and stops them all, since on Linux a child ends with the thread that
-started it.
+started it. Another asks whether those that are alive are of use, which may take its time.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ _LOOK_EVERY_S = 0.1
 _FIRST_PAUSE_S = 0.2
 _LONGEST_PAUSE_S = 5.0
 _STABLE_S = 10.0
+_PROBE_EVERY_S = 5.0
 
 
 class SupervisedService(Protocol):
@@ -42,6 +43,8 @@ class _Watched:
     service: SupervisedService
     start: Callable[[], None]
     backoff: Backoff
+    fault: Callable[[], str] | None = None
+    useless: str = ""
     restarts: int = 0
     started_s: float = 0.0
     due_s: float | None = None
@@ -55,24 +58,42 @@ class Supervisor:
     Args:
         longest_pause_s: the bound on the pause before a start, which doubles while a service keeps
             dying young.
+        probe_every_s: the pause between two questions whether services are of use.
     """
 
-    def __init__(self, longest_pause_s: float = _LONGEST_PAUSE_S) -> None:
+    def __init__(
+        self, longest_pause_s: float = _LONGEST_PAUSE_S, probe_every_s: float = _PROBE_EVERY_S
+    ) -> None:
         self._longest_pause_s = longest_pause_s
+        self._probe_every_s = probe_every_s
         self._watched: dict[str, _Watched] = {}
         self._requests: list[_Request] = []
         self._changed = threading.Condition()
         self._stopping = False
+        self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
+        self._prober = threading.Thread(target=self._probe, name="probe", daemon=True)
 
     def start(self) -> None:
         """Begin to watch."""
         self._thread.start()
+        self._prober.start()
 
-    def add(self, name: str, service: SupervisedService, start: Callable[[], None]) -> None:
-        """Start a service and keep it alive from then on; raises what ``start`` raises."""
+    def add(
+        self,
+        name: str,
+        service: SupervisedService,
+        start: Callable[[], None],
+        fault: Callable[[], str] | None = None,
+    ) -> None:
+        """Start a service and keep it alive from then on; raises what ``start`` raises.
+
+        Args:
+            fault: returns why the service is of no use although it is alive, "" where it is;
+                called on a thread of its own.
+        """
         backoff = Backoff(_FIRST_PAUSE_S, self._longest_pause_s, least=1.0)
-        self.call(lambda: self._begin(_Watched(name, service, start, backoff)))
+        self.call(lambda: self._begin(_Watched(name, service, start, backoff, fault)))
 
     def remove(self, name: str) -> None:
         """Stop a service and watch it no more."""
@@ -96,9 +117,12 @@ class Supervisor:
 
     def stop(self) -> None:
         """Stop every service, the latest first; returns when all are gone."""
+        self._stopped.set()
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
+        if self._prober.is_alive():
+            self._prober.join()
         if self._thread.is_alive():
             self._thread.join()
 
@@ -120,6 +144,17 @@ class Supervisor:
         for name in list(self._watched)[::-1]:
             self._end(name)
 
+    def _probe(self) -> None:
+        """Look, on the prober's thread, whether what is alive is of use."""
+        while not self._stopped.wait(self._probe_every_s):
+            for watched in list(self._watched.values()):
+                if watched.fault is None or not watched.service.running:
+                    continue
+                try:
+                    watched.useless = watched.fault()
+                except (RengoError, OSError) as error:
+                    _LOG.warning("%s cannot be probed: %s", watched.name, error)
+
     def _begin(self, watched: _Watched) -> None:
         watched.start()
         watched.started_s = time.monotonic()
@@ -132,6 +167,11 @@ class Supervisor:
 
     def _look_after(self, watched: _Watched) -> None:
         now = time.monotonic()
+        useless, watched.useless = watched.useless, ""
+        if useless and watched.service.running:
+            _LOG.warning("%s is alive but of no use; starting it again: %s", watched.name, useless)
+            watched.service.stop()
+            watched.due_s = now
         if watched.service.running:
             if now - watched.started_s > _STABLE_S:
                 watched.backoff.reset()

@@ -49,9 +49,10 @@ def _verdict(result: RunResult) -> str:
     rounds = wording.count(report.rounds_completed, "round")
     took = wording.duration(report.wall_s)
     ended = "Done" if result.status == "completed" else printable(result.status.capitalize())
+    name = printable(report.headline)
     if report.measured is None:
-        return f"{ended}: {rounds} in {took}; the {report.headline} was not measured."
-    return f"{ended}: {report.headline} {report.measured:.4f} after {rounds} in {took}."
+        return f"{ended}: {rounds} in {took}; the {name} was not measured."
+    return f"{ended}: {name} {report.measured:.4f} after {rounds} in {took}."
 
 
 def _plot(result: RunResult, model: Path) -> str:

@@ -19,10 +19,13 @@ from typing import BinaryIO, cast
 
 from runtime.errors import ConfigError, TransportError
 
+# what it makes is for its owner alone, whatever library makes it
+PRIVATE_UMASK = 0o077
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 _POLL_S = 0.02
 _LOG_TAIL_BYTES = 4000
+_LOG_MAX_BYTES = 16 << 20
 # where programs, libraries and temporary files are, the time zone, the language, how many threads
 _PASSED_ON = frozenset({"PATH", "LD_LIBRARY_PATH", "TMPDIR", "TZ", "LANG", "GOMAXPROCS"})
 
@@ -62,7 +65,7 @@ class Child:
         log: where stdout and stderr go (created 0600, appended).
         environment: replaces the inherited environment where given.
         pipes: its stdin and stdout are pipes, and only stderr goes to the log.
-        log_max_bytes: a log longer than this is emptied at the start.
+        log_max_bytes: at the start a longer log becomes ``<name>.1``, in place of the one before.
     """
 
     def __init__(
@@ -74,7 +77,7 @@ class Child:
         environment: Mapping[str, str] | None = None,
         cwd: Path | None = None,
         pipes: bool = False,
-        log_max_bytes: int | None = None,
+        log_max_bytes: int = _LOG_MAX_BYTES,
     ) -> None:
         self.name = name
         self._argv = list(argv)
@@ -141,16 +144,17 @@ class Child:
                 # one prctl call, no allocation and no lock: safe between fork and exec
                 preexec_fn=_die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509
                 process_group=0,
+                umask=PRIVATE_UMASK,
             )
         finally:
             os.close(log)
 
     def _open_log(self) -> int:
         self.log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        if self._log_max_bytes is not None and os.fstat(descriptor).st_size > self._log_max_bytes:
-            os.ftruncate(descriptor, 0)
-        return descriptor
+        with contextlib.suppress(FileNotFoundError):
+            if self.log.stat().st_size > self._log_max_bytes:
+                self.log.replace(self.log.with_name(f"{self.log.name}.1"))
+        return os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
     def wait_ready(self, ready: Callable[[], bool], timeout_s: float) -> None:
         """Return when ``ready()`` holds.

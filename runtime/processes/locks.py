@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 from pathlib import Path
 from typing import IO
 
@@ -16,6 +17,7 @@ def take_lock(path: Path, busy: str) -> IO[bytes]:
         ConfigError: another process holds it; says ``busy``.
     """
     lock = path.open("ab")
+    os.fchmod(lock.fileno(), 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

@@ -6,6 +6,7 @@ that a device or a server has one key, which never leaves it.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import re
 from dataclasses import dataclass, field
@@ -13,11 +14,14 @@ from functools import cached_property
 
 from nacl.exceptions import CryptoError
 from nacl.public import SealedBox
+from nacl.secret import SecretBox
 from nacl.signing import SigningKey, VerifyKey
 
 from runtime.errors import ConfigError, PeerError
 
 SIGNATURE_BYTES = 64
+# no password has a colon
+_HIDDEN = "hidden:"
 _KEY = re.compile(r"[0-9a-f]{64}")
 
 
@@ -113,6 +117,38 @@ class SecretKey:
             return SealedBox(self._signing_key.to_curve25519_private_key()).decrypt(sealed)
         except (CryptoError, ValueError) as error:
             raise PeerError("this was sealed for another key, or was altered", "sealed") from error
+
+
+class SecretStorage:
+    """Texts at rest: who reads a database or its backup without the key learns none of them.
+
+    Args:
+        key: of whoever keeps them; theirs for this is derived from it.
+    """
+
+    def __init__(self, key: SecretKey) -> None:
+        own = SecretKey.derive(bytes.fromhex(key.text), "at rest")
+        self._box = SecretBox(bytes.fromhex(own.text))
+
+    def hide(self, text: str) -> str:
+        """Return a text as it is to be stored; "" stays."""
+        if not text:
+            return ""
+        return _HIDDEN + base64.b64encode(self._box.encrypt(text.encode())).decode()
+
+    def show(self, stored: str) -> str:
+        """Return the text; one that was stored before as it was is returned as it is.
+
+        Raises:
+            PeerError: it was hidden with another key, or was altered; ``reason`` is "sealed".
+        """
+        if not stored.startswith(_HIDDEN):
+            return stored
+        try:
+            hidden = base64.b64decode(stored.removeprefix(_HIDDEN), validate=True)
+            return self._box.decrypt(hidden).decode()
+        except (CryptoError, ValueError) as error:
+            raise PeerError("this was hidden with another key, or was altered", "sealed") from error
 
 
 def _require_key(text: str, what: str) -> None:

@@ -131,7 +131,7 @@ class Arena:
     def online(self) -> set[str]:
         """Return the devices that the server holds to be there."""
         rows = self.client.call("devices_ls", timeout_s=PATIENCE_S)["devices"]
-        away = {"lost", "offline", "enrolled", "revoked"}
+        away = {"late", "lost", "offline", "enrolled", "revoked"}
         return {row["id"] for row in rows if row["status"] not in away}
 
     def wait_online(self, names: set[str]) -> None:

@@ -120,7 +120,7 @@ def test_the_log_is_private_and_kept_over_starts(make: Callable[[str], Child]) -
     assert stat.S_IMODE(child.log.stat().st_mode) == 0o600
 
 
-def test_a_log_that_is_too_long_is_emptied_at_the_start(tmp_path: Path) -> None:
+def test_a_log_that_is_too_long_is_put_aside_at_the_start(tmp_path: Path) -> None:
     log = tmp_path / "log"
     child = Child("the helper", [sys.executable, "-c", "print('x' * 9)"], log, log_max_bytes=15)
     sizes = []
@@ -129,6 +129,7 @@ def test_a_log_that_is_too_long_is_emptied_at_the_start(tmp_path: Path) -> None:
         assert child.wait(30) == 0
         sizes.append(log.stat().st_size)
     assert sizes == [10, 20, 10]
+    assert (tmp_path / "log.1").read_text() == "xxxxxxxxx\n" * 2
 
 
 def test_with_pipes_only_its_errors_go_to_the_log(tmp_path: Path) -> None:

@@ -314,6 +314,7 @@ def test_an_orphan_on_the_folder_is_ended(tmp_path: Path) -> None:
     broker.stop()
     orphan = subprocess.Popen(
         [str(nats_server_binary()), "-c", str(tmp_path / "broker.conf")],
+        cwd=tmp_path,  # its configuration names its files from there
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

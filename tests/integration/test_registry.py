@@ -10,8 +10,10 @@ import pytest
 
 from fl_server.members.rules import AuditEvent, DeviceRecord, TokenRecord
 from fl_server.members.store import AuditAltered, MemberRegistry
-from fl_server.persistence.database import Database, sa
+from fl_server.persistence.database import Database, JournalUnusable, sa
+from runtime.security.signing import SecretKey
 from tests.integration.postgres import Cluster, running_cluster
+from tests.versions import KEY
 
 DEVICE = DeviceRecord("d-1", "0a" * 32, "d-1-x", "password", group="lab", admitted_at=1.5)
 TOKEN = TokenRecord("join-1", "0b" * 32, "p", "", "default", 3, 0, 10.0, "operator", 1.0)
@@ -31,26 +33,71 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Databas
     database = Database(url)
     yield database
     with database.begin() as connection:
-        for table in ("rengo_devices", "rengo_tokens", "rengo_audit", "rengo_meta"):
+        for table in (
+            *("rengo_devices", "rengo_tokens", "rengo_audit", "rengo_removed_audit"),
+            "rengo_meta",
+        ):
             connection.execute(sa.text(f"DROP TABLE IF EXISTS {table}"))
     database.close()
 
 
 def test_what_was_written_is_read(database: Database) -> None:
-    registry = MemberRegistry(database)
+    registry = MemberRegistry(database, KEY)
     registry.write(
         [AuditEvent("operator", "token made", "join-1")], devices=[DEVICE], tokens=[TOKEN]
     )
     registry.write([], devices=[replace(DEVICE, status="revoked")], tokens=[replace(TOKEN, used=1)])
-    again = MemberRegistry(database)
+    again = MemberRegistry(database, KEY)
     assert again.devices() == [replace(DEVICE, status="revoked")]
     assert again.tokens() == [replace(TOKEN, used=1)]
     registry.write([], forget=["join-1"])
     assert again.tokens() == []
 
 
+def stored(database: Database) -> list[tuple[str, str, str]]:
+    query = "SELECT password, next_password, broker_password FROM rengo_devices, rengo_tokens"
+    with database.begin() as connection:
+        return [tuple(row) for row in connection.execute(sa.text(query)).all()]
+
+
+def test_no_password_stands_in_the_database(database: Database, tmp_path: Path) -> None:
+    registry = MemberRegistry(database, KEY)
+    device = replace(DEVICE, password="old-password-1", next_password="")
+    token = replace(TOKEN, broker_password="token-password-3")
+    registry.write([], devices=[device], tokens=[token])
+    registry.write([], devices=[replace(device, next_password="new-password-2")])
+    ((password, next_password, of_token),) = stored(database)
+    assert all(each.startswith("hidden:") for each in (password, next_password, of_token))
+    (found,) = MemberRegistry(database, KEY).devices()
+    assert (found.password, found.next_password) == ("old-password-1", "new-password-2")
+    assert MemberRegistry(database, KEY).tokens() == [token]
+    registry.write([], devices=[replace(device, password="new-password-2")])
+    files = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    assert b"-password-" not in files
+    with pytest.raises(JournalUnusable, match="password that this server's key does not open"):
+        MemberRegistry(database, SecretKey.generate()).devices()
+
+
+def test_passwords_of_before_are_hidden_once(database: Database, tmp_path: Path) -> None:
+    MemberRegistry(database, KEY).write([], devices=[DEVICE], tokens=[TOKEN])
+    with database.begin() as connection:
+        change = "UPDATE rengo_devices SET password = 'clear-1', next_password = ''"
+        connection.execute(sa.text(change))
+        connection.execute(sa.text("UPDATE rengo_tokens SET broker_password = 'clear-2'"))
+        version = "UPDATE rengo_meta SET value = 1 WHERE name = 'registry_version'"
+        connection.execute(sa.text(version))
+    for _ in range(2):
+        again = MemberRegistry(database, KEY)
+        assert again.devices() == [replace(DEVICE, password="clear-1", next_password="")]
+        assert again.tokens() == [replace(TOKEN, broker_password="clear-2")]
+    ((password, next_password, of_token),) = stored(database)
+    assert (password[:7], next_password, of_token[:7]) == ("hidden:", "", "hidden:")
+    database.checkpoint()
+    assert b"clear-" not in b"".join(path.read_bytes() for path in tmp_path.iterdir())
+
+
 def test_a_change_and_its_entry_are_written_together_or_not_at_all(database: Database) -> None:
-    registry = MemberRegistry(database)
+    registry = MemberRegistry(database, KEY)
     twin = replace(DEVICE, id="d-2")  # another id with the same key
     with pytest.raises(Exception, match=r"(?i)unique"):
         registry.write([AuditEvent("operator", "device admitted", "d-1")], devices=[DEVICE, twin])
@@ -59,7 +106,7 @@ def test_a_change_and_its_entry_are_written_together_or_not_at_all(database: Dat
 
 
 def test_the_log_comes_page_by_page_the_latest_first(database: Database) -> None:
-    registry = MemberRegistry(database)
+    registry = MemberRegistry(database, KEY)
     registry.write(
         [AuditEvent("operator", f"act {number}", detail={"n": number}) for number in range(5)]
     )
@@ -82,7 +129,7 @@ def test_the_log_comes_page_by_page_the_latest_first(database: Database) -> None
     ],
 )
 def test_a_changed_past_shows(database: Database, meddling: str) -> None:
-    registry = MemberRegistry(database)
+    registry = MemberRegistry(database, KEY)
     registry.write([AuditEvent("operator", "act", detail={"n": number}) for number in range(3)])
     assert registry.verify_audit() == 3
     with database.begin() as connection:

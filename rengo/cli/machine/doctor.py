@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from rengo.cli.codes import DONE, USAGE
 from rengo.cli.common import Commands, add_command, add_site, print_json
 from rengo.doctor.checks import Check, as_json, diagnose, healthy
+from rengo.doctor.disk_use import check_disk_use
 from rengo.terminal.lines import say
 from runtime.errors import AccessDenied, ConfigError, NotFound, Unavailable
 
@@ -56,7 +57,7 @@ def examine(options: argparse.Namespace) -> int:
     given = [name for name in ("config", "endpoint", "bucket") if getattr(options, name)]
     if given:
         raise ConfigError(f"--{given[0]} goes with `rengo doctor store`")
-    return _show(options, diagnose(options.data_dir))
+    return _show(options, [*diagnose(options.data_dir), *check_disk_use(options.data_dir)])
 
 
 def _show(options: argparse.Namespace, found: Sequence[Check]) -> int:

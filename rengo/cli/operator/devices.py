@@ -72,7 +72,7 @@ def list_devices(options: argparse.Namespace) -> int:
         rows.append(
             [
                 device.id,
-                device.status,
+                "never seen" if device.status == "enrolled" else device.status,
                 device.role,
                 "-" if info is None else info.profile,
                 "-" if info is None else info.engine,

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rengo.cli.codes import DONE
-from rengo.cli.common import Commands, add_command, configure_logs, serve
+from rengo.cli.common import Commands, add_command, begin_role, serve
 from rengo.site.components import BrokerPart, StorePart
 from rengo.site.supervisor import SupervisedService, Supervisor
 from runtime.config import load
@@ -29,28 +29,32 @@ def add(commands: Commands) -> None:
 
 def run_broker(options: argparse.Namespace) -> int:
     """Keep the broker alive until SIGINT or SIGTERM; who it serves stands in its folder."""
-    configure_logs(debug=options.debug)
+    begin_role(debug=options.debug)
     part = load(BrokerPart, options.config, "RENGO_BROKER")
     broker = part.broker()
-    return _keep("the MQTT broker", part, broker, lambda: broker.start(None))
+    return _keep("the MQTT broker", part, broker, lambda: broker.start(None), broker.fault)
 
 
 def run_store(options: argparse.Namespace) -> int:
     """Keep the store alive until SIGINT or SIGTERM."""
-    configure_logs(debug=options.debug)
+    begin_role(debug=options.debug)
     part = load(StorePart, options.config, "RENGO_STORE")
     store = part.store()
     return _keep("the store", part, store, store.start)
 
 
 def _keep(
-    name: str, part: BrokerPart | StorePart, service: SupervisedService, start: Callable[[], None]
+    name: str,
+    part: BrokerPart | StorePart,
+    service: SupervisedService,
+    start: Callable[[], None],
+    fault: Callable[[], str] | None = None,
 ) -> int:
     stopped = threading.Event()
     supervisor = Supervisor()
 
     def run() -> None:
-        supervisor.add(name, service, start)
+        supervisor.add(name, service, start, fault)
         _LOG.info("%s (%s) serves %s:%d", name, part.kind, part.host, part.port)
         stopped.wait()
 

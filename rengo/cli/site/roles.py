@@ -10,7 +10,7 @@ import shlex
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from rengo.cli.common import Commands, add_command, configure_logs, serve
+from rengo.cli.common import Commands, add_command, begin_role, serve
 from runtime.broker_url import parse_url, url_of
 from runtime.config import load, read_toml
 from runtime.errors import AccessDenied, ConfigError, Unavailable
@@ -112,7 +112,7 @@ def run_server(
     from fl_server.settings import ServerConfig  # noqa: PLC0415
     from storage.store.s3 import S3Store  # noqa: PLC0415
 
-    configure_logs(debug=options.debug)
+    begin_role(debug=options.debug)
     config = load(ServerConfig, options.config, "RENGO_SERVER")
     _require_private(options.config)
     identity = _identity_of("server", config.identity)
@@ -166,7 +166,7 @@ def run_client(options: argparse.Namespace) -> int:
     from iot.policy import machine_policy  # noqa: PLC0415
     from iot.settings import DeviceSettings  # noqa: PLC0415
 
-    configure_logs(debug=options.debug)
+    begin_role(debug=options.debug)
     _take_own_file(options)
     given = _given(options, ("engine", "profile", "accelerators"))
     with _Identity(options) as found:
@@ -185,7 +185,7 @@ def run_iot(options: argparse.Namespace) -> int:
     from iot.runner import make_agent  # noqa: PLC0415
     from iot.settings import PiSettings  # noqa: PLC0415
 
-    configure_logs(debug=options.debug)
+    begin_role(debug=options.debug)
     _take_own_file(options)
     given = _given(options, ("profile",))
     with _Identity(options) as found:

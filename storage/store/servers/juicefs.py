@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from runtime.errors import TransportError
 from runtime.files import atomic_write
+from runtime.processes.child import PRIVATE_UMASK
 from runtime.security.tls import read_pem
 from storage.store.servers.base import LOOPBACK, Keys, StoreServer
 
@@ -73,6 +74,7 @@ class Juicefs(StoreServer):
             capture_output=True,
             check=False,
             timeout=60,
+            umask=PRIVATE_UMASK,
         )
         if done.returncode:
             last = done.stderr.decode("utf-8", "replace").strip().splitlines()[-1:]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +24,8 @@ class Seaweedfs(StoreServer):
     health = "/healthz"
     # its components wait for each other, up to 10 s; a kill loses nothing that it acknowledged
     grace_s = 3.0
+    # its master and filer take commands from any local process, as those of `weed shell`
+    has_open_ports = True
 
     def __init__(self, folder: Path, listener: Listener) -> None:
         super().__init__(folder, listener)
@@ -32,8 +35,9 @@ class Seaweedfs(StoreServer):
         """Write the files of options and identities; see the base."""
         # TMPDIR is where its logs go; with the limits an idle server takes about 100 MB
         environment |= {"GOMEMLIMIT": "256MiB", "GOGC": "50", "TMPDIR": str(self.folder)}
+        _remove_sockets(self.folder / _OPTIONS)
         data = self.folder / _DATA
-        data.mkdir(exist_ok=True)
+        data.mkdir(exist_ok=True, mode=0o700)
         # a copy of its last options, which would apply where they are not given again
         (data / "mini.options").unlink(missing_ok=True)
         self._write_identities(keys)
@@ -45,7 +49,7 @@ class Seaweedfs(StoreServer):
     def clean_up(self) -> None:
         """Remove the sockets that it makes in /tmp, wherever TMPDIR points."""
         for role, port in self._grpc_ports.items():
-            Path(f"/tmp/seaweedfs-{role}-grpc-{port}.sock").unlink(missing_ok=True)  # noqa: S108
+            _socket_path(role, port).unlink(missing_ok=True)
 
     def _options(self) -> dict[str, str | int]:
         roles = ("master", "volume", "filer", "admin")
@@ -86,6 +90,34 @@ class Seaweedfs(StoreServer):
         components = ("signing", "signing.read", "filer_signing", "filer_signing.read")
         text = "".join(f'[jwt.{component}]\nkey = "{key}"\n' for component in components)
         atomic_write(self.folder / "security.toml", text.encode())
+
+
+def _socket_path(role: str, port: int | str) -> Path:
+    return Path(f"/tmp/seaweedfs-{role}-grpc-{port}.sock")  # noqa: S108
+
+
+def _remove_sockets(options: Path) -> None:
+    """Remove the sockets that a former server left, whose parent was killed and so removed none."""
+    if not options.exists():
+        return
+    for line in options.read_text().splitlines():
+        name, _, port = line.partition("=")
+        role = name.removesuffix(".port.grpc")
+        if role == name:
+            continue
+        path = _socket_path(role, port)
+        if path.is_socket() and not _listens(path):
+            path.unlink(missing_ok=True)
+
+
+def _listens(path: Path) -> bool:
+    """Whether a process answers at a socket: another site may have got the same port meanwhile."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        try:
+            client.connect(str(path))
+        except OSError:
+            return False
+    return True
 
 
 def _free_ports(count: int) -> Iterator[int]:

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from broker.session.outbox import Outbox, OutboxError, OutboxFull, OutboxRow
+from broker.session.outbox import Outbox, OutboxDamaged, OutboxError, OutboxFull, OutboxRow
 from broker.session.resend import MAX_UNACKNOWLEDGED, ResendQueue
 from broker.wire.limits import MAX_MESSAGE_BYTES, MessageTooLarge
 from runtime.errors import ConfigError
+from runtime.sqlite import set_schema_version
 
 
 @pytest.fixture
@@ -115,10 +116,37 @@ def test_a_file_that_is_no_outbox_is_named(tmp_path: Path) -> None:
 def test_a_file_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "outbox.db"
     db = sqlite3.connect(path)
-    db.execute("PRAGMA user_version = 99")
+    set_schema_version(db, 99)
     db.close()
     with pytest.raises(ConfigError, match="newer Rengo"):
         Outbox(path)
+
+
+def test_a_number_that_no_version_wrote_is_damage(tmp_path: Path) -> None:
+    path = tmp_path / "outbox.db"
+    db = sqlite3.connect(path)
+    db.execute("PRAGMA user_version = 99")
+    db.close()
+    with pytest.raises(OutboxDamaged, match="schema number 99 does not agree"):
+        Outbox(path)
+
+
+def test_a_file_of_version_1_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "outbox.db"
+    db = sqlite3.connect(path)
+    db.execute(
+        "CREATE TABLE outbox (seq INTEGER PRIMARY KEY AUTOINCREMENT, key TEXT NOT NULL UNIQUE,"
+        " topic TEXT NOT NULL, payload BLOB NOT NULL, retain INTEGER NOT NULL, until TEXT NOT NULL)"
+    )
+    row = (5, "k", "t", b"x", 1, "confirm")
+    db.execute("INSERT INTO outbox VALUES (?, ?, ?, ?, ?, ?)", row)
+    db.execute("PRAGMA user_version = 1")
+    db.commit()
+    db.close()
+    for _ in range(2):
+        outbox = Outbox(path)
+        assert outbox.pending() == [OutboxRow(5, "k", "t", b"x", True, "confirm")]
+        outbox.close()
 
 
 def test_the_file_is_private(outbox: Outbox) -> None:

@@ -19,6 +19,7 @@ from broker.wire.messages import Order
 from fl_client.jobs.journal import JobJournal, JobJournalDamaged, JobJournalError
 from fl_client.session.events import Job, JobKey, JobOutcome
 from runtime.errors import ConfigError
+from runtime.sqlite import set_schema_version
 from tests.messages import EXCHANGE, SAMPLES
 
 OUTCOME = JobOutcome(40, {"loss": 0.5}, 1.5, 1 << 20, "a" * 64, 1000)
@@ -88,6 +89,15 @@ CREATE TABLE jobs (
 """
 
 
+VERSION_2 = """
+CREATE TABLE jobs (
+    run_id TEXT, action TEXT, round INTEGER, attempt INTEGER, phase TEXT, seq INTEGER,
+    stage TEXT NOT NULL, wire_order TEXT NOT NULL, outcome TEXT NOT NULL, payload BLOB NOT NULL,
+    PRIMARY KEY (run_id, action, round, attempt, phase, seq)
+)
+"""
+
+
 def of_version_1(path: Path, *jobs: Job) -> None:
     """Write a file as Rengo did before there were exchanges."""
     path.parent.mkdir()
@@ -116,15 +126,36 @@ def test_a_file_of_version_1_goes_on(path: Path) -> None:
     again = JobJournal(path)
     assert {each.key for each in again.jobs()} == {each.key for each in [*jobs[1:], exchange()]}
     assert jobs[1] in again.jobs()
-    assert again._db.execute("PRAGMA user_version").fetchone() == (2,)
+    assert again._db.execute("PRAGMA user_version").fetchone() == (3,)
     assert again._db.execute("SELECT name FROM sqlite_master WHERE type='table'").fetchall() == [
         ("jobs",)
     ]
     again.close()
 
 
-@pytest.mark.parametrize("statement", range(7))
-def test_a_kill_within_the_move_to_version_2_leaves_version_1(statement: int, path: Path) -> None:
+def test_a_file_of_version_2_goes_on(path: Path) -> None:
+    journal = JobJournal(path)
+    for each in (job(1), exchange()):
+        journal.store(each)
+    journal.close()
+    db = sqlite3.connect(path)
+    db.execute("CREATE TABLE old AS SELECT * FROM jobs")
+    db.execute("DROP TABLE jobs")
+    db.execute(VERSION_2)
+    columns = "run_id, action, round, attempt, phase, seq, stage, wire_order, outcome, payload"
+    db.execute(f"INSERT INTO jobs SELECT {columns} FROM old")
+    db.execute("DROP TABLE old")
+    db.execute("PRAGMA user_version=2")
+    db.execute("PRAGMA application_id=0")
+    db.commit()
+    db.close()
+    again = JobJournal(path)
+    assert {each.key for each in again.jobs()} == {job(1).key, exchange().key}
+    again.close()
+
+
+@pytest.mark.parametrize("statement", range(8))
+def test_a_kill_within_the_move_from_version_1_leaves_version_1(statement: int, path: Path) -> None:
     of_version_1(path, job(1), job(2))
     code = (
         "import os, signal, sqlite3, sys; from pathlib import Path\n"
@@ -190,11 +221,11 @@ def test_it_outlives_its_process_spares_the_card_and_is_private(
         assert stat.S_IMODE(each.stat().st_mode) & 0o077 == 0, each
 
 
-@pytest.mark.parametrize("version", [3, 99, -1])
+@pytest.mark.parametrize("version", [4, 99])
 def test_a_file_of_another_version_is_left_alone(version: int, path: Path) -> None:
     JobJournal(path).close()
     db = sqlite3.connect(path)
-    db.execute(f"PRAGMA user_version={version}")
+    set_schema_version(db, version)
     db.close()
     before = path.read_bytes()
     with pytest.raises(ConfigError, match=rf"jobs\.sqlite was written by another.*{version}"):
@@ -245,10 +276,8 @@ def test_a_table_of_other_columns_is_named(path: Path) -> None:
     db = sqlite3.connect(path)
     db.execute("CREATE TABLE jobs (a, b)")
     db.close()
-    journal = JobJournal(path)
-    with pytest.raises(JobJournalError, match=r"jobs\.sqlite"):
-        journal.store(job())
-    journal.close()
+    with pytest.raises(JobJournalDamaged, match=r"jobs\.sqlite: table jobs already exists"):
+        JobJournal(path)
 
 
 def test_a_closed_journal_is_a_named_error(journal: JobJournal) -> None:

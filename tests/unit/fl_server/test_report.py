@@ -54,8 +54,12 @@ def told(record_: RunRecord[Plan], facts: list[Fact]) -> RunReport:
         ledger.apply(fact)
     rows = [FactRecord(fact, 101.0 + index) for index, fact in enumerate(facts)]
     wall_s = rows[-1].at - record_.at if rows else 0.0
-    flow_report = report_of(rows, ledger, record_.definition.evaluation.headline)
-    return report(record_, summary(record_, ledger), flow_report, wall_s)
+    return report(
+        record_,
+        summary(record_, ledger),
+        report_of(rows, ledger, record_.definition.evaluation.headline),
+        wall_s,
+    )
 
 
 def one_round(number: int, attempt: int = 1, devices: tuple[str, ...] = ("a", "b")) -> list[Fact]:

@@ -25,6 +25,7 @@ from fl_server.shell.upkeep import JournalUpkeep
 from runtime.errors import ConfigError, Unavailable
 from storage.store.memory import MemoryStore
 from storage.versions.keys import epoch_key
+from tests.versions import KEY
 
 ACT = AuditEvent("operator", "device admitted", "d-1")
 
@@ -39,7 +40,7 @@ class Life:
     def __post_init__(self) -> None:
         path = self.folder / "journal.sqlite"
         self.journal = Journal(f"sqlite:///{path}")
-        self.registry = MemberRegistry(self.journal.database)
+        self.registry = MemberRegistry(self.journal.database, KEY)
         self.mark = path.with_name("journal.sqlite.mark")
         history = RunHistory(self.journal.database)
         self.upkeep = JournalUpkeep(
@@ -83,10 +84,11 @@ def test_what_was_reached_is_marked_within_a_second(tmp_path: Path, clock: list[
     assert MarkFile(life.mark).read() == Mark(1, 0, "")
     for _ in range(3):
         life.act()
+    digest = life.registry.audit(limit=1)[0].digest
     assert life.upkeep.due_s() <= clock[0] + 1.0
     clock[0] += 1.0
     life.upkeep.handle_due()
-    assert MarkFile(life.mark).read() == Mark(1, 3, life.registry.audit(limit=1)[0].digest)
+    assert MarkFile(life.mark).read() == Mark(1, 3, digest)
     assert life.mark.stat().st_mode & 0o777 == 0o600
     life.upkeep.handle_due()
     assert life.upkeep.due_s() > clock[0] + 200, "nothing wakes an idle server"

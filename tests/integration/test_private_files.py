@@ -1,0 +1,74 @@
+"""Every file of a site and of its devices is for its owner alone, whatever made it."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from rengo.operator.runs import follow, submit, wait_for_devices
+from rengo.site.device_process import DeviceSpec
+from rengo.site.preparation import SiteOptions
+from rengo.site.site import Site
+
+OPEN = stat.S_IRWXG | stat.S_IRWXO
+
+
+@contextmanager
+def open_to_all() -> Iterator[None]:
+    """Within the block, a file is made for everybody unless whoever makes it says otherwise."""
+    before = os.umask(0)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def walked(folder: Path) -> Iterator[Path]:
+    for root, folders, files in os.walk(folder):
+        yield Path(root)
+        for name in [*folders, *files]:
+            yield Path(root) / name
+
+
+def readable_by_others(folder: Path) -> tuple[int, list[str]]:
+    """Return how many entries a folder has, and those that others could open."""
+    found = set(walked(folder))
+    return len(found), sorted(
+        f"{oct(stat.S_IMODE(path.lstat().st_mode))} {path.relative_to(folder)}"
+        for path in found
+        if not path.is_symlink() and path.lstat().st_mode & OPEN
+    )
+
+
+@pytest.mark.parametrize("kind", ["juicefs", "seaweedfs"])
+def test_no_file_of_a_site_or_a_device_can_be_read_by_others(
+    kind: Literal["juicefs", "seaweedfs"], tmp_path: Path
+) -> None:
+    with open_to_all(), Site(tmp_path / "site", options=SiteOptions(store=kind)) as site:
+        site.start_devices([DeviceSpec("a"), DeviceSpec("b", index=1, count=2)], "digits")
+        with site.connect() as client:
+            wait_for_devices(client, ["a", "b"], 120.0)
+            run_id = submit(client, "digits", {"rounds": 2, "cohort": {"size": 2}})
+            assert follow(client, run_id).report.rounds_completed == 2
+        count, readable = readable_by_others(site.folder.root)
+        journal = site.folder.root / "server"
+        made = {path.name for path in journal.iterdir()}
+        assert {"journal.sqlite", "journal.sqlite-wal", "journal.sqlite.mark"} <= made
+        assert readable == []
+        assert count > 60
+    assert readable_by_others(tmp_path / "site")[1] == [], "nor after its end"
+
+
+def test_files_of_before_are_closed_at_the_next_start(tmp_path: Path) -> None:
+    with Site(tmp_path / "site"):
+        pass
+    journal = tmp_path / "site" / "server" / "journal.sqlite"
+    journal.chmod(0o644)
+    with Site(tmp_path / "site"):
+        assert stat.S_IMODE(journal.stat().st_mode) == 0o600
