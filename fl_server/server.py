@@ -65,13 +65,14 @@ from fl_server.persistence.history import RunHistory
 from fl_server.persistence.journal import Journal
 from fl_server.persistence.manifest_cache import DocumentTable
 from fl_server.persistence.mark import MarkFile
-from fl_server.settings import Retention
+from fl_server.settings import JournalRetention
 from fl_server.shell.connection import ServerConnection
 from fl_server.shell.devices import DeviceAdmission
+from fl_server.shell.parts import RunnerParts
 from fl_server.shell.presence import PresenceActions, PresenceWatch
 from fl_server.shell.refusals import RefusedBodies
 from fl_server.shell.results import answer_of, receipt_without_flow
-from fl_server.shell.runner import FlowRunner, RunnerParts
+from fl_server.shell.runner import FlowRunner
 from fl_server.shell.upkeep import JournalUpkeep
 from runtime.errors import PeerError, RengoError
 from runtime.security.identity import Identity
@@ -96,7 +97,7 @@ class ServerSettings:
     site: SiteInfo
     project: str = "default"
     spool_memory_bytes: int = 64 << 20
-    retention: Retention = field(default_factory=Retention)
+    retention: JournalRetention = field(default_factory=JournalRetention)
     flow_kinds: Mapping[str, FlowKind] = field(default_factory=dict)
     observers: Sequence[Observer] = ()
 

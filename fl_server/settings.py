@@ -66,7 +66,7 @@ def _given(value: T | None) -> T:
     return value
 
 
-class Retention(BaseModel):
+class JournalRetention(BaseModel):
     """How long the journal keeps what no run needs any more.
 
     Attributes:
@@ -107,7 +107,7 @@ class ServerConfig(BaseModel):
     parts: PartSizes = PartSizes()
     operators: list[AbsolutePath] = []
     broker: BrokerSettings = BrokerSettings()
-    retention: Retention = Retention()
+    retention: JournalRetention = JournalRetention()
 
     @field_validator("parts")
     @classmethod

@@ -24,7 +24,8 @@ from fl_server.persistence.history import RunHistory
 from fl_server.persistence.journal import Journal
 from fl_server.runs.record import RunRecord
 from fl_server.shell.connection import ServerConnection
-from fl_server.shell.runner import FlowRunner, RunnerParts
+from fl_server.shell.parts import RunnerParts
+from fl_server.shell.runner import FlowRunner
 from runtime.errors import RengoError
 from storage.registry.registry import ModelRegistry
 from storage.store.memory import MemoryStore

@@ -74,9 +74,9 @@ class TrainingWorker:
         self._run_id = ""
         self._used_s = 0.0
         self._load_failure = ""
+        self._gathers = False
         self._oom_kills = OomKills()
         self._log_start = 0
-        self._gathers = False
 
     @property
     def child_pid(self) -> int | None:
@@ -204,9 +204,9 @@ class TrainingWorker:
         failure, self._load_failure = self._load_failure, ""
         if event.job is None:
             return None
-        return JobFailed(
-            _key(event.job), failure or reason, not failure, memory, permanent=bool(failure)
-        )
+        is_ours = bool(failure)
+        why = failure or reason
+        return JobFailed(_key(event.job), why, not is_ours, memory, permanent=is_ours)
 
     def _warm(self, order: Order) -> training.TrainingChild:
         """Return the process for the order's task; another task's ends."""

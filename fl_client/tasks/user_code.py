@@ -144,7 +144,7 @@ def numbers_of(task: TaskCode, method: str, given: Any) -> dict[str, float]:
         raise wrong(task, method, f"gave {_described(given)} for metrics, which are a dict")
     found: dict[str, float] = {}
     for name, value in given.items():
-        if not isinstance(name, str) or not name:
+        if not isinstance(name, str):
             raise wrong(task, method, f"gave a metric the name {name!r}, which must be text")
         try:
             if isinstance(value, str | bytes):

@@ -10,18 +10,13 @@ import itertools
 import json
 import logging
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from broker.wire.messages import DeviceState, Receipt, RunDocument
-from fl_server.dataplane.bundles import SiteBundles
 from fl_server.dataplane.orders import OrderSender
-from fl_server.dataplane.plane import DataPlane
 from fl_server.dataplane.workers import JobCrashed, JobDone
-from fl_server.faults import Faults
 from fl_server.flows.commands import (
     AnnounceProduction,
     ArmTimer,
@@ -37,48 +32,21 @@ from fl_server.flows.events import DeviceBusy, DeviceJoined, DeviceLeft, Failure
 from fl_server.flows.flow import Flow, Step
 from fl_server.kinds.base import FlowKind, FlowServices
 from fl_server.kinds.failed import FailedFlow
-from fl_server.members.presence import PresenceTable
 from fl_server.members.rules import AuditEvent
-from fl_server.observers.base import ObservedFact, ObserverList
+from fl_server.observers.base import ObservedFact
 from fl_server.persistence.database import JournalUnusable
-from fl_server.persistence.history import RunHistory
-from fl_server.persistence.journal import DamagedRun, Journal
+from fl_server.persistence.journal import DamagedRun
 from fl_server.rounds.model import Model
 from fl_server.runs.definition import RunDefinition
 from fl_server.runs.documents import RunDocuments
-from fl_server.runs.record import EndedRun, RunRecord, RunReports
+from fl_server.runs.record import RunRecord
 from fl_server.runs.timers import Timers
-from fl_server.shell.connection import ServerConnection
-from runtime.errors import ConfigError, InvalidTransition, PeerError, RengoError
+from fl_server.shell.ended import EndedRuns
+from fl_server.shell.parts import OpenRuns, RunnerParts
+from runtime.errors import ConfigError, PeerError
 
 FlowType = TypeVar("FlowType", bound=Flow)
 _LOG = logging.getLogger(__name__)
-# flows of runs that have ended long ago, for late messages, which come in groups
-_REOPENED_KEPT = 8
-
-
-@dataclass(frozen=True)
-class RunnerParts:
-    """What the flows' commands are carried out with.
-
-    Attributes:
-        history: the runs that have ended.
-        reports: makes what goes there.
-        announce_production: is given the task whose production has changed.
-        note: writes to the audit log.
-    """
-
-    journal: Journal
-    history: RunHistory
-    reports: RunReports
-    data: DataPlane
-    bundles: SiteBundles
-    presence: PresenceTable
-    connection: ServerConnection
-    observers: ObserverList
-    announce_production: Callable[[str], None]
-    note: Callable[[AuditEvent], None]
-    faults: Faults = field(default_factory=Faults)
 
 
 class FlowRunner:
@@ -95,18 +63,15 @@ class FlowRunner:
     """
 
     def __init__(self, kinds: Mapping[str, FlowKind], parts: RunnerParts, epoch: int) -> None:
-        self.flows: dict[str, Flow] = {}
-        self.records: dict[str, RunRecord[Any]] = {}
+        self._opened = OpenRuns()
+        self.flows, self.records = self._opened.flows, self._opened.records
         self.services = FlowServices(
             parts.data, parts.data.registry, parts.presence, self.flows, parts.history
         )
         self.timers = Timers()
         self._kinds = dict(kinds)
-        self._listeners: dict[str, Callable[[object], None]] = {}
-        self._filing: set[str] = set()
-        self._reopened: OrderedDict[str, Flow] = OrderedDict()
-        self._damaged: list[EndedRun] = []
         self._parts = parts
+        self._ended = EndedRuns(self._opened, self.timers, parts, self._flow, self._is_listed)
         self.history = parts.history
         connection = parts.connection
         self._orders = OrderSender(
@@ -170,11 +135,10 @@ class FlowRunner:
 
         Some that have ended are among them, see ``flows``.
         """
-        return [
-            run_id
-            for run_id, record in self.records.items()
-            if self.kind_of(record.definition).is_submitted
-        ]
+        return [run_id for run_id, record in self.records.items() if self._is_listed(record)]
+
+    def _is_listed(self, record: RunRecord[Any]) -> bool:
+        return self.kind_of(record.definition).is_submitted
 
     def new_record(self, run_id: str, definition: RunDefinition, initial: Model) -> RunRecord[Any]:
         """Return the record of a run that may begin now."""
@@ -188,13 +152,12 @@ class FlowRunner:
             try:
                 self._open(journal.record(run_id))
             except DamagedRun as error:
-                self._file_damaged(run_id, error)
+                self._ended.file_damaged(run_id, error)
 
     def resume(self) -> None:
         """Let every flow go on from where it was."""
-        for run in self._damaged:
+        for run in self._ended.take_damaged():
             self._publish_document(run.run_id, run.document)
-        self._damaged.clear()
         for flow in list(self.flows.values()):
             with self.isolated(flow):
                 self._carry_out(flow, [flow.resume()])
@@ -220,23 +183,26 @@ class FlowRunner:
             DamagedRun: its facts are not as they were written.
         """
         self.records[record.run_id] = record
-        kind = self.kind_of(record.definition)
 
         def stand_in(reason: str) -> None:
             self.flows[record.run_id] = FailedFlow(record, reason)
 
         with self._parts.faults.caught(f"run {record.run_id}", stand_in, but=(DamagedRun,)):
             try:
-                facts = self._parts.journal.facts(record.run_id, record.definition.flow)
-                self.flows[record.run_id] = kind.open(record, facts, self.services)
+                self.flows[record.run_id] = self._flow(record)
             except JournalUnusable as error:
                 _LOG.error("run %s has failed: %s", record.run_id, error)
                 stand_in(str(error))
         return self.flows[record.run_id]
 
+    def _flow(self, record: RunRecord[Any]) -> Flow:
+        kind = self.kind_of(record.definition)
+        facts = self._parts.journal.facts(record.run_id, record.definition.flow)
+        return kind.open(record, facts, self.services)
+
     def listen(self, run_id: str, listener: Callable[[object], None]) -> None:
         """Give a run's reports to whatever drives it from outside. Call it before ``resume``."""
-        self._listeners[run_id] = listener
+        self._opened.listeners[run_id] = listener
 
     # --- events -------------------------------------------------------------------------------
 
@@ -309,7 +275,7 @@ class FlowRunner:
         run that is history stays as it was filed.
         """
         if run_id not in self.flows:
-            self._reopened.pop(run_id, None)
+            self._ended.close(run_id)
             return
         try:
             flow = self._open(self.records[run_id])
@@ -360,85 +326,13 @@ class FlowRunner:
                 topic = self._parts.connection.topics.run(run_id, "state")
                 self._parts.connection.publish_retained(topic, document)
 
-    # --- runs that have ended -----------------------------------------------------------------
-
     def knows(self, run_id: str) -> bool:
         """Whether there is or was such a run."""
         return run_id in self.flows or self.history.has(run_id)
 
     def find(self, run_id: str) -> Flow | None:
         """Return the flow of a run, opened again where it is history; None where none can be."""
-        flow = self.flows.get(run_id) or self._reopened.get(run_id)
-        if flow is None and self.history.has_facts(run_id):
-            flow = self._reopen(run_id)
-        return flow
-
-    def _reopen(self, run_id: str) -> Flow | None:
-        journal = self._parts.journal
-        try:
-            record = journal.record(run_id)
-            facts = journal.facts(run_id, record.definition.flow)
-            flow = self.kind_of(record.definition).open(record, facts, self.services)
-        except (InvalidTransition, JournalUnusable, DamagedRun) as error:
-            _LOG.error("a late message about a run that cannot be opened: %s", error)
-            return None
-        self._reopened[run_id] = flow
-        if len(self._reopened) > _REOPENED_KEPT:
-            oldest, _ = self._reopened.popitem(last=False)
-            self._close(oldest)
-        return flow
-
-    def _file_when_idle(self, run_id: str) -> None:
-        """Make a run history that has ended and has no timer, behind its work under way."""
-        if self._is_idle(run_id) and run_id not in self._filing:
-            self._filing.add(run_id)
-            self._parts.data.start_task(
-                lambda: None,
-                lambda _: self._file(run_id),
-                _unexpected,
-                in_order=True,
-                run_id=run_id,
-            )
-
-    def _is_idle(self, run_id: str) -> bool:
-        flow = self.flows.get(run_id)
-        if flow is None or isinstance(flow, FailedFlow):
-            return False
-        return flow.ended and not self.timers.has(run_id)
-
-    def _file(self, run_id: str) -> None:
-        self._filing.discard(run_id)
-        if not self._is_idle(run_id):
-            return
-        record, flow = self.records[run_id], self.flows[run_id]
-        listed = self.kind_of(record.definition).is_submitted
-        try:
-            facts = self._parts.journal.facts(run_id, record.definition.flow)
-            run = self._parts.reports.ended(record, flow, facts, listed=listed)
-        except DamagedRun as error:
-            _LOG.error("a run that has ended: %s", error)
-            run = self._parts.reports.damaged(run_id, str(error))
-        self.history.file(run, time.time())
-        self._listeners.pop(run_id, None)
-        self._forget(run_id)
-
-    def _forget(self, run_id: str) -> None:
-        self.records.pop(run_id, None)
-        self.flows.pop(run_id, None)
-        self._close(run_id)
-
-    def _close(self, run_id: str) -> None:
-        self._parts.data.close_run(run_id)
-        self._parts.journal.forget(run_id)
-
-    def _file_damaged(self, run_id: str, error: RengoError) -> None:
-        """Fail a run whose flow cannot be opened; all others go on."""
-        _LOG.error("run %s fails: %s", run_id, error)
-        run = self._parts.reports.damaged(run_id, str(error))
-        self.history.file(run, time.time())
-        self._parts.note(AuditEvent("server", "run failed", run_id, {"why": str(error)[:2000]}))
-        self._forget(run_id)
-        self._damaged.append(run)
+        return self.flows.get(run_id) or self._ended.reopen(run_id)
 
     # --- commands -----------------------------------------------------------------------------
 
@@ -462,7 +356,7 @@ class FlowRunner:
             self.documents.changed(now)
             if now.ended:
                 self._parts.data.forget_copies(now.run_id)
-        self._file_when_idle(flow.run_id)
+        self._ended.file_when_idle(flow.run_id)
 
     def _do(self, flow: Flow, command: Command) -> None:
         parts = self._parts
@@ -479,7 +373,7 @@ class FlowRunner:
                 if flow.run_id in self.flows:
                     self.documents.publish(self.flows[flow.run_id])
             case ReportResult():
-                listener = self._listeners.get(flow.run_id)
+                listener = self._opened.listeners.get(flow.run_id)
                 if listener is not None:
                     listener(command.result)
             case AnnounceProduction():
@@ -491,10 +385,6 @@ class FlowRunner:
     def _time_left_s(self, run_id: str, order: IssueOrder) -> float:
         left_s = None if order.timer is None else self.timers.left_s(run_id, order.timer)
         return order.time_s if left_s is None else left_s
-
-
-def _unexpected(error: RengoError) -> None:
-    _LOG.error("nothing that was to be done has failed: %s", error)
 
 
 def _receipt(flow: Flow, command: SendReceipt) -> Receipt:

@@ -15,7 +15,7 @@ from fl_server.persistence.database import JournalError, JournalUnusable
 from fl_server.persistence.history import RunHistory
 from fl_server.persistence.journal import Journal
 from fl_server.persistence.mark import Mark, MarkFile
-from fl_server.settings import Retention
+from fl_server.settings import JournalRetention
 
 _LOG = logging.getLogger(__name__)
 _MARK_AFTER_S = 1.0
@@ -37,7 +37,7 @@ class JournalUpkeep:
         journal: Journal,
         registry: MemberRegistry,
         history: RunHistory,
-        retention: Retention,
+        retention: JournalRetention,
         mark: MarkFile | None,
     ) -> None:
         self._journal = journal

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from fl_client.own_packages import shadowed_in
 from rengo.doctor.machine import MachineFacts, ThisMachine, TorchBuild
 
 OLDEST_PYTHON = (3, 11)
@@ -67,6 +68,7 @@ def diagnose(
     return [
         _python(here),
         *_packages(here),
+        *_shadowed(),
         *_torch(here),
         *(_program(here, name) for name in PROGRAMS),
         _disk(here, data_dir),
@@ -141,6 +143,17 @@ def _packages(machine: MachineFacts) -> Iterator[Check]:
     wanted = [r for r in found.values() if r.extra in order and r.name != "rengo"]
     for requirement in sorted(wanted, key=lambda r: order.index(r.extra)):
         yield _package(machine, requirement)
+
+
+def _shadowed() -> Iterator[Check]:
+    for path in shadowed_in(Path.cwd()):
+        yield Check(
+            path.name,
+            False,
+            f"{path} has the name of a package of Rengo's, which is imported instead",
+            "give it another name, should a task import it",
+            required=False,
+        )
 
 
 def _package(machine: MachineFacts, requirement: Requirement) -> Check:

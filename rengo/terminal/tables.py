@@ -15,7 +15,7 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], empty: s
     if not rows:
         print(empty)
         return
-    table = [list(headings), *([printable(cell, _MAX_CELL) for cell in row] for row in rows)]
+    table = [[printable(cell, _MAX_CELL) for cell in row] for row in (headings, *rows)]
     widths = [max(len(row[column]) for row in table) for column in range(len(headings))]
     for row in table:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))

@@ -101,12 +101,12 @@ def sign_by(clock: StoreClock, client: S3Client, settings: StoreSettings) -> Non
     from botocore.auth import S3SigV4Auth  # noqa: PLC0415  (boto3 is the server's alone)
     from botocore.awsrequest import AWSRequest  # noqa: PLC0415
 
-    class _Auth(S3SigV4Auth):
+    class _HeaderAuth(S3SigV4Auth):
         def _modify_request_before_signing(self, request: AWSRequest) -> None:
             request.context["timestamp"] = clock.stamp()
             super()._modify_request_before_signing(request)  # type: ignore[misc]  # not in the stubs
 
-    auth = _Auth(credentials_of(settings), "s3", settings.region)
+    auth = _HeaderAuth(credentials_of(settings), "s3", settings.region)
 
     def sign_again(request: Any, **_: object) -> None:
         signed = request.headers.get("X-Amz-Date", b"")

@@ -25,12 +25,12 @@ def _auth_by(clock: StoreClock) -> type[S3SigV4QueryAuth]:
     """Return botocore's signature with the clock's time."""
     from botocore.auth import S3SigV4QueryAuth  # noqa: PLC0415  (boto3 is the server's alone)
 
-    class _Auth(S3SigV4QueryAuth):
+    class _QueryAuth(S3SigV4QueryAuth):
         def _modify_request_before_signing(self, request: AWSRequest) -> None:
             request.context["timestamp"] = clock.stamp()
             super()._modify_request_before_signing(request)  # type: ignore[misc]  # not in the stubs
 
-    return _Auth
+    return _QueryAuth
 
 
 class UrlSigner:

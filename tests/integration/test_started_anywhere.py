@@ -93,6 +93,12 @@ def test_a_task_that_imports_one_of_them_is_told_which(project: Path) -> None:
     assert f"not {project / 'storage.py'}: give that another name" in line
 
 
+def test_doctor_says_what_lies_there(project: Path) -> None:
+    done = _run([_RENGO, "doctor"], project)
+    noted = [line for line in done.stdout.splitlines() if line.startswith("note  storage.py: ")]
+    assert len(noted) == 1, done.stdout
+
+
 def test_a_site_trains_beside_them_from_a_relative_folder(project: Path, tmp_path: Path) -> None:
     """Server, devices, and their training processes; the task changes the working folder."""
     script = project / "script.py"

@@ -60,9 +60,8 @@ class Order(OrderMessage):
     online, owes a run in rounds an answer and carries out nothing gets its order again every 10
     seconds, so that a lost one costs no more; one that says ``ready`` gets it at once.
     ``time_left_s`` counts from receipt, so that no clock must be right. ``upload`` is nil for an
-    evaluation. An exchange
-    may have a model or an upload, and has a ``payload``, which the task on the device reads; where
-    it has an upload, the answer goes there.
+    evaluation. An exchange may have a model or an upload, and has a ``payload``, which the task on
+    the device reads; where it has an upload, the answer goes there.
     """
 
     kind = "order"

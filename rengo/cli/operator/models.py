@@ -120,7 +120,7 @@ def list_models(options: argparse.Namespace) -> int:
     head = ["version", "stage", "measured", "size", "task", "sha256", "tags"]
     print_table(head, rows, "no versions yet; `rengo run TASK` makes some")
     for row in set_aside:
-        print(f"{row.name} is set aside until the next start of the server: {row.reason}")
+        say(f"{row.name} is set aside until the next start of the server: {row.reason}")
     return DONE
 
 

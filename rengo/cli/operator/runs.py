@@ -80,7 +80,7 @@ def list_runs(options: argparse.Namespace) -> int:
     ]
     print_table(["run", "status", "rounds", "measured", "task", "algorithm"], rows, "no runs yet")
     if len(rows) == options.last:
-        print(f"\nthe latest {options.last}; --last N shows more")
+        say("", f"the latest {options.last}; --last N shows more")
     return DONE
 
 
@@ -122,7 +122,9 @@ def follow_run(options: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         say(f"Interrupted. The run goes on: {command_name()} runs show {options.run_id}", out=out)
         return INTERRUPTED
-    say(f"{result.run_id}: {result.status}, accuracy {figure(result.accuracy)}", out=out)
+    run = result.report
+    measured = metrics_line(run.headline, run.measured, run.loss)
+    say(f"{result.run_id}: {result.status}, {measured}", out=out)
     print_json(result.report.document(), options.json)
     return DONE
 

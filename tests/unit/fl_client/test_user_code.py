@@ -150,7 +150,6 @@ def test_an_error_in_data_is_told_where_it_was_raised(tmp_path: Path) -> None:
 
 METRICS = {
     "integer names": ("{1: 0.5}", "the name 1, which must be text"),
-    "no name": ("{'': 0.5}", "the name '', which must be text"),
     "none": ("{'f1': None}", "None for the metric 'f1', which must be a number"),
     "text": ("{'f1': '0.5'}", "'0.5' for the metric 'f1'"),
     "an array": ("{'f1': np.zeros(3)}", "for the metric 'f1'"),

@@ -199,7 +199,7 @@ def test_late_messages_open_few_flows(server: FlowServer, monkeypatch: pytest.Mo
                 server.runner.handle(f"r-{number}", answer)
     assert opened == [f"r-{number}" for number in range(8)]
     assert {each.status for each in server.said(Receipt)} == {"late"}
-    assert len(server.runner._reopened) == 8
+    assert len(server.runner._ended._reopened) == 8
 
 
 def test_facts_of_old_runs_are_removed_and_their_reports_stay(

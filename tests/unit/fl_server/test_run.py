@@ -184,7 +184,7 @@ def test_a_round_that_is_requested_begins_with_its_base_and_reports_its_model() 
         return list(step.commands)
 
     handle(DeviceJoined("d-1"))
-    [order, _] = handle(RoundRequested(3, base))
+    order, *_ = handle(RoundRequested(3, base))
     assert isinstance(order, IssueOrder)
     assert (order.round, order.model) == (3, ModelFile(base.key, base.sha256, base.size_bytes))
     reported = ReportedUpdate(order.upload_key, 9, "")

@@ -20,7 +20,7 @@ from fl_server.persistence.database import JournalUnusable
 from fl_server.persistence.history import RunHistory
 from fl_server.persistence.journal import Journal
 from fl_server.persistence.mark import Mark, MarkFile
-from fl_server.settings import Retention
+from fl_server.settings import JournalRetention
 from fl_server.shell.upkeep import JournalUpkeep
 from runtime.errors import ConfigError, Unavailable
 from storage.store.memory import MemoryStore
@@ -35,7 +35,7 @@ class Life:
     """One life of a server, as far as its journal goes."""
 
     folder: Path
-    retention: Retention = field(default_factory=Retention)
+    retention: JournalRetention = field(default_factory=JournalRetention)
 
     def __post_init__(self) -> None:
         path = self.folder / "journal.sqlite"
@@ -217,7 +217,7 @@ def test_every_flipped_bit_of_a_mark_is_seen(tmp_path: Path) -> None:
 
 
 def test_old_entries_of_the_audit_log_go_and_the_rest_is_verified(tmp_path: Path) -> None:
-    life = Life(tmp_path, Retention(audit_days=1)).begin()
+    life = Life(tmp_path, JournalRetention(audit_days=1)).begin()
     for number in range(5):
         life.act(f"d-{number}")
     fourth = life.registry.audit()[1]
@@ -246,7 +246,7 @@ def test_the_latest_entry_stays_however_old(tmp_path: Path) -> None:
 
 
 def test_the_defaults_of_the_retention() -> None:
-    assert Retention() == Retention(facts_days=30, audit_days=730)
+    assert JournalRetention() == JournalRetention(facts_days=30, audit_days=730)
 
 
 # --- the epoch in the store -----------------------------------------------------------------------
