@@ -36,7 +36,7 @@ from fl_server.canary.messages import closing_of, shown
 from fl_server.dataplane.plane import DataPlane
 from fl_server.flows import events as flow_events
 from fl_server.kinds.sync import SyncFlow
-from fl_server.operations.handlers.run_report import report, summary
+from fl_server.operations.handlers.run_report import report_of
 from fl_server.operations.results.base import encoded_bytes
 from fl_server.operations.results.members import DeviceRow
 from fl_server.operations.results.models import CanaryReport
@@ -182,8 +182,8 @@ def tell(flow: SyncFlow, facts: list[Fact]) -> None:
     """Make everything that is shown of a run."""
     wire(flow.document(1))
     rows = [FactRecord(fact, 101.0) for fact in facts]
-    encoded_bytes(summary(flow.record, flow.machine.ledger))
-    shown = report(flow.record, flow.machine.ledger, rows)
+    shown = report_of(flow.record, flow, rows, flow.document(1), {})
+    encoded_bytes(shown)
     json.dumps(shown.document(), allow_nan=False)
 
 
