@@ -235,7 +235,8 @@ def test_an_error_of_the_users_task_is_told_with_its_place(site: Site) -> None:
     failed = site.wait(ChildFinished, ChildFailed, ChildDied)
     assert isinstance(failed, ChildFailed)
     assert failed.job == site.job()
-    assert failed.reason == f"KeyError: 'nothing here' ({site.folder / 'own.py'}:5)"
+    place = f"{site.folder / 'own.py'}:5"
+    assert failed.reason == f"task own: data() raised KeyError: 'nothing here' ({place})"
     assert not failed.retryable
     assert "Traceback" in site.log.read_text()
     # the child lives on, and says so again
@@ -264,13 +265,20 @@ def test_a_task_that_cannot_be_loaded_fails_the_job_and_ends_the_child(
     assert (died.job, died.returncode, died.expected) == (None, 2, False)
 
 
+DIVERGING = {
+    "algorithm": "fedprox",
+    "algorithm_settings": {"mu": 1e6},
+    "training": {"learning_rate": 1e6},
+}
+
+
 @pytest.mark.parametrize(
     ("fields", "said", "retryable"),
     [
         ({"algorithm": "fedsomething"}, "no algorithm 'fedsomething'", False),
         ({"training": {"lr": 1}}, "training setting lr", False),
         ({"update_path": None}, "needs an update_path", False),
-        ({"training": {"learning_rate": 1e30}}, "diverged", False),
+        (DIVERGING, "diverged", False),
         ({"model_path": "/nowhere/model"}, "/nowhere/model cannot be read", True),
         ({"update_path": "/proc/no/such.upd"}, "such.upd cannot be written", True),
     ],

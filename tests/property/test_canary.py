@@ -52,7 +52,10 @@ MUTANTS = [
     planted(
         "does not weigh by examples",
         canary_state,
-        {"value * (weight / total)": "value / len(rows)"},
+        {
+            "(pair.candidate, pair.weight)": "(pair.candidate, 1)",
+            "(pair.production, pair.weight)": "(pair.production, 1)",
+        },
     ),
     planted(
         "takes a half for a pair",
