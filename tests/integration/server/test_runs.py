@@ -283,6 +283,7 @@ def test_orders_come_again_after_a_restart(site: Site) -> None:
     run_id = site.submit()
     old = device.order(1)
     site.restart()
+    device.join("b-2")  # as agents do once the server says that it is online
     new = device.order(1, beyond_epoch=old.epoch)
     assert (new.run_id, new.round, new.attempt) == (run_id, 1, 1)
 
