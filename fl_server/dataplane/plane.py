@@ -368,7 +368,19 @@ class DataPlane(Workers):
             _LOG.warning("no upload in parts for %s: %s", key, error)
             then(None)
 
-        self.start_upload(lambda: self.uploads.parts_for(key, size), then, failed)
+        def begun(found: PartsRef | AccessDenied) -> None:
+            if isinstance(found, AccessDenied):
+                failed(found)
+            else:
+                then(found)
+
+        def begin() -> PartsRef | AccessDenied:
+            try:
+                return self.uploads.parts_for(key, size)
+            except AccessDenied as error:
+                return error  # not waited out: a key may lack the right to parts alone
+
+        self.start_upload(begin, begun, failed)
 
     def abandon_upload(self, key: str) -> None:
         """End an upload in parts in the background, if there is one."""

@@ -25,7 +25,7 @@ from rengo.site.certificates import Authority
 from runtime.errors import AccessDenied, ConfigError
 from runtime.processes.ports import free_port
 from storage.store.embedded import EmbeddedStore
-from storage.store.objects import abort_uploads
+from storage.store.objects import ObjectInfo, abort_uploads
 from storage.store.probe import Capabilities, Findings, check_encryption, clock_offset_s, probe
 from storage.store.s3 import S3Store
 from storage.store.servers.base import StoreTls
@@ -288,6 +288,13 @@ def test_a_refusal_with_a_right_clock_does_not_blame_it() -> None:
 # --- what answers mean ------------------------------------------------------------------------
 
 
+class EmptyStore(S3Store):
+    """A store that nothing is asked of: it has no objects to read."""
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        return iter(())
+
+
 def meaning(**changes: Any) -> dict[str, tuple[bool, bool, str]]:
     """Return each check's verdict, for a store that can do all but what is changed."""
     answers = dict.fromkeys(FEATURES, True) | {"lifecycle": False}
@@ -298,7 +305,7 @@ def meaning(**changes: Any) -> dict[str, tuple[bool, bool, str]]:
             each for each in (answers, found, settings | {"sse": None}) if name in each
         )
         into[name] = value
-    store = S3Store(StoreSettings.model_validate(settings | {"sse": changes.get("sse")}))
+    store = EmptyStore(StoreSettings.model_validate(settings | {"sse": changes.get("sse")}))
     checked = checks(store, Findings(Capabilities(**answers), **found))
     return {each.name: (each.ok, each.required, each.detail) for each in checked}
 

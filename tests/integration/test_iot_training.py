@@ -14,6 +14,7 @@ from broker.wire.messages import ModelRef, Order, UploadRef
 from fl_client.agent.worker import TrainingWorker, WorkerSetup
 from fl_client.bundles.store import BundleSettings, DeviceBundles
 from fl_client.jobs.folder import DeviceFolder
+from fl_client.machine.oom_kills import OomKills
 from fl_client.session import events as s
 from fl_client.session.machine import DeviceSession
 from fl_client.tasks.registry import load_task
@@ -76,6 +77,8 @@ class Device:
         self.worker = TrainingWorker(
             WorkerSetup("d", settings, "numpy"), bundles, self.folder, self.policy, self.events.put
         )
+        # nor a kernel that counts its kills: by such a count these were not for memory
+        vars(self.worker)["_oom_kills"] = OomKills(folder / "nowhere")
         self.session = DeviceSession()
 
     def train(self, round_number: int) -> s.Command:
