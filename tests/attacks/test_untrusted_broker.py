@@ -32,16 +32,18 @@ def anna(ground: Ground) -> Agent:
     return ground.agent(NAME)
 
 
-def an_order(run_id: str, task: str = "gated_digits") -> Order:
+def an_order(epoch: int, run_id: str, task: str = "gated_digits") -> Order:
     order = SAMPLES["order"]
     assert isinstance(order, Order)
-    changes = {"epoch": 1, "task": task, "run_id": run_id, "round": 1, "attempt": 1}
+    changes = {"epoch": epoch, "task": task, "run_id": run_id, "round": 1, "attempt": 1}
     return order.model_copy(update=changes)
 
 
 def test_forged_orders_start_nothing(ground: Ground, anna: Agent, mallory: Intruder) -> None:
     topic, elsewhere = (ground.topics.device(name, "task") for name in (NAME, "mallory"))
-    server, order = Forger("server", ground.server.secret_key), an_order("forged")
+    # an agent is silent to orders of an earlier server, and a test before this one may kill it
+    epoch = ground.epoch
+    server, order = Forger("server", ground.server.secret_key), an_order(epoch, "forged")
     own_key = Forger("server", ground.device(NAME).secret_key)
     forged = [
         mallory.write(topic, order, "server"),
@@ -58,7 +60,7 @@ def test_forged_orders_start_nothing(ground: Ground, anna: Agent, mallory: Intru
             inject(topic, payload)
         eventually(lambda: anna.refusals(topic, "signature") == before + len(forged))
         # a genuine one, of a task that is not here, shows that the others would have been heard
-        inject(topic, server.write(topic, an_order("genuine", "no-such-task")))
+        inject(topic, server.write(topic, an_order(epoch, "genuine", "no-such-task")))
         acks = ground.topics.device(NAME, "ack")
         eventually(lambda: bool(eyes.on(acks)))
         pause()

@@ -33,7 +33,7 @@ def arena(folder: Path) -> Iterator[Arena]:
 def run_of(**more: Any) -> dict[str, Any]:
     return {
         "rounds": 1,
-        "cohort": {"size": 1, "quorum": 1, "deadline_s": 120.0, "gather_s": 1.0},
+        "cohort": {"size": 1, "quorum": 1, "deadline_s": 120.0, "gather_s": 60.0},
         "evaluation": {"on": "none"},
         **more,
     }
