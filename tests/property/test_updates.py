@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from runtime.bounds import MAX_FINITE
 from runtime.errors import Corrupt
 from storage.updates.header import Chunk, read_header
 from storage.updates.info import UpdateInfo
@@ -23,7 +24,9 @@ vectors = arrays(
     st.integers(0, 200),
     elements=st.floats(width=32, allow_nan=False, allow_infinity=False),
 )
-metrics = st.dictionaries(st.text(min_size=1, max_size=64), st.floats(-1e300, 1e300), max_size=5)
+metrics = st.dictionaries(
+    st.text(min_size=1, max_size=64), st.floats(-MAX_FINITE, MAX_FINITE), max_size=5
+)
 
 
 values = st.floats(width=32, allow_nan=False, allow_infinity=False)

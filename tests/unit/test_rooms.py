@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 # The agent's process: everything on the device but what the training child alone loads.
 TRAINING_CHILD = (
     "fl_client.engines.torch",
+    "fl_client.engines._torch",
     "fl_client.tasks.torch_module",
     "fl_client.torch_models.",
 )

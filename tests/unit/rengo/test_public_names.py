@@ -15,7 +15,7 @@ from fl_client.models import layers
 def test_import_loads_nothing() -> None:
     code = (
         "import sys; import rengo; "
-        "print({'numpy', 'torch', 'pydantic', 'fl_client', 'boto3'} & sys.modules.keys())"
+        "print({'numpy', 'torch', 'pydantic', 'fl_client.tasks', 'boto3'} & sys.modules.keys())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

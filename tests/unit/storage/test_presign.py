@@ -44,7 +44,7 @@ ENDPOINTS: list[dict[str, Any]] = [
     {"endpoint": "https://s3.amazonaws.com", "session_token": "to/ken+=="},
 ]
 MADE = [
-    (settings, client, UrlSigner(settings, client, StoreClock(MOMENT.timestamp)))
+    (settings, client, UrlSigner(settings, client, StoreClock(MOMENT.timestamp, lambda: 0.0)))
     for settings in (
         StoreSettings(access_key="AKIAEXAMPLE", secret="se/cr+et", **endpoint)
         for endpoint in ENDPOINTS

@@ -72,7 +72,7 @@ def framed(text: bytes, chunks: bytes = b"") -> tuple[bytes, str]:
     ("changes", "said"),
     [
         ({"num_examples": 0}, "num_examples: must be at least 1"),
-        ({"metrics": {"loss": float("nan")}}, "loss: must be finite"),
+        ({"metrics": {"loss": float("nan")}}, "metrics.loss: must be at least"),
         ({"metrics": {"l" * 65: 1.0}}, "metrics: must be at most 64 long"),
         ({"metrics": {str(number): 1.0 for number in range(65)}}, "metrics: must be at most 64"),
         ({"kind": "gradients"}, "kind: must be one of 'delta', 'weights'"),
