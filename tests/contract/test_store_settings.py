@@ -20,6 +20,7 @@ from storage.store.lifecycle import ensure_rule, remove_rule, rule_is_set, rules
 from storage.store.objects import abort_uploads
 from storage.store.probe import probe
 from storage.store.s3 import S3Store
+from storage.store.servers.base import Keys
 from storage.store.settings import StoreSettings
 from storage.transfer.files import Transfers
 from storage.transfer.multipart import LARGE_BYTES
@@ -178,9 +179,16 @@ class NamedStore(EmbeddedStore):
     """A store that takes the bucket from the host's name below ``stores.test`` as well."""
 
     def start(self) -> None:
-        options = getattr(self._server, "_options", None)
+        server: Any = self._server
+        prepare, options = server.prepare, getattr(server, "_options", None)
+
+        def named(keys: Keys, environment: dict[str, str]) -> list[str]:
+            environment["MINIO_DOMAIN"] = "stores.test"
+            return list(prepare(keys, environment))
+
+        server.prepare = named
         if options is not None:
-            self._server._options = lambda data: options(data) | {"s3.domainName": "stores.test"}  # type: ignore[attr-defined]
+            server._options = lambda: options() | {"s3.domainName": "stores.test"}
         super().start()
 
 
@@ -195,7 +203,6 @@ def test_the_bucket_may_stand_before_the_host(
         return found("127.0.0.1" if ours else host, *arguments, **more)
 
     monkeypatch.setattr(socket, "getaddrinfo", loopback)
-    monkeypatch.setenv("MINIO_DOMAIN", "stores.test")
     embedded = NamedStore(tmp_path / "data", kind)
     embedded.start()
     try:
@@ -341,6 +348,7 @@ def test_every_key_comes_by_the_environment_too(
         "prefix": "sites/berlin/",
         "sse": "aws:kms",
         "kms_key": "k",
+        "proxy": "http://proxy:3128",
     }
     assert set(given) == set(StoreSettings.model_fields)
     for name, value in given.items():
@@ -359,6 +367,7 @@ def test_every_key_comes_by_the_environment_too(
         prefix="sites/berlin",
         sse="aws:kms",
         kms_key="k",
+        proxy="http://proxy:3128",
     )
     monkeypatch.setenv("RENGO_SERVER_STORE__SSE", "rot13")
     with pytest.raises(ConfigError, match=r"'store\.sse'"):
