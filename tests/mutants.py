@@ -381,7 +381,7 @@ SESSION_MUTANTS = [
     Mutant(
         "starts a second job over the first",
         real_session,
-        {"if self.active is None and ready is not None:": "if ready is not None:"},
+        {"self._next_job() if self.active is None else None": "self._next_job()"},
     ),
     Mutant(
         "does not say what it is at",

@@ -228,7 +228,7 @@ class DeviceSession:
     def _start_next(self, commands: list[Command]) -> None:
         """Start the next waiting job when none is active, and publish a changed presence."""
         ready = self._next_job() if self.active is None else None
-        if self.active is None and ready is not None:
+        if ready is not None:
             self.waiting.remove(ready)
             self._note_turn(ready)
             if ready.order.model is None and ready.order.bundle is None:
