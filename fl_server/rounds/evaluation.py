@@ -51,7 +51,8 @@ class VersionEvaluation:
 
     def asked(self, event: OrderRequested, step: RoundStep) -> None:
         """Send a device its order again, if it has it and still owes an answer."""
-        if event.round == self._ledger.model.version and event.device_id in self.awaited:
+        is_latest = event.round == self._ledger.model.version
+        if self._ledger.phase != "ended" and is_latest and event.device_id in self.awaited:
             self.send(event.device_id, step)
 
     def send(self, device_id: str, step: RoundStep) -> None:

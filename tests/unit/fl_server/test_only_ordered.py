@@ -10,6 +10,7 @@ from fl_server.flows.events import (
     DeviceJoined,
     DeviceLeft,
     OrderRequested,
+    StopRequested,
 )
 from fl_server.rounds.commands import (
     DiscardUpdate,
@@ -123,3 +124,12 @@ def test_a_version_that_nobody_could_measure_says_why() -> None:
     assert ledger.explanation == why
     run.restart()
     assert run.machine.ledger.explanation == why
+
+
+def test_a_run_that_has_ended_sends_no_order_to_whoever_asks_for_one() -> None:
+    run = Run.of("a", "b", "c", "e1")
+    run.counts("a", "b", "c")
+    run.commits()
+    run.give(StopRequested("enough"))
+    for event in ("evaluation request", "request"):
+        assert run.give(said("e1" if event.startswith("evaluation") else "a", event)) == []
