@@ -24,7 +24,7 @@ from rengo.operator.runs import follow, submit, wait_for_devices
 from rengo.site.device_process import DeviceSpec
 from rengo.site.site import Site
 from storage.store.s3 import S3Store
-from storage.versions.keys import RunKeys
+from storage.versions.keys import RunKeys, epoch_key
 
 _TASKS = Path(__file__).with_name("perturb.py")
 _WARM_ROUNDS = 2
@@ -96,7 +96,7 @@ def _run(site: Site, store: S3Store, clients: int, mib: int, rounds: int) -> dic
         noticed_s = _noticed_s(client, site, fleet[-1].name)
     report = result.report.document()
     cpu_s = sum(b.cpu_s - a.cpu_s for a, b in zip(start, end, strict=True))
-    keys = [info.key for info in store.list("projects/")]
+    keys = {info.key for info in store.list("projects/")} - {epoch_key("default")}
     runs = ((key, RunKeys.of(key)) for key in keys)
     retained = sum(run is not None and run.version_of(key) is not None for key, run in runs)
     return {
