@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import gc
 import os
@@ -251,7 +252,7 @@ def test_importing_the_session_brings_paho_and_nothing_else() -> None:
         text=True,
         check=True,
     )
-    assert set(eval(shown.stdout)) <= {"broker", "runtime", "paho", "__main__"}
+    assert set(ast.literal_eval(shown.stdout)) <= {"broker", "runtime", "paho", "__main__"}
 
 
 def test_the_session_is_stopped_while_it_cannot_connect(tmp_path: Path) -> None:

@@ -101,3 +101,12 @@ def test_each_run_trains_at_most_once_before_a_measurement_that_waits() -> None:
         session.handle(s.JobFailed(job.key, "no"))
     # the first was active when the measurement came
     assert started[:4] == [("a", "train"), ("b", "train"), ("a", "train"), ("a", "evaluate")]
+
+
+def test_a_run_in_a_later_round_has_its_turn_before_one_that_has_just_had_one() -> None:
+    session = DeviceSession()
+    for run_id, number in (("a", 1), ("b", 5), ("a", 2)):
+        session.handle(s.OrderArrived(order(run_id, "train", number)))
+    assert session.active is not None
+    assert session.active.key.run_id == "b"
+    assert [job.key.run_id for job in session.waiting] == ["a"]

@@ -141,8 +141,10 @@ def test_a_silent_device_is_not_invited_where_there_are_others() -> None:
     run.counts("a", "b")
     run.fires("deadline")
     run.join("d", "e")
-    run.commits()
-    assert "c" not in run.machine.ledger.cohort
+    for _ in range(6):  # by chance it would be left out of all of them once in 200
+        run.commits()
+        assert "c" not in run.machine.ledger.cohort
+        run.counts(*run.machine.ledger.cohort)
 
 
 def test_an_order_that_was_lost_is_sent_again_to_who_does_nothing() -> None:
