@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
+from typing import Annotated
 
+from pydantic import BaseModel, Field, ValidationError
+
+from runtime.bounds import MAX_TOTAL
 from runtime.errors import NotFound, StorageError, Unavailable
 from runtime.retry import retrying
 from storage.store.objects import ObjectStore
@@ -13,6 +16,11 @@ from storage.versions.keys import epoch_key
 _MOST_BYTES = 1024
 _LOG = logging.getLogger(__name__)
 _PATIENCE = retrying((Unavailable,), attempts=3, total_s=5.0)
+
+
+class _EpochDocument(BaseModel):
+    # far below what a message holds, so that there is room for later ones
+    epoch: Annotated[int, Field(ge=0, le=MAX_TOTAL // 2)]
 
 
 class StoredEpoch:
@@ -31,17 +39,17 @@ class StoredEpoch:
             return _PATIENCE(self._read)
         except NotFound:
             return 0
-        except (StorageError, ValueError, KeyError, TypeError) as error:
+        except (StorageError, ValidationError) as error:
             _LOG.warning("the epoch in the store cannot be read (%s): %s", self._key, error)
             return 0
 
     def _read(self) -> int:
         with self._store.open(self._key) as stream:
-            return max(0, int(json.loads(stream.read(_MOST_BYTES))["epoch"]))
+            return _EpochDocument.model_validate_json(stream.read(_MOST_BYTES)).epoch
 
     def write(self, epoch: int) -> None:
         """Replace it."""
-        document = json.dumps({"epoch": epoch}).encode()
+        document = _EpochDocument(epoch=epoch).model_dump_json().encode()
         try:
             _PATIENCE(self._store.put, self._key, document)
         except StorageError as error:

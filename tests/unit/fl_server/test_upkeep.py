@@ -262,7 +262,14 @@ def test_a_lost_journal_begins_above_the_epoch_that_the_store_has_seen(tmp_path:
     journal.close()
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"epoch": "x"}', b'{"epoch": -3}', b"7"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"{", b"[]", b"[" * 1024, b"7", b'{"epoch": "x"}', b'{"epoch": -3}'),
+        # no message holds the one after it
+        *(b'{"epoch": 9007199254740991}', b'{"epoch": 1e400}', b'{"epoch": %s}' % (b"9" * 900)),
+    ],
+)
 def test_a_damaged_epoch_in_the_store_stops_no_server(content: bytes) -> None:
     store = MemoryStore()
     store.put(epoch_key("default"), content)
