@@ -3,7 +3,7 @@
 A backup is a tar of the site's folder whose last member says what it holds. In it is what cannot be
 made again: the record, identities, authority, journal, objects and their keys. Left out are the
 broker's state (its retained messages and users come again from the server and the devices), what is
-in work, logs, and the folders of devices that run here.
+in work, logs, the journal's mark, and the folders of devices that run here.
 
 The journal names objects, so the copy of the store has to be the later one, and nothing that the
 journal names may be deleted in between. JuiceFS changes no object without a transaction on its
@@ -36,7 +36,11 @@ from runtime.processes.ports import require_free
 _CONTENTS = "backup.json"
 _MAX_CONTENTS_BYTES = 256 << 20
 _LEFT_OUT = ("broker", "devices", "logs", "server/work", "store/cache", "store/.minio")
-_LEFT_OUT_SUFFIXES = (".sock", ".lock", ".pid", ".log", ".log.1", "-wal", "-shm", "-journal")
+_LEFT_OUT_SUFFIXES = (
+    *(".sock", ".lock", ".pid", ".log", ".log.1", "-wal", "-shm", "-journal"),
+    # what the journal has reached: copied after the journal, it might be ahead of the copy
+    ".sqlite.mark",
+)
 _BLOCKS = "store/blobs"
 _META = "store/meta.db"
 _SQLITE = b"SQLite format 3\0"
@@ -167,15 +171,24 @@ class _Writing:
                     self._add(key, source)
 
     def add_rest(self) -> None:
-        """Add all that belongs to a backup but the store's database and blocks."""
+        """Add all that belongs to a backup but the store's database and blocks.
+
+        What goes meanwhile, as a file that is written and renamed, is left out.
+        """
         for path in sorted(self.root.rglob("*")):
             key = path.relative_to(self.root).as_posix()
             if _belongs(key) and path.is_file() and not path.is_symlink():
-                if _is_database(path):
-                    self.add_database(key)
-                else:
-                    with path.open("rb") as source:
-                        self._add(key, source)
+                with contextlib.suppress(FileNotFoundError):
+                    self._add_file(key, path)
+
+    def _add_file(self, key: str, path: Path) -> None:
+        with path.open("rb") as source:
+            is_database = source.read(len(_SQLITE)) == _SQLITE
+            if not is_database:
+                source.seek(0)
+                self._add(key, source)
+        if is_database:
+            self.add_database(key)
 
     def add_database(self, name: str) -> None:
         """Add an SQLite file as it is now, with what is in its log, whoever writes it."""
@@ -224,11 +237,6 @@ def _belongs(key: str) -> bool:
     return not key.endswith(_LEFT_OUT_SUFFIXES) and not any(
         key == name or key.startswith(f"{name}/") for name in left_out
     )
-
-
-def _is_database(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(len(_SQLITE)) == _SQLITE
 
 
 def _unpack(source: BinaryIO, folder: Path, file: Path) -> BackupContents:

@@ -14,10 +14,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fl_server.members.store import MemberRegistry
 from fl_server.operations.catalogue import RUNS_LS
+from fl_server.persistence.history import RunHistory
+from fl_server.persistence.journal import Journal
+from fl_server.persistence.mark import Mark, MarkFile
+from fl_server.settings import JournalRetention
+from fl_server.shell.upkeep import JournalUpkeep
 from rengo.export.loading import load_model
 from rengo.operator.client import OperatorClient
 from rengo.operator.models import load
+from rengo.site import backup as backups
 from rengo.site.backup import back_up, restore
 from rengo.site.folder import SiteFolder
 from rengo.site.preparation import SiteOptions
@@ -26,6 +33,7 @@ from runtime.errors import ConfigError
 from storage.store.embedded import EmbeddedStore
 from storage.store.s3 import S3Store
 from tests.examples import pages
+from tests.messages import KEY
 from tests.paths import NASTIEST
 
 _TASK = f"{pages.ROOT / 'examples' / 'my_task.py'}:MyTask"
@@ -141,6 +149,34 @@ def test_what_the_journal_names_is_in_the_copy_of_the_store(tmp_path: Path) -> N
                 assert len(found.read(100_000)) == 50_000
     finally:
         server.stop()
+
+
+def test_what_the_server_writes_during_a_backup_stops_no_restored_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, file, restored = tmp_path / "site", tmp_path / "site.tar", tmp_path / "restored"
+    SiteFolder(root).record_with(domain="main", store="juicefs")
+    (root / "server").mkdir()
+    journal = Journal(root / "server" / "journal.sqlite")
+    journal.next_epoch()
+    mark = MarkFile(root / "server" / "journal.sqlite.mark")
+    mark.write(Mark(epoch=journal.epoch()))
+    copy = backups._Writing.add_database
+
+    def goes_on(writing: backups._Writing, name: str) -> None:
+        copy(writing, name)
+        mark.write(Mark(epoch=journal.next_epoch()))
+
+    monkeypatch.setattr(backups._Writing, "add_database", goes_on)
+    back_up(root, file)
+    journal.close()
+    restore(file, restored)
+    there = restored / "server" / "journal.sqlite"
+    held = Journal(there)
+    members, history = MemberRegistry(held.database, KEY), RunHistory(held.database)
+    beside = MarkFile(there.with_name(mark.path.name))
+    JournalUpkeep(held, members, history, JournalRetention(), beside).require_latest()
+    held.close()
 
 
 @pytest.fixture
