@@ -54,9 +54,11 @@ class CohortSection(_Section):
     deadline_s: Annotated[float, Field(gt=0, le=604_800)] = 120.0
     """When a round that has not its updates is closed, with a quorum, or abandoned."""
     gather_s: Annotated[float, Field(ge=0, le=604_800)] = 10.0
-    """How long a round waits for a full cohort to be online once a quorum is."""
+    """How long a round waits for a full cohort to be online once a quorum is, and for the return of
+    those that owe an update once all of them have left."""
     max_attempts: Annotated[int, Field(ge=1, le=100_000)] = 50
-    """How often one round is attempted before the run fails."""
+    """How often one round is attempted before the run fails, attempts that devices declined for now
+    not counted."""
     fit: Literal["off", "time"] = "off"
     """With `time` slow devices get fewer steps, so that all are done at the same time."""
     fit_target_s: Annotated[float, Field(gt=0, le=604_800)] | None = None
