@@ -295,6 +295,11 @@ class RoundLaws:
             self.deferred.add(name)
             self.resting.add(name)
 
+    def _is_excused(self) -> bool:
+        """Whether the attempt wants a quorum only because devices declined it for now."""
+        would_do = len(self.accepted) + len(self.deferred) >= self.plan.quorum
+        return self.closed is None and bool(self.deferred) and would_do
+
     def _refused_all(self) -> set[str]:
         """Return why every update of the attempt was refused, without words that have digits."""
         if not self.collecting or set(self.unusable) != set(self.cohort):
@@ -326,8 +331,7 @@ class RoundLaws:
 
     def _abandons(self, fact: RoundAbandoned, event: Event | None) -> None:
         require((fact.round, fact.attempt) == self.pair, "a fact of another attempt", fact)
-        would_do = len(self.accepted) + len(self.deferred) >= self.plan.quorum
-        excused = self.closed is None and bool(self.deferred) and would_do
+        excused = self._is_excused()
         require(fact.excused == excused, "excused is what declined for now", fact)
         spent = fact.attempt - self.excused >= self.plan.max_attempts
         require(excused or not spent, "the last attempt is the last", fact)
@@ -397,7 +401,8 @@ class RoundLaws:
             case RunStopped():
                 require(isinstance(event, StopRequested), "only an operator stops", event)
             case RunFailed():
-                spent = self.pair[1] - self.excused >= self.plan.max_attempts
+                counted = self.pair[1] - self.excused
+                spent = counted >= self.plan.max_attempts and not self._is_excused()
                 told = isinstance(event, FailureReported)
                 refused = self._refused_all()
                 self.repeated = bool(refused) and refused == self.refused_before

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -40,11 +40,14 @@ def walked(folder: Path) -> Iterator[Path]:
 
 def readable_by_others(folder: Path) -> tuple[int, list[str]]:
     """Return how many entries a folder has, and those that others could open."""
-    found = set(walked(folder))
-    return len(found), sorted(
-        f"{oct(stat.S_IMODE(path.lstat().st_mode))} {path.relative_to(folder)}"
-        for path in found
-        if not path.is_symlink() and path.lstat().st_mode & OPEN and path.suffix not in OWN_MODE
+    modes = {}
+    for path in walked(folder):
+        with suppress(FileNotFoundError):  # a running server deletes files while they are listed
+            modes[path] = path.lstat().st_mode
+    return len(modes), sorted(
+        f"{oct(stat.S_IMODE(mode))} {path.relative_to(folder)}"
+        for path, mode in modes.items()
+        if not stat.S_ISLNK(mode) and mode & OPEN and path.suffix not in OWN_MODE
     )
 
 

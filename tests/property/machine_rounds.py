@@ -244,6 +244,14 @@ class Rounds(RuleBasedStateMachine):
             kinds = {"unusable" if choice % 2 else "permanent": in_vain}
             self.give(DeviceDeclined(*place, "busy", **kinds))
 
+    @precondition(lambda self: self.laws.collecting)
+    @rule(likely=st.sampled_from([True, False, False]))
+    def all_decline_for_now(self, likely: bool) -> None:
+        pair = self.laws.pair
+        for device_id in sorted(self.laws._pending()) if likely else ():
+            if any((o.round, o.attempt) == pair for o in self.orders[device_id]):
+                self.give(DeviceDeclined(device_id, "train", *pair, "too hot"))
+
     @rule(device_id=st.sampled_from(DEVICES), version=st.integers(1, ROUNDS), says=st.booleans())
     def nobody_ordered_this(self, device_id: str, version: int, says: bool) -> None:
         """A device measures a version, or declines to, as it was not asked to."""
