@@ -36,6 +36,7 @@ from fl_client.training.frames import (
 from fl_client.training.out_of_memory import ran_short
 from fl_client.training.participant import Participant
 from fl_client.training.work import Reporter, perform
+from runtime.disk import met_full_disk
 from runtime.errors import (
     PeerError,
     RengoError,
@@ -135,18 +136,33 @@ def _throttled(send: Callable[[Frame], None]) -> Reporter:
 
 def _failure(error: BaseException, task_file: Path) -> Failed:
     """Describe an error in a line; its traceback goes to standard error."""
-    traceback.print_exception(error, file=sys.stderr)
-    sys.stderr.flush()
+    _print(error)
+    full = met_full_disk(error)
     if isinstance(error, RengoError):
-        # a file that is damaged or missing can be fetched again; nothing else gets better
-        retryable = isinstance(error, StorageError)
+        # a file that is damaged or missing can be fetched again, and a full disk be freed; nothing
+        # else gets better
+        retryable = isinstance(error, StorageError) or full
         unusable = isinstance(error, TrainingFailed)
         reason = str(error)[:_MAX_REASON_CHARS]
         # the task's own code may have been what ran short
         short = isinstance(error, TaskError) and ran_short(error)
         return Failed(reason=reason, retryable=retryable, unusable=unusable, out_of_memory=short)
     text = f"{type(error).__name__}: {error}"[:_MAX_REASON_CHARS]
-    return Failed(reason=f"{text} ({place_of(error, task_file)})", out_of_memory=ran_short(error))
+    return Failed(
+        reason=f"{text} ({place_of(error, task_file)})",
+        retryable=full,
+        out_of_memory=ran_short(error),
+    )
+
+
+def _print(error: BaseException) -> None:
+    try:
+        traceback.print_exception(error, file=sys.stderr)
+        sys.stderr.flush()
+    except OSError as unwritten:
+        # the log is a file: what is told the agent must not be lost with it
+        if not met_full_disk(unwritten):
+            raise
 
 
 def _task_file(participant: Participant) -> Path:
