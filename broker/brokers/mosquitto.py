@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -118,6 +119,9 @@ class MosquittoBroker(ManagedBroker):
             without TLS.
     """
 
+    _store_name = _STATE
+    _tells_of_damage = re.compile(r"Couldn't open database")
+
     def __init__(
         self,
         data_dir: Path,
@@ -131,14 +135,38 @@ class MosquittoBroker(ManagedBroker):
         super().__init__(access, argv, port, host, tls)
         self._files = access
 
+    def _trouble(self) -> str:
+        # one that may not write, and says so, has all in its memory and writes it when it may
+        self._tell_to_write()
+        return ""
+
     def _sessions(self) -> list[str]:
-        # the end of a session alone has it write nothing; a signal has
+        if not self._tell_to_write():
+            raise TransportError("the MQTT broker could not write its state; its log says why")
+        return lasting_sessions(self.data_dir / _STATE)
+
+    def _tell_to_write(self) -> bool:
+        """Have it write all of its state, which the end of a session alone does not.
+
+        Returns:
+            False where it logged an error instead.
+
+        Raises:
+            TransportError: it did neither within some seconds.
+        """
         state = self.data_dir / _STATE
-        before = _version_of(state)
+        before, log_size = _version_of(state), self.access.log_size()
+
+        def written() -> bool:
+            return _version_of(state) != before
+
+        def refused() -> bool:
+            return b"Error: " in self.access.log_since(log_size)
+
         self._child.signal(signal.SIGUSR1)
-        if not wait_until(_WRITE_TIMEOUT_S, lambda: _version_of(state) != before):
+        if not wait_until(_WRITE_TIMEOUT_S, lambda: written() or refused()):
             raise TransportError(f"the MQTT broker did not write {state} when it was told to")
-        return lasting_sessions(state)
+        return written()
 
     def _configuration(self, port: int) -> str:
         # two logs: stderr goes on over a reload, the file is opened again by each

@@ -19,7 +19,15 @@ from typing import Any
 from broker.brokers.access_control import RefusedConnection
 from broker.brokers.listener import LOOPBACK, ListenerTls
 from broker.brokers.managed import ManagedBroker, ManagedUsers
-from broker.brokers.nats_sessions import INBOXES, SESSIONS_API, lasting_sessions
+from broker.brokers.nats_api import (
+    HEALTH_API,
+    INBOXES,
+    STATE_APIS,
+    health_error,
+    lasting_sessions,
+    lost_queue,
+    offline_stream,
+)
 from broker.wire.access import BrokerUser, require_users
 from broker.wire.limits import MAX_MESSAGE_BYTES
 from broker.wire.topics import LEVEL
@@ -38,9 +46,12 @@ _MAPPED = "verify_and_map: true"
 # to NATS an empty allow list means everything: a user without rights gets an unused subject
 _NOWHERE = "rengo-nowhere"
 _BLOCK = "authorization: "
+_STORE = "jetstream"
 _COMMON_NAME = "CN="
 # the broker's supervisor, which lists the sessions: no topic level, so no user of ours has its name
 _LISTER = "rengo.sessions"
+# likewise, which asks whether it can store
+_PROBER = "rengo.health"
 
 
 def nats_server_binary() -> Path:
@@ -90,7 +101,9 @@ class NatsAccess(ManagedUsers):
 
     def adapt_to_config(self) -> None:
         """Name the users by certificate or not, as the listener now identifies them."""
-        text = nats_users(self._users.read_text(), by_certificate=self._by_certificate)
+        text = nats_users(
+            self._users.read_text(), self.lister_password, by_certificate=self._by_certificate
+        )
         atomic_write(self._users, text.encode(), mode=0o600)
 
     @property
@@ -137,9 +150,8 @@ class EmbeddedBroker(ManagedBroker):
         MissingExtra: the server is not installed.
     """
 
-    _write_error = re.compile(
-        rb"JetStream (?:stream .*critical write error|failed to store a msg).*|JetStream out of .*"
-    )
+    _store_name = _STORE
+    _tells_of_damage = re.compile(r"malformed|corrupt|checksum|is offline: ")
 
     def __init__(
         self,
@@ -156,9 +168,26 @@ class EmbeddedBroker(ManagedBroker):
         self._ack_wait_s = ack_wait_s
         self._files = access
         self._own_port = 0
+        self._prober_password = new_password()
+
+    @property
+    def _own_address(self) -> tuple[str, int]:
+        return LOOPBACK, self._own_port
+
+    @property
+    def _lister(self) -> tuple[tuple[str, int], str, str]:
+        return self._own_address, _LISTER, self._files.lister_password
+
+    def _trouble(self) -> str:
+        return offline_stream(*self._lister) or health_error(
+            self._own_address, _PROBER, self._prober_password
+        )
+
+    def _loss_at_start(self) -> str:
+        return lost_queue(*self._lister)
 
     def _sessions(self) -> list[str]:
-        return lasting_sessions((LOOPBACK, self._own_port), _LISTER, self._files.lister_password)
+        return lasting_sessions(*self._lister)
 
     def _configuration(self, port: int) -> str:
         self._own_port = free_port(LOOPBACK)
@@ -169,7 +198,7 @@ listen: "{LOOPBACK}:{self._own_port}"
 pid_file: "{self.access.pid_file.name}"
 max_payload: {MAX_MESSAGE_BYTES + 4096}
 jetstream {{
-  store_dir: "jetstream"
+  store_dir: "{_STORE}"
   max_memory_store: 64MB
   max_file_store: 8GB
   sync_interval: "10s"
@@ -179,8 +208,14 @@ mqtt {{
   ack_wait: "{int(self._ack_wait_s * 1000)}ms"
   max_ack_pending: 4096
 {self._tls_block()}}}
+system_account: "$SYS"
+accounts: {self._system_accounts()}
 include "users.conf"
 """
+
+    def _system_accounts(self) -> str:
+        prober = _own_user(_PROBER, self._prober_password, HEALTH_API)
+        return json.dumps({"$SYS": {"users": [prober]}})
 
     def _tls_block(self) -> str:
         if self._tls is None:
@@ -243,27 +278,38 @@ def to_nats(
         }
         for user in users
     ]
-    lister = {
-        "user": _LISTER,
-        "password": lister_password,
+    return _block([*rendered, _lister(lister_password)])
+
+
+def _own_user(name: str, password: str, *apis: str) -> dict[str, Any]:
+    """Return a user of the broker's supervisor, which may ask some questions on NATS's own port."""
+    return {
+        "user": name,
+        "password": password,
         "allowed_connection_types": ["STANDARD"],
-        "permissions": {
-            "publish": {"allow": [SESSIONS_API]},
-            "subscribe": {"allow": [INBOXES]},
-        },
+        "permissions": {"publish": {"allow": [*apis]}, "subscribe": {"allow": [INBOXES]}},
     }
-    return _BLOCK + json.dumps({"users": [*rendered, lister]}, indent=1) + "\n"
 
 
-def nats_users(block: str, *, by_certificate: bool) -> str:
-    """Return a block of :func:`to_nats` with the users named by certificate or not."""
+def nats_users(block: str, lister_password: str, *, by_certificate: bool) -> str:
+    """Return a block of :func:`to_nats` with the users named by certificate or not.
+
+    An earlier version of Rengo may have written it.
+    """
     content = _content(block)
-    for user in content["users"]:
-        if user["user"] == _LISTER:
-            continue
+    users = [user for user in content["users"] if user["user"] != _LISTER]
+    for user in users:
         name = user["user"].removeprefix(_COMMON_NAME)
         user["user"] = _subject(name) if by_certificate else name
-    return _BLOCK + json.dumps(content, indent=1) + "\n"
+    return _block([*users, _lister(lister_password)])
+
+
+def _lister(password: str) -> dict[str, Any]:
+    return _own_user(_LISTER, password, *STATE_APIS)
+
+
+def _block(users: Sequence[dict[str, Any]]) -> str:
+    return _BLOCK + json.dumps({"users": users}, indent=1) + "\n"
 
 
 def _content(block: str) -> Any:
