@@ -102,6 +102,10 @@ class ManagedUsers(ABC):
         """Whether the folder holds users."""
 
     @abstractmethod
+    def admits(self, users: Sequence[BrokerUser]) -> bool:
+        """Whether the files let all of these in, by their passwords; False of damaged files."""
+
+    @abstractmethod
     def write(self, users: Sequence[BrokerUser]) -> None:
         """Replace the files of users, which a running broker reads only when it is told to.
 

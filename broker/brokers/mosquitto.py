@@ -58,6 +58,19 @@ class MosquittoAccess(ManagedUsers):
         """Whether the folder holds users."""
         return self.passwords.exists() and self.acl.exists()
 
+    def admits(self, users: Sequence[BrokerUser]) -> bool:
+        """Whether the files let all of these in; see the base."""
+        try:
+            lines = self.passwords.read_text().splitlines()
+            acl = self.acl.read_text().splitlines()
+        except (FileNotFoundError, UnicodeDecodeError):
+            return False
+        known = dict(line.partition(":")[::2] for line in lines)
+        return all(
+            _is_of(known.get(user.name, ""), user.password) and f"user {user.name}" in acl
+            for user in users
+        )
+
     @staticmethod
     def _parse_refusal(line: bytes) -> RefusedConnection | None:
         # it logs neither the name nor the address of a stranger
@@ -232,8 +245,17 @@ def to_mosquitto(users: Sequence[BrokerUser]) -> tuple[str, str]:
     return passwords, "\n".join(_acl(user) for user in users)
 
 
-def _pbkdf2(password: str) -> str:
-    salt = secrets.token_bytes(_SALT_BYTES)
+def _is_of(line: str, password: str) -> bool:
+    """Whether what stands behind a user's name is of this password."""
+    try:
+        salt = base64.b64decode(line.split("$")[3], validate=True)
+    except (IndexError, ValueError):
+        return False
+    return _pbkdf2(password, salt) == line
+
+
+def _pbkdf2(password: str, salt: bytes = b"") -> str:
+    salt = salt or secrets.token_bytes(_SALT_BYTES)
     digest = hashlib.pbkdf2_hmac("sha512", password.encode(), salt, _ITERATIONS)
     encoded = [base64.b64encode(each).decode() for each in (salt, digest)]
     return f"$7${_ITERATIONS}${encoded[0]}${encoded[1]}"

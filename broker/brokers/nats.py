@@ -31,7 +31,7 @@ from broker.brokers.nats_api import (
 from broker.wire.access import BrokerUser, require_users
 from broker.wire.limits import MAX_MESSAGE_BYTES
 from broker.wire.topics import LEVEL
-from runtime.errors import MissingExtra, TransportError
+from runtime.errors import ConfigError, MissingExtra, TransportError
 from runtime.files import atomic_write
 from runtime.processes.ports import free_port
 from runtime.security.identity import new_password
@@ -47,6 +47,8 @@ _MAPPED = "verify_and_map: true"
 _NOWHERE = "rengo-nowhere"
 _BLOCK = "authorization: "
 _STORE = "jetstream"
+# what reading a damaged file of users raises: it is not UTF-8, no JSON, or not as we write it
+_DAMAGE = (ValueError, KeyError, TypeError, AttributeError)
 _COMMON_NAME = "CN="
 # the broker's supervisor, which lists the sessions: no topic level, so no user of ours has its name
 _LISTER = "rengo.sessions"
@@ -85,6 +87,17 @@ class NatsAccess(ManagedUsers):
         """Whether the folder holds users."""
         return self._users.exists()
 
+    def admits(self, users: Sequence[BrokerUser]) -> bool:
+        """Whether the file lets all of these in; see the base."""
+        try:
+            known = _content(self._users.read_text())["users"]
+            passwords = {
+                each["user"].removeprefix(_COMMON_NAME): each["password"] for each in known
+            }
+        except (FileNotFoundError, *_DAMAGE):
+            return False
+        return all(passwords.get(user.name) == user.password for user in users)
+
     @staticmethod
     def _parse_refusal(line: bytes) -> RefusedConnection | None:
         found = _REFUSED.search(line)
@@ -101,15 +114,21 @@ class NatsAccess(ManagedUsers):
 
     def adapt_to_config(self) -> None:
         """Name the users by certificate or not, as the listener now identifies them."""
-        text = nats_users(
-            self._users.read_text(), self.lister_password, by_certificate=self._by_certificate
-        )
+        try:
+            text = nats_users(
+                self._users.read_text(), self.lister_password, by_certificate=self._by_certificate
+            )
+        except _DAMAGE as error:
+            raise ConfigError(
+                f"{self._users} is damaged ({error}): `rengo up`, with --prepare where each "
+                "process runs by itself, makes it anew"
+            ) from error
         atomic_write(self._users, text.encode(), mode=0o600)
 
     @property
     def lister_password(self) -> str:
         """The password of the user that lists the sessions; a new one where there is none yet."""
-        with contextlib.suppress(FileNotFoundError, ValueError):  # a damaged file is replaced whole
+        with contextlib.suppress(FileNotFoundError, *_DAMAGE):  # a damaged file is replaced whole
             for user in _content(self._users.read_text())["users"]:
                 if user["user"] == _LISTER:
                     return str(user["password"])
