@@ -77,6 +77,8 @@ def has_latest_password(arena: Arena, device: str) -> bool:
     return identity.rotation == rotations(arena, device) and identity.next_password is None
 
 
+# no second try: of a server that forgets its answers one kill in ten shows it
+@pytest.mark.flaky(reruns=0)
 @pytest.mark.parametrize(("operation", "device", "killed_s"), CASES)
 def test_it_is_done_once(arena: Arena, operation: str, device: str, killed_s: float) -> None:
     before, rotated = acts(arena), rotations(arena, device)
