@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from fl_client.datasets.device import Device
 from fl_client.engines.base import load_engine
 from fl_client.tasks.base import Task
-from fl_client.tasks.listing import names
+from fl_client.tasks.listing import is_named
 from fl_client.tasks.registry import load_task
 from fl_client.tasks.user_code import TaskError
 from rengo.operator.progress import DeviceTable
@@ -42,9 +42,12 @@ class DemoSettings:
     clients: int = 6
     seed: int = 0
     output: Path = Path("rengo-output")
+    partition: str = ""
 
 
-def fleet(clients: int, evaluator_engine: Engine = "numpy") -> list[DeviceSpec]:
+def fleet(
+    clients: int, evaluator_engine: Engine = "numpy", partition: str = ""
+) -> list[DeviceSpec]:
     """Return the demo's devices: the last is a Pi, the one before it a GPU edge, then an evaluator.
 
     >>> [spec.name for spec in fleet(3)]
@@ -63,9 +66,16 @@ def fleet(clients: int, evaluator_engine: Engine = "numpy") -> list[DeviceSpec]:
                 engine="numpy" if profile == "pi" else "auto",
                 index=index,
                 count=clients,
+                partition=partition,
             )
         )
-    evaluator = DeviceSpec(_EVALUATOR, engine=evaluator_engine, role="evaluator", count=clients)
+    evaluator = DeviceSpec(
+        _EVALUATOR,
+        engine=evaluator_engine,
+        role="evaluator",
+        count=clients,
+        partition=partition,
+    )
     return [*devices, evaluator]
 
 
@@ -100,7 +110,7 @@ def run_demo(settings: DemoSettings, view: View, more: dict[str, Any] | None = N
     merge(values, more or {})
     check_definition(task, values)
     _require_data(task, settings)
-    devices = fleet(settings.clients, evaluator_engine(task))
+    devices = fleet(settings.clients, evaluator_engine(task), settings.partition)
     view.phase("Starting the broker, the store and the server")
     with Site() as site:
         view.phase(f"Starting {len(devices)} devices")
@@ -140,8 +150,11 @@ def evaluator_engine(task: Task) -> Engine:
 def _require_data(task: Task, settings: DemoSettings) -> None:
     """Raise where this machine lacks the data of one of the package's own tasks.
 
-    Without it every device would decline every order. A user's own task is not checked: its code
+    Without it every device would decline every order; likewise where the data cannot be divided as
+    the settings say. A user's own task is not checked: its code
     would have to run here.
     """
-    if settings.task in names():
-        task.data(Device(_EVALUATOR, role="evaluator", count=settings.clients))
+    if is_named(settings.task):
+        device = Device(_EVALUATOR, count=settings.clients, partition=settings.partition)
+        task.data(replace(device, role="evaluator"))
+        task.data(device)
