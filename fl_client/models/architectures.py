@@ -9,7 +9,10 @@ import math
 from collections.abc import Callable
 
 from fl_client.models.layers import (
+    GRU,
+    LSTM,
     Conv2d,
+    Embedding,
     Flatten,
     Layers,
     Linear,
@@ -17,6 +20,7 @@ from fl_client.models.layers import (
     ReLU,
     Reshape,
     Shape,
+    Transpose,
 )
 
 
@@ -62,8 +66,31 @@ def cnn(shape: Shape, classes: int) -> Layers:
     ]
 
 
+def lstm(shape: Shape, classes: int) -> Layers:
+    """Return two LSTMs of 256 that foretell the next character at each place of a text.
+
+    Source: as ``two_layers``; the characters there have vectors of 8 numbers too.
+    """
+    del shape
+    return [
+        Embedding(classes, 8),
+        LSTM(8, 256, sequence=True),
+        LSTM(256, 256, sequence=True),
+        Linear(256, classes),
+        Transpose(),
+    ]
+
+
+def gru(shape: Shape, classes: int) -> Layers:
+    """Return one GRU of 64 that foretells the next character: small enough for a Raspberry Pi."""
+    del shape
+    return [Embedding(classes, 8), GRU(8, 64, sequence=True), Linear(64, classes), Transpose()]
+
+
 ARCHITECTURES: dict[str, Callable[[Shape, int], Layers]] = {
     "logistic": logistic,
     "2nn": two_layers,
     "cnn": cnn,
+    "lstm": lstm,
+    "gru": gru,
 }

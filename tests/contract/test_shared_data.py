@@ -10,8 +10,9 @@ import pytest
 
 from fl_client.datasets.device import Device
 from fl_client.datasets.public import images
+from fl_client.datasets.public.shakespeare import VOCABULARY
 from fl_client.engines.base import load_engine
-from fl_client.tasks import mnist
+from fl_client.tasks import mnist, shakespeare
 from fl_client.tasks._shared_data import SharedDataTask
 from fl_client.tasks.listing import built_in, is_named, resolve
 from fl_client.tasks.registry import load_task
@@ -82,6 +83,38 @@ def test_images_are_shown_as_floats_and_turned(small_mnist: Path) -> None:
     assert np.array_equal(inputs, np.rot90(plain[0], 1, axes=(2, 3)))
 
 
+ROLES = {
+    role: "".join(np.random.default_rng(length).choice(list(VOCABULARY), length))
+    for role, length in (("hamlet/Ham", 2345), ("hamlet/Osr", 1281), ("lear/Fool", 399))
+}
+
+
+def test_a_role_s_windows_follow_each_other_and_its_end_is_the_evaluators(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(shakespeare, "load_roles", lambda _: ROLES)
+    task = load_task("shakespeare")
+    spoken = set()
+    for index in range(2):
+        train, held_out = task.data(Device("d", index, 2))
+        inputs, targets = (np.concatenate(each) for each in zip(train, held_out, strict=True))
+        # a target is the next character of its input
+        assert np.array_equal(inputs[:, 1:], targets[:, :-1])
+        said = {"".join(VOCABULARY[number] for number in row) for row in inputs}
+        of = [role for role, text in ROLES.items() if all(row in text for row in said)]
+        assert len(of) == 1
+        spoken |= {of[0]}
+        # nine tenths of four fifths are trained on, and the last fifth by nobody
+        windows = (len(ROLES[of[0]]) - 1) // 80
+        assert len(inputs) == windows * 4 // 5
+        last = ROLES[of[0]][(windows - 1) * 80 : windows * 80]
+        assert last not in said
+    assert spoken == {"hamlet/Ham", "hamlet/Osr"}
+    _, unseen = task.data(Device("judge", role="evaluator"))
+    # of 29 windows 23 and of 16 windows 12 are the devices'; the fool has fewer than five
+    assert len(unseen[0]) == 6 + 4
+
+
 def test_what_has_no_images_has_no_shift() -> None:
     with pytest.raises(ConfigError, match="task synthetic has no images"):
         load_task("synthetic").data(Device("d", partition="natural+turned"))
@@ -100,9 +133,13 @@ def test_every_model_of_a_task_trains_on_examples_of_its_shape(spec: str) -> Non
     assert is_named(spec)
     assert resolve(spec).name == spec
     random = np.random.default_rng(0)
-    flat = spec.startswith("digits") and spec.endswith("mlp")
-    shape = (64,) if flat else task.example
-    data = random.random((4, *shape)).astype(np.float32), np.arange(4)
+    if spec.startswith("shakespeare"):
+        numbers = random.integers(0, task.classes, (2, 81))
+        data = numbers[:, :-1], numbers[:, 1:]
+    else:
+        flat = spec.startswith("digits") and spec.endswith("mlp")
+        shape = (64,) if flat else task.example
+        data = random.random((4, *shape)).astype(np.float32), np.arange(4)
     engine = "torch" if spec.endswith("resnet18") else "numpy"
     weights = task.initial_weights(0)
     loss, gradients = load_engine(engine, task).gradients(weights, data)
