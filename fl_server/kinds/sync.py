@@ -42,6 +42,7 @@ from fl_server.runs.definition import RunDefinition
 from fl_server.runs.lineage import Commit, Lineage
 from fl_server.runs.patches import patches_to
 from fl_server.runs.record import FactRecord, RunRecord, Vocabulary
+from fl_server.runs.schedule import training_of
 
 _MAX_LISTED = 1500
 _SPEEDS_FROM_RUNS = 20
@@ -195,12 +196,12 @@ class SyncFlow(Flow):
         )
 
     def _training(self, command: SendOrder) -> dict[str, Any]:
-        """Return the definition's training settings with what is fitted to the device."""
-        settings = self.record.definition.training
+        """Return the round's training settings with what is fitted to the device."""
+        if command.action != "train":
+            return self.record.definition.training
+        settings = training_of(self.record.definition, command.round)
         work = self.machine.ledger.work.get(command.device_id)
-        if command.action != "train" or work is None:
-            return settings
-        return settings | work.overrides()
+        return settings if work is None else settings | work.overrides()
 
     def _patches_to(self, model: Model) -> tuple[Patch, ...]:
         known, patches = self._patches

@@ -41,6 +41,34 @@ class AlgorithmSection(_Section):
         return dict(self.model_extra or {})
 
 
+class ScheduleSection(_Section):
+    """How the learning rate changes from round to round. It begins with `training.learning_rate`,
+    which is the task's unless the run sets it; devices get that of their round with the order."""
+
+    name: Literal["constant", "step", "exponential", "cosine"] = "constant"
+    """`step` multiplies it by `schedule.decay` after every `schedule.every` rounds, `exponential`
+    after every round, and `cosine` lowers it along half a wave over all rounds of the run."""
+    decay: Annotated[float, Field(gt=0, le=1)] | None = None
+    """What `step` and `exponential` multiply it by; they need it."""
+    every: Annotated[int, Field(ge=1, le=MAX_ROUNDS)] = 10
+    """After how many rounds `step` does."""
+    least: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """The part of it that is never gone below, and that `cosine` goes towards."""
+    warmup_rounds: Annotated[int, Field(ge=0, le=MAX_ROUNDS)] = 0
+    """Over so many rounds it grows evenly to its whole, and only then does the schedule begin."""
+
+    @model_validator(mode="after")
+    def _has_its_decay(self) -> ScheduleSection:
+        if self.name in {"step", "exponential"} and self.decay is None:
+            raise ValueError(f"schedule {self.name} needs schedule.decay")
+        return self
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether every round has the same learning rate."""
+        return self.name == "constant" and not self.warmup_rounds
+
+
 class CohortSection(_Section):
     """Who takes part in a round and when it closes."""
 
@@ -136,6 +164,7 @@ class RunDefinition(_Section):
     """What the first weights, the cohorts and the order of examples are drawn from."""
     algorithm: AlgorithmSection = AlgorithmSection()
     training: Settings = {}
+    schedule: ScheduleSection = ScheduleSection()
     cohort: CohortSection = CohortSection()
     evaluation: EvaluationSection = EvaluationSection()
     models: ModelsSection = ModelsSection()
@@ -153,6 +182,23 @@ class RunDefinition(_Section):
         left = {k: v for k, v in values["aggregation"].items() if k not in _NUMBER_FORMAT}
         rest = {key: value for key, value in values.items() if key != "aggregation"}
         return {**rest, "aggregation": left} if left else rest
+
+    @model_validator(mode="after")
+    def _schedule_fits(self) -> RunDefinition:
+        rate = self.training.get("learning_rate")
+        if self.schedule.is_constant:
+            return self
+        if self.schedule.warmup_rounds >= self.rounds:
+            raise ValueError(
+                f"schedule.warmup_rounds {self.schedule.warmup_rounds} leaves nothing of "
+                f"{self.rounds} rounds"
+            )
+        if isinstance(rate, bool) or not isinstance(rate, int | float) or rate <= 0:
+            raise ValueError(
+                "a schedule needs training.learning_rate, a number above 0; `rengo run` fills it "
+                "in from the task"
+            )
+        return self
 
     @property
     def bundled(self) -> bool:
