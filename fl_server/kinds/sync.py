@@ -30,7 +30,7 @@ from fl_server.flows.report import FlowReport, RecordedFact
 from fl_server.kinds.base import FlowKind, FlowServices
 from fl_server.kinds.sync_report import report_of
 from fl_server.rounds.commands import Command as RoundCommand
-from fl_server.rounds.commands import ReportRound, SendOrder, SweepRun, VerifyUpdate
+from fl_server.rounds.commands import ReportRound, SendOrder, SweepRun, TagBest, VerifyUpdate
 from fl_server.rounds.events import EvaluationReceived, Event, ResultReceived
 from fl_server.rounds.facts import FACTS, Fact, RoundCommitted
 from fl_server.rounds.ledger import RoundStep
@@ -152,6 +152,9 @@ class SyncFlow(Flow):
                 return [command]
             case ReportRound():
                 return [ReportResult(command)]
+            case TagBest():
+                tagging = (self.run_id, command.version)
+                return [StartTask(lambda: self._data.tag_best(*tagging), "run")]
             case SweepRun():
                 metrics = {version: ledger.metrics(version) for version in ledger.evaluations}
                 store = StartTask(lambda: self._data.store_metrics(self.run_id, metrics), "run")
@@ -160,9 +163,9 @@ class SyncFlow(Flow):
         return [self._work(command)]
 
     def _work(self, command: DataCommand) -> StartTask:
-        model = self.machine.ledger.model
+        model, held = self.machine.ledger.model, self.machine.held
         return StartTask(
-            lambda: self._data.perform(self.run_id, command, model),
+            lambda: self._data.perform(self.run_id, command, model, held),
             "" if isinstance(command, VerifyUpdate) else "run",
         )
 

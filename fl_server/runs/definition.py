@@ -10,9 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from algorithms.registry import load as load_algorithm
 from broker.wire.messages.base import MetricName, Settings
-from fl_server.rounds.plan import Plan
+from fl_server.canary.state import lower_is_better
+from fl_server.rounds.plan import BestRule, Plan
 from fl_server.rounds.workload import FitRule, Speed
-from runtime.bounds import MAX_INTEGER, MAX_ROUNDS, MAX_SIZE, require_plain
+from runtime.bounds import MAX_HYPER_PARAMETER, MAX_INTEGER, MAX_ROUNDS, MAX_SIZE, require_plain
 from runtime.config import validate
 from storage.versions.manifest import Parent
 
@@ -140,6 +141,24 @@ class ModelsSection(_Section):
     """The version that the run begins with, filled in by `rengo run --from`."""
 
 
+class BestSection(_Section):
+    """Which version of the run is its best, and when none better is looked for any more.
+
+    Versions are compared in their order, each when those who measure it have answered.
+    """
+
+    keep: bool = False
+    """Whether the best version stays in the store, with the tag `RUN.best`, which is a name of it
+    everywhere; with `best.patience` it does anyway."""
+    metric: MetricName | None = None
+    """What versions are compared by; without it by the first of `evaluation.metrics`."""
+    min_delta: Annotated[float, Field(ge=0, le=MAX_HYPER_PARAMETER)] = 0.0
+    """By more than this a version must be better to count as better."""
+    patience: Annotated[int, Field(ge=0, le=MAX_ROUNDS)] = 0
+    """The run is completed before its last round when so many rounds brought no better version; 0
+    is never."""
+
+
 class BundleSection(_Section):
     """The task bundle that a run's devices may take: one that the site has, by its sha256."""
 
@@ -168,6 +187,7 @@ class RunDefinition(_Section):
     cohort: CohortSection = CohortSection()
     evaluation: EvaluationSection = EvaluationSection()
     models: ModelsSection = ModelsSection()
+    best: BestSection = BestSection()
     bundle: BundleSection | None = None
 
     @model_validator(mode="before")
@@ -199,6 +219,17 @@ class RunDefinition(_Section):
                 "in from the task"
             )
         return self
+
+    @model_validator(mode="after")
+    def _best_is_measured(self) -> RunDefinition:
+        if self.looks_for_best and self.evaluation.on == "none":
+            raise ValueError('best needs somebody who measures: evaluation.on is "none"')
+        return self
+
+    @property
+    def looks_for_best(self) -> bool:
+        """Whether versions are compared."""
+        return self.best.keep or self.best.patience > 0
 
     @property
     def bundled(self) -> bool:
@@ -235,7 +266,16 @@ class RunDefinition(_Section):
             evaluate_on=on,
             evaluation_deadline_s=evaluation.deadline_s,
             fit=self._fit(speeds or {}),
+            best=self._best_rule(),
         )
+
+    def _best_rule(self) -> BestRule | None:
+        if not self.looks_for_best:
+            return None
+        metric = self.best.metric or self.evaluation.headline
+        goal = self.evaluation.metrics.get(metric)
+        lower = lower_is_better(metric) if goal is None else goal == "lower"
+        return BestRule(metric, lower, self.best.min_delta, self.best.patience)
 
     def _fit(self, speeds: Mapping[str, Speed]) -> FitRule | None:
         cohort, most = self.cohort, self.training.get("max_steps", 0)

@@ -79,6 +79,8 @@ class RunResult:
             "loss": report.loss,
             "headline": report.headline,
             "measured": report.measured,
+            "best_version": report.best_version,
+            "best_value": report.best_value,
             "model_path": None if self.model_path is None else str(self.model_path),
             "model_sha256": report.model_sha256,
             "wall_s": report.wall_s,
