@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from fl_client.engines._descent import Descent
-from fl_client.engines._examples import as_pair, fitted, require_real
+from fl_client.engines._examples import as_pair, fitted, require_inputs
 from fl_client.engines._numpy_call import Array, LayerCall
 from fl_client.engines._numpy_layers import forward
 from fl_client.engines.base import (
@@ -189,7 +189,7 @@ class NumpyEngine:
         inputs, targets = pair
         if not len(inputs):
             raise ConfigError(f"task {self._task.name} gives no examples")
-        require_real(inputs, self._task)
+        require_inputs(inputs, self._layers, self._task)
         costs = memory.layer_costs(self._layers, inputs.shape[1:])
         targets = fitted(self._task, targets, costs[-1].output)
         if targets.dtype.kind == "f":

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fl_client.engines._examples import as_pair, require_real
+from fl_client.engines._examples import as_pair, require_inputs
 from fl_client.engines._torch_loss import TaskLoss
 from fl_client.engines._torch_replicas import Replicas, seed_devices
 from fl_client.engines._torch_training import TorchTraining
@@ -191,7 +191,7 @@ class TorchEngine:
             return count, lambda chosen: self._typed(items(chosen)), loss
         inputs, targets = (self._tensor(array) for array in pair)
         if self._layers is not None:
-            require_real(pair[0], self._task)
+            require_inputs(pair[0], self._layers, self._task)
             memory.layer_costs(self._layers, pair[0].shape[1:])
             inputs = inputs.to(self._dtype)
         elif inputs.is_floating_point():
