@@ -89,6 +89,7 @@ MODELS_ROLLBACK = Operation("models_rollback", given.StageChange, models.ModelRo
 MODELS_TAG = Operation("models_tag", given.Tagging, models.ModelRow, Effect.RESUMED)
 MODELS_UNTAG = Operation("models_untag", given.Tagging, models.ModelRow, Effect.RESUMED)
 MODELS_RM = Operation("models_rm", given.OneVersion, models.ModelRow, Effect.RESUMED)
+MODELS_DISCARD = Operation("models_discard", given.OneVersion, models.SetAside, Effect.RESUMED)
 MODELS_GC = Operation("models_gc", given.Cleaning, models.CleanupReport, Effect.RESUMED)
 CANARY_BEGIN = Operation("canary_begin", given.CanaryArguments, models.CanaryBegun, Effect.RECORDED)
 CANARY_SHOW = Operation("canary_show", given.OneCanary, models.CanaryReport, Effect.NONE, "viewer")
@@ -128,6 +129,7 @@ OPERATIONS: dict[str, Operation[Any, Any]] = {
         MODELS_TAG,
         MODELS_UNTAG,
         MODELS_RM,
+        MODELS_DISCARD,
         MODELS_GC,
         CANARY_BEGIN,
         CANARY_SHOW,

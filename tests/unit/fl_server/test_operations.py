@@ -18,7 +18,7 @@ from fl_server.operations.catalogue import OPERATIONS, Effect
 from fl_server.operations.requests import KEPT_PER_CALLER, RequestKey, RequestLog, RequestRecord
 from runtime.security.join_token import JoinToken
 from runtime.security.signing import SecretKey
-from storage.versions.keys import BundleKeys
+from storage.versions.keys import BundleKeys, RunKeys
 from tests import bundles
 from tests.operations import Disk, Killed, Life, Mortal
 from tests.versions import PROJECT, stored
@@ -75,6 +75,8 @@ class World:
         size = len(OTHER_BUNDLE)
         life.do("bundles_keep", sha256=sha256_of(OTHER_BUNDLE), size_bytes=size)
         disk.store.put("projects/p/runs/gone/global/000000.safetensors", b"stray")
+        stored(disk.store, "lost", 1)
+        disk.store.put(RunKeys(PROJECT, "lost").manifest(1), b"not what was written")
         life.do("models_promote", name="faces:0")
         canary_id = life.do("canary_begin", name="faces:1", **TRIAL)["canary_id"]
         life.end()
@@ -106,6 +108,7 @@ class World:
             "models_tag": {"name": "old:2", "label": "kept"},
             "models_untag": {"name": "old:1", "label": "kept"},
             "models_rm": {"name": "old:2"},
+            "models_discard": {"name": "lost:1"},
             "canary_begin": {"name": "old:2", **TRIAL},
             "canary_show": {"canary_id": self.canary},
             "bundles_prepare": bundle,
