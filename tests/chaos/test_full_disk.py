@@ -106,9 +106,9 @@ def test_a_broker_whose_disk_was_full_stores_again_by_itself(
             assert time.monotonic() < deadline, "nobody says that the disk is full"
     wait_acknowledged(broker, retain=retain)
     assert supervisor.restarts() == {"broker": 1 if kind is EmbeddedBroker else 0}
-    told = [each for each in caplog.messages if "is full" in each]
-    assert told == [
-        f"the disk of {broker.data_dir} is full (0 KiB free): it holds the data of broker, which "
-        "goes on when there is room"
-    ]
+    (told,) = [each for each in caplog.messages if "is full" in each]
+    assert told.startswith(f"the disk of {broker.data_dir} is full (")
+    assert told.endswith(
+        " KiB free): it holds the data of broker, which goes on when there is room"
+    )
     assert broker.access.lasting_sessions() == ([] if retain else ["lasting"])
