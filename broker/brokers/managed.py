@@ -44,6 +44,8 @@ _LOG_LIMIT_BYTES = 5 * 1024 * 1024
 _POLL_S = 0.02
 _MAX_READ_BYTES = 256 * 1024
 _ASKED_IN_VAIN = 6
+_MENDS = 3
+_NAMED = 5
 
 
 class ManagedUsers(ABC):
@@ -285,16 +287,27 @@ class ManagedBroker(ABC):
         Raises:
             TransportError: it did not start, and its store is not why.
         """
-        self._child.start()
-        try:
-            self._child.wait_ready(self._accepts, _START_TIMEOUT_S)
-        except TransportError as error:
-            if self._tells_of_damage.search(str(error)) is None:
-                raise
-            return str(error)
-        with contextlib.suppress(TransportError):  # it is asked again by and by
-            return self._damage_in(self._trouble()) or self._loss_at_start()
-        return ""
+        for _ in range(_MENDS):
+            self._child.start()
+            try:
+                self._child.wait_ready(self._accepts, _START_TIMEOUT_S)
+            except TransportError as error:
+                if self._tells_of_damage.search(str(error)) is None:
+                    raise
+                return str(error)
+            try:
+                damage, ended = self._damage_in(self._trouble()), self._end_deaf_sessions()
+            except TransportError:
+                return ""  # it is asked again by and by
+            if damage or not ended:
+                return damage
+            more = f" and {len(ended) - _NAMED} more" if len(ended) > _NAMED else ""
+            _LOG.warning(
+                "the MQTT broker had lost queues: %d sessions begin anew (%s%s)",
+                *(len(ended), ", ".join(ended[:_NAMED]), more),
+            )
+            self._child.stop()  # those that are connected already come again
+        return "sessions lose their queues at every start"
 
     def _damage_in(self, trouble: str) -> str:
         return trouble if self._tells_of_damage.search(trouble) else ""
@@ -364,13 +377,13 @@ class ManagedBroker(ABC):
             TransportError: it does not answer.
         """
 
-    def _loss_at_start(self) -> str:
-        """Return what of its store the server, just started, has dropped in silence, "" if nothing.
+    def _end_deaf_sessions(self) -> list[str]:
+        """End the sessions of which the server, just started, has lost a queue; return their ids.
 
         Raises:
-            TransportError: it does not tell.
+            TransportError: it does not answer.
         """
-        return ""
+        return []
 
     @abstractmethod
     def _sessions(self) -> list[str]:

@@ -148,6 +148,10 @@ class MosquittoBroker(ManagedBroker):
         super().__init__(access, argv, port, host, tls)
         self._files = access
 
+    def _accepts(self) -> bool:
+        # it listens before it handles signals, which end it until then
+        return super()._accepts() and _handles(self.pid, signal.SIGUSR1)
+
     def _trouble(self) -> str:
         # one that may not write, and says so, has all in its memory and writes it when it may
         self._tell_to_write()
@@ -269,6 +273,16 @@ def _acl(user: BrokerUser) -> str:
         both = topic_filter in writes and topic_filter in reads
         lines.append(f"topic {'readwrite' if both else may} {topic_filter}\n")
     return "".join(lines)
+
+
+def _handles(pid: int, number: signal.Signals) -> bool:
+    """Whether a process has a handler for a signal; True where the system does not tell."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return True
+    found = re.search(r"^SigCgt:\s*([0-9a-f]+)$", status, re.MULTILINE)
+    return found is None or bool(int(found[1], 16) >> (number - 1) & 1)
 
 
 def _version_of(file: Path) -> tuple[int, int]:

@@ -23,10 +23,10 @@ from broker.brokers.nats_api import (
     HEALTH_API,
     INBOXES,
     STATE_APIS,
+    broken_stream,
+    end_deaf_sessions,
     health_error,
     lasting_sessions,
-    lost_queue,
-    offline_stream,
 )
 from broker.wire.access import BrokerUser, require_users
 from broker.wire.limits import MAX_MESSAGE_BYTES
@@ -228,12 +228,12 @@ class EmbeddedBroker(ManagedBroker):
         return self._own_address, _LISTER, self._lister_password
 
     def _trouble(self) -> str:
-        return offline_stream(*self._lister) or health_error(
+        return broken_stream(*self._lister) or health_error(
             self._own_address, _PROBER, self._prober_password
         )
 
-    def _loss_at_start(self) -> str:
-        return lost_queue(*self._lister)
+    def _end_deaf_sessions(self) -> list[str]:
+        return end_deaf_sessions(*self._lister)
 
     def _sessions(self) -> list[str]:
         return lasting_sessions(*self._lister)

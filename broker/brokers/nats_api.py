@@ -24,7 +24,9 @@ from runtime.errors import TransportError
 _SESSIONS = "$JS.API.STREAM.MSG.GET.$MQTT_sess"
 _STREAMS = "$JS.API.STREAM.LIST"
 _CONSUMERS = "$JS.API.CONSUMER.NAMES.$MQTT_msgs"
-STATE_APIS: Final = (_SESSIONS, _STREAMS, _CONSUMERS)
+_END_CONSUMER = "$JS.API.CONSUMER.DELETE.$MQTT_msgs."
+_END_SESSION = "$JS.API.STREAM.MSG.DELETE.$MQTT_sess"
+STATE_APIS: Final = (_SESSIONS, _STREAMS, _CONSUMERS, f"{_END_CONSUMER}*", _END_SESSION)
 HEALTH_API: Final = "$SYS.REQ.SERVER.PING.HEALTHZ"
 INBOXES: Final = "_INBOX.>"
 _TIMEOUT_S = 5.0
@@ -43,14 +45,15 @@ def lasting_sessions(address: tuple[str, int], user: str, password: str) -> list
         TransportError: the server does not answer, or answers what cannot be read.
     """
     with _answering("its sessions"), _NatsClient(address, user, password) as client:
-        return [str(each["id"]) for each in client.lasting_sessions()]
+        return [str(session["id"]) for _, session in client.lasting_sessions()]
 
 
-def lost_queue(address: tuple[str, int], user: str, password: str) -> str:
-    """Return of which lasting session a queue is lost, "" where none is; for the server's start.
+def end_deaf_sessions(address: tuple[str, int], user: str, password: str) -> list[str]:
+    """End the lasting sessions of which a queue is lost, and return their client ids.
 
-    It goes on without a queue whose description is damaged, and the session, which has it in its
-    record, gets nothing any more.
+    A session has its queues in its record. The server starts without one whose description is
+    damaged, or that a kill has deleted before the record; the session then gets nothing any more.
+    One that is connected stays deaf until the server is started again.
 
     Args:
         address: of the listener for NATS's own clients.
@@ -60,20 +63,26 @@ def lost_queue(address: tuple[str, int], user: str, password: str) -> str:
     Raises:
         TransportError: the server does not answer, or answers what cannot be read.
     """
+    ended = []
     with _answering("its queues"), _NatsClient(address, user, password) as client:
-        queues = set(client.queues())
-        for session in client.lasting_sessions():
-            for topic, queue in (session.get("cons") or {}).items():
-                if queue["durable_name"] not in queues:
-                    return f"the queue of session {session['id']} for {topic} is lost"
-    return ""
+        sessions = list(client.lasting_sessions())
+        there = set(client.queues())  # after the sessions: one that comes meanwhile has its queues
+        for number, session in sessions:
+            own = {queue["durable_name"] for queue in (session.get("cons") or {}).values()}
+            if own <= there:
+                continue
+            for name in own & there:
+                client.ask_for(f"{_END_CONSUMER}{name}", {})
+            client.ask_for(_END_SESSION, {"seq": number, "no_erase": True})
+            ended.append(str(session["id"]))
+    return ended
 
 
-def offline_stream(address: tuple[str, int], user: str, password: str) -> str:
-    """Return which stream the server has taken out of service, and why; "" where it has none.
+def broken_stream(address: tuple[str, int], user: str, password: str) -> str:
+    """Return which stream is of no use to the server, and why; "" where none is.
 
-    It does so at its start with one whose description it cannot read, and then refuses every
-    connection by MQTT.
+    At its start it takes a stream out of service whose description it cannot read, and then refuses
+    every connection by MQTT. Of one whose messages it cannot read it knows the subjects alone.
 
     Args:
         address: of the listener for NATS's own clients.
@@ -84,8 +93,14 @@ def offline_stream(address: tuple[str, int], user: str, password: str) -> str:
         TransportError: the server does not answer, or answers what cannot be read.
     """
     with _answering("how its streams are"), _NatsClient(address, user, password) as client:
-        offline = json.loads(client.ask(_STREAMS, {})).get("offline") or {}
-        return next((f"stream {name} is offline: {why}" for name, why in offline.items()), "")
+        found = json.loads(client.ask(_STREAMS, {}))
+        for name, why in (found.get("offline") or {}).items():
+            return f"stream {name} is offline: {why}"
+        for each in found.get("streams") or []:
+            state = each["state"]
+            if state.get("num_subjects", 0) > state["messages"]:
+                return f"stream {each['config']['name']} is corrupt: {state}"
+    return ""
 
 
 def health_error(address: tuple[str, int], user: str, password: str) -> str:
@@ -141,27 +156,27 @@ class _NatsClient:
         self._lines.close()
         self._socket.close()
 
-    def lasting_sessions(self) -> Iterator[dict[str, Any]]:
-        """Yield the records of the sessions that outlive their connections."""
+    def lasting_sessions(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield the sessions that outlive their connections, each with its record's number."""
         number = 1
         while True:
-            found = self._answer_of(_SESSIONS, {"seq": number, "next_by_subj": ">"})
+            found = self.ask_for(_SESSIONS, {"seq": number, "next_by_subj": ">"})
             if found is None:
                 return
             record = found["message"]
             number = record["seq"] + 1
             session = json.loads(base64.b64decode(record["data"]))
             if not session.get("clean"):
-                yield session
+                yield record["seq"], session
 
     def queues(self) -> Iterator[str]:
         """Yield the names of the queues of all sessions."""
         count = 0
-        while (found := self._answer_of(_CONSUMERS, {"offset": count})) and found["consumers"]:
+        while (found := self.ask_for(_CONSUMERS, {"offset": count})) and found["consumers"]:
             yield from found["consumers"]
             count += len(found["consumers"])
 
-    def _answer_of(self, subject: str, question: dict[str, Any]) -> dict[str, Any] | None:
+    def ask_for(self, subject: str, question: dict[str, Any]) -> dict[str, Any] | None:
         """Return an answer, None where it is that there is none."""
         answer: dict[str, Any] = json.loads(self.ask(subject, question))
         error = answer.get("error")
