@@ -111,7 +111,7 @@ class Local(Protocol):
 
     @property
     def head(self) -> frozenset[str]:
-        """The names of the weights of the model's last layer, or of what the task calls its head."""
+        """The names of the weights of the model's last layer, or of the task's own head."""
         ...
 
     @property
