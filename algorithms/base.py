@@ -47,6 +47,7 @@ Blocks: TypeAlias = Mapping[str, Flat]
 """Name of a vector to a block of it, each as long as the block of the weights."""
 
 Need: TypeAlias = Literal["head", "norms", "loss"]
+Family: TypeAlias = Literal["server", "drift", "fairness", "personal", "clusters"]
 
 
 @dataclass(frozen=True)
@@ -190,10 +191,12 @@ class Algorithm:
     what it is given.
 
     Attributes:
+        family: the kind of problem that it is for, which listings are ordered by.
         needs: what the algorithm needs of a task: a head to tell from the rest of the model,
             normalisation layers, or the loss itself, which only the torch engine gives.
     """
 
+    family: ClassVar[Family] = "server"
     needs: ClassVar[tuple[Need, ...]] = ()
 
     def __post_init__(self) -> None:

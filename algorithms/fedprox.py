@@ -7,9 +7,9 @@ https://arxiv.org/abs/1812.06127. The local objective is ``F(w) + mu/2 * |w - w0
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
-from algorithms.base import Arrays, Batch, Local, Received, State
+from algorithms.base import Arrays, Batch, Family, Local, Received, State
 from algorithms.fedavg import FedAvg
 from runtime.records import Bounds
 
@@ -17,6 +17,8 @@ from runtime.records import Bounds
 @dataclass(frozen=True)
 class FedProx(FedAvg):
     """FedAvg with the proximal term's gradient, ``mu * (w - w0)``, added on the client."""
+
+    family: ClassVar[Family] = "drift"
 
     mu: Annotated[float, Bounds(least=0)] = 0.01
 

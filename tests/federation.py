@@ -62,10 +62,10 @@ class Federation:
     """The server and the clients of one run; ``states`` are what the clients keep."""
 
     algorithm: Algorithm
-    weights: Array
+    weights: Any
     seed: int = 0
     scalars: dict[str, float] = field(default_factory=dict)
-    vectors: dict[str, Array] = field(default_factory=dict)
+    vectors: dict[str, Any] = field(default_factory=dict)
     states: dict[int, State] = field(default_factory=dict)
     round: int = 0
 
