@@ -91,9 +91,15 @@ class ClientHalf:
             return {}
         return {f"{_STATE}{name}": array for name, array in flattened(self.state).items()}
 
-    def restore(self, arrays: Mapping[str, Any]) -> None:
-        """Set a captured state."""
-        kept = {n.removeprefix(_STATE): a for n, a in arrays.items() if n.startswith(_STATE)}
+    def restore(
+        self, arrays: Mapping[str, NDArray[Any]], convert: Callable[[NDArray[Any]], Any]
+    ) -> None:
+        """Set a captured state; ``convert`` makes the engine's own kind of a copy."""
+        kept = {
+            name.removeprefix(_STATE): convert(array)
+            for name, array in arrays.items()
+            if name.startswith(_STATE)
+        }
         if kept:
             self.state = nested(kept)
 

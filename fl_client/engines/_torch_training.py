@@ -304,9 +304,7 @@ class TorchTraining:
             for name, tensor in self._model.state_dict().items():
                 tensor.copy_(to_tensor(arrays[f"model/{name}"]))
         self._steps = self._descent.steps = int(arrays["steps"][0])
-        self.half.restore(
-            {name: to_tensor(array).to(self._device, copy=True) for name, array in arrays.items()}
-        )
+        self.half.restore(arrays, lambda array: to_tensor(array).to(self._device, copy=True))
         for name, array in _under("optimizer", arrays):
             self._descent.restore(name, to_tensor(array).to(self._device, copy=True))
         if self._optimizer is not None:

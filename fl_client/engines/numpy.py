@@ -313,7 +313,7 @@ class _Training:
         for name, array in arrays.items():
             if name.startswith("optimizer/"):
                 self._descent.restore(name.removeprefix("optimizer/"), np.array(array))
-        self.half.restore({name: np.array(array) for name, array in arrays.items()})
+        self.half.restore(arrays, np.array)
         return True
 
 

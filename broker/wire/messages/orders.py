@@ -53,7 +53,7 @@ class OrderMessage(Message):
     def _without_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         fields: dict[str, Any] = serialize(self)
         for name, default in _LATER_FIELDS.items():
-            if fields.get(name) == default:
+            if name in fields and fields[name] == default:
                 del fields[name]
         return fields
 
