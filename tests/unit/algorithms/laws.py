@@ -52,6 +52,15 @@ def run(
     return federation
 
 
+def server_rounds(algorithm: Algorithm, updates: Sequence[Flat], start: Flat) -> list[Flat]:
+    """Return the global weights after each of these mean updates."""
+    weights, state, found = start, algorithm.init(start, 0, 1), []
+    for update in updates:
+        weights, state = algorithm.aggregate(weights, Mean({"update": update}), state, {})
+        found.append(weights)
+    return found
+
+
 def assert_fedavg(algorithm: Algorithm, of: Sequence[Quadratic], rounds: int = 3) -> None:
     """Assert that the weights are those of federated averaging, bit for bit."""
     found, expected = (run(each, of, rounds) for each in (algorithm, algorithms.load("fedavg")))
