@@ -59,20 +59,20 @@ class FedDC(Algorithm):
         """Return ``grad + alpha * (h_i + w - w0) + (g_i - g) / (K * learning rate)``."""
         grad, x, g = batch.gradient(w), got.weights, got.vectors[LAST]
         zeros = {name: grad[name] * 0 for name in grad}
-        state = {DRIFT: zeros, LAST: zeros, **state}
-        h, own, path = state[DRIFT], state[LAST], local.steps * local.learning_rate
+        h, own = state.get(DRIFT) or zeros, state.get(LAST) or zeros
+        path = local.steps * local.learning_rate
         corrected = {
             name: grad[name]
             + self.alpha * (h[name] + w[name] - x[name])
             + (own[name] - g[name]) / path
             for name in grad
         }
-        return corrected, state
+        return corrected, {**state, DRIFT: h, LAST: own}
 
     def finish(self, w: Arrays, got: Received, state: State, local: Local) -> tuple[Sent, State]:
         """Keep ``h_i' = h_i + w_i - w0``, and the change ``g_i = w_i - w0``."""
         sent, state = super().finish(w, got, state, local)
-        h, change = state[DRIFT], sent.vectors[UPDATE]
+        h, change = state.get(DRIFT, {}), sent.vectors[UPDATE]
         drift = {name: h[name] + change[name] for name in h}
         return sent, {**state, DRIFT: drift, LAST: {name: change[name] for name in h}}
 

@@ -52,7 +52,7 @@ class FedDyn(Algorithm):
     def finish(self, w: Arrays, got: Received, state: State, local: Local) -> tuple[Sent, State]:
         """Keep ``h_k' = h_k - alpha * (w_k - w0)``, the client's gradient at ``w_k``."""
         sent, state = super().finish(w, got, state, local)
-        h, change = state[GRADIENT], sent.vectors[UPDATE]
+        h, change = state.get(GRADIENT, {}), sent.vectors[UPDATE]
         return sent, {**state, GRADIENT: {name: h[name] - self.alpha * change[name] for name in h}}
 
     def init(self, weights: Flat, start: int, seed: int) -> dict[str, Flat]:

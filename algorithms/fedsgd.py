@@ -31,5 +31,6 @@ class FedSGD(FedAvg):
 
         The steps add up to one along the mean of the batches' gradients.
         """
-        g = batch.gradient(got.weights)
+        # a model's own weights at first: running statistics do not go on at others
+        g = batch.gradient(w if batch.number == 0 else got.weights)
         return {name: g[name] / local.steps for name in g}, state

@@ -50,7 +50,7 @@ class QFedAvg(Algorithm):
     ) -> tuple[Arrays, State]:
         """Return the gradient; note which weights have one."""
         g = batch.gradient(w)
-        trained = state.get(_TRAINED) or {name: g[name].sum() * 0 for name in g}
+        trained = state.get(_TRAINED) or {name: g[name].sum().reshape(1) for name in g}
         return g, {**state, _TRAINED: trained}
 
     def finish(self, w: Arrays, got: Received, state: State, local: Local) -> tuple[Sent, State]:
@@ -58,7 +58,7 @@ class QFedAvg(Algorithm):
 
         ``F`` is the loss at the global weights.
         """
-        trained = state[_TRAINED]
+        trained = state.get(_TRAINED, {})
         sent, state = super().finish(w, got, state, local)
         change = sent.vectors[UPDATE]
         loss = max(local.loss(got.weights), _LEAST_LOSS)

@@ -65,7 +65,7 @@ class Scaffold(FedAvg):
     def finish(self, w: Arrays, got: Received, state: State, local: Local) -> tuple[Sent, State]:
         """Make ``c_i' = c_i - c + (x - y_i) / (K * learning rate)`` and send ``c_i' - c_i`` too."""
         sent, state = super().finish(w, got, state, local)
-        own, c, x = state[CONTROL], got.vectors[CONTROL], got.weights
+        own, c, x = state.get(CONTROL, {}), got.vectors[CONTROL], got.weights
         path = local.steps * local.learning_rate
         after = {name: own[name] - c[name] + (x[name] - w[name]) / path for name in own}
         change = {name: after[name] - own[name] for name in own}
