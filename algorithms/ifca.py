@@ -37,13 +37,15 @@ class IFCA(Algorithm):
 
     Attributes:
         clusters: the number of models.
-        spread: the standard deviation of the noise that tells the first models apart.
+        spread: the standard deviation of the noise that tells the first models apart. With much
+            of it all clients choose the model that has none. Whether every cluster is found
+            depends on the first models, as in the paper: another seed gives others.
     """
 
     family: ClassVar[Family] = "clusters"
 
     clusters: Annotated[int, Bounds(least=1, most=64)] = 2
-    spread: Annotated[float, Bounds(least=0)] = 0.05
+    spread: Annotated[float, Bounds(least=0)] = 0.01
 
     @property
     def sends(self) -> tuple[str, ...]:
