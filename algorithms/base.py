@@ -217,6 +217,14 @@ class Algorithm:
         """The names of the server's vectors and scalars that clients get."""
         return ()
 
+    @property
+    def is_personal(self) -> bool:
+        """Whether a client may predict with a model of its own."""
+        kind = type(self)
+        return (
+            kind.personal is not Algorithm.personal or kind.is_private is not Algorithm.is_private
+        )
+
     def advice(self, training: Mapping[str, Any]) -> str:
         """Return what to tell a user about these training settings, "" for nothing."""
         del training

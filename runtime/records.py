@@ -130,9 +130,11 @@ def _checked(hint: Any, value: Any, field: str) -> Any:
         return [_checked(inner[0], each, f"{field}.{at}") for at, each in enumerate(value)]
     if origin is tuple:
         # a list where it is decoded
-        if not isinstance(value, list | tuple) or len(value) != len(inner):
-            raise FieldError(field, f"must be of {len(inner)} members")
-        pairs = enumerate(zip(inner, value, strict=True))
+        is_any_length = inner[1:] == (...,) and hasattr(value, "__len__")
+        kinds = inner[:1] * len(value) if is_any_length else inner
+        if not isinstance(value, list | tuple) or len(value) != len(kinds):
+            raise FieldError(field, f"must be of {len(kinds)} members")
+        pairs = enumerate(zip(kinds, value, strict=True))
         return tuple(_checked(kind, each, f"{field}.{at}") for at, (kind, each) in pairs)
     if hint is float and type(value) is int:
         return float(value)

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
+from algorithms.base import Arrays, Received, Sent, State
+from fl_client.engines._client_half import (
+    ClientHalf,
+    LocalTraining,
+    local_update,
+    nested,
+    received_vectors,
+)
 from fl_client.engines._descent import Descent
 from fl_client.engines._examples import as_pair, fitted, require_real
 from fl_client.engines._numpy_call import Array, LayerCall
@@ -28,6 +36,7 @@ from fl_client.engines.base import (
 from fl_client.models import layers, memory
 from fl_client.models.dropout import DropoutMasks
 from fl_client.models.local_round import Evaluation, LocalRound, LocalUpdate
+from fl_client.models.parts import ModelParts, parts_of_layers
 from fl_client.models.settings import Objective
 from fl_client.tasks.base import Task
 from fl_client.tasks.user_code import model_of, numbers_of
@@ -84,35 +93,52 @@ class NumpyEngine:
 
     def train(self, weights: Weights, data: Split, plan: LocalRound) -> LocalUpdate:
         """Return the update of one round of local training."""
-        if plan.algorithm.needs_loss:
+        training = self._training(weights, data, plan)
+        training.begin()
+        count = training.half.local.num_examples
+        metrics = run_epochs(plan, count, training.step, training)
+        return local_update(weights, *training.finish(), count, metrics)
+
+    def personal(self, weights: Weights, data: Split, plan: LocalRound) -> Weights | None:
+        """Return what the device predicts with, None where it is ``weights``."""
+        found = self._training(weights, data, plan).half.personal()
+        return None if found is None else weights.with_vector(flat_update(weights, found))
+
+    def _training(self, weights: Weights, data: Split, plan: LocalRound) -> _Training:
+        if "loss" in plan.algorithm.needs:
             raise ConfigError(
                 f"algorithm {type(plan.algorithm).__name__} changes the loss, which only the "
                 "torch engine can do"
             )
         inputs, targets = self._arrays(data)
-        plan = self._within_memory(plan, inputs.shape[1:])
-        training = _Training(self._named(weights), plan)
-
-        def step(chosen: Indices) -> float:
-            total = 0.0
-            for piece, share in pieces(chosen, plan.settings):
-                loss, grads = self._gradients(
-                    training.w, training.masks, inputs[piece], targets[piece]
-                )
-                training.add(grads, share)
-                total += loss * share
-            training.descend()
-            return total
-
-        metrics = run_epochs(plan, len(inputs), step, training)
-        update, state = training.finish()
-        kept = {name: np.asarray(array) for name, array in state.items()}
-        return LocalUpdate(flat_update(weights, update), len(inputs), metrics, kept)
+        received = received_vectors(weights, plan)
+        extra = sum(array.nbytes for array in plan.state.values())
+        extra += weights.vector.nbytes * (len(received) + len(plan.algorithm.sends) - 1)
+        plan = self._within_memory(plan, inputs.shape[1:], extra)
+        got = Received(self._named(weights), received, plan.scalars)
+        return _Training(self, got, plan, (inputs, targets))
 
     def evaluate(self, weights: Weights, data: Split) -> Evaluation:
         """Return the mean loss and metrics on ``data``."""
         inputs, targets = self._arrays(data)
         w, means = self._named(weights), Means()
+        for outputs, wanted, loss in self._evaluated(w, inputs, targets):
+            given = self._task.metrics(outputs, wanted)
+            metrics = numbers_of(self._task, "metrics", given)
+            means.add(len(outputs), {"loss": loss, **metrics})
+        return means.evaluation()
+
+    def mean_loss(self, w: dict[str, Array], inputs: Array, targets: Array) -> float:
+        """Return the mean loss as an evaluation computes it."""
+        means = Means()
+        for outputs, _, loss in self._evaluated(w, inputs, targets):
+            means.add(len(outputs), {"loss": loss})
+        return means.evaluation().metrics["loss"]
+
+    def _evaluated(
+        self, w: dict[str, Array], inputs: Array, targets: Array
+    ) -> Iterator[tuple[Array, Array, float]]:
+        """Yield the outputs, the targets and the loss of batches that fit into little memory."""
         size = memory.evaluation_batch(self._layers, inputs.shape[1:], self._dtype.itemsize)
         for start in range(0, len(inputs), size):
             chosen = slice(start, start + size)
@@ -120,21 +146,18 @@ class NumpyEngine:
             for index, layer in enumerate(self._layers):
                 outputs, _ = forward(layer, LayerCall(index, w, {}), outputs)
             loss, _ = _loss(self._task.objective, outputs, targets[chosen])
-            given = self._task.metrics(outputs, targets[chosen])
-            metrics = numbers_of(self._task, "metrics", given)
-            means.add(len(outputs), {"loss": loss, **metrics})
-        return means.evaluation()
+            yield outputs, targets[chosen], loss
 
     def gradients(self, weights: Weights, data: Split) -> tuple[float, dict[str, Array]]:
         """Return the mean loss on all of ``data`` as one batch, and its gradient by name."""
-        w = self._named(weights)
         # a training pass changes the running statistics, which belong to the caller
-        w.update((n, w[n].copy()) for n, t in self._tensors.items() if t.role == "statistic")
-        return self._gradients(w, DropoutMasks(0), *self._arrays(data))
+        w = self.copied_statistics(self._named(weights))
+        return self.batch_gradients(w, DropoutMasks(0), *self._arrays(data))
 
-    def _gradients(
+    def batch_gradients(
         self, w: dict[str, Array], masks: DropoutMasks, inputs: Array, targets: Array
     ) -> tuple[float, dict[str, Array]]:
+        """Return the mean loss of a batch and its gradient; changes running statistics in ``w``."""
         grads: dict[str, Array] = {}
         backwards = []
         outputs = inputs.astype(self._dtype, copy=False)
@@ -150,17 +173,32 @@ class NumpyEngine:
             dy = backwards.pop()(dy)
         return loss, {name: grads[name] for name in self._trained}
 
-    def _within_memory(self, plan: LocalRound, shape: tuple[int, ...]) -> LocalRound:
-        """Return the plan with a micro batch that fits into the process's memory."""
+    def copied_statistics(self, w: dict[str, Array]) -> dict[str, Array]:
+        """Return the weights with running statistics of their own."""
+        own = {n: w[n].copy() for n, t in self._tensors.items() if t.role == "statistic"}
+        return {**w, **own}
+
+    @cached_property
+    def parts(self) -> ModelParts:
+        """The head and the normalisation of the model."""
+        return parts_of_layers(self._layers, self._task.head)
+
+    def _within_memory(self, plan: LocalRound, shape: tuple[int, ...], extra: int) -> LocalRound:
+        """Return the plan with a micro batch that fits into the process's memory.
+
+        Args:
+            extra: the bytes of what the algorithm receives, keeps and sends beside the update.
+        """
         if not plan.memory_bytes:
             return plan
         size = self._dtype.itemsize
-        available = plan.memory_bytes - self._initial_rss_bytes
+        available = plan.memory_bytes - self._initial_rss_bytes - extra
         micro = memory.largest_micro_batch(available, self._layers, shape, plan.settings, size)
         if micro is None:
             least = memory.memory_needed(self._layers, 1, shape, plan.settings, size)
+            needed = self._initial_rss_bytes + least + extra
             raise TrainingFailed(
-                f"training takes {_mebibytes(self._initial_rss_bytes + least)} with one example at "
+                f"training takes {_mebibytes(needed)} with one example at "
                 f"a time, this device gives it {_mebibytes(plan.memory_bytes)}"
             )
         return replace(plan, settings=replace(plan.settings, micro_batch=micro))
@@ -198,44 +236,71 @@ class NumpyEngine:
 
 
 class _Training:
-    """One round's training: the weights, the algorithm's state, and the optimiser."""
+    """One round's training: the weights, the algorithm's client half, and the optimiser."""
 
-    def __init__(self, w0: dict[str, Array], plan: LocalRound) -> None:
-        self._plan, self._w0 = plan, w0
-        self.w = {name: array.copy() for name, array in w0.items()}
-        self._state = plan.algorithm.begin(w0, plan.state)
+    def __init__(
+        self, engine: NumpyEngine, got: Received, plan: LocalRound, data: tuple[Array, Array]
+    ) -> None:
+        self._engine, self._plan, self._data = engine, plan, data
+        local = LocalTraining(
+            plan, len(data[0]), engine.parts, self._loss_of_all, self._gradient_of_all
+        )
+        self.half = ClientHalf(plan, got, nested(plan.state), local)
+        self.w: dict[str, Array] = dict(got.weights)
         self._descent = Descent(plan.settings)
-        self._grads: dict[str, Array] = {}
-        self.masks = DropoutMasks(plan.local_seed)
+        self._masks = DropoutMasks(plan.local_seed)
 
-    def add(self, grads: dict[str, Array], share: float) -> None:
-        """Add the gradient of a micro batch, which is overwritten, to that of the batch."""
-        if share == 1.0:
-            self._grads = grads
-            return
-        for name, grad in grads.items():
-            grad *= share  # noqa: PLW2901  in place
-            if name in self._grads:
-                self._grads[name] += grad
-            else:
-                self._grads[name] = grad
+    def begin(self) -> None:
+        """Take the weights that training starts from."""
+        start = self.half.start()
+        self.w = {name: np.array(start[name], array.dtype) for name, array in self.w.items()}
 
-    def descend(self) -> None:
-        """Step along the gradient of the whole batch."""
-        grads, self._grads = self._grads, {}
-        direction = self._plan.algorithm.gradient(grads, self.w, self._w0, self._state)
+    def step(self, chosen: Indices) -> float:
+        """Train on one batch and return its loss."""
+        batch = _Batch(self, chosen, self._descent.steps, [])
+        direction = self.half.direction(batch, self.w)
         self._descent.step(self.w, direction)
-        self.masks.begin(self._descent.steps)
+        return batch.losses[0]
 
-    def finish(self) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-        """Return the update and the algorithm's state; the optimiser's is freed first."""
+    def gradient(self, w: Arrays, chosen: Indices) -> tuple[float, dict[str, Array]]:
+        """Return the loss and the gradient of a batch; at the own weights statistics go on."""
+        at = self.w if w is self.w else self._elsewhere(w)
+        self._masks.begin(self._descent.steps)
+        inputs, targets = self._data
+        total, found = 0.0, dict[str, Array]()
+        for piece, share in pieces(chosen, self._plan.settings):
+            loss, grads = self._engine.batch_gradients(
+                at, self._masks, inputs[piece], targets[piece]
+            )
+            total += loss * share
+            _add(found, grads, share)
+        return total, found
+
+    def _elsewhere(self, w: Arrays) -> dict[str, Array]:
+        return self._engine.copied_statistics({**self.w, **w})
+
+    def _loss_of_all(self, w: Arrays) -> float:
+        return self._engine.mean_loss({**self.w, **w}, *self._data)
+
+    def _gradient_of_all(self, w: Arrays) -> dict[str, Array]:
+        count, size = len(self._data[0]), self._plan.settings.batch_size
+        found = dict[str, Array]()
+        for start in range(0, count, size):
+            chosen = np.arange(start, min(start + size, count))
+            _, grads = self.gradient(dict(w), chosen)
+            _add(found, grads, len(chosen) / count)
+        return found
+
+    def finish(self) -> tuple[Sent, State]:
+        """Return what is sent and kept; the optimiser's state is freed first."""
         self._descent = Descent(self._plan.settings)
-        return self._plan.algorithm.finish(self.w, self._w0, self._state)
+        return self.half.finish(self.w)
 
     def capture(self) -> dict[str, Array]:
         """Return the weights and the optimiser's state."""
         found = {f"w/{name}": array for name, array in self.w.items()}
         found.update((f"optimizer/{name}", array) for name, array in self._descent.arrays())
+        found.update(self.half.capture())
         return {**found, "steps": np.array([self._descent.steps], np.int64)}
 
     def restore(self, arrays: Mapping[str, Array]) -> bool:
@@ -248,8 +313,41 @@ class _Training:
         for name, array in arrays.items():
             if name.startswith("optimizer/"):
                 self._descent.restore(name.removeprefix("optimizer/"), np.array(array))
-        self.masks.begin(self._descent.steps)
+        self.half.restore({name: np.array(array) for name, array in arrays.items()})
         return True
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """The examples of a step; ``losses`` are of the gradients that were asked for, in order."""
+
+    training: _Training
+    chosen: Indices
+    number: int
+    losses: list[float]
+
+    def gradient(self, w: Arrays) -> dict[str, Array]:
+        loss, grads = self.training.gradient(w, self.chosen)
+        self.losses.append(loss)
+        return grads
+
+    def halves(self) -> tuple[_Batch, _Batch]:
+        middle = (len(self.chosen) + 1) // 2
+        second = self.chosen[middle:] if len(self.chosen) > 1 else self.chosen
+        return replace(self, chosen=self.chosen[:middle]), replace(self, chosen=second)
+
+
+def _add(total: dict[str, Array], grads: dict[str, Array], share: float) -> None:
+    """Add the gradient of a part of a batch, which is overwritten, to that of the batch."""
+    if share == 1.0:
+        total.update(grads)
+        return
+    for name, grad in grads.items():
+        grad *= share  # noqa: PLW2901  in place
+        if name in total:
+            total[name] += grad
+        else:
+            total[name] = grad
 
 
 def _mebibytes(count: int) -> str:

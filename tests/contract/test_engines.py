@@ -304,10 +304,10 @@ def test_overrides_of_a_torch_task_are_used() -> None:
 
 def test_an_algorithm_that_needs_the_loss_gets_it_on_torch_alone() -> None:
     class Pull(algorithms.algorithm_class("fedavg")):  # type: ignore[misc]
-        needs_loss = True
+        needs = ("loss",)
 
-        def loss(self, loss: Any, w: Any, w0: Any, state: Any) -> Any:
-            return loss * 0 + sum((tensor**2).sum() for tensor in w.values()) / 2
+        def loss(self, forward: Any, w: Any, got: Any, state: Any, local: Any) -> Any:
+            return forward.loss * 0 + sum((tensor**2).sum() for tensor in w.values()) / 2
 
     task, data = task_of("mlp", "cross_entropy"), data_of("mlp", "cross_entropy", 8)
     weights = task.initial_weights(3)

@@ -40,9 +40,9 @@ def after(count: int, task: Task, data: Any, plan: LocalRound, **more: Any) -> d
     seen: dict[str, Any] = {}
 
     class Seen(type(plan.algorithm)):  # type: ignore[misc]
-        def finish(self, w: Any, w0: Any, state: Any) -> Any:
+        def finish(self, w: Any, got: Any, state: Any, local: Any) -> Any:
             seen.update({name: tensor.numpy(force=True).copy() for name, tensor in w.items()})
-            return super().finish(w, w0, state)
+            return super().finish(w, got, state, local)
 
     engine = load_engine("torch", task, dtype="float64", tuning=workers(count, **more))
     watched = replace(plan, algorithm=Seen(**asdict(plan.algorithm)))
@@ -87,19 +87,20 @@ class Wide(Declarative):
 class Pulled(FedProx):
     """FedProx by its loss, whose anchor is a client's state."""
 
-    needs_loss = True
+    needs = ("loss",)
 
-    def begin(self, global_: Any, state: Any) -> Any:
-        return {**state, **{f"anchor/{name}": tensor * 1 for name, tensor in global_.items()}}
+    def start(self, got: Any, state: Any, local: Any) -> Any:
+        anchor = {name: tensor * 1 for name, tensor in got.weights.items()}
+        return got.weights, {**state, "anchor": anchor}
 
-    def gradient(self, g: Any, w: Any, w0: Any, state: Any) -> Any:
-        return g
+    def direction(self, batch: Any, w: Any, got: Any, state: Any, local: Any) -> Any:
+        return batch.gradient(w), state
 
-    def loss(self, loss: Any, w: Any, w0: Any, state: Any) -> Any:
+    def loss(self, forward: Any, w: Any, got: Any, state: Any, local: Any) -> Any:
         # half of the pull towards the global model, half towards the state that says the same
-        halves = [w0, {name: state[f"anchor/{name}"] for name in w0}]
-        pulls = (((w[n] - at[n]) ** 2).sum() for at in halves for n in w0)
-        return loss + self.mu / 4 * sum(pulls)
+        halves = [got.weights, state["anchor"]]
+        pulls = (((w[n] - at[n]) ** 2).sum() for at in halves for n in got.weights)
+        return forward.loss + self.mu / 4 * sum(pulls)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from broker.wire.messages.base import (
     Finite,
     Id,
     Message,
+    MetricName,
     Metrics,
     Phase,
     Round,
@@ -26,12 +27,16 @@ from broker.wire.messages.base import (
     WireModel,
 )
 from broker.wire.messages.references import BundleRef, ModelRef, UpdateRef, UploadRef
+from runtime.bounds import MAX_SCALARS
 
 Payload = Annotated[bytes, Field(max_length=MAX_EXCHANGE_BYTES)]
-_LATER_FIELDS: dict[str, str | int | bytes] = {
+Scalars = Annotated[dict[MetricName, Finite], Field(max_length=MAX_SCALARS)]
+_LATER_FIELDS: dict[str, Any] = {
     "phase": "",
     "seq": 0,
     "payload": b"",
+    "vectors": None,
+    "scalars": {},
     "unusable": False,
     "permanent": False,
 }
@@ -83,6 +88,8 @@ class Order(OrderMessage):
     time_left_s: Seconds
     bundle: BundleRef | None = None
     payload: Payload = b""
+    vectors: ModelRef | None = None
+    scalars: Scalars = {}
 
     @model_validator(mode="after")
     def _has_what_its_action_needs(self) -> Order:
@@ -166,6 +173,8 @@ class Result(OrderAnswer):
     update: UpdateRef | None
     usage: Usage
     payload: Payload = b""
+    vectors: ModelRef | None = None
+    scalars: Scalars = {}
 
     @model_validator(mode="after")
     def _has_what_its_action_gives(self) -> Result:
