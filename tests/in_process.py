@@ -15,6 +15,7 @@ from typing import Any
 
 import algorithms
 from fl_client.datasets.device import Device
+from fl_client.models.local_round import LocalRound
 from fl_client.tasks.base import Task
 from fl_client.training.frames import Done, TrainingJob
 from fl_client.training.participant import Participant
@@ -116,6 +117,21 @@ class InProcessRun:
             state_path=str(state),
             vectors_path=None if vectors is None else str(self._file("vectors", vectors.key)),
             scalars={n: value for n, value in model.scalars if n in algorithm.broadcasts},
+        )
+
+    def plan(self, index: int) -> LocalRound:
+        """Return what a device's training of the next round depends on."""
+        job = self.job(index, "train", len(self.models))
+        state, vectors = Path(str(job.state_path)), job.vectors_path
+        return LocalRound(
+            algorithms.load(self.algorithm, self.settings),
+            self.devices[index].task.training.overridden(self.training),
+            self.seed,
+            job.round,
+            job.device_id,
+            read_safetensors(state).arrays() if state.exists() else {},
+            {} if vectors is None else dict(read_safetensors(Path(vectors)).arrays()),
+            job.scalars,
         )
 
     def train(self, index: int) -> SubmittedUpdate:

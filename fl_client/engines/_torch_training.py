@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from algorithms.base import UPDATE, Arrays, Received, Sent, State
+from algorithms.base import STATISTICS, Arrays, Received, Sent, State
 from fl_client.engines._client_half import ClientHalf, LocalTraining, nested
 from fl_client.engines._descent import Descent
 from fl_client.engines._torch_forward import TorchForward
@@ -256,11 +256,11 @@ class TorchTraining:
     def finish(self) -> tuple[Sent, State]:
         """Return what is sent and kept, as numpy arrays."""
         with torch.no_grad():
-            sent, state = self.half.finish(self.w)
+            sent, state = self.half.finish(self.w, self._trainable)
             vectors = dict(sent.vectors)
-            if UPDATE in vectors:
-                update = vectors[UPDATE].items()
-                vectors[UPDATE] = {name: self._change(name, value) for name, value in update}
+            if STATISTICS in vectors:
+                changes = vectors[STATISTICS].items()
+                vectors[STATISTICS] = {name: self._change(name, value) for name, value in changes}
             named = {name: to_numpy(arrays) for name, arrays in vectors.items()}
         return (
             Sent(named, sent.scalars),
@@ -268,12 +268,10 @@ class TorchTraining:
         )
 
     def _change(self, name: str, value: Any) -> Any:
-        """Return the change of a tensor, which is none where it did not change.
+        """Return the change of a buffer, which is none where it did not change.
 
         A model may hold infinite constants, such as an attention mask: their difference is NaN.
         """
-        if name in self._trainable:
-            return value
         constant = (self.w[name] == self.w0[name]) & ~torch.isfinite(self.w0[name])
         return torch.where(constant, 0, value)
 
