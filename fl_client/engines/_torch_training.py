@@ -23,7 +23,7 @@ from fl_client.models.dropout import DropoutMasks
 from fl_client.models.local_round import LocalRound
 from fl_client.models.parts import ModelParts
 from fl_client.torch_models.layers import use_masks
-from fl_client.torch_models.normalisation import running_statistics_of_one
+from fl_client.torch_models.normalisation import single_values
 from fl_client.torch_models.tensors import to_numpy, to_tensor
 from runtime.errors import ConfigError
 
@@ -168,8 +168,7 @@ class TorchTraining:
         for piece, _ in pieces(chosen, self._plan.settings):
             parts = self._parts(piece)
             # parts have two examples if there are two: only the first replica can get one
-            single = running_statistics_of_one(self._model) if len(piece) == 1 else nullcontext()
-            with single:
+            with single_values(self._model) if len(piece) == 1 else nullcontext():
                 found = self._replicas.each(self._gradients, self._data.read, parts)
             for (loss, grads), part in zip(found, parts, strict=True):
                 share = len(part) / len(chosen)
