@@ -59,9 +59,7 @@ class NumpyData:
 class NumpyTraining:
     """One round's training: the weights, the algorithm's client half, and the optimiser."""
 
-    def __init__(
-        self, engine: NumpyModel, got: Received, plan: LocalRound, data: NumpyData
-    ) -> None:
+    def __init__(self, model: NumpyModel, got: Received, plan: LocalRound, data: NumpyData) -> None:
         self._model, self._plan, self._data = model, plan, data
         local = LocalTraining(
             plan, len(data.inputs), model.parts, self._loss_of_all, self._gradient_of_all
