@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from algorithms.base import Algorithm
 
 GROUP = "rengo.algorithms"
-_NOT_ALGORITHMS = frozenset({"base", "costs", "registry"})
+_NOT_ALGORITHMS = frozenset({"base", "description", "registry"})
 
 
 def names() -> list[str]:
@@ -45,8 +45,8 @@ def load(name: str, settings: Mapping[str, Any] | None = None) -> Algorithm:
     for key in given:
         if key not in allowed:
             raise ConfigError(
-                f"algorithm {name} has no setting {key!r}{_nearest(key, allowed)}; "
-                f"it has: {', '.join(allowed) or 'none'}"
+                f"algorithm {name} has no setting {key!r}{_nearest(key, allowed)} "
+                f"(it has: {', '.join(allowed) or 'none'})"
             )
     return _validated(algorithm, name, given)
 
@@ -59,7 +59,7 @@ def algorithm_class(name: str) -> type[Algorithm]:
     other = _of_others().get(name)
     if other is None:
         raise ConfigError(
-            f"no algorithm {name!r}{_nearest(name, names())}; `rengo algorithms` lists them"
+            f"no algorithm {name!r}{_nearest(name, names())} (`rengo algorithms` lists them)"
         )
     return _class_of_other(other)
 

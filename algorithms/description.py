@@ -1,13 +1,15 @@
-"""What an algorithm costs beside plain training, seen by running it on a small problem."""
+"""What listings say of an algorithm; its costs are seen by running it on a small problem."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+import inspect
+from dataclasses import dataclass, fields
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 
 from algorithms.base import Algorithm, Arrays, Received, State, initial
+from algorithms.registry import load
 
 _STEPS = 2
 
@@ -31,6 +33,68 @@ class Costs:
     server: int
     gradients: int
     passes: int
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A hyper-parameter: its default, and what it may be, such as "at least 0"."""
+
+    name: str
+    default: Any
+    bounds: str
+
+
+@dataclass(frozen=True)
+class Description:
+    """What there is to say of an algorithm.
+
+    Attributes:
+        summary: one sentence.
+        details: more about it, "" for nothing.
+        source: its paper, and what is particular to this form of it.
+        engines: those that can train with it.
+        needs: what it needs of a task.
+    """
+
+    name: str
+    family: str
+    summary: str
+    details: str
+    source: str
+    engines: tuple[str, ...]
+    needs: tuple[str, ...]
+    settings: tuple[Setting, ...]
+    costs: Costs
+
+
+def describe(name: str) -> Description:
+    """Return the description of the algorithm ``name``; raises ConfigError for one not listed."""
+    algorithm = load(name)
+    kind = type(algorithm)
+    summary, _, details = (inspect.getdoc(kind) or "").partition("\n\n")
+    return Description(
+        name=name,
+        family=algorithm.family,
+        summary=" ".join(summary.split()),
+        details=details.strip(),
+        source=inspect.getdoc(inspect.getmodule(kind)) or "",
+        engines=("torch",) if "loss" in algorithm.needs else ("numpy", "torch"),
+        needs=algorithm.needs,
+        settings=_settings_of(algorithm),
+        costs=costs_of(algorithm),
+    )
+
+
+def _settings_of(algorithm: Algorithm) -> tuple[Setting, ...]:
+    hints = get_type_hints(type(algorithm), include_extras=True)
+    return tuple(
+        Setting(
+            field.name,
+            getattr(algorithm, field.name),
+            " and ".join(str(each) for each in get_args(hints[field.name])[1:]),
+        )
+        for field in fields(algorithm)
+    )
 
 
 def costs_of(algorithm: Algorithm) -> Costs:
