@@ -36,7 +36,11 @@ STEP = "server_learning_rate"
 
 @dataclass(frozen=True)
 class FedExP(Algorithm):
-    """FedAvg with a server learning rate that is found anew each round, and at least 1."""
+    """FedAvg with a server learning rate that is found anew each round, and at least 1.
+
+    Attributes:
+        epsilon: a small number beside the mean change's squared norm, against too long steps.
+    """
 
     epsilon: Annotated[float, Bounds(least=0)] = 0.001
 

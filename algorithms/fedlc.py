@@ -21,7 +21,11 @@ _ABSENT = 1e-8
 
 @dataclass(frozen=True)
 class FedLC(FedAvg):
-    """FedAvg whose clients' losses ask a wider margin for classes that they have little of."""
+    """FedAvg whose clients' losses ask a wider margin for classes that they have little of.
+
+    Attributes:
+        tau: how wide the margins are; 0 is FedAvg.
+    """
 
     family: ClassVar[Family] = "drift"
     needs: ClassVar[tuple[Need, ...]] = ("head", "loss")

@@ -18,7 +18,12 @@ from runtime.records import Bounds
 
 @dataclass(frozen=True)
 class FedNTD(FedAvg):
-    """FedAvg whose clients distil the global model's scores of all classes but the true one."""
+    """FedAvg whose clients distil the global model's scores of all classes but the true one.
+
+    Attributes:
+        beta: how much the distillation counts; 0 is FedAvg.
+        tau: the temperature of the probabilities that are compared.
+    """
 
     family: ClassVar[Family] = "drift"
     needs: ClassVar[tuple[Need, ...]] = ("loss",)

@@ -21,7 +21,12 @@ _LEAST = 1e-16
 
 @dataclass(frozen=True)
 class Moon(FedAvg):
-    """FedAvg whose clients' features are contrasted with the global and their previous model's."""
+    """FedAvg whose clients' features are contrasted with the global and their previous model's.
+
+    Attributes:
+        mu: how much the contrast counts; 0 is FedAvg.
+        tau: the temperature of the contrast.
+    """
 
     family: ClassVar[Family] = "drift"
     needs: ClassVar[tuple[Need, ...]] = ("head", "loss")

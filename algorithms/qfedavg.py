@@ -34,7 +34,11 @@ _LEAST_LOSS = 1e-10
 
 @dataclass(frozen=True)
 class QFedAvg(Algorithm):
-    """FedAvg for the mean of the clients' losses to the power q + 1: fairer the larger q is."""
+    """FedAvg for the mean of the clients' losses to the power q + 1: fairer the larger q is.
+
+    Attributes:
+        q: how much larger losses count for more; 0 is FedAvg.
+    """
 
     family: ClassVar[Family] = "fairness"
 
