@@ -23,6 +23,10 @@ from runtime.records import require_checked
 UPDATE = "update"
 """The vector that FedAvg's clients send: the change of the weights."""
 
+STATISTICS = "statistics"
+"""The change of running statistics, as batch normalisation has: of every algorithm, the plain mean
+is added. Engines take it out of the update, so that no server's optimiser acts on it."""
+
 PRIVATE = "private"
 """The part of a client's state that holds the weights which never leave its device."""
 

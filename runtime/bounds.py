@@ -29,6 +29,9 @@ MAX_TOTAL = (1 << 53) - 1
 SHORTEST_STEP_S = 1e-9
 # of hyper-parameters, either sign
 MAX_HYPER_PARAMETER = 1e6
+# of the end of a traceback, in lines and in characters of each
+MAX_TRACEBACK_LINES = 16
+MAX_TRACEBACK_LINE = 240
 MAX_SETTINGS = 128
 MAX_SETTINGS_NESTING = 8
 # of a database and of msgpack

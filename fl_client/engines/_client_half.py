@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from numpy.typing import NDArray
 
-from algorithms.base import UPDATE, Arrays, Batch, Received, Sent, State, initial
+from algorithms.base import STATISTICS, UPDATE, Arrays, Batch, Received, Sent, State, initial
 from fl_client.engines.base import flat_update, steps_of
 from fl_client.models.local_round import LocalRound, LocalUpdate
 from fl_client.models.parts import ModelParts
@@ -77,9 +77,16 @@ class ClientHalf:
         g, self.state = self._algorithm.direction(batch, w, self.got, self.state, self.local)
         return g
 
-    def finish(self, w: Arrays) -> tuple[Sent, State]:
-        """Return what the device sends and keeps."""
-        return self._algorithm.finish(w, self.got, self.state, self.local)
+    def finish(self, w: Arrays, trainable: Collection[str]) -> tuple[Sent, State]:
+        """Return what the device sends and keeps, the change of statistics apart."""
+        sent, state = self._algorithm.finish(w, self.got, self.state, self.local)
+        update = sent.vectors.get(UPDATE, {})
+        statistics = {name: update[name] for name in update if name not in trainable}
+        if statistics:
+            update = {name: update[name] for name in update if name in trainable}
+            vectors = {**sent.vectors, UPDATE: update, STATISTICS: statistics}
+            sent = replace(sent, vectors=vectors)
+        return sent, state
 
     def personal(self) -> Arrays | None:
         """Return the weights that the device predicts with, None where they are the global ones."""
@@ -91,9 +98,15 @@ class ClientHalf:
             return {}
         return {f"{_STATE}{name}": array for name, array in flattened(self.state).items()}
 
-    def restore(self, arrays: Mapping[str, Any]) -> None:
-        """Set a captured state."""
-        kept = {n.removeprefix(_STATE): a for n, a in arrays.items() if n.startswith(_STATE)}
+    def restore(
+        self, arrays: Mapping[str, NDArray[Any]], convert: Callable[[NDArray[Any]], Any]
+    ) -> None:
+        """Set a captured state; ``convert`` makes the engine's own kind of a copy."""
+        kept = {
+            name.removeprefix(_STATE): convert(array)
+            for name, array in arrays.items()
+            if name.startswith(_STATE)
+        }
         if kept:
             self.state = nested(kept)
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from algorithms.base import UPDATE, Arrays, Received, Sent, State
+from algorithms.base import STATISTICS, Arrays, Received, Sent, State
 from fl_client.engines._client_half import ClientHalf, LocalTraining, nested
 from fl_client.engines._descent import Descent
 from fl_client.engines._torch_forward import TorchForward
@@ -23,7 +23,7 @@ from fl_client.models.dropout import DropoutMasks
 from fl_client.models.local_round import LocalRound
 from fl_client.models.parts import ModelParts
 from fl_client.torch_models.layers import use_masks
-from fl_client.torch_models.normalisation import running_statistics_of_one
+from fl_client.torch_models.normalisation import single_values
 from fl_client.torch_models.tensors import to_numpy, to_tensor
 from runtime.errors import ConfigError
 
@@ -168,8 +168,7 @@ class TorchTraining:
         for piece, _ in pieces(chosen, self._plan.settings):
             parts = self._parts(piece)
             # parts have two examples if there are two: only the first replica can get one
-            single = running_statistics_of_one(self._model) if len(piece) == 1 else nullcontext()
-            with single:
+            with single_values(self._model) if len(piece) == 1 else nullcontext():
                 found = self._replicas.each(self._gradients, self._data.read, parts)
             for (loss, grads), part in zip(found, parts, strict=True):
                 share = len(part) / len(chosen)
@@ -256,11 +255,11 @@ class TorchTraining:
     def finish(self) -> tuple[Sent, State]:
         """Return what is sent and kept, as numpy arrays."""
         with torch.no_grad():
-            sent, state = self.half.finish(self.w)
+            sent, state = self.half.finish(self.w, self._trainable)
             vectors = dict(sent.vectors)
-            if UPDATE in vectors:
-                update = vectors[UPDATE].items()
-                vectors[UPDATE] = {name: self._change(name, value) for name, value in update}
+            if STATISTICS in vectors:
+                changes = vectors[STATISTICS].items()
+                vectors[STATISTICS] = {name: self._change(name, value) for name, value in changes}
             named = {name: to_numpy(arrays) for name, arrays in vectors.items()}
         return (
             Sent(named, sent.scalars),
@@ -268,12 +267,10 @@ class TorchTraining:
         )
 
     def _change(self, name: str, value: Any) -> Any:
-        """Return the change of a tensor, which is none where it did not change.
+        """Return the change of a buffer, which is none where it did not change.
 
         A model may hold infinite constants, such as an attention mask: their difference is NaN.
         """
-        if name in self._trainable:
-            return value
         constant = (self.w[name] == self.w0[name]) & ~torch.isfinite(self.w0[name])
         return torch.where(constant, 0, value)
 
@@ -304,9 +301,7 @@ class TorchTraining:
             for name, tensor in self._model.state_dict().items():
                 tensor.copy_(to_tensor(arrays[f"model/{name}"]))
         self._steps = self._descent.steps = int(arrays["steps"][0])
-        self.half.restore(
-            {name: to_tensor(array).to(self._device, copy=True) for name, array in arrays.items()}
-        )
+        self.half.restore(arrays, lambda array: to_tensor(array).to(self._device, copy=True))
         for name, array in _under("optimizer", arrays):
             self._descent.restore(name, to_tensor(array).to(self._device, copy=True))
         if self._optimizer is not None:

@@ -292,11 +292,10 @@ def flat_update(weights: Weights, named: Mapping[str, NDArray[Any]]) -> Vector:
     layout = weights.layout
     for name in named.keys() - layout.offsets.keys():
         raise ConfigError(f"weights {name!r}: the model has no such tensor")
-    vector = np.empty(layout.size, np.float32)
+    vector = np.zeros(layout.size, np.float32)
     for spec in layout.floats:
         found = named.get(spec.name)
         if found is None:
-            vector[layout.offsets[spec.name]] = 0
             continue
         if tuple(found.shape) != spec.shape:
             raise ConfigError(

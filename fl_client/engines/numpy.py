@@ -83,10 +83,10 @@ class NumpyEngine:
         self._layers = cast("layers.Layers", model)
         self._dtype = np.dtype(dtype)
         self._tensors = layers.tensors(self._layers)
-        self._trained = [n for n, tensor in self._tensors.items() if tensor.role == "weight"]
-        if not self._trained:
+        self.trained = [n for n, tensor in self._tensors.items() if tensor.role == "weight"]
+        if not self.trained:
             raise ConfigError(f"the model of task {task.name} has nothing to train")
-        self._first = int(self._trained[0].partition(".")[0])
+        self._first = int(self.trained[0].partition(".")[0])
 
     def own_process(self) -> None:
         """Do nothing: numpy's threads are limited by the process's environment."""
@@ -171,7 +171,7 @@ class NumpyEngine:
         # popping frees what a layer stored; below the first trained layer no gradient is needed
         while len(backwards) > self._first:
             dy = backwards.pop()(dy)
-        return loss, {name: grads[name] for name in self._trained}
+        return loss, {name: grads[name] for name in self.trained}
 
     def copied_statistics(self, w: dict[str, Array]) -> dict[str, Array]:
         """Return the weights with running statistics of their own."""
@@ -294,7 +294,7 @@ class _Training:
     def finish(self) -> tuple[Sent, State]:
         """Return what is sent and kept; the optimiser's state is freed first."""
         self._descent = Descent(self._plan.settings)
-        return self.half.finish(self.w)
+        return self.half.finish(self.w, self._engine.trained)
 
     def capture(self) -> dict[str, Array]:
         """Return the weights and the optimiser's state."""
@@ -313,7 +313,7 @@ class _Training:
         for name, array in arrays.items():
             if name.startswith("optimizer/"):
                 self._descent.restore(name.removeprefix("optimizer/"), np.array(array))
-        self.half.restore({name: np.array(array) for name, array in arrays.items()})
+        self.half.restore(arrays, np.array)
         return True
 
 

@@ -42,6 +42,7 @@ from fl_client.tasks.base import Task
 from fl_client.tasks.torch_module import module_of
 from fl_client.tasks.user_code import model_of, numbers_of
 from fl_client.torch_models.layers import use_masks
+from fl_client.torch_models.normalisation import single_values
 from fl_client.torch_models.parts import parts_of_module
 from fl_client.torch_models.tensors import to_numpy, to_tensor
 from runtime.errors import ConfigError
@@ -153,10 +154,12 @@ class TorchEngine:
                 metrics = self._task.metrics(**named)
                 return {**found, **numbers_of(self._task, "metrics", metrics)}
 
-            for start in range(0, len(batches), len(replicas)):
-                group = batches[start : start + len(replicas)]
-                for chosen, metrics in zip(group, replicas.each(measure, read, group), strict=True):
-                    means.add(len(chosen), metrics)
+            with single_values(*models):
+                for start in range(0, len(batches), len(replicas)):
+                    group = batches[start : start + len(replicas)]
+                    found = replicas.each(measure, read, group)
+                    for chosen, metrics in zip(group, found, strict=True):
+                        means.add(len(chosen), metrics)
         return means.evaluation()
 
     def gradients(self, weights: Weights, data: Split) -> tuple[float, dict[str, NDArray[Any]]]:

@@ -127,6 +127,7 @@ class ChildFailed:
     retryable: bool
     out_of_memory: bool = False
     unusable: bool = False
+    traceback: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -290,9 +291,8 @@ class _ChildProcess:
                 return ChildReady(self.process.pid)
             case Failed():
                 job, self.job = self.job, None
-                return ChildFailed(
-                    job, answer.reason, answer.retryable, answer.out_of_memory, answer.unusable
-                )
+                kinds = (answer.retryable, answer.out_of_memory, answer.unusable)
+                return ChildFailed(job, answer.reason, *kinds, tuple(answer.traceback))
             case StepProgress() | Done() if self.job is None:
                 raise PeerError(f"the training child sent {answer.kind} without a job")
             case StepProgress(fraction=fraction, loss=loss):

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
-from algorithms.base import UPDATE, Algorithm, Report
+from algorithms.base import STATISTICS, UPDATE, Algorithm, Report
 from fl_server.aggregation.base_models import BaseModels
 from fl_server.aggregation.model_cache import ModelCache
 from fl_server.aggregation.next_version import NextVersion, RoundInput
@@ -174,7 +174,7 @@ class RunAggregator:
             layout_hash=layout.hash,
             kind="delta",
         )
-        most = 4 * layout.size * len(algorithm.sends) + _HEADER_ALLOWANCE
+        most = 4 * layout.size * (len(algorithm.sends) + 1) + _HEADER_ALLOWANCE
         if update.size_bytes > most:
             raise Refused(f"{update.key}: {update.size_bytes} bytes, at most {most}")
         with self._store.open(update.key) as stream:
@@ -383,7 +383,8 @@ def _sections(
     """
     if not header.sections:
         return (Section(UPDATE, layout.size),)
-    sizes = dict.fromkeys(algorithm.sends, layout.size) | dict.fromkeys(algorithm.reports, 1)
+    sizes = dict.fromkeys((*algorithm.sends, STATISTICS), layout.size)
+    sizes |= dict.fromkeys(algorithm.reports, 1)
     for section in header.sections:
         if sizes.get(section.name) != section.count:
             expected = ", ".join(f"{name} of {size}" for name, size in sizes.items())

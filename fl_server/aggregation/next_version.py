@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from algorithms.base import BLOCK, Algorithm, Blocks, Mean, Report, Scalars
+from algorithms.base import BLOCK, STATISTICS, Algorithm, Blocks, Mean, Report, Scalars
 from fl_server.aggregation.arithmetic.changes import Changes
 from fl_server.aggregation.arithmetic.exact import Float32s
 from fl_server.aggregation.sums import RoundSums
@@ -110,6 +110,8 @@ class NextVersion:
                 with np.errstate(all="ignore"):
                     mean = self._mean_at(start, len(weights))
                     result, after = self._algorithm.aggregate(weights, mean, state, scalars)
+                    if STATISTICS in self._given.sums:
+                        result = result + self._given.sums.mean(STATISTICS, start, len(weights))
                     values = np.ascontiguousarray(result, np.float32)
                 values = next_values(weights, values, layout, start)
                 changes.compare(weights, values)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from runtime.processes.child import Child
+
+Engine: TypeAlias = Literal["auto", "torch", "numpy"]
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class DeviceSpec:
 
     name: str
     profile: Literal["cpu", "gpu", "pi"] = "cpu"
-    engine: Literal["auto", "torch", "numpy"] = "auto"
+    engine: Engine = "auto"
     role: Literal["trainer", "evaluator"] = "trainer"
     index: int = 0
     count: int = 1

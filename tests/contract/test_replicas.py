@@ -20,13 +20,14 @@ from algorithms.fedavg import FedAvg
 from algorithms.fedprox import FedProx
 from fl_client.engines._torch_loss import TaskLoss
 from fl_client.engines._torch_replicas import Replicas, seed_devices
-from fl_client.engines._torch_training import TorchTraining
+from fl_client.engines._torch_training import TorchData, TorchTraining
 from fl_client.engines._torch_tuning import MixedPrecision
 from fl_client.engines.base import TrainingFailed, Tuning, load_engine, pieces
 from fl_client.models.layers import Conv2d, Dropout, Flatten, LayerNorm, Linear, ReLU, Reshape
 from fl_client.models.local_round import LocalRound
 from fl_client.models.settings import TrainingSettings
 from fl_client.tasks.base import Task
+from fl_client.torch_models.parts import parts_of_module
 from tests.contract.test_engine_steps import Kept, OwnAdam, PowerCutError
 from tests.contract.test_engines import Declarative, Normed, Rows, data_of, plan_of, task_of
 
@@ -392,8 +393,9 @@ def test_a_checkpoint_keeps_the_random_numbers_of_every_cuda_device(
         task, mixed = Plain(), MixedPrecision(torch.device("cuda", 0), None, replicas=count)
         devices = [torch.device("cuda", index) for index in range(count)]
         replicas = Replicas([task.model() for _ in devices], devices)
-        loss = TaskLoss(task, None, leaves_out=False)
-        return TorchTraining(loss, replicas, plan_of(task), mixed)
+        data = TorchData(1, lambda chosen: chosen, TaskLoss(task, None, leaves_out=False))
+        parts = parts_of_module(replicas.models[0])
+        return TorchTraining(data, replicas, plan_of(task), {}, parts, mixed)
 
     kept = training(2).capture()
     assert training(2).restore(kept)

@@ -27,10 +27,14 @@ from broker.wire.messages.base import (
     WireModel,
 )
 from broker.wire.messages.references import BundleRef, ModelRef, UpdateRef, UploadRef
-from runtime.bounds import MAX_SCALARS
+from runtime.bounds import MAX_SCALARS, MAX_TRACEBACK_LINE, MAX_TRACEBACK_LINES
 
 Payload = Annotated[bytes, Field(max_length=MAX_EXCHANGE_BYTES)]
 Scalars = Annotated[dict[MetricName, Finite], Field(max_length=MAX_SCALARS)]
+Traceback = Annotated[
+    list[Annotated[str, Field(max_length=MAX_TRACEBACK_LINE)]],
+    Field(max_length=MAX_TRACEBACK_LINES),
+]
 _LATER_FIELDS: dict[str, Any] = {
     "phase": "",
     "seq": 0,
@@ -39,6 +43,7 @@ _LATER_FIELDS: dict[str, Any] = {
     "scalars": {},
     "unusable": False,
     "permanent": False,
+    "traceback": [],
 }
 
 
@@ -53,7 +58,7 @@ class OrderMessage(Message):
     def _without_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         fields: dict[str, Any] = serialize(self)
         for name, default in _LATER_FIELDS.items():
-            if fields.get(name) == default:
+            if name in fields and fields[name] == default:
                 del fields[name]
         return fields
 
@@ -117,7 +122,8 @@ class Decline(OrderAnswer):
 
     ``unusable``: it accepted the order, and what came of it could never count. ``permanent``: it
     cannot carry it out, and waiting changes nothing, as where the task raises an error. Else it may
-    be able to carry out a later one.
+    be able to carry out a later one. ``traceback``: the end of that of an error that the task's own
+    code raised.
     """
 
     kind = "decline"
@@ -125,6 +131,7 @@ class Decline(OrderAnswer):
     reason: Text
     unusable: bool = False
     permanent: bool = False
+    traceback: Traceback = []
 
 
 class Progress(Message):

@@ -1,0 +1,26 @@
+"""FedAdagrad: Adagrad on the server, over the mean update of each round.
+
+Source: Reddi et al., "Adaptive Federated Optimization", ICLR 2021, Algorithm 2,
+https://arxiv.org/abs/2003.00295.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from algorithms._adaptive import Adaptive
+from algorithms.base import Flat
+from runtime.records import Bounds
+
+
+@dataclass(frozen=True)
+class FedAdagrad(Adaptive):
+    """FedAvg whose server steps as Adagrad does: less where updates were large so far."""
+
+    server_learning_rate: Annotated[float, Bounds(above=0)] = 0.1
+    beta1: Annotated[float, Bounds(least=0, below=1)] = 0.0
+
+    def second_moment(self, v: Flat, squared: Flat) -> Flat:
+        """Return ``v + mean^2``."""
+        return v + squared
