@@ -39,15 +39,12 @@ DEGENERATE: dict[str, dict[str, Any]] = {
     "fedrod": {"balance": 0.0},
     "fedsam": {"rho": 0.0},
     "finetune": {},
-<<<<<<< HEAD
     "mimelite": {"beta": 0.0},
     "moon": {"mu": 0.0},
     "qfedavg": {"q": 0.0},
     "term": {"t": 0.0},
-=======
     "ifca": {"clusters": 1},
     "perfedavg": {"alpha": 0.0},
->>>>>>> refs/heads/alg2
 }
 
 # what only changes with which weights a client predicts, or where clients differ more than here
