@@ -64,7 +64,7 @@ class Attends(Task):
         return (INPUTS, LABELS), (INPUTS, LABELS)
 
 
-@pytest.mark.parametrize("algorithm", algorithms.names())
+@pytest.mark.parametrize("algorithm", ["fedavg", "fedprox"])
 def test_an_infinite_constant_does_not_change_and_the_rest_is_trained(algorithm: str) -> None:
     task = Attends()
     weights = task.initial_weights(0)

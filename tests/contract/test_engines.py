@@ -118,7 +118,7 @@ def test_the_numpy_gradient_is_that_of_its_loss(model: str) -> None:
         assert flat[index] == pytest.approx(slope, rel=1e-3, abs=1e-5)
 
 
-@pytest.mark.parametrize("algorithm", algorithms.names())
+@pytest.mark.parametrize("algorithm", ["fedavg", "fedprox"])
 @pytest.mark.parametrize("model", MODELS)
 def test_a_round_of_training_agrees(model: str, algorithm: str) -> None:
     task, data = task_of(model, "cross_entropy"), data_of(model, "cross_entropy")
