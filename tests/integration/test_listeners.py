@@ -25,6 +25,7 @@ from rengo.operator.runs import follow, submit, wait_for_devices
 from rengo.site.device_process import DeviceSpec
 from rengo.site.site import Site
 from storage.store.servers.own_certificate import make_certificate
+from tests.integration.broker_fixtures import connect_packet
 from tests.integration.postgres import running_cluster
 from tests.integration.store_fixtures import bucket_of, running_store
 from tests.support import require
@@ -84,19 +85,6 @@ def test_juicefs_takes_nothing_without_keys(tmp_path: Path) -> None:
                 assert pool.request(method, url).status in {400, 403}
         with store.open("secret") as stream:
             assert stream.read(99) == b"the secret"
-
-
-def connect_packet(level: int, name: str, password: str | None) -> bytes:
-    """Return MQTT's first packet, of 3.1 (3), 3.1.1 (4) or 5; without a name nobody is named."""
-
-    def text(value: str) -> bytes:
-        return len(value).to_bytes(2) + value.encode()
-
-    flags = 2 | (0x80 if name else 0) | (0x40 if password is not None else 0)
-    body = text("MQIsdp" if level == 3 else "MQTT") + bytes([level, flags, 0, 60])
-    body += (b"\0" if level == 5 else b"") + text("anybody")
-    body += (text(name) if name else b"") + (b"" if password is None else text(password))
-    return bytes([0x10, len(body)]) + body
 
 
 def admits(port: int, level: int, name: str = "", password: str | None = None) -> bool:
