@@ -37,12 +37,12 @@ class Ditto(FedAvg):
     ) -> tuple[Arrays, State]:
         """Return ``f'(w)``, and ``v - lr * (f'(v) + lam * (v - w0))`` as the personal model."""
         v, w0 = state.get(_OWN, got.weights), got.weights
-        g = batch.gradient(v)
+        g, h = batch.gradient(w), batch.gradient(v)
         own = {
-            name: v[name] - local.learning_rate * (g[name] + self.lam * (v[name] - w0[name]))
-            for name in g
+            name: v[name] - local.learning_rate * (h[name] + self.lam * (v[name] - w0[name]))
+            for name in h
         }
-        return batch.gradient(w), {**state, _OWN: own}
+        return g, {**state, _OWN: own}
 
     def personal(self, got: Received, state: State, local: Local) -> Arrays | None:
         """Return the personal model, with the global model's buffers."""

@@ -4,10 +4,11 @@ Source: Chen, Chao, "On Bridging Generic and Personalized Federated Learning for
 Classification", ICLR 2022, Algorithm 1 with the balanced softmax loss and linear personal heads,
 https://arxiv.org/abs/2107.00778.
 
-Adding the logarithms of the class shares to the outputs is adding them to the head's bias, and
-the outputs of two linear heads together are those of their sum. So both losses are the task's own,
-at other weights. The shares follow from the loss too: where the head is zero, all ``C`` classes are
-as likely, and the gradient for the bias is ``1 / C`` less the class shares.
+The balanced loss adds the logarithms of the class shares to the outputs. That is the plain loss
+with them in the head's bias, where they stand during local training. The outputs of two linear
+heads together are those of the sum of their weights. So both losses are the task's own. The shares
+follow from it too: with a head of zeros all ``C`` classes are as likely, and the gradient for the
+bias is ``1 / C`` less the class's share.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
-from algorithms.base import Arrays, Batch, Family, Local, Need, Received, State
+from algorithms.base import Arrays, Batch, Family, Local, Need, Received, Sent, State
 from algorithms.fedavg import FedAvg
 from runtime.errors import ConfigError
 from runtime.records import Bounds
@@ -42,7 +43,7 @@ class FedRoD(FedAvg):
     balance: Annotated[float, Bounds(least=0)] = 1.0
 
     def start(self, got: Received, state: State, local: Local) -> tuple[Arrays, State]:
-        """Return the global weights, and the state with ``balance * log(C * share)`` by class."""
+        """Return the global weights, the bias with ``balance * log(C * share)`` of each class."""
         w = got.weights
         biases = [name for name in w if name in local.head and len(w[name].shape) == 1]
         if len(biases) != 1 or len(local.head) > 2:
@@ -57,20 +58,26 @@ class FedRoD(FedAvg):
             share = max(len(counts) * count / local.num_examples, _ABSENT)
             shift[number] = self.balance * math.log(share)
         own = state.get(_OWN) or {name: w[name] * 0 for name in local.head}
-        return w, {**state, _OWN: own, _SHIFT: {bias: shift}}
+        return {**w, bias: w[bias] + shift}, {**state, _OWN: own, _SHIFT: {bias: shift}}
 
     def direction(
         self, batch: Batch, w: Arrays, got: Received, state: State, local: Local
     ) -> tuple[Arrays, State]:
         """Return the balanced loss's gradient, and the personal head after a plain step."""
-        own = state[_OWN]
-        shifted = {name: w[name] + shift for name, shift in state[_SHIFT].items()}
-        h = batch.gradient({**w, **{name: w[name] + own[name] for name in own}})
+        g, own, plain = batch.gradient(w), state[_OWN], self._unshifted(w, state)
+        h = batch.gradient({**plain, **{name: plain[name] + own[name] for name in own}})
         after = {name: own[name] - local.learning_rate * h[name] for name in own}
-        return batch.gradient({**w, **shifted}), {**state, _OWN: after}
+        return g, {**state, _OWN: after}
+
+    def finish(self, w: Arrays, got: Received, state: State, local: Local) -> tuple[Sent, State]:
+        """Return the change of the weights, without what ``start`` put into the bias."""
+        return super().finish(self._unshifted(w, state), got, {_OWN: state[_OWN]}, local)
 
     def personal(self, got: Received, state: State, local: Local) -> Arrays | None:
         """Return the global weights, with the personal head added to the head."""
         if _OWN not in state:
             return None
         return {**got.weights, **{n: got.weights[n] + own for n, own in state[_OWN].items()}}
+
+    def _unshifted(self, w: Arrays, state: State) -> Arrays:
+        return {**w, **{name: w[name] - shift for name, shift in state[_SHIFT].items()}}

@@ -48,9 +48,9 @@ class PFedMe(FedAvg):
     ) -> tuple[Arrays, State]:
         """Return ``lam * (w - v)`` after some steps of ``v - rate * (f'(v) + lam * (v - w))``.
 
-        The steps go on from the ``v`` of the batch before, and begin with the global model.
+        The steps begin at ``w``.
         """
-        v = w if batch.number == 0 else state[_OWN]
+        v = w
         for _ in range(self.personal_steps):
             g = batch.gradient(v)
             rate = self.personal_learning_rate

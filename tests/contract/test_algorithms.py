@@ -28,19 +28,24 @@ ENGINES = ["numpy", "torch"]
 ON_BOTH = [name for name in NAMES if "loss" not in algorithms.load(name).needs]
 # what makes an algorithm FedAvg, to the last bit
 DEGENERATE: dict[str, dict[str, Any]] = {
+    "apfl": {},
     "ditto": {},
+    "fedala": {"mixing_rate": 0.0},
     "fedavg": {},
     "fedavgm": {"server_momentum": 0.0},
     "fedcm": {"alpha": 1.0},
     "fedlc": {"tau": 0.0},
     "fedntd": {"beta": 0.0},
     "fedprox": {"mu": 0.0},
+    "fedrod": {"balance": 0.0},
     "fedsam": {"rho": 0.0},
     "finetune": {},
     "mimelite": {"beta": 0.0},
     "moon": {"mu": 0.0},
     "qfedavg": {"q": 0.0},
     "term": {"t": 0.0},
+    "ifca": {"clusters": 1},
+    "perfedavg": {"alpha": 0.0},
 }
 
 # what only changes with which weights a client predicts, or where clients differ more than here
