@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 import os
 import re
 import secrets
 import shutil
 import signal
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -27,6 +29,8 @@ _ITERATIONS = 101
 _SALT_BYTES = 12
 _STATE = "state.db"
 _WRITE_TIMEOUT_S = 5.0
+# it writes its whole state, which wears a flash card
+_WRITE_EVERY_S = 60.0
 
 
 def mosquitto_binary() -> Path:
@@ -147,14 +151,17 @@ class MosquittoBroker(ManagedBroker):
         argv = [str(mosquitto_binary()), "-c", str(access.config)]
         super().__init__(access, argv, port, host, tls)
         self._files = access
+        self._answered_s = -math.inf
 
     def _accepts(self) -> bool:
         # it listens before it handles signals, which end it until then
         return super()._accepts() and _handles(self.pid, signal.SIGUSR1)
 
     def _trouble(self) -> str:
-        # one that may not write, and says so, has all in its memory and writes it when it may
-        self._tell_to_write()
+        if time.monotonic() - self._answered_s >= _WRITE_EVERY_S:
+            # one that may not write, and says so, has all in its memory and writes it when it may
+            self._tell_to_write()
+            self._answered_s = time.monotonic()
         return ""
 
     def _sessions(self) -> list[str]:

@@ -124,6 +124,7 @@ def test_one_that_answers_nobody_is_of_no_use(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("broker.brokers.mosquitto._WRITE_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("broker.brokers.mosquitto._WRITE_EVERY_S", 0.0)
     monkeypatch.setattr("broker.brokers.nats_api._TIMEOUT_S", 0.1)
     place.session(Owner(), endpoint=place.endpoint("dev-a"))
     assert [place.broker.fault() for _ in range(10)] == 10 * [""]
