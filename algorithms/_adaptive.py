@@ -22,7 +22,13 @@ SECOND = "second_moment"
 
 @dataclass(frozen=True)
 class Adaptive(Algorithm):
-    """A server optimiser with a step size for each weight."""
+    """A server optimiser with a step size for each weight.
+
+    Attributes:
+        server_learning_rate: how far a step goes.
+        beta1: how much of the first moment stays from round to round.
+        tau: the least that a step is divided by: the smaller, the more adaptive.
+    """
 
     server_learning_rate: Annotated[float, Bounds(above=0)] = 0.01
     beta1: Annotated[float, Bounds(least=0, below=1)] = 0.9

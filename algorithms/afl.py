@@ -88,6 +88,9 @@ def _on_simplex(values: Flat) -> Flat:
 
     Source: Duchi et al., "Efficient Projections onto the l1-Ball for Learning in High Dimensions",
     ICML 2008, Figure 1.
+
+    Attributes:
+        mixture_learning_rate: how fast clients' weights follow their losses.
     """
     falling = np.sort(values)[::-1]
     excess = (np.cumsum(falling) - 1) / np.arange(1, len(values) + 1)

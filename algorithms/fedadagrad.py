@@ -16,7 +16,13 @@ from runtime.records import Bounds
 
 @dataclass(frozen=True)
 class FedAdagrad(Adaptive):
-    """FedAvg whose server steps as Adagrad does: less where updates were large so far."""
+    """FedAvg whose server steps as Adagrad does: less where updates were large so far.
+
+    Attributes:
+        server_learning_rate: how far a step goes.
+        beta1: how much of the first moment stays from round to round.
+        tau: the least that a step is divided by: the smaller, the more adaptive.
+    """
 
     server_learning_rate: Annotated[float, Bounds(above=0)] = 0.1
     beta1: Annotated[float, Bounds(least=0, below=1)] = 0.0

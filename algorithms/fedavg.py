@@ -17,7 +17,11 @@ from runtime.records import Bounds
 
 @dataclass(frozen=True)
 class FedAvg(Algorithm):
-    """Clients run plain SGD; the server takes a step along the mean of their changes."""
+    """Clients run plain SGD; the server takes a step along the mean of their changes.
+
+    Attributes:
+        server_learning_rate: how far the server goes along the mean change; 1 is plain averaging.
+    """
 
     server_learning_rate: Annotated[float, Bounds(above=0)] = 1.0
 

@@ -20,7 +20,11 @@ VELOCITY = "velocity"
 
 @dataclass(frozen=True)
 class FedAvgM(FedAvg):
-    """FedAvg whose server steps along a decaying sum of the mean updates."""
+    """FedAvg whose server steps along a decaying sum of the mean updates.
+
+    Attributes:
+        server_momentum: how much of the step before is added; 0 is FedAvg.
+    """
 
     server_momentum: Annotated[float, Bounds(least=0, below=1)] = 0.9
 

@@ -37,7 +37,11 @@ PATH = "path"
 
 @dataclass(frozen=True)
 class FedCM(FedAvg):
-    """FedAvg whose clients mix their gradient with the last round's mean one; keeps no state."""
+    """FedAvg whose clients mix their gradient with the last round's mean one; keeps no state.
+
+    Attributes:
+        alpha: how much of a step is the batch's gradient, rather than the momentum; 1 is FedAvg.
+    """
 
     family: ClassVar[Family] = "drift"
 

@@ -38,7 +38,11 @@ LAST = "last_change"
 
 @dataclass(frozen=True)
 class FedDC(Algorithm):
-    """Clients' weights may differ from the global ones by a drift, which the server adds up."""
+    """Clients' weights may differ from the global ones by a drift, which the server adds up.
+
+    Attributes:
+        alpha: how strongly a client's weights are held to the global ones less its drift.
+    """
 
     family: ClassVar[Family] = "drift"
 

@@ -34,7 +34,11 @@ GRADIENT = "h"
 
 @dataclass(frozen=True)
 class FedDyn(Algorithm):
-    """Clients' losses get a linear and a proximal term that make their optima agree."""
+    """Clients' losses get a linear and a proximal term that make their optima agree.
+
+    Attributes:
+        alpha: how strongly clients are pulled to each other; the smaller, the longer steps are.
+    """
 
     family: ClassVar[Family] = "drift"
 

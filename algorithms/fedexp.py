@@ -12,10 +12,12 @@ from typing import Annotated
 
 import numpy as np
 
+from algorithms._trained import squared_norm, with_trained, without_trained
 from algorithms.base import (
     UPDATE,
     Algorithm,
     Arrays,
+    Batch,
     Blocks,
     Flat,
     Local,
@@ -34,7 +36,11 @@ STEP = "server_learning_rate"
 
 @dataclass(frozen=True)
 class FedExP(Algorithm):
-    """FedAvg with a server learning rate that is found anew each round, and at least 1."""
+    """FedAvg with a server learning rate that is found anew each round, and at least 1.
+
+    Attributes:
+        epsilon: a small number beside the mean change's squared norm, against too long steps.
+    """
 
     epsilon: Annotated[float, Bounds(least=0)] = 0.001
 
@@ -43,11 +49,18 @@ class FedExP(Algorithm):
         """The squared norm of the change."""
         return (SQUARED,)
 
+    def direction(
+        self, batch: Batch, w: Arrays, got: Received, state: State, local: Local
+    ) -> tuple[Arrays, State]:
+        """Return the gradient; note which weights have one."""
+        g = batch.gradient(w)
+        return g, with_trained(state, g)
+
     def finish(self, w: Arrays, got: Received, state: State, local: Local) -> tuple[Sent, State]:
         """Send ``|change|^2``, too."""
+        state, trained = without_trained(state)
         sent, state = super().finish(w, got, state, local)
-        squared = sum(float((each * each).sum()) for each in sent.vectors[UPDATE].values())
-        return Sent(sent.vectors, {SQUARED: squared}), state
+        return Sent(sent.vectors, {SQUARED: squared_norm(sent.vectors[UPDATE], trained)}), state
 
     def measure(self, weights: Flat, mean: Mean, state: Blocks) -> dict[str, float]:
         """Return the squared norm of the mean change."""

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from algorithms._advice import plain_sgd
+from algorithms._trained import with_trained, without_trained
 from algorithms.base import (
     UPDATE,
     Arrays,
+    Batch,
     Blocks,
     Family,
     Flat,
@@ -45,12 +47,20 @@ class FedNova(FedAvg):
         """Warn of local momentum and Adam."""
         return plain_sgd(training, "FedNova")
 
+    def direction(
+        self, batch: Batch, w: Arrays, got: Received, state: State, local: Local
+    ) -> tuple[Arrays, State]:
+        """Return the gradient; note which weights have one."""
+        g = batch.gradient(w)
+        return g, with_trained(state, g)
+
     def finish(self, w: Arrays, got: Received, state: State, local: Local) -> tuple[Sent, State]:
         """Send ``(y_i - x) / tau_i`` and ``tau_i``."""
+        state, trained = without_trained(state)
         sent, state = super().finish(w, got, state, local)
         change = sent.vectors[UPDATE]
-        normalised = {name: change[name] / local.steps for name in change}
-        return Sent({UPDATE: normalised}, {STEPS: float(local.steps)}), state
+        normalised = {name: change[name] / local.steps for name in trained}
+        return Sent({UPDATE: {**change, **normalised}}, {STEPS: float(local.steps)}), state
 
     def aggregate(
         self, weights: Flat, mean: Mean, state: Blocks, scalars: Scalars

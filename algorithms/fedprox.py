@@ -16,7 +16,11 @@ from runtime.records import Bounds
 
 @dataclass(frozen=True)
 class FedProx(FedAvg):
-    """FedAvg with the proximal term's gradient, ``mu * (w - w0)``, added on the client."""
+    """FedAvg with the proximal term's gradient, ``mu * (w - w0)``, added on the client.
+
+    Attributes:
+        mu: how strongly a client's weights are pulled back to the global ones; 0 is FedAvg.
+    """
 
     family: ClassVar[Family] = "drift"
 

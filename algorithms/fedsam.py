@@ -18,7 +18,11 @@ _LEAST_NORM = 1e-12
 
 @dataclass(frozen=True)
 class FedSAM(FedAvg):
-    """FedAvg whose clients take the gradient where the loss near them is about largest."""
+    """FedAvg whose clients take the gradient where the loss near them is about largest.
+
+    Attributes:
+        rho: how far from the weights the gradient is taken; 0 is FedAvg.
+    """
 
     family: ClassVar[Family] = "drift"
 

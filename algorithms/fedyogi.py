@@ -18,7 +18,14 @@ from runtime.records import Bounds
 
 @dataclass(frozen=True)
 class FedYogi(Adaptive):
-    """FedAvg whose server steps as Yogi does: as Adam, but step sizes grow back slowly."""
+    """FedAvg whose server steps as Yogi does: as Adam, but step sizes grow back slowly.
+
+    Attributes:
+        server_learning_rate: how far a step goes.
+        beta1: how much of the first moment stays from round to round.
+        tau: the least that a step is divided by: the smaller, the more adaptive.
+        beta2: how slowly the second moment follows the squares of the mean updates.
+    """
 
     beta2: Annotated[float, Bounds(least=0, below=1)] = 0.99
 

@@ -37,7 +37,11 @@ GRADIENT = "gradient"
 
 @dataclass(frozen=True)
 class MimeLite(FedAvg):
-    """FedAvg whose clients step along the server's momentum, made of full local gradients."""
+    """FedAvg whose clients step along the server's momentum, made of full local gradients.
+
+    Attributes:
+        beta: how much of a step is the momentum, rather than the batch's gradient; 0 is FedAvg.
+    """
 
     family: ClassVar[Family] = "drift"
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
+from algorithms._trained import squared_norm, with_trained, without_trained
 from algorithms.base import (
     UPDATE,
     Algorithm,
@@ -28,13 +29,16 @@ from algorithms.base import (
 from runtime.records import Bounds
 
 BOUND = "h"
-_TRAINED = "trained"
 _LEAST_LOSS = 1e-10
 
 
 @dataclass(frozen=True)
 class QFedAvg(Algorithm):
-    """FedAvg for the mean of the clients' losses to the power q + 1: fairer the larger q is."""
+    """FedAvg for the mean of the clients' losses to the power q + 1: fairer the larger q is.
+
+    Attributes:
+        q: how much larger losses count for more; 0 is FedAvg.
+    """
 
     family: ClassVar[Family] = "fairness"
 
@@ -50,24 +54,21 @@ class QFedAvg(Algorithm):
     ) -> tuple[Arrays, State]:
         """Return the gradient; note which weights have one."""
         g = batch.gradient(w)
-        trained = state.get(_TRAINED) or {name: g[name].sum().reshape(1) for name in g}
-        return g, {**state, _TRAINED: trained}
+        return g, with_trained(state, g)
 
     def finish(self, w: Arrays, got: Received, state: State, local: Local) -> tuple[Sent, State]:
         """Send ``F^q * change`` and ``h = q * F^(q - 1) * L * |change|^2 + F^q``.
 
         ``F`` is the loss at the global weights.
         """
-        trained = state.get(_TRAINED, {})
+        state, trained = without_trained(state)
         sent, state = super().finish(w, got, state, local)
         change = sent.vectors[UPDATE]
         loss = max(local.loss(got.weights), _LEAST_LOSS)
-        squared = sum(float((change[name] * change[name]).sum()) for name in trained)
+        squared = squared_norm(change, trained)
         h = self.q * loss ** (self.q - 1) / local.learning_rate * squared + loss**self.q
-        scaled = {name: loss**self.q * change[name] for name in change}
-        return Sent({UPDATE: scaled}, {BOUND: h}), {
-            name: arrays for name, arrays in state.items() if name != _TRAINED
-        }
+        scaled = {name: loss**self.q * change[name] for name in trained}
+        return Sent({UPDATE: {**change, **scaled}}, {BOUND: h}), state
 
     def aggregate(
         self, weights: Flat, mean: Mean, state: Blocks, scalars: Scalars

@@ -23,7 +23,11 @@ _MOST = 10.0
 
 @dataclass(frozen=True)
 class TERM(FedAvg):
-    """FedAvg for a tilted mean of the clients' losses: fair above 0, robust to bad ones below."""
+    """FedAvg for a tilted mean of the clients' losses: fair above 0, robust to bad ones below.
+
+    Attributes:
+        t: the tilt: above 0 larger losses count for more, below 0 for less; 0 is FedAvg.
+    """
 
     family: ClassVar[Family] = "fairness"
 

@@ -29,7 +29,7 @@ import psutil
 
 from benchmarks.cage import Cage, Limits, missing
 from benchmarks.processes import peak_rss_bytes
-from fl_client.tasks._watch_data import VARIABLE, published, write
+from fl_client.datasets.public.watch import VARIABLE, published, write
 from rengo.operator.progress import DeviceTable
 from rengo.operator.runs import follow, submit, wait_for_devices
 from rengo.site.device_process import DeviceSpec

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from fl_client.datasets.device import Device
 from fl_client.engines.base import load_engine
 from fl_client.machine.hardware import available_engines
 from fl_client.tasks.base import Task
-from fl_client.tasks.listing import names
+from fl_client.tasks.listing import is_named
 from fl_client.tasks.registry import load_task
 from fl_client.tasks.user_code import TaskError
 from fl_server.runs.definition import parse_definition
@@ -24,7 +24,7 @@ from rengo.operator.runs import (
     submit,
     wait_for_devices,
 )
-from rengo.site.device_process import DeviceSpec, Engine
+from rengo.site.device_process import DeviceSpec
 from rengo.site.site import Site
 from rengo.terminal.view import View
 from runtime.config import merge
@@ -44,9 +44,10 @@ class DemoSettings:
     clients: int = 6
     seed: int = 0
     output: Path = Path("rengo-output")
+    partition: str = ""
 
 
-def fleet(clients: int, *, torch_only: bool = False) -> list[DeviceSpec]:
+def fleet(clients: int, *, torch_only: bool = False, partition: str = "") -> list[DeviceSpec]:
     """Return the demo's devices: CPU edges, a GPU edge, a Pi and an evaluator.
 
     The last two use numpy, the smaller engine; where only torch can do the run there is no Pi.
@@ -70,10 +71,17 @@ def fleet(clients: int, *, torch_only: bool = False) -> list[DeviceSpec]:
                 engine="numpy" if profile == "pi" else "auto",
                 index=index,
                 count=clients,
+                partition=partition,
             )
         )
-    engine: Engine = "torch" if torch_only else "numpy"
-    return [*devices, DeviceSpec(_EVALUATOR, engine=engine, role="evaluator", count=clients)]
+    evaluator = DeviceSpec(
+        _EVALUATOR,
+        engine="torch" if torch_only else "numpy",
+        role="evaluator",
+        count=clients,
+        partition=partition,
+    )
+    return [*devices, evaluator]
 
 
 def definition(settings: DemoSettings) -> dict[str, Any]:
@@ -109,7 +117,7 @@ def run_demo(settings: DemoSettings, view: View, more: dict[str, Any] | None = N
     check_definition(task, values)
     _require_data(task, settings)
     reason = needs_torch(task, values)
-    devices = fleet(settings.clients, torch_only=bool(reason))
+    devices = fleet(settings.clients, torch_only=bool(reason), partition=settings.partition)
     if reason:
         view.note(f"No Raspberry Pi device takes part, since those train without torch: {reason}")
     view.phase("Starting the broker, the store and the server")
@@ -156,7 +164,7 @@ def _refusal_of_numpy(task: Task, values: dict[str, Any]) -> str:
     except ConfigError as error:
         return str(error)
     chosen = parse_definition({**values, "task": task.name}, "run definition").algorithm
-    if load_algorithm(chosen.name, chosen.settings).needs_loss:
+    if "loss" in load_algorithm(chosen.name, chosen.settings).needs:
         return f"algorithm {chosen.name} changes the loss, which only the torch engine can do"
     return ""
 
@@ -164,8 +172,11 @@ def _refusal_of_numpy(task: Task, values: dict[str, Any]) -> str:
 def _require_data(task: Task, settings: DemoSettings) -> None:
     """Raise where this machine lacks the data of one of the package's own tasks.
 
-    Without it every device would decline every order. A user's own task is not checked: its code
+    Without it every device would decline every order; likewise where the data cannot be divided as
+    the settings say. A user's own task is not checked: its code
     would have to run here.
     """
-    if settings.task in names():
-        task.data(Device(_EVALUATOR, role="evaluator", count=settings.clients))
+    if is_named(settings.task):
+        device = Device(_EVALUATOR, count=settings.clients, partition=settings.partition)
+        task.data(replace(device, role="evaluator"))
+        task.data(device)

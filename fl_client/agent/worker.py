@@ -249,6 +249,7 @@ class TrainingWorker:
             compile=settings.compile,
             loader_threads=settings.loader_threads,
             data=data_place(settings, task),
+            partition=settings.partition,
         )
 
 

@@ -31,7 +31,7 @@ class TorchForward:
         self._seen: list[torch.Tensor] = []
         self._head = _layer_of(model, head)
         with self._watched():
-            self.outputs, self.targets, self.loss = loss.measured(model, batch)
+            self.outputs, self.targets, self.loss = loss.trained(model, batch)
         self._features = self._seen[:1]
 
     @property

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from algorithms.base import STATISTICS, Arrays, Received, Sent, State
 from fl_client.engines._client_half import ClientHalf, LocalTraining, nested
-from fl_client.engines._descent import Descent
+from fl_client.engines._descent import Descent, clip_factor
 from fl_client.engines._torch_forward import TorchForward
 from fl_client.engines._torch_loss import TaskLoss
 from fl_client.engines._torch_replicas import Replicas
@@ -243,6 +243,16 @@ class TorchTraining:
             weighted = grad.to(self._device) * share
             g[name] = weighted if name not in g else g[name].add_(weighted)
 
+    def clipped(self, g: Gradients) -> Gradients:
+        """Return the gradient within its largest norm; two weights may share one tensor of it."""
+        if not self._plan.settings.clip_norm:
+            return g
+        # the squares of 16-bit floats would overflow
+        wide = [grad.to(torch.promote_types(grad.dtype, torch.float32)) for grad in g.values()]
+        norms = [torch.linalg.vector_norm(grad) for grad in wide]
+        factor = clip_factor(torch.stack(norms).tolist(), self._plan.settings.clip_norm)
+        return g if factor == 1 else {name: grad * factor for name, grad in g.items()}
+
     def _descend(self, g: Mapping[str, torch.Tensor]) -> None:
         if self._optimizer is None:
             wide = {name: grad.float() for name, grad in g.items()} if self._is_half else g
@@ -353,7 +363,7 @@ class _Batch:
     def gradient(self, w: Arrays) -> Gradients:
         loss, g = self.training.gradient(w, self.chosen)
         self.losses.append(loss)
-        return g
+        return self.training.clipped(g)
 
     def halves(self) -> tuple[_Batch, _Batch]:
         middle = (len(self.chosen) + 1) // 2

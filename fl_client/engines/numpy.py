@@ -3,34 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from algorithms.base import Arrays, Received, Sent, State
+from algorithms.base import Received
 from fl_client.engines._client_half import (
-    ClientHalf,
-    LocalTraining,
     local_update,
-    nested,
     received_vectors,
 )
-from fl_client.engines._descent import Descent
-from fl_client.engines._examples import as_pair, fitted, require_real
+from fl_client.engines._examples import as_pair, class_weights_of, fitted, require_inputs
 from fl_client.engines._numpy_call import Array, LayerCall
 from fl_client.engines._numpy_layers import forward
+from fl_client.engines._numpy_training import NumpyData, NumpyTraining
 from fl_client.engines.base import (
     Dtype,
-    Indices,
     Means,
     TrainingFailed,
     Tuning,
     check_same_names,
     flat_update,
-    pieces,
     run_epochs,
 )
 from fl_client.models import layers, memory
@@ -38,6 +33,7 @@ from fl_client.models.dropout import DropoutMasks
 from fl_client.models.local_round import Evaluation, LocalRound, LocalUpdate
 from fl_client.models.parts import ModelParts, parts_of_layers
 from fl_client.models.settings import Objective
+from fl_client.tasks.attributes import require_trainable
 from fl_client.tasks.base import Task
 from fl_client.tasks.user_code import model_of, numbers_of
 from runtime.errors import ConfigError
@@ -104,19 +100,22 @@ class NumpyEngine:
         found = self._training(weights, data, plan).half.personal()
         return None if found is None else weights.with_vector(flat_update(weights, found))
 
-    def _training(self, weights: Weights, data: Split, plan: LocalRound) -> _Training:
+    def _training(self, weights: Weights, data: Split, plan: LocalRound) -> NumpyTraining:
         if "loss" in plan.algorithm.needs:
             raise ConfigError(
                 f"algorithm {type(plan.algorithm).__name__} changes the loss, which only the "
                 "torch engine can do"
             )
+        require_trainable(self._task, plan.settings)
         inputs, targets = self._arrays(data)
         received = received_vectors(weights, plan)
         extra = sum(array.nbytes for array in plan.state.values())
         extra += weights.vector.nbytes * (len(received) + len(plan.algorithm.sends) - 1)
         plan = self._within_memory(plan, inputs.shape[1:], extra)
         got = Received(self._named(weights), received, plan.scalars)
-        return _Training(self, got, plan, (inputs, targets))
+        outputs = memory.layer_costs(self._layers, inputs.shape[1:])[-1].output
+        class_weights = class_weights_of(self._task, plan.settings, outputs[0])
+        return NumpyTraining(self, got, plan, NumpyData(inputs, targets, class_weights))
 
     def evaluate(self, weights: Weights, data: Split) -> Evaluation:
         """Return the mean loss and metrics on ``data``."""
@@ -152,13 +151,18 @@ class NumpyEngine:
         """Return the mean loss on all of ``data`` as one batch, and its gradient by name."""
         # a training pass changes the running statistics, which belong to the caller
         w = self.copied_statistics(self._named(weights))
-        return self.batch_gradients(w, DropoutMasks(0), *self._arrays(data))
+        return self.batch_gradients(w, DropoutMasks(0), self._arrays(data))
 
     def batch_gradients(
-        self, w: dict[str, Array], masks: DropoutMasks, inputs: Array, targets: Array
+        self,
+        w: dict[str, Array],
+        masks: DropoutMasks,
+        batch: tuple[Array, Array],
+        class_weights: Array | None = None,
     ) -> tuple[float, dict[str, Array]]:
         """Return the mean loss of a batch and its gradient; changes running statistics in ``w``."""
         grads: dict[str, Array] = {}
+        inputs, targets = batch
         backwards = []
         outputs = inputs.astype(self._dtype, copy=False)
         for index, layer in enumerate(self._layers):
@@ -166,7 +170,7 @@ class NumpyEngine:
             call = LayerCall(index, w, grads, masks, in_place=free, first=index <= self._first)
             outputs, backward = forward(layer, call, outputs)
             backwards.append(backward)
-        loss, dy = _loss(self._task.objective, outputs, targets)
+        loss, dy = _loss(self._task.objective, outputs, targets, class_weights)
         del outputs
         # popping frees what a layer stored; below the first trained layer no gradient is needed
         while len(backwards) > self._first:
@@ -227,7 +231,7 @@ class NumpyEngine:
         inputs, targets = pair
         if not len(inputs):
             raise ConfigError(f"task {self._task.name} gives no examples")
-        require_real(inputs, self._task)
+        require_inputs(inputs, self._layers, self._task)
         costs = memory.layer_costs(self._layers, inputs.shape[1:])
         targets = fitted(self._task, targets, costs[-1].output)
         if targets.dtype.kind == "f":
@@ -235,156 +239,45 @@ class NumpyEngine:
         return inputs, targets
 
 
-class _Training:
-    """One round's training: the weights, the algorithm's client half, and the optimiser."""
-
-    def __init__(
-        self, engine: NumpyEngine, got: Received, plan: LocalRound, data: tuple[Array, Array]
-    ) -> None:
-        self._engine, self._plan, self._data = engine, plan, data
-        local = LocalTraining(
-            plan, len(data[0]), engine.parts, self._loss_of_all, self._gradient_of_all
-        )
-        self.half = ClientHalf(plan, got, nested(plan.state), local)
-        self.w: dict[str, Array] = dict(got.weights)
-        self._descent = Descent(plan.settings)
-        self._masks = DropoutMasks(plan.local_seed)
-
-    def begin(self) -> None:
-        """Take the weights that training starts from."""
-        start = self.half.start()
-        self.w = {name: np.array(start[name], array.dtype) for name, array in self.w.items()}
-
-    def step(self, chosen: Indices) -> float:
-        """Train on one batch and return its loss."""
-        batch = _Batch(self, chosen, self._descent.steps, [])
-        direction = self.half.direction(batch, self.w)
-        self._descent.step(self.w, direction)
-        return batch.losses[0]
-
-    def gradient(self, w: Arrays, chosen: Indices) -> tuple[float, dict[str, Array]]:
-        """Return the loss and the gradient of a batch; at the own weights statistics go on."""
-        at = self.w if w is self.w else self._elsewhere(w)
-        self._masks.begin(self._descent.steps)
-        inputs, targets = self._data
-        total, found = 0.0, dict[str, Array]()
-        for piece, share in pieces(chosen, self._plan.settings):
-            loss, grads = self._engine.batch_gradients(
-                at, self._masks, inputs[piece], targets[piece]
-            )
-            total += loss * share
-            _add(found, grads, share)
-        return total, found
-
-    def _elsewhere(self, w: Arrays) -> dict[str, Array]:
-        return self._engine.copied_statistics({**self.w, **w})
-
-    def _loss_of_all(self, w: Arrays) -> float:
-        return self._engine.mean_loss({**self.w, **w}, *self._data)
-
-    def _gradient_of_all(self, w: Arrays) -> dict[str, Array]:
-        count, size = len(self._data[0]), self._plan.settings.batch_size
-        found = dict[str, Array]()
-        for start in range(0, count, size):
-            chosen = np.arange(start, min(start + size, count))
-            _, grads = self.gradient(dict(w), chosen)
-            _add(found, grads, len(chosen) / count)
-        return found
-
-    def finish(self) -> tuple[Sent, State]:
-        """Return what is sent and kept; the optimiser's state is freed first."""
-        self._descent = Descent(self._plan.settings)
-        return self.half.finish(self.w, self._engine.trained)
-
-    def capture(self) -> dict[str, Array]:
-        """Return the weights and the optimiser's state."""
-        found = {f"w/{name}": array for name, array in self.w.items()}
-        found.update((f"optimizer/{name}", array) for name, array in self._descent.arrays())
-        found.update(self.half.capture())
-        return {**found, "steps": np.array([self._descent.steps], np.int64)}
-
-    def restore(self, arrays: Mapping[str, Array]) -> bool:
-        """Set a captured state; False when it is not of these weights."""
-        saved = {name[2:]: array for name, array in arrays.items() if name.startswith("w/")}
-        if "steps" not in arrays or not _same_shapes(saved, self.w):
-            return False
-        self.w = {name: np.array(saved[name]) for name in self.w}
-        self._descent.steps = int(arrays["steps"][0])
-        for name, array in arrays.items():
-            if name.startswith("optimizer/"):
-                self._descent.restore(name.removeprefix("optimizer/"), np.array(array))
-        self.half.restore(arrays, np.array)
-        return True
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """The examples of a step; ``losses`` are of the gradients that were asked for, in order."""
-
-    training: _Training
-    chosen: Indices
-    number: int
-    losses: list[float]
-
-    def gradient(self, w: Arrays) -> dict[str, Array]:
-        loss, grads = self.training.gradient(w, self.chosen)
-        self.losses.append(loss)
-        return grads
-
-    def halves(self) -> tuple[_Batch, _Batch]:
-        middle = (len(self.chosen) + 1) // 2
-        second = self.chosen[middle:] if len(self.chosen) > 1 else self.chosen
-        return replace(self, chosen=self.chosen[:middle]), replace(self, chosen=second)
-
-
-def _add(total: dict[str, Array], grads: dict[str, Array], share: float) -> None:
-    """Add the gradient of a part of a batch, which is overwritten, to that of the batch."""
-    if share == 1.0:
-        total.update(grads)
-        return
-    for name, grad in grads.items():
-        grad *= share  # noqa: PLW2901  in place
-        if name in total:
-            total[name] += grad
-        else:
-            total[name] = grad
-
-
 def _mebibytes(count: int) -> str:
     return f"{count / (1 << 20):.0f} MiB"
 
 
-def _same_shapes(one: Mapping[str, Array], other: Mapping[str, Array]) -> bool:
-    return {name: (a.shape, a.dtype) for name, a in one.items()} == {
-        name: (a.shape, a.dtype) for name, a in other.items()
-    }
-
-
-def _loss(objective: Objective, outputs: Array, targets: Array) -> tuple[float, Array]:
+def _loss(
+    objective: Objective, outputs: Array, targets: Array, class_weights: Array | None = None
+) -> tuple[float, Array]:
     """Return the mean loss and its gradient at the outputs, for targets that ``fitted`` gave."""
     if objective == "mean_squared_error":
         error = outputs - targets
         return float(np.mean(error * error)), error * (2.0 / error.size)
     if outputs.ndim == 2:
-        return _cross_entropy(outputs, targets, hot=targets.ndim == 2)
+        return _cross_entropy(outputs, targets, class_weights)
     # one row for each place that has a class
     moved, hot = np.moveaxis(outputs, 1, -1), targets.ndim == outputs.ndim
     rows = np.moveaxis(targets, 1, -1).reshape(-1, moved.shape[-1]) if hot else targets.reshape(-1)
-    loss, gradient = _cross_entropy(moved.reshape(-1, moved.shape[-1]), rows, hot=hot)
+    loss, gradient = _cross_entropy(moved.reshape(-1, moved.shape[-1]), rows, class_weights)
     return loss, np.moveaxis(gradient.reshape(moved.shape), -1, 1)
 
 
-def _cross_entropy(outputs: Array, targets: Array, *, hot: bool) -> tuple[float, Array]:
-    """Return the loss of rows; ``hot`` targets are probabilities, others are class numbers."""
+def _cross_entropy(
+    outputs: Array, targets: Array, class_weights: Array | None
+) -> tuple[float, Array]:
+    """Return the loss of rows; targets of two axes are probabilities, others class numbers."""
     shifted = outputs - outputs.max(1, keepdims=True)
     exps = np.exp(shifted)
     sums = exps.sum(1, keepdims=True)
     gradient = exps / sums
-    if hot:
+    weights = None if class_weights is None else class_weights.astype(outputs.dtype)
+    if targets.ndim == 2:
+        targets = targets if weights is None else targets * weights
         loss = float(np.mean((targets * (np.log(sums) - shifted)).sum(1)))
         gradient = gradient * targets.sum(1, keepdims=True) - targets
     else:
         rows = np.arange(len(outputs))
-        loss = float(np.mean(np.log(sums[:, 0]) - shifted[rows, targets]))
+        losses = np.log(sums[:, 0]) - shifted[rows, targets]
         gradient[rows, targets] -= 1
+        if weights is not None:
+            losses *= weights[targets]
+            gradient *= weights[targets][:, None]
+        loss = float(np.mean(losses))
     return loss, gradient / len(outputs)

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from fl_client.engines._client_half import local_update, received_vectors
-from fl_client.engines._examples import as_pair, require_real
+from fl_client.engines._examples import as_pair, require_inputs
 from fl_client.engines._torch_loss import TaskLoss
 from fl_client.engines._torch_replicas import Replicas, seed_devices
 from fl_client.engines._torch_training import TorchData, TorchTraining
@@ -38,6 +38,7 @@ from fl_client.models import layers, memory
 from fl_client.models.dropout import DropoutMasks
 from fl_client.models.local_round import Evaluation, LocalRound, LocalUpdate
 from fl_client.models.parts import ModelParts, parts_of_layers
+from fl_client.models.settings import TrainingSettings
 from fl_client.tasks.base import Task
 from fl_client.tasks.torch_module import module_of
 from fl_client.tasks.user_code import model_of, numbers_of
@@ -126,7 +127,10 @@ class TorchEngine:
 
     @contextmanager
     def _training(self, weights: Weights, data: Split, plan: LocalRound) -> Iterator[TorchTraining]:
-        examples, received = TorchData(*self._reader(data)), received_vectors(weights, plan)
+        examples, received = (
+            TorchData(*self._reader(data, plan.settings)),
+            received_vectors(weights, plan),
+        )
         mixed, backend = self._mixed(), self._tuning.compile
         with _seeded(plan.local_seed, self._devices), self._replicas(weights) as replicas:
             parts = self._parts(replicas.models[0])
@@ -199,7 +203,9 @@ class TorchEngine:
         count, read, _ = self._reader(data)
         return count, lambda chosen: to_device(read(chosen), self._devices[0])
 
-    def _reader(self, data: Split) -> tuple[int, Batch, TaskLoss]:
+    def _reader(
+        self, data: Split, settings: TrainingSettings | None = None
+    ) -> tuple[int, Batch, TaskLoss]:
         """Return the number of examples, a function from indices to a batch, and the batches' loss.
 
         A batch may be on any device. Two arrays are kept in the first device's memory if they fit;
@@ -209,13 +215,14 @@ class TorchEngine:
         count = len(cast("Any", data) if pair is None else pair[0]) if data is not None else 0
         if not count:
             raise ConfigError(f"task {self._task.name} gives no examples")
-        loss = TaskLoss(self._task, pair and pair[1], leaves_out=self._layers is None)
+        targets_of_all, leaves_out = pair and pair[1], self._layers is None
+        loss = TaskLoss(self._task, targets_of_all, leaves_out=leaves_out, settings=settings)
         if pair is None:
             items = reader(data, self._tuning.loader_threads)
             return count, lambda chosen: self._typed(items(chosen)), loss
         inputs, targets = (self._tensor(array) for array in pair)
         if self._layers is not None:
-            require_real(pair[0], self._task)
+            require_inputs(pair[0], self._layers, self._task)
             memory.layer_costs(self._layers, pair[0].shape[1:])
             inputs = inputs.to(self._dtype)
         elif inputs.is_floating_point():

@@ -15,10 +15,12 @@ class ModelParts:
     Attributes:
         head: of the last layer with weights, or what the task calls its head.
         norms: of normalisation layers, with their running statistics.
+        trained: how many weights are trained.
     """
 
     head: frozenset[str]
     norms: frozenset[str]
+    trained: int
 
 
 def parts_of_layers(layers: Layers, head: Sequence[str] = ()) -> ModelParts:
@@ -35,7 +37,7 @@ def parts_of_layers(layers: Layers, head: Sequence[str] = ()) -> ModelParts:
         for name, tensor in named.items()
         if normalises[int(name.partition(".")[0])] and tensor.role != "count"
     }
-    return ModelParts(head_of(trained, head), frozenset(norms))
+    return ModelParts(head_of(trained, head), frozenset(norms), len(trained))
 
 
 def head_of(names: Sequence[str], beginnings: Iterable[str]) -> frozenset[str]:

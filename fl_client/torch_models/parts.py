@@ -26,4 +26,4 @@ def parts_of_module(module: torch.nn.Module, head: Sequence[str] = ()) -> ModelP
         for name, tensor in layer.state_dict().items()
         if tensor.is_floating_point()
     }
-    return ModelParts(head_of(trained, head), frozenset(norms))
+    return ModelParts(head_of(trained, head), frozenset(norms), len(trained))

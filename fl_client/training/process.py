@@ -188,6 +188,7 @@ def _device(options: argparse.Namespace) -> Device:
         profile=options.profile,
         folder=options.folder,
         data=None if options.data is None else _data_place(options.data),
+        partition=options.partition,
     )
 
 
@@ -209,6 +210,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--profile", default="cpu", help="gpu, cpu or pi")
     parser.add_argument("--folder", type=Path, help="where the device's own data lies")
     parser.add_argument("--data", help="what the settings say of the task's data, as JSON")
+    parser.add_argument("--partition", default="", help="how a shared data set is divided")
     parser.add_argument("--accelerators", default="", help="what this process was started for")
     parser.add_argument("--precision", choices=get_args(Precision), default="auto")
     parser.add_argument("--compile", default="", help="a backend of torch.compile")

@@ -62,7 +62,7 @@ from runtime.errors import (
 from storage.registry.registry import ModelRegistry
 from storage.store.objects import ObjectStore
 from storage.store.serving import is_serving
-from storage.versions.keys import RunKeys
+from storage.versions.keys import RunKeys, best_label
 from storage.weights import NotFinite, read_layout, require_finite, stored_size
 
 _LOG = logging.getLogger(__name__)
@@ -75,18 +75,24 @@ DataCommand: TypeAlias = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass
 class RunRetention:
-    """Which of a run's versions stay: by the run's policy, and by their tags and stages."""
+    """Which of a run's versions stay: by the run's policy, and by their tags and stages.
+
+    Attributes:
+        held: versions that stay besides, as the run's flow said last.
+    """
 
     registry: ModelRegistry
     run_id: str
     keep: int
     keep_every: int
+    held: frozenset[int] = frozenset()
 
     def retained(self, latest: int) -> set[int]:
         """See :class:`fl_server.aggregation.aggregator.Retention`."""
-        return self.registry.retained(self.run_id, latest, self.keep, self.keep_every)
+        kept = self.registry.retained(self.run_id, latest, self.keep, self.keep_every)
+        return kept | self.held
 
     def forget_others(self, retained: Collection[int]) -> None:
         """See :class:`fl_server.aggregation.aggregator.Retention`."""
@@ -123,6 +129,7 @@ class DataPlane(Workers):
         self._folder = folder
         self._budget = MemoryBudget(spool_memory_bytes)
         self._runs: dict[str, RunAggregator] = {}
+        self._retention: dict[str, RunRetention] = {}
         self._swept_s: dict[str, float] = {}
 
     def keys(self, run_id: str) -> RunKeys:
@@ -136,6 +143,7 @@ class DataPlane(Workers):
         definition = record.definition
         models = definition.models
         retention = RunRetention(self.registry, record.run_id, models.keep, models.keep_every)
+        self._retention[record.run_id] = retention
         self._runs[record.run_id] = RunAggregator(
             AggregatedRun(
                 self.keys(record.run_id),
@@ -152,6 +160,7 @@ class DataPlane(Workers):
     def close_run(self, run_id: str) -> None:
         """Hold nothing more of a run that has ended."""
         self._runs.pop(run_id, None)
+        self._retention.pop(run_id, None)
 
     # --- a run's commands ---------------------------------------------------------------------
 
@@ -221,11 +230,29 @@ class DataPlane(Workers):
         except (Damaged, NotFound) as error:
             _LOG.error("the metrics of %s are not all stored: %s", run_id, error)
 
-    def perform(self, run_id: str, command: DataCommand, model: Model) -> Event | None:
+    def tag_best(self, run_id: str, version: int) -> None:
+        """Give a version the tag of its run's best. Blocks."""
+        self._await_registry()
+        try:
+            self.patiently(
+                lambda: self.registry.tag(self.registry.get(run_id, version), best_label(run_id)),
+                run_id,
+            )
+        except (Damaged, NotFound, ConfigError) as error:
+            _LOG.error("version %d of %s, its best, has no tag: %s", version, run_id, error)
+
+    def perform(
+        self,
+        run_id: str,
+        command: DataCommand,
+        model: Model,
+        held: frozenset[int] = frozenset(),
+    ) -> Event | None:
         """Carry out a command of a run and return the event that follows, if any. Blocks.
 
         Args:
             model: the latest committed version.
+            held: the versions that no sweep removes.
         """
         if isinstance(command, DiscardUpdate):
             with _logged(run_id):
@@ -243,13 +270,20 @@ class DataPlane(Workers):
                 case Aggregate():
                     return self._aggregate(run, command, model)
             with _logged(run_id):
-                self._clean(run, command, model)
+                self._clean(run, command, model, held)
         except BaseLost as error:
             return FailureReported(f"version {model.version} is lost: {error}")
         return None
 
-    def _clean(self, run: RunAggregator, command: SweepRound | SweepRun, model: Model) -> None:
+    def _clean(
+        self,
+        run: RunAggregator,
+        command: SweepRound | SweepRun,
+        model: Model,
+        held: frozenset[int],
+    ) -> None:
         """Remove what no longer serves."""
+        self._retention[run.keys.run_id].held = held
         if isinstance(command, SweepRound):
             self._sweep(run, (command.round, command.attempt), model)
             return

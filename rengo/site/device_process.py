@@ -19,6 +19,8 @@ class DeviceSpec:
     Attributes:
         profile: "pi" starts the Raspberry Pi runner, everything else the client.
         index: which of ``count`` parts of a shared data set is its own.
+        partition: how a shared data set is divided, as ``dirichlet:0.1``; empty: as the task has
+            it.
     """
 
     name: str
@@ -27,6 +29,7 @@ class DeviceSpec:
     role: Literal["trainer", "evaluator"] = "trainer"
     index: int = 0
     count: int = 1
+    partition: str = ""
 
 
 def device_process(spec: DeviceSpec, identity: Path, folder: Path, task: str, log: Path) -> Child:
@@ -42,6 +45,8 @@ def device_process(spec: DeviceSpec, identity: Path, folder: Path, task: str, lo
         *("--index", str(spec.index)),
         *("--count", str(spec.count)),
     ]
+    if spec.partition:
+        argv += ["--partition", spec.partition]
     if command == "client":
         argv += ["--engine", spec.engine, "--profile", spec.profile]
     return Child(f"device {spec.name}", argv, log)

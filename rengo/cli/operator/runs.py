@@ -145,6 +145,7 @@ def _head(run: RunReport) -> list[str]:
         f"rounds    {run.rounds_completed} of {run.rounds}, "
         f"cohort {run.cohort_size}, quorum {run.quorum}{_fitted(run)}",
         f"measured  {metrics_line(run.headline, run.measured, run.loss)}",
+        *_best(run),
         f"moved     {size(run.bytes_up)} up, {size(run.bytes_down)} down",
         f"model     {run.model_key}",
         f"sha256    {run.model_sha256}",
@@ -156,6 +157,13 @@ def _wait(run: RunReport) -> list[str]:
         return []
     since = "" if run.waiting_since is None else f" since {when(run.waiting_since)}"
     return [f"waiting   for the store{since}: {run.waiting}"]
+
+
+def _best(run: RunReport) -> list[str]:
+    if run.best_version is None:
+        return []
+    value = f", compared by {figure(run.best_value)}"
+    return [f"best      version {run.best_version}{value}: {run.run_id}.best"]
 
 
 def _headline(run: RunSummary) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 import algorithms
-from algorithms.base import Algorithm, Arrays, Flat, Mean, Received
+from algorithms.base import Algorithm, Arrays, Flat, Mean, Received, Sent
 from tests.federation import Array, Federation, Quadratic, joined, split
 
 SIZE = 6
@@ -88,6 +88,25 @@ def assert_blockwise(algorithm: Algorithm, scalars: Mapping[str, float] | None =
     parts = [after(slice(0, 2)), after(slice(2, 3)), after(slice(3, size))]
     for whole, *pieces in zip(after(slice(0, size)), *parts, strict=True):
         assert whole.tobytes() == np.concatenate(pieces).tobytes()
+
+
+def assert_statistics_apart(algorithm: Algorithm) -> None:
+    """Assert that the change of a running mean is sent as it is and counts in no scalar."""
+    client, found = clients(1)[0], list[Sent]()
+    for before, after in (({"mean": np.zeros(1)}, {"mean": np.full(1, 9.0)}), ({}, {})):
+        got = Received({**split(random(5)), **before})
+        w, state = algorithm.start(got, {}, client)
+        g, state = algorithm.direction(client, w, got, state, client)
+        w = {**w, **{name: w[name] - 0.1 * g[name] for name in g}, **after}
+        sent, kept = algorithm.finish(w, got, state, client)
+        assert kept == {}
+        found.append(sent)
+    updates = [dict(sent.vectors["update"]) for sent in found]
+    assert updates[0].pop("mean").tolist() == [9.0]
+    assert {n: a.tolist() for n, a in updates[0].items()} == {
+        n: a.tolist() for n, a in updates[1].items()
+    }
+    assert found[0].scalars == found[1].scalars
 
 
 @dataclass(frozen=True)

@@ -58,13 +58,14 @@ def test_fedprox_pulls_towards_the_global_weights() -> None:
 @pytest.mark.parametrize(
     ("name", "settings", "said"),
     [
-        ("fedavgg", {}, "there are: fedavg, fedprox"),
+        ("fedavgg", {}, "no algorithm 'fedavgg'; did you mean 'fedavg'"),
+        ("scaffold", {"server_learning_rat": 1}, "did you mean 'server_learning_rate'"),
         ("../fedavg", {}, "no algorithm"),
         ("base", {}, "no algorithm"),
         ("fedavg", {"mu": 1.0}, "it has: server_learning_rate"),
         ("fedprox", {"mu": "much"}, "setting mu"),
         ("fedprox", {"mu": "0.1"}, "setting mu: must be of type float"),
-        ("fedprox", {"mu": -1.0}, "mu must be 0 or more"),
+        ("fedprox", {"mu": -1.0}, "setting mu: must be at least 0"),
         ("fedprox", {"mu": float("nan")}, "setting mu: must be within .1e.06"),
         ("fedavg", {"server_learning_rate": 1e308}, "server_learning_rate: must be within .1e.06"),
         ("fedavg", {"server_learning_rate": float("inf")}, "must be within .1e.06"),

@@ -56,6 +56,10 @@ def test_a_round_that_changes_nothing_without_epsilon_has_a_step_of_1() -> None:
     assert algorithm.advance(mean, [], {}, zeros) == {"server_learning_rate": 1.0}
 
 
+def test_running_statistics_are_sent_as_they_are_and_count_in_no_norm() -> None:
+    laws.assert_statistics_apart(FEDEXP)
+
+
 def test_blocks_and_the_kind_of_array_do_not_matter() -> None:
     laws.assert_blockwise(FEDEXP, {"server_learning_rate": 1.5})
     laws.assert_same_on_torch(FEDEXP)

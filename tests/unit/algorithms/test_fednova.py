@@ -53,6 +53,10 @@ def test_equal_steps_are_fedavg_but_for_rounding() -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-13)
 
 
+def test_running_statistics_are_sent_as_they_are_and_count_in_no_norm() -> None:
+    laws.assert_statistics_apart(FEDNOVA)
+
+
 def test_blocks_and_the_kind_of_array_do_not_matter() -> None:
     laws.assert_blockwise(FEDNOVA)
     laws.assert_same_on_torch(FEDNOVA)

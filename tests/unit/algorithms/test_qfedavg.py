@@ -54,20 +54,8 @@ def test_a_client_without_loss_changes_nothing_and_breaks_nothing() -> None:
     assert np.array_equal(weights, np.zeros(laws.SIZE))
 
 
-def test_a_client_keeps_no_state_and_buffers_are_not_in_the_norm() -> None:
-    federation = laws.run(algorithms.load("qfedavg"), laws.clients(1), 0)
-    got, client = federation.received(), laws.clients(1)[0]
-    w, state = federation.algorithm.start(got, {}, client)
-    _, state = federation.algorithm.direction(client, w, got, state, client)
-    moved = {**w, "body": w["body"] + 1}
-    plain, kept = federation.algorithm.finish(moved, got, state, client)
-    with_buffer = type(got)({**got.weights, "mean": np.zeros(1)})
-    other, _ = federation.algorithm.finish(
-        {**moved, "mean": np.full(1, 9.0)}, with_buffer, state, client
-    )
-    assert kept == {}
-    assert other.scalars == plain.scalars
-    assert "mean" in other.vectors["update"]
+def test_running_statistics_are_sent_as_they_are_and_count_in_no_norm() -> None:
+    laws.assert_statistics_apart(algorithms.load("qfedavg", {"q": 2.0}))
 
 
 def test_blocks_and_the_kind_of_array_do_not_matter() -> None:

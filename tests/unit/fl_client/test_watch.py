@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from fl_client.datasets.device import Device
+from fl_client.datasets.public import watch
+from fl_client.datasets.public.watch import HOW, MEMBER, VARIABLE, recordings
 from fl_client.engines.base import load_engine
-from fl_client.tasks import _watch_data
-from fl_client.tasks._watch_data import HOW, MEMBER, VARIABLE, recordings
 from fl_client.tasks.registry import load_task
 from runtime.errors import ConfigError, Corrupt
 
@@ -32,8 +32,8 @@ def made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     with path.open("wb") as out:
         np.save(out, np.array(stored, dtype=object), allow_pickle=True)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    monkeypatch.setattr(_watch_data, "SHA256", digest)
-    monkeypatch.setattr(_watch_data, "_installed", lambda: None)
+    monkeypatch.setattr(watch, "SHA256", digest)
+    monkeypatch.setattr(watch, "_installed", lambda: None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv(VARIABLE, str(path))
     return path
@@ -61,7 +61,7 @@ def test_a_person_has_the_same_recordings_from_file_wheel_and_cache(
 
 def test_a_folder_of_persons_is_enough(made_up: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = made_up.parent / "persons"
-    assert _watch_data.main([str(made_up), str(folder)]) == 0
+    assert watch.main([str(made_up), str(folder)]) == 0
     assert len(list(folder.iterdir())) == 10
     monkeypatch.setenv(VARIABLE, str(folder))
     made_up.unlink()

@@ -151,7 +151,7 @@ def _name(person: int) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the ten persons' files into a folder."""
-    parser = argparse.ArgumentParser(prog="python -m fl_client.tasks._watch_data")
+    parser = argparse.ArgumentParser(prog="python -m fl_client.datasets.public.watch")
     parser.add_argument("source", type=Path, help="the wheel of seglearn 1.2.5, or its npy")
     parser.add_argument("folder", type=Path, help="where the persons' files go")
     options = parser.parse_args(argv)
