@@ -15,15 +15,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import numpy as np
 
+from algorithms._clusters import ClusterModels
 from algorithms.base import (
-    Algorithm,
     Arrays,
     Blocks,
-    Family,
     Flat,
     Local,
     Mean,
@@ -41,7 +40,7 @@ _COUNT, _ROUNDS, _FIRST, _NORM = "clusters", "rounds", "first", "squared_norm"
 
 
 @dataclass(frozen=True)
-class CFL(Algorithm):
+class CFL(ClusterModels):
     """FedAvg in clusters, which are found by splitting them where clients' updates disagree.
 
     The exported global model is the mean of the clusters' models.
@@ -58,19 +57,12 @@ class CFL(Algorithm):
         sketch: how many numbers a client's update is projected to.
     """
 
-    family: ClassVar[Family] = "clusters"
-
     clusters: Annotated[int, Bounds(least=1, most=16)] = 4
     ratio: Annotated[float, Bounds(above=0, most=1)] = 0.25
     moving: Annotated[float, Bounds(least=0)] = 0.1
     across: Annotated[float, Bounds(least=-1, most=1)] = 0.1
     first_split: Annotated[int, Bounds(least=1, most=MAX_SIZE)] = 20
     sketch: Annotated[int, Bounds(least=1, most=48)] = 48
-
-    @property
-    def sends(self) -> tuple[str, ...]:
-        """The change of each cluster's model; a client sends one of them."""
-        return tuple(f"model_{number}" for number in range(self.clusters))
 
     @property
     def reports(self) -> tuple[str, ...]:
@@ -88,16 +80,15 @@ class CFL(Algorithm):
 
     def start(self, got: Received, state: State, local: Local) -> tuple[Arrays, State]:
         """Return the model of the client's cluster."""
-        number, w = self._cluster(got, state, local), got.weights
-        zero = next(iter(w.values())).reshape(-1)[:0].sum()
+        number = self._cluster(got, state, local)
+        zero = next(iter(got.weights.values())).reshape(-1)[:0].sum()
         at = {"number": zero + number, "known": zero + got.scalars.get(_COUNT, 1)}
-        return {**w, **got.vectors[self.sends[number]]}, {**state, _CLUSTER: at}
+        return self.model(got, number), {**state, _CLUSTER: at}
 
     def finish(self, w: Arrays, got: Received, state: State, local: Local) -> tuple[Sent, State]:
         """Return the change of the cluster's model, and its sketch, which the client keeps too."""
         number = int(state[_CLUSTER]["number"])
-        before = {**got.weights, **got.vectors[self.sends[number]]}
-        change = {name: w[name] - before[name] for name in w}
+        change = self.change(w, got, number)
         sketch = self._sketch(change, got.vectors[_SIGNS])
         scalars = {f"{_SKETCH}_{at}": float(value) for at, value in enumerate(sketch)}
         scalars[_CLUSTER] = float(number)
@@ -107,13 +98,12 @@ class CFL(Algorithm):
 
     def personal(self, got: Received, state: State, local: Local) -> Arrays | None:
         """Return the model of the client's cluster."""
-        return {**got.weights, **got.vectors[self.sends[self._cluster(got, state, local)]]}
+        return self.model(got, self._cluster(got, state, local))
 
     def _cluster(self, got: Received, state: State, local: Local) -> int:
         count = int(got.scalars.get(_COUNT, 1))
         if _SKETCH not in state:
-            losses = [local.loss({**got.weights, **got.vectors[n]}) for n in self.sends[:count]]
-            return losses.index(min(losses))
+            return self.best(got, local, count)
         number, known = (int(state[_CLUSTER][each]) for each in ("number", "known"))
         sketch = [float(state[_SKETCH][str(at)]) for at in range(self.sketch)]
         # what split its cluster since it trained last, in order
@@ -126,13 +116,15 @@ class CFL(Algorithm):
 
     def _sketch(self, change: Arrays, signs: Arrays) -> list[Any]:
         """Return sums of the values with random signs, of every ``sketch``-th value each."""
-        found: list[Any] = [0.0] * self.sketch
-        passed = 0
-        for name, each in change.items():
-            values = (each * signs[name]).reshape(-1)
-            for at in range(self.sketch):
-                found[at] = found[at] + values[(at - passed) % self.sketch :: self.sketch].sum()
-            passed += len(values)
+        zero = next(iter(signs.values())).reshape(-1)[:0].sum()
+        found, passed = [zero] * self.sketch, 0
+        for name, sign in signs.items():
+            if name in change:
+                values = (change[name] * sign).reshape(-1)
+                for at in range(self.sketch):
+                    part = values[(at - passed) % self.sketch :: self.sketch]
+                    found[at] = found[at] + part.sum()
+            passed += len(sign.reshape(-1))
         return found
 
     # --- the server half ----------------------------------------------------------------------
