@@ -47,12 +47,12 @@ class CFL(ClusterModels):
 
     Attributes:
         clusters: the most clusters.
-        ratio: a cluster is split where its mean update is shorter than this share of its clients'
-            longest,
-        moving: which is longer than this share of the first round's. The paper has two lengths,
-            ``epsilon_1`` and ``epsilon_2``, which depend on the model and the learning rate.
-        across: no two clients on different sides have updates of a larger cosine; in the paper it
-            is the root of half of ``1 - gamma_max``.
+        ratio: a cluster may be split where its mean update is shorter than this share of its
+            clients' longest.
+        moving: the longest must be above this share of the first round's longest. The paper has
+            two lengths for both, which depend on the model and the learning rate.
+        across: the largest cosine that updates of clients on different sides may have; in the
+            paper it is the root of half of ``1 - gamma_max``.
         first_split: the first round with a split.
         sketch: how many numbers a client's update is projected to.
     """

@@ -25,6 +25,7 @@ class IFCA(ClusterModels):
     The exported global model is the mean of the clusters' models.
 
     Attributes:
+        clusters: the number of models.
         spread: the standard deviation of the noise that tells the first models apart. With much
             of it all clients choose the model that has none. Whether every cluster is found
             depends on the first models, as in the paper: another seed gives others.
