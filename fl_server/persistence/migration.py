@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fl_server.persistence import tables
-from fl_server.persistence.database import JournalUnusable, Migration, sa
+from fl_server.persistence.database import JournalUnusable, Migration, add_column, sa
 
 _MODEL = ("version", "key", "sha256", "size_bytes")
 _metadata = sa.MetaData()
@@ -55,7 +55,7 @@ def add_digests(connection: sa.Connection) -> None:
     """Give runs and facts their digests, as they are now."""
     runs, facts = tables.runs, tables.facts
     for column in (runs.c.digest, runs.c.filed_at, facts.c.digest):
-        _add_column(connection, column)
+        add_column(connection, column)
     tables.runs_by_filing.create(connection, checkfirst=True)
     rows = connection.execute(sa.select(runs).order_by(runs.c.number)).all()
     for row in rows:
@@ -78,14 +78,6 @@ def _chain_facts(connection: sa.Connection, run_id: str, digest: str) -> None:
             facts.c.number == sa.bindparam("at_number"),
         )
         connection.execute(sa.update(facts).where(*one), changes)
-
-
-def _add_column(connection: sa.Connection, column: sa.Column[Any]) -> None:
-    table = column.table.name
-    if column.name in {each["name"] for each in sa.inspect(connection).get_columns(table)}:
-        return
-    text = sa.schema.CreateColumn(column).compile(dialect=connection.dialect)
-    connection.execute(sa.text(f"ALTER TABLE {table} ADD COLUMN {text}"))
 
 
 def _run_row(row: Any) -> dict[str, Any]:

@@ -328,6 +328,33 @@ def test_a_damaged_run_is_named(column: str, journal: Journal, database: Databas
         journal.record("r")
 
 
+@pytest.mark.parametrize("column", ["definition", "plan", "initial", "digest"])
+def test_a_bit_that_makes_a_text_no_text_concerns_its_run_alone(
+    column: str, tmp_path: Path
+) -> None:
+    """The highest bit of a letter: SQLite refuses such a text, and all that it read with it."""
+    journal = Journal(tmp_path / "journal.sqlite")
+    for name in ("r", "s"):
+        journal.add_run(replace(record(), run_id=name))
+        journal.append(name, [RunPaused()])
+    with journal.database.begin() as connection:
+        flipped = f"CAST(X'F2' || substr({column}, 2) AS TEXT)"
+        connection.execute(
+            sa.text(f"UPDATE rengo_runs SET {column} = {flipped} WHERE run_id = 'r'")
+        )
+        connection.execute(
+            sa.text("UPDATE rengo_facts SET body = CAST(X'FB7D' AS TEXT) WHERE run_id = 'r'")
+        )
+    first, second = journal.unfiled()
+    with pytest.raises(DamagedRun):
+        journal.record(first)
+    with pytest.raises(DamagedRun):
+        journal.facts("r")
+    assert journal.record(second).run_id == "s"
+    assert [each.fact for each in journal.facts("s")] == [RunPaused()]
+    journal.close()
+
+
 def test_a_file_that_is_no_journal_is_named(tmp_path: Path) -> None:
     path = tmp_path / "journal.sqlite"
     path.write_bytes(b"not a database at all, but long enough to be taken for one" * 20)
