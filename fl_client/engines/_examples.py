@@ -17,7 +17,7 @@ from fl_client.tasks.user_code import wrong
 from runtime.errors import ConfigError
 
 if TYPE_CHECKING:
-    from fl_client.models.settings import Objective
+    from fl_client.models.settings import Objective, TrainingSettings
     from fl_client.tasks.base import Task
     from fl_client.tasks.split import Split
 
@@ -123,6 +123,25 @@ def fitted(
         raise wrong(
             task, "data", f"gave targets that {task.objective} does not take: {error}"
         ) from error
+
+
+def class_weights_of(
+    task: Task, settings: TrainingSettings, classes: int
+) -> NDArray[np.float64] | None:
+    """Return the weight of each class in the loss that is trained, None where all count alike.
+
+    Raises:
+        ConfigError: there are not as many as the model has classes.
+    """
+    weights = np.array(settings.class_weights, np.float64)
+    if not len(weights):
+        return None
+    if len(weights) != classes:
+        raise ConfigError(
+            f"training.class_weights has {len(weights)} numbers, and the model of task {task.name} "
+            f"gives {classes} classes"
+        )
+    return weights
 
 
 def _fitted_numbers(targets: NDArray[Any], outputs: Shape, leaves_out: bool) -> NDArray[Any]:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from algorithms.base import Arrays
-from fl_client.engines._descent import Descent
+from fl_client.engines._descent import Descent, clip_factor
 from fl_client.engines._torch_loss import TaskLoss
 from fl_client.engines._torch_replicas import Replicas
 from fl_client.engines._torch_tuning import MixedPrecision, compiled, to_device
@@ -111,7 +111,8 @@ class TorchTraining:
                 self._add(g, grads, share)
         if not self._mixed.overflowed(g):
             with torch.no_grad():
-                self._descend(self._plan.algorithm.gradient(g, self.w, self.w0, self.state))
+                clipped = self._clipped(g)
+                self._descend(self._plan.algorithm.gradient(clipped, self.w, self.w0, self.state))
         self._begin(self._steps + 1)
         return total
 
@@ -137,6 +138,16 @@ class TorchTraining:
         for name, grad in grads.items():
             weighted = grad.to(self._device) * share
             g[name] = weighted if name not in g else g[name].add_(weighted)
+
+    def _clipped(self, g: Gradients) -> Gradients:
+        """Return the gradient within its largest norm; two weights may share one tensor of it."""
+        if not self._plan.settings.clip_norm:
+            return g
+        # the squares of 16-bit floats would overflow
+        wide = [grad.to(torch.promote_types(grad.dtype, torch.float32)) for grad in g.values()]
+        norms = [torch.linalg.vector_norm(grad) for grad in wide]
+        factor = clip_factor(torch.stack(norms).tolist(), self._plan.settings.clip_norm)
+        return g if factor == 1 else {name: grad * factor for name, grad in g.items()}
 
     def _descend(self, g: Mapping[str, torch.Tensor]) -> None:
         if self._optimizer is None:

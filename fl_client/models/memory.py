@@ -149,7 +149,8 @@ def _model_bytes(
     copies += {"sgd": int(settings.momentum > 0), "adam": 2}[settings.optimizer]
     copies += accumulates
     # a step's direction and its terms, for one tensor at a time
-    return (copies * sum(sizes) + 4 * max(sizes, default=0)) * itemsize
+    terms = 4 + (settings.weight_decay > 0)
+    return (copies * sum(sizes) + terms * max(sizes, default=0)) * itemsize
 
 
 def _cost(layer: layers.Layer, shape: Shape, itemsize: int) -> LayerCost:

@@ -71,6 +71,7 @@ RUNS_SHOW = Operation("runs_show", given.OneRun, runs.RunReport, Effect.NONE, "v
 RUNS_PREPARE = Operation("runs_prepare", given.Definition, runs.RunUpload, Effect.DERIVED)
 RUNS_RENEW = Operation("runs_renew", given.OneRun, runs.RunUpload)
 RUNS_SUBMIT = Operation("runs_submit", given.RunSubmission, runs.RunStarted, Effect.RECORDED)
+RUNS_EXTEND = Operation("runs_extend", given.Extension, runs.RunStarted, Effect.RECORDED)
 RUNS_PAUSE = Operation("runs_pause", given.OneRun, runs.RunSummary, Effect.RECORDED)
 RUNS_RESUME = Operation("runs_resume", given.OneRun, runs.RunSummary, Effect.RECORDED)
 RUNS_STOP = Operation("runs_stop", given.OneRun, runs.RunSummary, Effect.RECORDED)
@@ -116,6 +117,7 @@ OPERATIONS: dict[str, Operation[Any, Any]] = {
         RUNS_PREPARE,
         RUNS_RENEW,
         RUNS_SUBMIT,
+        RUNS_EXTEND,
         RUNS_PAUSE,
         RUNS_RESUME,
         RUNS_STOP,

