@@ -1,7 +1,7 @@
 """What brings an older journal to the schema of today, one version at a time.
 
 Schema 2 has canaries, which had tables of their own, as runs of a kind. Schema 3 has digests over
-runs and facts, and the reports of runs that have ended.
+runs and facts, and the reports of runs that have ended. Schema 4 has digests over prepared runs.
 """
 
 from __future__ import annotations
@@ -65,6 +65,15 @@ def add_digests(connection: sa.Connection) -> None:
         _chain_facts(connection, row.run_id, digest)
 
 
+def add_digests_of_prepared(connection: sa.Connection) -> None:
+    """Give the runs whose version 0 is awaited their digests, as they are now."""
+    prepared = tables.prepared
+    add_column(connection, prepared.c.digest)
+    for row in connection.execute(sa.select(prepared)).all():
+        of_run = sa.update(prepared).where(prepared.c.run_id == row.run_id)
+        connection.execute(of_run.values(digest=tables.prepared_row(row).digest))
+
+
 def _chain_facts(connection: sa.Connection, run_id: str, digest: str) -> None:
     facts = tables.facts
     query = sa.select(facts).where(facts.c.run_id == run_id).order_by(facts.c.number)
@@ -105,4 +114,8 @@ def _run_row(row: Any) -> dict[str, Any]:
     }
 
 
-MIGRATIONS: Mapping[int, Migration] = {1: move_canaries, 2: add_digests}
+MIGRATIONS: Mapping[int, Migration] = {
+    1: move_canaries,
+    2: add_digests,
+    3: add_digests_of_prepared,
+}

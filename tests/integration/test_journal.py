@@ -224,6 +224,33 @@ def test_prepared_runs_last_until_they_are_submitted_or_forgotten(
     again.close()
 
 
+@pytest.mark.parametrize("column", ["definition", "initial", "digest"])
+def test_a_damaged_prepared_run_is_removed_alone(
+    column: str, journal: Journal, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    for run_id in ("r", "s"):
+        journal.prepare(PreparedRun(run_id, record().definition, AWAITED))
+    with journal.database.begin() as connection:
+        change = f"UPDATE rengo_prepared SET {column} = replace({column}, '0', '1')"
+        assert connection.execute(sa.text(f"{change} WHERE run_id = 'r'")).rowcount == 1
+    for _ in range(2):
+        assert [each.run_id for each in journal.prepared()] == ["s"]
+    assert caplog.messages == ["run r, whose upload is awaited, is damaged: submit it anew"]
+
+
+def test_prepared_runs_of_before_there_were_checksums_are_read(
+    journal: Journal, database: Database
+) -> None:
+    journal.prepare(PreparedRun("r", record().definition, AWAITED))
+    with journal.database.begin() as connection:
+        connection.execute(sa.text("ALTER TABLE rengo_prepared DROP COLUMN digest"))
+        connection.execute(sa.text("UPDATE rengo_meta SET value = 3 WHERE name='schema_version'"))
+    for _ in range(2):
+        again = Journal(database.url)
+        assert again.prepared() == [PreparedRun("r", record().definition, AWAITED)]
+        again.close()
+
+
 def test_what_append_returned_from_survives_a_kill(journal: Journal, database: Database) -> None:
     for _ in range(3):
         known = len(facts_of(journal))
