@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     )
     from fl_client.models.settings import TrainingSettings
     from fl_client.tasks.base import Task
+    from fl_client.tasks.digits_anomaly import anomaly_threshold
     from rengo.device.production import ProductionModel, production_model
     from rengo.export.loading import load_model, load_state_dict
     from rengo.operator.runs import RunResult
@@ -68,6 +69,7 @@ __all__ = [
     "TrainingSettings",
     "Transpose",
     "__version__",
+    "anomaly_threshold",
     "dirichlet",
     "load_model",
     "load_state_dict",
@@ -98,6 +100,7 @@ _LAYERS = (
 )
 _HOMES = {
     **dict.fromkeys(_LAYERS, "fl_client.models.layers"),
+    "anomaly_threshold": "fl_client.tasks.digits_anomaly",
     "Device": "fl_client.datasets.device",
     "dirichlet": "fl_client.datasets.splits.partitions",
     "Task": "fl_client.tasks.base",
