@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -57,6 +57,7 @@ from storage.registry.registry import ModelRegistry
 from storage.store.objects import ObjectStore
 from storage.store.serving import is_serving
 from storage.versions.keys import RunKeys, best_label
+from storage.versions.manifest import Manifest
 from storage.weights import NotFinite, read_layout, require_finite, stored_size
 
 _LOG = logging.getLogger(__name__)
@@ -373,10 +374,33 @@ class DataPlane(Workers):
             models.forget()
             raise
 
+    def adopt_version(self, manifest: Manifest, run_id: str) -> Model:
+        """Return a version of another run as version 0 of this one, with its server state. Blocks.
+
+        Both are copied, so that nothing which is done with the other run touches this one.
+
+        Raises:
+            NotFound, Corrupt: the version or its state is not there, or not what was committed.
+        """
+        keys = self.keys(run_id)
+        model = Model(0, keys.version(0), manifest.sha256, manifest.size_bytes)
+        self._copy(run_id, replace(model, key=manifest.key), model.key)
+        if manifest.state_key:
+            sha256 = manifest.state_sha256
+            self._copy(run_id, Model(0, manifest.state_key, sha256, 0), keys.state(0))
+            model = replace(model, state_key=keys.state(0), state_sha256=sha256)
+        self.check_initial(run_id, model)
+        return model
+
+    def _copy(self, run_id: str, source: Model, key: str) -> None:
+        with self._models_of(run_id).fetch(source).open("rb") as file:
+            self.store.put(key, file)
+
     def discard_prepared(self, prepared: PreparedRun) -> None:
         """Leave nothing of a run that nobody submitted."""
         awaited, keys = prepared.awaited, self.keys(prepared.run_id)
         self.discard(awaited.key)
+        self.discard(keys.state(0))
         self._models_of(prepared.run_id).forget()
         if self.uploads.is_large(awaited.size_bytes):
             self.in_order(lambda: self.uploads.abort_all(keys))

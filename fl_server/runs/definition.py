@@ -57,6 +57,9 @@ class ScheduleSection(_Section):
     """The part of it that is never gone below, and that `cosine` goes towards."""
     warmup_rounds: Annotated[int, Field(ge=0, le=MAX_ROUNDS)] = 0
     """Over so many rounds it grows evenly to its whole, and only then does the schedule begin."""
+    after: Annotated[int, Field(ge=0, le=MAX_ROUNDS)] = 0
+    """So many rounds were before this run, and count as if they were of it; filled in by `rengo
+    runs extend`."""
 
     @model_validator(mode="after")
     def _has_its_decay(self) -> ScheduleSection:
@@ -208,10 +211,11 @@ class RunDefinition(_Section):
         rate = self.training.get("learning_rate")
         if self.schedule.is_constant:
             return self
-        if self.schedule.warmup_rounds >= self.rounds:
+        rounds = self.schedule.after + self.rounds
+        if self.schedule.warmup_rounds >= rounds:
             raise ValueError(
                 f"schedule.warmup_rounds {self.schedule.warmup_rounds} leaves nothing of "
-                f"{self.rounds} rounds"
+                f"{rounds} rounds"
             )
         if isinstance(rate, bool) or not isinstance(rate, int | float) or rate <= 0:
             raise ValueError(

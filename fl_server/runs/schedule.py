@@ -39,7 +39,8 @@ def training_of(definition: RunDefinition, round_number: int) -> dict[str, Any]:
     """Return the training settings of a round: the definition's, with its learning rate."""
     training = dict(definition.training)
     if not definition.schedule.is_constant:
-        share = factor(definition.schedule, round_number, definition.rounds)
+        after = definition.schedule.after
+        share = factor(definition.schedule, after + round_number, after + definition.rounds)
         training["learning_rate"] = float(training["learning_rate"]) * share
     return training
 

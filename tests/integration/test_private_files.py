@@ -12,13 +12,14 @@ from typing import Literal
 import pytest
 
 from broker.brokers.managed import wait_until
-from fl_server.operations.catalogue import DEVICES_ROTATE
+from fl_server.operations.catalogue import DEVICES_INVITE, DEVICES_ROTATE
 from rengo.operator.runs import follow, submit, wait_for_devices
 from rengo.site.device_process import DeviceSpec
 from rengo.site.preparation import SiteOptions
 from rengo.site.site import Site
 from runtime.errors import ConfigError
 from runtime.security.identity import Identity, read_identity
+from runtime.security.join_token import JoinToken
 from tests.support import require
 
 OPEN = stat.S_IRWXG | stat.S_IRWXO
@@ -97,6 +98,7 @@ def test_no_file_of_a_site_or_a_device_can_be_read_by_others(
             run_id = submit(client, "digits", {"rounds": 2, "cohort": {"size": 2}})
             assert follow(client, run_id).report.rounds_completed == 2
             before = {s for _, each in identities(site.folder.root) for s in secrets_of(each)}
+            token = client.request(DEVICES_INVITE, {}).token
             client.request(DEVICES_ROTATE, {"device_id": "a"})
             # known to be admitted, the new one is the only one that the device keeps
             assert wait_until(60.0, lambda: rotated(site.folder.root))
@@ -112,6 +114,8 @@ def test_no_file_of_a_site_or_a_device_can_be_read_by_others(
     assert len(own) == 4, "of the server, an operator and two devices"
     secrets = before.union(*own.values())
     assert len(secrets) == 2 * len(own) + 1, "one password was given up"
+    invited = JoinToken.parse(token)
+    secrets |= {token.encode(), invited.key.text.encode(), invited.broker_password.encode()}
     for path, held in holders(tmp_path / "site", secrets).items():
         assert held <= own.get(path, set()), path
 
