@@ -10,6 +10,7 @@ import fl_client  # noqa: F401
 
 if TYPE_CHECKING:
     from fl_client.datasets.device import Device
+    from fl_client.datasets.indexed import arrays
     from fl_client.datasets.splits.partitions import dirichlet
     from fl_client.models.layers import (
         GRU,
@@ -70,6 +71,7 @@ __all__ = [
     "Transpose",
     "__version__",
     "anomaly_threshold",
+    "arrays",
     "dirichlet",
     "load_model",
     "load_state_dict",
@@ -101,6 +103,7 @@ _LAYERS = (
 _HOMES = {
     **dict.fromkeys(_LAYERS, "fl_client.models.layers"),
     "anomaly_threshold": "fl_client.tasks.digits_anomaly",
+    "arrays": "fl_client.datasets.indexed",
     "Device": "fl_client.datasets.device",
     "dirichlet": "fl_client.datasets.splits.partitions",
     "Task": "fl_client.tasks.base",
