@@ -148,6 +148,15 @@ def read(wanted: Published, place: Path) -> Mapping[str, Buffer]:
     Raises:
         ConfigError: a file is missing, or is not the published one.
     """
+    try:
+        return _read(wanted, place)
+    except ConfigError as error:
+        raise ConfigError(
+            f"task {wanted.name}: {error}; `rengo data get {wanted.name}` fetches the data anew"
+        ) from error
+
+
+def _read(wanted: Published, place: Path) -> Mapping[str, Buffer]:
     if place.is_dir():
         return {file.name: _verified(_opened(place, file), file, place) for file in wanted.files}
     if place.name == wanted.files[0].name:

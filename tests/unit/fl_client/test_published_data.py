@@ -38,7 +38,9 @@ def small_files(folder: Path, seed: int = 0) -> Published:
         content = idx(random.integers(0, 256 if "images" in name else 10, shape))
         (folder / name).write_bytes(content)
         files.append(PublishedFile(name, len(content), hashlib.sha256(content).hexdigest()))
-    return replace(DATASET, files=tuple(files), package=None)
+    assert DATASET.package is not None
+    package = replace(DATASET.package, folders=())
+    return replace(DATASET, files=tuple(files), package=package)
 
 
 @pytest.fixture
@@ -134,7 +136,7 @@ def test_another_file_is_refused_before_it_is_parsed(
         path.unlink()
     parsed: list[str] = []
     monkeypatch.setattr(images, "as_array", lambda *given: parsed.append(given))
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError, match="rengo data get mnist"):
         load_images(wanted, folder)
     assert not parsed
 
