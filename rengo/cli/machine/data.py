@@ -7,7 +7,8 @@ from pathlib import Path
 
 from fl_client.datasets.device import Device
 from fl_client.datasets.public import listing
-from fl_client.datasets.public.published import Published, cache_folder, find
+from fl_client.datasets.public.files import find
+from fl_client.datasets.public.published import Published, cache_folder
 from fl_client.tasks.registry import load_task
 from rengo.cli.codes import DONE
 from rengo.cli.common import PARTITION_HELP, Commands, absolute, add_command, print_json

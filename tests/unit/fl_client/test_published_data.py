@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fl_client.datasets.public import images, published
+from fl_client.datasets.public import files, images
+from fl_client.datasets.public.files import find
 from fl_client.datasets.public.images import LabelledImages, as_array, load_images
 from fl_client.datasets.public.mnist import DATASET
-from fl_client.datasets.public.published import Published, PublishedFile, find
+from fl_client.datasets.public.published import Published, PublishedFile
 from runtime.errors import ConfigError
 
 NAMES = [file.name for file in DATASET.files]
@@ -149,13 +150,13 @@ def test_a_packed_file_is_unpacked_no_further_than_the_published_size(
     (folder / name).unlink()
     (folder / f"{name}.gz").write_bytes(gzip.compress(bytes(50 << 20)))
     sizes = []
-    check = published._verified
+    check = files._verified
 
     def noted(content: bytes, *more: object) -> bytes:
         sizes.append(len(content))
         return check(content, *more)  # type: ignore[arg-type, return-value]
 
-    monkeypatch.setattr(published, "_verified", noted)
+    monkeypatch.setattr(files, "_verified", noted)
     with pytest.raises(ConfigError, match="another size"):
         load_images(wanted, folder)
     assert max(sizes) <= 40 * 784 + 16
