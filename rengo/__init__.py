@@ -10,6 +10,7 @@ import fl_client  # noqa: F401
 
 if TYPE_CHECKING:
     from fl_client.datasets.device import Device
+    from fl_client.datasets.indexed import arrays
     from fl_client.datasets.splits.partitions import dirichlet
     from fl_client.models.layers import (
         GRU,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     )
     from fl_client.models.settings import TrainingSettings
     from fl_client.tasks.base import Task
+    from fl_client.tasks.digits_anomaly import anomaly_threshold
     from rengo.device.production import ProductionModel, production_model
     from rengo.export.loading import load_model, load_state_dict
     from rengo.operator.runs import RunResult
@@ -68,6 +70,8 @@ __all__ = [
     "TrainingSettings",
     "Transpose",
     "__version__",
+    "anomaly_threshold",
+    "arrays",
     "dirichlet",
     "load_model",
     "load_state_dict",
@@ -98,6 +102,8 @@ _LAYERS = (
 )
 _HOMES = {
     **dict.fromkeys(_LAYERS, "fl_client.models.layers"),
+    "anomaly_threshold": "fl_client.tasks.digits_anomaly",
+    "arrays": "fl_client.datasets.indexed",
     "Device": "fl_client.datasets.device",
     "dirichlet": "fl_client.datasets.splits.partitions",
     "Task": "fl_client.tasks.base",
