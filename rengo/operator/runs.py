@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -11,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from broker.wire.messages import DeviceState
+from broker.wire.messages import DeviceState, RunDocument
 from fl_client.tasks.attributes import goals_of, require_trainable
 from fl_client.tasks.base import Task
 from fl_client.tasks.registry import load_task
@@ -30,7 +31,7 @@ from fl_server.runs.definition import parse_definition
 from rengo.operator.client import OperatorClient
 from rengo.operator.layout_match import fit
 from rengo.operator.models import FetchedVersion
-from rengo.operator.progress import DeviceTable, RunProgress
+from rengo.operator.progress import ENDED, DeviceTable, RunProgress
 from runtime.errors import ConfigError, RunNotCompleted, TransportError
 from runtime.files import file_sha256
 from storage.transfer.multipart import MultipartTarget
@@ -324,6 +325,23 @@ def follow(
     if report.status == "failed":
         raise RunNotCompleted(f"run {run_id} failed: {report.reason}")
     return RunResult(run_id, report.status, report.accuracy, report.history, report)
+
+
+def wait_for_ends(client: OperatorClient, run_ids: Iterable[str]) -> None:
+    """Return when every one of these runs has ended.
+
+    The server is asked every five seconds too: of runs that ended long ago no document is retained.
+    """
+    waiting, asked_s = set(run_ids), -math.inf
+    while waiting:
+        if time.monotonic() - asked_s >= _ASK_EVERY_S:
+            shown = [client.request(RUNS_SHOW, {"run_id": each}) for each in sorted(waiting)]
+            waiting -= {run.run_id for run in shown if run.phase == "ended"}
+            asked_s = time.monotonic()
+        for news in client.news(_LOOK_EVERY_S) if waiting else ():
+            message = news.message
+            if isinstance(message, RunDocument) and message.status in ENDED:
+                waiting.discard(message.run_id)
 
 
 def fetch_model(client: OperatorClient, result: RunResult, output: Path) -> RunResult:

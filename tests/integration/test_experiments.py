@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from rengo.cli.codes import FAILED
 from rengo.operator.runs import wait_for_devices
 from rengo.site.device_process import DeviceSpec
 from rengo.site.site import Site
@@ -73,3 +75,46 @@ def test_a_run_goes_on_where_another_ended(home: Path, tmp_path: Path) -> None:
     told = rengo("runs", "extend", new, "--rounds", "0", home=home)
     assert told.code == USAGE
     assert "'rounds'" in told.line
+
+
+def test_a_sweep_with_seeds_is_compared_by_variant(home: Path, tmp_path: Path) -> None:
+    told = document(
+        home,
+        *("run", "digits", "--rounds", "2", "--seeds", "2", "--group", "rates", "--at-once"),
+        *("--sweep", "training.learning_rate=0.1,0.001"),
+    )
+    assert told["group"] == "rates"
+    fast, slow = told["variants"]
+    assert fast["variant"] == "training.learning_rate=0.1"
+    assert [run["seed"] for run in fast["runs"]] == [0, 1]
+    assert fast["final"]["mean"] > slow["final"]["mean"]
+    assert fast["final"]["deviation"] is not None
+    plot = tmp_path / "rates.png"
+    shown = rengo("runs", "compare", "rates", "--target", "0.5", "--plot", plot, home=home)
+    assert shown.code == DONE, shown
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    rows = [line for line in shown.out.splitlines() if line.startswith("training.")]
+    assert len(rows) == 2
+    assert "(0 of 2)" in rows[1]
+    alone = document(home, "runs", "compare", slow["runs"][0]["run_id"], fast["runs"][0]["run_id"])
+    assert [each["variant"] for each in alone["variants"]] == [slow["variant"], fast["variant"]]
+
+
+def test_a_run_that_fails_does_not_keep_the_others_from_running(home: Path) -> None:
+    told = rengo(
+        *("run", "digits", "--rounds", "1", "--json", "-"),
+        # of ten classes
+        *("--sweep", "training.class_weights=[1,2],[1,1,1,1,1,1,1,1,1,2]"),
+        home=home,
+    )
+    assert told.code == FAILED, told
+    failed, good = json.loads(told.out)["variants"]
+    assert [each["runs"][0]["status"] for each in (failed, good)] == ["failed", "completed"]
+
+
+def test_a_wrong_value_of_a_sweep_is_told_before_any_run_begins(home: Path) -> None:
+    before = document(home, "runs", "ls")["runs"]
+    told = rengo("run", "digits", "--sweep", "training.momentum=0.5,1.5", home=home)
+    assert told.code == USAGE
+    assert "momentum" in told.line
+    assert document(home, "runs", "ls")["runs"] == before

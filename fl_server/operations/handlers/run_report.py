@@ -12,6 +12,7 @@ from fl_server.kinds.sync import SyncFlow
 from fl_server.operations.results.runs import RoundRow, RunDevice, RunReport, RunSummary
 from fl_server.rounds.ledger import Ledger
 from fl_server.rounds.plan import Plan
+from fl_server.runs.definition import RunDefinition
 from fl_server.runs.record import FactRecord, RunRecord
 from runtime.bounds import is_plausible, total
 
@@ -49,6 +50,15 @@ def _summary(record: RunRecord[Plan], ledger: Ledger) -> dict[str, Any]:
         "best_version": None if ledger.best is None else ledger.best[0],
         "best_value": None if ledger.best is None else finite(ledger.best[1]),
         "submitted_at": record.at,
+        **_of_experiment(record.definition),
+    }
+
+
+def _of_experiment(definition: RunDefinition) -> dict[str, Any]:
+    return {
+        "headline_goal": definition.goal_of(definition.evaluation.headline),
+        "group": definition.group,
+        "variant": definition.variant,
     }
 
 
@@ -88,6 +98,7 @@ def _summary_of_document(record: RunRecord[Any], document: RunDocument | None) -
         "loss": finite(known.get("loss")),
         "measured": finite(known.get("accuracy")),
         "submitted_at": record.at,
+        **_of_experiment(record.definition),
     }
 
 

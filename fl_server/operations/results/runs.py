@@ -39,6 +39,9 @@ class RunSummary(OperationResult):
         measured: the value of that metric.
         best_version: the best version so far, where the run looks for it; its tag is ``RUN.best``.
         best_value: what it was compared by.
+        headline_goal: what is better of the headline metric, "higher" or "lower".
+        group: the name that it shares with the other runs of its experiment.
+        variant: what of its group it is.
     """
 
     run_id: Name
@@ -66,6 +69,9 @@ class RunSummary(OperationResult):
     measured: Finite | None = None
     best_version: Count | None = None
     best_value: Finite | None = None
+    headline_goal: Short = "higher"
+    group: Short = ""
+    variant: Text = ""
 
 
 class RunList(Listing):

@@ -1,4 +1,4 @@
-"""``rengo runs ls|show|follow|extend|pause|resume|stop``."""
+"""``rengo runs ls|show|follow|extend|compare|pause|resume|stop``."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from rengo.cli.common import (
     print_json,
     progress_stream,
 )
+from rengo.cli.operator.experiment import add_compare
 from rengo.operator.runs import follow
 from rengo.terminal.format import figure, metrics_line, size
 from rengo.terminal.lines import say
@@ -40,6 +41,7 @@ def add(commands: Commands) -> None:
     """Add the commands."""
     group = commands.add_parser("runs", help="list, show and steer runs")
     verbs = group.add_subparsers(dest="verb", metavar="VERB", required=True)
+    add_compare(verbs)
     for name, action, summary in (
         ("ls", list_runs, "list the runs"),
         ("show", show_run, "show one run: rounds, refusals, devices"),
