@@ -19,6 +19,7 @@ class RunFigures:
         variant: what it is compared as, its own id where it is of no variant.
         measured: the metric by round.
         final: of the last measured round; None where nobody measured, as ``best``.
+        worst_tenth: of the last one over the worst tenth of the devices that measured it.
         rounds_to_target: the first round that reached the target; None where none did.
         is_whole: whether every committed round is among those that the server told.
     """
@@ -32,6 +33,7 @@ class RunFigures:
     measured: dict[int, float]
     final: float | None
     best: float | None
+    worst_tenth: float | None
     rounds_to_target: int | None
     bytes_up: int
     bytes_down: int
@@ -68,6 +70,7 @@ class VariantFigures:
     runs: tuple[RunFigures, ...]
     final: Spread | None
     best: Spread | None
+    worst_tenth: Spread | None
     rounds_to_target: Spread | None
     reached: int
     rounds: Spread | None
@@ -84,6 +87,7 @@ class VariantFigures:
             tuple(runs),
             final=Spread.of(run.final for run in runs),
             best=Spread.of(run.best for run in runs),
+            worst_tenth=Spread.of(run.worst_tenth for run in runs),
             rounds_to_target=Spread.of(to_target),
             reached=sum(each is not None for each in to_target),
             rounds=Spread.of(run.rounds for run in runs),
@@ -176,6 +180,7 @@ def _figures(report: RunReport, target: float | None, *, lower: bool) -> RunFigu
         measured=measured,
         final=values[-1] if values else None,
         best=(min if lower else max)(values, default=None),
+        worst_tenth=None if report.spread is None else report.spread.worst_tenth,
         rounds_to_target=min(reached, default=None),
         bytes_up=report.bytes_up,
         bytes_down=report.bytes_down,

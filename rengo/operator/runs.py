@@ -80,6 +80,7 @@ class RunResult:
             "loss": report.loss,
             "headline": report.headline,
             "measured": report.measured,
+            "spread": None if report.spread is None else report.spread.document(),
             "best_version": report.best_version,
             "best_value": report.best_value,
             "model_path": None if self.model_path is None else str(self.model_path),

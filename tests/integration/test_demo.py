@@ -28,6 +28,7 @@ from tests.support import SESSION_MARK, describe, wait_for_none_left
 KEYS = {
     *("run_id", "task", "rounds_completed", "accuracy", "loss", "model_path", "model_sha256"),
     *("wall_s", "round_s", "bytes_up", "bytes_down", "devices", "headline", "measured"),
+    *("spread", "best_version", "best_value"),
 }
 DEVICE_KEYS = {"id", "profile", "engine", "rounds", "peak_rss_bytes"}
 SMALL = ("--clients", "2", "--rounds", "2")

@@ -51,6 +51,9 @@ def test_a_run_ends_when_no_better_version_comes_and_keeps_its_best(
     shown = document(home, "runs", "show", run_id)
     assert (shown["status"], shown["best_value"]) == ("completed", told["best_value"])
     assert shown["reason"].endswith("stopped early")
+    assert told["spread"] == shown["spread"]
+    assert (shown["spread"]["devices"], shown["spread"]["version"]) == (2, told["rounds_completed"])
+    assert shown["spread"]["worst_tenth"] <= shown["spread"]["mean"]
     best = document(home, "models", "show", f"{run_id}.best")
     assert (best["version"], best["tags"]) == (1, [f"{run_id}.best"])
     rows = document(home, "models", "ls")["models"]

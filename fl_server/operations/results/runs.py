@@ -134,9 +134,25 @@ class RunDevice(OperationResult):
     engine: Annotated[str, Field(max_length=32)] = ""
 
 
+class DeviceSpread(OperationResult):
+    """The headline metric of a version over the devices that measured it, each counting alike.
+
+    Attributes:
+        worst_tenth: the mean over the worst tenth of the devices.
+        variance: of all of them, null where it is out of bounds.
+    """
+
+    version: Count
+    devices: Count
+    mean: Finite
+    worst_tenth: Finite
+    variance: Finite | None
+
+
 class RunReport(RunSummary):
     """A run with its rounds, devices, refusals, bytes and metrics.
 
+    ``spread`` is of the latest measured version, where devices measure on data of their own.
     Units: times are Unix seconds or seconds, sizes bytes.
     """
 
@@ -149,6 +165,7 @@ class RunReport(RunSummary):
     bytes_down: Count
     history: Annotated[list[RoundRow], Field(max_length=MAX_ROWS)]
     devices: Annotated[list[RunDevice], Field(max_length=MAX_DEVICES)]
+    spread: DeviceSpread | None = None
 
     def fitted(self, size_bytes: int) -> Self:
         """Return it with the latest rounds, as many as fit, and the first devices."""

@@ -166,9 +166,9 @@ def _interrupted(group: str, begun: Sequence[str], count: int) -> str:
 
 def _print(found: Comparison, out: TextIO) -> None:
     target = [] if found.target is None else [f"to {found.target:g}"]
-    headings = ["variant", "runs", f"{found.headline}, last", "best", *target, "rounds"]
+    headings = ["variant", "runs", f"{found.headline}, last", "best", "worst 10%", *target]
     rows = [_row(each, with_target=bool(target)) for each in found.variants]
-    print_table([*headings, "up", "down", "time"], rows, "no runs", out=out)
+    print_table([*headings, "rounds", "up", "down", "time"], rows, "no runs", out=out)
     several = any(len(each.runs) > 1 for each in found.variants)
     notes = ["mean ± sample deviation over the runs of a variant"] if several else []
     notes += [f"{run_id}: only its latest rounds are known" for run_id in found.cut]
@@ -185,6 +185,7 @@ def _row(each: VariantFigures, *, with_target: bool) -> list[str]:
         str(count) if ended == count else f"{count} ({ended} completed)",
         _spread(each.final, 4),
         _spread(each.best, 4),
+        _spread(each.worst_tenth, 4),
         *([f"{_spread(each.rounds_to_target, 1)}{reached}"] if with_target else []),
         _spread(each.rounds, 1),
         "-" if each.bytes_up is None else size(round(each.bytes_up.mean)),

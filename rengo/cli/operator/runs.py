@@ -171,6 +171,7 @@ def _head(run: RunReport) -> list[str]:
         f"rounds    {run.rounds_completed} of {run.rounds}, "
         f"cohort {run.cohort_size}, quorum {run.quorum}{_fitted(run)}",
         f"measured  {metrics_line(run.headline, run.measured, run.loss)}",
+        *_spread(run),
         *_best(run),
         f"moved     {size(run.bytes_up)} up, {size(run.bytes_down)} down",
         f"model     {run.model_key}",
@@ -183,6 +184,17 @@ def _wait(run: RunReport) -> list[str]:
         return []
     since = "" if run.waiting_since is None else f" since {when(run.waiting_since)}"
     return [f"waiting   for the store{since}: {run.waiting}"]
+
+
+def _spread(run: RunReport) -> list[str]:
+    spread = run.spread
+    if spread is None:
+        return []
+    over = "1 device" if spread.devices == 1 else f"{spread.devices} devices"
+    return [
+        f"spread    mean {figure(spread.mean)}, worst 10% {figure(spread.worst_tenth)}, "
+        f"variance {figure(spread.variance)} over {over}, version {spread.version}"
+    ]
 
 
 def _best(run: RunReport) -> list[str]:

@@ -86,6 +86,8 @@ def test_what_is_no_experiment_is_refused(sweeps: list[str], seeds: int, said: s
         definitions({}, [SweptKey.parse(text) for text in sweeps], seeds, "g")
 
 
+SPREAD = {"version": 3, "devices": 5, "mean": 0.9, "worst_tenth": 0.4, "variance": 0.1}
+
 # --- comparisons ------------------------------------------------------------------------------
 
 
@@ -116,7 +118,7 @@ def test_the_figures_of_a_variant_are_the_mean_and_the_deviation_of_its_runs() -
         [
             report("a", [0.5, 0.9, 0.8], group="g", variant="mu=0", bytes_up=100),
             report("b", [0.2, 0.6, 0.6], group="g", variant="mu=0", seed=1, bytes_up=300),
-            report("c", [0.7, None, 0.9], group="g", variant="mu=1", wall_s=30.0),
+            report("c", [0.7, None, 0.9], group="g", variant="mu=1", wall_s=30.0, spread=SPREAD),
         ],
         target=0.8,
     )
@@ -131,6 +133,7 @@ def test_the_figures_of_a_variant_are_the_mean_and_the_deviation_of_its_runs() -
     assert (one.final, one.rounds_to_target) == (Spread(0.9, None), Spread(3, None))
     assert sorted(one.curve()) == [1, 3]
     assert one.wall_s == Spread(30.0, None)
+    assert (zero.worst_tenth, one.worst_tenth) == (None, Spread(0.4, None))
     assert found.document()["variants"][0]["runs"][1]["seed"] == 1
 
 
