@@ -164,7 +164,7 @@ def _refusal_of_numpy(task: Task, values: dict[str, Any]) -> str:
     except ConfigError as error:
         return str(error)
     chosen = parse_definition({**values, "task": task.name}, "run definition").algorithm
-    if load_algorithm(chosen.name, chosen.settings).needs_loss:
+    if "loss" in load_algorithm(chosen.name, chosen.settings).needs:
         return f"algorithm {chosen.name} changes the loss, which only the torch engine can do"
     return ""
 

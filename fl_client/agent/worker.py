@@ -94,7 +94,6 @@ class TrainingWorker:
 
     def _training_job(self, job: Job) -> TrainingJob:
         order, key, folder = job.order, job.key, self._folder
-        leaves_state = key.action != "evaluate"
         return TrainingJob(
             **asdict(key),
             payload=order.payload,
@@ -106,8 +105,10 @@ class TrainingWorker:
             shrink=job.shrink,
             memory_bytes=self._policy.memory_bytes(),
             update_path=None if order.upload is None else str(folder.update(key)),
-            state_path=str(folder.state(key)) if leaves_state else None,
-            next_state_path=str(folder.next_state(key)) if leaves_state else None,
+            vectors_path=None if (vectors := folder.vectors(job)) is None else str(vectors),
+            scalars=order.scalars,
+            state_path=str(folder.state(key)),
+            next_state_path=None if key.action == "evaluate" else str(folder.next_state(key)),
             **self._model(job),
             **(self._checkpoint(key) if key.action == "train" else {}),
         )

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from fl_client.tasks.split import Split
     from storage.weights import Vector, Weights
 
+PERSONAL = "personal_"
 _LOG = logging.getLogger(__name__)
 
 
@@ -104,12 +105,13 @@ class Participant:
         self.renew()
         context = LocalContext(self, weights, plan)
         update = self._update(self.task.local_update(_read_only(weights.vector), context))
-        vector = update.vector
-        if vector.shape != weights.vector.shape:
-            raise ConfigError(
-                f"task {self.task.name}: local_update gave a vector of shape {vector.shape}, "
-                f"the model has {weights.vector.shape}"
-            )
+        vectors = [*update.vectors.values(), *([] if update.vector is None else [update.vector])]
+        for vector in vectors:
+            if vector.shape != weights.vector.shape:
+                raise ConfigError(
+                    f"task {self.task.name}: local_update gave a vector of shape {vector.shape}, "
+                    f"the model has {weights.vector.shape}"
+                )
         if update.num_examples < 1:
             raise ConfigError(f"task {self.task.name}: local_update saw no examples")
         if update.num_examples > MAX_EXAMPLES:
@@ -118,7 +120,8 @@ class Participant:
                 "that one device may report"
             )
         # the sum of finite float32 values is finite in float64, and it takes no second vector
-        if not np.isfinite(vector.sum(dtype=np.float64)):
+        sums = [vector.sum(dtype=np.float64) for vector in vectors]
+        if not all(np.isfinite([*sums, *map(np.float32, update.scalars.values())])):
             raise TrainingFailed("training diverged: the update is not finite")
         metrics = numbers_of(self.task, "local_update", update.metrics)
         return update._replace(metrics=_finite(metrics))
@@ -132,8 +135,12 @@ class Participant:
         if not isinstance(update.num_examples, int | np.integer):
             found = type(update.num_examples).__name__
             raise wrong(self.task, "local_update", f"gave a {found} for num_examples: {rule}")
+        if update.vector is None and not update.vectors:
+            raise wrong(self.task, "local_update", f"gave no vector: {rule}")
         try:
-            vector = np.ascontiguousarray(update.vector, np.float32)
+            vector = update.vector
+            if vector is not None:
+                vector = np.ascontiguousarray(vector, np.float32)
         except (TypeError, ValueError) as error:
             what = f"gave no vector of numbers ({error}): {rule}"
             raise wrong(self.task, "local_update", what) from error
@@ -149,7 +156,19 @@ class Participant:
             raise wrong(self.task, "evaluate", f"gave a {type(given).__name__}: {rule}")
         if not isinstance(given[0], int | np.integer):
             raise wrong(self.task, "evaluate", f"gave a {type(given[0]).__name__} first: {rule}")
-        return Evaluation(int(given[0]), _finite(numbers_of(self.task, "evaluate", given[1])))
+        metrics = numbers_of(self.task, "evaluate", given[1])
+        return Evaluation(int(given[0]), _finite({**metrics, **self._personal(weights, plan)}))
+
+    def _personal(self, weights: Weights, plan: LocalRound) -> dict[str, float]:
+        """Return the metrics of what the device predicts with, where that is a model of its own."""
+        is_default = type(self.task).evaluate is Task.evaluate
+        if not is_default or not plan.algorithm.is_personal or self._splits[0] is None:
+            return {}
+        own = self.engine.personal(weights, self.train_split, plan)
+        if own is None:
+            return {}
+        found = self.engine.evaluate(own, self.held_out_split)
+        return {f"{PERSONAL}{name}": value for name, value in found.metrics.items()}
 
     def exchange(self, step: ExchangeStep) -> ExchangeAnswer:
         """Return the task's answer to one message of a flow.

@@ -17,7 +17,13 @@ from typing import TypeAlias
 
 from algorithms.registry import load as load_algorithm
 from broker.wire.messages import PartsRef
-from fl_server.aggregation.aggregator import Refused, RoundKey, RunAggregator, SubmittedUpdate
+from fl_server.aggregation.aggregator import (
+    AggregatedRun,
+    Refused,
+    RoundKey,
+    RunAggregator,
+    SubmittedUpdate,
+)
 from fl_server.aggregation.base_models import BaseLost
 from fl_server.aggregation.model_cache import ModelCache
 from fl_server.aggregation.spool import MemoryBudget
@@ -140,9 +146,12 @@ class DataPlane(Workers):
         retention = RunRetention(self.registry, record.run_id, models.keep, models.keep_every)
         self._retention[record.run_id] = retention
         self._runs[record.run_id] = RunAggregator(
-            self.keys(record.run_id),
-            load_algorithm(definition.algorithm.name, definition.algorithm.settings),
-            record.plan.cohort_size,
+            AggregatedRun(
+                self.keys(record.run_id),
+                load_algorithm(definition.algorithm.name, definition.algorithm.settings),
+                definition.seed,
+                record.plan.cohort_size,
+            ),
             retention,
             self.store,
             self._models_of(record.run_id),
@@ -335,7 +344,8 @@ class DataPlane(Workers):
         self._base_read(run, model)
         try:
             after = self.patiently(
-                lambda: run.aggregate(key, command.included, model), run.keys.run_id
+                lambda: run.aggregate(key, command.included, model, command.population),
+                run.keys.run_id,
             )
         except (Unavailable, AccessDenied, BaseLost):
             raise

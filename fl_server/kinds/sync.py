@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from algorithms.registry import load as load_algorithm
 from broker.wire.messages import Patch, RunDocument, RunEvent, RunStatus
 from fl_server.dataplane.plane import DataCommand, DataPlane
 from fl_server.dataplane.urls import URL_LIFETIME_S
@@ -64,6 +65,8 @@ class SyncFlow(Flow):
         self.machine = RoundMachine(record.plan, record.initial, known)
         self._lineage = Lineage(record)
         self._data = data
+        algorithm = record.definition.algorithm
+        self._broadcasts = load_algorithm(algorithm.name, algorithm.settings).broadcasts
         self._patches: tuple[str, tuple[Patch, ...]] = ("", ())
         for fact in known:
             self._lineage.apply(fact)
@@ -202,7 +205,13 @@ class SyncFlow(Flow):
             bundle=None if bundle is None else BundleFile(bundle.sha256, bundle.size_bytes),
             timer=TimerFired("deadline", command.round, command.attempt) if trains else None,
             time_s=plan.deadline_s if trains else plan.evaluation_deadline_s,
+            vectors=self._vectors(model),
+            scalars={name: value for name, value in model.scalars if name in self._broadcasts},
         )
+
+    def _vectors(self, model: Model) -> ModelFile | None:
+        state = model.state if self._broadcasts else None
+        return None if state is None else ModelFile(state.key, state.sha256, state.size_bytes)
 
     def _training(self, command: SendOrder) -> dict[str, Any]:
         """Return the round's training settings with what is fitted to the device."""

@@ -8,15 +8,17 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from algorithms.registry import load as load_algorithm
 from broker.wire.messages import DeviceState, RunDocument
 from fl_client.tasks.attributes import goals_of, require_trainable
 from fl_client.tasks.base import Task
 from fl_client.tasks.registry import load_task
 from fl_client.tasks.user_code import initial_weights_of
+from fl_client.training.algorithm_match import require_match
 from fl_server.operations.catalogue import (
     MODELS_SHOW,
     MODELS_URL,
@@ -188,7 +190,9 @@ def parent_of(client: OperatorClient, initial: FetchedVersion | None) -> dict[st
 
 
 def check_definition(task: Task, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Check a run definition and the training settings in it against the task.
+    """Check a run definition, its algorithm and its training settings against the task.
+
+    What makes no sense and is no error is logged.
 
     Returns:
         The definition, with the task's learning rate where a schedule begins with it.
@@ -200,6 +204,11 @@ def check_definition(task: Task, values: Mapping[str, Any]) -> dict[str, Any]:
     definition = parse_definition({**filled, "task": task.name}, "run definition")
     settings = task.training.overridden(definition.training)
     require_trainable(task, settings)
+    name = definition.algorithm.name
+    algorithm = load_algorithm(name, definition.algorithm.settings)
+    require_match(task, name, algorithm)
+    if advice := algorithm.advice(asdict(settings)):
+        _LOG.warning("%s", advice)
     if type(task).optimizer is not Task.optimizer:
         set_here = _OPTIMIZER_SETTINGS.intersection(values.get("training") or ())
         keys = sorted(f"training.{key}" for key in set_here)

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fl_server.aggregation.arithmetic.exact import BLOCK, Float32s, Workspace
+from algorithms.base import BLOCK
+from fl_server.aggregation.arithmetic.exact import Float32s, Workspace
 from fl_server.aggregation.spool import BlockSums, MemoryBudget, Spool
 from runtime.errors import Corrupt
 
