@@ -63,7 +63,6 @@ from storage.registry.registry import ModelRegistry
 from storage.store.objects import ObjectStore
 from storage.store.serving import is_serving
 from storage.versions.keys import RunKeys, best_label
-from storage.versions.manifest import Manifest
 from storage.weights import NotFinite, read_layout, require_finite, stored_size
 
 _LOG = logging.getLogger(__name__)
@@ -384,7 +383,7 @@ class DataPlane(Workers):
             models.forget()
             raise
 
-    def adopt_version(self, manifest: Manifest, run_id: str) -> Model:
+    def adopt_version(self, source: Model, run_id: str) -> Model:
         """Return a version of another run as version 0 of this one, with its server state. Blocks.
 
         Both are copied, so that nothing which is done with the other run touches this one.
@@ -393,18 +392,18 @@ class DataPlane(Workers):
             NotFound, Corrupt: the version or its state is not there, or not what was committed.
         """
         keys = self.keys(run_id)
-        model = Model(0, keys.version(0), manifest.sha256, manifest.size_bytes)
-        self._copy(run_id, replace(model, key=manifest.key), model.key)
-        if manifest.state_key:
-            sha256 = manifest.state_sha256
-            self._copy(run_id, Model(0, manifest.state_key, sha256, 0), keys.state(0))
-            model = replace(model, state_key=keys.state(0), state_sha256=sha256)
+        size = self._copy(run_id, source, keys.version(0))
+        model = replace(source, version=0, key=keys.version(0), size_bytes=size, changed=None)
+        if source.state is not None:
+            size = self._copy(run_id, source.state, keys.state(0))
+            model = replace(model, state_key=keys.state(0), state_bytes=size)
         self.check_initial(run_id, model)
         return model
 
-    def _copy(self, run_id: str, source: Model, key: str) -> None:
+    def _copy(self, run_id: str, source: Model, key: str) -> int:
+        """Copy an object that is what it should be; return its size."""
         with self._models_of(run_id).fetch(source).open("rb") as file:
-            self.store.put(key, file)
+            return self.store.put(key, file).size
 
     def discard_prepared(self, prepared: PreparedRun) -> None:
         """Leave nothing of a run that nobody submitted."""

@@ -65,9 +65,14 @@ def test_a_run_ends_when_no_better_version_comes_and_keeps_its_best(
 
 
 def test_a_run_goes_on_where_another_ended(home: Path, tmp_path: Path) -> None:
-    slow = ("--set", "training.local_epochs=1", "--set", "training.learning_rate=0.05")
+    values = {
+        "algorithm.name": "fedavgm",
+        "training.local_epochs": 1,
+        "training.learning_rate": 0.05,
+    }
+    flags = [f"--set={key}={value}" for key, value in values.items()]
     output = ("--output", str(tmp_path))
-    run_id = document(home, "run", "digits", "--rounds", "2", *slow, *output)["run_id"]
+    run_id = document(home, "run", "digits", "--rounds", "2", *flags, *output)["run_id"]
     last = document(home, "models", "show", run_id)
     new = document(home, "runs", "extend", run_id, "--rounds", "2")["run_id"]
     followed = document(home, "runs", "follow", new)
@@ -75,6 +80,7 @@ def test_a_run_goes_on_where_another_ended(home: Path, tmp_path: Path) -> None:
     assert followed["measured"] > last["metrics"]["accuracy"], "it is trained on"
     first = document(home, "models", "show", f"{new}:0")["manifest"]
     assert (first["sha256"], first["parent"]["run_id"]) == (last["sha256"], run_id)
+    assert first["state_sha256"] == last["manifest"]["state_sha256"] != ""
     told = rengo("runs", "extend", new, "--rounds", "0", home=home)
     assert told.code == USAGE
     assert "'rounds'" in told.line
