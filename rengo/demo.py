@@ -114,7 +114,7 @@ def run_demo(settings: DemoSettings, view: View, more: dict[str, Any] | None = N
     task = load_task(settings.task)
     values = definition(settings)
     merge(values, more or {})
-    check_definition(task, values)
+    values = check_definition(task, values)
     _require_data(task, settings)
     reason = needs_torch(task, values)
     devices = fleet(settings.clients, torch_only=bool(reason), partition=settings.partition)

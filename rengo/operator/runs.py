@@ -61,6 +61,7 @@ class RunResult:
         history: a row for each round's attempt: outcome, seconds, included, refused, accuracy.
         report: the server's whole report.
         model_path: the final model, once it was fetched.
+        best_model_path: the best version, likewise, where the run looked for it.
     """
 
     run_id: str
@@ -69,6 +70,7 @@ class RunResult:
     history: list[RoundRow]
     report: RunReport
     model_path: Path | None = None
+    best_model_path: Path | None = None
 
     def document(self) -> dict[str, Any]:
         """Return the JSON document of ``--json``."""
@@ -86,6 +88,7 @@ class RunResult:
             "best_version": report.best_version,
             "best_value": report.best_value,
             "model_path": None if self.model_path is None else str(self.model_path),
+            "best_model_path": None if self.best_model_path is None else str(self.best_model_path),
             "model_sha256": report.model_sha256,
             "wall_s": report.wall_s,
             "round_s": report.round_s,
@@ -355,12 +358,25 @@ def wait_for_ends(client: OperatorClient, run_ids: Iterable[str]) -> None:
 
 
 def fetch_model(client: OperatorClient, result: RunResult, output: Path) -> RunResult:
-    """Download the run's model to ``output/{run_id}/model.safetensors``."""
-    model = client.request(MODELS_URL, {"name": result.run_id})
-    path = output / result.run_id / "model.safetensors"
+    """Download the run's model to ``output/{run_id}/model.safetensors``.
+
+    Where the run looked for its best version, that goes beside it as ``best.safetensors``.
+    """
+    folder = output / result.run_id
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"{path.parent} cannot be made: {error.strerror}") from error
+        raise ConfigError(f"{folder} cannot be made: {error.strerror}") from error
+    model = _download(client, result.run_id, folder / "model.safetensors")
+    version = result.report.best_version
+    if version is None:
+        return replace(result, model_path=model)
+    # its tag may be on its way to the store
+    best = _download(client, f"{result.run_id}:{version}", folder / "best.safetensors")
+    return replace(result, model_path=model, best_model_path=best)
+
+
+def _download(client: OperatorClient, name: str, path: Path) -> Path:
+    model = client.request(MODELS_URL, {"name": name})
     client.transfers().download(model.url, path, sha256=model.sha256, size=model.size_bytes)
-    return replace(result, model_path=path)
+    return path

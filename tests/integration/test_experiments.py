@@ -12,6 +12,7 @@ from rengo.cli.codes import FAILED
 from rengo.operator.runs import wait_for_devices
 from rengo.site.device_process import DeviceSpec
 from rengo.site.site import Site
+from runtime.files import file_sha256
 from tests.integration.commands import rengo
 from tests.integration.test_cli_runs import DEVICES, DONE, USAGE, document
 
@@ -55,6 +56,7 @@ def test_a_run_ends_when_no_better_version_comes_and_keeps_its_best(
     assert (shown["spread"]["devices"], shown["spread"]["version"]) == (2, told["rounds_completed"])
     assert shown["spread"]["worst_tenth"] <= shown["spread"]["mean"]
     best = document(home, "models", "show", f"{run_id}.best")
+    assert file_sha256(Path(told["best_model_path"])) == best["sha256"] != told["model_sha256"]
     assert (best["version"], best["tags"]) == (1, [f"{run_id}.best"])
     rows = document(home, "models", "ls")["models"]
     kept = [row["version"] for row in rows if row["run_id"] == run_id]
