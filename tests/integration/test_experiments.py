@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from rengo.cli.codes import FAILED
+from rengo.cli.codes import FAILED, INTERRUPTED
 from rengo.operator.runs import wait_for_devices
 from rengo.site.device_process import DeviceSpec
 from rengo.site.site import Site
 from runtime.files import file_sha256
-from tests.integration.commands import rengo
+from tests.integration.commands import rengo, surroundings
 from tests.integration.test_cli_runs import DEVICES, DONE, USAGE, document
 
 
@@ -129,3 +132,28 @@ def test_a_wrong_value_of_a_sweep_is_told_before_any_run_begins(home: Path) -> N
     assert told.code == USAGE
     assert "momentum" in told.line
     assert document(home, "runs", "ls")["runs"] == before
+
+
+def test_an_interrupted_sweep_says_what_goes_on(home: Path, tmp_path: Path) -> None:
+    argv = [
+        *(sys.executable, "-m", "rengo", "run", "digits", "--rounds", "100000"),
+        *("--seeds", "3", "--group", "cut"),
+    ]
+    process = subprocess.Popen(
+        argv, stdout=subprocess.PIPE, text=True, env=surroundings(home), cwd=tmp_path
+    )
+    assert process.stdout is not None
+    try:
+        begun = next(line for line in process.stdout if line.startswith("run 1 of 3: seed 0: "))
+        process.send_signal(signal.SIGINT)
+        rest, _ = process.communicate(timeout=30.0)
+    finally:
+        process.kill()
+        process.communicate()
+    run_id = begun.split()[-1]
+    assert process.returncode == INTERRUPTED
+    assert "Interrupted. 1 of 3 runs were submitted; what was goes on" in rest
+    assert f" runs show {run_id}" in rest
+    (row,) = document(home, "runs", "compare", "cut")["variants"]
+    assert [run["status"] for run in row["runs"]] == ["running"]
+    assert rengo("runs", "stop", run_id, home=home).code == DONE
