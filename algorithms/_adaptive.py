@@ -30,7 +30,7 @@ class Adaptive(Algorithm):
         tau: the least that a step is divided by: the smaller, the more adaptive.
     """
 
-    server_learning_rate: Annotated[float, Bounds(above=0)] = 0.01
+    server_learning_rate: Annotated[float, Bounds(above=0)] = 0.03
     beta1: Annotated[float, Bounds(least=0, below=1)] = 0.9
     tau: Annotated[float, Bounds(above=0)] = 0.001
 

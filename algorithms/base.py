@@ -213,7 +213,7 @@ class Algorithm:
 
     @property
     def reports(self) -> tuple[str, ...]:
-        """The names of the scalars that a client may send."""
+        """The names of the scalars that a client sends; without one an update is refused."""
         return ()
 
     @property

@@ -42,7 +42,7 @@ class QFedAvg(Algorithm):
 
     family: ClassVar[Family] = "fairness"
 
-    q: Annotated[float, Bounds(least=0)] = 1.0
+    q: Annotated[float, Bounds(least=0, most=20)] = 0.2
 
     @property
     def reports(self) -> tuple[str, ...]:

@@ -381,6 +381,10 @@ def _sections(
 
     An update without sections is the change of the weights alone.
     """
+    names = {section.name for section in header.sections}
+    for name in algorithm.reports:
+        if name not in names:
+            raise Corrupt(f"{key}: it has no {name!r}, which the algorithm's updates have")
     if not header.sections:
         return (Section(UPDATE, layout.size),)
     sizes = dict.fromkeys((*algorithm.sends, STATISTICS), layout.size)

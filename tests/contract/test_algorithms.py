@@ -18,6 +18,7 @@ from fl_client.models.settings import TrainingSettings
 from fl_client.tasks.base import Task
 from fl_client.tasks.split import Split
 from fl_client.training.participant import PERSONAL, Participant
+from fl_server.aggregation.aggregator import Refused
 from tests.contract.test_engine_steps import Kept, PowerCutError
 from tests.in_process import InProcessRun
 
@@ -157,6 +158,15 @@ def test_the_order_of_updates_and_restarts_of_the_server_change_no_bit(
     assert plain.models[-1].state_sha256 == other.models[-1].state_sha256
     start, end = plain.models[0].sha256, plain.models[-1].sha256
     assert start != end
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if algorithms.load(name).reports])
+def test_an_update_without_the_algorithms_scalars_is_refused(name: str, tmp_path: Path) -> None:
+    run = run_of(tmp_path, name)
+    run.algorithm = "fedavg"
+    submitted = run.train(0)
+    with pytest.raises(Refused, match="which the algorithm's updates have"):
+        run.server.verify(submitted, run.models[-1])
 
 
 @pytest.mark.parametrize("name", ON_BOTH)

@@ -16,7 +16,7 @@ from tests.unit.algorithms import laws
 )
 def test_rounds_are_the_papers_algorithm(settings: dict[str, float]) -> None:
     algorithm = algorithms.load("fedadam", settings)
-    chosen = {"beta2": 0.99, "beta1": 0.9, "tau": 0.001, "server_learning_rate": 0.01, **settings}
+    chosen = {"beta2": 0.99, "beta1": 0.9, "tau": 0.001, "server_learning_rate": 0.03, **settings}
     updates = [scale * laws.random(seed) for seed, scale in enumerate((1.0, 0.01, 0.3, 1e-5))]
     found = laws.server_rounds(algorithm, updates, laws.random(9))
     for index, start in enumerate(laws.random(9)):
