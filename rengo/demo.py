@@ -138,7 +138,7 @@ def run_demo(settings: DemoSettings, view: View, more: dict[str, Any] | None = N
     if folders is not None and folders.evaluator is None:
         values["evaluation"] = {"on": "devices"}
     merge(values, more or {})
-    check_definition(task, values)
+    values = check_definition(task, values)
     reason = needs_torch(task, values)
     devices = fleet(clients, torch_only=bool(reason), partition=settings.partition)
     if folders is not None:

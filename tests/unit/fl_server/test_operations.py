@@ -70,7 +70,7 @@ class World:
         names = (_prepared(life), _started(life), _started(life), _started(life))
         life.do("runs_pause", run_id=names[2])
         life.do("runs_stop", run_id=names[3])
-        life.registry.commit(stored(disk.store, names[3], 4))
+        life.registry.commit(stored(disk.store, names[3], 0))
         life.do("devices_admit", devices=[device("d-1")])
         life.do("devices_invite")
         for version in range(3):
