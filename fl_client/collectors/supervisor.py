@@ -16,6 +16,7 @@ from fl_client.settings import AgentSettings
 from runtime.backoff import Backoff
 from runtime.errors import ConfigError
 from runtime.processes.child import Child
+from runtime.processes.logs import LogBound
 
 _LOG = logging.getLogger(__name__)
 _FIRST_PAUSE_S = 1.0
@@ -85,7 +86,7 @@ class _SupervisedCollector:
             f"the collector of task {order.place.task}",
             [*argv, order.model_dump_json()],
             order.place.folder / "collector.log",
-            log_max_bytes=_LOG_MAX_BYTES,
+            log_bound=LogBound(_LOG_MAX_BYTES),
         )
         self._lock = threading.Lock()
         name = f"collector-{order.place.task}"
