@@ -14,6 +14,7 @@ INSTALL   := $(BIN)/python -m pip install -c constraints.txt
 FOR_DEMO  := $(VENV)/.installed-all
 FOR_DEV   := $(VENV)/.installed-dev
 MANIFESTS := pyproject.toml constraints.txt
+DATA      := $(patsubst %,.cache/rengo/%,mnist shakespeare watch)
 PACKAGES  := rengo algorithms broker storage fl_server fl_client iot runtime
 
 .DEFAULT_GOAL := help
@@ -26,18 +27,18 @@ help: ## list these commands
 	@printf '\nPYTHON=python3.12 chooses the interpreter; ARGS="…" goes on to demo, test, soak, repeat, bench, size, storm and idle.\n'
 
 .PHONY: setup
-setup: $(FOR_DEV) ## install everything, tools for development included, into .venv
+setup: $(FOR_DEV) $(DATA) ## install everything, tools for development included, into .venv
 
 .PHONY: demo
 demo: $(FOR_DEMO) ## train one model across real processes on this machine
 	$(BIN)/rengo demo $(ARGS)
 
 .PHONY: test
-test: $(FOR_DEV) ## run the tests that every change needs
+test: $(FOR_DEV) $(DATA) ## run the tests that every change needs
 	$(BIN)/python -m pytest -n $(JOBS) --durations=10 $(ARGS)
 
 .PHONY: soak
-soak: $(FOR_DEV) ## run the long searches that a release needs too: all seeds, all kill points
+soak: $(FOR_DEV) $(DATA) ## run the long searches that a release needs too: all seeds, all kill points
 	$(BIN)/python -m pytest -n $(JOBS) --durations=10 -m soak $(ARGS)
 
 .PHONY: repeat
@@ -94,7 +95,7 @@ world: $(FOR_DEV) ## search SEEDS=20000 simulated histories with faults
 .PHONY: clean
 clean: ## remove .venv, caches and build output (rengo-output stays)
 	rm -rf $(VENV) build dist *.egg-info
-	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find $(PACKAGES) tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One stamp for each set of packages: an install is redone when a manifest changed, not before.
@@ -116,3 +117,8 @@ $(FOR_DEV): $(MANIFESTS) | $(VENV)/.created
 	@echo 'Installing Rengo for development into $(VENV). The first time this downloads a lot.'
 	$(INSTALL) -e '.[all,dev]'
 	@touch $(FOR_DEMO) $@
+
+# Data sets that some tests read. A machine that cannot fetch one skips them, and says so.
+.cache/rengo/%: | $(FOR_DEV)
+	@XDG_CACHE_HOME=.cache $(BIN)/rengo data get $* || { rm -rf $@; \
+	    echo "The tests that need the data set $* are skipped." >&2; }

@@ -29,7 +29,7 @@ import psutil
 
 from benchmarks.cage import Cage, Limits, missing
 from benchmarks.processes import peak_rss_bytes
-from fl_client.tasks._watch_data import VARIABLE, published, write
+from fl_client.datasets.public.watch import DATASET, published, write
 from rengo.operator.progress import DeviceTable
 from rengo.operator.runs import follow, submit, wait_for_devices
 from rengo.site.device_process import DeviceSpec
@@ -155,7 +155,7 @@ def device_python() -> Iterator[Path]:
 @contextmanager
 def recordings() -> Iterator[None]:
     """Within the block, this process and its children find the recordings of the task watch."""
-    if VARIABLE in os.environ:
+    if DATASET.variable in os.environ:
         yield
         return
     with tempfile.TemporaryDirectory(prefix="rengo-watch-") as folder:
@@ -164,11 +164,11 @@ def recordings() -> Iterator[None]:
         subprocess.run([*pip, "--dest", folder, "seglearn==1.2.5"], check=True, capture_output=True)
         (wheel,) = Path(folder).glob("seglearn-*.whl")
         write(published(wheel), Path(folder))
-        os.environ[VARIABLE] = folder
+        os.environ[DATASET.variable] = folder
         try:
             yield
         finally:
-            del os.environ[VARIABLE]
+            del os.environ[DATASET.variable]
 
 
 def show(case: Case, python: Path, rounds: int, patience_s: float = _RUN_S) -> Row:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from fl_client.bundles.policy import BundleSettings
 from fl_client.machine.accelerators import ALL, AUTO
 from runtime.config import AbsolutePath
+from runtime.errors import ConfigError
 
 if TYPE_CHECKING:
     from fl_client.datasets.settings import DataSettings
@@ -21,6 +22,17 @@ AcceleratorName: TypeAlias = Annotated[
 ]
 
 
+def _partition(given: str) -> str:
+    if given:
+        from fl_client.datasets.splits.scheme import parse  # noqa: PLC0415  few devices share data
+
+        try:
+            parse(given)
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+    return given
+
+
 class AgentSettings(BaseModel):
     """What one device's agent is told.
 
@@ -31,6 +43,8 @@ class AgentSettings(BaseModel):
         engine: "auto" takes torch where it is installed, else numpy.
         index: which of ``count`` parts of a shared data set is this device's.
         data_seed: the same on all devices that share a data set.
+        partition: how a shared data set is divided over the devices, as ``dirichlet:0.1`` or
+            ``iid+turned``; empty: as the task has it. The same on all that share it.
         keep_warm_s: how long the training process outlives its last job.
         checkpoint_s: the shortest pause between two checkpoints of a training.
         checkpoint_mib: what a round's checkpoints may write in all; 0: none are written.
@@ -58,6 +72,7 @@ class AgentSettings(BaseModel):
     count: Annotated[int, Field(ge=1)] = 1
     data_seed: Annotated[int, Field(ge=0)] = 0
     folder: AbsolutePath | None = None
+    partition: Annotated[str, AfterValidator(_partition)] = ""
     labels: Annotated[dict[str, Annotated[str, Field(max_length=2000)]], Field(max_length=64)] = {}
     keep_warm_s: Annotated[float, Field(ge=0)] = 60.0
     checkpoint_s: Annotated[float, Field(ge=0)] = 60.0

@@ -367,6 +367,7 @@ class Server:
                 why = (message.reason, message.phase, message.seq)
                 kinds = (message.unusable, message.permanent)
                 self.runner.handle(message.run_id, DeviceDeclined(*place, *why, *kinds))
+                self.presence.store_decline(sender, message, time.time())
             case Request():
                 place = (sender, message.action, message.round, message.attempt)
                 name = (message.phase, message.seq)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
+from algorithms.registry import load as load_algorithm
 from fl_client.datasets.device import Device
 from fl_client.engines.base import load_engine
+from fl_client.machine.hardware import available_engines
 from fl_client.tasks.base import Task
-from fl_client.tasks.listing import names
+from fl_client.tasks.listing import is_named
 from fl_client.tasks.registry import load_task
 from fl_client.tasks.user_code import TaskError
+from fl_server.runs.definition import parse_definition
 from rengo.operator.progress import DeviceTable
 from rengo.operator.runs import (
     RunResult,
@@ -25,12 +28,11 @@ from rengo.site.device_process import DeviceSpec
 from rengo.site.site import Site
 from rengo.terminal.view import View
 from runtime.config import merge
-from runtime.errors import ConfigError
+from runtime.errors import ConfigError, MissingExtra
 from runtime.files import require_writable
 
 _DEVICES_START_S = 90.0
 _EVALUATOR = "evaluator-1"
-Engine: TypeAlias = Literal["auto", "numpy"]
 
 
 @dataclass(frozen=True)
@@ -42,15 +44,21 @@ class DemoSettings:
     clients: int = 6
     seed: int = 0
     output: Path = Path("rengo-output")
+    partition: str = ""
 
 
-def fleet(clients: int, evaluator_engine: Engine = "numpy") -> list[DeviceSpec]:
-    """Return the demo's devices: the last is a Pi, the one before it a GPU edge, then an evaluator.
+def fleet(clients: int, *, torch_only: bool = False, partition: str = "") -> list[DeviceSpec]:
+    """Return the demo's devices: CPU edges, a GPU edge, a Pi and an evaluator.
+
+    The last two use numpy, the smaller engine; where only torch can do the run there is no Pi.
 
     >>> [spec.name for spec in fleet(3)]
     ['edge-1', 'gpu-1', 'pi-1', 'evaluator-1']
+    >>> [spec.name for spec in fleet(3, torch_only=True)]
+    ['edge-1', 'edge-2', 'gpu-1', 'evaluator-1']
     """
-    profiles = ["cpu"] * max(0, clients - 2) + ["gpu", "pi"][-min(2, clients) :]
+    special = ["gpu"] if torch_only else ["gpu", "pi"][-min(2, clients) :]
+    profiles = ["cpu"] * (clients - len(special)) + special
     counts = {"cpu": 0, "gpu": 0, "pi": 0}
     names = {"cpu": "edge", "gpu": "gpu", "pi": "pi"}
     devices = []
@@ -63,9 +71,16 @@ def fleet(clients: int, evaluator_engine: Engine = "numpy") -> list[DeviceSpec]:
                 engine="numpy" if profile == "pi" else "auto",
                 index=index,
                 count=clients,
+                partition=partition,
             )
         )
-    evaluator = DeviceSpec(_EVALUATOR, engine=evaluator_engine, role="evaluator", count=clients)
+    evaluator = DeviceSpec(
+        _EVALUATOR,
+        engine="torch" if torch_only else "numpy",
+        role="evaluator",
+        count=clients,
+        partition=partition,
+    )
     return [*devices, evaluator]
 
 
@@ -93,6 +108,7 @@ def run_demo(settings: DemoSettings, view: View, more: dict[str, Any] | None = N
 
     Raises:
         ConfigError: the task or a key is wrong; said before anything is started.
+        MissingExtra: only torch can do the run, and it is not installed.
     """
     require_writable(settings.output)
     task = load_task(settings.task)
@@ -100,7 +116,10 @@ def run_demo(settings: DemoSettings, view: View, more: dict[str, Any] | None = N
     merge(values, more or {})
     check_definition(task, values)
     _require_data(task, settings)
-    devices = fleet(settings.clients, evaluator_engine(task))
+    reason = needs_torch(task, values)
+    devices = fleet(settings.clients, torch_only=bool(reason), partition=settings.partition)
+    if reason:
+        view.note(f"No Raspberry Pi device takes part, since those train without torch: {reason}")
     view.phase("Starting the broker, the store and the server")
     with Site() as site:
         view.phase(f"Starting {len(devices)} devices")
@@ -122,26 +141,42 @@ def run_demo(settings: DemoSettings, view: View, more: dict[str, Any] | None = N
     return result
 
 
-def evaluator_engine(task: Task) -> Engine:
-    """Return the engine for the evaluator: numpy is the smaller one, where it can run the task.
+def needs_torch(task: Task, values: dict[str, Any]) -> str:
+    """Return why only torch can do a run of the task, "" where numpy can too.
+
+    Which data the task gives is not asked: its code would have to run here.
 
     Raises:
         TaskError: the task's model cannot be made.
+        MissingExtra: torch is needed and not installed.
     """
+    reason = _refusal_of_numpy(task, values)
+    if reason and "torch" not in available_engines():
+        raise MissingExtra("torch", "torch")
+    return reason
+
+
+def _refusal_of_numpy(task: Task, values: dict[str, Any]) -> str:
     try:
         load_engine("numpy", task)
     except TaskError:
         raise
-    except ConfigError:
-        return "auto"
-    return "numpy"
+    except ConfigError as error:
+        return str(error)
+    chosen = parse_definition({**values, "task": task.name}, "run definition").algorithm
+    if load_algorithm(chosen.name, chosen.settings).needs_loss:
+        return f"algorithm {chosen.name} changes the loss, which only the torch engine can do"
+    return ""
 
 
 def _require_data(task: Task, settings: DemoSettings) -> None:
     """Raise where this machine lacks the data of one of the package's own tasks.
 
-    Without it every device would decline every order. A user's own task is not checked: its code
+    Without it every device would decline every order; likewise where the data cannot be divided as
+    the settings say. A user's own task is not checked: its code
     would have to run here.
     """
-    if settings.task in names():
-        task.data(Device(_EVALUATOR, role="evaluator", count=settings.clients))
+    if is_named(settings.task):
+        device = Device(_EVALUATOR, count=settings.clients, partition=settings.partition)
+        task.data(replace(device, role="evaluator"))
+        task.data(device)

@@ -130,15 +130,24 @@ def _checked(hint: Any, value: Any, field: str) -> Any:
         return [_checked(inner[0], each, f"{field}.{at}") for at, each in enumerate(value)]
     if origin is tuple:
         # a list where it is decoded
-        if not isinstance(value, list | tuple) or len(value) != len(inner):
-            raise FieldError(field, f"must be of {len(inner)} members")
-        pairs = enumerate(zip(inner, value, strict=True))
+        _require_members(inner, value, field)
+        kinds = inner[:1] * len(value) if inner[-1] is Ellipsis else inner
+        pairs = enumerate(zip(kinds, value, strict=True))
         return tuple(_checked(kind, each, f"{field}.{at}") for at, (kind, each) in pairs)
     if hint is float and type(value) is int:
         return float(value)
     if hint is not Any:
         _require(hint, value, field)
     return value
+
+
+def _require_members(inner: tuple[Any, ...], value: Any, field: str) -> None:
+    is_list = isinstance(value, list | tuple)
+    if inner[-1] is Ellipsis:
+        if not is_list:
+            raise FieldError(field, "must be a list")
+    elif not is_list or len(value) != len(inner):
+        raise FieldError(field, f"must be of {len(inner)} members")
 
 
 def _require(kind: type[Any], value: Any, field: str) -> None:

@@ -15,7 +15,6 @@ from botocore.loaders import create_loader
 from hypothesis import settings
 from xdist.remote import Producer
 
-from storage.store.embedded import SHARED_MACHINE
 from tests.distribution import Scheduling, order_of
 from tests.integration.commands import prepared
 from tests.support import (
@@ -33,9 +32,6 @@ settings.register_profile("search", max_examples=1000, deadline=None, print_blob
 settings.load_profile(
     "ci" if os.environ.get(CI_FLAG) == "1" else os.environ.get("HYPOTHESIS_PROFILE", "ci")
 )
-
-# a machine that runs tests has accounts of other people, and SeaweedFS is tested there all the same
-os.environ.setdefault(SHARED_MACHINE, "1")
 
 _GRACE_S = 5.0
 _HERE = Path(__file__).parent

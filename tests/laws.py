@@ -32,6 +32,7 @@ from fl_server.rounds.commands import (
     SendOrder,
     SweepRound,
     SweepRun,
+    TagBest,
     VerifyUpdate,
 )
 from fl_server.rounds.events import (
@@ -59,9 +60,11 @@ from fl_server.rounds.facts import (
     RunPaused,
     RunResumed,
     RunStopped,
+    RunStoppedEarly,
     UpdateAccepted,
     UpdateRefused,
     UpdateWithdrawn,
+    VersionJudged,
 )
 from fl_server.rounds.gathering import LONGEST_REST_S
 from fl_server.rounds.ledger import Ledger
@@ -69,6 +72,7 @@ from fl_server.rounds.machine import RESEND_S, RoundMachine
 from fl_server.rounds.model import Model, Update
 from fl_server.rounds.plan import Plan
 from fl_server.selection import uniform
+from tests.best_laws import BestBooks
 
 Pair = tuple[int, int]
 
@@ -129,6 +133,10 @@ class RoundLaws:
     resting: set[str] = field(default_factory=set)
     silent: set[str] = field(default_factory=set)
     there_before: set[str] | None = None
+    best: BestBooks = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.best = BestBooks(self.plan)
 
     @classmethod
     def of(cls, plan: Plan, initial: Model, ledger: type[Ledger] = Ledger) -> RoundLaws:
@@ -152,6 +160,8 @@ class RoundLaws:
         for fact in step.facts:
             require(not self.over, "an ended run decides nothing", fact)
             _FACTS[type(fact)](self, fact, event)
+            broken = self.best.saw(fact, step, self.left)
+            require(not broken, broken, fact)
             self.shadow.apply(fact)
         for command in step.commands:
             if self.over and not isinstance(command, _AFTER_THE_END):
@@ -386,8 +396,13 @@ class RoundLaws:
     def _pauses(self, fact: RunPaused | RunResumed, event: Event | None) -> None:
         self.paused = isinstance(fact, RunPaused)
 
+    def _judges(self, fact: VersionJudged, event: Event | None) -> None:
+        require(fact.round <= self.committed, "only a committed version is judged", fact)
+
     def _ends(self, fact: Fact, event: Event | None) -> None:
         match fact:
+            case RunStoppedEarly():
+                require(self.committed < self.plan.rounds, "early is before the last", fact)
             case RunCompleted():
                 done = self.committed == self.plan.rounds
                 require(done, "complete is every round committed", self.committed)
@@ -483,7 +498,7 @@ class RoundLaws:
                 case RoundCommitted() | RoundAbandoned():
                     swept = SweepRound(fact.round, fact.attempt) in step.commands
                     require(swept, "a spent round is swept", fact)
-                case RunCompleted() | RunStopped() | RunFailed():
+                case RunCompleted() | RunStoppedEarly() | RunStopped() | RunFailed():
                     require(SweepRun() in step.commands, "an ended run is swept", fact)
 
     # --- receipts -------------------------------------------------------------------------------
@@ -557,6 +572,8 @@ class RoundLaws:
         require(vars(ledger) == vars(self.shadow), "the state is the fold of its facts", ledger)
         if self.over:
             return
+        broken = self.best.broken(self.left, self.committed)
+        require(not broken, broken, ledger)
         books = (*pair, self.cohort, self.accepted, self.committed)
         theirs = (
             ledger.round,
@@ -607,7 +624,9 @@ _FACTS: dict[type, Callable[..., None]] = {
     EvaluationRecorded: RoundLaws._evaluates,
     RunPaused: RoundLaws._pauses,
     RunResumed: RoundLaws._pauses,
+    VersionJudged: RoundLaws._judges,
     RunCompleted: RoundLaws._ends,
+    RunStoppedEarly: RoundLaws._ends,
     RunStopped: RoundLaws._ends,
     RunFailed: RoundLaws._ends,
 }
@@ -622,7 +641,7 @@ _COMMANDS: dict[type, Callable[..., None]] = {
     ArmTimer: RoundLaws._arms,
 }
 _OF_JOBS = UpdateVerified | UpdateRejected | UpdateVanished
-_AFTER_THE_END = (SendReceipt, DiscardUpdate, SweepRun)
+_AFTER_THE_END = (SendReceipt, DiscardUpdate, SweepRun, TagBest)
 
 
 @dataclass

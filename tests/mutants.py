@@ -16,6 +16,7 @@ import pytest
 
 from fl_client.session import machine as real_session
 from fl_client.session.machine import DeviceSession
+from fl_server.rounds import best as real_best
 from fl_server.rounds import evaluation as real_evaluation
 from fl_server.rounds import gathering as real_gathering
 from fl_server.rounds import ledger as real_state
@@ -27,6 +28,7 @@ from fl_server.rounds.machine import RoundMachine
 # the modules of the round machine's parts, and the class that is each one's interface
 PARTS = {
     real_state: "Ledger",
+    real_best: "BestVersion",
     real_evaluation: "VersionEvaluation",
     real_gathering: "Gathering",
     real_roster: "Roster",
@@ -304,6 +306,44 @@ ROUND_MUTANTS = [
         in_world=False,
     ),
 ]
+BEST_MUTANTS = [
+    Mutant(
+        "judges before all have measured",
+        real_best,
+        {"if ledger.evaluators[version] - set(answers) - self._roster.left:": "if False:"},
+        in_world=False,
+    ),
+    Mutant(
+        "waits for the measurements of who left",
+        real_best,
+        {"- set(answers) - self._roster.left:": "- set(answers):"},
+        in_world=False,
+    ),
+    Mutant(
+        "takes every version for a better one",
+        real_best,
+        {"rule.is_better(value, before)": "rule.is_better(value, None)"},
+        in_world=False,
+    ),
+    Mutant(
+        "keeps the best without a tag",
+        real_best,
+        {"step.commands.append(TagBest(version))": "pass"},
+        in_world=False,
+    ),
+    Mutant(
+        "is patient for a round too long",
+        real_best,
+        {"ledger.judged - version < rule.patience": "ledger.judged - version <= rule.patience"},
+        in_world=False,
+    ),
+    Mutant(
+        "leaves versions unjudged at the end",
+        real_rounds,
+        {"if not isinstance(fact, RunStoppedEarly):": "if False:"},
+        in_world=False,
+    ),
+]
 LEDGER_MUTANTS = [
     Mutant(
         "an abandoned attempt keeps its updates",
@@ -389,4 +429,4 @@ SESSION_MUTANTS = [
         {"if self.presence != self._presence:": "if False:"},
     ),
 ]
-EVERY_MUTANT = [*ROUND_MUTANTS, *LEDGER_MUTANTS, *SESSION_MUTANTS]
+EVERY_MUTANT = [*ROUND_MUTANTS, *BEST_MUTANTS, *LEDGER_MUTANTS, *SESSION_MUTANTS]

@@ -48,6 +48,7 @@ from storage.registry.registry import ModelRegistry
 from storage.store.memory import MemoryStore
 from storage.store.objects import ObjectInfo
 from storage.versions.keys import RunKeys
+from storage.versions.manifest import Manifest
 from tests.flows import Sent
 from tests.versions import KEY, PROJECT
 
@@ -133,6 +134,12 @@ class Plane:
 
     def check_initial(self, run_id: str, model: Model) -> None:
         """Find every version 0 good."""
+
+    def adopt_version(self, manifest: Manifest, run_id: str) -> Model:
+        key = self.keys(run_id).version(0)
+        with self.store.open(manifest.key) as stream:
+            self.store.put(key, stream.read(manifest.size_bytes))
+        return Model(0, key, manifest.sha256, manifest.size_bytes)
 
     def open_run(self, record: RunRecord[Any]) -> None:
         """Hold nothing for a run."""

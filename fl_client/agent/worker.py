@@ -73,7 +73,7 @@ class TrainingWorker:
         self._task = ""
         self._run_id = ""
         self._used_s = 0.0
-        self._load_failure = ""
+        self._load_failure: training.ChildFailed | None = None
         self._gathers = False
         self._oom_kills = OomKills()
         self._log_start = 0
@@ -164,9 +164,9 @@ class TrainingWorker:
                 return event
             case training.ChildFinished(job=job):
                 return WorkFinished(_key(job), _outcome(event))
-            case training.ChildFailed(job=None, reason=reason):
-                self._load_failure = reason  # the process ends next, and takes its job along
-                self._tell(reason)
+            case training.ChildFailed(job=None):
+                self._load_failure = event  # the process ends next, and takes its job along
+                self._tell(event.reason)
             case training.ChildFailed(job=TrainingJob() as job):
                 self._tell(event.reason)
                 memory: Memory = "short" if event.out_of_memory else "enough"
@@ -179,6 +179,7 @@ class TrainingWorker:
                     memory,
                     unusable=event.unusable,
                     permanent=not (temporary or event.unusable),
+                    traceback=event.traceback,
                 )
             case training.ChildDied(expected=False):
                 return self._died(event)
@@ -199,14 +200,16 @@ class TrainingWorker:
         if event.returncode == -signal.SIGKILL:
             memory = "short" if self._policy.killed_for_memory() else self._oom_kills.verdict()
         reason = event.reason + _OF_MEMORY.get(memory, "")
-        if not self._load_failure:
+        failure, self._load_failure = self._load_failure, None
+        if failure is None:
             self._tell(reason)
-        failure, self._load_failure = self._load_failure, ""
         if event.job is None:
             return None
-        is_ours = bool(failure)
-        why = failure or reason
-        return JobFailed(_key(event.job), why, not is_ours, memory, permanent=is_ours)
+        if failure is None:
+            return JobFailed(_key(event.job), reason, retryable=True, memory=memory)
+        return JobFailed(
+            _key(event.job), failure.reason, permanent=True, traceback=failure.traceback
+        )
 
     def _warm(self, order: Order) -> training.TrainingChild:
         """Return the process for the order's task; another task's ends."""
@@ -245,6 +248,7 @@ class TrainingWorker:
             compile=settings.compile,
             loader_threads=settings.loader_threads,
             data=data_place(settings, task),
+            partition=settings.partition,
         )
 
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from runtime.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from numpy.typing import ArrayLike, NDArray
+
     from fl_client.datasets.dataset import Dataset
     from fl_client.datasets.settings import DataPlace
 
@@ -26,6 +31,8 @@ class Device:
         profile: ``gpu``, ``cpu`` or ``pi``.
         folder: the folder of the device's own data, if any.
         data: the device's settings of the task's data; see ``dataset``.
+        partition: how a shared data set is divided, as ``dirichlet:0.1+turned``; empty: as the
+            task has it.
     """
 
     id: str
@@ -36,6 +43,7 @@ class Device:
     profile: str = "cpu"
     folder: Path | None = None
     data: DataPlace | None = None
+    partition: str = ""
 
     def __post_init__(self) -> None:
         if self.count < 1 or not 0 <= self.index < self.count:
@@ -56,3 +64,25 @@ class Device:
                 f"device {self.id} has no data of its own: its settings need a section [data.TASK]"
             )
         return Dataset(self.data)
+
+    def part_of(
+        self, labels: ArrayLike, owners: Sequence[Any] | None = None, default: str = "iid"
+    ) -> NDArray[np.int64]:
+        """Return which examples of a shared data set are this device's own, as sorted indices.
+
+        Every device works them out by itself; together they have each example once.
+
+        Args:
+            labels: the class of each example.
+            owners: whose each one is, for the partition ``natural``.
+            default: the partition where the device's settings name none.
+
+        Raises:
+            ConfigError: there is no such partition, or the examples are too few.
+        """
+        # they need numpy
+        from fl_client.datasets.splits.partitions import divided  # noqa: PLC0415
+        from fl_client.datasets.splits.scheme import Examples, parse  # noqa: PLC0415
+
+        scheme = parse(self.partition or default)
+        return divided(scheme, Examples(labels, owners), self.count, self.seed)[self.index]

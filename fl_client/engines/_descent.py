@@ -1,12 +1,14 @@
 """The local optimisers, written once for numpy arrays and torch tensors.
 
 Only the step's direction is a new array; all else is in place, so that a step needs no second
-model.
+model. A batch's gradient is clipped first, then the algorithm adds to it, then comes the weight
+decay, so that neither a correction nor the decay is scaled down with a long gradient.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
@@ -14,6 +16,22 @@ if TYPE_CHECKING:
 
 Named: TypeAlias = Mapping[str, Any]
 _BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8
+_CLIP_EPSILON = 1e-6
+
+
+def clip_factor(norms: Iterable[float], clip_norm: float) -> float:
+    """Return what a gradient is multiplied by, as ``torch.nn.utils.clip_grad_norm_`` has it.
+
+    A gradient that is not finite is left as it is: training ends with its loss.
+
+    Args:
+        norms: of the gradient of each weight.
+        clip_norm: the largest norm of all of them together, 0 for no bound.
+    """
+    if not clip_norm:
+        return 1.0
+    total = math.hypot(*norms)
+    return min(1.0, clip_norm / (total + _CLIP_EPSILON)) if math.isfinite(total) else 1.0
 
 
 class Descent:
@@ -27,8 +45,9 @@ class Descent:
     def step(self, w: Named, g: Named) -> None:
         """Take one step along ``g``, in place."""
         self.steps += 1
-        adam = self._settings.optimizer == "adam"
-        for name, grad in g.items():
+        adam, decay = self._settings.optimizer == "adam", self._settings.weight_decay
+        for name, gradient in g.items():
+            grad = gradient + decay * w[name] if decay else gradient
             direction = self._adam(name, grad) if adam else self._sgd(name, grad)
             target = w[name]
             # the product first: a fused operation would round differently

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_client.models.layers import Embedding, Layers
 from fl_client.tasks.user_code import wrong
 from runtime.errors import ConfigError
 
 if TYPE_CHECKING:
-    from fl_client.models.settings import Objective
+    from fl_client.models.settings import Objective, TrainingSettings
     from fl_client.tasks.base import Task
     from fl_client.tasks.split import Split
 
@@ -71,8 +72,12 @@ def _numbers(given: Any, what: str, task: Task) -> NDArray[Any]:
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
-def require_real(inputs: NDArray[Any], task: Task) -> None:
-    """Raise ConfigError for complex inputs, of which a list of layers would take the real part."""
+def require_inputs(inputs: NDArray[Any], model: Layers, task: Task) -> None:
+    """Raise ConfigError for inputs that a list of layers would take for something else.
+
+    Of complex numbers it would take the real part, and no engine has a vector for a number that
+    an embedding does not know.
+    """
     if inputs.dtype.kind == "c":
         raise wrong(
             task,
@@ -80,6 +85,19 @@ def require_real(inputs: NDArray[Any], task: Task) -> None:
             f"gave inputs of type {inputs.dtype}; layers take real numbers, so give the parts as "
             "channels",
         )
+    if model and isinstance(model[0], Embedding) and inputs.size:
+        count = model[0].count
+        known = (inputs >= 0) & (inputs < count)
+        if inputs.dtype.kind == "f":
+            known &= inputs == np.floor(inputs)
+        if not known.all():
+            at = tuple(np.argwhere(~known)[0])
+            raise wrong(
+                task,
+                "data",
+                f"gave the input {inputs[at].item()} in example {int(at[0])}; the embedding takes "
+                f"whole numbers from 0 to {count - 1}",
+            )
 
 
 def fitted(
@@ -105,6 +123,25 @@ def fitted(
         raise wrong(
             task, "data", f"gave targets that {task.objective} does not take: {error}"
         ) from error
+
+
+def class_weights_of(
+    task: Task, settings: TrainingSettings, classes: int
+) -> NDArray[np.float64] | None:
+    """Return the weight of each class in the loss that is trained, None where all count alike.
+
+    Raises:
+        ConfigError: there are not as many as the model has classes.
+    """
+    weights = np.array(settings.class_weights, np.float64)
+    if not len(weights):
+        return None
+    if len(weights) != classes:
+        raise ConfigError(
+            f"training.class_weights has {len(weights)} numbers, and the model of task {task.name} "
+            f"gives {classes} classes"
+        )
+    return weights
 
 
 def _fitted_numbers(targets: NDArray[Any], outputs: Shape, leaves_out: bool) -> NDArray[Any]:

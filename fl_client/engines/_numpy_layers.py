@@ -11,7 +11,7 @@ import math
 import numpy as np
 
 from fl_client.engines._numpy_call import Array, Backward, LayerCall
-from fl_client.engines._numpy_recurrent import gru, sigmoid
+from fl_client.engines._numpy_recurrent import gru, lstm, sigmoid
 from fl_client.engines._numpy_windows import (
     average_pool,
     convolution,
@@ -33,8 +33,11 @@ def forward(layer: layers.Layer, call: LayerCall, x: Array) -> tuple[Array, Back
             return _batch_norm(layer, call, x)
         case layers.LayerNorm():
             return _layer_norm(layer, call, x)
-        case layers.GRU():
-            return gru(call, x, sequence=layer.sequence)
+        case layers.GRU() | layers.LSTM():
+            unit = gru if isinstance(layer, layers.GRU) else lstm
+            return unit(call, x, sequence=layer.sequence)
+        case layers.Embedding():
+            return _embedding(call, x)
         case layers.Dropout():
             return _dropout(layer.rate, call, x)
     return _pooled(layer, x) or _plain(layer, call, x)
@@ -86,6 +89,18 @@ def _linear(call: LayerCall, x: Array) -> tuple[Array, Backward]:
     if bias is not None:
         y += bias
     return y, backward
+
+
+def _embedding(call: LayerCall, x: Array) -> tuple[Array, Backward]:
+    weight, numbers = call.tensor("weight"), x.astype(np.int64)
+
+    def backward(dy: Array) -> Array:
+        gradient = np.zeros_like(weight)
+        np.add.at(gradient, numbers, dy)
+        call.store_gradient("weight", gradient)
+        return dy
+
+    return weight[numbers], backward
 
 
 def _dropout(rate: float, call: LayerCall, x: Array) -> tuple[Array, Backward]:

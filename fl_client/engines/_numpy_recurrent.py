@@ -1,4 +1,4 @@
-"""The gated recurrent unit in numpy."""
+"""The gated recurrent unit and the long short-term memory in numpy."""
 
 from __future__ import annotations
 
@@ -80,3 +80,67 @@ def _forward(call: LayerCall, x: Array) -> tuple[Array, Array, Array]:
         np.tanh(fresh, out=fresh)
         states[time + 1] = fresh + update * (states[time] - fresh)
     return gates, states, recalled
+
+
+def lstm(call: LayerCall, x: Array, *, sequence: bool) -> tuple[Array, Backward]:
+    """Return the last hidden state, or all of them, of [batch, time, features].
+
+    Source: the equations of ``torch.nn.LSTM``, after Hochreiter and Schmidhuber, Neural
+    Computation 9(8), 1997.
+    """
+    inner, outer = call.tensor("weight_hh_l0"), call.tensor("weight_ih_l0")
+    gates, states, cells = _lstm_forward(call, x)
+
+    def backward(dy: Array) -> Array:
+        # the gradients at the gates' inputs replace the gates
+        total = np.zeros_like(inner)
+        dh = np.zeros_like(states[0]) if sequence else dy
+        dc = np.zeros_like(cells[0])
+        for time in reversed(range(len(gates))):
+            if sequence:
+                dh = dh + dy[:, time]
+            gate = gates[time]
+            enter, forget, fresh, leave = np.split(gate, 4, 1)
+            shown = np.tanh(cells[time + 1])
+            d_leave = dh * shown * leave * (1 - leave)
+            dc += dh * leave * (1 - shown * shown)
+            d_enter = dc * fresh * enter * (1 - enter)
+            d_fresh = dc * enter * (1 - fresh * fresh)
+            d_forget = dc * cells[time] * forget * (1 - forget)
+            dc *= forget
+            enter[...], forget[...], fresh[...], leave[...] = d_enter, d_forget, d_fresh, d_leave
+            dh = gate @ inner
+            total += gate.T @ states[time]
+        call.store_gradient("weight_hh_l0", total)
+        flat = gates.reshape(-1, gates.shape[2])
+        by_time = x.transpose(1, 0, 2).reshape(-1, x.shape[2])
+        call.store_gradient("weight_ih_l0", flat.T @ by_time)
+        for bias in ("bias_hh_l0", "bias_ih_l0"):
+            call.store_gradient(bias, flat.sum(0))
+        return dy if call.first else (gates @ outer).transpose(1, 0, 2)
+
+    if sequence:
+        return states[1:].transpose(1, 0, 2), backward
+    return states[-1], backward
+
+
+def _lstm_forward(call: LayerCall, x: Array) -> tuple[Array, Array, Array]:
+    """Return the gates and, one longer, the hidden states and the cells of every step.
+
+    Shapes: each has the time first; gates [time, batch, 4 hidden].
+    """
+    inner, bias = call.tensor("weight_hh_l0"), call.tensor("bias_hh_l0")
+    hidden = inner.shape[1]
+    gates = np.ascontiguousarray(x.transpose(1, 0, 2)) @ call.tensor("weight_ih_l0").T
+    gates += call.tensor("bias_ih_l0")
+    states = np.zeros((len(gates) + 1, len(x), hidden), x.dtype)
+    cells = np.zeros_like(states)
+    for time, gate in enumerate(gates):
+        gate[...] += states[time] @ inner.T + bias
+        gate[:, : 2 * hidden] = sigmoid(gate[:, : 2 * hidden])
+        enter, forget, fresh, leave = np.split(gate, 4, 1)
+        np.tanh(fresh, out=fresh)
+        leave[...] = sigmoid(leave)
+        cells[time + 1] = forget * cells[time] + enter * fresh
+        states[time + 1] = leave * np.tanh(cells[time + 1])
+    return gates, states, cells

@@ -6,8 +6,11 @@ from typing import Any
 
 import torch
 from numpy.typing import NDArray
+from torch.nn import functional
 
-from fl_client.engines._examples import fitted
+from fl_client.engines._examples import IGNORED, class_weights_of, fitted
+from fl_client.models.settings import TrainingSettings
+from fl_client.tasks.attributes import require_trainable
 from fl_client.tasks.base import Task
 from fl_client.torch_models.tensors import to_numpy
 from runtime.errors import ConfigError
@@ -23,9 +26,19 @@ class TaskLoss:
     Args:
         targets: of all examples, where the data are two arrays.
         leaves_out: whether class number -100 is allowed, as torch has it.
+        settings: those of training, where the loss is to be trained.
     """
 
-    def __init__(self, task: Task, targets: NDArray[Any] | None, *, leaves_out: bool) -> None:
+    def __init__(
+        self,
+        task: Task,
+        targets: NDArray[Any] | None,
+        *,
+        leaves_out: bool,
+        settings: TrainingSettings | None = None,
+    ) -> None:
+        self._settings = settings or TrainingSettings()
+        require_trainable(task, self._settings)
         kind = type(task)
         self.task = task
         self._checks = kind.loss is Task.loss
@@ -38,7 +51,9 @@ class TaskLoss:
         """Return the loss to differentiate."""
         if self._has_own_step:
             return self.task.training_step(model, batch)
-        return self.measured(model, batch)[2]
+        if not self._settings.class_weights:
+            return self.measured(model, batch)[2]
+        return self._weighted(*self._predicted(model, batch))
 
     def measured(
         self, model: torch.nn.Module, batch: Any
@@ -48,12 +63,27 @@ class TaskLoss:
         Raises:
             ConfigError: the targets do not fit the outputs.
         """
+        outputs, targets = self._predicted(model, batch)
+        return outputs, targets, self.task.loss(outputs, targets)
+
+    def _predicted(self, model: torch.nn.Module, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
         outputs, targets = self.task.predict(model, batch)
         if self._checks:
             # a model that drops all axes of size 1 gives a batch of one example no axis
             outputs = outputs if outputs.ndim else outputs.reshape(1)
             targets = self._fitted(outputs, targets)
-        return outputs, targets, self.task.loss(outputs, targets)
+        return outputs, targets
+
+    def _weighted(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Return the cross entropy by the weights of classes, a mean over the examples."""
+        found = class_weights_of(self.task, self._settings, outputs.shape[1])
+        # a sum of 16-bit floats would overflow
+        wide = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+        weights = torch.tensor(found, dtype=wide.dtype, device=wide.device)
+        loss = functional.cross_entropy(wide, targets, weight=weights, reduction="sum")
+        if targets.shape == outputs.shape:
+            return loss / (outputs.numel() // outputs.shape[1])
+        return loss / (targets != IGNORED).sum()
 
     def _fitted(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         if outputs.shape[:1] != targets.shape[:1]:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from algorithms.base import Arrays
-from fl_client.engines._descent import Descent
+from fl_client.engines._descent import Descent, clip_factor
 from fl_client.engines._torch_loss import TaskLoss
 from fl_client.engines._torch_replicas import Replicas
 from fl_client.engines._torch_tuning import MixedPrecision, compiled, to_device
@@ -20,7 +20,7 @@ from fl_client.engines.base import Indices, pieces
 from fl_client.models.dropout import DropoutMasks
 from fl_client.models.local_round import LocalRound
 from fl_client.torch_models.layers import use_masks
-from fl_client.torch_models.normalisation import running_statistics_of_one
+from fl_client.torch_models.normalisation import single_values
 from fl_client.torch_models.tensors import to_numpy, to_tensor
 from runtime.errors import ConfigError
 
@@ -100,8 +100,7 @@ class TorchTraining:
         for piece, _ in pieces(chosen, self._plan.settings):
             parts = self._parts(piece)
             # parts have two examples if there are two: only the first replica can get one
-            single = running_statistics_of_one(self._model) if len(piece) == 1 else nullcontext()
-            with single:
+            with single_values(self._model) if len(piece) == 1 else nullcontext():
                 found = self._replicas.each(self._gradients, read, parts)
             for (loss, grads), part in zip(found, parts, strict=True):
                 share = len(part) / len(chosen)
@@ -112,7 +111,8 @@ class TorchTraining:
                 self._add(g, grads, share)
         if not self._mixed.overflowed(g):
             with torch.no_grad():
-                self._descend(self._plan.algorithm.gradient(g, self.w, self.w0, self.state))
+                clipped = self._clipped(g)
+                self._descend(self._plan.algorithm.gradient(clipped, self.w, self.w0, self.state))
         self._begin(self._steps + 1)
         return total
 
@@ -138,6 +138,16 @@ class TorchTraining:
         for name, grad in grads.items():
             weighted = grad.to(self._device) * share
             g[name] = weighted if name not in g else g[name].add_(weighted)
+
+    def _clipped(self, g: Gradients) -> Gradients:
+        """Return the gradient within its largest norm; two weights may share one tensor of it."""
+        if not self._plan.settings.clip_norm:
+            return g
+        # the squares of 16-bit floats would overflow
+        wide = [grad.to(torch.promote_types(grad.dtype, torch.float32)) for grad in g.values()]
+        norms = [torch.linalg.vector_norm(grad) for grad in wide]
+        factor = clip_factor(torch.stack(norms).tolist(), self._plan.settings.clip_norm)
+        return g if factor == 1 else {name: grad * factor for name, grad in g.items()}
 
     def _descend(self, g: Mapping[str, torch.Tensor]) -> None:
         if self._optimizer is None:

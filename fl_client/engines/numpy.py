@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from fl_client.engines._descent import Descent
-from fl_client.engines._examples import as_pair, fitted, require_real
+from fl_client.engines._descent import Descent, clip_factor
+from fl_client.engines._examples import as_pair, class_weights_of, fitted, require_inputs
 from fl_client.engines._numpy_call import Array, LayerCall
 from fl_client.engines._numpy_layers import forward
 from fl_client.engines.base import (
@@ -29,6 +29,7 @@ from fl_client.models import layers, memory
 from fl_client.models.dropout import DropoutMasks
 from fl_client.models.local_round import Evaluation, LocalRound, LocalUpdate
 from fl_client.models.settings import Objective
+from fl_client.tasks.attributes import require_trainable
 from fl_client.tasks.base import Task
 from fl_client.tasks.user_code import model_of, numbers_of
 from runtime.errors import ConfigError
@@ -89,7 +90,10 @@ class NumpyEngine:
                 f"algorithm {type(plan.algorithm).__name__} changes the loss, which only the "
                 "torch engine can do"
             )
+        require_trainable(self._task, plan.settings)
         inputs, targets = self._arrays(data)
+        outputs = memory.layer_costs(self._layers, inputs.shape[1:])[-1].output
+        class_weights = class_weights_of(self._task, plan.settings, outputs[0])
         plan = self._within_memory(plan, inputs.shape[1:])
         training = _Training(self._named(weights), plan)
 
@@ -97,7 +101,7 @@ class NumpyEngine:
             total = 0.0
             for piece, share in pieces(chosen, plan.settings):
                 loss, grads = self._gradients(
-                    training.w, training.masks, inputs[piece], targets[piece]
+                    training.w, training.masks, (inputs[piece], targets[piece]), class_weights
                 )
                 training.add(grads, share)
                 total += loss * share
@@ -130,12 +134,17 @@ class NumpyEngine:
         w = self._named(weights)
         # a training pass changes the running statistics, which belong to the caller
         w.update((n, w[n].copy()) for n, t in self._tensors.items() if t.role == "statistic")
-        return self._gradients(w, DropoutMasks(0), *self._arrays(data))
+        return self._gradients(w, DropoutMasks(0), self._arrays(data))
 
     def _gradients(
-        self, w: dict[str, Array], masks: DropoutMasks, inputs: Array, targets: Array
+        self,
+        w: dict[str, Array],
+        masks: DropoutMasks,
+        batch: tuple[Array, Array],
+        class_weights: Array | None = None,
     ) -> tuple[float, dict[str, Array]]:
         grads: dict[str, Array] = {}
+        inputs, targets = batch
         backwards = []
         outputs = inputs.astype(self._dtype, copy=False)
         for index, layer in enumerate(self._layers):
@@ -143,7 +152,7 @@ class NumpyEngine:
             call = LayerCall(index, w, grads, masks, in_place=free, first=index <= self._first)
             outputs, backward = forward(layer, call, outputs)
             backwards.append(backward)
-        loss, dy = _loss(self._task.objective, outputs, targets)
+        loss, dy = _loss(self._task.objective, outputs, targets, class_weights)
         del outputs
         # popping frees what a layer stored; below the first trained layer no gradient is needed
         while len(backwards) > self._first:
@@ -189,7 +198,7 @@ class NumpyEngine:
         inputs, targets = pair
         if not len(inputs):
             raise ConfigError(f"task {self._task.name} gives no examples")
-        require_real(inputs, self._task)
+        require_inputs(inputs, self._layers, self._task)
         costs = memory.layer_costs(self._layers, inputs.shape[1:])
         targets = fitted(self._task, targets, costs[-1].output)
         if targets.dtype.kind == "f":
@@ -223,6 +232,11 @@ class _Training:
     def descend(self) -> None:
         """Step along the gradient of the whole batch."""
         grads, self._grads = self._grads, {}
+        norms = (float(np.linalg.norm(grad)) for grad in grads.values())
+        factor = clip_factor(norms, self._plan.settings.clip_norm)
+        if factor < 1:
+            for grad in grads.values():
+                grad *= factor  # noqa: PLW2901  in place
         direction = self._plan.algorithm.gradient(grads, self.w, self._w0, self._state)
         self._descent.step(self.w, direction)
         self.masks.begin(self._descent.steps)
@@ -262,31 +276,41 @@ def _same_shapes(one: Mapping[str, Array], other: Mapping[str, Array]) -> bool:
     }
 
 
-def _loss(objective: Objective, outputs: Array, targets: Array) -> tuple[float, Array]:
+def _loss(
+    objective: Objective, outputs: Array, targets: Array, class_weights: Array | None = None
+) -> tuple[float, Array]:
     """Return the mean loss and its gradient at the outputs, for targets that ``fitted`` gave."""
     if objective == "mean_squared_error":
         error = outputs - targets
         return float(np.mean(error * error)), error * (2.0 / error.size)
     if outputs.ndim == 2:
-        return _cross_entropy(outputs, targets, hot=targets.ndim == 2)
+        return _cross_entropy(outputs, targets, class_weights)
     # one row for each place that has a class
     moved, hot = np.moveaxis(outputs, 1, -1), targets.ndim == outputs.ndim
     rows = np.moveaxis(targets, 1, -1).reshape(-1, moved.shape[-1]) if hot else targets.reshape(-1)
-    loss, gradient = _cross_entropy(moved.reshape(-1, moved.shape[-1]), rows, hot=hot)
+    loss, gradient = _cross_entropy(moved.reshape(-1, moved.shape[-1]), rows, class_weights)
     return loss, np.moveaxis(gradient.reshape(moved.shape), -1, 1)
 
 
-def _cross_entropy(outputs: Array, targets: Array, *, hot: bool) -> tuple[float, Array]:
-    """Return the loss of rows; ``hot`` targets are probabilities, others are class numbers."""
+def _cross_entropy(
+    outputs: Array, targets: Array, class_weights: Array | None
+) -> tuple[float, Array]:
+    """Return the loss of rows; targets of two axes are probabilities, others class numbers."""
     shifted = outputs - outputs.max(1, keepdims=True)
     exps = np.exp(shifted)
     sums = exps.sum(1, keepdims=True)
     gradient = exps / sums
-    if hot:
+    weights = None if class_weights is None else class_weights.astype(outputs.dtype)
+    if targets.ndim == 2:
+        targets = targets if weights is None else targets * weights
         loss = float(np.mean((targets * (np.log(sums) - shifted)).sum(1)))
         gradient = gradient * targets.sum(1, keepdims=True) - targets
     else:
         rows = np.arange(len(outputs))
-        loss = float(np.mean(np.log(sums[:, 0]) - shifted[rows, targets]))
+        losses = np.log(sums[:, 0]) - shifted[rows, targets]
         gradient[rows, targets] -= 1
+        if weights is not None:
+            losses *= weights[targets]
+            gradient *= weights[targets][:, None]
+        loss = float(np.mean(losses))
     return loss, gradient / len(outputs)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fl_client.engines._examples import as_pair, require_real
+from fl_client.engines._examples import as_pair, require_inputs
 from fl_client.engines._torch_loss import TaskLoss
 from fl_client.engines._torch_replicas import Replicas, seed_devices
 from fl_client.engines._torch_training import TorchTraining
@@ -36,10 +36,12 @@ from fl_client.engines.base import (
 from fl_client.models import layers, memory
 from fl_client.models.dropout import DropoutMasks
 from fl_client.models.local_round import Evaluation, LocalRound, LocalUpdate
+from fl_client.models.settings import TrainingSettings
 from fl_client.tasks.base import Task
 from fl_client.tasks.torch_module import module_of
 from fl_client.tasks.user_code import model_of, numbers_of
 from fl_client.torch_models.layers import use_masks
+from fl_client.torch_models.normalisation import single_values
 from fl_client.torch_models.tensors import to_numpy, to_tensor
 from runtime.errors import ConfigError
 from storage.weights import Weights
@@ -105,7 +107,7 @@ class TorchEngine:
 
     def train(self, weights: Weights, data: Split, plan: LocalRound) -> LocalUpdate:
         """Return the update of one round of local training."""
-        count, read, loss = self._reader(data)
+        count, read, loss = self._reader(data, plan.settings)
         with _seeded(plan.local_seed, self._devices), self._replicas(weights) as replicas:
             training = TorchTraining(loss, replicas, plan, self._mixed(), self._tuning.compile)
             metrics = run_epochs(plan, count, lambda chosen: training.step(read, chosen), training)
@@ -129,10 +131,12 @@ class TorchEngine:
                 metrics = self._task.metrics(**named)
                 return {**found, **numbers_of(self._task, "metrics", metrics)}
 
-            for start in range(0, len(batches), len(replicas)):
-                group = batches[start : start + len(replicas)]
-                for chosen, metrics in zip(group, replicas.each(measure, read, group), strict=True):
-                    means.add(len(chosen), metrics)
+            with single_values(*models):
+                for start in range(0, len(batches), len(replicas)):
+                    group = batches[start : start + len(replicas)]
+                    found = replicas.each(measure, read, group)
+                    for chosen, metrics in zip(group, found, strict=True):
+                        means.add(len(chosen), metrics)
         return means.evaluation()
 
     def gradients(self, weights: Weights, data: Split) -> tuple[float, dict[str, NDArray[Any]]]:
@@ -172,7 +176,9 @@ class TorchEngine:
         count, read, _ = self._reader(data)
         return count, lambda chosen: to_device(read(chosen), self._devices[0])
 
-    def _reader(self, data: Split) -> tuple[int, Batch, TaskLoss]:
+    def _reader(
+        self, data: Split, settings: TrainingSettings | None = None
+    ) -> tuple[int, Batch, TaskLoss]:
         """Return the number of examples, a function from indices to a batch, and the batches' loss.
 
         A batch may be on any device. Two arrays are kept in the first device's memory if they fit;
@@ -182,13 +188,14 @@ class TorchEngine:
         count = len(cast("Any", data) if pair is None else pair[0]) if data is not None else 0
         if not count:
             raise ConfigError(f"task {self._task.name} gives no examples")
-        loss = TaskLoss(self._task, pair and pair[1], leaves_out=self._layers is None)
+        targets_of_all, leaves_out = pair and pair[1], self._layers is None
+        loss = TaskLoss(self._task, targets_of_all, leaves_out=leaves_out, settings=settings)
         if pair is None:
             items = reader(data, self._tuning.loader_threads)
             return count, lambda chosen: self._typed(items(chosen)), loss
         inputs, targets = (self._tensor(array) for array in pair)
         if self._layers is not None:
-            require_real(pair[0], self._task)
+            require_inputs(pair[0], self._layers, self._task)
             memory.layer_costs(self._layers, pair[0].shape[1:])
             inputs = inputs.to(self._dtype)
         elif inputs.is_floating_point():

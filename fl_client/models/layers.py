@@ -2,7 +2,7 @@
 
 Weights are named as ``torch.nn.Sequential`` names them: ``0.weight``, ``0.bias``, ``2.weight``.
 Windows of sensor data are [batch, channels, time] for convolutions, [batch, time, features] for
-a GRU; ``Transpose`` turns one into the other.
+a GRU or an LSTM; ``Transpose`` turns one into the other.
 """
 
 from __future__ import annotations
@@ -139,6 +139,34 @@ class GRU:
 
 
 @dataclass(frozen=True)
+class LSTM:
+    """A long short-term memory over [batch, time, inputs], its gates in torch's order i, f, g, o.
+
+    It returns the last hidden state [batch, hidden], or with ``sequence`` all of them.
+
+    Shapes: weight_ih_l0 [4 hidden, inputs], weight_hh_l0 [4 hidden, hidden], both biases
+    [4 hidden].
+    """
+
+    inputs: int
+    hidden: int
+    sequence: bool = False
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """A vector for each number from 0 to ``count - 1``: [batch, ...] becomes [batch, ..., size].
+
+    It is a model's first layer: numbers of characters or words have no gradient.
+
+    Shapes: weight [count, size].
+    """
+
+    count: int
+    size: int
+
+
+@dataclass(frozen=True)
 class Dropout:
     """Each value 0 with probability ``rate`` in training, the others scaled up by 1 / (1 - rate).
 
@@ -192,6 +220,8 @@ Layer: TypeAlias = (
     | BatchNorm
     | LayerNorm
     | GRU
+    | LSTM
+    | Embedding
     | Dropout
     | Flatten
     | Reshape
@@ -265,6 +295,8 @@ def _check(index: int, layer: Layer) -> None:
         whole = value if isinstance(value, tuple) else (value,)
         if any(type(size) is int and size < lowest for size in whole):
             raise ConfigError(f"layer {index}, {layer}: sizes must be {lowest} or more")
+    if isinstance(layer, Embedding) and index:
+        raise ConfigError(f"layer {index}, {layer}: an embedding is the first layer, or none")
     if isinstance(layer, Dropout) and not 0 <= layer.rate < 1:
         raise ConfigError(f"layer {index}, {layer}: the rate must be 0 or more and below 1")
 
@@ -288,8 +320,12 @@ def _tensors_of(layer: Layer) -> Iterator[LayerTensor]:
         case LayerNorm():
             yield LayerTensor("weight", layer.shape, start=1.0)
             yield LayerTensor("bias", layer.shape)
-        case GRU():
-            gates, bound = 3 * layer.hidden, 1.0 / math.sqrt(layer.hidden)
+        case Embedding():
+            # of variance 1, as torch has them
+            yield LayerTensor("weight", (layer.count, layer.size), bound=math.sqrt(3))
+        case GRU() | LSTM():
+            gates = (3 if isinstance(layer, GRU) else 4) * layer.hidden
+            bound = 1.0 / math.sqrt(layer.hidden)
             yield LayerTensor("weight_ih_l0", (gates, layer.inputs), bound=bound)
             yield LayerTensor("weight_hh_l0", (gates, layer.hidden), bound=bound)
             yield LayerTensor("bias_ih_l0", (gates,), bound=bound)

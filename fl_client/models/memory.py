@@ -149,7 +149,8 @@ def _model_bytes(
     copies += {"sgd": int(settings.momentum > 0), "adam": 2}[settings.optimizer]
     copies += accumulates
     # a step's direction and its terms, for one tensor at a time
-    return (copies * sum(sizes) + 4 * max(sizes, default=0)) * itemsize
+    terms = 4 + (settings.weight_decay > 0)
+    return (copies * sum(sizes) + terms * max(sizes, default=0)) * itemsize
 
 
 def _cost(layer: layers.Layer, shape: Shape, itemsize: int) -> LayerCost:
@@ -165,8 +166,13 @@ def _cost(layer: layers.Layer, shape: Shape, itemsize: int) -> LayerCost:
             return _convolution(layer, shape, itemsize)
         case layers.BatchNorm() | layers.LayerNorm():
             return LayerCost(shape, 2 * size, 3 * size)
-        case layers.GRU():
-            return _gru(layer, shape, itemsize)
+        case layers.GRU() | layers.LSTM():
+            return _recurrent(layer, shape, itemsize)
+        case layers.Embedding():
+            output = (*shape, layer.size)
+            result = math.prod(output) * itemsize
+            # the numbers as indices
+            return LayerCost(output, result + math.prod(shape) * 8, size + 2 * result)
         case layers.Dropout():
             return LayerCost(shape, size + size // itemsize, 2 * size + math.prod(shape) * 4)
         case layers.ReLU() | layers.Tanh() | layers.Sigmoid():
@@ -188,7 +194,7 @@ def _takes(layer: layers.Layer, shape: Shape) -> bool:
             return shape[0] == layer.features
         case layers.LayerNorm():
             return shape[-len(layer.shape) :] == layer.shape
-        case layers.GRU():
+        case layers.GRU() | layers.LSTM():
             return len(shape) == 2 and shape[1] == layer.inputs
     return True
 
@@ -238,10 +244,15 @@ def patch_bytes(weight: Shape, length: int, itemsize: int) -> int:
     return math.prod(weight[1:]) * max(length, weight[0]) * itemsize
 
 
-def _gru(layer: layers.GRU, shape: Shape, itemsize: int) -> LayerCost:
+def _recurrent(layer: layers.GRU | layers.LSTM, shape: Shape, itemsize: int) -> LayerCost:
     time, features = shape
     output = (time, layer.hidden) if layer.sequence else (layer.hidden,)
-    # gates, states, and what the reset gate is applied to; then the input with time first
-    kept = ((3 + 1 + 1) * time + 1) * layer.hidden * itemsize
+    if isinstance(layer, layers.GRU):
+        # gates, states, and what the reset gate is applied to
+        kept = ((3 + 1 + 1) * time + 1) * layer.hidden * itemsize
+    else:
+        # gates, states and cells
+        kept = ((4 + 1 + 1) * time + 2) * layer.hidden * itemsize
+    # the input with time first
     at_once = 2 * time * features + 2 * time * layer.hidden + 20 * layer.hidden
     return LayerCost(output, kept, at_once * itemsize)

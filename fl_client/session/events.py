@@ -158,7 +158,8 @@ class JobFailed:
 
     ``memory`` says that it ran short of memory, or may have: the process was killed. ``unusable``:
     the work was done, and its update could never count. ``permanent``: the task or its definition
-    is at fault, so that waiting changes nothing.
+    is at fault, so that waiting changes nothing. ``traceback``: its end, where the task's own code
+    raised an error.
     """
 
     key: JobKey
@@ -167,6 +168,7 @@ class JobFailed:
     memory: Memory = "enough"
     unusable: bool = False
     permanent: bool = False
+    traceback: tuple[str, ...] = ()
 
 
 Event: TypeAlias = (
@@ -225,6 +227,7 @@ class SendDecline:
     reason: str
     unusable: bool = False
     permanent: bool = False
+    traceback: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -296,8 +296,8 @@ class DeviceSession:
                 commands.append(DoWork(self.active))
             case JobFailed(), _:
                 self.active = None
-                kinds = (event.unusable, event.permanent)
-                commands.append(SendDecline(job.key, event.reason, *kinds))
+                why = (event.reason, event.unusable, event.permanent, event.traceback)
+                commands.append(SendDecline(job.key, *why))
                 commands.append(ForgetJob(job.key, accepted=False))
 
     def _worked(self, job: Job, commands: list[Command]) -> None:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 from fl_client.models.settings import Goal, Objective, TrainingSettings
+from fl_client.tasks.base import Task
 from runtime.errors import ConfigError
-
-if TYPE_CHECKING:
-    from fl_client.tasks.base import Task
 
 _NAME = re.compile(r"[a-z0-9_-]{1,64}")
 _GOALS = ("higher", "lower")
@@ -67,3 +65,24 @@ def goals_of(task: Task) -> dict[str, Goal]:
     if task.goals:
         return dict(task.goals)
     return {"loss": "lower"} if task.objective == "mean_squared_error" else {"accuracy": "higher"}
+
+
+def require_trainable(task: Task, settings: TrainingSettings) -> None:
+    """Raise ConfigError for a setting that what the task does itself leaves without effect."""
+    kind = type(task)
+    if settings.weight_decay and kind.optimizer is not Task.optimizer:
+        raise ConfigError(
+            f"training.weight_decay: task {task.name} makes its own optimizer(), which takes its "
+            "weight decay there"
+        )
+    own_loss = kind.loss is not Task.loss or kind.training_step is not Task.training_step
+    if settings.class_weights and own_loss:
+        raise ConfigError(
+            f"training.class_weights: task {task.name} has a loss of its own, which takes its "
+            "weights there"
+        )
+    if settings.class_weights and task.objective != "cross_entropy":
+        raise ConfigError(
+            f"training.class_weights: the objective of task {task.name} is {task.objective}, which "
+            "has no classes"
+        )

@@ -48,6 +48,14 @@ def installed() -> list[EntryPoint]:
     return sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda point: point.name)
 
 
+def is_named(spec: str) -> bool:
+    """Return whether ``spec`` is the name of a built-in or an installed task, not a file's class.
+
+    A built-in task may be named with one of its models: ``mnist-cnn``.
+    """
+    return spec in names() or spec.partition("-")[0] in built_in()
+
+
 def snake_case(class_name: str) -> str:
     """Return ``MyTask`` as ``my_task``: the default name of a task."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", class_name).lower()
@@ -94,7 +102,7 @@ def resolve(spec: str) -> TaskReference:
     """
     path_text, separator, class_name = spec.rpartition(":")
     if not (separator and path_text.endswith(".py")):
-        if spec not in names():
+        if not is_named(spec):
             raise ConfigError(
                 f"no task {spec!r}; there are: {', '.join(names())}, "
                 "or your own class as FILE.py:CLASS"

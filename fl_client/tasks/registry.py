@@ -23,8 +23,9 @@ def load_task(spec: str) -> Task:
     """Return the task that ``spec`` names.
 
     Args:
-        spec: a name that ``listing.names()`` has, or ``path/to/file.py:Class``. As with a script,
-            modules beside the file can be imported.
+        spec: a name that ``listing.names()`` has, one of Rengo's with a model of its choice
+            (``mnist-cnn``), or ``path/to/file.py:Class``. As with a script, modules beside the
+            file can be imported.
 
     Raises:
         ConfigError: there is no such task, or it cannot be loaded; the text lists the choices or
@@ -39,6 +40,9 @@ def load_task(spec: str) -> Task:
         if point.name == spec:
             module = _imported(spec, point.module)
             return _instance(spec, module, point.attr)
+    name, dash, model = spec.partition("-")
+    if dash and name in built_in():
+        return _with_model(load_task(name), spec, model)
     raise ConfigError(
         f"no task {spec!r}; there are: {', '.join(names())}, or your own class as FILE.py:CLASS"
     )
@@ -107,6 +111,18 @@ def _only_task(spec: str, module: ModuleType) -> Task:
     if len(own) != 1:
         raise ConfigError(f"tasks/{spec}.py must define one Task, it has {len(own)}")
     return _instance(spec, module, own[0])
+
+
+def _with_model(task: Task, spec: str, model: str) -> Task:
+    """Return a task as ``task``, with another of its models."""
+    choices: tuple[str, ...] = getattr(task, "models", ())
+    if model not in choices:
+        among = f"it has: {', '.join(choices)}" if choices else "it has but one"
+        raise ConfigError(f"task {spec}: {task.name} has no model {model!r}; {among}")
+    kind = type(task)
+    chosen = {"name": spec, "architecture": model, "__module__": kind.__module__}
+    named: type[Task] = type(kind.__name__, (kind,), chosen)
+    return named()
 
 
 def _instance(spec: str, module: ModuleType, class_name: str) -> Task:

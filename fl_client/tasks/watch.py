@@ -14,9 +14,9 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from fl_client.datasets.device import Device
+from fl_client.datasets.public.watch import PERSONS, Recording, recordings
 from fl_client.models.layers import Conv1d, GlobalAvgPool, Layers, Linear, MaxPool1d, ReLU
 from fl_client.models.settings import TrainingSettings
-from fl_client.tasks._watch_data import PERSONS, Recording, recordings
 from fl_client.tasks.base import Task
 from fl_client.tasks.split import Split
 

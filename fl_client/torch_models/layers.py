@@ -61,6 +61,21 @@ class _Gru(torch.nn.GRU):
         return states if self._sequence else last[0]
 
 
+class _Lstm(torch.nn.LSTM):
+    def __init__(self, layer: layers.LSTM) -> None:
+        super().__init__(layer.inputs, layer.hidden, batch_first=True)
+        self._sequence = layer.sequence
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        states, (last, _) = super().forward(x)
+        return states if self._sequence else last[0]
+
+
+class _Embedding(torch.nn.Embedding):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002  torch's name
+        return super().forward(input.long())
+
+
 class _Reshape(torch.nn.Module):
     def __init__(self, shape: layers.Shape) -> None:
         super().__init__()
@@ -102,6 +117,10 @@ def _weighted(layer: layers.Layer) -> torch.nn.Module | None:
             return torch.nn.LayerNorm(layer.shape, layer.epsilon)
         case layers.GRU():
             return _Gru(layer)
+        case layers.LSTM():
+            return _Lstm(layer)
+        case layers.Embedding():
+            return _Embedding(layer.count, layer.size)
     return None
 
 

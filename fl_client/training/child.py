@@ -66,11 +66,14 @@ class ChildSettings:
     compile: str = ""
     loader_threads: int = 0
     data: DataPlace | None = None
+    partition: str = ""
 
     def argv(self) -> list[str]:
         """Return the command line."""
         folder = [] if self.folder is None else ["--folder", str(self.folder)]
         data = [] if self.data is None else ["--data", self.data.model_dump_json()]
+        # left out at its default: a bundle's environment may have an older Rengo
+        partition = ["--partition", self.partition] if self.partition else []
         # -P: modules are not looked for in the agent's working folder
         return [
             *(sys.executable if self.python is None else str(self.python), "-P"),
@@ -91,6 +94,7 @@ class ChildSettings:
             *("--loader-threads", str(self.loader_threads)),
             *folder,
             *data,
+            *partition,
         ]
 
 
@@ -127,6 +131,7 @@ class ChildFailed:
     retryable: bool
     out_of_memory: bool = False
     unusable: bool = False
+    traceback: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -290,9 +295,8 @@ class _ChildProcess:
                 return ChildReady(self.process.pid)
             case Failed():
                 job, self.job = self.job, None
-                return ChildFailed(
-                    job, answer.reason, answer.retryable, answer.out_of_memory, answer.unusable
-                )
+                kinds = (answer.retryable, answer.out_of_memory, answer.unusable)
+                return ChildFailed(job, answer.reason, *kinds, tuple(answer.traceback))
             case StepProgress() | Done() if self.job is None:
                 raise PeerError(f"the training child sent {answer.kind} without a job")
             case StepProgress(fraction=fraction, loss=loss):

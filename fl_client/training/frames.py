@@ -19,6 +19,8 @@ from runtime.bounds import (
     MAX_METRICS,
     MAX_SECONDS,
     MAX_SIZE,
+    MAX_TRACEBACK_LINE,
+    MAX_TRACEBACK_LINES,
 )
 from runtime.errors import PeerError
 from runtime.records import Bounds, FieldError, build
@@ -35,6 +37,9 @@ _Metrics = Annotated[
         Annotated[float, Bounds(least=-MAX_FINITE, most=MAX_FINITE)],
     ],
     Bounds(length=MAX_METRICS),
+]
+_Traceback = Annotated[
+    list[Annotated[str, Bounds(length=MAX_TRACEBACK_LINE)]], Bounds(length=MAX_TRACEBACK_LINES)
 ]
 
 
@@ -130,7 +135,8 @@ class Done:
 class Failed:
     """The job failed; ``retryable`` says whether the same job may succeed if it is repeated.
 
-    ``unusable``: the job was done, and its update could never count.
+    ``unusable``: the job was done, and its update could never count. ``traceback``: the end of that
+    of an error that the task's own code raised.
     """
 
     kind: Literal["failed"] = "failed"
@@ -138,6 +144,7 @@ class Failed:
     retryable: bool = False
     out_of_memory: bool = False
     unusable: bool = False
+    traceback: _Traceback = field(default_factory=list)
 
 
 Answer = Ready | StepProgress | Done | Failed

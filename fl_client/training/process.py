@@ -36,6 +36,7 @@ from fl_client.training.frames import (
 from fl_client.training.out_of_memory import ran_short
 from fl_client.training.participant import Participant
 from fl_client.training.work import Reporter, perform
+from runtime.bounds import MAX_TRACEBACK_LINE, MAX_TRACEBACK_LINES
 from runtime.errors import (
     PeerError,
     RengoError,
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 _PROGRESS_EVERY_S = 0.5
 _MAX_REASON_CHARS = 1500
+_MAX_PLACE_CHARS = 490
 
 
 class Channel:
@@ -138,15 +140,37 @@ def _failure(error: BaseException, task_file: Path) -> Failed:
     traceback.print_exception(error, file=sys.stderr)
     sys.stderr.flush()
     if isinstance(error, RengoError):
-        # a file that is damaged or missing can be fetched again; nothing else gets better
-        retryable = isinstance(error, StorageError)
-        unusable = isinstance(error, TrainingFailed)
-        reason = str(error)[:_MAX_REASON_CHARS]
-        # the task's own code may have been what ran short
-        short = isinstance(error, TaskError) and ran_short(error)
-        return Failed(reason=reason, retryable=retryable, unusable=unusable, out_of_memory=short)
-    text = f"{type(error).__name__}: {error}"[:_MAX_REASON_CHARS]
-    return Failed(reason=f"{text} ({place_of(error, task_file)})", out_of_memory=ran_short(error))
+        is_of_task = isinstance(error, TaskError)
+        return Failed(
+            reason=_encodable(str(error), _MAX_REASON_CHARS),
+            # a file that is damaged or missing can be fetched again; nothing else gets better
+            retryable=isinstance(error, StorageError),
+            unusable=isinstance(error, TrainingFailed),
+            # the task's own code may have been what ran short
+            out_of_memory=is_of_task and ran_short(error),
+            traceback=_end_of_traceback(error.__cause__ if is_of_task else None),
+        )
+    text = _encodable(f"{type(error).__name__}: {error}", _MAX_REASON_CHARS)
+    place = _encodable(place_of(error, task_file), _MAX_PLACE_CHARS)
+    return Failed(
+        reason=f"{text} ({place})",
+        out_of_memory=ran_short(error),
+        traceback=_end_of_traceback(error),
+    )
+
+
+def _end_of_traceback(error: BaseException | None) -> list[str]:
+    """Return the last lines of an error's traceback, without the marks below the code."""
+    if error is None:
+        return []
+    text = "".join(traceback.format_exception(error))
+    lines = [line for line in text.splitlines() if line.strip(" ^~")]
+    return [_encodable(line, MAX_TRACEBACK_LINE) for line in lines[-MAX_TRACEBACK_LINES:]]
+
+
+def _encodable(text: str, most: int) -> str:
+    # halves of characters, as the name of a file may have them, travel in no frame
+    return text[:most].encode("utf-8", "backslashreplace").decode()[:most]
 
 
 def _task_file(participant: Participant) -> Path:
@@ -164,6 +188,7 @@ def _device(options: argparse.Namespace) -> Device:
         profile=options.profile,
         folder=options.folder,
         data=None if options.data is None else _data_place(options.data),
+        partition=options.partition,
     )
 
 
@@ -185,6 +210,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--profile", default="cpu", help="gpu, cpu or pi")
     parser.add_argument("--folder", type=Path, help="where the device's own data lies")
     parser.add_argument("--data", help="what the settings say of the task's data, as JSON")
+    parser.add_argument("--partition", default="", help="how a shared data set is divided")
     parser.add_argument("--accelerators", default="", help="what this process was started for")
     parser.add_argument("--precision", choices=get_args(Precision), default="auto")
     parser.add_argument("--compile", default="", help="a backend of torch.compile")

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -56,7 +56,8 @@ from runtime.errors import (
 from storage.registry.registry import ModelRegistry
 from storage.store.objects import ObjectStore
 from storage.store.serving import is_serving
-from storage.versions.keys import RunKeys
+from storage.versions.keys import RunKeys, best_label
+from storage.versions.manifest import Manifest
 from storage.weights import NotFinite, read_layout, require_finite, stored_size
 
 _LOG = logging.getLogger(__name__)
@@ -69,18 +70,24 @@ DataCommand: TypeAlias = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass
 class RunRetention:
-    """Which of a run's versions stay: by the run's policy, and by their tags and stages."""
+    """Which of a run's versions stay: by the run's policy, and by their tags and stages.
+
+    Attributes:
+        held: versions that stay besides, as the run's flow said last.
+    """
 
     registry: ModelRegistry
     run_id: str
     keep: int
     keep_every: int
+    held: frozenset[int] = frozenset()
 
     def retained(self, latest: int) -> set[int]:
         """See :class:`fl_server.aggregation.aggregator.Retention`."""
-        return self.registry.retained(self.run_id, latest, self.keep, self.keep_every)
+        kept = self.registry.retained(self.run_id, latest, self.keep, self.keep_every)
+        return kept | self.held
 
     def forget_others(self, retained: Collection[int]) -> None:
         """See :class:`fl_server.aggregation.aggregator.Retention`."""
@@ -117,6 +124,7 @@ class DataPlane(Workers):
         self._folder = folder
         self._budget = MemoryBudget(spool_memory_bytes)
         self._runs: dict[str, RunAggregator] = {}
+        self._retention: dict[str, RunRetention] = {}
         self._swept_s: dict[str, float] = {}
 
     def keys(self, run_id: str) -> RunKeys:
@@ -130,6 +138,7 @@ class DataPlane(Workers):
         definition = record.definition
         models = definition.models
         retention = RunRetention(self.registry, record.run_id, models.keep, models.keep_every)
+        self._retention[record.run_id] = retention
         self._runs[record.run_id] = RunAggregator(
             self.keys(record.run_id),
             load_algorithm(definition.algorithm.name, definition.algorithm.settings),
@@ -143,6 +152,7 @@ class DataPlane(Workers):
     def close_run(self, run_id: str) -> None:
         """Hold nothing more of a run that has ended."""
         self._runs.pop(run_id, None)
+        self._retention.pop(run_id, None)
 
     # --- a run's commands ---------------------------------------------------------------------
 
@@ -212,11 +222,29 @@ class DataPlane(Workers):
         except (Damaged, NotFound) as error:
             _LOG.error("the metrics of %s are not all stored: %s", run_id, error)
 
-    def perform(self, run_id: str, command: DataCommand, model: Model) -> Event | None:
+    def tag_best(self, run_id: str, version: int) -> None:
+        """Give a version the tag of its run's best. Blocks."""
+        self._await_registry()
+        try:
+            self.patiently(
+                lambda: self.registry.tag(self.registry.get(run_id, version), best_label(run_id)),
+                run_id,
+            )
+        except (Damaged, NotFound, ConfigError) as error:
+            _LOG.error("version %d of %s, its best, has no tag: %s", version, run_id, error)
+
+    def perform(
+        self,
+        run_id: str,
+        command: DataCommand,
+        model: Model,
+        held: frozenset[int] = frozenset(),
+    ) -> Event | None:
         """Carry out a command of a run and return the event that follows, if any. Blocks.
 
         Args:
             model: the latest committed version.
+            held: the versions that no sweep removes.
         """
         if isinstance(command, DiscardUpdate):
             with _logged(run_id):
@@ -234,13 +262,20 @@ class DataPlane(Workers):
                 case Aggregate():
                     return self._aggregate(run, command, model)
             with _logged(run_id):
-                self._clean(run, command, model)
+                self._clean(run, command, model, held)
         except BaseLost as error:
             return FailureReported(f"version {model.version} is lost: {error}")
         return None
 
-    def _clean(self, run: RunAggregator, command: SweepRound | SweepRun, model: Model) -> None:
+    def _clean(
+        self,
+        run: RunAggregator,
+        command: SweepRound | SweepRun,
+        model: Model,
+        held: frozenset[int],
+    ) -> None:
         """Remove what no longer serves."""
+        self._retention[run.keys.run_id].held = held
         if isinstance(command, SweepRound):
             self._sweep(run, (command.round, command.attempt), model)
             return
@@ -339,10 +374,33 @@ class DataPlane(Workers):
             models.forget()
             raise
 
+    def adopt_version(self, manifest: Manifest, run_id: str) -> Model:
+        """Return a version of another run as version 0 of this one, with its server state. Blocks.
+
+        Both are copied, so that nothing which is done with the other run touches this one.
+
+        Raises:
+            NotFound, Corrupt: the version or its state is not there, or not what was committed.
+        """
+        keys = self.keys(run_id)
+        model = Model(0, keys.version(0), manifest.sha256, manifest.size_bytes)
+        self._copy(run_id, replace(model, key=manifest.key), model.key)
+        if manifest.state_key:
+            sha256 = manifest.state_sha256
+            self._copy(run_id, Model(0, manifest.state_key, sha256, 0), keys.state(0))
+            model = replace(model, state_key=keys.state(0), state_sha256=sha256)
+        self.check_initial(run_id, model)
+        return model
+
+    def _copy(self, run_id: str, source: Model, key: str) -> None:
+        with self._models_of(run_id).fetch(source).open("rb") as file:
+            self.store.put(key, file)
+
     def discard_prepared(self, prepared: PreparedRun) -> None:
         """Leave nothing of a run that nobody submitted."""
         awaited, keys = prepared.awaited, self.keys(prepared.run_id)
         self.discard(awaited.key)
+        self.discard(keys.state(0))
         self._models_of(prepared.run_id).forget()
         if self.uploads.is_large(awaited.size_bytes):
             self.in_order(lambda: self.uploads.abort_all(keys))

@@ -143,13 +143,11 @@ class Canaries:
             bundle=None if bundle is None else TaskBundle(bundle.sha256, bundle.size_bytes),
         )
 
-    def require_free(self, version: Version) -> None:
-        """Raise ConfigError when a running canary tries this version."""
-        for flow in self._running(version.manifest.task):
-            if flow.plan.candidate.name == version.name:
-                raise ConfigError(
-                    f"{version.name} is in a canary ({flow.run_id}); wait for its verdict"
-                )
+    def require_free(self, name: str) -> None:
+        """Raise ConfigError when a running canary tries the version of this name."""
+        for flow in self._running():
+            if flow.plan.candidate.name == name:
+                raise ConfigError(f"{name} is in a canary ({flow.run_id}); wait for its verdict")
 
     def needs(self, sha256: str) -> str:
         """Return the id of a running canary whose devices may take this bundle, "" if none."""

@@ -30,7 +30,7 @@ from fl_server.flows.report import FlowReport, RecordedFact
 from fl_server.kinds.base import FlowKind, FlowServices
 from fl_server.kinds.sync_report import report_of
 from fl_server.rounds.commands import Command as RoundCommand
-from fl_server.rounds.commands import ReportRound, SendOrder, SweepRun, VerifyUpdate
+from fl_server.rounds.commands import ReportRound, SendOrder, SweepRun, TagBest, VerifyUpdate
 from fl_server.rounds.events import EvaluationReceived, Event, ResultReceived
 from fl_server.rounds.facts import FACTS, Fact, RoundCommitted
 from fl_server.rounds.ledger import RoundStep
@@ -42,6 +42,7 @@ from fl_server.runs.definition import RunDefinition
 from fl_server.runs.lineage import Commit, Lineage
 from fl_server.runs.patches import patches_to
 from fl_server.runs.record import FactRecord, RunRecord, Vocabulary
+from fl_server.runs.schedule import training_of
 
 _MAX_LISTED = 1500
 _SPEEDS_FROM_RUNS = 20
@@ -151,6 +152,9 @@ class SyncFlow(Flow):
                 return [command]
             case ReportRound():
                 return [ReportResult(command)]
+            case TagBest():
+                tagging = (self.run_id, command.version)
+                return [StartTask(lambda: self._data.tag_best(*tagging), "run")]
             case SweepRun():
                 metrics = {version: ledger.metrics(version) for version in ledger.evaluations}
                 store = StartTask(lambda: self._data.store_metrics(self.run_id, metrics), "run")
@@ -159,9 +163,9 @@ class SyncFlow(Flow):
         return [self._work(command)]
 
     def _work(self, command: DataCommand) -> StartTask:
-        model = self.machine.ledger.model
+        model, held = self.machine.ledger.model, self.machine.held
         return StartTask(
-            lambda: self._data.perform(self.run_id, command, model),
+            lambda: self._data.perform(self.run_id, command, model, held),
             "" if isinstance(command, VerifyUpdate) else "run",
         )
 
@@ -195,12 +199,12 @@ class SyncFlow(Flow):
         )
 
     def _training(self, command: SendOrder) -> dict[str, Any]:
-        """Return the definition's training settings with what is fitted to the device."""
-        settings = self.record.definition.training
+        """Return the round's training settings with what is fitted to the device."""
+        if command.action != "train":
+            return self.record.definition.training
+        settings = training_of(self.record.definition, command.round)
         work = self.machine.ledger.work.get(command.device_id)
-        if command.action != "train" or work is None:
-            return settings
-        return settings | work.overrides()
+        return settings if work is None else settings | work.overrides()
 
     def _patches_to(self, model: Model) -> tuple[Patch, ...]:
         known, patches = self._patches

@@ -14,6 +14,7 @@ from fl_server.rounds.facts import (
     RoundStarted,
     RunFailed,
     RunStopped,
+    RunStoppedEarly,
     UpdateAccepted,
     UpdateRefused,
     UpdateWithdrawn,
@@ -62,7 +63,7 @@ def _add(row: RecordedFact, told: FlowReport) -> None:
                 devices[device_id].rounds += 1
         case RoundAbandoned():
             rounds[-1].end("abandoned", row.at, fact.reason)
-        case RunFailed() | RunStopped():
+        case RunFailed() | RunStopped() | RunStoppedEarly():
             if rounds and rounds[-1].outcome == "collecting":
                 rounds[-1].end("abandoned", row.at, fact.reason)
         case EvaluationRecorded():

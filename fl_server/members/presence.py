@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from broker.wire.messages import DeviceInfo, DeviceState, Message
+from broker.wire.messages import Decline, DeviceInfo, DeviceState, Message
 from fl_server.flows.events import DeviceBusy, DeviceJoined, DeviceLeft
 
 # after the server said that it is online
@@ -64,6 +64,7 @@ class PresenceTable:
     devices: dict[str, DevicePresence] = field(default_factory=dict)
     _infos: dict[str, DeviceInfo] = field(default_factory=dict)
     _reports: dict[str, dict[str, Message]] = field(default_factory=dict)
+    _declines: dict[str, tuple[Decline, float]] = field(default_factory=dict)
     _seen: set[str] = field(default_factory=set)
     _asked: dict[str, float] = field(default_factory=dict)
     _ask_again_s: float = 0.0
@@ -90,6 +91,7 @@ class PresenceTable:
         self.devices.pop(device_id, None)
         self._infos.pop(device_id, None)
         self._reports.pop(device_id, None)
+        self._declines.pop(device_id, None)
         self._asked.pop(device_id, None)
         self._seen.discard(device_id)
 
@@ -106,6 +108,14 @@ class PresenceTable:
     def reports(self, device_id: str) -> Mapping[str, Message]:
         """Return a device's latest reports by kind."""
         return self._reports.get(device_id, {})
+
+    def store_decline(self, device_id: str, decline: Decline, at: float) -> None:
+        """Store the latest order that a device declined, and when (Unix time); for people alone."""
+        self._declines[device_id] = (decline, at)
+
+    def last_decline(self, device_id: str) -> tuple[Decline, float] | None:
+        """Return the latest order that a device declined, and when; None if none is known."""
+        return self._declines.get(device_id)
 
     def apply_state(
         self, device_id: str, state: DeviceState, *, retained: bool = False, now_s: float = 0.0

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from broker.wire.messages import KeyText, Sha256
 from broker.wire.messages.base import MetricName, Settings
-from runtime.bounds import MAX_FINITE, MAX_TOTAL
+from runtime.bounds import MAX_FINITE, MAX_ROUNDS, MAX_TOTAL
 from storage.bundles.bundle import MAX_BUNDLE_BYTES
 from storage.versions.manifest import Label, Reason
 
@@ -100,6 +100,12 @@ class Definition(Arguments):
     definition: Settings
     size_bytes: Annotated[int, Field(ge=1, le=MAX_MODEL_BYTES)]
     parent: Sha256 | None = None
+
+
+class Extension(OneRun):
+    """A run that has ended, and how many more rounds there shall be."""
+
+    rounds: Annotated[int, Field(ge=1, le=MAX_ROUNDS)]
 
 
 class RunSubmission(OneRun):

@@ -71,6 +71,7 @@ RUNS_SHOW = Operation("runs_show", given.OneRun, runs.RunReport, Effect.NONE, "v
 RUNS_PREPARE = Operation("runs_prepare", given.Definition, runs.RunUpload, Effect.DERIVED)
 RUNS_RENEW = Operation("runs_renew", given.OneRun, runs.RunUpload)
 RUNS_SUBMIT = Operation("runs_submit", given.RunSubmission, runs.RunStarted, Effect.RECORDED)
+RUNS_EXTEND = Operation("runs_extend", given.Extension, runs.RunStarted, Effect.RECORDED)
 RUNS_PAUSE = Operation("runs_pause", given.OneRun, runs.RunSummary, Effect.RECORDED)
 RUNS_RESUME = Operation("runs_resume", given.OneRun, runs.RunSummary, Effect.RECORDED)
 RUNS_STOP = Operation("runs_stop", given.OneRun, runs.RunSummary, Effect.RECORDED)
@@ -89,6 +90,7 @@ MODELS_ROLLBACK = Operation("models_rollback", given.StageChange, models.ModelRo
 MODELS_TAG = Operation("models_tag", given.Tagging, models.ModelRow, Effect.RESUMED)
 MODELS_UNTAG = Operation("models_untag", given.Tagging, models.ModelRow, Effect.RESUMED)
 MODELS_RM = Operation("models_rm", given.OneVersion, models.ModelRow, Effect.RESUMED)
+MODELS_DISCARD = Operation("models_discard", given.OneVersion, models.SetAside, Effect.RESUMED)
 MODELS_GC = Operation("models_gc", given.Cleaning, models.CleanupReport, Effect.RESUMED)
 CANARY_BEGIN = Operation("canary_begin", given.CanaryArguments, models.CanaryBegun, Effect.RECORDED)
 CANARY_SHOW = Operation("canary_show", given.OneCanary, models.CanaryReport, Effect.NONE, "viewer")
@@ -115,6 +117,7 @@ OPERATIONS: dict[str, Operation[Any, Any]] = {
         RUNS_PREPARE,
         RUNS_RENEW,
         RUNS_SUBMIT,
+        RUNS_EXTEND,
         RUNS_PAUSE,
         RUNS_RESUME,
         RUNS_STOP,
@@ -128,6 +131,7 @@ OPERATIONS: dict[str, Operation[Any, Any]] = {
         MODELS_TAG,
         MODELS_UNTAG,
         MODELS_RM,
+        MODELS_DISCARD,
         MODELS_GC,
         CANARY_BEGIN,
         CANARY_SHOW,

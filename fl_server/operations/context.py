@@ -96,8 +96,8 @@ class CanaryControl(Protocol):
         """Return how a canary stands; NotFound where there is none of this id."""
         ...
 
-    def require_free(self, version: Version) -> None:
-        """Raise ConfigError when a canary that runs tries this version."""
+    def require_free(self, name: str) -> None:
+        """Raise ConfigError when a canary that runs tries the version of this name."""
         ...
 
     def needs(self, sha256: str) -> str:

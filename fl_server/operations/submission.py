@@ -29,6 +29,7 @@ from fl_server.operations.context import OperationsContext
 from fl_server.operations.handlers.bundles import BundleOperations
 from fl_server.operations.handlers.cleanup import CleanupOperations
 from fl_server.operations.handlers.devices import DeviceOperations
+from fl_server.operations.handlers.extension import ExtensionOperations
 from fl_server.operations.handlers.models import ModelOperations
 from fl_server.operations.handlers.runs import RunOperations
 from fl_server.operations.requests import RequestKey, RequestLog, RequestRecord, digest_of
@@ -81,6 +82,7 @@ class Operations:
             ModelOperations(context),
             CleanupOperations(context, runs),
             BundleOperations(context, runs),
+            ExtensionOperations(context, runs),
         )
         bindings = {each.operation.name: each for group in groups for each in group.bindings()}
         self._table: dict[str, Binding[Any, Any]] = {name: bindings[name] for name in OPERATIONS}

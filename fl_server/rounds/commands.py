@@ -68,6 +68,13 @@ class DiscardUpdate:
 
 
 @dataclass(frozen=True)
+class TagBest:
+    """Give ``version`` the tag of the run's best, which keeps it; repeated after a restart."""
+
+    version: int
+
+
+@dataclass(frozen=True)
 class SweepRound:
     """Delete what no longer serves: updates up to (round, attempt), versions beyond retention."""
 
@@ -89,6 +96,7 @@ Command: TypeAlias = (
     | FoldUpdate
     | Aggregate
     | DiscardUpdate
+    | TagBest
     | SweepRound
     | SweepRun
 )

@@ -147,6 +147,18 @@ class EvaluationRecorded:
 
 
 @dataclass(frozen=True)
+class VersionJudged:
+    """Version ``round`` is compared by ``value``, None where nobody measured it.
+
+    ``is_best``: no version before was so good. What is measured of it later changes nothing.
+    """
+
+    round: int
+    value: float | None
+    is_best: bool
+
+
+@dataclass(frozen=True)
 class RunPaused:
     """No new round starts."""
 
@@ -159,6 +171,13 @@ class RunResumed:
 @dataclass(frozen=True)
 class RunCompleted:
     """Every round was committed."""
+
+
+@dataclass(frozen=True)
+class RunStoppedEarly:
+    """The run is complete before its last round: no better version came for too long."""
+
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -188,9 +207,11 @@ Fact: TypeAlias = (
     | EvaluationOrdered
     | EvaluationDeclined
     | EvaluationRecorded
+    | VersionJudged
     | RunPaused
     | RunResumed
     | RunCompleted
+    | RunStoppedEarly
     | RunStopped
     | RunFailed
 )
@@ -209,9 +230,11 @@ FACTS: dict[str, type[Fact]] = {
         EvaluationOrdered,
         EvaluationDeclined,
         EvaluationRecorded,
+        VersionJudged,
         RunPaused,
         RunResumed,
         RunCompleted,
+        RunStoppedEarly,
         RunStopped,
         RunFailed,
     )

@@ -26,9 +26,11 @@ from fl_server.rounds.facts import (
     RunPaused,
     RunResumed,
     RunStopped,
+    RunStoppedEarly,
     UpdateAccepted,
     UpdateRefused,
     UpdateWithdrawn,
+    VersionJudged,
 )
 from fl_server.rounds.model import Model, Update
 from fl_server.rounds.plan import Phase, Status
@@ -44,16 +46,18 @@ _ALWAYS: frozenset[type[Fact]] = frozenset(
         EvaluationOrdered,
         EvaluationDeclined,
         EvaluationRecorded,
+        VersionJudged,
         RunPaused,
         RunResumed,
         RunStopped,
         RunFailed,
     }
 )
+_BEFORE_THE_LAST = _ALWAYS | {RunStoppedEarly}
 LEGAL: dict[Phase, frozenset[type[Fact]]] = {
-    "waiting": _ALWAYS | {RoundOpened},
-    "gathering": _ALWAYS | {RoundOpened, RoundStarted},
-    "collecting": _ALWAYS
+    "waiting": _BEFORE_THE_LAST | {RoundOpened},
+    "gathering": _BEFORE_THE_LAST | {RoundOpened, RoundStarted},
+    "collecting": _BEFORE_THE_LAST
     | {
         UpdateAccepted,
         UpdateRefused,
@@ -62,7 +66,7 @@ LEGAL: dict[Phase, frozenset[type[Fact]]] = {
         RoundClosed,
         RoundAbandoned,
     },
-    "aggregating": _ALWAYS | {RoundCommitted, RoundAbandoned},
+    "aggregating": _BEFORE_THE_LAST | {RoundCommitted, RoundAbandoned},
     "evaluating": _ALWAYS | {RunCompleted},
     "ended": frozenset(),
 }
@@ -88,6 +92,8 @@ class Ledger:
         evaluators: version -> who was ordered to evaluate it.
         not_evaluated: version -> device -> why it does not evaluate it.
         evaluations: version -> device -> (num_examples, metrics).
+        judged: the latest version that was compared with the best before it.
+        best: the best of them with its value, None before the first that was measured.
         on_request: each round waits until somebody outside requests it.
         made: what the latest requested round committed, None before that.
         work: what this attempt's devices are asked for, where orders are fitted.
@@ -116,6 +122,8 @@ class Ledger:
     evaluators: dict[int, set[str]] = field(default_factory=dict)
     not_evaluated: dict[int, dict[str, EvaluationDeclined]] = field(default_factory=dict)
     evaluations: dict[int, dict[str, tuple[int, dict[str, float]]]] = field(default_factory=dict)
+    judged: int = 0
+    best: tuple[int, float] | None = None
     on_request: bool = False
     made: Model | None = None
     _counted: dict[tuple[int, int, str], str] = field(default_factory=dict)
@@ -243,15 +251,23 @@ class Ledger:
                 else:
                     self._next(fact.round + 1, 1)
                     self.phase = "waiting" if self.on_request else "gathering"
-            case EvaluationOrdered() | EvaluationDeclined() | EvaluationRecorded():
+            case (
+                EvaluationOrdered() | EvaluationDeclined() | EvaluationRecorded() | VersionJudged()
+            ):
                 self._evaluate(fact)
             case RunPaused() | RunResumed():
                 self.status = "paused" if isinstance(fact, RunPaused) else "running"
-            case RunCompleted() | RunStopped() | RunFailed():
+            case RunCompleted() | RunStoppedEarly() | RunStopped() | RunFailed():
                 self._end(fact)
 
-    def _evaluate(self, fact: EvaluationOrdered | EvaluationDeclined | EvaluationRecorded) -> None:
+    def _evaluate(
+        self, fact: EvaluationOrdered | EvaluationDeclined | EvaluationRecorded | VersionJudged
+    ) -> None:
         match fact:
+            case VersionJudged():
+                self.judged = fact.round
+                if fact.is_best and fact.value is not None:
+                    self.best = (fact.round, fact.value)
             case EvaluationOrdered():
                 self.evaluators.setdefault(fact.round, set()).update(fact.devices)
             case EvaluationDeclined():
@@ -262,11 +278,13 @@ class Ledger:
                 of_version[fact.device_id] = (fact.num_examples, plausible(fact.metrics))
                 self.not_evaluated.get(fact.round, {}).pop(fact.device_id, None)
 
-    def _end(self, fact: RunCompleted | RunStopped | RunFailed) -> None:
+    def _end(self, fact: RunCompleted | RunStoppedEarly | RunStopped | RunFailed) -> None:
         self.phase = "ended"
         match fact:
             case RunCompleted():
                 self.status = "completed"
+            case RunStoppedEarly():
+                self.status, self.reason = "completed", fact.reason
             case RunStopped():
                 self.status, self.reason = "stopped", fact.reason
             case RunFailed():
@@ -309,6 +327,10 @@ class Ledger:
             raise InvalidTransition(f"{fact} includes others than the accepted in {where}")
         if isinstance(fact, RoundCommitted) and fact.model.version != self.round:
             raise InvalidTransition(f"version {fact.model.version} cannot be committed in {where}")
+        if isinstance(fact, VersionJudged) and (
+            fact.round <= self.judged or fact.round not in self.evaluators
+        ):
+            raise InvalidTransition(f"version {fact.round} cannot be judged in {where}")
         if isinstance(fact, UpdateWithdrawn) and fact.device_id not in self.accepted:
             raise InvalidTransition(f"{fact.device_id} has no accepted update in {where}")
         if isinstance(fact, UpdateAccepted | UpdateRefused | OrderDeclined) and (

@@ -26,6 +26,7 @@ from fl_server.flows.events import (
     StopRequested,
     TimerFired,
 )
+from fl_server.rounds.best import BestVersion
 from fl_server.rounds.commands import (
     Aggregate,
     FoldUpdate,
@@ -33,6 +34,7 @@ from fl_server.rounds.commands import (
     SendOrder,
     SweepRound,
     SweepRun,
+    TagBest,
 )
 from fl_server.rounds.evaluation import VersionEvaluation
 from fl_server.rounds.events import (
@@ -59,6 +61,7 @@ from fl_server.rounds.facts import (
     RunPaused,
     RunResumed,
     RunStopped,
+    RunStoppedEarly,
     UpdateWithdrawn,
 )
 from fl_server.rounds.gathering import Gathering
@@ -82,10 +85,16 @@ class RoundMachine:
         self._roster = Roster()
         self._updates = UpdateIntake(self.ledger)
         self._evaluation = VersionEvaluation(plan, self.ledger, self._roster)
+        self._best = BestVersion(plan, self.ledger, self._roster)
         self._gathering = Gathering(plan, self.ledger, self._roster)
         self._return_armed = False
         for fact in facts:
             self.ledger.apply(fact)
+
+    @property
+    def held(self) -> frozenset[int]:
+        """The versions that stay whatever the run's retention says."""
+        return self._best.held
 
     # --- events in, steps out -----------------------------------------------------------------
 
@@ -125,6 +134,9 @@ class RoundMachine:
                 self._operator(event, step)
             case FailureReported() if self.ledger.phase != "ended":
                 self._end(RunFailed(event.reason), step)
+        self._best.judge(step)
+        if self.ledger.phase != "ended" and self._best.standstill:
+            self._end(RunStoppedEarly(self._best.standstill), step)
         return step
 
     def resume(self) -> RoundStep:
@@ -133,6 +145,8 @@ class RoundMachine:
         for device_id, update in sorted(ledger.accepted.items()):
             if ledger.phase in {"collecting", "aggregating"}:
                 step.commands.append(FoldUpdate(device_id, ledger.round, ledger.attempt, update))
+        if ledger.best is not None:
+            step.commands.append(TagBest(ledger.best[0]))
         self._report(step)
         match ledger.phase:
             case "collecting":
@@ -384,7 +398,11 @@ class RoundMachine:
     def _arm(self, timer: str, seconds: float, step: RoundStep) -> None:
         step.commands.append(ArmTimer(timer, self.ledger.round, self.ledger.attempt, seconds))
 
-    def _end(self, fact: RunCompleted | RunStopped | RunFailed, step: RoundStep) -> None:
+    def _end(
+        self, fact: RunCompleted | RunStoppedEarly | RunStopped | RunFailed, step: RoundStep
+    ) -> None:
         self._updates.forget()
+        if not isinstance(fact, RunStoppedEarly):
+            self._best.judge(step, is_last=True)
         self.ledger.record(fact, step)
         step.commands.append(SweepRun())

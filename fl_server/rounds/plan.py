@@ -15,6 +15,29 @@ EvaluateOn: TypeAlias = Literal["evaluators", "devices", "none"]
 
 
 @dataclass(frozen=True)
+class BestRule:
+    """Which version of a run is its best, and when no better one is looked for.
+
+    Attributes:
+        metric: what versions are compared by.
+        lower: whether less of it is better.
+        min_delta: how much better a version must be to count as better.
+        patience: after so many rounds without a better version the run ends; 0 for never.
+    """
+
+    metric: str
+    lower: bool = False
+    min_delta: float = 0.0
+    patience: int = 0
+
+    def is_better(self, value: float, best: float | None) -> bool:
+        """Whether a version with this value takes the place of the best so far, if there is one."""
+        if best is None:
+            return True
+        return (best - value if self.lower else value - best) > self.min_delta
+
+
+@dataclass(frozen=True)
 class Plan:
     """What the machine must know of a run's definition.
 
@@ -26,6 +49,7 @@ class Plan:
         gather_s: how long to wait for a full cohort once a quorum is there.
         max_attempts: attempts at one round before the run fails.
         fit: how orders are fitted to devices, None: all get the same.
+        best: how the best version is found, None: nobody looks for it.
         on_request: each round waits for ``RoundRequested``, which brings the model to begin with.
     """
 
@@ -42,4 +66,5 @@ class Plan:
     evaluate_on: EvaluateOn = "evaluators"
     evaluation_deadline_s: float = 30.0
     fit: FitRule | None = None
+    best: BestRule | None = None
     on_request: bool = False

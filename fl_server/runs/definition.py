@@ -10,9 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from algorithms.registry import load as load_algorithm
 from broker.wire.messages.base import MetricName, Settings
-from fl_server.rounds.plan import Plan
+from fl_server.canary.state import lower_is_better
+from fl_server.rounds.plan import BestRule, Plan
 from fl_server.rounds.workload import FitRule, Speed
-from runtime.bounds import MAX_INTEGER, MAX_ROUNDS, MAX_SIZE, require_plain
+from runtime.bounds import MAX_HYPER_PARAMETER, MAX_INTEGER, MAX_ROUNDS, MAX_SIZE, require_plain
 from runtime.config import validate
 from storage.versions.manifest import Parent
 
@@ -39,6 +40,37 @@ class AlgorithmSection(_Section):
     def settings(self) -> dict[str, Any]:
         """The hyper-parameters."""
         return dict(self.model_extra or {})
+
+
+class ScheduleSection(_Section):
+    """How the learning rate changes from round to round. It begins with `training.learning_rate`,
+    which is the task's unless the run sets it; devices get that of their round with the order."""
+
+    name: Literal["constant", "step", "exponential", "cosine"] = "constant"
+    """`step` multiplies it by `schedule.decay` after every `schedule.every` rounds, `exponential`
+    after every round, and `cosine` lowers it along half a wave over all rounds of the run."""
+    decay: Annotated[float, Field(gt=0, le=1)] | None = None
+    """What `step` and `exponential` multiply it by; they need it."""
+    every: Annotated[int, Field(ge=1, le=MAX_ROUNDS)] = 10
+    """After how many rounds `step` does."""
+    least: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """The part of it that is never gone below, and that `cosine` goes towards."""
+    warmup_rounds: Annotated[int, Field(ge=0, le=MAX_ROUNDS)] = 0
+    """Over so many rounds it grows evenly to its whole, and only then does the schedule begin."""
+    after: Annotated[int, Field(ge=0, le=MAX_ROUNDS)] = 0
+    """So many rounds were before this run, and count as if they were of it; filled in by `rengo
+    runs extend`."""
+
+    @model_validator(mode="after")
+    def _has_its_decay(self) -> ScheduleSection:
+        if self.name in {"step", "exponential"} and self.decay is None:
+            raise ValueError(f"schedule {self.name} needs schedule.decay")
+        return self
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether every round has the same learning rate."""
+        return self.name == "constant" and not self.warmup_rounds
 
 
 class CohortSection(_Section):
@@ -112,6 +144,24 @@ class ModelsSection(_Section):
     """The version that the run begins with, filled in by `rengo run --from`."""
 
 
+class BestSection(_Section):
+    """Which version of the run is its best, and when none better is looked for any more.
+
+    Versions are compared in their order, each when those who measure it have answered.
+    """
+
+    keep: bool = False
+    """Whether the best version stays in the store, with the tag `RUN.best`, which is a name of it
+    everywhere; with `best.patience` it does anyway."""
+    metric: MetricName | None = None
+    """What versions are compared by; without it by the first of `evaluation.metrics`."""
+    min_delta: Annotated[float, Field(ge=0, le=MAX_HYPER_PARAMETER)] = 0.0
+    """By more than this a version must be better to count as better."""
+    patience: Annotated[int, Field(ge=0, le=MAX_ROUNDS)] = 0
+    """The run is completed before its last round when so many rounds brought no better version; 0
+    is never."""
+
+
 class BundleSection(_Section):
     """The task bundle that a run's devices may take: one that the site has, by its sha256."""
 
@@ -136,9 +186,11 @@ class RunDefinition(_Section):
     """What the first weights, the cohorts and the order of examples are drawn from."""
     algorithm: AlgorithmSection = AlgorithmSection()
     training: Settings = {}
+    schedule: ScheduleSection = ScheduleSection()
     cohort: CohortSection = CohortSection()
     evaluation: EvaluationSection = EvaluationSection()
     models: ModelsSection = ModelsSection()
+    best: BestSection = BestSection()
     bundle: BundleSection | None = None
 
     @model_validator(mode="before")
@@ -153,6 +205,35 @@ class RunDefinition(_Section):
         left = {k: v for k, v in values["aggregation"].items() if k not in _NUMBER_FORMAT}
         rest = {key: value for key, value in values.items() if key != "aggregation"}
         return {**rest, "aggregation": left} if left else rest
+
+    @model_validator(mode="after")
+    def _schedule_fits(self) -> RunDefinition:
+        rate = self.training.get("learning_rate")
+        if self.schedule.is_constant:
+            return self
+        rounds = self.schedule.after + self.rounds
+        if self.schedule.warmup_rounds >= rounds:
+            raise ValueError(
+                f"schedule.warmup_rounds {self.schedule.warmup_rounds} leaves nothing of "
+                f"{rounds} rounds"
+            )
+        if isinstance(rate, bool) or not isinstance(rate, int | float) or rate <= 0:
+            raise ValueError(
+                "a schedule needs training.learning_rate, a number above 0; `rengo run` fills it "
+                "in from the task"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _best_is_measured(self) -> RunDefinition:
+        if self.looks_for_best and self.evaluation.on == "none":
+            raise ValueError('best needs somebody who measures: evaluation.on is "none"')
+        return self
+
+    @property
+    def looks_for_best(self) -> bool:
+        """Whether versions are compared."""
+        return self.best.keep or self.best.patience > 0
 
     @property
     def bundled(self) -> bool:
@@ -189,7 +270,16 @@ class RunDefinition(_Section):
             evaluate_on=on,
             evaluation_deadline_s=evaluation.deadline_s,
             fit=self._fit(speeds or {}),
+            best=self._best_rule(),
         )
+
+    def _best_rule(self) -> BestRule | None:
+        if not self.looks_for_best:
+            return None
+        metric = self.best.metric or self.evaluation.headline
+        goal = self.evaluation.metrics.get(metric)
+        lower = lower_is_better(metric) if goal is None else goal == "lower"
+        return BestRule(metric, lower, self.best.min_delta, self.best.patience)
 
     def _fit(self, speeds: Mapping[str, Speed]) -> FitRule | None:
         cohort, most = self.cohort, self.training.get("max_steps", 0)

@@ -25,6 +25,11 @@ from runtime.text import LogFormatter
 if TYPE_CHECKING:
     from rengo.operator.client import OperatorClient
 
+PARTITION_HELP = (
+    "how a shared data set is divided over the devices: iid, dirichlet:ALPHA, shards:K, "
+    "quantity:ALPHA or natural, each with +turned, +inverted, +tinted or +domains if each device "
+    "is to see images in its own way (default: as the task has it)"
+)
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 

@@ -34,6 +34,7 @@ _COMMANDS = {
     "models": "operator.models",
     "task": "operator.task",
     "devices": "operator.devices",
+    "data": "machine.data",
     "enroll": "machine.enroll",
     "broker": "site.components",
     "store": "site.components",

@@ -19,7 +19,7 @@ _READ_BYTES = 256 << 20
 _DAMAGED_SHOWN = 5
 _MEND_OBJECTS = (
     "restore the store's files from a backup; until then such a version is set aside, see "
-    "`rengo models ls`"
+    "`rengo models ls`, and `rengo models rm` removes it for good"
 )
 _NOT_USED = "Rengo does not use it"
 _ASK = "ask the store's operator for it, or use another store"

@@ -4,7 +4,20 @@ from __future__ import annotations
 
 import math
 
-from fl_client.models.layers import Conv2d, Flatten, Layer, Layers, Linear, MaxPool2d, Reshape
+from fl_client.models.layers import (
+    GRU,
+    LSTM,
+    Conv1d,
+    Conv2d,
+    Embedding,
+    Flatten,
+    Layer,
+    Layers,
+    Linear,
+    MaxPool2d,
+    Reshape,
+    Transpose,
+)
 
 _LARGEST_SIDE = 1024
 
@@ -34,7 +47,9 @@ def example_shape(model: Layers) -> tuple[int, ...] | None:
 
 
 def _tells(layer: Layer) -> bool:
-    return isinstance(layer, Linear | Conv2d | Reshape)
+    """Return whether a layer says how long its input is, or that this is left open."""
+    left_open = Embedding | GRU | LSTM | Conv1d | Transpose
+    return isinstance(layer, Linear | Conv2d | Reshape | left_open)
 
 
 def _passes(model: Layers, shape: tuple[int, ...]) -> bool:

@@ -12,7 +12,7 @@ from fl_server.operations.results.runs import RunSummary
 from rengo.operator.client import News
 
 _ENDED = frozenset({"completed", "stopped", "failed"})
-_LAST_EVENTS = frozenset({"RunCompleted", "RunStopped", "RunFailed"})
+_LAST_EVENTS = frozenset({"RunCompleted", "RunStoppedEarly", "RunStopped", "RunFailed"})
 _EVENTS_GRACE_S = 3.0
 _PATIENCE_S = 20.0
 _ONLINE = frozenset({"ready", "training", "draining"})

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from broker.wire.messages import DeviceState
-from fl_client.tasks.attributes import goals_of
+from fl_client.tasks.attributes import goals_of, require_trainable
 from fl_client.tasks.base import Task
 from fl_client.tasks.registry import load_task
 from fl_client.tasks.user_code import initial_weights_of
@@ -46,6 +46,7 @@ _LOOK_EVERY_S = 0.5
 _ASK_EVERY_S = 5.0
 _SUBMIT_S = 30.0
 _READ_BYTES_S = 10e6
+_OPTIMIZER_SETTINGS = frozenset({"optimizer", "learning_rate", "momentum"})
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,8 @@ class RunResult:
             "loss": report.loss,
             "headline": report.headline,
             "measured": report.measured,
+            "best_version": report.best_version,
+            "best_value": report.best_value,
             "model_path": None if self.model_path is None else str(self.model_path),
             "model_sha256": report.model_sha256,
             "wall_s": report.wall_s,
@@ -107,8 +110,8 @@ def submit(
         Mismatch: ``initial`` does not fit the task's model; names each difference.
     """
     loaded = load_task(task)
-    check_definition(loaded, definition)
-    named = {"task": loaded.name, **with_goals(loaded, definition)}
+    filled = check_definition(loaded, definition)
+    named = {"task": loaded.name, **with_goals(loaded, filled)}
     values = with_cohort_size(client, loaded.name, named)
     weights = version_0(loaded, int(values.get("seed", 0)), initial)
     with tempfile.TemporaryDirectory(prefix="rengo-submit-") as folder:
@@ -182,14 +185,34 @@ def parent_of(client: OperatorClient, initial: FetchedVersion | None) -> dict[st
     return {"parent": sha256}
 
 
-def check_definition(task: Task, values: Mapping[str, Any]) -> None:
+def check_definition(task: Task, values: Mapping[str, Any]) -> dict[str, Any]:
     """Check a run definition and the training settings in it against the task.
 
+    Returns:
+        The definition, with the task's learning rate where a schedule begins with it.
+
     Raises:
-        ConfigError: a key or value is wrong.
+        ConfigError: a key or value is wrong, or has no effect with this task.
     """
-    definition = parse_definition({**values, "task": task.name}, "run definition")
-    task.training.overridden(definition.training)
+    filled = _with_learning_rate(task, values)
+    definition = parse_definition({**filled, "task": task.name}, "run definition")
+    settings = task.training.overridden(definition.training)
+    require_trainable(task, settings)
+    if type(task).optimizer is not Task.optimizer:
+        set_here = _OPTIMIZER_SETTINGS.intersection(values.get("training") or ())
+        keys = sorted(f"training.{key}" for key in set_here)
+        for key in [*keys, *([] if definition.schedule.is_constant else ["schedule"])]:
+            raise ConfigError(f"{key} has no effect: task {task.name} makes its own optimizer()")
+    return filled
+
+
+def _with_learning_rate(task: Task, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a definition whose training has a learning rate, where it has a schedule."""
+    training = values.get("training") or {}
+    if not values.get("schedule") or not isinstance(training, Mapping):
+        return dict(values)
+    rate = {"learning_rate": task.training.learning_rate}
+    return {**values, "training": {**rate, **training}}
 
 
 def with_cohort_size(

@@ -16,11 +16,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 import sqlite3
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
@@ -41,7 +42,10 @@ _LEFT_OUT_SUFFIXES = (
     # what the journal has reached: copied after the journal, it might be ahead of the copy
     ".sqlite.mark",
 )
-_BLOCKS = "store/blobs"
+# what is written whole and renamed, while it is written
+_UNFINISHED = re.compile(r"(.*/)?\.[^/]+\.[a-z0-9_]{8}")
+# the stores' own, of which every file counts: of JuiceFS the blocks, of SeaweedFS all
+_BLOCKS, _OBJECTS = "store/blobs", "store/objects"
 _META = "store/meta.db"
 _SQLITE = b"SQLite format 3\0"
 _LOCK_S = 60.0
@@ -91,6 +95,7 @@ def back_up(root: Path, file: Path) -> BackupContents:
         os.fchmod(out.fileno(), 0o600)
         archive = held.enter_context(tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT))
         writing = _Writing(root, archive)
+        writing.add_tree(_OBJECTS)
         writing.add_tree(_BLOCKS)
         with _unchanging(root / _META):
             writing.add_rest()
@@ -171,13 +176,15 @@ class _Writing:
                     self._add(key, source)
 
     def add_rest(self) -> None:
-        """Add all that belongs to a backup but the store's database and blocks.
+        """Add all that belongs to a backup but what the store has written.
 
         What goes meanwhile, as a file that is written and renamed, is left out.
         """
         for path in sorted(self.root.rglob("*")):
             key = path.relative_to(self.root).as_posix()
-            if _belongs(key) and path.is_file() and not path.is_symlink():
+            if _comes_again(key) or _is_below(key, (_BLOCKS, _OBJECTS, _META)):
+                continue
+            if path.is_file() and not path.is_symlink():
                 with contextlib.suppress(FileNotFoundError):
                     self._add_file(key, path)
 
@@ -232,11 +239,16 @@ class _Hashing:
         return data
 
 
-def _belongs(key: str) -> bool:
-    left_out = (*_LEFT_OUT, _BLOCKS, _META)
-    return not key.endswith(_LEFT_OUT_SUFFIXES) and not any(
-        key == name or key.startswith(f"{name}/") for name in left_out
-    )
+def _is_below(key: str, folders: Iterable[str]) -> bool:
+    return any(key == name or key.startswith(f"{name}/") for name in folders)
+
+
+def _comes_again(key: str) -> bool:
+    """Whether a file of a site is made again without a backup of it, or must be."""
+    if _is_below(key, (_BLOCKS, _OBJECTS)):
+        return False
+    named = key.endswith(_LEFT_OUT_SUFFIXES) or _UNFINISHED.fullmatch(key) is not None
+    return named or _is_below(key, _LEFT_OUT)
 
 
 def _unpack(source: BinaryIO, folder: Path, file: Path) -> BackupContents:
@@ -257,6 +269,8 @@ def _unpack(source: BinaryIO, folder: Path, file: Path) -> BackupContents:
         raise ConfigError(f"{file} is not a backup of a site: {error}") from error
     if contents is None or contents.files != found:
         raise ConfigError(f"{file} is cut short or damaged: it does not hold all that it names")
+    for name in filter(_comes_again, found):  # an earlier version put it in
+        (folder / name).unlink()
     return contents
 
 

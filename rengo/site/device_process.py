@@ -5,9 +5,11 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from runtime.processes.child import Child
+
+Engine: TypeAlias = Literal["auto", "torch", "numpy"]
 
 
 @dataclass(frozen=True)
@@ -17,14 +19,17 @@ class DeviceSpec:
     Attributes:
         profile: "pi" starts the Raspberry Pi runner, everything else the client.
         index: which of ``count`` parts of a shared data set is its own.
+        partition: how a shared data set is divided, as ``dirichlet:0.1``; empty: as the task has
+            it.
     """
 
     name: str
     profile: Literal["cpu", "gpu", "pi"] = "cpu"
-    engine: Literal["auto", "torch", "numpy"] = "auto"
+    engine: Engine = "auto"
     role: Literal["trainer", "evaluator"] = "trainer"
     index: int = 0
     count: int = 1
+    partition: str = ""
 
 
 def device_process(spec: DeviceSpec, identity: Path, folder: Path, task: str, log: Path) -> Child:
@@ -40,6 +45,8 @@ def device_process(spec: DeviceSpec, identity: Path, folder: Path, task: str, lo
         *("--index", str(spec.index)),
         *("--count", str(spec.count)),
     ]
+    if spec.partition:
+        argv += ["--partition", spec.partition]
     if command == "client":
         argv += ["--engine", spec.engine, "--profile", spec.profile]
     return Child(f"device {spec.name}", argv, log)

@@ -12,20 +12,32 @@ from rengo.terminal.health import health_lines
 from rengo.terminal.tables import when
 
 _WIDTH = 14
-_REPORTS = ("info", "health", "data_report")
+_REPORTS = ("info", "health", "data_report", "last_decline")
 _NAMES = {"admitted_at": "admitted", "ram_bytes": "memory", "boot_id": "boot"}
 
 
 def device_lines(device: DeviceRow) -> list[str]:
-    """Return the lines of one device: as a member, by its own reports, its health, its data."""
+    """Return the lines of one device: as a member, by its own reports, what it last declined."""
     found = device.document()
-    info, health, data = (found.pop(name, None) for name in _REPORTS)
+    info, health, data, declined = (found.pop(name, None) for name in _REPORTS)
     facts = {**found, **(info or {})}
     return [
         *(f"{_name(key):{_WIDTH}} {_shown(key, value)}" for key, value in facts.items()),
         *health_lines(health),
         *drift_lines(data),
+        *_decline_lines(declined),
     ]
+
+
+def _decline_lines(declined: Mapping[str, Any] | None) -> Iterator[str]:
+    if declined is None:
+        return
+    yield "last declined"
+    what = "evaluation" if declined["action"] == "evaluate" else "round"
+    order = f"{what} {declined['round']} of {declined['run_id']}, {when(declined['at'])}"
+    for name, text in (("order", order), ("reason", declined["reason"])):
+        yield f"  {name:{_WIDTH}} {text}"
+    yield from (f"  | {line}" for line in declined["traceback"])
 
 
 def _name(key: str) -> str:

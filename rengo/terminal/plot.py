@@ -1,14 +1,22 @@
-"""A run's headline metric by round, as a PNG file."""
+"""Pictures: a run's headline metric by round, and how a data set is divided over devices."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from runtime.errors import MissingExtra
+from runtime.errors import ConfigError, MissingExtra
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _COLOUR = "#1f6f8b"
 _DPI = 110
+_HIGHEST = 9.0
+_MOST_NAMES = 40
+_MOST_CLASSES = 20
 
 
 def draw_metric(measured: Mapping[int, float], name: str, title: str, path: Path) -> None:
@@ -22,13 +30,9 @@ def draw_metric(measured: Mapping[int, float], name: str, title: str, path: Path
         MissingExtra: matplotlib is not installed.
         OSError: the file cannot be written.
     """
-    try:
-        # Figure alone draws with Agg: no window system and no global state
-        from matplotlib.figure import Figure  # noqa: PLC0415  (an extra, and slow)
-        from matplotlib.ticker import MaxNLocator  # noqa: PLC0415
-    except ImportError as error:
-        raise MissingExtra("matplotlib", "plot") from error
-    figure = Figure(figsize=(6.4, 3.4), layout="constrained")
+    figure = _figure(3.4)
+    from matplotlib.ticker import MaxNLocator  # noqa: PLC0415  (an extra, and slow)
+
     axes = figure.subplots()
     rounds = sorted(measured)
     values = [measured[number] for number in rounds]
@@ -46,6 +50,54 @@ def draw_metric(measured: Mapping[int, float], name: str, title: str, path: Path
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(visible=True, color="#e5e5e5")
     axes.set_axisbelow(True)
+    _save(figure, axes, path)
+
+
+def draw_partition(counts: Mapping[str, Mapping[int, int]], title: str, path: Path) -> None:
+    """Write the plot: a bar for each device, of a piece for each class.
+
+    Args:
+        counts: for each device the examples of each class.
+
+    Raises:
+        MissingExtra: matplotlib is not installed.
+        ConfigError: it has no pictures of this kind.
+        OSError: the file cannot be written.
+    """
+    figure = _figure(min(_HIGHEST, 1.4 + 0.22 * len(counts)))
+    from matplotlib import colormaps  # noqa: PLC0415  (an extra, and slow)
+
+    if path.suffix.lower().lstrip(".") not in figure.canvas.get_supported_filetypes():
+        raise ConfigError(f"{path} is no picture that can be written: name a .png, .svg or .pdf")
+    axes = figure.subplots()
+    labels = sorted({label for each in counts.values() for label in each})
+    places, left = range(len(counts)), [0] * len(counts)
+    for number, label in enumerate(labels):
+        widths = [each.get(label, 0) for each in counts.values()]
+        colour = colormaps["turbo"](0.05 + 0.9 * number / max(1, len(labels) - 1))
+        axes.barh(places, widths, left=left, color=colour, label=str(label))
+        left = [start + width for start, width in zip(left, widths, strict=True)]
+    step = 1 + len(counts) // _MOST_NAMES
+    axes.set_yticks(list(places)[::step], list(counts)[::step])
+    axes.invert_yaxis()
+    axes.margins(y=0.02)
+    axes.set(xlabel="examples, coloured by class")
+    axes.set_title(title, loc="left", fontsize=10)
+    if 1 < len(labels) <= _MOST_CLASSES:
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8, frameon=False)
+    _save(figure, axes, path)
+
+
+def _figure(height: float) -> Figure:
+    try:
+        # Figure alone draws with Agg: no window system and no global state
+        from matplotlib.figure import Figure  # noqa: PLC0415  (an extra, and slow)
+    except ImportError as error:
+        raise MissingExtra("matplotlib", "plot") from error
+    return Figure(figsize=(6.4, height), layout="constrained")
+
+
+def _save(figure: Figure, axes: Axes, path: Path) -> None:
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     figure.savefig(path, dpi=_DPI)

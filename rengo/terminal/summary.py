@@ -26,6 +26,7 @@ def conclude(result: RunResult, tries: Sequence[tuple[str, str]]) -> str:
         raise RunNotCompleted(f"the model of run {result.run_id} was not fetched")
     lines = ["", _verdict(result), ""]
     lines += [f"  model  {result.model_path}", f"  plot   {_plot(result, result.model_path)}"]
+    lines += _best(result)
     lines += ["", "Load the model in Python:", ""]
     lines += [f"  {line}" for line in loading_lines(result.model_path)]
     lines += [f"  # {_names(result.model_path)}"]
@@ -53,6 +54,16 @@ def _verdict(result: RunResult) -> str:
     if report.measured is None:
         return f"{ended}: {rounds} in {took}; the {name} was not measured."
     return f"{ended}: {name} {report.measured:.4f} after {rounds} in {took}."
+
+
+def _best(result: RunResult) -> list[str]:
+    report = result.report
+    if report.best_version is None:
+        return []
+    value = "" if report.best_value is None else f" ({report.best_value:.4f})"
+    early = report.status == "completed" and report.rounds_completed < report.rounds
+    why = [f"  early  {printable(report.reason)}"] if early else []
+    return [f"  best   version {report.best_version}{value}: {report.run_id}.best", *why]
 
 
 def _plot(result: RunResult, model: Path) -> str:

@@ -26,7 +26,7 @@ from runtime.security.signing import SecretKey
 from storage.registry.scan import Document, DocumentCache
 from storage.registry.version_store import VersionStore
 from storage.store.objects import Objects
-from storage.versions.index import Version, looks_like_hash
+from storage.versions.index import Version, VersionKey, looks_like_hash
 from storage.versions.keys import RunKeys
 from storage.versions.manifest import Manifest
 from storage.versions.retention import Policy, retained
@@ -117,6 +117,11 @@ class ModelRegistry:
                     raise NotFound(f"{run_id}:{number} is set aside: {reason}") from None
             raise
 
+    def find_set_aside(self, name: str) -> VersionKey | None:
+        """Return which version that is set aside ``RUN:VERSION`` names, None if none."""
+        found = (key for key in self.set_aside() if name == f"{key[0]}:{key[1]}")
+        return next(found, None)
+
     def production(self, task: str) -> Version | None:
         """Return the version of the task that is in production."""
         return self._versions.production(task)
@@ -126,7 +131,7 @@ class ModelRegistry:
         return version.manifest.encode(self._key)
 
     def set_aside(self) -> dict[tuple[str, int], str]:
-        """Return the versions of which the store cannot give a document, and why."""
+        """Return the versions that are none since a document is not given or not valid, and why."""
         return self._versions.set_aside()
 
     def unreadable(self, run_id: str) -> set[int]:
@@ -183,8 +188,8 @@ class ModelRegistry:
     def forget_others(self, run_id: str, kept: Collection[int]) -> None:
         """Note that a cleanup has removed all other versions of a run with their objects."""
         with self._writing:
-            removed = [each for each in self.versions(run_id) if each.manifest.version not in kept]
-            self._versions.forget(removed)
+            known = (version.id for version in self.versions(run_id))
+            self._versions.forget([key for key in known if key[1] not in kept])
             self._versions.forget_unreadable(run_id, kept)
 
     # --- stages and tags ----------------------------------------------------------------------
@@ -294,7 +299,19 @@ class ModelRegistry:
                 what = _NOT_REMOVED.get(version.record.stage)
                 if what is not None:
                     raise ConfigError(f"{version.name} is {what}, and is not removed while it is")
-            self._versions.remove(version)
+            self._versions.remove(version.id)
+
+    def discard(self, run_id: str, version: int) -> None:
+        """Remove what there is of a version that is set aside, whatever its stage was.
+
+        Raises:
+            ConfigError: it is a version again.
+        """
+        with self._writing:
+            self._versions.resolve_doubts()
+            if self.has(run_id, version):
+                raise ConfigError(f"{run_id}:{version} is not set aside any more")
+            self._versions.remove((run_id, version))
 
     def _current(self, version: Version) -> Version:
         self._versions.resolve_doubts()

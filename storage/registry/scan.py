@@ -55,7 +55,7 @@ class RegistryScan:
 
     Attributes:
         versions: those with a valid manifest and a model in the store.
-        unreadable: versions with a manifest or record that is not valid.
+        unreadable: versions with a manifest or record that is not valid, and why.
         set_aside: versions with a manifest or record that the store cannot give, and why.
         orphan_records: the keys of records without a version.
         fetched: documents that the cache did not have.
@@ -63,7 +63,7 @@ class RegistryScan:
     """
 
     versions: list[Version] = field(default_factory=list)
-    unreadable: set[VersionKey] = field(default_factory=set)
+    unreadable: dict[VersionKey, str] = field(default_factory=dict)
     set_aside: dict[VersionKey, str] = field(default_factory=dict)
     orphan_records: set[str] = field(default_factory=set)
     fetched: list[Document] = field(default_factory=list)
@@ -212,7 +212,7 @@ class _Scanner:
         if manifest is not None:
             problem = _manifest_mismatch(manifest, keys, number)
         if manifest is None or problem:
-            self._found.unreadable.add((keys.run_id, number))
+            self._found.unreadable[keys.run_id, number] = problem
             self._found.problems.append(problem)
             return
         if objects.model is None:
@@ -236,7 +236,7 @@ class _Scanner:
         if record is not None:
             problem = _record_mismatch(record, manifest, info.key)
         if record is None or problem:
-            self._found.unreadable.add((manifest.run_id, manifest.version))
+            self._found.unreadable[manifest.run_id, manifest.version] = problem
             self._found.problems.append(
                 f"{problem}; {manifest.name} counts as without stage and tags"
             )

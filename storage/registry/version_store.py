@@ -17,6 +17,7 @@ from runtime.security.signing import SecretKey
 from storage.registry.scan import DocumentCache, new_record, read_record, scan_registry
 from storage.store.objects import Objects
 from storage.versions.index import Version, VersionIndex, VersionKey
+from storage.versions.keys import RunKeys
 from storage.versions.manifest import Manifest, Record, Stage
 from storage.weights import require_finite
 
@@ -50,11 +51,11 @@ class VersionStore:
         self._index = VersionIndex()
         self.scanned = threading.Event()
         self._uncertain: set[VersionKey] = set()
-        self._unreadable: set[VersionKey] = set()
+        self._unreadable: dict[VersionKey, str] = {}
         self._set_aside: dict[VersionKey, str] = {}
         self._orphan_records: set[str] = set()
         # versions whose removal was interrupted
-        self._being_removed: dict[VersionKey, Version] = {}
+        self._being_removed: set[VersionKey] = set()
         self._promotions = 0
 
     @contextmanager
@@ -66,18 +67,21 @@ class VersionStore:
     def unreadable(self, run_id: str) -> set[int]:
         """Return the versions of a run with a document that is not valid or not given."""
         with self._lock:
-            found = self._unreadable | self._set_aside.keys()
+            found = self._unreadable.keys() | self._set_aside.keys()
         return {number for run, number in found if run == run_id}
 
     def set_aside(self) -> dict[VersionKey, str]:
-        """Return the versions with a document that the store cannot give, and why."""
+        """Return the versions that a damaged document keeps from being any, and why."""
         with self._lock:
-            return dict(self._set_aside)
+            invalid = {
+                key: why for key, why in self._unreadable.items() if not self._index.has(key)
+            }
+            return {**invalid, **self._set_aside}
 
     def in_doubt(self, run_id: str) -> set[int]:
         """Return the versions of a run of which it is unknown what the store has."""
         with self._lock:
-            unsure = self._uncertain | self._unreadable | self._set_aside.keys()
+            unsure = self._uncertain | self._unreadable.keys() | self._set_aside.keys()
         return {number for run, number in unsure if run == run_id}
 
     def require_scan(self) -> None:
@@ -106,7 +110,7 @@ class VersionStore:
             self._set_aside = found.set_aside
             self._uncertain = set()
         self._orphan_records = found.orphan_records
-        self._being_removed = {}
+        self._being_removed = set()
         self._promotions = max((each.promoted for each in found.versions), default=0)
         self.scanned.set()
         if self._cache is not None and found.fetched:
@@ -116,11 +120,11 @@ class VersionStore:
     def resolve_doubts(self) -> None:
         """Read what the store has where a write failed, and complete interrupted operations."""
         self.require_scan()
-        for version in list(self._being_removed.values()):
-            if self._has_model(version):
-                del self._being_removed[version.id]
+        for key in list(self._being_removed):
+            if self._has_model(key):
+                self._being_removed.discard(key)
             else:
-                self.remove(version)
+                self.remove(key)
         with self._lock:
             unsure = [self._index.get(key) for key in self._uncertain if self._index.has(key)]
         if not unsure:
@@ -144,7 +148,7 @@ class VersionStore:
         self._store.put(version.keys.manifest(manifest.version), manifest.encode(self._key))
         with self._lock:
             self._index.put(version)
-            self._unreadable.discard(version.id)
+            self._unreadable.pop(version.id, None)
         return version
 
     def write(self, version: Version, **changes: Any) -> Version:
@@ -160,40 +164,46 @@ class VersionStore:
         changed = replace(version, record=record)
         with self._lock:
             self._uncertain.discard(version.id)
-            self._unreadable.discard(version.id)
+            self._unreadable.pop(version.id, None)
             self._index.put(changed)
         return changed
 
-    def remove(self, version: Version) -> None:
-        """Delete a version's objects, the model first: without it the others are no version."""
-        keys, number = version.keys, version.manifest.version
-        self._being_removed[version.id] = version
-        self._store.delete([version.manifest.key])
+    def remove(self, key: VersionKey) -> None:
+        """Delete a version's objects, the model first: without it the others are no version.
+
+        One that is damaged stays known as such until all of them are gone.
+        """
+        keys, number = RunKeys(self.project, key[0]), key[1]
+        self._being_removed.add(key)
+        self._store.delete([keys.version(number)])
         self._orphan_records.add(keys.record(number))
-        self.forget([version])
+        self.forget([key])
         self._store.delete([keys.state(number), keys.record(number), keys.manifest(number)])
         self._orphan_records.discard(keys.record(number))
-        del self._being_removed[version.id]
+        with self._lock:
+            self._unreadable.pop(key, None)
+            self._set_aside.pop(key, None)
+        self._being_removed.discard(key)
 
-    def forget(self, versions: list[Version]) -> None:
+    def forget(self, removed: Collection[VersionKey]) -> None:
         """Remove the versions from memory: the store has them no more."""
         with self._lock:
-            for version in versions:
-                self._index.remove(version.id)
-                self._uncertain.discard(version.id)
-                self._unreadable.discard(version.id)
-        if self._cache is not None and versions:
+            for key in removed:
+                self._index.remove(key)
+                self._uncertain.discard(key)
+        if self._cache is not None and removed:
+            runs = [(RunKeys(self.project, run_id), number) for run_id, number in removed]
             self._cache.forget(
-                key_of(each.manifest.version)
-                for each in versions
-                for key_of in (each.keys.manifest, each.keys.record)
+                key_of(number) for keys, number in runs for key_of in (keys.manifest, keys.record)
             )
 
     def forget_unreadable(self, run_id: str, kept: Collection[int]) -> None:
         """Note that the run's invalid documents were deleted, except those of ``kept``."""
         with self._lock:
             self._unreadable = {
-                (run, number) for run, number in self._unreadable if run != run_id or number in kept
+                (run, number): why
+                for (run, number), why in self._unreadable.items()
+                if run != run_id or number in kept
             }
 
     def require_model(self, version: Version) -> None:
@@ -209,9 +219,9 @@ class VersionStore:
         with self._store.open(manifest.key) as stream:
             require_finite(stream, manifest.name)
 
-    def _has_model(self, version: Version) -> bool:
+    def _has_model(self, key: VersionKey) -> bool:
         try:
-            self._store.head(version.manifest.key)
+            self._store.head(RunKeys(self.project, key[0]).version(key[1]))
         except NotFound:
             return False
         return True
@@ -221,9 +231,9 @@ class VersionStore:
             return read_record(self._store, self._key.public, version.manifest)
         except NotFound:
             return new_record(version.manifest)
-        except Corrupt:
+        except Corrupt as error:
             with self._lock:
-                self._unreadable.add(version.id)
+                self._unreadable[version.id] = str(error)
             return new_record(version.manifest)
 
     # --- steps of operations ------------------------------------------------------------------

@@ -6,7 +6,6 @@ Each kind of server comes as a wheel.
 from __future__ import annotations
 
 import ipaddress
-import os
 import secrets
 from pathlib import Path
 from typing import Literal
@@ -16,7 +15,6 @@ from pydantic import ValidationError
 
 from runtime.errors import ConfigError, TransportError, Unavailable
 from runtime.files import atomic_write
-from runtime.processes.accounts import other_people
 from runtime.processes.child import Child, foreign_environment
 from runtime.processes.ports import free_port, require_free
 from runtime.security.tls import Tls
@@ -29,8 +27,6 @@ from storage.transfer import http
 Kind = Literal["juicefs", "seaweedfs"]
 _SERVERS: dict[str, type[StoreServer]] = {"juicefs": Juicefs, "seaweedfs": Seaweedfs}
 _START_S = 30.0
-SHARED_MACHINE = "RENGO_TRUST_LOCAL_USERS"
-"""The variable by which an operator trusts every user of the machine with the store."""
 
 
 class EmbeddedStore:
@@ -98,13 +94,11 @@ class EmbeddedStore:
         """Start the server and return when it answers.
 
         Raises:
-            ConfigError: the port is in use, a file of keys or certificates is damaged, or this kind
-                must not run beside other people's processes.
+            ConfigError: the port is in use, or a file of keys or certificates is damaged.
             MissingExtra: the server's wheel is not installed.
             TransportError: it did not start; the text has its last line.
             StorageError: its certificate is not trusted here; says why.
         """
-        self._require_alone()
         require_free(self._listener.port, "object store", self._listener.host)
         self._folder.mkdir(parents=True, exist_ok=True)
         self._folder.chmod(0o700)
@@ -127,17 +121,6 @@ class EmbeddedStore:
         except BaseException:
             self.kill()
             raise
-
-    def _require_alone(self) -> None:
-        if not self._server.has_open_ports or os.environ.get(SHARED_MACHINE):
-            return
-        people = other_people()
-        if people:
-            raise ConfigError(
-                "a store of kind seaweedfs takes commands without keys from any process of this "
-                f"machine, on which {', '.join(people[:3])} may log in too: choose juicefs, or set "
-                f"{SHARED_MACHINE}=1 where you trust them all with the store"
-            )
 
     def stop(self) -> None:
         """Ask the server to end, and wait for it."""

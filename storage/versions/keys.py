@@ -77,6 +77,11 @@ class RunKeys:
         return None if match is None else int(match[1] or match[2])
 
 
+def best_label(run_id: str) -> str:
+    """Return the tag of a run's best version; a tag is one version's alone in a project."""
+    return f"{run_id}.best"
+
+
 def epoch_key(project: str) -> str:
     """The server's epoch as it was last, for a server whose journal is lost."""
     return f"projects/{project}/epoch.json"

@@ -30,7 +30,7 @@ def test_secrets_are_in_private_files_only(place: Place) -> None:
         for path in folder.rglob("*")
         if path.is_file() and b"secret-of-dev-a" in path.read_bytes()
     }
-    assert holding == ({"users.conf"} if place.kind.server == "nats" else set())
+    assert holding == set()
     assert "secret-of" not in " ".join(psutil.Process(place.broker.pid).cmdline())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, ClassVar
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 
 import algorithms
 from fl_client.datasets.device import Device
-from fl_client.engines.base import TrainingFailed, load_engine
+from fl_client.engines.base import TrainingFailed, Tuning, load_engine
 from fl_client.models.layers import BatchNorm, Linear, ReLU
 from fl_client.models.local_round import LocalRound
 from fl_client.models.settings import TrainingSettings
@@ -124,6 +125,58 @@ def test_a_batch_of_one_trains_as_with_declared_layers(
     assert update.metrics["train_loss"] == pytest.approx(
         numpy_update.metrics["train_loss"], rel=1e-4
     )
+
+
+class Untracked(Module):
+    """Normalises by the batch alone, which of one value a channel has nothing but the value."""
+
+    norm: ClassVar[Any] = torch.nn.BatchNorm1d(5, track_running_stats=False)
+
+    def model(self) -> Any:
+        parts = (torch.nn.Linear(4, 5), copy.deepcopy(self.norm), torch.nn.ReLU())
+        return torch.nn.Sequential(*parts, torch.nn.Linear(5, 3))
+
+
+class Grouped(Untracked):
+    norm = torch.nn.GroupNorm(5, 5)
+
+
+WITHOUT_STATISTICS = [Untracked, Grouped]
+
+
+@pytest.mark.parametrize("kind", WITHOUT_STATISTICS)
+@pytest.mark.parametrize("count", [1, 9])
+def test_a_batch_of_one_without_running_statistics_is_its_own_mean(
+    kind: type[Untracked], count: int
+) -> None:
+    task, data = kind(), (INPUTS[:count], LABELS[:count])
+    weights, engine = task.initial_weights(0), load_engine("torch", task)
+    named = {name: array.astype(np.float64) for name, array in weights.arrays().items()}
+    # a value less its mean is 0: what follows sees the norm's bias alone, whatever the example
+    outputs = np.maximum(named["1.bias"], 0) @ named["3.weight"].T + named["3.bias"]
+    expected = np.log(np.exp(outputs).sum()) - outputs[LABELS[8]]
+    single = engine.evaluate(weights, (INPUTS[8:], LABELS[8:]))
+    assert single.metrics["loss"] == pytest.approx(expected, rel=1e-5)
+    update = engine.train(weights, data, plan_of(task))
+    assert update.num_examples == count
+    moved = weights.with_vector(update.vector).arrays()
+    assert np.abs(moved["3.bias"]).max() > 1e-3
+    # and no gradient of one example reaches what lies before
+    reached = np.abs(moved["0.weight"]).max() > 1e-4
+    assert reached == (count > 1 and kind is Untracked)
+
+
+@pytest.mark.parametrize("kind", WITHOUT_STATISTICS)
+def test_the_last_batch_of_an_evaluation_may_be_one(
+    kind: type[Untracked], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fl_client.engines.torch._EVALUATION_BATCH", 4)
+    task = kind()
+    weights = task.initial_weights(0)
+    devices = Tuning(accelerators=("cpu:0", "cpu:1"))
+    for engine in (load_engine("torch", task), load_engine("torch", task, tuning=devices)):
+        found = engine.evaluate(weights, (INPUTS, LABELS))
+        assert np.isfinite(found.metrics["loss"])
 
 
 def test_one_example_of_several_values_a_channel_is_normalised_over_them() -> None:

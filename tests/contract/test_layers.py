@@ -17,12 +17,14 @@ from fl_client.models import layers as kinds
 from fl_client.models import memory
 from fl_client.models.layers import (
     GRU,
+    LSTM,
     AvgPool1d,
     AvgPool2d,
     BatchNorm,
     Conv1d,
     Conv2d,
     Dropout,
+    Embedding,
     Flatten,
     GlobalAvgPool,
     Layer,
@@ -37,6 +39,7 @@ from fl_client.models.layers import (
     Transpose,
 )
 from fl_client.tasks.base import Task
+from runtime.errors import ConfigError
 from storage.weights import Weights
 from tests.contract.test_engine_steps import cut_and_go_on
 from tests.contract.test_engines import Declarative, plan_of
@@ -75,8 +78,10 @@ def cases(draw: st.DrawFn, kind: type[Layer]) -> tuple[Layer, tuple[int, ...]]:
     if kind is LayerNorm:
         # three values at least: of one alone the variance is rounding
         return LayerNorm(side[draw(st.integers(0, 1)) :]), side
-    if kind is GRU:
-        return GRU(channels, draw(SIDE), draw(st.booleans())), (length, channels)
+    if kind in (GRU, LSTM):
+        return kind(channels, draw(SIDE), draw(st.booleans())), (length, channels)
+    if kind is Embedding:
+        return Embedding(channels, draw(SIDE)), (length,)
     if kind is Linear:
         shape = (length, channels) if draw(st.booleans()) else (channels,)
         return Linear(channels, draw(SIDE), draw(st.booleans())), shape
@@ -89,7 +94,16 @@ def cases(draw: st.DrawFn, kind: type[Layer]) -> tuple[Layer, tuple[int, ...]]:
 
 def around(layer: Layer, shape: tuple[int, ...]) -> Layers:
     """The layer with one before it, so that the gradient at its input shows, and one behind."""
+    if isinstance(layer, Embedding):
+        return [layer, Tanh()]
     return [Linear(shape[-1], shape[-1]), layer, Tanh()]
+
+
+def inputs_of(layer: Layer, shape: tuple[int, ...], seed: int) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    if isinstance(layer, Embedding):
+        return random.integers(0, layer.count, shape).astype(np.float64)
+    return random.standard_normal(shape)
 
 
 def random_weights(task: Task, seed: int) -> Weights:
@@ -120,7 +134,7 @@ def test_the_gradients_of_every_layer_are_those_of_torch(kind: type[Layer], data
     batch, seed = data.draw(st.integers(1, 5)), data.draw(st.integers(0, 99))
     task = made(around(layer, shape))
     weights = random_weights(task, seed)
-    x = np.random.default_rng(seed).standard_normal((batch, *shape))
+    x = inputs_of(layer, (batch, *shape), seed)
     with torch.no_grad():
         module = load_engine("torch", task, dtype="float64").load_module(weights)  # type: ignore[attr-defined]
         y = module.eval()(torch.from_numpy(x)).numpy()
@@ -134,7 +148,7 @@ def test_so_are_its_values_in_evaluation(kind: type[Layer], data: Any) -> None:
     layer, shape = data.draw(cases(kind))
     task = made(around(layer, shape))
     weights = random_weights(task, 5)
-    x = np.random.default_rng(6).standard_normal((3, *shape))
+    x = inputs_of(layer, (3, *shape), 6)
     with torch.no_grad():
         module = load_engine("torch", task, dtype="float64").load_module(weights)  # type: ignore[attr-defined]
         y = module.eval()(torch.from_numpy(x)).numpy()
@@ -179,6 +193,26 @@ def test_rounds_with_dropout_and_running_statistics_agree() -> None:
     assert np.abs(changed["1.running_mean"]).max() > 0.01
     assert np.abs(changed["1.running_var"]).max() > 0.01
     assert changed["1.num_batches_tracked"] == 0
+
+
+def test_an_embedding_is_the_first_layer_or_none() -> None:
+    with pytest.raises(ConfigError, match="layer 1, Embedding"):
+        kinds.tensors([Flatten(), Embedding(3, 2)])
+
+
+@pytest.mark.parametrize("engine", base.names())
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [(-1, "input -1.0 in example 1"), (7, "input 7.0 in"), (0.5, "input 0.5"), (math.nan, "nan")],
+)
+def test_a_number_that_an_embedding_does_not_know_is_refused(
+    engine: str, given: float, said: str
+) -> None:
+    task = made([Embedding(7, 2), Flatten(), Linear(6, 1)])
+    x = np.zeros((2, 3))
+    x[1, 2] = given
+    with pytest.raises(ConfigError, match=f"{said}.*whole numbers from 0 to 6"):
+        load_engine(engine, task).gradients(task.initial_weights(0), (x, np.zeros((2, 1))))
 
 
 @pytest.mark.parametrize("engine", base.names())

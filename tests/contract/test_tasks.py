@@ -18,6 +18,7 @@ from fl_client.tasks.listing import names
 from fl_client.tasks.registry import load_task
 from fl_client.training.participant import Participant
 from runtime.errors import ConfigError, MissingExtra
+from tests.support import use_fetched_data
 
 BUILT_IN = names()
 
@@ -27,7 +28,8 @@ def devices(count: int) -> list[Device]:
 
 
 @pytest.fixture(params=BUILT_IN)
-def task(request: pytest.FixtureRequest) -> Task:
+def task(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Task:
+    use_fetched_data(monkeypatch)
     found = load_task(request.param)
     try:
         found.data(Device("d0"))

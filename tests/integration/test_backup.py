@@ -233,10 +233,19 @@ def test_where_there_is_no_site_there_is_no_backup(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_seaweedfs_site_is_stopped_first(tmp_path: Path) -> None:
-    root = tmp_path / "site"
-    folder = SiteFolder(root)
-    folder.record_with(domain="main", store="seaweedfs")
-    with folder.lock(), pytest.raises(ConfigError, match="seaweedfs is backed up while it is"):
-        back_up(root, tmp_path / "site.tar")
-    assert back_up(root, tmp_path / "site.tar").files.keys() == {"site.json"}
+def test_a_seaweedfs_site_is_backed_up_while_it_is_stopped(tmp_path: Path) -> None:
+    root, file, restored = tmp_path / "site", tmp_path / "site.tar", tmp_path / "restored"
+    with Site(root, options=SiteOptions(store="seaweedfs")) as site:
+        done = site.run(_TASK, rounds=2, devices=1, output=tmp_path / "out")
+        with pytest.raises(ConfigError, match="seaweedfs is backed up while it is stopped"):
+            back_up(root, file)
+        assert not file.exists()
+    back_up(root, file)
+    shutil.rmtree(root)
+    restore(file, restored)
+    assert done.model_path is not None
+    with Site(restored) as site:
+        with site.connect() as client:
+            assert _runs(client) == [done.run_id]
+        _require_the_same(site, f"{done.run_id}:2", done.model_path)
+        assert site.run(_TASK, rounds=1, devices=1, output=tmp_path / "out").accuracy is not None

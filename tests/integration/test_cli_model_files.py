@@ -26,6 +26,7 @@ from rengo.site.device_process import DeviceSpec
 from rengo.site.site import Site
 from runtime.errors import Corrupt, Mismatch
 from storage.weights import Weights, read_safetensors, write_safetensors
+from tests.examples import pages
 from tests.integration.commands import Told, rengo, surroundings, without
 from tests.integration.test_cli_runs import document, submitted
 
@@ -223,6 +224,19 @@ def test_onnx_for_onnxruntime(home: Path, model: Path, tmp_path: Path) -> None:
         wanted = TorchEngine(task).load_module(read_safetensors(model))(torch.from_numpy(images))
     assert np.abs(found - wanted.numpy()).max() <= 1e-5
     assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
+
+
+def test_onnx_of_a_task_from_a_file_by_the_readme_s_line(home: Path, tmp_path: Path) -> None:
+    lines = "\n".join(pages.blocks("README.md")).splitlines()
+    (words,) = (line.split() for line in lines if "--format onnx" in line)
+    spec = words[words.index("--task") + 1]
+    place = tmp_path / "moons.safetensors"
+    with place.open("wb") as out:
+        write_safetensors(load_task(spec).initial_weights(0), out)
+    argv = [str(place) if word == "RUN:VERSION" else word for word in words[1:]]
+    told = rengo(*argv, "--output", tmp_path / "m.onnx", home=home)
+    assert told.code == DONE, told
+    assert "onnxruntime differs from torch by at most " in told.out
 
 
 def test_a_tampered_file_is_not_exported(home: Path, model: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from rengo.site.site import Site
 from tests.integration.commands import Told, rengo, surroundings
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "my_task.py"
-DONE, USAGE, INTERRUPTED = 0, 2, 130
+DONE, USAGE, FAILED, INTERRUPTED = 0, 2, 3, 130
 DEVICES = ("device-1", "device-2")
 MANY = "100000"
 
@@ -275,6 +276,58 @@ def test_a_device_that_is_not_there(home: Path) -> None:
     told = rengo("devices", "show", "nosuch", home=home)
     assert told.code == USAGE
     assert "no device 'nosuch'" in told.line
+
+
+# --- a device that refuses an order ---------------------------------------------------------
+
+TELLS = """\
+from rengo import Linear, Task
+
+class Tells(Task):
+    def model(self):
+        return [Linear(2, 2)]
+
+    def data(self, device):
+        return rows_of("sensor")
+
+def rows_of(sensor):
+    raise RuntimeError(f"the {sensor} is unplugged")
+"""
+
+
+@pytest.fixture
+def broken(home: Path, tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """A further device whose task raises an error, with its agent."""
+    name = f"broken-{secrets.token_hex(4)}"
+    task = tmp_path / "tells.py"
+    task.write_text(TELLS)
+    made = document(home, "devices", "invite")
+    token = ("--token", made["token"], "--name", name, "--only")
+    assert rengo("enroll", made["url"], *token, home=home).code == DONE
+    argv = [sys.executable, "-m", "rengo", "client", "--id", name, "--task", f"{task}:Tells"]
+    with subprocess.Popen(argv, env=surroundings(home), stderr=subprocess.DEVNULL) as agent:
+        yield name, task
+        agent.terminate()
+
+
+def test_a_device_tells_why_it_refused_its_last_order_and_where_the_task_failed(
+    home: Path, broken: tuple[str, Path]
+) -> None:
+    name, task = broken
+    assert "declined" not in rengo("devices", "show", "device-1", home=home).out
+    run = ("run", f"{task}:Tells", "--set", "cohort.size=1", "--set", "cohort.max_attempts=1")
+    assert rengo(*run, "--follow", home=home).code == FAILED
+    run_id = document(home, "runs", "ls")["runs"][0]["run_id"]
+    told = document(home, "devices", "show", name)["last_decline"]
+    reason = f"task tells: data() raised RuntimeError: the sensor is unplugged ({task}:11)"
+    assert (told["run_id"], told["round"], told["reason"]) == (run_id, 1, reason)
+    assert told["traceback"][0] == "Traceback (most recent call last):"
+    assert told["traceback"][-1] == "RuntimeError: the sensor is unplugged"
+    assert f'  File "{task}", line 11, in rows_of' in told["traceback"]
+    shown = rengo("devices", "show", name, home=home).out
+    assert re.search(rf"^  order +round 1 of {run_id}, 20\d\d-", shown, re.MULTILINE)
+    assert f"  reason         {reason}\n" in shown
+    assert shown.endswith("  | RuntimeError: the sensor is unplugged\n")
 
 
 # --- a device that is too small ---------------------------------------------------------------

@@ -286,6 +286,41 @@ def test_a_reader_that_goes_away_leaves_nothing(tmp_path: Path) -> None:
         running.process.stdout = None
 
 
+# --- a task that only torch can run -----------------------------------------------------------
+
+TORCH_TASK = """\
+import torch
+from fl_client.tasks.digits import Digits
+
+class Perceptron(Digits):
+    def model(self):
+        return torch.nn.Sequential(torch.nn.Linear(64, 10))
+"""
+
+
+def test_every_device_of_the_demo_can_train_a_task_that_needs_torch(tmp_path: Path) -> None:
+    task = tmp_path / "perceptron.py"
+    task.write_text(TORCH_TASK)
+    with demo(tmp_path, "--clients", "2", "--rounds", "1", "--task", f"{task}:Perceptron") as shown:
+        assert shown.end() == 0, shown.lines
+    assert [line for line in shown.lines if "declined" in line or "refused" in line] == []
+    (note,) = [line for line in shown.lines if "Raspberry Pi" in line]
+    assert note == (
+        "No Raspberry Pi device takes part, since those train without torch: task perceptron has a "
+        "model of type Sequential, which only the torch engine can run; the numpy engine needs a "
+        "list of layers"
+    )
+    for line in (
+        "edge-1 joined: cpu, torch",
+        "gpu-1 joined: gpu, torch",
+        "evaluator-1 joined: evaluator, torch",
+    ):
+        assert line in shown.lines
+    assert any(
+        re.match(r"round 1/1  2/2 updates .*accuracy 0\.\d{4}", each) for each in shown.lines
+    )
+
+
 # --- how it fails -----------------------------------------------------------------------------
 
 

@@ -19,7 +19,8 @@ import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
 from broker.brokers.access_control import RefusedConnection
-from broker.brokers.nats import EmbeddedBroker, nats_server_binary
+from broker.brokers.control_socket import ask_sessions
+from broker.brokers.nats import EmbeddedBroker, NatsAccess, nats_server_binary, to_nats
 from broker.session.endpoint import Endpoint
 from broker.session.publication import Publication
 from broker.session.session import MqttSession
@@ -248,7 +249,7 @@ def test_an_orderly_restart_keeps_the_state(site: Site) -> None:
     owner.wait(lambda: set(owner.payloads) == {b"document", b"queued"})
 
 
-def test_passwords_are_in_a_private_file_only(site: Site) -> None:
+def test_passwords_are_in_no_file(site: Site) -> None:
     assert stat.S_IMODE(site.broker.data_dir.stat().st_mode) == 0o700
     assert "secret" not in " ".join(psutil.Process(site.broker.pid).cmdline())
     site.broker.stop()  # so that no file goes while they are read
@@ -257,8 +258,35 @@ def test_passwords_are_in_a_private_file_only(site: Site) -> None:
         for path in site.broker.data_dir.rglob("*")
         if path.is_file() and b"secret-of-dev-a" in path.read_bytes()
     ]
-    assert [path.name for path in holding] == ["users.conf"]
-    assert stat.S_IMODE(holding[0].stat().st_mode) == 0o600
+    assert holding == []
+    users = site.broker.data_dir / "users.conf"
+    assert stat.S_IMODE(users.stat().st_mode) == 0o600
+
+
+def test_users_of_before_may_still_connect_and_are_hashed(tmp_path: Path) -> None:
+    place = Site(tmp_path)
+    folder = place.broker.data_dir
+    folder.mkdir()
+    users = folder / "users.conf"
+    users.write_text(to_nats(USERS, "a-lister-of-before", hash_of=lambda password: password))
+    NatsAccess(folder).apply(USERS)
+    assert "a-lister-of-before" in users.read_text(), "a supervisor of before asks by it"
+    users.write_text(to_nats(USERS, "a-lister-of-before", hash_of=lambda password: password))
+    try:
+        place.broker.start(None)
+        text = users.read_text()
+        assert "a-lister-of-before" not in text
+        assert "secret-of" not in text
+        owner = Owner()
+        place.session(owner, f"{OWN}/task", endpoint=place.endpoint("dev-a"))
+        NatsAccess(folder).apply(USERS)  # as a server that has just been started, with new hashes
+        assert users.read_text() != text
+        assert ask_sessions(folder) == ["dev-a-1"]
+        place.publisher().publish(Publication(f"{OWN}/task", b"order"))
+        owner.wait(lambda: owner.payloads == [b"order"])
+        assert owner.losses == []
+    finally:
+        place.close()
 
 
 def test_the_broker_itself_refuses_what_is_far_over_the_limit(site: Site) -> None:

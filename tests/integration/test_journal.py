@@ -37,9 +37,11 @@ from fl_server.rounds.facts import (
     RunPaused,
     RunResumed,
     RunStopped,
+    RunStoppedEarly,
     UpdateAccepted,
     UpdateRefused,
     UpdateWithdrawn,
+    VersionJudged,
 )
 from fl_server.rounds.model import Model, Update
 from fl_server.rounds.plan import Plan
@@ -66,9 +68,11 @@ EVERY_FACT: list[Fact] = [
     EvaluationOrdered(1, ("d-1", "d-2")),
     EvaluationDeclined(1, "d-2", "busy", permanent=True),
     EvaluationRecorded(1, "d-1", 5, {"accuracy": 1 / 3}, {"bytes_down": 1.0}),
+    VersionJudged(1, 1 / 3, True),
     RunPaused(),
     RunResumed(),
     RunCompleted(),
+    RunStoppedEarly("no better version"),
     RunStopped("by the operator"),
     RunFailed("nobody came"),
 ]

@@ -238,6 +238,9 @@ def test_an_error_of_the_users_task_is_told_with_its_place(site: Site) -> None:
     place = f"{site.folder / 'own.py'}:5"
     assert failed.reason == f"task own: data() raised KeyError: 'nothing here' ({place})"
     assert not failed.retryable
+    assert failed.traceback[0] == "Traceback (most recent call last):"
+    assert f'  File "{site.folder / "own.py"}", line 5, in data' in failed.traceback
+    assert failed.traceback[-1] == "KeyError: 'nothing here'"
     assert "Traceback" in site.log.read_text()
     # the child lives on, and says so again
     child.submit(site.job())

@@ -39,9 +39,11 @@ from fl_server.rounds.facts import (
     RunPaused,
     RunResumed,
     RunStopped,
+    RunStoppedEarly,
     UpdateAccepted,
     UpdateRefused,
     UpdateWithdrawn,
+    VersionJudged,
 )
 from fl_server.rounds.machine import RoundMachine
 from fl_server.rounds.model import Model, Update
@@ -67,6 +69,8 @@ DEFINITION: dict[str, Any] = {
     },
     "evaluation": {"on": "devices", "every": 2, "deadline_s": 20.0},
     "aggregation": {"scale_bits": 24, "weight_bits": 30},
+    "schedule": {"name": "cosine", "least": 0.1},
+    "best": {"keep": True, "metric": "accuracy", "min_delta": 0.01, "patience": 3},
     "models": {
         **{"keep": 5, "keep_every": 10},
         "parent": {"run_id": "digits-00000001", "version": 4, "sha256": SHA},
@@ -114,6 +118,7 @@ def whole() -> list[Fact]:
         EvaluationOrdered(1, ("a", "b")),
         EvaluationDeclined(1, "b", "metrics() raised ValueError", permanent=True),
         EvaluationRecorded(1, "a", 359, {"accuracy": 0.93, "loss": 0.2}, USAGE),
+        VersionJudged(1, 0.93, True),
         RunCompleted(),
     ]
 
@@ -124,6 +129,7 @@ RUNS: dict[str, list[Fact]] = {
         RoundOpened(1, 1, model("platform", 0)),
         RunStopped("its platform's run ended"),
     ],
+    "early": [RunStoppedEarly("no version was better than version 1")],
     "stopped": [RunStopped("stopped by the operator")],
     "failed": [RunFailed("no round was committed in 50 attempts")],
 }

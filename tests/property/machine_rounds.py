@@ -43,7 +43,7 @@ from fl_server.rounds.events import (
 from fl_server.rounds.facts import Fact, RunFailed
 from fl_server.rounds.machine import RoundMachine
 from fl_server.rounds.model import Model, Update
-from fl_server.rounds.plan import Plan
+from fl_server.rounds.plan import BestRule, Plan
 from tests.laws import RoundLaws, require
 
 TRAINERS = ("d1", "d2", "d3", "d4", "d5")
@@ -65,9 +65,9 @@ def update_of(device_id: str, round_number: int, attempt: int, variant: int = 0)
 
 
 plans = st.builds(
-    lambda cohort, slack, over, every, where, attempts, seed: Plan(
+    lambda cohort, slack, over, every, where, attempts, seed, best: Plan(
         "run",
-        ROUNDS,
+        ROUNDS + (best is not None),
         cohort_size=cohort,
         quorum=max(1, cohort - slack),
         over_selection=over,
@@ -75,6 +75,7 @@ plans = st.builds(
         evaluate_on=where,
         max_attempts=attempts,
         seed=seed,
+        best=best,
     ),
     cohort=st.integers(2, 5),
     slack=st.integers(0, 2),
@@ -83,6 +84,13 @@ plans = st.builds(
     where=st.sampled_from(["evaluators", "devices", "none"]),
     attempts=st.sampled_from([2, LIVELY_ATTEMPTS, LIVELY_ATTEMPTS]),
     seed=st.integers(0, 3),
+    best=st.sampled_from(
+        [
+            *[None] * 4,
+            BestRule("accuracy", min_delta=0.1, patience=1),
+            BestRule("accuracy", lower=True, patience=2),
+        ]
+    ),
 )
 REASONS = st.sampled_from(["chunk 3 is damaged", "parameter {} is not finite"])
 THEN = ["leave", "report and leave", "are checked", "deadline"]
@@ -252,7 +260,9 @@ class Rounds(RuleBasedStateMachine):
             if any((o.round, o.attempt) == pair for o in self.orders[device_id]):
                 self.give(DeviceDeclined(device_id, "train", *pair, "too hot"))
 
-    @rule(device_id=st.sampled_from(DEVICES), version=st.integers(1, ROUNDS), says=st.booleans())
+    @rule(
+        device_id=st.sampled_from(DEVICES), version=st.integers(1, ROUNDS + 1), says=st.booleans()
+    )
     def nobody_ordered_this(self, device_id: str, version: int, says: bool) -> None:
         """A device measures a version, or declines to, as it was not asked to."""
         if version in [o.round for o in self.orders[device_id] if o.action == "evaluate"]:
@@ -289,7 +299,18 @@ class Rounds(RuleBasedStateMachine):
     def evaluation(self, device_id: str, choice: int) -> None:
         order = self.an_order(device_id, choice, "evaluate")
         if order is not None:
-            self.give(EvaluationReceived(device_id, order.round, 1, 10, {"accuracy": 0.5}))
+            accuracy = (0.5, 0.3, 0.7, 0.55)[choice // 7 % 4]
+            examples = 10 + choice % 3
+            self.give(
+                EvaluationReceived(device_id, order.round, 1, examples, {"accuracy": accuracy})
+            )
+
+    @precondition(lambda self: self.laws.committed and self.plan.best)
+    @rule(choice=pick)
+    def all_measure(self, choice: int) -> None:
+        """Whoever has an order to evaluate measures its latest one, all with one value."""
+        for device_id in DEVICES:
+            self.evaluation(device_id, choice - choice % 4 + 1)
 
     # --- the server's jobs ----------------------------------------------------------------------
 

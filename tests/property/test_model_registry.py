@@ -102,16 +102,16 @@ MUTANTS = [
         "removes the model last",
         version_store,
         {
-            "self._store.delete([version.manifest.key])": "pass",
+            "self._store.delete([keys.version(number)])": "pass",
             "keys.record(number), keys.manifest(number)])": (
-                "keys.record(number), version.manifest.key, keys.manifest(number)])"
+                "keys.record(number), keys.version(number), keys.manifest(number)])"
             ),
         },
     ),
     planted(
         "forgets a removal that failed",
         version_store,
-        {"in list(self._being_removed.values())": "in ()"},
+        {"in list(self._being_removed)": "in ()"},
     ),
     planted("sweeps what has a tag", retention, {"bool(record.tags) or": ""}),
     planted("sweeps what is archived", retention, {'!= "none"': 'in ("candidate", "production")'}),

@@ -8,10 +8,11 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from runtime.errors import InvalidTransition
 from tests.laws import Violation
-from tests.mutants import LEDGER_MUTANTS, ROUND_MUTANTS, Mutant
+from tests.mutants import BEST_MUTANTS, LEDGER_MUTANTS, ROUND_MUTANTS, Mutant
 from tests.property.machine_rounds import Rounds
 from tests.support import soaking
 
+LONG = {"takes-the-sum-of-an-older-attempt", "is-patient-for-a-round-too-long"}
 QUICK = settings(
     max_examples=6000,
     stateful_step_count=60,
@@ -27,8 +28,8 @@ QUICK = settings(
 @pytest.mark.parametrize(
     "mutant",
     soaking(
-        [*ROUND_MUTANTS, *LEDGER_MUTANTS],
-        lambda each: str(each) == "takes-the-sum-of-an-older-attempt",
+        [*ROUND_MUTANTS, *BEST_MUTANTS, *LEDGER_MUTANTS],
+        lambda each: str(each) in LONG,
     ),
     ids=str,
 )

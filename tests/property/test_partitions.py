@@ -44,6 +44,32 @@ def test_shards(labels: np.ndarray, parts: int, k: int, seed: int) -> None:
     assert all(part.size >= k for part in found)
 
 
+@given(st.integers(40, 120), parts, st.floats(0.01, 100), seeds, st.integers(0, 5))
+def test_quantity(count: int, parts: int, alpha: float, seed: int, min_size: int) -> None:
+    found = partitions.quantity(count, parts, alpha, seed, min_size)
+    again = partitions.quantity(count, parts, alpha, seed, min_size)
+    assert len(found) == parts
+    assert exhaustive(found, count)
+    assert min(part.size for part in found) >= min_size
+    assert all(np.array_equal(a, b) for a, b in zip(found, again, strict=True))
+
+
+@given(labels, st.integers(1, 12), seeds)
+def test_natural(owners: np.ndarray, parts: int, seed: int) -> None:
+    found = partitions.natural(owners, parts, seed)
+    again = partitions.natural(owners, parts, seed)
+    assert all(np.array_equal(a, b) for a, b in zip(found, again, strict=True))
+    assert len(found) == parts
+    # what a device lacks of an owner is with others only where there are more devices than owners
+    of = [set(owners[part].tolist()) for part in found]
+    if parts <= np.unique(owners).size:
+        assert exhaustive(found, owners.size)
+        assert sum(map(len, of)) == np.unique(owners).size
+    else:
+        assert exhaustive(found, owners.size)
+        assert all(len(own) <= 1 for own in of)
+
+
 @given(labels)
 def test_by_id(ids: np.ndarray) -> None:
     found = partitions.by_id(ids)

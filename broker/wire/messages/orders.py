@@ -26,14 +26,20 @@ from broker.wire.messages.base import (
     WireModel,
 )
 from broker.wire.messages.references import BundleRef, ModelRef, UpdateRef, UploadRef
+from runtime.bounds import MAX_TRACEBACK_LINE, MAX_TRACEBACK_LINES
 
 Payload = Annotated[bytes, Field(max_length=MAX_EXCHANGE_BYTES)]
-_LATER_FIELDS: dict[str, str | int | bytes] = {
+Traceback = Annotated[
+    list[Annotated[str, Field(max_length=MAX_TRACEBACK_LINE)]],
+    Field(max_length=MAX_TRACEBACK_LINES),
+]
+_LATER_FIELDS: dict[str, str | int | bytes | list[str]] = {
     "phase": "",
     "seq": 0,
     "payload": b"",
     "unusable": False,
     "permanent": False,
+    "traceback": [],
 }
 
 
@@ -110,7 +116,8 @@ class Decline(OrderAnswer):
 
     ``unusable``: it accepted the order, and what came of it could never count. ``permanent``: it
     cannot carry it out, and waiting changes nothing, as where the task raises an error. Else it may
-    be able to carry out a later one.
+    be able to carry out a later one. ``traceback``: the end of that of an error that the task's own
+    code raised.
     """
 
     kind = "decline"
@@ -118,6 +125,7 @@ class Decline(OrderAnswer):
     reason: Text
     unusable: bool = False
     permanent: bool = False
+    traceback: Traceback = []
 
 
 class Progress(Message):

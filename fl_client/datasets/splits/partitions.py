@@ -12,9 +12,36 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fl_client.datasets.splits.scheme import Examples, Scheme
 from runtime.errors import ConfigError
 
 Indices = NDArray[np.int64]
+
+
+def divided(scheme: Scheme, examples: Examples, parts: int, seed: int) -> list[Indices]:
+    """Return the parts that a scheme makes.
+
+    Raises:
+        ConfigError: the examples are too few, or the scheme needs to know their owners.
+    """
+    labels = _labels(examples.labels)
+    count, value = labels.size, scheme.value or 0.0
+    smallest = min(examples.min_size, count // max(1, parts))
+    match scheme.kind:
+        case "dirichlet":
+            return dirichlet(labels, parts, value, seed, smallest)
+        case "shards":
+            return shards(labels, parts, int(value), seed)
+        case "quantity":
+            return quantity(count, parts, value, seed, smallest)
+        case "natural" if examples.owners is not None:
+            return natural(examples.owners, parts, seed)
+        case "natural":
+            raise ConfigError(
+                "partition natural: this data set does not say whose an example is; take iid, "
+                "dirichlet, shards or quantity"
+            )
+    return iid(count, parts, seed)
 
 
 def iid(count: int, parts: int, seed: int) -> list[Indices]:
@@ -37,8 +64,7 @@ def dirichlet(
     """
     found = _labels(labels)
     _check(found.size, parts, min_size)
-    if not (np.isfinite(alpha) and alpha > 0):
-        raise ConfigError(f"alpha must be above 0, not {alpha}")
+    _check_alpha(alpha)
     generator = np.random.default_rng(seed)
     dealt: list[list[Indices]] = [[] for _ in range(parts)]
     for label in np.unique(found):
@@ -70,6 +96,42 @@ def shards(labels: ArrayLike, parts: int, k: int, seed: int) -> list[Indices]:
     return [np.sort(np.concatenate([pieces[shard] for shard in own])) for own in dealt]
 
 
+def quantity(count: int, parts: int, alpha: float, seed: int, min_size: int = 1) -> list[Indices]:
+    """Partition at random into parts whose sizes are drawn from Dirichlet(``alpha``).
+
+    The labels are as mixed everywhere as in the whole. Small parts are filled up as in
+    ``dirichlet``.
+    """
+    _check(count, parts, min_size)
+    _check_alpha(alpha)
+    generator = np.random.default_rng(seed)
+    order = generator.permutation(count)
+    shares = np.cumsum(generator.dirichlet(np.full(parts, alpha)))[:-1]
+    dealt = np.split(order, np.round(shares * count).astype(np.int64))
+    _fill_up(dealt, min_size, generator)
+    return [np.sort(part) for part in dealt]
+
+
+def natural(owners: Sequence[Any] | NDArray[Any], parts: int, seed: int) -> list[Indices]:
+    """Give each device what whole owners have: persons, sites, speaking roles.
+
+    With fewer devices than owners, a device has several. With more, devices share an owner, and
+    each has its own examples of it.
+    """
+    found = list(by_id(owners).values())
+    held = [found[number] for number in np.random.default_rng(seed).permutation(len(found))]
+    _check(sum(part.size for part in held), parts, 1)
+    if parts <= len(held):
+        return [np.sort(np.concatenate(held[index::parts])) for index in range(parts)]
+    # the devices of an owner are those whose indices differ by a multiple of the owners
+    return [
+        held[index % len(held)][
+            index // len(held) :: len(range(index % len(held), parts, len(held)))
+        ]
+        for index in range(parts)
+    ]
+
+
 def by_id(ids: Sequence[Any] | NDArray[Any]) -> dict[Any, Indices]:
     """Return the examples of each owner (a person, a site), in sorted order of the owners."""
     owners, inverse = np.unique(np.asarray(ids), return_inverse=True)
@@ -95,6 +157,11 @@ def _check(count: int, parts: int, min_size: int) -> None:
         raise ConfigError(
             f"{count} examples are too few for {parts} parts of at least {min_size} each"
         )
+
+
+def _check_alpha(alpha: float) -> None:
+    if not (np.isfinite(alpha) and alpha > 0):
+        raise ConfigError(f"alpha must be above 0, not {alpha}")
 
 
 def _fill_up(parts: list[Indices], min_size: int, generator: np.random.Generator) -> None:

@@ -24,6 +24,7 @@ from fl_server.operations.results.members import (
     AuditVerified,
     DeviceList,
     DeviceRow,
+    LastDecline,
     NewToken,
     Revoked,
     Rotation,
@@ -80,6 +81,9 @@ class DeviceOperations:
         member = self._members.devices.get(device_id)
         if member is not None:
             values |= _membership(member)
+        declined = self._presence.last_decline(device_id)
+        if declined is not None:
+            values["last_decline"] = LastDecline.of(*declined)
         reports = self._presence.reports(device_id)
         return DeviceRow(id=device_id, **values, **reports)
 

@@ -61,6 +61,7 @@ class ModelOperations:
             Binding(catalogue.MODELS_TAG, self.models_tag),
             Binding(catalogue.MODELS_UNTAG, self.models_untag),
             Binding(catalogue.MODELS_RM, self.models_rm),
+            Binding(catalogue.MODELS_DISCARD, self.models_discard),
             Binding(catalogue.CANARY_BEGIN, self.canary_begin),
             Binding(catalogue.CANARY_SHOW, self.canary_show),
         )
@@ -73,7 +74,7 @@ class ModelOperations:
         return ModelList(models=[ModelRow(**self._row(version)) for version in versions])
 
     def models_set_aside(self, _: NoArguments, __: Call) -> SetAsideList:
-        """Return the versions of which the store cannot give a document."""
+        """Return the versions with a document that the store does not give, or not as it was."""
         found = sorted(self._registry.set_aside().items())
         return SetAsideList(
             set_aside=[
@@ -171,7 +172,7 @@ class ModelOperations:
     def models_promote(self, wanted: StageChange, call: Call) -> Deferred[ModelRow]:
         """Put a version into production; the one before it is archived."""
         version = self._registry.find(wanted.name)
-        self._canaries.require_free(version)
+        self._canaries.require_free(version.name)
         reason = wanted.reason or f"promoted by {call.caller}"
         return self._change(
             call,
@@ -231,15 +232,38 @@ class ModelOperations:
             if planned is None:
                 raise
             return self._removal(call, planned, lambda: self._remove_rest(planned))
-        self._canaries.require_free(version)
-        run = self._sync_runs().get(version.manifest.run_id)
-        if run is not None and not run.ended:
-            raise ConfigError(
-                f"{version.name}: its run goes on; wait for its end or `rengo runs stop` it"
-            )
+        self._require_free(version.manifest.run_id, version.name)
         row = ModelRow(**self._row(version))
         call.plan(row)
         return self._removal(call, row, lambda: self._registry.remove(version))
+
+    def models_discard(self, wanted: OneVersion, call: Call) -> SetAside | Deferred[SetAside]:
+        """Remove a version that is set aside, whose stage nobody can tell.
+
+        Its row is written first: afterwards there is nothing to tell.
+        """
+        planned, found = call.planned(SetAside), self._registry.find_set_aside(wanted.name)
+        act = AuditEvent(call.caller, "model removed", wanted.name)
+        if found is None:
+            if planned is None:
+                raise NotFound(f"{wanted.name} is not set aside; `rengo models ls` says what is")
+            return call.conclude(planned, act)
+        key = found
+        self._require_free(key[0], wanted.name)
+        row = planned or SetAside(name=wanted.name, reason=self._registry.set_aside()[key][:2000])
+        call.plan(row)
+        return Deferred(
+            lambda: self._registry.discard(*key),
+            lambda _: call.conclude(row, act),
+            in_order=True,
+        )
+
+    def _require_free(self, run_id: str, name: str) -> None:
+        """Raise ConfigError while the run of a version goes on, or a canary tries it."""
+        self._canaries.require_free(name)
+        run = self._sync_runs().get(run_id)
+        if run is not None and not run.ended:
+            raise ConfigError(f"{name}: its run goes on; wait for its end or `rengo runs stop` it")
 
     def _removal(self, call: Call, row: ModelRow, work: Callable[[], None]) -> Deferred[ModelRow]:
         act = AuditEvent(call.caller, "model removed", row.name)

@@ -46,6 +46,8 @@ def _summary(record: RunRecord[Plan], ledger: Ledger) -> dict[str, Any]:
         "loss": finite(ledger.metric(version, "loss")),
         "headline": record.definition.evaluation.headline,
         "measured": finite(ledger.metric(version, record.definition.evaluation.headline)),
+        "best_version": None if ledger.best is None else ledger.best[0],
+        "best_value": None if ledger.best is None else finite(ledger.best[1]),
         "submitted_at": record.at,
     }
 

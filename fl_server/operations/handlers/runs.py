@@ -114,21 +114,26 @@ class RunOperations:
         request that comes again prepares nothing anew, and gets fresh URLs.
         """
         self._discard_old()
-        digits = call.derive("run id").hex()[:8]
         if call.repeated:
             task = str(wanted.definition.get("task", ""))
-            return self._upload(self._prepared_run(_run_id(task, digits)))
+            return self._upload(self.prepared(run_id_of(task, call)))
         definition = self._complete(wanted)
-        run_id = _run_id(definition.task, digits)
+        run_id = run_id_of(definition.task, call)
         key = self._context.data.keys(run_id).version(0)
         prepared = PreparedRun(run_id, definition, AwaitedModel(key, wanted.size_bytes))
         with call.identified():
-            self._context.journal.prepare(prepared)
+            self.prepare(prepared)
         return self._upload(prepared)
+
+    def prepare(self, prepared: PreparedRun) -> None:
+        """Write a run down whose version 0 is awaited; it is removed if none comes."""
+        self._discard_old()
+        self._context.journal.prepare(prepared)
+        self._prepared[prepared.run_id] = (prepared, time.monotonic())
 
     def runs_renew(self, wanted: OneRun, _: Call) -> RunUpload | Deferred[RunUpload]:
         """Say again where version 0 of a prepared run goes, by fresh URLs."""
-        return self._upload(self._prepared_run(wanted.run_id))
+        return self._upload(self.prepared(wanted.run_id))
 
     def _upload(self, prepared: PreparedRun) -> RunUpload | Deferred[RunUpload]:
         store, uploads = self._context.store, self._context.data.uploads
@@ -143,7 +148,8 @@ class RunOperations:
             lambda parts: upload.model_copy(update={"parts": parts}),
         )
 
-    def _prepared_run(self, run_id: str) -> PreparedRun:
+    def prepared(self, run_id: str) -> PreparedRun:
+        """Return a run that was prepared."""
         if run_id not in self._prepared:
             raise ConfigError(f"run {run_id} was not prepared, or too long ago")
         return self._prepared[run_id][0]
@@ -156,14 +162,18 @@ class RunOperations:
         runs = self._context.runs
         if wanted.run_id in runs.flows or runs.history.has(wanted.run_id):
             return RunStarted(run_id=wanted.run_id)
-        prepared = self._prepared_run(wanted.run_id)
+        prepared = self.prepared(wanted.run_id)
         data, model = self._context.data, prepared.awaited.model(wanted.sha256)
         return Deferred(
             lambda: data.check_initial(prepared.run_id, model),
-            lambda _: self._start(prepared, model, call),
+            lambda _: self.start(prepared, model, call),
         )
 
-    def _start(self, prepared: PreparedRun, initial: Model, call: Call) -> RunStarted:
+    def start(self, prepared: PreparedRun, initial: Model, call: Call) -> RunStarted:
+        """Start a prepared run from its version 0, which is in the store; its answer goes with it.
+
+        One that was started meanwhile is not started again.
+        """
         run_id = prepared.run_id
         started = RunStarted(run_id=run_id)
         if self._prepared.pop(run_id, None) is None:
@@ -265,5 +275,6 @@ def _kept(row: Listed) -> RunSummary:
         return unreadable(row.run_id, f"its row in the journal cannot be read: {error}")
 
 
-def _run_id(task: str, digits: str) -> str:
-    return f"{task[:40]}-{digits}"
+def run_id_of(task: str, call: Call) -> str:
+    """Return the id of the run that a request asks for, the same whenever it comes."""
+    return f"{task[:40]}-{call.derive('run id').hex()[:8]}"

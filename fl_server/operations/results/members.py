@@ -7,12 +7,16 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from broker.wire.messages import (
+    Action,
     DataReport,
+    Decline,
     DeviceHealth,
     DeviceInfo,
     KeyText,
     Sha256,
 )
+from broker.wire.messages.base import Round
+from broker.wire.messages.orders import Traceback
 from fl_server.operations.arguments import Name
 from fl_server.operations.results.base import (
     MAX_DEVICES,
@@ -34,6 +38,32 @@ class ServerInfo(OperationResult):
     runs: Count
     devices_online: Count
     refused_messages: Annotated[dict[Short, Count], Field(max_length=128)]
+
+
+class LastDecline(OperationResult):
+    """The last order that a device declined since the server's start, and why.
+
+    ``traceback``: the end of that of an error of the task's own code.
+    """
+
+    run_id: Name
+    action: Action
+    round: Round
+    at: Finite
+    reason: Text
+    traceback: Traceback
+
+    @classmethod
+    def of(cls, decline: Decline, at: float) -> Self:
+        """Return what a decline said at Unix time ``at``."""
+        return cls(
+            run_id=decline.run_id,
+            action=decline.action,
+            round=decline.round,
+            at=at,
+            reason=decline.reason,
+            traceback=decline.traceback,
+        )
 
 
 class DeviceRow(OperationResult):
@@ -60,6 +90,7 @@ class DeviceRow(OperationResult):
     rotating: bool | None = None
     health: DeviceHealth | None = None
     data_report: DataReport | None = None
+    last_decline: LastDecline | None = None
 
     @model_serializer(mode="wrap")
     def _without_unknown(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -69,7 +100,7 @@ class DeviceRow(OperationResult):
     def fitted(self, size_bytes: int) -> Self:
         """Return it without what a device says too much of itself."""
         row = self
-        for dropped in ("data_report", "health", "info"):
+        for dropped in ("data_report", "health", "last_decline", "info"):
             if encoded_bytes(row) <= size_bytes:
                 break
             less: dict[str, Any] = (

@@ -54,7 +54,7 @@ class ModelList(Listing):
 
 
 class SetAside(OperationResult):
-    """A version of which the store cannot give a document."""
+    """A version with a document that the store does not give, or not as it was written."""
 
     name: Short
     reason: Text

@@ -37,6 +37,8 @@ class RunSummary(OperationResult):
         waiting: what its work on bytes waits for, "" where it waits for nothing.
         headline: the metric that runs of its task are compared by.
         measured: the value of that metric.
+        best_version: the best version so far, where the run looks for it; its tag is ``RUN.best``.
+        best_value: what it was compared by.
     """
 
     run_id: Name
@@ -62,6 +64,8 @@ class RunSummary(OperationResult):
     waiting_since: Finite | None = None
     headline: Short = "accuracy"
     measured: Finite | None = None
+    best_version: Count | None = None
+    best_value: Finite | None = None
 
 
 class RunList(Listing):

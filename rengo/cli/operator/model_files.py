@@ -175,7 +175,7 @@ def _origin(held: FetchedVersion) -> str:
 def _task(spec: str | None, held: FetchedVersion) -> Task | None:
     if spec is not None:
         return registry.load_task(spec)
-    if held.manifest is not None and held.manifest.task in listing.names():
+    if held.manifest is not None and listing.is_named(held.manifest.task):
         return registry.load_task(held.manifest.task)
     return None
 

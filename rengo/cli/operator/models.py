@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fl_server.operations.catalogue import (
+    MODELS_DISCARD,
     MODELS_GC,
     MODELS_LS,
     MODELS_PRODUCTION,
@@ -21,7 +22,7 @@ from fl_server.operations.catalogue import (
     MODELS_UNTAG,
     Operation,
 )
-from fl_server.operations.results.models import ModelDetail, ModelRow
+from fl_server.operations.results.models import ModelDetail, ModelRow, SetAside
 from rengo.cli.codes import DONE
 from rengo.cli.common import Commands, add_command, add_site, connect, print_json
 from rengo.cli.operator import canary
@@ -120,7 +121,10 @@ def list_models(options: argparse.Namespace) -> int:
     head = ["version", "stage", "measured", "size", "task", "sha256", "tags"]
     print_table(head, rows, "no versions yet; `rengo run TASK` makes some")
     for row in set_aside:
-        say(f"{row.name} is set aside until the next start of the server: {row.reason}")
+        say(
+            f"{row.name} is set aside until the next start of the server, "
+            f"or for good by `rengo models rm {row.name}`: {row.reason}"
+        )
     return DONE
 
 
@@ -210,10 +214,19 @@ def tag(options: argparse.Namespace) -> int:
 
 
 def remove(options: argparse.Namespace) -> int:
-    """Remove a version."""
-    return _changed(
-        options, MODELS_RM, {"name": options.name}, lambda row: f"{row.name} was removed."
-    )
+    """Remove a version, also one that is set aside."""
+    named = {"name": options.name}
+    with connect(options) as client:
+        set_aside = {row.name for row in client.request(MODELS_SET_ASIDE).set_aside}
+        if options.name in set_aside:
+            removed: SetAside | ModelRow = client.request(MODELS_DISCARD, named)
+        else:
+            removed = client.request(MODELS_RM, named)
+    if options.json:
+        print_json(removed.document(), options.json)
+    else:
+        say(f"{removed.name} was removed.")
+    return DONE
 
 
 def _changed(

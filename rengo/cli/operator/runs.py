@@ -1,10 +1,11 @@
-"""``rengo runs ls|show|follow|pause|resume|stop``."""
+"""``rengo runs ls|show|follow|extend|pause|resume|stop``."""
 
 from __future__ import annotations
 
 import argparse
 
 from fl_server.operations.catalogue import (
+    RUNS_EXTEND,
     RUNS_LS,
     RUNS_PAUSE,
     RUNS_RESUME,
@@ -30,6 +31,8 @@ from rengo.terminal.select import open_view
 from rengo.terminal.tables import print_table, when
 
 _LISTED = 100
+# the server copies a version within the store before it answers
+_EXTEND_S = 300.0
 _STEERING = {"pause": RUNS_PAUSE, "resume": RUNS_RESUME, "stop": RUNS_STOP}
 
 
@@ -41,6 +44,11 @@ def add(commands: Commands) -> None:
         ("ls", list_runs, "list the runs"),
         ("show", show_run, "show one run: rounds, refusals, devices"),
         ("follow", follow_run, "stay with a run until it has ended"),
+        (
+            "extend",
+            extend,
+            "go on where a run ended, in a new run from its last version and server state",
+        ),
         ("pause", steer, "let the open round finish and start no new one"),
         ("resume", steer, "let a paused run go on"),
         ("stop", steer, "end a run with what it has committed"),
@@ -56,6 +64,8 @@ def add(commands: Commands) -> None:
             )
         else:
             parser.add_argument("run_id", help="the run's id, as `rengo runs ls` shows it")
+        if name == "extend":
+            parser.add_argument("--rounds", type=int, required=True, help="how many more rounds")
         add_site(parser)
         parser.add_argument("--json", metavar="FILE", help="write one JSON document, - for stdout")
 
@@ -129,6 +139,20 @@ def follow_run(options: argparse.Namespace) -> int:
     return DONE
 
 
+def extend(options: argparse.Namespace) -> int:
+    """Start a run that goes on where another ended."""
+    wanted = {"run_id": options.run_id, "rounds": options.rounds}
+    with connect(options) as client:
+        started = client.request(RUNS_EXTEND, wanted, timeout_s=_EXTEND_S)
+    if options.json:
+        print_json(started.document(), options.json)
+        return DONE
+    name = command_name()
+    say(f"Run {started.run_id} goes on where {options.run_id} ended.")
+    say(f"See how it goes: {name} runs follow {started.run_id}")
+    return DONE
+
+
 def _head(run: RunReport) -> list[str]:
     reason = f": {run.reason}" if run.reason else ""
     phase = "" if run.phase == "ended" else f", {run.phase}"
@@ -145,6 +169,7 @@ def _head(run: RunReport) -> list[str]:
         f"rounds    {run.rounds_completed} of {run.rounds}, "
         f"cohort {run.cohort_size}, quorum {run.quorum}{_fitted(run)}",
         f"measured  {metrics_line(run.headline, run.measured, run.loss)}",
+        *_best(run),
         f"moved     {size(run.bytes_up)} up, {size(run.bytes_down)} down",
         f"model     {run.model_key}",
         f"sha256    {run.model_sha256}",
@@ -156,6 +181,13 @@ def _wait(run: RunReport) -> list[str]:
         return []
     since = "" if run.waiting_since is None else f" since {when(run.waiting_since)}"
     return [f"waiting   for the store{since}: {run.waiting}"]
+
+
+def _best(run: RunReport) -> list[str]:
+    if run.best_version is None:
+        return []
+    value = f", compared by {figure(run.best_value)}"
+    return [f"best      version {run.best_version}{value}: {run.run_id}.best"]
 
 
 def _headline(run: RunSummary) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rengo.cli.codes import DONE, INTERRUPTED
 from rengo.cli.common import (
+    PARTITION_HELP,
     Commands,
     add_command,
     add_output,
@@ -36,6 +37,7 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--clients", type=int, default=6, help="how many devices train (default: 6)"
     )
+    parser.add_argument("--partition", default="", metavar="KIND", help=PARTITION_HELP)
     parser.add_argument("--seed", type=int, default=0, help="the run's seed (default: 0)")
     add_settings(parser)
     parser.add_argument("--json", metavar="FILE", help="write one JSON document, - for stdout")
@@ -45,7 +47,12 @@ def add(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the demo."""
     settings = DemoSettings(
-        options.task, options.rounds, options.clients, options.seed, options.output
+        options.task,
+        options.rounds,
+        options.clients,
+        options.seed,
+        options.output,
+        options.partition,
     )
     out = progress_stream(options.json)
     # it tries the folder with a file, which an interrupt would leave there

@@ -10,7 +10,7 @@ import shlex
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from rengo.cli.common import Commands, add_command, begin_role, serve
+from rengo.cli.common import PARTITION_HELP, Commands, add_command, begin_role, serve
 from runtime.broker_url import parse_url, url_of
 from runtime.config import load, read_toml
 from runtime.errors import AccessDenied, ConfigError, Unavailable
@@ -93,6 +93,7 @@ def add_agent_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--index", type=int, help="which part of a shared data set is its own")
     parser.add_argument("--count", type=int, help="how many parts there are")
     parser.add_argument("--folder", type=Path, help="where the device's data lies")
+    parser.add_argument("--partition", metavar="KIND", help=PARTITION_HELP)
 
 
 def run_server(
@@ -213,7 +214,7 @@ def _status_server() -> StatusServer:
 
 
 def _given(options: argparse.Namespace, more: tuple[str, ...]) -> dict[str, Any]:
-    names = ("identity", "data_dir", "role", "index", "count", "folder", *more)
+    names = ("identity", "data_dir", "role", "index", "count", "folder", "partition", *more)
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     if options.task:
         given["tasks"] = options.task

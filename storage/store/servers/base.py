@@ -76,7 +76,6 @@ class StoreServer(ABC):
         health: the path that answers 200 when it serves.
         may_leave_loopback: whether all of its ports are safe beyond loopback.
         grace_s: how long it may take to end.
-        has_open_ports: whether any local process may command it without keys, by an inner port.
     """
 
     binary: ClassVar[str]
@@ -84,7 +83,6 @@ class StoreServer(ABC):
     health: ClassVar[str]
     may_leave_loopback: ClassVar[bool] = False
     grace_s: ClassVar[float] = 10.0
-    has_open_ports: ClassVar[bool] = False
 
     def __init__(self, folder: Path, listener: Listener) -> None:
         self.folder = folder

@@ -11,9 +11,13 @@ from pathlib import Path
 from runtime.files import atomic_write
 from runtime.processes.ports import free_port
 from storage.store.servers.base import LOOPBACK, Keys, Listener, StoreServer
+from storage.store.servers.own_certificate import make_certificate
 
 # from the store's folder
-_DATA, _OPTIONS = "objects", "weed.options"
+_DATA, _OPTIONS, _CERTIFICATE, _KEY = "objects", "weed.options", "inner.crt", "inner.key"
+# its parts that listen to each other: by gRPC, by HTTP, and who asks them
+_GRPC = ("master", "volume", "filer", "s3", "admin", "worker", "client")
+_HTTPS = ("master", "volume", "filer", "admin")
 
 
 class Seaweedfs(StoreServer):
@@ -24,8 +28,6 @@ class Seaweedfs(StoreServer):
     health = "/healthz"
     # its components wait for each other, up to 10 s; a kill loses nothing that it acknowledged
     grace_s = 3.0
-    # its master and filer take commands from any local process, as those of `weed shell`
-    has_open_ports = True
 
     def __init__(self, folder: Path, listener: Listener) -> None:
         super().__init__(folder, listener)
@@ -87,10 +89,29 @@ class Seaweedfs(StoreServer):
         atomic_write(self.folder / "s3.json", text.encode())
 
     def _write_security(self) -> None:
-        """Make its volume and filer components accept only requests signed by the S3 component."""
-        key = secrets.token_hex(16)
+        """Make its parts serve each other alone.
+
+        All but the port of S3 speak with holders of a key made at this start; otherwise the master
+        and the filer would take commands from any process of the machine, as ``weed shell`` gives.
+        What the S3 part asks of the volumes and the filer it signs, too.
+        """
+        make_certificate(self.folder / _CERTIFICATE, self.folder / _KEY, LOOPBACK)
+        secret = secrets.token_hex(16)
         components = ("signing", "signing.read", "filer_signing", "filer_signing.read")
-        text = "".join(f'[jwt.{component}]\nkey = "{key}"\n' for component in components)
+        tls = {"cert": _CERTIFICATE, "key": _KEY, "ca": _CERTIFICATE}
+        sections: dict[str, dict[str, str | bool]] = {
+            **{f"jwt.{component}": {"key": secret} for component in components},
+            "grpc": {"ca": _CERTIFICATE},
+            **{f"grpc.{part}": {"cert": _CERTIFICATE, "key": _KEY} for part in _GRPC},
+            **{f"https.{part}": {**tls} for part in _HTTPS},
+            "https.client": {**tls, "enabled": True},
+        }
+        lines = [
+            line
+            for name, section in sections.items()
+            for line in (f"[{name}]", *(f"{key} = {json.dumps(section[key])}" for key in section))
+        ]
+        text = "\n".join(lines) + "\n"
         atomic_write(self.folder / "security.toml", text.encode())
 
 

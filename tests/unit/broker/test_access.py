@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections.abc import Callable
 
+import bcrypt
 import pytest
 
 from broker.brokers.mosquitto import to_mosquitto
@@ -127,7 +128,7 @@ PEOPLE = [
     (Role.OPERATOR, "op-a"),
     (Role.CLAIMANT, "nonce-a"),
 ]
-LISTER = "password-of-the-lister"
+LISTER = "$2b$hash-of-the-lister-s-password"
 EVERYBODY = [
     BrokerUser(name, f"secret-of-{name}", grants(role, "home", name)) for role, name in PEOPLE
 ]
@@ -239,13 +240,45 @@ def test_no_users_and_a_name_twice_are_refused(
         render([*EVERYBODY, EVERYBODY[0]])
 
 
+def marked(password: str) -> str:
+    return f"$2b${password}"
+
+
 def test_users_by_certificate_are_the_same_users_under_their_common_names() -> None:
     by_name, by_certificate = (
-        to_nats(EVERYBODY, LISTER),
-        to_nats(EVERYBODY, LISTER, by_certificate=True),
+        to_nats(EVERYBODY, LISTER, hash_of=marked),
+        to_nats(EVERYBODY, LISTER, hash_of=marked, by_certificate=True),
     )
     names = [each["user"] for each in json.loads(by_certificate.partition(" ")[2])["users"]]
     assert names == [*(f"CN={user.name}" for user in EVERYBODY), "rengo.sessions"]
-    assert nats_users(by_name, by_certificate=True) == by_certificate
-    assert nats_users(by_certificate, by_certificate=True) == by_certificate
-    assert nats_users(by_certificate, by_certificate=False) == by_name
+    assert nats_users(by_name, LISTER, by_certificate=True) == by_certificate
+    assert nats_users(by_certificate, LISTER, by_certificate=True) == by_certificate
+    assert nats_users(by_certificate, LISTER, by_certificate=False) == by_name
+
+
+def stored(block: str) -> dict[str, str]:
+    users = json.loads(block.removeprefix("authorization: "))["users"]
+    return {each["user"]: each["password"] for each in users}
+
+
+def test_nats_gets_hashes_that_hold_the_password() -> None:
+    long = BrokerUser("long", "x" * 256, Grants((), ()))
+    text = to_nats([*EVERYBODY, long], LISTER)
+    found = stored(text)
+    for user in (*EVERYBODY, long):
+        assert user.password not in text
+        # bcrypt reads 72 bytes of a password, here and in NATS
+        assert bcrypt.checkpw(user.password.encode()[:72], found[user.name].encode())
+    assert len(set(found.values())) == len(found), "each has a salt of its own"
+
+
+def test_a_block_of_before_gets_hashes_and_the_new_lister() -> None:
+    before = to_nats(EVERYBODY, "password-of-a-lister", hash_of=lambda password: password)
+    assert EVERYBODY[0].password in before
+    text = nats_users(before, LISTER, by_certificate=False)
+    found = stored(text)
+    assert found["rengo.sessions"] == LISTER
+    for user in EVERYBODY:
+        assert user.password not in text
+        assert bcrypt.checkpw(user.password.encode(), found[user.name].encode())
+    assert nats_users(text, LISTER, by_certificate=False) == text, "a hash stays"

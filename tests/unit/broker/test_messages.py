@@ -260,6 +260,15 @@ def test_an_order_of_one_message_says_nothing_of_phases() -> None:
     assert decode(wire(one), address_of(one), KEY.public)[1] == one
 
 
+def test_a_traceback_is_sent_where_there_is_one() -> None:
+    assert isinstance(DECLINE, Decline)
+    assert "traceback" not in DECLINE.model_dump()
+    told = DECLINE.model_copy(update={"traceback": ["Traceback …", "KeyError: 'x'"]})
+    assert decode(wire(told), address_of(told), KEY.public)[1] == told
+    long = {**told.model_dump(), "traceback": [""] * 17}
+    assert refused(packed(body=long)).reason == "body"
+
+
 def test_a_refusal_shows_no_value_of_the_peer() -> None:
     secret = "a-secret-value"
     error = refused(packed(body={**DECLINE.model_dump(), "action": secret}))

@@ -57,6 +57,8 @@ def status(key):
 
 task, generator = Made(), np.random.default_rng(0)
 x = generator.standard_normal((2 * settings.batch_size, *shape)).astype(np.float32)
+if isinstance(model[0], layers.Embedding):
+    x = generator.integers(0, model[0].count, x.shape).astype(np.float32)
 y = generator.standard_normal((len(x), *memory.layer_costs(model, shape)[-1].output))
 y = y.astype(np.float32)
 weights, engine = task.initial_weights(0), load_engine("numpy", task)
@@ -97,6 +99,8 @@ CASES = {
         (2, 32, 32),
     ),
     "recurrent": (["Transpose()", "GRU(6, 64, sequence=True)", "GRU(64, 32)"], (6, 100)),
+    "memory": (["Transpose()", "LSTM(6, 64, sequence=True)", "LSTM(64, 32)"], (6, 100)),
+    "text": (["Embedding(200, 64)", "Linear(64, 64)", "Tanh()", "Flatten()"], (100,)),
 }
 
 
@@ -105,11 +109,14 @@ CASES = {
     ("name", "training", "algorithm"),
     [
         ("images", {"batch_size": 128, "momentum": 0.9}, "fedavg"),
+        ("images", {"batch_size": 16, "weight_decay": 0.1, "clip_norm": 0.5}, "fedavg"),
         ("images", {"batch_size": 128, "micro_batch": 16, "optimizer": "adam"}, "fedprox"),
         ("wide", {"batch_size": 64, "optimizer": "adam"}, "fedprox"),
         ("wide", {"batch_size": 2048}, "fedavg"),
         ("normal", {"batch_size": 128}, "fedavg"),
         ("recurrent", {"batch_size": 256}, "fedavg"),
+        ("memory", {"batch_size": 256}, "fedavg"),
+        ("text", {"batch_size": 256}, "fedavg"),
     ],
 )
 def test_a_real_training_stays_below_its_ceiling(

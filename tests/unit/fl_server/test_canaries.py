@@ -328,8 +328,8 @@ def test_what_cannot_begin(ground: Ground) -> None:
     with pytest.raises(ConfigError, match="runs already"):
         ground.canaries.begin(ground.commit(3), WANTED, new_canary_id())
     with pytest.raises(ConfigError, match="is in a canary"):
-        ground.canaries.require_free(ground.new)
-    ground.canaries.require_free(ground.old)
+        ground.canaries.require_free(ground.new.name)
+    ground.canaries.require_free(ground.old.name)
     ground.runner.handle_presence(DeviceLeft("e1"), None)
     with pytest.raises(NotFound):
         ground.canaries.show("canary-none")

@@ -17,7 +17,7 @@ from fl_server.dataplane.patience import Patience
 from fl_server.flows.events import FailureReported
 from fl_server.rounds.commands import Aggregate, SweepRound, VerifyUpdate
 from fl_server.rounds.events import UpdateRejected
-from runtime.errors import AccessDenied, Damaged, NotFound, Unavailable
+from runtime.errors import AccessDenied, ConfigError, Damaged, NotFound, Unavailable
 from storage.registry.registry import ModelRegistry
 from storage.store.memory import MemoryStore
 from storage.versions.keys import RunKeys
@@ -86,6 +86,56 @@ def opened_names(store: MemoryStore) -> list[str]:
     assert registry.rebuild() == []
     assert registry.find("best").name == "r:2", "what it had was not written over"
     return [each.name for each in registry.versions()]
+
+
+@pytest.mark.parametrize("document", [RUN.manifest, RUN.record])
+@pytest.mark.parametrize("why", ["not given", "not valid"])
+def test_a_version_that_is_set_aside_can_be_removed(
+    store: DamagedStore, document: Callable[[int], str], why: str
+) -> None:
+    if why == "not given":
+        store.lost = {document(2)}
+    else:
+        store.put(RUN.manifest(2), b"{}")
+    registry = opened(store)
+    registry.rebuild()
+    assert registry.find_set_aside("r:2") == ("r", 2)
+    assert registry.find_set_aside("r:1") is None
+    registry.discard("r", 2)
+    assert registry.set_aside() == {}
+    assert [info.key for info in store.list(RUN.prefix) if RUN.version_of(info.key) == 2] == []
+    with pytest.raises(NotFound, match="run r has no version 2"):
+        registry.find("r:2")
+    store.lost = set()
+    assert opened(store).rebuild() == []
+    with pytest.raises(ConfigError, match="r:1 is not set aside any more"):
+        registry.discard("r", 1)
+    assert [each.name for each in registry.versions()] == ["r:1", "r:0"]
+    # its number is free again
+    assert registry.commit(stored(store, "r", 2)).record.tags == []
+
+
+def test_what_a_failed_removal_left_of_a_damaged_version_goes_next_time(
+    store: DamagedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.lost = {RUN.manifest(2)}
+    registry = opened(store)
+    registry.rebuild()
+    deleted = store.delete
+
+    def fail(keys: Any) -> None:
+        if (found := list(keys)) != [RUN.version(2)]:
+            raise Unavailable("DELETE: the store answered 500")
+        deleted(found)
+
+    monkeypatch.setattr(store, "delete", fail)
+    with pytest.raises(Unavailable):
+        registry.discard("r", 2)
+    assert list(registry.set_aside()) == [("r", 2)]
+    monkeypatch.undo()
+    registry.tag(registry.get("r", 1), "good")
+    assert registry.set_aside() == {}
+    assert [info.key for info in store.list(RUN.prefix) if RUN.version_of(info.key) == 2] == []
 
 
 def test_an_absent_store_sets_nothing_aside(store: DamagedStore) -> None:

@@ -21,9 +21,11 @@ from fl_server.rounds.facts import (
     RunPaused,
     RunResumed,
     RunStopped,
+    RunStoppedEarly,
     UpdateAccepted,
     UpdateRefused,
     UpdateWithdrawn,
+    VersionJudged,
 )
 from fl_server.rounds.ledger import LEGAL, Ledger
 from fl_server.rounds.plan import Phase
@@ -54,9 +56,11 @@ def every_fact() -> list[Fact]:
         EvaluationOrdered(1, ("a",)),
         EvaluationDeclined(1, "a", "metrics() raised"),
         EvaluationRecorded(1, "a", 5, {}),
+        VersionJudged(1, 1 / 3, True),
         RunPaused(),
         RunResumed(),
         RunCompleted(),
+        RunStoppedEarly("no better version"),
         RunStopped("stop"),
         RunFailed("fail"),
     ]

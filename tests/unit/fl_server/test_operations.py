@@ -18,7 +18,7 @@ from fl_server.operations.catalogue import OPERATIONS, Effect
 from fl_server.operations.requests import KEPT_PER_CALLER, RequestKey, RequestLog, RequestRecord
 from runtime.security.join_token import JoinToken
 from runtime.security.signing import SecretKey
-from storage.versions.keys import BundleKeys
+from storage.versions.keys import BundleKeys, RunKeys
 from tests import bundles
 from tests.operations import Disk, Killed, Life, Mortal
 from tests.versions import PROJECT, stored
@@ -53,14 +53,17 @@ class World:
     prepared: str
     running: str
     paused: str
+    stopped: str
     canary: str
 
     @classmethod
     def make(cls, folder: Path) -> World:
         disk = Disk(folder)
         life = Life(disk)
-        names = (_prepared(life), _started(life), _started(life))
+        names = (_prepared(life), _started(life), _started(life), _started(life))
         life.do("runs_pause", run_id=names[2])
+        life.do("runs_stop", run_id=names[3])
+        life.registry.commit(stored(disk.store, names[3], 4))
         life.do("devices_admit", devices=[device("d-1")])
         life.do("devices_invite")
         for version in range(3):
@@ -75,6 +78,8 @@ class World:
         size = len(OTHER_BUNDLE)
         life.do("bundles_keep", sha256=sha256_of(OTHER_BUNDLE), size_bytes=size)
         disk.store.put("projects/p/runs/gone/global/000000.safetensors", b"stray")
+        stored(disk.store, "lost", 1)
+        disk.store.put(RunKeys(PROJECT, "lost").manifest(1), b"not what was written")
         life.do("models_promote", name="faces:0")
         canary_id = life.do("canary_begin", name="faces:1", **TRIAL)["canary_id"]
         life.end()
@@ -95,6 +100,7 @@ class World:
             "runs_prepare": {**DEFINITION, "size_bytes": 9},
             "runs_renew": {"run_id": self.prepared},
             "runs_submit": {"run_id": self.prepared, "sha256": SHA},
+            "runs_extend": {"run_id": self.stopped, "rounds": 3},
             "runs_pause": {"run_id": self.running},
             "runs_resume": {"run_id": self.paused},
             "runs_stop": {"run_id": self.running},
@@ -106,6 +112,7 @@ class World:
             "models_tag": {"name": "old:2", "label": "kept"},
             "models_untag": {"name": "old:1", "label": "kept"},
             "models_rm": {"name": "old:2"},
+            "models_discard": {"name": "lost:1"},
             "canary_begin": {"name": "old:2", **TRIAL},
             "canary_show": {"canary_id": self.canary},
             "bundles_prepare": bundle,
@@ -228,7 +235,7 @@ def state(life: Life) -> str:
         {**row, "promotions": life.registry.find(row["name"]).record.promotions}
         for row in life.do("models_ls")["models"]
     ]
-    keys = sorted(info.key for info in life.disk.store.list(""))
+    keys = sorted(_CHANCE.sub("#", info.key) for info in life.disk.store.list(""))
     prepared = len(life.journal.prepared())
     kept = life.do("bundles_ls")
     canaries = [each.plan.candidate.name for each in life.runner.of(CanaryFlow).values()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from broker.wire.messages import DeviceInfo, DeviceState
+from broker.wire.messages import Decline, DeviceInfo, DeviceState
 from fl_server.flows.events import DeviceBusy, DeviceJoined, DeviceLeft
 from fl_server.members.presence import LATE_S, OFFLINE_S, PresenceTable
 from tests.messages import SAMPLES
@@ -105,6 +105,19 @@ def test_info_is_kept_whichever_comes_first() -> None:
     assert before.devices["d-1"].info == after.devices["d-1"].info == info
     after.apply_state("d-1", state("lost"))
     assert after.devices["d-1"].info == info, "what a lost device is stays known"
+
+
+def test_the_last_order_that_was_declined_is_known_until_the_device_is_forgotten() -> None:
+    presence, decline = presence_after(state("ready")), SAMPLES["decline"]
+    assert isinstance(decline, Decline)
+    assert presence.last_decline("d-1") is None
+    presence.store_decline("d-1", decline, 1.0)
+    later = decline.model_copy(update={"reason": "too hot"})
+    presence.store_decline("d-1", later, 2.0)
+    presence.apply_state("d-1", state("lost"))
+    assert presence.last_decline("d-1") == (later, 2.0)
+    presence.forget("d-1")
+    assert presence.last_decline("d-1") is None
 
 
 def test_the_online_are_in_the_order_of_their_ids() -> None:

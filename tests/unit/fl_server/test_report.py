@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from broker.wire.messages import MAX_MESSAGE_BYTES, OperatorReply
 from fl_server.kinds.sync_report import report_of
 from fl_server.operations.handlers.run_report import report, summary
@@ -17,6 +19,7 @@ from fl_server.rounds.facts import (
     RoundStarted,
     RunCompleted,
     RunFailed,
+    RunStopped,
     UpdateAccepted,
     UpdateRefused,
     UpdateWithdrawn,
@@ -151,6 +154,18 @@ def test_a_withdrawn_update_is_shown_with_its_reason() -> None:
     assert history[0].outcome == "collecting"
     assert history[0].seconds is None
     assert history[0].refused == {"a": "no object at u/a"}
+
+
+@pytest.mark.parametrize("end", [RunFailed("nobody came"), RunStopped("nobody came")])
+@pytest.mark.parametrize("closed", [False, True])
+def test_the_attempt_within_which_a_run_ended_is_not_told_as_going_on(
+    end: Fact, closed: bool
+) -> None:
+    facts: list[Fact] = [RoundStarted(1, 1, ("a", "b"), 2), UpdateAccepted(1, 1, "a", update("a"))]
+    facts += [RoundClosed(1, 1, ("a",))] if closed else []
+    (row,) = told(record(), [*facts, end]).history
+    assert (row.outcome, row.reason) == ("abandoned", "nobody came")
+    assert row.seconds is not None
 
 
 def test_a_run_before_its_first_round() -> None:

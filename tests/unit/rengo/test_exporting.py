@@ -15,7 +15,10 @@ import torch
 
 from fl_client.datasets.device import Device
 from fl_client.models.layers import (
+    GRU,
+    LSTM,
     Conv2d,
+    Embedding,
     Flatten,
     Layers,
     Linear,
@@ -24,6 +27,7 @@ from fl_client.models.layers import (
     Reshape,
     Sigmoid,
     Tanh,
+    Transpose,
 )
 from fl_client.tasks.base import Task
 from fl_client.tasks.registry import load_task
@@ -290,6 +294,8 @@ def test_infinity_and_nan_stay_what_they_are(dtype: str, tmp_path: Path) -> None
         ([Conv2d(1, 1, 3), Flatten(), Linear(7, 1)], None),
         ([Conv2d(1, 2, 3), Conv2d(3, 1, 3)], None),
         ([ReLU()], None),
+        ([Embedding(96, 8), LSTM(8, 4), Linear(4, 96)], None),
+        ([Transpose(), GRU(6, 4), Linear(4, 2)], None),
     ],
 )
 def test_the_shape_of_an_example(layers: Layers, shape: tuple[int, ...] | None) -> None:

@@ -11,11 +11,9 @@ import pytest
 from fl_client.models.layers import Linear
 from fl_client.tasks.attributes import goals_of
 from fl_client.tasks.base import Task
-from fl_client.tasks.user_code import TaskError
 from fl_server.canary.state import is_lower_better
 from fl_server.operations.results.runs import RunSummary
 from fl_server.runs.definition import parse_definition
-from rengo.demo import evaluator_engine, fleet
 from rengo.operator.progress import RunProgress
 from rengo.operator.runs import with_goals
 from rengo.terminal import format as wording
@@ -119,25 +117,3 @@ def test_a_canary_compares_in_the_direction_that_the_task_says(
     metric: str, goal: Any, lower: bool
 ) -> None:
     assert is_lower_better(replace(PLAN, metric=metric, goal=goal)) == lower
-
-
-def test_the_demos_evaluator_can_run_the_task() -> None:
-    torch = pytest.importorskip("torch")
-
-    class Module(Task):
-        def model(self) -> Any:
-            return torch.nn.Linear(2, 2)
-
-    class OwnLoss(Classes):
-        def loss(self, outputs: Any, targets: Any) -> Any:
-            return outputs.sum()
-
-    class Broken(Task):
-        def model(self) -> Any:
-            raise ValueError("no model")
-
-    kinds = (Classes, Regression, Module, OwnLoss)
-    assert [evaluator_engine(kind()) for kind in kinds] == ["numpy", "numpy", "auto", "auto"]
-    assert fleet(3, "auto")[-1].engine == "auto"
-    with pytest.raises(TaskError, match="no model"):
-        evaluator_engine(Broken())

@@ -25,6 +25,7 @@ class Record:
         default_factory=dict
     )
     rows: list[tuple[str, list[int]]] = field(default_factory=list)
+    row: Annotated[tuple[float, ...], Bounds(length=3)] = ()
     rest: Any = None
 
 
@@ -34,6 +35,7 @@ def test_fields_that_may_be_are_taken_and_the_others_have_their_defaults() -> No
     assert (found.name, found.count, found.note, found.rest) == ("n", 9, "abc", [{}])
     assert (found.kind, found.whole, found.figures) == ("a", False, {"x": 1.5})
     assert found.rows == [("a", [1, 2]), ("b", [])]
+    assert build(Record, {"name": "n", "row": [1, 2.5]}).row == (1.0, 2.5)
 
 
 def test_an_integer_serves_as_a_float() -> None:
@@ -69,6 +71,9 @@ def test_an_integer_serves_as_a_float() -> None:
         ("rows", [["a"]], r"rows\.0: must be of 2 members"),
         ("rows", ["ab"], r"rows\.0: must be of 2 members"),
         ("rows", [["a", [1, "2"]]], r"rows\.0\.1\.1: must be of type int"),
+        ("row", "12", "row: must be a list"),
+        ("row", [1, "2"], r"row\.1: must be of type float"),
+        ("row", [1, 2, 3, 4], "row: must be at most 3 long"),
         ("nothing", 1, "nothing: there is no such field, only: name, count"),
     ],
 )

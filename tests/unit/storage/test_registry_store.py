@@ -75,9 +75,11 @@ def test_a_manifest_that_cannot_be_believed_is_none(
     assert [each.name for each in registry.versions()] == ["r:2"]
     # what it is, or was, is not known: no sweep takes it
     assert registry.unreadable("r") == {1}
+    assert registry.set_aside() == {("r", 1): line}
     assert 1 in registry.retained("r", 9, 1, 0)
     assert registry.commit(manifest_of("r", 1, model_file(b"r 1"))).name == "r:1"
     assert registry.unreadable("r") == set()
+    assert registry.set_aside() == {}
     assert opened(store).versions() == registry.versions()
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import importlib.util
 import logging
 import os
 import sys
@@ -21,18 +20,32 @@ from typing import IO, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_client.datasets.public.published import Package, Published, PublishedFile, cache_folder
 from runtime.errors import ConfigError, Corrupt
 
 Recording = tuple[NDArray[np.float32], int]
 """Samples [time, 6] and the exercise."""
 
 PERSONS = 10
-VARIABLE = "RENGO_WATCH_DATA"
 MEMBER = "seglearn/data/watch_dataset.npy"
 SHA256 = "eb122f23cdf06ef6bd6c6c5312958ec5cf9d038e2e6d457b8081662c75a42537"
-HOW = (
-    "task watch: no recordings; run `pip download --no-deps seglearn==1.2.5` and set "
-    f"{VARIABLE} to the wheel, or `pip install --no-deps seglearn==1.2.5`"
+DATASET = Published(
+    name="watch",
+    summary="exercises by a smartwatch, ten persons, seven exercises, six axes at 50 Hz",
+    examples=140,
+    licence="BSD, D. Burns et al.",
+    files=(PublishedFile("watch_dataset.npy", 18_118_091, SHA256),),
+    package=Package(
+        registry="pypi",
+        name="seglearn",
+        version="1.2.5",
+        command="pip download --no-deps seglearn==1.2.5",
+        file="seglearn-1.2.5-py3-none-any.whl",
+        sha256="ec6b952c85c9627050102854b372d85951563d3b990df677d7c55547e87413dd",
+        module=("seglearn", "data"),
+    ),
+    convert=lambda place, folder: write(published(place), folder),
+    converted="watch-person-*.npz",
 )
 _BLOCK_BYTES = 1 << 18
 _LOG = logging.getLogger(__name__)
@@ -49,16 +62,18 @@ def recordings(person: int, folder: Path | None = None) -> list[Recording]:
         ConfigError: there are none; the text says how to get them.
         Corrupt: they are not the published ones.
     """
-    source = os.environ.get(VARIABLE)
+    source = os.environ.get(DATASET.variable)
     named = Path(source) if source else None
     for where in (folder, named, _cache()):
         if where is not None and (where / _name(person)).is_file():
             return _read(where / _name(person))
     found = named if named is not None else _installed()
     if found is None:
-        raise ConfigError(HOW)
+        raise ConfigError(DATASET.how)
     if not found.is_file():
-        raise ConfigError(f"task watch: {VARIABLE}={found} has no {_name(person)} and is no file")
+        raise ConfigError(
+            f"task watch: {DATASET.variable}={found} has no {_name(person)} and is no file"
+        )
     everyone = published(found)
     try:
         write(everyone, _cache())
@@ -132,17 +147,14 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
 
 def _installed() -> Path | None:
     """Return the npy of an installed seglearn, without importing it."""
-    found = importlib.util.find_spec("seglearn")
-    for package in (found.submodule_search_locations or []) if found else []:
-        path = Path(package) / "data" / "watch_dataset.npy"
-        if path.is_file():
-            return path
-    return None
+    package = DATASET.package
+    places = package.installed() if package is not None else ()
+    found = (place / DATASET.files[0].name for place in places)
+    return next((path for path in found if path.is_file()), None)
 
 
 def _cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "rengo" / f"watch-{SHA256[:8]}"
+    return cache_folder(DATASET.name)
 
 
 def _name(person: int) -> str:
@@ -151,7 +163,7 @@ def _name(person: int) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the ten persons' files into a folder."""
-    parser = argparse.ArgumentParser(prog="python -m fl_client.tasks._watch_data")
+    parser = argparse.ArgumentParser(prog="python -m fl_client.datasets.public.watch")
     parser.add_argument("source", type=Path, help="the wheel of seglearn 1.2.5, or its npy")
     parser.add_argument("folder", type=Path, help="where the persons' files go")
     options = parser.parse_args(argv)
