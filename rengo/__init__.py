@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import runpy
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-# before all else: Rengo's packages come before a user's modules of the same names
-import fl_client  # noqa: F401
 
 if TYPE_CHECKING:
     from fl_client.datasets.device import Device
@@ -41,6 +40,11 @@ if TYPE_CHECKING:
     from rengo.export.loading import load_model, load_state_dict
     from rengo.operator.runs import RunResult
     from rengo.site.site import Site
+
+# before all else, and by its path: Rengo's packages come before a user's modules of the same names
+runpy.run_path(str(Path(__file__).resolve().parent.parent / "rengo_start.py"))[
+    "prefer_own_packages"
+]()
 
 __all__ = [
     "AvgPool1d",

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from fl_client.own_packages import command
 from runtime.processes.child import Child
 
 Engine: TypeAlias = Literal["auto", "torch", "numpy"]
@@ -36,10 +36,9 @@ class DeviceSpec:
 
 def device_process(spec: DeviceSpec, identity: Path, folder: Path, task: str, log: Path) -> Child:
     """Return the process of a device, not yet started."""
-    command = "iot" if spec.profile == "pi" else "client"
+    runner = "iot" if spec.profile == "pi" else "client"
     argv = [
-        # -P: modules are not looked for in the working folder
-        *(sys.executable, "-P", "-m", "rengo", command),
+        *(*command("rengo"), runner),
         *("--identity", str(identity)),
         *("--data-dir", str(folder)),
         *("--task", task),
@@ -51,6 +50,6 @@ def device_process(spec: DeviceSpec, identity: Path, folder: Path, task: str, lo
         argv += ["--folder", str(spec.folder)]
     if spec.partition:
         argv += ["--partition", spec.partition]
-    if command == "client":
+    if runner == "client":
         argv += ["--engine", spec.engine, "--profile", spec.profile]
     return Child(f"device {spec.name}", argv, log)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import inspect
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Self
 
+from fl_client.own_packages import command
 from fl_client.tasks.base import Task
 from fl_client.tasks.loading import require_not_loading
 from fl_client.tasks.registry import load_task
@@ -112,7 +112,7 @@ class Site:
     def _start_server(self) -> None:
         config = str(self._prepared.settings["server"])
         # -P: modules are not looked for in the working folder
-        argv = [sys.executable, "-P", "-m", "rengo", "server", "--config", config]
+        argv = [*command("rengo"), "server", "--config", config]
         self._add_child("server", Child("the server", argv, self._log("server")))
         deadline = time.monotonic() + _SERVER_START_S
         with self.connect() as client:

@@ -23,6 +23,7 @@ from fl_server.rounds.facts import (
     UpdateRefused,
 )
 from fl_server.rounds.machine import RESEND_S
+from runtime.bounds import MAX_ROUNDS
 from tests.rounds import Run, finish, ordered, update
 
 # --- restart ----------------------------------------------------------------------------------
@@ -161,6 +162,19 @@ def test_devices_that_take_no_order_now_may_take_a_later_one() -> None:
         assert run.phase == "gathering"
         run.fires("rest")
     assert run.machine.ledger.status == "running"
+
+
+def test_no_attempt_has_a_number_that_no_message_holds() -> None:
+    """Attempts after which devices declined for now have no other end."""
+    run = Run.of("a", "b", "c")
+    run.machine.ledger.attempt = MAX_ROUNDS
+    declined = [
+        DeviceDeclined(device_id, "train", 1, MAX_ROUNDS, "the battery is low")
+        for device_id in ("a", "b", "c")
+    ]
+    run.give(*declined)
+    assert isinstance(run.facts[-1], RunFailed)
+    assert run.machine.ledger.reason.startswith(f"round 1, attempt {MAX_ROUNDS}: 0 of at least 2")
 
 
 @pytest.mark.parametrize("between", ["another reason", "one that counts", "one that is busy"])
