@@ -8,17 +8,15 @@ Algorithm 1, https://arxiv.org/abs/2012.04221. The personal objective is
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated
 
-from algorithms.base import Arrays, Batch, Family, Local, Received, State
-from algorithms.fedavg import FedAvg
+from algorithms._beside import OWN, BesideFedAvg
+from algorithms.base import Arrays, Batch, Local, Received, State
 from runtime.records import Bounds
-
-_OWN = "own"
 
 
 @dataclass(frozen=True)
-class Ditto(FedAvg):
+class Ditto(BesideFedAvg):
     """FedAvg beside a personal model of each client, which is pulled towards the global one.
 
     A client without a personal model yet begins with the global one. Its steps are of plain
@@ -28,22 +26,16 @@ class Ditto(FedAvg):
         lam: how strong the pull is; 0 is training alone.
     """
 
-    family: ClassVar[Family] = "personal"
-
     lam: Annotated[float, Bounds(least=0)] = 0.1
 
     def direction(
         self, batch: Batch, w: Arrays, got: Received, state: State, local: Local
     ) -> tuple[Arrays, State]:
         """Return ``f'(w)``, and ``v - lr * (f'(v) + lam * (v - w0))`` as the personal model."""
-        v, w0 = state.get(_OWN, got.weights), got.weights
+        v, w0 = state.get(OWN, got.weights), got.weights
         g, h = batch.gradient(w), batch.gradient(v)
         own = {
             name: v[name] - local.learning_rate * (h[name] + self.lam * (v[name] - w0[name]))
             for name in h
         }
-        return g, {**state, _OWN: own}
-
-    def personal(self, got: Received, state: State, local: Local) -> Arrays | None:
-        """Return the personal model, with the global model's buffers."""
-        return {**got.weights, **state[_OWN]} if _OWN in state else None
+        return g, {**state, OWN: own}

@@ -14,9 +14,11 @@ bias is ``1 / C`` less the class's share.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
+from algorithms._advice import plain_steps
 from algorithms.base import Arrays, Batch, Family, Local, Need, Received, Sent, State
 from algorithms.fedavg import FedAvg
 from runtime.errors import ConfigError
@@ -41,6 +43,10 @@ class FedRoD(FedAvg):
     needs: ClassVar[tuple[Need, ...]] = ("head",)
 
     balance: Annotated[float, Bounds(least=0)] = 1.0
+
+    def advice(self, training: Mapping[str, Any]) -> str:
+        """Tell that personal models are not trained by the optimiser."""
+        return plain_steps(training)
 
     def start(self, got: Received, state: State, local: Local) -> tuple[Arrays, State]:
         """Return the global weights, the bias with ``balance * log(C * share)`` of each class."""

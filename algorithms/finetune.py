@@ -6,9 +6,11 @@ section 3.1 (fine-tuning), https://arxiv.org/abs/2002.04758.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
+from algorithms._advice import plain_steps
 from algorithms.base import Arrays, Family, Local, Received, State
 from algorithms.fedavg import FedAvg
 from runtime.bounds import MAX_SIZE
@@ -26,6 +28,10 @@ class FineTuning(FedAvg):
     family: ClassVar[Family] = "personal"
 
     fine_tuning_steps: Annotated[int, Bounds(least=0, most=MAX_SIZE)] = 10
+
+    def advice(self, training: Mapping[str, Any]) -> str:
+        """Tell that personal models are not trained by the optimiser."""
+        return plain_steps(training)
 
     def personal(self, got: Received, state: State, local: Local) -> Arrays | None:
         """Return the global weights after ``fine_tuning_steps`` of ``w - lr * F'(w)``."""

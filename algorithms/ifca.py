@@ -7,30 +7,19 @@ Algorithm 1 with model averaging, https://arxiv.org/abs/2006.04088.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import numpy as np
 
-from algorithms.base import (
-    Algorithm,
-    Arrays,
-    Blocks,
-    Family,
-    Flat,
-    Local,
-    Mean,
-    Received,
-    Scalars,
-    Sent,
-    State,
-)
+from algorithms._clusters import ClusterModels
+from algorithms.base import Arrays, Blocks, Flat, Local, Mean, Received, Scalars, Sent, State
 from runtime.records import Bounds
 
 _CHOSEN = "chosen"
 
 
 @dataclass(frozen=True)
-class IFCA(Algorithm):
+class IFCA(ClusterModels):
     """A model for each of some clusters, which clients choose by the loss on their own data.
 
     The exported global model is the mean of the clusters' models.
@@ -42,37 +31,22 @@ class IFCA(Algorithm):
             depends on the first models, as in the paper: another seed gives others.
     """
 
-    family: ClassVar[Family] = "clusters"
-
-    clusters: Annotated[int, Bounds(least=1, most=64)] = 2
     spread: Annotated[float, Bounds(least=0)] = 0.01
-
-    @property
-    def sends(self) -> tuple[str, ...]:
-        """The change of each cluster's model; a client sends one of them."""
-        return tuple(f"model_{number}" for number in range(self.clusters))
-
-    @property
-    def broadcasts(self) -> tuple[str, ...]:
-        """All clusters' models."""
-        return self.sends
 
     def start(self, got: Received, state: State, local: Local) -> tuple[Arrays, State]:
         """Return the model of the lowest loss, ``argmin over j of F(model_j)``."""
-        number = self._chosen(got, local)
-        w = {**got.weights, **got.vectors[self.sends[number]]}
-        zero = next(iter(w.values())).reshape(-1)[:0].sum()
-        return w, {**state, _CHOSEN: {"value": zero + number}}
+        number = self.best(got, local, self.clusters)
+        zero = next(iter(got.weights.values())).reshape(-1)[:0].sum()
+        return self.model(got, number), {**state, _CHOSEN: {"value": zero + number}}
 
     def finish(self, w: Arrays, got: Received, state: State, local: Local) -> tuple[Sent, State]:
         """Return the change of the chosen model."""
-        name = self.sends[int(state[_CHOSEN]["value"])]
-        before = {**got.weights, **got.vectors[name]}
-        return Sent({name: {each: w[each] - before[each] for each in w}}), state
+        number = int(state[_CHOSEN]["value"])
+        return Sent({self.sends[number]: self.change(w, got, number)}), state
 
     def personal(self, got: Received, state: State, local: Local) -> Arrays | None:
         """Return the model of the lowest loss."""
-        return {**got.weights, **got.vectors[self.sends[self._chosen(got, local)]]}
+        return self.model(got, self.best(got, local, self.clusters))
 
     def init(self, weights: Flat, start: int, seed: int) -> dict[str, Flat]:
         """Return version 0 for each cluster, with noise on all but the first."""
@@ -92,7 +66,3 @@ class IFCA(Algorithm):
         }
         total = sum(models.values()) / self.clusters
         return np.asarray(total, weights.dtype), models
-
-    def _chosen(self, got: Received, local: Local) -> int:
-        losses = [local.loss({**got.weights, **got.vectors[name]}) for name in self.sends]
-        return losses.index(min(losses))

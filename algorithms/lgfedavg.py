@@ -15,7 +15,7 @@ from algorithms.fedavg import FedAvg
 
 @dataclass(frozen=True)
 class LGFedAvg(FedAvg):
-    """FedAvg of the head alone: each client keeps the layers below it, and sends little."""
+    """FedAvg of the head alone: each client trains the layers below it along and keeps them."""
 
     family: ClassVar[Family] = "personal"
     needs: ClassVar[tuple[Need, ...]] = ("head",)

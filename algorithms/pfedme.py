@@ -9,18 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
-from algorithms.base import Arrays, Batch, Family, Local, Received, State
-from algorithms.fedavg import FedAvg
+from algorithms._beside import OWN, BesideFedAvg
+from algorithms.base import Arrays, Batch, Local, Received, State
 from runtime.bounds import MAX_SIZE
 from runtime.records import Bounds
 
-_OWN = "own"
-
 
 @dataclass(frozen=True)
-class PFedMe(FedAvg):
+class PFedMe(BesideFedAvg):
     """The global model steps towards personal models, which each client solves for anew.
 
     ``server_learning_rate`` is the paper's ``beta``.
@@ -31,17 +29,16 @@ class PFedMe(FedAvg):
         personal_learning_rate: their learning rate.
     """
 
-    family: ClassVar[Family] = "personal"
-
     lam: Annotated[float, Bounds(above=0)] = 15.0
     personal_steps: Annotated[int, Bounds(least=1, most=MAX_SIZE)] = 5
     personal_learning_rate: Annotated[float, Bounds(above=0)] = 0.05
 
     def advice(self, training: Mapping[str, Any]) -> str:
         """Warn of steps that go beyond the personal model."""
-        if training.get("learning_rate", 0.0) * self.lam <= 1:
-            return ""
-        return f"pfedme with lam {self.lam:g} wants a learning_rate of at most {1 / self.lam:g}"
+        if training.get("learning_rate", 0.0) * self.lam > 1:
+            most = f"{1 / self.lam:g}"
+            return f"pfedme of lam {self.lam:g} needs training.learning_rate={most} or less"
+        return super().advice(training)
 
     def direction(
         self, batch: Batch, w: Arrays, got: Received, state: State, local: Local
@@ -55,8 +52,4 @@ class PFedMe(FedAvg):
             g = batch.gradient(v)
             rate = self.personal_learning_rate
             v = {name: v[name] - rate * (g[name] + self.lam * (v[name] - w[name])) for name in g}
-        return {name: self.lam * (w[name] - v[name]) for name in v}, {**state, _OWN: v}
-
-    def personal(self, got: Received, state: State, local: Local) -> Arrays | None:
-        """Return the personal model, with the global model's buffers."""
-        return {**got.weights, **state[_OWN]} if _OWN in state else None
+        return {name: self.lam * (w[name] - v[name]) for name in v}, {**state, OWN: v}

@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib
-import importlib.metadata
 import pkgutil
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
@@ -21,6 +20,8 @@ from runtime.errors import ConfigError
 from runtime.records import FieldError, build
 
 if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
     from algorithms.base import Algorithm
 
 GROUP = "rengo.algorithms"
@@ -71,8 +72,10 @@ def _own_names() -> frozenset[str]:
 
 
 @functools.cache
-def _of_others() -> dict[str, importlib.metadata.EntryPoint]:
-    return {point.name: point for point in importlib.metadata.entry_points(group=GROUP)}
+def _of_others() -> dict[str, EntryPoint]:
+    from importlib import metadata  # noqa: PLC0415  loads much that devices seldom need
+
+    return {point.name: point for point in metadata.entry_points(group=GROUP)}
 
 
 def _class_of(name: str) -> type[Algorithm]:
@@ -91,7 +94,7 @@ def _class_of(name: str) -> type[Algorithm]:
     return own[0]
 
 
-def _class_of_other(point: importlib.metadata.EntryPoint) -> type[Algorithm]:
+def _class_of_other(point: EntryPoint) -> type[Algorithm]:
     from algorithms.base import Algorithm  # noqa: PLC0415  numpy loads only when one is used
 
     try:

@@ -19,7 +19,7 @@ rm -rf "$root/src" "$root/opt/rengo" "$work/site" "$work/device" "$work/run"
 chroot "$root" userdel rengo 2>/dev/null || true
 mkdir -p "$root/src" "$root/var/lib/rengo" "$work/run"
 tar -C "$here" --exclude=__pycache__ -cf - pyproject.toml constraints.txt README.md LICENSE \
-    rengo algorithms broker storage fl_server fl_client iot runtime | tar -C "$root/src" -xf -
+    rengo algorithms broker storage fl_server fl_client iot runtime rengo_start.py | tar -C "$root/src" -xf -
 # the way to the package indexes is this machine's
 cp /etc/resolv.conf "$root/etc/resolv.conf"
 cp /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/ca-certificates.crt"

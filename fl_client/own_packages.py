@@ -1,7 +1,8 @@
 """Which of several packages of one name is imported: Rengo's own, whatever lies before it.
 
 Rengo's top-level packages have plain names (``storage``, ``broker``). A user's module of such a
-name, beside a task or on PYTHONPATH, comes first on ``sys.path`` and would take its place.
+name, beside a task or on PYTHONPATH, comes first on ``sys.path`` and would take its place. This
+module is loaded by its path too, before any of these packages: it imports none.
 """
 
 from __future__ import annotations
@@ -44,8 +45,22 @@ def prefer_own_packages() -> None:
                 f"{file} has the name of a package of Rengo's and was imported before it: give it "
                 f"another name than {name}, or import rengo first"
             )
-    if not any(isinstance(each, OwnPackages) for each in sys.meta_path):
+    # by name: this module may have been loaded twice
+    if not any(type(each).__name__ == OwnPackages.__name__ for each in sys.meta_path):
         sys.meta_path.insert(0, OwnPackages())
+
+
+def command(module: str, python: Path | None = None, *options: str) -> list[str]:
+    """Return the command that runs a module of Rengo's, whatever lies where Python looks.
+
+    Args:
+        module: what ``python -m`` would be given.
+        python: another interpreter than this one.
+        options: of the interpreter.
+    """
+    # -P: modules are not looked for in the working folder
+    interpreter = sys.executable if python is None else str(python)
+    return [interpreter, "-P", *options, str(HOME / "rengo_start.py"), module]
 
 
 def shadowed_in(folder: Path) -> list[Path]:

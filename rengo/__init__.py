@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import runpy
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-# before all else: Rengo's packages come before a user's modules of the same names
-import fl_client  # noqa: F401
 
 if TYPE_CHECKING:
     from fl_client.datasets.device import Device
+    from fl_client.datasets.indexed import arrays
     from fl_client.datasets.splits.partitions import dirichlet
     from fl_client.models.layers import (
         GRU,
@@ -35,10 +35,16 @@ if TYPE_CHECKING:
     )
     from fl_client.models.settings import TrainingSettings
     from fl_client.tasks.base import Task
+    from fl_client.tasks.digits_anomaly import anomaly_threshold
     from rengo.device.production import ProductionModel, production_model
     from rengo.export.loading import load_model, load_state_dict
     from rengo.operator.runs import RunResult
     from rengo.site.site import Site
+
+# before all else, and by its path: Rengo's packages come before a user's modules of the same names
+runpy.run_path(str(Path(__file__).resolve().parent.parent / "rengo_start.py"))[
+    "prefer_own_packages"
+]()
 
 __all__ = [
     "AvgPool1d",
@@ -68,6 +74,8 @@ __all__ = [
     "TrainingSettings",
     "Transpose",
     "__version__",
+    "anomaly_threshold",
+    "arrays",
     "dirichlet",
     "load_model",
     "load_state_dict",
@@ -98,6 +106,8 @@ _LAYERS = (
 )
 _HOMES = {
     **dict.fromkeys(_LAYERS, "fl_client.models.layers"),
+    "anomaly_threshold": "fl_client.tasks.digits_anomaly",
+    "arrays": "fl_client.datasets.indexed",
     "Device": "fl_client.datasets.device",
     "dirichlet": "fl_client.datasets.splits.partitions",
     "Task": "fl_client.tasks.base",

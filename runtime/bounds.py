@@ -71,7 +71,7 @@ def require_plain(value: Any, where: str = "", depth: int = 0) -> None:
             if not math.isfinite(value):
                 raise ValueError(f"{where or 'it'} must be a finite number")
         case str():
-            if not _is_encodable(value):
+            if not is_encodable(value):
                 raise ValueError(f"{where or 'it'} is no valid Unicode")
         case list() | dict() if depth >= MAX_SETTINGS_NESTING:
             raise ValueError(f"{where} is nested deeper than {MAX_SETTINGS_NESTING}")
@@ -80,7 +80,7 @@ def require_plain(value: Any, where: str = "", depth: int = 0) -> None:
                 require_plain(each, f"{where}.{at}", depth + 1)
         case dict():
             for key, each in value.items():
-                if not isinstance(key, str) or not _is_encodable(key):
+                if not isinstance(key, str) or not is_encodable(key):
                     raise ValueError(f"{where or 'it'} has a key that is no text")
                 require_plain(each, f"{where}.{key}" if where else key, depth + 1)
         case _:
@@ -88,7 +88,8 @@ def require_plain(value: Any, where: str = "", depth: int = 0) -> None:
             raise ValueError(f"{where or 'it'} is a {kind}, which settings cannot hold")
 
 
-def _is_encodable(text: str) -> bool:
+def is_encodable(text: str) -> bool:
+    """Whether a text can be sent and written: it holds no half of a character."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -10,7 +10,7 @@ import tomllib
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[1]
-_FILES = ("pyproject.toml", "README.md", "LICENSE")
+_FILES = ("pyproject.toml", "README.md", "LICENSE", "rengo_start.py")
 
 
 def build_wheel(folder: Path) -> Path:

@@ -34,6 +34,7 @@ from runtime.errors import ConfigError, TransportError
 from runtime.files import atomic_write, make_folder
 from runtime.processes.child import Child, foreign_environment
 from runtime.processes.locks import take_lock
+from runtime.processes.logs import LogBound
 from runtime.processes.ports import free_port, require_free
 
 _LOG = logging.getLogger(__name__)
@@ -65,6 +66,8 @@ class ManagedUsers(ABC):
         self.config = self.folder / "broker.conf"
         self.pid_file = self.folder / "broker.pid"
         self.log = self.folder / "broker.log"
+        # what the broker writes beside it
+        self.more_logs: tuple[str, ...] = ()
         self._log_offset = self.log_size()
 
     @staticmethod
@@ -78,8 +81,7 @@ class ManagedUsers(ABC):
         One thread calls it. Of very many it returns the first ones.
         """
         size = self.log_size()
-        if size < self._log_offset:
-            self._log_offset = 0  # the log of a new start
+        self._log_offset = self._begin_of(self._log_offset, size)
         with contextlib.suppress(FileNotFoundError), self.log.open("rb") as log:
             log.seek(self._log_offset)
             text = log.read(_MAX_READ_BYTES)
@@ -163,12 +165,18 @@ class ManagedUsers(ABC):
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
-    def log_since(self, offset: int) -> bytes:
-        """Return what the broker has logged behind an offset."""
+    def log_since(self, offset: int) -> tuple[bytes, int]:
+        """Return what the broker has logged behind an offset, and how far that goes."""
         with contextlib.suppress(FileNotFoundError), self.log.open("rb") as log:
-            log.seek(offset)
-            return log.read()
-        return b""
+            begin = log.seek(self._begin_of(offset, self.log_size()))
+            text = log.read()
+            return text, begin + len(text)
+        return b"", 0
+
+    @staticmethod
+    def _begin_of(offset: int, size: int) -> int:
+        """Return where to read from: a log that is shorter than it was has begun anew."""
+        return offset if offset <= size else 0
 
     def log_size(self) -> int:
         """Return how long the broker's log is."""
@@ -216,6 +224,7 @@ class ManagedBroker(ABC):
             access.log,
             environment=foreign_environment(),
             cwd=access.folder,
+            log_bound=LogBound(_LOG_LIMIT_BYTES, others=access.more_logs),
         )
         self._control: ControlSocket | None = None
         self._unanswered = 0
@@ -273,7 +282,6 @@ class ManagedBroker(ABC):
             self.access.adapt_to_config()
         else:
             raise ConfigError(f"the MQTT broker in {self.data_dir} knows no users yet; name some")
-        self._shorten_log()
         self._control = ControlSocket(self.data_dir, self._child, self._sessions)
         self._unanswered = 0
         damage = self._damage or self._run()
@@ -438,11 +446,6 @@ class ManagedBroker(ABC):
         except (FileNotFoundError, ValueError):
             return None
         return pid if str(self.access.config) in _arguments_of(pid) else None
-
-    def _shorten_log(self) -> None:
-        log = self._child.log
-        if log.exists() and log.stat().st_size > _LOG_LIMIT_BYTES:
-            log.replace(log.with_suffix(".log.1"))
 
 
 def _arguments_of(pid: int) -> list[str]:

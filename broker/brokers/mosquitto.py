@@ -56,6 +56,7 @@ class MosquittoAccess(ManagedUsers):
         self.passwords = self.folder / "passwords"
         self.acl = self.folder / "acl"
         self.reload_log = self.folder / "echo.log"
+        self.more_logs = (self.reload_log.name,)
 
     @property
     def has_users(self) -> bool:
@@ -100,7 +101,7 @@ class MosquittoAccess(ManagedUsers):
         def reloaded() -> bool:
             if not self.reload_log.exists():
                 return False
-            errors = [line for line in self.log_since(before).splitlines() if b"Error" in line]
+            errors = [line for line in self.log_since(before)[0].splitlines() if b"Error" in line]
             if errors:
                 line = errors[0].decode("utf-8", "replace")
                 raise TransportError(f"the MQTT broker refused its users: {line}")
@@ -235,10 +236,6 @@ class MosquittoBroker(ManagedBroker):
         if self._tls.client_ca is not None:
             lines += [f"cafile {self._tls.client_ca}", "require_certificate true"]
         return lines
-
-    def _shorten_log(self) -> None:
-        super()._shorten_log()
-        self._files.reload_log.unlink(missing_ok=True)
 
 
 def to_mosquitto(users: Sequence[BrokerUser]) -> tuple[str, str]:

@@ -172,7 +172,7 @@ class NatsAccess(ManagedUsers):
         before = self.log_size()
 
         def reloaded() -> bool:
-            text = self.log_since(before)
+            text, _ = self.log_since(before)
             if _RELOAD_FAILED in text:
                 line = text.decode("utf-8", "replace").strip().splitlines()[-1]
                 raise TransportError(f"the MQTT broker refused its users: {line}")

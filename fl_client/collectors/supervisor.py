@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import signal
-import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -12,10 +11,12 @@ from collections.abc import Mapping, Sequence
 from fl_client.collectors.order import CollectorOrder
 from fl_client.collectors.places import unread_sensors
 from fl_client.datasets.settings import DataPlace, Gathered
+from fl_client.own_packages import command
 from fl_client.settings import AgentSettings
 from runtime.backoff import Backoff
 from runtime.errors import ConfigError
 from runtime.processes.child import Child
+from runtime.processes.logs import LogBound
 
 _LOG = logging.getLogger(__name__)
 _FIRST_PAUSE_S = 1.0
@@ -79,13 +80,12 @@ class _SupervisedCollector:
     def __init__(self, order: CollectorOrder) -> None:
         self._order = order
         self._stopping = threading.Event()
-        # -P: no module is imported from the agent's working folder
-        argv = [sys.executable, "-P", "-m", "fl_client.collectors.process"]
+        argv = command("fl_client.collectors.process")
         self._process = Child(
             f"the collector of task {order.place.task}",
             [*argv, order.model_dump_json()],
             order.place.folder / "collector.log",
-            log_max_bytes=_LOG_MAX_BYTES,
+            log_bound=LogBound(_LOG_MAX_BYTES),
         )
         self._lock = threading.Lock()
         name = f"collector-{order.place.task}"

@@ -77,7 +77,7 @@ class NumpyTraining:
 
     def step(self, chosen: Indices) -> float:
         """Train on one batch and return its loss."""
-        batch = _Batch(self, chosen, self._descent.steps, [])
+        batch = NumpyBatch(self, chosen, self._descent.steps, [])
         direction = self.half.direction(batch, self.w)
         self._descent.step(self.w, direction)
         return batch.losses[0]
@@ -136,7 +136,7 @@ class NumpyTraining:
 
 
 @dataclass(frozen=True)
-class _Batch:
+class NumpyBatch:
     """The examples of a step; ``losses`` are of the gradients that were asked for, in order."""
 
     training: NumpyTraining
@@ -154,7 +154,7 @@ class _Batch:
                 grad *= factor  # noqa: PLW2901  in place
         return grads
 
-    def halves(self) -> tuple[_Batch, _Batch]:
+    def halves(self) -> tuple[NumpyBatch, NumpyBatch]:
         middle = (len(self.chosen) + 1) // 2
         second = self.chosen[middle:] if len(self.chosen) > 1 else self.chosen
         return replace(self, chosen=self.chosen[:middle]), replace(self, chosen=second)

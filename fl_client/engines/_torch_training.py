@@ -142,7 +142,7 @@ class TorchTraining:
 
     def step(self, chosen: Indices) -> float:
         """Train on one batch and return its loss."""
-        batch, before = _Batch(self, chosen, self._steps, []), self.half.state
+        batch, before = TorchBatch(self, chosen, self._steps, []), self.half.state
         self._has_overflowed = False
         with torch.no_grad():
             direction = self.half.direction(batch, self.w)
@@ -352,7 +352,7 @@ class TorchTraining:
 
 
 @dataclass(frozen=True)
-class _Batch:
+class TorchBatch:
     """The examples of a step; ``losses`` are of the gradients that were asked for, in order."""
 
     training: TorchTraining
@@ -365,7 +365,7 @@ class _Batch:
         self.losses.append(loss)
         return self.training.clipped(g)
 
-    def halves(self) -> tuple[_Batch, _Batch]:
+    def halves(self) -> tuple[TorchBatch, TorchBatch]:
         middle = (len(self.chosen) + 1) // 2
         second = self.chosen[middle:] if len(self.chosen) > 1 else self.chosen
         return replace(self, chosen=self.chosen[:middle]), replace(self, chosen=second)

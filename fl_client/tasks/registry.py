@@ -76,6 +76,8 @@ def _require_no_shadowed_import(spec: str, path: Path) -> None:
         each.parent.name if each.stem == "__init__" else each.stem: each
         for each in shadowed_in(path.resolve().parent)
     }
+    # every task imports rengo, and can mean no other
+    beside.pop("rengo", None)
     for name in sorted(beside.keys() & imported_modules(path)) if beside else ():
         raise ConfigError(
             f"task {spec}: `import {name}` means a package of Rengo's, not {beside[name]}: give "

@@ -8,13 +8,13 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from fl_client.own_packages import command
 from fl_client.training.frames import (
     Answer,
     Done,
@@ -74,12 +74,10 @@ class ChildSettings:
         data = [] if self.data is None else ["--data", self.data.model_dump_json()]
         # left out at its default: a bundle's environment may have an older Rengo
         partition = ["--partition", self.partition] if self.partition else []
-        # -P: modules are not looked for in the agent's working folder
+        # a bundle's files stay as they were signed
+        options = ["-B"] if self.python is not None else []
         return [
-            *(sys.executable if self.python is None else str(self.python), "-P"),
-            # a bundle's files stay as they were signed
-            *(("-B",) if self.python is not None else ()),
-            *("-m", "fl_client.training"),
+            *command("fl_client.training", self.python, *options),
             *("--task", self.task),
             *("--engine", self.engine),
             *("--device-id", self.device_id),

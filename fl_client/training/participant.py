@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -25,16 +26,23 @@ from runtime.bounds import (
     MAX_FINITE,
     MAX_METRIC_NAME,
     MAX_METRICS,
+    is_encodable,
     is_plausible,
 )
-from runtime.errors import ConfigError
+from runtime.errors import ConfigError, RengoError
+from storage.weights.layout import TensorSpec, dtype_name, require_valid
+from storage.weights.model import copy_as_float32
 
 if TYPE_CHECKING:
     from fl_client.tasks.split import Split
-    from storage.weights import Vector, Weights
+    from storage.weights import Array, Vector, Weights
 
 PERSONAL = "personal_"
+# the vector, the number of examples, the metrics and the state
+_OWN_FIELDS = 4
 _LOG = logging.getLogger(__name__)
+# floats, whole numbers and truth values, as numpy calls their kinds
+_REAL = "fiub"
 
 
 class Participant:
@@ -123,13 +131,15 @@ class Participant:
         sums = [vector.sum(dtype=np.float64) for vector in vectors]
         if not all(np.isfinite([*sums, *map(np.float32, update.scalars.values())])):
             raise TrainingFailed("training diverged: the update is not finite")
-        metrics = numbers_of(self.task, "local_update", update.metrics)
-        return update._replace(metrics=_finite(metrics))
+        metrics = self._metrics("local_update", update.metrics)
+        return update._replace(metrics=metrics, state=self._state("local_update", update.state))
 
     def _update(self, given: Any) -> LocalUpdate:
         """Return what ``local_update`` gave, with its types checked."""
         rule = "it must return the vector to send, the number of examples, and metrics"
-        if not isinstance(given, tuple | list) or not 3 <= len(given) <= len(LocalUpdate._fields):
+        # what an algorithm sends beside the update comes from an engine alone
+        whole = isinstance(given, LocalUpdate)
+        if not whole and not (isinstance(given, tuple | list) and 3 <= len(given) <= _OWN_FIELDS):
             raise wrong(self.task, "local_update", f"gave a {type(given).__name__}: {rule}")
         update = LocalUpdate(*given)
         if not isinstance(update.num_examples, int | np.integer):
@@ -138,12 +148,14 @@ class Participant:
         if update.vector is None and not update.vectors:
             raise wrong(self.task, "local_update", f"gave no vector: {rule}")
         try:
-            vector = update.vector
-            if vector is not None:
-                vector = np.ascontiguousarray(vector, np.float32)
+            given_vector = None if update.vector is None else np.asarray(update.vector)
+            if given_vector is not None and given_vector.dtype.kind not in _REAL:
+                # numpy would make numbers of texts and dates, and drop the imaginary part
+                raise TypeError(f"they are of type {given_vector.dtype}")
         except (TypeError, ValueError) as error:
             what = f"gave no vector of numbers ({error}): {rule}"
             raise wrong(self.task, "local_update", what) from error
+        vector = None if given_vector is None else np.ascontiguousarray(given_vector, np.float32)
         return update._replace(vector=vector, num_examples=int(update.num_examples))
 
     def evaluate(self, weights: Weights, plan: LocalRound) -> Evaluation:
@@ -156,8 +168,9 @@ class Participant:
             raise wrong(self.task, "evaluate", f"gave a {type(given).__name__}: {rule}")
         if not isinstance(given[0], int | np.integer):
             raise wrong(self.task, "evaluate", f"gave a {type(given[0]).__name__} first: {rule}")
-        metrics = numbers_of(self.task, "evaluate", given[1])
-        return Evaluation(int(given[0]), _finite({**metrics, **self._personal(weights, plan)}))
+        metrics = self._metrics("evaluate", given[1])
+        whole = self._metrics("evaluate", {**metrics, **self._personal(weights, plan)})
+        return Evaluation(int(given[0]), whole)
 
     def _personal(self, weights: Weights, plan: LocalRound) -> dict[str, float]:
         """Return the metrics of what the device predicts with, where that is a model of its own."""
@@ -184,8 +197,8 @@ class Participant:
             self._exchanged = series
         context = ExchangeContext(self, step)
         answer = checked_answer(self.task.name, self.task.exchange(context), context)
-        metrics = numbers_of(self.task, "exchange", answer.metrics)
-        return answer._replace(metrics=_finite(metrics))
+        metrics, state = self._metrics("exchange", answer.metrics), answer.state
+        return answer._replace(metrics=metrics, state=self._state("exchange", state))
 
     def train_on_engine(self, weights: Weights, plan: LocalRound) -> LocalUpdate:
         """Return the engine's update, on the device's training data."""
@@ -194,6 +207,41 @@ class Participant:
     def evaluate_on_engine(self, weights: Weights) -> Evaluation:
         """Return the engine's metrics of ``weights`` on the device's held-out data."""
         return self.engine.evaluate(weights, self.held_out_split)
+
+    def _metrics(self, method: str, given: Any) -> dict[str, float]:
+        """Return the metrics that a message can hold, without those that are out of bounds."""
+        numbers = numbers_of(self.task, method, given)
+        names = list(numbers)
+        if len(names) > MAX_METRICS or not all(map(_is_metric_name, names)):
+            raise wrong(
+                self.task,
+                method,
+                f"gave {len(names)} metrics: a task reports at most {MAX_METRICS} metrics, with "
+                f"names of 1 to {MAX_METRIC_NAME} characters; they are {', '.join(names)[:200]!r}",
+            )
+        found = {name: value for name, value in numbers.items() if is_plausible(value)}
+        for name in numbers.keys() - found.keys():
+            value = numbers[name]
+            _LOG.warning("metric %s is %s, not within ±%g: left out", name, value, MAX_FINITE)
+        return found
+
+    def _state(self, method: str, given: Any) -> dict[str, Array]:
+        """Return what a task keeps for its run, as arrays that a file of weights can hold."""
+        rule = "what a run keeps on a device is a dict of arrays of numbers by name"
+        if not isinstance(given, Mapping):
+            raise wrong(self.task, method, f"gave a {type(given).__name__} as its state: {rule}")
+        kept: dict[str, Array] = {}
+        for name, value in given.items():
+            try:
+                array = np.asarray(value)
+                require_valid(TensorSpec(name, array.shape, dtype_name(name, array.dtype)))
+                if array.dtype == np.float64:  # it is kept as float32
+                    copy_as_float32(np.empty(array.size, np.float32), array.reshape(-1), name)
+            except (TypeError, ValueError, RengoError) as error:
+                what = f"gave {name!r:.80} in its state, which cannot be kept ({error}): {rule}"
+                raise wrong(self.task, method, what) from error
+            kept[name] = array
+        return kept
 
     def _present(self, split: Split, what: str) -> Split:
         if split is None:
@@ -210,19 +258,5 @@ def _read_only(vector: Vector) -> Vector:
     return view
 
 
-def _finite(metrics: dict[str, float]) -> dict[str, float]:
-    """Return the metrics that a message can hold, without those that are out of bounds.
-
-    Raises:
-        ConfigError: there are too many, or a name is empty or too long.
-    """
-    names = list(metrics)
-    if len(names) > MAX_METRICS or not all(0 < len(name) <= MAX_METRIC_NAME for name in names):
-        raise ConfigError(
-            f"a task reports at most {MAX_METRICS} metrics, with names of 1 to {MAX_METRIC_NAME} "
-            f"characters; this one gave {len(metrics)}: {', '.join(names)[:200]}"
-        )
-    found = {name: float(value) for name, value in metrics.items() if is_plausible(value)}
-    for name in metrics.keys() - found.keys():
-        _LOG.warning("metric %s is %s, not within ±%g: left out", name, metrics[name], MAX_FINITE)
-    return found
+def _is_metric_name(name: str) -> bool:
+    return 0 < len(name) <= MAX_METRIC_NAME and is_encodable(name)

@@ -10,6 +10,8 @@ from fl_server.canary.state import CanaryState, is_lower_better, measured_pairs
 from fl_server.flows.commands import BundleFile, IssueOrder, ModelFile, TaskSettings
 
 _LISTED_DEVICES = 200
+# the store's words for an error may be long
+_REASON_CHARS = 2000
 
 
 def order_of(plan: CanaryPlan, command: OrderSide) -> IssueOrder:
@@ -71,6 +73,6 @@ def shown(plan: CanaryPlan, state: CanaryState, time_left_s: float) -> dict[str,
         "candidate_mean": None if judged is None else judged.candidate_mean,
         "production_mean": None if judged is None else judged.production_mean,
         "verdict": "" if judged is None else judged.verdict,
-        "reason": "" if judged is None else judged.reason,
-        "problem": state.problem,
+        "reason": "" if judged is None else judged.reason[:_REASON_CHARS],
+        "problem": state.problem[:_REASON_CHARS],
     }

@@ -38,6 +38,7 @@ from fl_server.rounds.ledger import RoundStep
 from fl_server.rounds.machine import RoundMachine
 from fl_server.rounds.model import Model, Update
 from fl_server.rounds.plan import Plan
+from fl_server.rounds.spread import spread_over_devices
 from fl_server.rounds.workload import Speed, known_speeds
 from fl_server.runs.definition import RunDefinition
 from fl_server.runs.lineage import Commit, Lineage
@@ -100,8 +101,13 @@ class SyncFlow(Flow):
 
     def report(self, facts: Sequence[RecordedFact]) -> FlowReport:
         """Return its rounds, its devices and its latest version."""
-        headline = self.record.definition.evaluation.headline
-        return report_of(facts, self.machine.ledger, headline)
+        definition, ledger = self.record.definition, self.machine.ledger
+        headline = definition.evaluation.headline
+        told = report_of(facts, ledger, headline)
+        if self.machine.plan.evaluate_on == "devices":
+            lower = definition.goal_of(headline) == "lower"
+            told.spread = spread_over_devices(ledger, headline, lower=lower)
+        return told
 
     def awaits(self, order: IssueOrder) -> bool:
         """Whether an order, issued a while ago, is still to be sent."""

@@ -71,6 +71,7 @@ from fl_server.rounds.plan import Plan
 from fl_server.rounds.roster import Roster
 from fl_server.rounds.updates import UpdateIntake
 from fl_server.rounds.workload import FitRule, Speed, fit
+from runtime.bounds import MAX_ROUNDS
 
 RESEND_S = 10.0
 
@@ -309,7 +310,7 @@ class RoundMachine:
     def _abandon(self, reason: str, step: RoundStep, *, excused: bool = False) -> None:
         ledger = self.ledger
         is_last = ledger.attempt - ledger.excused >= self.plan.max_attempts and not excused
-        if ledger.repeats_itself or is_last:
+        if ledger.repeats_itself or is_last or ledger.attempt >= MAX_ROUNDS:
             self._end(RunFailed(f"round {ledger.round}, attempt {ledger.attempt}: {reason}"), step)
             return
         self._updates.forget()

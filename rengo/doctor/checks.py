@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -147,7 +148,9 @@ def _packages(machine: MachineFacts) -> Iterator[Check]:
 
 
 def _shadowed() -> Iterator[Check]:
-    for path in shadowed_in(Path.cwd()):
+    places = [Path(each) for each in os.environ.get("PYTHONPATH", "").split(os.pathsep) if each]
+    found = dict.fromkeys(path for each in (Path.cwd(), *places) for path in shadowed_in(each))
+    for path in found:
         yield Check(
             path.name,
             False,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from fl_client.own_packages import command
 from runtime.processes.child import Child
 
 Engine: TypeAlias = Literal["auto", "torch", "numpy"]
@@ -19,6 +19,7 @@ class DeviceSpec:
     Attributes:
         profile: "pi" starts the Raspberry Pi runner, everything else the client.
         index: which of ``count`` parts of a shared data set is its own.
+        folder: where its data lie.
         partition: how a shared data set is divided, as ``dirichlet:0.1``; empty: as the task has
             it.
     """
@@ -30,14 +31,14 @@ class DeviceSpec:
     index: int = 0
     count: int = 1
     partition: str = ""
+    folder: Path | None = None
 
 
 def device_process(spec: DeviceSpec, identity: Path, folder: Path, task: str, log: Path) -> Child:
     """Return the process of a device, not yet started."""
-    command = "iot" if spec.profile == "pi" else "client"
+    runner = "iot" if spec.profile == "pi" else "client"
     argv = [
-        # -P: modules are not looked for in the working folder
-        *(sys.executable, "-P", "-m", "rengo", command),
+        *(*command("rengo"), runner),
         *("--identity", str(identity)),
         *("--data-dir", str(folder)),
         *("--task", task),
@@ -45,8 +46,10 @@ def device_process(spec: DeviceSpec, identity: Path, folder: Path, task: str, lo
         *("--index", str(spec.index)),
         *("--count", str(spec.count)),
     ]
+    if spec.folder is not None:
+        argv += ["--folder", str(spec.folder)]
     if spec.partition:
         argv += ["--partition", spec.partition]
-    if command == "client":
+    if runner == "client":
         argv += ["--engine", spec.engine, "--profile", spec.profile]
     return Child(f"device {spec.name}", argv, log)

@@ -12,12 +12,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, cast
 
 from runtime.errors import ConfigError, TransportError
+from runtime.processes.logs import LogBound
 
 # what it makes is for its owner alone, whatever library makes it
 PRIVATE_UMASK = 0o077
@@ -25,7 +27,6 @@ _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 _POLL_S = 0.02
 _LOG_TAIL_BYTES = 4000
-_LOG_MAX_BYTES = 16 << 20
 # where programs, libraries and temporary files are, the time zone, the language, how many threads
 _PASSED_ON = frozenset({"PATH", "LD_LIBRARY_PATH", "TMPDIR", "TZ", "LANG", "GOMAXPROCS"})
 
@@ -65,7 +66,7 @@ class Child:
         log: where stdout and stderr go (created 0600, appended).
         environment: replaces the inherited environment where given.
         pipes: its stdin and stdout are pipes, and only stderr goes to the log.
-        log_max_bytes: at the start a longer log becomes ``<name>.1``, in place of the one before.
+        log_bound: how long its logs may become, also while it runs.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class Child:
         environment: Mapping[str, str] | None = None,
         cwd: Path | None = None,
         pipes: bool = False,
-        log_max_bytes: int = _LOG_MAX_BYTES,
+        log_bound: LogBound = LogBound(),  # noqa: B008 (frozen)
     ) -> None:
         self.name = name
         self._argv = list(argv)
@@ -85,8 +86,9 @@ class Child:
         self._environment = None if environment is None else dict(environment)
         self._cwd = cwd
         self._pipes = pipes
-        self._log_max_bytes = log_max_bytes
+        self._log_bound = log_bound
         self._process: subprocess.Popen[bytes] | None = None
+        self._ended = threading.Event()
 
     @property
     def pid(self) -> int:
@@ -126,10 +128,16 @@ class Child:
         if self.running:
             raise TransportError(f"{self.name} is already running as pid {self.pid}")
         try:
-            self._process = self._popen()
+            process = self._process = self._popen()
         except OSError as error:
             path = error.filename or self._argv[0]
             raise ConfigError(f"{self.name} cannot be started: {path}: {error.strerror}") from error
+        ended = self._ended = threading.Event()
+        threading.Thread(
+            target=lambda: self._log_bound.keep(self.log, lambda: process.poll() is None, ended),
+            name=f"log of {self.name}",
+            daemon=True,
+        ).start()
 
     def _popen(self) -> subprocess.Popen[bytes]:
         log = self._open_log()
@@ -151,9 +159,7 @@ class Child:
 
     def _open_log(self) -> int:
         self.log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with contextlib.suppress(FileNotFoundError):
-            if self.log.stat().st_size > self._log_max_bytes:
-                self.log.replace(self.log.with_name(f"{self.log.name}.1"))
+        self._log_bound.set_aside(self.log)
         return os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
     def wait_ready(self, ready: Callable[[], bool], timeout_s: float) -> None:
@@ -194,9 +200,11 @@ class Child:
         """
         assert self._process is not None
         try:
-            return self._process.wait(timeout_s)
+            status = self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             raise TimeoutError(f"{self.name} did not end within {timeout_s} s") from None
+        self._ended.set()
+        return status
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the process, if it runs."""
@@ -210,6 +218,7 @@ class Child:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
+            self._ended.set()
 
     def stop(self, grace_s: float = 10.0) -> None:
         """Ask the process to end, kill it after ``grace_s``, and reap it."""

@@ -502,6 +502,8 @@ def test_an_embedded_store_hides_its_keys_and_leaves_nothing_outside(
     tmp_path: Path, kind: Kind
 ) -> None:
     folder = tmp_path / "data"
+    folder.mkdir(mode=0o700)
+    (folder / "weed.host.user.log.INFO.20260101-000000.1").write_text("of an earlier release")
     with running_store(folder, kind) as embedded:
         secret = embedded.settings.secret.get_secret_value()
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
@@ -517,6 +519,10 @@ def test_an_embedded_store_hides_its_keys_and_leaves_nothing_outside(
     assert secret not in (folder / "server.log").read_text()
     left = [path for path in Path("/tmp").glob("seaweedfs-*") if _port_in(path) in ports]
     assert not left
+    # its output alone, which is kept short while it runs
+    if kind == "seaweedfs":
+        assert {each.name for each in folder.iterdir() if "log" in each.name} == {"server.log"}
+        assert not [*folder.glob("weed.[A-Z]*")]
 
 
 def test_every_port_is_on_loopback_and_takes_nothing_without_a_key(embedded: EmbeddedStore) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +17,9 @@ import psutil
 import pytest
 
 from runtime.errors import ConfigError, TransportError
+from runtime.processes import logs
 from runtime.processes.child import Child
+from runtime.processes.logs import LogBound
 
 SLEEPER = "import time\nprint('up', flush=True)\ntime.sleep(600)"
 STUBBORN = (
@@ -122,7 +126,9 @@ def test_the_log_is_private_and_kept_over_starts(make: Callable[[str], Child]) -
 
 def test_a_log_that_is_too_long_is_put_aside_at_the_start(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    child = Child("the helper", [sys.executable, "-c", "print('x' * 9)"], log, log_max_bytes=15)
+    child = Child(
+        "the helper", [sys.executable, "-c", "print('x' * 9)"], log, log_bound=LogBound(15)
+    )
     sizes = []
     for _ in range(3):
         child.start()
@@ -130,6 +136,67 @@ def test_a_log_that_is_too_long_is_put_aside_at_the_start(tmp_path: Path) -> Non
         sizes.append(log.stat().st_size)
     assert sizes == [10, 20, 10]
     assert (tmp_path / "log.1").read_text() == "xxxxxxxxx\n" * 2
+
+
+CHATTY = """
+import sys
+own = open("own", "w")
+for line in sys.stdin:
+    for number in range(500):
+        print(f"{line.strip()} {number:04}", file=sys.stderr, flush=True)
+        print(f"{line.strip()} {number:04}", file=own, flush=True)
+    print("said", flush=True)
+"""
+
+
+def test_its_logs_stay_bounded_while_it_runs(tmp_path: Path) -> None:
+    """Seen before: a log grew without end until its process was started again."""
+    paths = [tmp_path / "log", tmp_path / "own"]
+    bound = LogBound(20 << 10, look_s=0.01, others=("own",))
+    argv = [sys.executable, "-c", CHATTY]
+    child = Child("the helper", argv, paths[0], cwd=tmp_path, log_bound=bound, pipes=True)
+    child.start()
+    with child.stdin as stdin, child.stdout as stdout:
+        for turn in range(30):
+            stdin.write(b"turn %04d\n" % turn)
+            stdin.flush()
+            assert stdout.readline() == b"said\n"
+            # as long as ever before the next turn
+            assert reached(lambda: all(taken(log) <= bound.most_bytes for log in paths))
+        stdin.close()
+        assert child.wait(30) == 0
+    assert sum(taken(each) for each in tmp_path.iterdir()) <= 5 * bound.most_bytes
+    for log in paths:
+        older = log.with_name(f"{log.name}.1").read_bytes().splitlines()
+        assert older[-1].startswith(b"turn 00")
+        assert stat.S_IMODE(log.with_name(f"{log.name}.1").stat().st_mode) == 0o600
+    assert child.last_line() in {"", "turn 0029 0499"}
+
+
+def taken(path: Path) -> int:
+    """Return what a file takes on the disk."""
+    return path.stat().st_blocks * 512 if path.exists() else 0
+
+
+def reached(holds: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + 30
+    while not holds() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    return holds()
+
+
+def test_on_a_full_disk_a_log_is_cut_without_a_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    log = tmp_path / "log"
+    log.write_text("x" * 100_000)
+    monkeypatch.setattr(logs, "_copy_end", full)
+    runs = iter([True, False])
+    LogBound(10_000, look_s=0.001).keep(log, lambda: next(runs), threading.Event())
+    assert [(each.name, each.stat().st_size) for each in tmp_path.iterdir()] == [("log", 0)]
 
 
 def test_with_pipes_only_its_errors_go_to_the_log(tmp_path: Path) -> None:

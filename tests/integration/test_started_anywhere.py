@@ -15,6 +15,7 @@ from tests.integration.commands import surroundings
 
 _RENGO = Path(sys.executable).with_name("rengo")
 _PYTHON = [sys.executable, "-m", "rengo"]
+_FOREIGN = "raise SystemExit('not of Rengo')\n"
 _TASK = """\
 import os
 import numpy as np
@@ -51,8 +52,8 @@ def project(tmp_path: Path) -> Path:
     """A user's project whose modules have the names of Rengo's packages."""
     folder = tmp_path / "project"
     folder.mkdir()
-    for name in OWN_PACKAGES - {"rengo", "fl_client"}:
-        (folder / f"{name}.py").write_text("raise SystemExit('not of Rengo')\n")
+    for name in OWN_PACKAGES - {"rengo"}:
+        (folder / f"{name}.py").write_text(_FOREIGN)
     (folder / "beside.py").write_text("COUNT = 8\n")
     (folder / "task.py").write_text(_TASK)
     return folder
@@ -68,6 +69,32 @@ def test_the_command_wins_over_modules_of_the_same_names(
     done = _run([*argv, "algorithms"], folder, **variables)
     assert (done.returncode, done.stderr) == (0, "")
     assert "fedavg" in done.stdout
+
+
+def test_the_command_wins_over_a_rengo_on_pythonpath(project: Path, tmp_path: Path) -> None:
+    """So do the processes that it starts: a server, devices, and their training processes."""
+    (project / "rengo.py").write_text(_FOREIGN)
+    around = {"PYTHONPATH": str(project)}
+    done = _run([_RENGO, "algorithms"], tmp_path, **around)
+    assert (done.returncode, done.stderr) == (0, "")
+    options = [
+        "--task",
+        f"{project / 'task.py'}:Mine",
+        "--rounds",
+        "1",
+        "--clients",
+        "1",
+        "--output",
+        tmp_path / "out",
+    ]
+    done = _run([_RENGO, "demo", *options], tmp_path, tmp_path / "home", **around)
+    assert (done.returncode, done.stderr) == (0, "")
+    noted = [
+        line
+        for line in _run([_RENGO, "doctor"], tmp_path, **around).stdout.splitlines()
+        if line.startswith("note  ") and str(project) in line
+    ]
+    assert len(noted) == len(OWN_PACKAGES)
 
 
 def test_a_script_beside_them_imports_rengo(project: Path) -> None:

@@ -23,6 +23,7 @@ from runtime.security.signing import SIGNATURE_BYTES, PublicKey, SecretKey
 
 SCHEMA_VERSION = 1
 MAX_NESTING = 16
+_MESSAGE_CHARS = 500
 
 
 class RefusedBody(PeerError):
@@ -145,7 +146,8 @@ def _first_problem(error: ValidationError) -> str:
     """Return the first problem of a validation, with its key, without the offending value."""
     problem = error.errors(include_url=False, include_input=False)[0]
     where = ".".join(str(part)[:64] for part in problem["loc"]) or "body"
-    return f"{where}: {problem['msg']}"
+    # it may name keys of settings, which the sender chose
+    return f"{where}: {problem['msg'][:_MESSAGE_CHARS]}"
 
 
 def _envelope(content: bytes) -> Envelope:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from fl_client.identity.enrolment import enroll
+from fl_client.own_packages import command
 from rengo.cli.codes import DONE
 from rengo.cli.common import Commands, add_command, command_name
 from rengo.cli.site.roles import add_agent_options, add_engine_options
@@ -87,8 +88,7 @@ def _become_agent(options: argparse.Namespace, path: Path) -> NoReturn:
     # this process becomes the agent under other words: whoever lists processes sees these, and not
     # the token, as long as the agent runs
     around = {name: value for name, value in os.environ.items() if name != _VARIABLE}
-    # -P: modules are not looked for in the working folder
-    words = [sys.executable, "-P", "-m", "rengo", *agent_words(options, path)]
+    words = [*command("rengo"), *agent_words(options, path)]
     os.execve(sys.executable, words, around)  # noqa: S606
 
 

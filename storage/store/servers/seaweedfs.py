@@ -35,7 +35,7 @@ class Seaweedfs(StoreServer):
 
     def prepare(self, keys: Keys, environment: dict[str, str]) -> list[str]:
         """Write the files of options and identities; see the base."""
-        # TMPDIR is where its logs go; with the limits an idle server takes about 100 MB
+        # with the limits an idle server takes about 100 MB
         environment |= {"GOMEMLIMIT": "256MiB", "GOGC": "50", "TMPDIR": str(self.folder)}
         _remove_sockets(self.folder / _OPTIONS)
         data = self.folder / _DATA
@@ -46,7 +46,9 @@ class Seaweedfs(StoreServer):
         self._write_security()
         lines = "".join(f"{name}={value}\n" for name, value in self._options().items())
         atomic_write(self.folder / _OPTIONS, lines.encode())
-        return [self.find(), "mini", f"-options={_OPTIONS}"]
+        _remove_logs(self.folder)
+        # its own files of logs are new ones at each start, and grow to gigabytes
+        return [self.find(), "-logtostderr", "mini", f"-options={_OPTIONS}"]
 
     def clean_up(self) -> None:
         """Remove the sockets that it makes in /tmp, wherever TMPDIR points."""
@@ -115,6 +117,13 @@ class Seaweedfs(StoreServer):
 
 def _socket_path(role: str, port: int | str) -> Path:
     return Path(f"/tmp/seaweedfs-{role}-grpc-{port}.sock")  # noqa: S108
+
+
+def _remove_logs(folder: Path) -> None:
+    """Remove the files of logs that releases before this one had it write."""
+    for pattern in ("weed.*.log.*", "weed.INFO", "weed.WARNING", "weed.ERROR", "weed.FATAL"):
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)
 
 
 def _remove_sockets(options: Path) -> None:

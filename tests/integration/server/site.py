@@ -86,6 +86,7 @@ class Site:
     owner: Owner = field(default_factory=Owner)
     sessions: list[MqttSession] = field(default_factory=list)
     access: AccessControl = field(default_factory=ManualAccess)
+    more_operators: list[Identity] = field(default_factory=list)
 
     @property
     def journal_url(self) -> str:
@@ -96,7 +97,7 @@ class Site:
         self.server = Server(
             ServerSettings(self.folder, SiteInfo("mqtt://127.0.0.1:1"), project=project),
             self.place.server,
-            [self.place.operator],
+            [self.place.operator, *self.more_operators],
             S3Store(self.place.store.settings),
             Journal(self.journal_url),
             self.access,

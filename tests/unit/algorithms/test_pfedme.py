@@ -61,5 +61,5 @@ def test_one_personal_step_of_rate_one_over_lam_is_fedavg() -> None:
 
 def test_a_learning_rate_that_steps_beyond_the_personal_model_is_warned_of() -> None:
     algorithm = algorithms.load("pfedme", {"lam": 20.0})
-    assert "at most 0.05" in algorithm.advice({"learning_rate": 0.1})
+    assert "learning_rate=0.05 or less" in algorithm.advice({"learning_rate": 0.1})
     assert algorithm.advice({"learning_rate": 0.05}) == ""

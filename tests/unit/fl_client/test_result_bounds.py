@@ -10,6 +10,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import algorithms
@@ -22,6 +23,7 @@ from fl_client.models.local_round import LocalRound
 from fl_client.models.settings import TrainingSettings
 from fl_client.session.events import Job, JobKey, JobOutcome
 from fl_client.tasks.base import Task
+from fl_client.tasks.user_code import TaskError
 from fl_client.training.child import ChildProgressed
 from fl_client.training.frames import Done, TrainingJob, read_answer, write_frame
 from fl_client.training.participant import Participant
@@ -105,13 +107,16 @@ class Own(Task):
 
     metrics: Any = None
     count: Any = 10
+    vector: Any = None
+    state: Any = {}  # noqa: RUF012 (never changed)
 
     def model(self) -> list[Linear]:
         return [Linear(2, 2)]
 
     def local_update(self, weights: Any, context: Any) -> Any:
         del context
-        return weights * 0, self.count, self.metrics
+        vector = weights * 0 if self.vector is None else self.vector
+        return vector, self.count, self.metrics or {}, self.state
 
 
 def trained(**changes: Any) -> Any:
@@ -140,6 +145,43 @@ def test_a_value_out_of_bounds_is_left_out_and_logged(
     assert trained(metrics={"loss": value, "f1": 0.5}).metrics == {"f1": 0.5}
     assert "metric loss" in caplog.text
     assert "left out" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "vector",
+    [
+        *(np.zeros(6, kind) for kind in ("c8", "U", "M8[s]", "O")),
+        *([1 << 5000] * 6, ["0.5"] * 6, [[1], [2, 3]], "x", b"x" * 24),
+    ],
+    ids=repr,
+)
+def test_what_is_no_vector_of_numbers_is_told_and_not_converted(vector: Any) -> None:
+    """Seen before: texts and dates became numbers, and half of a complex number was dropped."""
+    with pytest.raises(TaskError, match=r"task own: local_update\(\) gave no vector"):
+        trained(vector=vector)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        *(None, [1], np.zeros(2), {1: np.zeros(2)}, {"": np.zeros(2)}, {"\ud800": np.zeros(2)}),
+        *({"c": None}, {"c": np.array(["a"])}, {"c": np.full(2, 1e300)}, {"c": np.zeros(2, "c8")}),
+        *({"x" * 513: np.zeros(2)}, {"__metadata__": np.zeros(2)}, {"c": [[1], [2, 3]]}),
+    ],
+    ids=repr,
+)
+def test_what_no_run_can_keep_is_told_with_the_method(state: Any) -> None:
+    """Seen before: an error of ours in a file of ours, or one that was tried again for ever."""
+    with pytest.raises(TaskError, match=r"task own: local_update\(\) gave .* state"):
+        trained(state=state)
+
+
+def test_what_a_run_keeps_is_kept_as_it_is() -> None:
+    state = {"c": np.float32(1), "d": np.zeros((0, 3)), "e": np.arange(4)[::-2], "f": [1.0]}
+    kept = trained(state=state).state
+    assert {name: each.tolist() for name, each in kept.items()} == {
+        **{"c": 1.0, "d": [], "e": [3, 1], "f": [1.0]}
+    }
 
 
 @pytest.mark.parametrize("count", [MAX_EXAMPLES + 1, 1 << 70])

@@ -15,14 +15,22 @@ from fl_server.operations.mqtt import OperatorEndpoint
 from fl_server.persistence.database import JournalError
 from fl_server.runs.definition import RunDefinition
 from runtime.errors import ConfigError, InvalidTransition
-from tests.bounds import numbers, replaced, sample, values, variations
+from tests.bounds import (
+    SIZES,
+    WILD,
+    documents,
+    found_by,
+    numbers,
+    replaced,
+    sample,
+    values,
+    variations,
+)
 from tests.messages import wire
 from tests.operations import Disk, Life
 
 USAGE, FAILED = 2, 3
-WILD: tuple[Any, ...] = (
-    *(None, b"\xff", "", "x" * 3000, "\0", [], {}, [[[[1]]]], {"a": b"\xff"}, True, 1 << 63, 1e308),
-)
+WELL_EVERY = 2000
 
 
 class Site:
@@ -95,6 +103,34 @@ def test_every_field_of_an_operation_may_hold_anything(
             assert "internal error" not in reply.error, (name, value)
             if name == "more":
                 assert (reply.exit_code, "unknown key 'more'" in reply.error) == (USAGE, True)
+    site.is_well()
+
+
+@pytest.mark.parametrize("count", SIZES)
+@pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
+def test_any_arguments_of_an_operation_get_an_answer(
+    site: Site, operation: Operation[Any, Any], count: int
+) -> None:
+    for at, arguments in enumerate(found_by(documents(operation.arguments), count), 1):
+        reply = site.ask(operation.name, arguments)
+        assert reply.exit_code in {0, USAGE, FAILED}, arguments
+        assert "internal error" not in reply.error, arguments
+        if at % WELL_EVERY == 0:
+            site.is_well()
+    site.is_well()
+
+
+@pytest.mark.parametrize("count", SIZES)
+def test_any_definition_gets_an_answer(site: Site, count: int) -> None:
+    for at, found in enumerate(found_by(documents(RunDefinition), count), 1):
+        given = {"task": "digits", "flow": "sync", "flow_settings": {}, "training": {}}
+        definition = {**found, **given, "algorithm": {"name": "fedavg"}} if at % 3 else found
+        arguments = {"definition": definition, "size_bytes": 100}
+        reply = site.ask("runs_prepare", arguments)
+        assert reply.exit_code in {0, USAGE}, (definition, reply.error)
+        if at % WELL_EVERY == 0:
+            site.is_well()
+    assert site.life.journal.prepared()
     site.is_well()
 
 

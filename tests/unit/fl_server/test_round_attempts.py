@@ -23,6 +23,7 @@ from fl_server.rounds.facts import (
     UpdateRefused,
 )
 from fl_server.rounds.machine import RESEND_S
+from runtime.bounds import MAX_ROUNDS
 from tests.rounds import Run, finish, ordered, update
 
 # --- restart ----------------------------------------------------------------------------------
@@ -45,7 +46,7 @@ def test_a_restart_while_aggregating_aggregates_the_same_again() -> None:
     run.counts("a", "b", "c")
     commands = run.restart()
     assert [type(c) for c in commands] == [FoldUpdate, FoldUpdate, FoldUpdate, Aggregate]
-    assert commands[-1] == Aggregate(1, 1, ("a", "b", "c"))
+    assert commands[-1] == Aggregate(1, 1, ("a", "b", "c"), 3)
 
 
 def test_a_restart_while_gathering_waits_for_devices() -> None:
@@ -75,7 +76,7 @@ def test_a_restart_closes_what_was_complete() -> None:
     run = Run.of("a", "b", "c")
     run.counts("a", "b", "c")
     assert isinstance(run.facts.pop(), RoundClosed)
-    assert Aggregate(1, 1, ("a", "b", "c")) in run.restart()
+    assert Aggregate(1, 1, ("a", "b", "c"), 3) in run.restart()
 
 
 def test_a_result_lost_with_the_server_is_checked_when_it_comes_again() -> None:
@@ -161,6 +162,19 @@ def test_devices_that_take_no_order_now_may_take_a_later_one() -> None:
         assert run.phase == "gathering"
         run.fires("rest")
     assert run.machine.ledger.status == "running"
+
+
+def test_no_attempt_has_a_number_that_no_message_holds() -> None:
+    """Attempts after which devices declined for now have no other end."""
+    run = Run.of("a", "b", "c")
+    run.machine.ledger.attempt = MAX_ROUNDS
+    declined = [
+        DeviceDeclined(device_id, "train", 1, MAX_ROUNDS, "the battery is low")
+        for device_id in ("a", "b", "c")
+    ]
+    run.give(*declined)
+    assert isinstance(run.facts[-1], RunFailed)
+    assert run.machine.ledger.reason.startswith(f"round 1, attempt {MAX_ROUNDS}: 0 of at least 2")
 
 
 @pytest.mark.parametrize("between", ["another reason", "one that counts", "one that is busy"])

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 import pytest
 
+from fl_client.own_packages import command
 from rengo.cli.machine import enroll
 from rengo.cli.main import build_parser, main
 
@@ -50,7 +51,7 @@ def test_the_agent_runs_without_the_token(
         main(["--debug", "enroll", "mqtt://127.0.0.1:1883", *given, *WORDS, *more])
     program, words, around = became
     assert program == sys.executable
-    assert words[:4] == [sys.executable, "-P", "-m", "rengo"]
+    assert words[:4] == command("rengo")
     assert TOKEN not in " ".join(words)
     assert TOKEN not in around.values()
     options = build_parser().parse_args(words[4:])
