@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from fl_server.flows.commands import ArmTimer
+from fl_server.flows.commands import ArmTimer, SendReceipt
 from fl_server.flows.events import (
     DeviceBusy,
     DeviceDeclined,
@@ -29,6 +29,7 @@ from fl_server.flows.events import (
 from fl_server.rounds.best import BestVersion
 from fl_server.rounds.commands import (
     Aggregate,
+    DiscardUpdate,
     FoldUpdate,
     ReportRound,
     SendOrder,
@@ -74,6 +75,7 @@ from fl_server.rounds.workload import FitRule, Speed, fit
 from runtime.bounds import MAX_ROUNDS
 
 RESEND_S = 10.0
+_ANSWERS = (SendReceipt, DiscardUpdate, SweepRound, TagBest, ReportRound)
 
 
 class RoundMachine:
@@ -136,6 +138,8 @@ class RoundMachine:
                 self._end(RunFailed(event.reason), step)
         self._best.judge(step)
         if self.ledger.phase != "ended" and self._best.standstill:
+            # the event may have begun what does not go on
+            step.commands[:] = [each for each in step.commands if isinstance(each, _ANSWERS)]
             self._end(RunStoppedEarly(self._best.standstill), step)
         return step
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fl_server.flows.events import DeviceDeclined, DeviceLeft, StopRequested
-from fl_server.rounds.commands import SweepRun, TagBest
+from fl_server.rounds.commands import SweepRound, SweepRun, TagBest
 from fl_server.rounds.events import EvaluationReceived
 from fl_server.rounds.facts import RunStoppedEarly, VersionJudged
 from fl_server.rounds.plan import BestRule
@@ -191,3 +191,35 @@ def test_a_best_that_nobody_could_measure_is_refused() -> None:
         parse_definition(
             {"task": "t", "best": {"keep": True}, "evaluation": {"on": "none"}}, "test"
         )
+
+
+def test_what_began_in_the_step_that_ends_the_run_does_not_go_on() -> None:
+    rule = BestRule("accuracy", patience=1)
+    run = Run.of("a", "b", "c", rounds=9, best=rule, evaluate_on="devices")
+    commits(run, None)
+    for name in "abc":
+        measures(run, 1, 0.5, name)
+    commits(run, None)
+    for name in "ab":
+        measures(run, 2, 0.4, name)
+    run.counts("a", "b")
+    # of c both its update and its measurement are awaited
+    commands = run.give(DeviceLeft("c"))
+    assert [type(fact).__name__ for fact in run.last.facts] == [
+        "RoundClosed",
+        "VersionJudged",
+        "RunStoppedEarly",
+    ]
+    assert commands == [SweepRun()], "nothing is made of round 3"
+
+
+def test_so_it_is_of_the_round_that_would_follow_a_commit() -> None:
+    run = begun(best=BestRule("accuracy", patience=1))
+    commits(run, 0.5, None)
+    run.give(DeviceDeclined("e1", "evaluate", 2, 1, "busy"))
+    run.counts("a", "b", "c")
+    commands = run.commits()
+    # that version 3 is to be measured ends the wait for version 2
+    assert VersionJudged(2, None, False) in run.last.facts
+    assert run.machine.ledger.status == "completed"
+    assert commands == [SweepRound(3, 1), SweepRun()]
