@@ -14,7 +14,7 @@ INSTALL   := $(BIN)/python -m pip install -c constraints.txt
 FOR_DEMO  := $(VENV)/.installed-all
 FOR_DEV   := $(VENV)/.installed-dev
 MANIFESTS := pyproject.toml constraints.txt
-DATA      := $(patsubst %,.cache/rengo/%,mnist shakespeare watch)
+DATA      := mnist shakespeare watch
 PACKAGES  := rengo algorithms broker storage fl_server fl_client iot runtime
 
 .DEFAULT_GOAL := help
@@ -27,18 +27,18 @@ help: ## list these commands
 	@printf '\nPYTHON=python3.12 chooses the interpreter; ARGS="…" goes on to demo, test, soak, repeat, bench, size, storm and idle.\n'
 
 .PHONY: setup
-setup: $(FOR_DEV) $(DATA) ## install everything, tools for development included, into .venv
+setup: $(FOR_DEV) ## install everything, tools for development included, into .venv
 
 .PHONY: demo
 demo: $(FOR_DEMO) ## train one model across real processes on this machine
 	$(BIN)/rengo demo $(ARGS)
 
 .PHONY: test
-test: $(FOR_DEV) $(DATA) ## run the tests that every change needs
+test: $(FOR_DEV) ## run the tests that every change needs
 	$(BIN)/python -m pytest -n $(JOBS) --durations=10 $(ARGS)
 
 .PHONY: soak
-soak: $(FOR_DEV) $(DATA) ## run the long searches that a release needs too: all seeds, all kill points
+soak: $(FOR_DEV) ## run the long searches that a release needs too: all seeds, all kill points
 	$(BIN)/python -m pytest -n $(JOBS) --durations=10 -m soak $(ARGS)
 
 .PHONY: repeat
@@ -116,9 +116,10 @@ $(FOR_DEMO): $(MANIFESTS) | $(VENV)/.created
 $(FOR_DEV): $(MANIFESTS) | $(VENV)/.created
 	@echo 'Installing Rengo for development into $(VENV). The first time this downloads a lot.'
 	$(INSTALL) -e '.[all,dev]'
+	@# data sets that some tests read: a machine that cannot fetch one skips them, and says so
+	@for name in $(DATA); do \
+	    test -d .cache/rengo/$$name || XDG_CACHE_HOME=.cache $(BIN)/rengo data get $$name || { \
+	        rm -rf .cache/rengo/$$name; \
+	        echo "The tests that need the data set $$name are skipped." >&2; }; \
+	done
 	@touch $(FOR_DEMO) $@
-
-# Data sets that some tests read. A machine that cannot fetch one skips them, and says so.
-.cache/rengo/%: | $(FOR_DEV)
-	@XDG_CACHE_HOME=.cache $(BIN)/rengo data get $* || { rm -rf $@; \
-	    echo "The tests that need the data set $* are skipped." >&2; }

@@ -8,27 +8,27 @@ https://arxiv.org/abs/2003.00295; at 1.0 the two are the same.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from typing import Annotated
 
-from algorithms.base import Algorithm, Flat, ServerState
-from runtime.errors import ConfigError
+from algorithms.base import UPDATE, Algorithm, Blocks, Flat, Mean, Scalars
+from runtime.records import Bounds
 
 
 @dataclass(frozen=True)
 class FedAvg(Algorithm):
-    """Clients run plain SGD; the server takes a step along the mean of their changes."""
+    """Clients run plain SGD; the server takes a step along the mean of their changes.
 
-    server_learning_rate: float = 1.0
+    Attributes:
+        server_learning_rate: how far the server goes along the mean change; 1 is plain averaging.
+    """
 
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.server_learning_rate) and self.server_learning_rate > 0):
-            raise ConfigError(
-                f"server_learning_rate must be above 0, not {self.server_learning_rate}"
-            )
+    server_learning_rate: Annotated[float, Bounds(above=0)] = 1.0
 
     def aggregate(
-        self, weights: Flat, mean_update: Flat, state: ServerState
+        self, weights: Flat, mean: Mean, state: Blocks, scalars: Scalars
     ) -> tuple[Flat, dict[str, Flat]]:
-        """Return ``weights + server_learning_rate * mean_update``."""
-        return super().aggregate(weights, self.server_learning_rate * mean_update, state)
+        """Return ``weights + server_learning_rate * mean``."""
+        del scalars
+        after = weights + self.server_learning_rate * mean.vectors[UPDATE]
+        return after.astype(weights.dtype, copy=False), dict(state)

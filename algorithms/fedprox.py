@@ -6,28 +6,31 @@ https://arxiv.org/abs/1812.06127. The local objective is ``F(w) + mu/2 * |w - w0
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
-from algorithms.base import Arrays
+from algorithms.base import Arrays, Batch, Family, Local, Received, State
 from algorithms.fedavg import FedAvg
-from runtime.errors import ConfigError
+from runtime.records import Bounds
 
 
 @dataclass(frozen=True)
 class FedProx(FedAvg):
-    """FedAvg with the proximal term's gradient, ``mu * (w - w0)``, added on the client."""
+    """FedAvg with the proximal term's gradient, ``mu * (w - w0)``, added on the client.
 
-    mu: float = 0.01
+    Attributes:
+        mu: how strongly a client's weights are pulled back to the global ones; 0 is FedAvg.
+    """
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not (math.isfinite(self.mu) and self.mu >= 0):
-            raise ConfigError(f"mu must be 0 or more, not {self.mu}")
+    family: ClassVar[Family] = "drift"
 
-    def gradient(self, g: Arrays, w: Arrays, w0: Arrays, state: Arrays) -> Arrays:
+    mu: Annotated[float, Bounds(least=0)] = 0.01
+
+    def direction(
+        self, batch: Batch, w: Arrays, got: Received, state: State, local: Local
+    ) -> tuple[Arrays, State]:
         """Return ``g + mu * (w - w0)``; with ``mu`` 0 exactly ``g``."""
-        del state
+        g = batch.gradient(w)
         if self.mu == 0:
-            return g
-        return {name: g[name] + self.mu * (w[name] - w0[name]) for name in g}
+            return g, state
+        return {name: g[name] + self.mu * (w[name] - got.weights[name]) for name in g}, state

@@ -1,4 +1,4 @@
-"""Keeps a training process within its memory and its share of the processor, and pauses it.
+"""Keeps training processes within their memory and their share of the processor, and pauses them.
 
 By a control group where this process may create one. Else by a limit on what it may reserve and
 a thread that measures it: it kills the process above its memory, and stops it while it has used up
@@ -55,12 +55,16 @@ class CpuShare:
 
 
 class Limiter:
-    """Limits one process at a time. One thread calls ``limit``, ``set_paused`` and ``close``."""
+    """Limits processes, of which one works at a time. One thread calls it.
+
+    A control group holds all of them. By our own measure each is held by itself: with a limit on
+    memory there must be no second one.
+    """
 
     def __init__(self, budget: Budget, name: str, *, root: Path = Path("/")) -> None:
         self._budget = budget
         self._group = ControlGroup.create(f"rengo-{name}", budget, root=root)
-        self._process: _LimitedProcess | None = None
+        self._processes: list[_LimitedProcess] = []
         self._kills = 0 if self._group is None else self._group.oom_kills()
         self._paused = False
 
@@ -74,7 +78,7 @@ class Limiter:
     @property
     def has_process(self) -> bool:
         """Whether a limited process is running."""
-        return self._process is not None and not self._process.ended
+        return any(not each.ended for each in self._processes)
 
     def limit(self, pid: int) -> None:
         """Limit this process, a child of ours and the leader of its group, until it ends."""
@@ -89,26 +93,29 @@ class Limiter:
         self._deprioritise(pid)
         if self._group is not None and not self._group.add(pid):
             self._group = None
-        self._process = _LimitedProcess(pid, descriptor, self._budget, measured=self._group is None)
-        self._process.set_paused(paused=self._paused)
+        process = _LimitedProcess(pid, descriptor, self._budget, measured=self._group is None)
+        process.set_paused(paused=self._paused)
+        self._processes = [*(each for each in self._processes if not each.ended), process]
 
     def killed_for_memory(self) -> bool:
-        """Return whether the process was killed for its memory since the last call."""
+        """Return whether a process was killed for its memory since the last call."""
         if self._group is None:
-            return self._process is not None and self._process.exceeded_memory
+            killed = [each for each in self._processes if each.exceeded_memory]
+            self._processes = [each for each in self._processes if each not in killed]
+            return bool(killed)
         kills, self._kills = self._kills, self._group.oom_kills()
         return self._kills > kills
 
     def set_paused(self, *, paused: bool) -> None:
-        """Pause or resume the process, and any that is limited later."""
+        """Pause or resume all processes, and any that is limited later."""
         self._paused = paused
-        if self._process is not None:
-            self._process.set_paused(paused=paused)
+        for each in self._processes:
+            each.set_paused(paused=paused)
 
     def close(self) -> None:
-        """Stop limiting; a process that still runs goes on."""
-        if self._process is not None:
-            self._process.close()
+        """Stop limiting; processes that still run go on."""
+        for each in self._processes:
+            each.close()
         if self._group is not None:
             self._group.remove()
 

@@ -169,7 +169,7 @@ class MachinePolicy:
         self._limiter.limit(pid)
 
     def killed_for_memory(self) -> bool:
-        """Return whether the process was killed for its memory since the last call."""
+        """Return whether a process was killed for its memory since the last call."""
         return self._limiter.killed_for_memory()
 
     def count_bytes(self, count: int) -> None:

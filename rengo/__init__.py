@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fl_client.datasets.device import Device
+    from fl_client.datasets.indexed import arrays
     from fl_client.datasets.splits.partitions import dirichlet
     from fl_client.models.layers import (
         GRU,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     )
     from fl_client.models.settings import TrainingSettings
     from fl_client.tasks.base import Task
+    from fl_client.tasks.digits_anomaly import anomaly_threshold
     from rengo.device.production import ProductionModel, production_model
     from rengo.export.loading import load_model, load_state_dict
     from rengo.operator.runs import RunResult
@@ -72,6 +74,8 @@ __all__ = [
     "TrainingSettings",
     "Transpose",
     "__version__",
+    "anomaly_threshold",
+    "arrays",
     "dirichlet",
     "load_model",
     "load_state_dict",
@@ -102,6 +106,8 @@ _LAYERS = (
 )
 _HOMES = {
     **dict.fromkeys(_LAYERS, "fl_client.models.layers"),
+    "anomaly_threshold": "fl_client.tasks.digits_anomaly",
+    "arrays": "fl_client.datasets.indexed",
     "Device": "fl_client.datasets.device",
     "dirichlet": "fl_client.datasets.splits.partitions",
     "Task": "fl_client.tasks.base",

@@ -24,6 +24,7 @@ from rengo.operator.runs import (
     submit,
     wait_for_devices,
 )
+from rengo.site.device_folders import DeviceFolders, device_folders
 from rengo.site.device_process import DeviceSpec
 from rengo.site.site import Site
 from rengo.terminal.view import View
@@ -33,18 +34,25 @@ from runtime.files import require_writable
 
 _DEVICES_START_S = 90.0
 _EVALUATOR = "evaluator-1"
+_CLIENTS = 6
 
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """What the demo does."""
+    """What the demo does.
+
+    Attributes:
+        clients: how many devices train; None: as many as ``data`` has folders, else six.
+        data: a folder with a sub-folder for each device, as ``device_folders`` has it.
+    """
 
     task: str = "digits"
     rounds: int = 15
-    clients: int = 6
+    clients: int | None = None
     seed: int = 0
     output: Path = Path("rengo-output")
     partition: str = ""
+    data: Path | None = None
 
 
 def fleet(clients: int, *, torch_only: bool = False, partition: str = "") -> list[DeviceSpec]:
@@ -84,14 +92,26 @@ def fleet(clients: int, *, torch_only: bool = False, partition: str = "") -> lis
     return [*devices, evaluator]
 
 
+def placed(devices: list[DeviceSpec], folders: DeviceFolders) -> list[DeviceSpec]:
+    """Return the devices, each with its folder; without one of its own, there is no evaluator."""
+    trainers = [
+        replace(device, folder=folder)
+        for device, folder in zip(devices, folders.trainers, strict=False)
+    ]
+    if folders.evaluator is None:
+        return trainers
+    return [*trainers, replace(devices[-1], folder=folders.evaluator)]
+
+
 def definition(settings: DemoSettings) -> dict[str, Any]:
     """Return the demo's run definition."""
+    clients = _CLIENTS if settings.clients is None else settings.clients
     return {
         "rounds": settings.rounds,
         "seed": settings.seed,
         "cohort": {
-            "size": settings.clients,
-            "quorum": max(1, settings.clients - 2),
+            "size": clients,
+            "quorum": max(1, clients - 2),
             "deadline_s": 120.0,
             "gather_s": 5.0,
             "max_attempts": 3,
@@ -112,12 +132,19 @@ def run_demo(settings: DemoSettings, view: View, more: dict[str, Any] | None = N
     """
     require_writable(settings.output)
     task = load_task(settings.task)
-    values = definition(settings)
+    folders = None if settings.data is None else device_folders(settings.data)
+    clients = _clients(settings, folders)
+    values = definition(replace(settings, clients=clients))
+    if folders is not None and folders.evaluator is None:
+        values["evaluation"] = {"on": "devices"}
     merge(values, more or {})
-    check_definition(task, values)
-    _require_data(task, settings)
+    values = check_definition(task, values)
     reason = needs_torch(task, values)
-    devices = fleet(settings.clients, torch_only=bool(reason), partition=settings.partition)
+    devices = fleet(clients, torch_only=bool(reason), partition=settings.partition)
+    if folders is not None:
+        devices = placed(devices, folders)
+    _require_data(task, settings.task, devices)
+    _tell_folders(devices, view)
     if reason:
         view.note(f"No Raspberry Pi device takes part, since those train without torch: {reason}")
     view.phase("Starting the broker, the store and the server")
@@ -164,19 +191,43 @@ def _refusal_of_numpy(task: Task, values: dict[str, Any]) -> str:
     except ConfigError as error:
         return str(error)
     chosen = parse_definition({**values, "task": task.name}, "run definition").algorithm
-    if load_algorithm(chosen.name, chosen.settings).needs_loss:
+    if "loss" in load_algorithm(chosen.name, chosen.settings).needs:
         return f"algorithm {chosen.name} changes the loss, which only the torch engine can do"
     return ""
 
 
-def _require_data(task: Task, settings: DemoSettings) -> None:
+def _clients(settings: DemoSettings, folders: DeviceFolders | None) -> int:
+    if folders is None:
+        return _CLIENTS if settings.clients is None else settings.clients
+    count = len(folders.trainers)
+    if settings.clients not in (None, count):
+        raise ConfigError(
+            f"{settings.data} has folders of {count} devices, and --clients says {settings.clients}"
+        )
+    return count
+
+
+def _tell_folders(devices: list[DeviceSpec], view: View) -> None:
+    for device in devices:
+        if device.folder is not None:
+            view.note(f"{device.name} has the data in {device.folder.name}")
+
+
+def _require_data(task: Task, spec: str, devices: list[DeviceSpec]) -> None:
     """Raise where this machine lacks the data of one of the package's own tasks.
 
     Without it every device would decline every order; likewise where the data cannot be divided as
-    the settings say. A user's own task is not checked: its code
-    would have to run here.
+    the settings say. A user's own task is not checked: its code would have to run here.
     """
-    if is_named(settings.task):
-        device = Device(_EVALUATOR, count=settings.clients, partition=settings.partition)
-        task.data(replace(device, role="evaluator"))
-        task.data(device)
+    if is_named(spec):
+        for device in (devices[-1], devices[0]):
+            task.data(
+                Device(
+                    device.name,
+                    device.index,
+                    device.count,
+                    device.role,
+                    folder=device.folder,
+                    partition=device.partition,
+                )
+            )

@@ -126,12 +126,11 @@ class MemoryTransfers:
 class MemoryWorker:
     """Gives what it is told to give, and says what it was given."""
 
-    child_pid: int | None = None
-
     def __init__(self, inbox: Inbox) -> None:
         self._inbox = inbox
         self.jobs: list[Job] = []
         self.ended: list[str] = []
+        self.child_pids: list[int] = []
         self.gives: JobOutcome | str = JobOutcome(
             10, {"loss": 0.5}, header_sha256="a" * 64, size_bytes=7
         )
@@ -151,6 +150,9 @@ class MemoryWorker:
 
     def close(self, why: str) -> None:
         self.ended.append(why)
+
+    def end_idle(self) -> None:
+        self.ended.append("idle")
 
     def idle_left_s(self) -> float | None:
         return None

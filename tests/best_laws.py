@@ -76,6 +76,9 @@ class BestBooks:
         return sorted(version for version in self.ordered if version > self.judged)
 
     def _awaited(self, version: int, left: set[str]) -> set[str]:
+        later = [other for other in self.ordered if other > version]
+        if len(later) >= 3 and self.values.get(version):
+            return set()
         said = {name for at, names in self.answered.items() if at >= version for name in names}
         return self.ordered[version] - said - left
 

@@ -311,37 +311,31 @@ BEST_MUTANTS = [
         "judges before all have measured",
         real_best,
         {"if ledger.evaluators[version] - set(answers) - self._roster.left:": "if False:"},
-        in_world=False,
     ),
     Mutant(
         "waits for the measurements of who left",
         real_best,
         {"- set(answers) - self._roster.left:": "- set(answers):"},
-        in_world=False,
     ),
     Mutant(
         "takes every version for a better one",
         real_best,
         {"rule.is_better(value, before)": "rule.is_better(value, None)"},
-        in_world=False,
     ),
     Mutant(
         "keeps the best without a tag",
         real_best,
         {"step.commands.append(TagBest(version))": "pass"},
-        in_world=False,
     ),
     Mutant(
         "is patient for a round too long",
         real_best,
         {"ledger.judged - version < rule.patience": "ledger.judged - version <= rule.patience"},
-        in_world=False,
     ),
     Mutant(
         "leaves versions unjudged at the end",
         real_rounds,
         {"if not isinstance(fact, RunStoppedEarly):": "if False:"},
-        in_world=False,
     ),
 ]
 LEDGER_MUTANTS = [

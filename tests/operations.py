@@ -12,6 +12,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 from unittest import mock
@@ -48,7 +49,6 @@ from storage.registry.registry import ModelRegistry
 from storage.store.memory import MemoryStore
 from storage.store.objects import ObjectInfo
 from storage.versions.keys import RunKeys
-from storage.versions.manifest import Manifest
 from tests.flows import Sent
 from tests.versions import KEY, PROJECT
 
@@ -135,11 +135,11 @@ class Plane:
     def check_initial(self, run_id: str, model: Model) -> None:
         """Find every version 0 good."""
 
-    def adopt_version(self, manifest: Manifest, run_id: str) -> Model:
+    def adopt_version(self, source: Model, run_id: str) -> Model:
         key = self.keys(run_id).version(0)
-        with self.store.open(manifest.key) as stream:
-            self.store.put(key, stream.read(manifest.size_bytes))
-        return Model(0, key, manifest.sha256, manifest.size_bytes)
+        with self.store.open(source.key) as stream:
+            self.store.put(key, stream.read(source.size_bytes))
+        return replace(source, version=0, key=key)
 
     def open_run(self, record: RunRecord[Any]) -> None:
         """Hold nothing for a run."""

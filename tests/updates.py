@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
+
+from algorithms.base import STATISTICS
 from broker.wire.messages import Order
+from fl_client.models.local_round import LocalUpdate
 from storage.updates.info import UpdateInfo
-from storage.weights import Layout
+from storage.weights import Layout, Vector
 
 
 def info_of(order: Order, device_id: str, layout: Layout, num_examples: int) -> UpdateInfo:
@@ -19,3 +23,9 @@ def info_of(order: Order, device_id: str, layout: Layout, num_examples: int) -> 
         kind="delta",
         num_examples=num_examples,
     )
+
+
+def change_of(update: LocalUpdate) -> Vector:
+    """Return the change of all floats of the model, that of running statistics among them."""
+    assert update.vector is not None
+    return np.asarray(update.vector + update.vectors.get(STATISTICS, np.float32(0)), np.float32)

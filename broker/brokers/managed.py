@@ -39,7 +39,8 @@ from runtime.processes.ports import free_port, require_free
 
 _LOG = logging.getLogger(__name__)
 _START_TIMEOUT_S = 20.0
-_RELOAD_TIMEOUT_S = 10.0
+# it checks the password of everybody who is connected again
+_RELOAD_TIMEOUT_S = 30.0
 _ORPHAN_GRACE_S = 10.0
 _LOG_LIMIT_BYTES = 5 * 1024 * 1024
 _POLL_S = 0.02

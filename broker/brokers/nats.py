@@ -47,6 +47,7 @@ _COMMON_NAME = "CN="
 _HASHED = "$2b$"
 _COST = 4
 _BCRYPT_BYTES = 72
+_ADMISSION_S = 20
 # the broker's supervisor, which lists the sessions: no topic level, so no user of ours has its name
 _LISTER = "rengo.sessions"
 
@@ -210,6 +211,8 @@ mqtt {{
   listen: "{self._host}:{port}"
   ack_wait: "{int(self._ack_wait_s * 1000)}ms"
   max_ack_pending: 4096
+  # of many who come at once the last waits until all passwords are checked
+  authorization {{ timeout: {_ADMISSION_S} }}
 {self._tls_block()}}}
 include "users.conf"
 """

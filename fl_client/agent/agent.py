@@ -99,7 +99,7 @@ class Agent:
         """Wait for an event or for what is due, and handle it; False when the agent shall end."""
         item = self.parts.inbox.get(timeout_s)
         if item is None and self.parts.worker.idle_left_s() == 0:
-            self.parts.worker.close("idle")
+            self.parts.worker.end_idle()
         self._poll(self.parts.clock())
         return True if item is None else self._dispatch(item)
 
@@ -190,7 +190,7 @@ class Agent:
     def _state(self) -> dict[str, Any]:
         """Return what `rengo agent status` shows."""
         parts = self.parts
-        now = session_document(self._runner.machine, len(parts.outbox), parts.worker.child_pid)
+        now = session_document(self._runner.machine, len(parts.outbox), parts.worker.child_pids)
         return {**parts.description, **now, "steward": parts.policy.status()}
 
     def _publish_health(self, health: Message | None) -> None:

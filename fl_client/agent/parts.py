@@ -103,8 +103,8 @@ class Worker(Protocol):
     """
 
     @property
-    def child_pid(self) -> int | None:
-        """The process that works, None when there is none."""
+    def child_pids(self) -> list[int]:
+        """The processes, the one that was used last at the end."""
 
     def submit(self, job: Job) -> None:
         """Begin the work of a job."""
@@ -115,11 +115,14 @@ class Worker(Protocol):
     def end_run(self, run_id: str) -> None:
         """Release what only this run needs: it has ended."""
 
+    def end_idle(self) -> None:
+        """End the processes that have waited for work long enough."""
+
     def close(self, why: str) -> None:
-        """End the process, if there is one."""
+        """End every process."""
 
     def idle_left_s(self) -> float | None:
-        """Return how long until ``close`` is due for want of work, None when it is not."""
+        """Return how long until ``end_idle`` is due, None when it is not."""
 
     def translate(self, event: object) -> Event | ChildProgressed | None:
         """Return what an event of the worker's own means, None when nothing."""

@@ -49,7 +49,7 @@ class ResourcePolicy(Protocol):
         """Keep a training process within its limits, from its start to its end."""
 
     def killed_for_memory(self) -> bool:
-        """Return whether the process was killed for its memory since the last call."""
+        """Return whether a process was killed for its memory since the last call."""
 
     def count_bytes(self, count: int) -> None:
         """Count bytes that went over the network."""
@@ -57,7 +57,7 @@ class ResourcePolicy(Protocol):
     def poll(self, now_s: float) -> Message | None:
         """Measure the machine if that is due; return what to publish, retained.
 
-        Pauses and resumes the limited process by itself. ``now_s`` is monotonic.
+        Pauses and resumes the limited processes by itself. ``now_s`` is monotonic.
         """
 
     def left_s(self, now_s: float) -> float | None:

@@ -1,21 +1,22 @@
-"""Does an agent's jobs in a training process, and says what the process's events mean."""
+"""Does an agent's jobs in training processes, and says what the processes' events mean."""
 
 from __future__ import annotations
 
 import logging
 import signal
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from broker.wire.messages import Order
 from fl_client.agent.resource_policy import ResourcePolicy
+from fl_client.agent.warm import WarmProcesses
 from fl_client.bundles.store import DeviceBundles, TaskEnvironment
 from fl_client.collectors.places import data_place
 from fl_client.jobs.folder import DeviceFolder
 from fl_client.machine.accelerators import CPU, Accelerator
 from fl_client.machine.accelerators import environment as accelerator_environment
+from fl_client.machine.hardware import ram_bytes
 from fl_client.machine.oom_kills import OomKills
 from fl_client.session.events import (
     Event,
@@ -29,10 +30,11 @@ from fl_client.session.events import (
 from fl_client.settings import AgentSettings
 from fl_client.training import child as training
 from fl_client.training.frames import TrainingJob
-from runtime.processes.memory import give_back
 
 _LOG = logging.getLogger(__name__)
 _TOLD_LINES = 20
+# of the machine's memory, for processes that wait for the next order of their run
+_IDLE_SHARE = 8
 _OF_MEMORY = {"short": ": out of memory", "suspected": ": out of memory?"}
 
 
@@ -47,7 +49,11 @@ class WorkerSetup:
 
 
 class TrainingWorker:
-    """Runs jobs one at a time in a child process, which is kept warm for one task.
+    """Runs jobs one at a time, each in the process of its task, which is kept warm.
+
+    Runs of several tasks take turns without a start each time: the processes of the others wait, as
+    long as they hold little of the machine's memory. Where memory is limited one is kept, since a
+    job may take all of it; so it is with accelerators, whose memory a process does not give back.
 
     ``submit``, ``cancel`` and ``close`` belong to the agent's owner thread.
 
@@ -69,32 +75,27 @@ class TrainingWorker:
         self._folder = folder
         self._policy = policy
         self._post = post
-        self._child: training.TrainingChild | None = None
-        self._task = ""
-        self._run_id = ""
-        self._used_s = 0.0
+        self._warm = WarmProcesses(_idle_bytes(setup, policy), setup.settings.keep_warm_s)
         self._load_failure: training.ChildFailed | None = None
         self._gathers = False
         self._oom_kills = OomKills()
         self._log_start = 0
 
     @property
-    def child_pid(self) -> int | None:
-        """The training process, None when there is none."""
-        return self._child.pid if self._child is not None and self._child.running else None
+    def child_pids(self) -> list[int]:
+        """The training processes, the one that was used last at the end."""
+        return self._warm.pids()
 
     def submit(self, job: Job) -> None:
         """Start the work of a job; it ends as an event that ``translate`` reads."""
-        self._run_id = job.key.run_id
         self._folder.trim_log()
         self._log_start = self._folder.log_size()
-        child = self._warm(job.order)
+        child = self._process_for(job.order)
         self._oom_kills.begin()
         child.submit(self._training_job(job))
 
     def _training_job(self, job: Job) -> TrainingJob:
         order, key, folder = job.order, job.key, self._folder
-        leaves_state = key.action != "evaluate"
         return TrainingJob(
             **asdict(key),
             payload=order.payload,
@@ -106,8 +107,10 @@ class TrainingWorker:
             shrink=job.shrink,
             memory_bytes=self._policy.memory_bytes(),
             update_path=None if order.upload is None else str(folder.update(key)),
-            state_path=str(folder.state(key)) if leaves_state else None,
-            next_state_path=str(folder.next_state(key)) if leaves_state else None,
+            vectors_path=None if (vectors := folder.vectors(job)) is None else str(vectors),
+            scalars=order.scalars,
+            state_path=str(folder.state(key)),
+            next_state_path=None if key.action == "evaluate" else str(folder.next_state(key)),
             **self._model(job),
             **(self._checkpoint(key) if key.action == "train" else {}),
         )
@@ -134,31 +137,27 @@ class TrainingWorker:
 
     def cancel(self) -> None:
         """End the work that is under way, if any."""
-        if self._child is not None and self._child.busy:
-            self._child.kill()
+        self._warm.kill_busy()
 
     def end_run(self, run_id: str) -> None:
-        """End the process if its last job was of this run, which has ended."""
-        if run_id == self._run_id:
-            self.close("its run has ended")
+        """End the process of a run that has ended, unless another run goes on with it."""
+        self._warm.end_run(run_id)
+
+    def end_idle(self) -> None:
+        """End the processes that have waited long enough."""
+        self._warm.end_idle()
 
     def close(self, why: str) -> None:
-        """End the process, if it runs."""
-        if self._child is not None and self._child.running:
-            _LOG.info("training process ends: %s", why)
-            self._child.stop()
-            give_back()  # of what its rounds took
-        self._child = None
+        """End every process."""
+        self._warm.end_all(why)
 
     def idle_left_s(self) -> float | None:
-        """Return how long the warm process may still wait, None when there is nothing to end."""
-        if self._child is None or not self._child.running or self._child.busy:
-            return None
-        return max(0.0, self._used_s + self._setup.settings.keep_warm_s - time.monotonic())
+        """Return how long until :meth:`end_idle` has something to end, None when it has not."""
+        return self._warm.idle_left_s()
 
     def translate(self, event: object) -> Event | training.ChildProgressed | None:
         """Return what a child's event means to the session, None when nothing."""
-        self._used_s = time.monotonic()
+        self._warm.touch()
         match event:
             case training.ChildProgressed():
                 return event
@@ -170,6 +169,7 @@ class TrainingWorker:
             case training.ChildFailed(job=TrainingJob() as job):
                 self._tell(event.reason)
                 memory: Memory = "short" if event.out_of_memory else "enough"
+                self._free(memory)
                 # a device that gathers its data may have some later
                 temporary = event.retryable or event.out_of_memory or self._gathers
                 return JobFailed(
@@ -199,6 +199,7 @@ class TrainingWorker:
         memory: Memory = "enough"
         if event.returncode == -signal.SIGKILL:
             memory = "short" if self._policy.killed_for_memory() else self._oom_kills.verdict()
+            self._free(memory)
         reason = event.reason + _OF_MEMORY.get(memory, "")
         failure, self._load_failure = self._load_failure, None
         if failure is None:
@@ -211,24 +212,27 @@ class TrainingWorker:
             _key(event.job), failure.reason, permanent=True, traceback=failure.traceback
         )
 
-    def _warm(self, order: Order) -> training.TrainingChild:
-        """Return the process for the order's task; another task's ends."""
+    def _free(self, memory: Memory) -> None:
+        """Have the job that ran short of memory done again without others beside it."""
+        if memory != "enough":
+            self._warm.end_waiting("memory is short")
+
+    def _process_for(self, order: Order) -> training.TrainingChild:
+        """Return the process for the order's task."""
         environment = self._bundles.environment_of(order)
-        if self._child is not None and self._task != environment.name:
-            self.close("another task is next")
-        if self._child is None:
-            self._task = environment.name
+        self._gathers = order.task in self._setup.settings.data
+        child = self._warm.use(environment.name, order.run_id)
+        if child is None:
             accelerators = accelerator_environment(self._setup.accelerators)
-            self._child = training.TrainingChild(
+            child = training.TrainingChild(
                 self._child_settings(order.task, environment),
                 self._post,
                 log=self._folder.training_log,
                 environment={**self._policy.environment(), **accelerators},
                 started=self._policy.limit_process,
             )
-        self._used_s = time.monotonic()
-        self._gathers = order.task in self._setup.settings.data
-        return self._child
+            self._warm.add(environment.name, child, order.run_id)
+        return child
 
     def _child_settings(self, task: str, environment: TaskEnvironment) -> training.ChildSettings:
         setup, settings = self._setup, self._setup.settings
@@ -250,6 +254,12 @@ class TrainingWorker:
             data=data_place(settings, task),
             partition=settings.partition,
         )
+
+
+def _idle_bytes(setup: WorkerSetup, policy: ResourcePolicy) -> int:
+    """Return what processes may hold that wait beside the one that works."""
+    on_cpu = all(each.kind == "cpu" for each in setup.accelerators)
+    return ram_bytes() // _IDLE_SHARE if on_cpu and not policy.memory_bytes() else 0
 
 
 def _key(job: TrainingJob) -> JobKey:

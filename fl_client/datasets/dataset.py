@@ -9,13 +9,14 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_client.datasets import csv_files, figures, folder, sqlite_table
+from fl_client.datasets import csv_files, figures, folder, parquet_files, sqlite_table
 from fl_client.datasets.sample import NoData, Sample
 from fl_client.datasets.settings import (
     CsvSource,
     DataPlace,
     FolderSource,
     MqttSource,
+    ParquetSource,
     SensorSource,
     SqliteSource,
 )
@@ -104,6 +105,8 @@ class Dataset:
                 return folder.newest_first(source, settings, self.refused)
             case CsvSource() as source:
                 return csv_files.newest_first(source, settings, self.refused)
+            case ParquetSource() as source:
+                return parquet_files.newest_first(source, settings, self.refused)
             case SqliteSource() as source:
                 return sqlite_table.newest_first(source, settings, self.refused)
             case SensorSource() | MqttSource():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
 
     from fl_client.datasets.dataset import Dataset
     from fl_client.datasets.settings import DataPlace
+
+# which examples are held out depends on this name, wherever the folder lies
+_OF_FOLDER = "folder"
+# such a machine has more room than a device that gathers
+_ROOM = {"max_mib": 1024.0, "max_examples": 1_000_000}
 
 Role: TypeAlias = Literal["trainer", "evaluator"]
 
@@ -51,14 +57,20 @@ class Device:
                 f"device {self.id}: index {self.index} is not within 0..{self.count - 1}"
             )
 
-    def dataset(self) -> Dataset:
+    def dataset(self, described: Mapping[str, Any] | None = None) -> Dataset:
         """Return the task's data that this device gathers itself (``[data.<task>]``).
 
+        Args:
+            described: what such a section would say, for a device that has none but a ``folder``,
+                which its source's ``path`` is then in; without one it is the folder itself.
+
         Raises:
-            ConfigError: the device's settings have no such section.
+            ConfigError: the device's settings have no such section, or ``described`` is none.
         """
         from fl_client.datasets.dataset import Dataset  # noqa: PLC0415  needs numpy
 
+        if self.data is None and described is not None and self.folder is not None:
+            return Dataset(_place_of(described, self.folder))
         if self.data is None:
             raise ConfigError(
                 f"device {self.id} has no data of its own: its settings need a section [data.TASK]"
@@ -86,3 +98,19 @@ class Device:
 
         scheme = parse(self.partition or default)
         return divided(scheme, Examples(labels, owners), self.count, self.seed)[self.index]
+
+
+def _place_of(described: Mapping[str, Any], folder: Path) -> DataPlace:
+    """Return the settings of data in a folder, of which nothing is reported."""
+    from fl_client.datasets.settings import DataPlace, read_sections  # noqa: PLC0415  see above
+
+    source = described.get("source")
+    if not isinstance(source, Mapping):
+        raise ConfigError("a dataset's source must be a dict with its kind, as in [data.TASK]")
+    placed = {**source, "path": folder / str(source.get("path", ""))}
+    section = {"store": _ROOM, **described, "source": placed, "drift": {"report": False}}
+    try:
+        (settings,) = read_sections({_OF_FOLDER: section}).values()
+    except ValueError as error:
+        raise ConfigError(f"the dataset that was described: {error}") from error
+    return DataPlace(task=_OF_FOLDER, folder=folder.absolute(), settings=settings)

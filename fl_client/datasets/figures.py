@@ -122,7 +122,7 @@ def _values(samples: Sequence[Sample], settings: DataSettings) -> dict[str, list
     if settings.classes or labelled:
         found[_LABEL] = [sample.label for sample in samples]
     rows = [np.asarray(sample.features, np.float64).ravel() for sample in samples]
-    if isinstance(settings.source, FolderSource):
+    if isinstance(settings.source, FolderSource) or not settings.source.features:
         lengths = [("values", rows[0].size)]
     else:
         lengths = [(each.name, each.length) for each in settings.source.features]

@@ -6,22 +6,18 @@ import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_client.datasets.pictures import read_picture
 from fl_client.datasets.sample import BadSample, NoData, Sample, digest
 from fl_client.datasets.settings import DataSettings, FolderSource
-from runtime.errors import ConfigError
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 _ARRAYS = frozenset({".npy", ".npz"})
 _PICTURES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
 _SEPARATORS = ("_", "-")
-_DEEPEST = 65_535
 
 
 def newest_first(
@@ -86,7 +82,7 @@ def _arrays(
             case ".npz":
                 yield from _archive(path, limit)
             case _:
-                yield _picture(path, source), None
+                yield read_picture(path, path.name, source), None
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise BadSample(f"{path} cannot be read: {error}", "unreadable") from error
 
@@ -111,38 +107,6 @@ def _float32(path: Path, value: NDArray[Any]) -> NDArray[np.float32]:
     if value.dtype.kind not in "iufb":
         raise BadSample(f"{path} holds no numbers", "type")
     return np.asarray(value, np.float32)
-
-
-def _picture(path: Path, source: FolderSource) -> NDArray[np.float32]:
-    """Return an image with values in 0..1, as [channels, height, width]."""
-    try:
-        from PIL import Image  # noqa: PLC0415  (optional, only for images)
-    except ImportError as error:
-        raise ConfigError(f"{path} is a picture: reading it needs `pip install pillow`") from error
-    try:
-        with Image.open(path) as opened:
-            if opened.mode.startswith(("I", "F")):
-                return _deep_grey(path, opened, source)
-            picture = opened.convert("L" if source.grayscale else "RGB")
-            if source.image_size is not None:
-                picture = picture.resize(source.image_size)
-            pixels = np.asarray(picture, np.float32) / np.float32(255)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise BadSample(f"{path}: {error}", "oversize") from error
-    return pixels[np.newaxis] if source.grayscale else pixels.transpose(2, 0, 1)
-
-
-def _deep_grey(path: Path, picture: Image.Image, source: FolderSource) -> NDArray[np.float32]:
-    """Return a grey image of 16 bits, which Pillow would cut off at 255, with values in 0..1."""
-    values = np.asarray(picture, np.float32)
-    if picture.mode == "F" or not 0 <= values.min() <= values.max() <= _DEEPEST:
-        raise BadSample(f"{path} has pixels of a kind without a known range", "pixels")
-    if source.image_size is not None:
-        # Pillow scales grey of 16 bits as floats only
-        scaled = picture.convert("F").resize(source.image_size)
-        values = np.clip(np.asarray(scaled, np.float32), 0, _DEEPEST)
-    pixels = values / np.float32(_DEEPEST)
-    return np.stack([pixels] * (1 if source.grayscale else 3))
 
 
 def _label(path: Path, folder: Path, settings: DataSettings) -> float:

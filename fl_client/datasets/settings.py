@@ -72,19 +72,27 @@ class Schema(_Settings):
         return self
 
 
-class FolderSource(_Settings):
-    """Files in a folder that grows; a sub-folder's name is its examples' class.
+class PictureForm(_Settings):
+    """How pictures are given to the model.
 
     Attributes:
         image_size: width and height to which images are scaled.
+    """
+
+    image_size: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
+    grayscale: bool = False
+
+
+class FolderSource(PictureForm):
+    """Files in a folder that grows; a sub-folder's name is its examples' class.
+
+    Attributes:
         group: "file" groups the examples of one file, "prefix" those of all files whose names are
             the same up to the last ``_`` or ``-``.
     """
 
     kind: Literal["folder"]
     path: AbsolutePath
-    image_size: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
-    grayscale: bool = False
     group: Literal["", "file", "prefix"] = ""
 
 
@@ -94,6 +102,28 @@ class CsvSource(Schema):
     kind: Literal["csv"]
     path: AbsolutePath
     delimiter: Annotated[str, Field(min_length=1, max_length=1)] = ","
+
+
+class ParquetSource(Schema, PictureForm):
+    """A Parquet or Arrow file, or a folder of them: Hugging Face's ``save_to_disk`` writes such.
+
+    Attributes:
+        picture: the column of pictures that are the inputs, in place of ``features``: the bytes of
+            a file, or a struct that has them as ``bytes``.
+    """
+
+    kind: Literal["parquet"]
+    path: AbsolutePath
+    features: Annotated[
+        list[Annotated[Feature, BeforeValidator(_named)]], Field(max_length=256)
+    ] = []
+    picture: str = ""
+
+    @model_validator(mode="after")
+    def _has_inputs(self) -> ParquetSource:
+        if bool(self.features) == bool(self.picture):
+            raise ValueError("name the columns of the inputs as features, or one as picture")
+        return self
 
 
 class SqliteSource(Schema):
@@ -144,7 +174,7 @@ class MqttSource(Schema):
 
 Gathered = SensorSource | MqttSource
 Source = Annotated[
-    FolderSource | CsvSource | SqliteSource | SensorSource | MqttSource,
+    FolderSource | CsvSource | ParquetSource | SqliteSource | SensorSource | MqttSource,
     Field(discriminator="kind"),
 ]
 

@@ -42,18 +42,25 @@ class TaskLoss:
         kind = type(task)
         self.task = task
         self._checks = kind.loss is Task.loss
-        self._has_own_step = kind.training_step is not Task.training_step
+        self.has_own_step = kind.training_step is not Task.training_step
         self._whole = targets if kind.predict is Task.predict else None
         self._leaves_out = leaves_out
         self._checked: tuple[int, ...] | None = None
 
     def of_step(self, model: torch.nn.Module, batch: Any) -> torch.Tensor:
         """Return the loss to differentiate."""
-        if self._has_own_step:
+        if self.has_own_step:
             return self.task.training_step(model, batch)
+        return self.trained(model, batch)[2]
+
+    def trained(
+        self, model: torch.nn.Module, batch: Any
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return the same as ``measured``, with the loss that is trained: by weights of classes."""
         if not self._settings.class_weights:
-            return self.measured(model, batch)[2]
-        return self._weighted(*self._predicted(model, batch))
+            return self.measured(model, batch)
+        outputs, targets = self._predicted(model, batch)
+        return outputs, targets, self._weighted(outputs, targets)
 
     def measured(
         self, model: torch.nn.Module, batch: Any

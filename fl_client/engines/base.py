@@ -88,6 +88,14 @@ class Engine(Protocol):
         """Return the mean loss and metrics on ``data``."""
         ...
 
+    def personal(self, weights: Weights, data: Split, plan: LocalRound) -> Weights | None:
+        """Return what the device predicts with, None where it is ``weights``.
+
+        Args:
+            data: what the device trains on.
+        """
+        ...
+
     def gradients(self, weights: Weights, data: Split) -> tuple[float, dict[str, NDArray[Any]]]:
         """Return the mean loss on all of ``data`` as one batch, and its gradient by name."""
         ...
@@ -141,6 +149,12 @@ def pieces(chosen: Indices, settings: TrainingSettings) -> Iterator[tuple[Indice
         yield piece, len(piece) / len(chosen)
 
 
+def steps_of(settings: TrainingSettings, count: int) -> int:
+    """Return how many steps a round's training on ``count`` examples has."""
+    steps = settings.local_epochs * -(-count // settings.batch_size)
+    return min(steps, settings.max_steps) if settings.max_steps else steps
+
+
 def run_epochs(
     plan: LocalRound,
     count: int,
@@ -183,10 +197,9 @@ class _Loop:
     def __init__(self, plan: LocalRound, count: int) -> None:
         self._plan, self._count = plan, count
         self._per_epoch = -(-count // plan.settings.batch_size)
-        self.end = plan.settings.local_epochs * self._per_epoch
-        plan.tally.full_steps, plan.tally.micro_batch = self.end, plan.settings.micro_batch
-        if plan.settings.max_steps:
-            self.end = min(self.end, plan.settings.max_steps)
+        self.end = steps_of(plan.settings, count)
+        plan.tally.full_steps = plan.settings.local_epochs * self._per_epoch
+        plan.tally.micro_batch = plan.settings.micro_batch
         self.steps, self.seen, self.loss_sum = 0, 0, 0.0
         self.mean: float | None = None
         self._generator = np.random.default_rng(plan.local_seed)
@@ -271,18 +284,24 @@ class Means:
 
 
 def flat_update(weights: Weights, named: Mapping[str, NDArray[Any]]) -> Vector:
-    """Return named float arrays as one vector in the order of the layout.
+    """Return named float arrays as one vector in the order of the layout, zeros for the others.
 
     Raises:
-        ConfigError: a tensor of the layout is missing or has another shape.
+        ConfigError: an array is no tensor of the layout, or has another shape.
     """
-    vector = np.empty(weights.layout.size, np.float32)
-    for spec in weights.layout.floats:
+    layout = weights.layout
+    for name in named.keys() - layout.offsets.keys():
+        raise ConfigError(f"weights {name!r}: the model has no such tensor")
+    vector = np.zeros(layout.size, np.float32)
+    for spec in layout.floats:
         found = named.get(spec.name)
-        if found is None or tuple(found.shape) != spec.shape:
-            got = "nothing" if found is None else f"shape {tuple(found.shape)}"
-            raise ConfigError(f"weights {spec.name!r}: expected shape {spec.shape}, got {got}")
-        vector[weights.layout.offsets[spec.name]] = found.reshape(-1)
+        if found is None:
+            continue
+        if tuple(found.shape) != spec.shape:
+            raise ConfigError(
+                f"weights {spec.name!r}: expected shape {spec.shape}, got {tuple(found.shape)}"
+            )
+        vector[layout.offsets[spec.name]] = found.reshape(-1)
     return vector
 
 

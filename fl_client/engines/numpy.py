@@ -3,31 +3,35 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from fl_client.engines._descent import Descent, clip_factor
+from algorithms.base import Received
+from fl_client.engines._client_half import (
+    local_update,
+    received_vectors,
+)
 from fl_client.engines._examples import as_pair, class_weights_of, fitted, require_inputs
 from fl_client.engines._numpy_call import Array, LayerCall
 from fl_client.engines._numpy_layers import forward
+from fl_client.engines._numpy_training import NumpyData, NumpyTraining
 from fl_client.engines.base import (
     Dtype,
-    Indices,
     Means,
     TrainingFailed,
     Tuning,
     check_same_names,
     flat_update,
-    pieces,
     run_epochs,
 )
 from fl_client.models import layers, memory
 from fl_client.models.dropout import DropoutMasks
 from fl_client.models.local_round import Evaluation, LocalRound, LocalUpdate
+from fl_client.models.parts import ModelParts, parts_of_layers
 from fl_client.models.settings import Objective
 from fl_client.tasks.attributes import require_trainable
 from fl_client.tasks.base import Task
@@ -75,48 +79,65 @@ class NumpyEngine:
         self._layers = cast("layers.Layers", model)
         self._dtype = np.dtype(dtype)
         self._tensors = layers.tensors(self._layers)
-        self._trained = [n for n, tensor in self._tensors.items() if tensor.role == "weight"]
-        if not self._trained:
+        self.trained = [n for n, tensor in self._tensors.items() if tensor.role == "weight"]
+        if not self.trained:
             raise ConfigError(f"the model of task {task.name} has nothing to train")
-        self._first = int(self._trained[0].partition(".")[0])
+        self._first = int(self.trained[0].partition(".")[0])
 
     def own_process(self) -> None:
         """Do nothing: numpy's threads are limited by the process's environment."""
 
     def train(self, weights: Weights, data: Split, plan: LocalRound) -> LocalUpdate:
         """Return the update of one round of local training."""
-        if plan.algorithm.needs_loss:
+        training = self._training(weights, data, plan)
+        training.begin()
+        count = training.half.local.num_examples
+        metrics = run_epochs(plan, count, training.step, training)
+        return local_update(weights, *training.finish(), count, metrics)
+
+    def personal(self, weights: Weights, data: Split, plan: LocalRound) -> Weights | None:
+        """Return what the device predicts with, None where it is ``weights``."""
+        found = self._training(weights, data, plan).half.personal()
+        return None if found is None else weights.with_vector(flat_update(weights, found))
+
+    def _training(self, weights: Weights, data: Split, plan: LocalRound) -> NumpyTraining:
+        if "loss" in plan.algorithm.needs:
             raise ConfigError(
                 f"algorithm {type(plan.algorithm).__name__} changes the loss, which only the "
                 "torch engine can do"
             )
         require_trainable(self._task, plan.settings)
         inputs, targets = self._arrays(data)
+        received = received_vectors(weights, plan)
+        extra = sum(array.nbytes for array in plan.state.values())
+        extra += weights.vector.nbytes * (len(received) + len(plan.algorithm.sends) - 1)
+        plan = self._within_memory(plan, inputs.shape[1:], extra)
+        got = Received(self._named(weights), received, plan.scalars)
         outputs = memory.layer_costs(self._layers, inputs.shape[1:])[-1].output
         class_weights = class_weights_of(self._task, plan.settings, outputs[0])
-        plan = self._within_memory(plan, inputs.shape[1:])
-        training = _Training(self._named(weights), plan)
-
-        def step(chosen: Indices) -> float:
-            total = 0.0
-            for piece, share in pieces(chosen, plan.settings):
-                loss, grads = self._gradients(
-                    training.w, training.masks, (inputs[piece], targets[piece]), class_weights
-                )
-                training.add(grads, share)
-                total += loss * share
-            training.descend()
-            return total
-
-        metrics = run_epochs(plan, len(inputs), step, training)
-        update, state = training.finish()
-        kept = {name: np.asarray(array) for name, array in state.items()}
-        return LocalUpdate(flat_update(weights, update), len(inputs), metrics, kept)
+        return NumpyTraining(self, got, plan, NumpyData(inputs, targets, class_weights))
 
     def evaluate(self, weights: Weights, data: Split) -> Evaluation:
         """Return the mean loss and metrics on ``data``."""
         inputs, targets = self._arrays(data)
         w, means = self._named(weights), Means()
+        for outputs, wanted, loss in self._evaluated(w, inputs, targets):
+            given = self._task.metrics(outputs, wanted)
+            metrics = numbers_of(self._task, "metrics", given)
+            means.add(len(outputs), {"loss": loss, **metrics})
+        return means.evaluation()
+
+    def mean_loss(self, w: dict[str, Array], inputs: Array, targets: Array) -> float:
+        """Return the mean loss as an evaluation computes it."""
+        means = Means()
+        for outputs, _, loss in self._evaluated(w, inputs, targets):
+            means.add(len(outputs), {"loss": loss})
+        return means.evaluation().metrics["loss"]
+
+    def _evaluated(
+        self, w: dict[str, Array], inputs: Array, targets: Array
+    ) -> Iterator[tuple[Array, Array, float]]:
+        """Yield the outputs, the targets and the loss of batches that fit into little memory."""
         size = memory.evaluation_batch(self._layers, inputs.shape[1:], self._dtype.itemsize)
         for start in range(0, len(inputs), size):
             chosen = slice(start, start + size)
@@ -124,25 +145,22 @@ class NumpyEngine:
             for index, layer in enumerate(self._layers):
                 outputs, _ = forward(layer, LayerCall(index, w, {}), outputs)
             loss, _ = _loss(self._task.objective, outputs, targets[chosen])
-            given = self._task.metrics(outputs, targets[chosen])
-            metrics = numbers_of(self._task, "metrics", given)
-            means.add(len(outputs), {"loss": loss, **metrics})
-        return means.evaluation()
+            yield outputs, targets[chosen], loss
 
     def gradients(self, weights: Weights, data: Split) -> tuple[float, dict[str, Array]]:
         """Return the mean loss on all of ``data`` as one batch, and its gradient by name."""
-        w = self._named(weights)
         # a training pass changes the running statistics, which belong to the caller
-        w.update((n, w[n].copy()) for n, t in self._tensors.items() if t.role == "statistic")
-        return self._gradients(w, DropoutMasks(0), self._arrays(data))
+        w = self.copied_statistics(self._named(weights))
+        return self.batch_gradients(w, DropoutMasks(0), self._arrays(data))
 
-    def _gradients(
+    def batch_gradients(
         self,
         w: dict[str, Array],
         masks: DropoutMasks,
         batch: tuple[Array, Array],
         class_weights: Array | None = None,
     ) -> tuple[float, dict[str, Array]]:
+        """Return the mean loss of a batch and its gradient; changes running statistics in ``w``."""
         grads: dict[str, Array] = {}
         inputs, targets = batch
         backwards = []
@@ -157,19 +175,34 @@ class NumpyEngine:
         # popping frees what a layer stored; below the first trained layer no gradient is needed
         while len(backwards) > self._first:
             dy = backwards.pop()(dy)
-        return loss, {name: grads[name] for name in self._trained}
+        return loss, {name: grads[name] for name in self.trained}
 
-    def _within_memory(self, plan: LocalRound, shape: tuple[int, ...]) -> LocalRound:
-        """Return the plan with a micro batch that fits into the process's memory."""
+    def copied_statistics(self, w: dict[str, Array]) -> dict[str, Array]:
+        """Return the weights with running statistics of their own."""
+        own = {n: w[n].copy() for n, t in self._tensors.items() if t.role == "statistic"}
+        return {**w, **own}
+
+    @cached_property
+    def parts(self) -> ModelParts:
+        """The head and the normalisation of the model."""
+        return parts_of_layers(self._layers, self._task.head)
+
+    def _within_memory(self, plan: LocalRound, shape: tuple[int, ...], extra: int) -> LocalRound:
+        """Return the plan with a micro batch that fits into the process's memory.
+
+        Args:
+            extra: the bytes of what the algorithm receives, keeps and sends beside the update.
+        """
         if not plan.memory_bytes:
             return plan
         size = self._dtype.itemsize
-        available = plan.memory_bytes - self._initial_rss_bytes
+        available = plan.memory_bytes - self._initial_rss_bytes - extra
         micro = memory.largest_micro_batch(available, self._layers, shape, plan.settings, size)
         if micro is None:
             least = memory.memory_needed(self._layers, 1, shape, plan.settings, size)
+            needed = self._initial_rss_bytes + least + extra
             raise TrainingFailed(
-                f"training takes {_mebibytes(self._initial_rss_bytes + least)} with one example at "
+                f"training takes {_mebibytes(needed)} with one example at "
                 f"a time, this device gives it {_mebibytes(plan.memory_bytes)}"
             )
         return replace(plan, settings=replace(plan.settings, micro_batch=micro))
@@ -206,74 +239,8 @@ class NumpyEngine:
         return inputs, targets
 
 
-class _Training:
-    """One round's training: the weights, the algorithm's state, and the optimiser."""
-
-    def __init__(self, w0: dict[str, Array], plan: LocalRound) -> None:
-        self._plan, self._w0 = plan, w0
-        self.w = {name: array.copy() for name, array in w0.items()}
-        self._state = plan.algorithm.begin(w0, plan.state)
-        self._descent = Descent(plan.settings)
-        self._grads: dict[str, Array] = {}
-        self.masks = DropoutMasks(plan.local_seed)
-
-    def add(self, grads: dict[str, Array], share: float) -> None:
-        """Add the gradient of a micro batch, which is overwritten, to that of the batch."""
-        if share == 1.0:
-            self._grads = grads
-            return
-        for name, grad in grads.items():
-            grad *= share  # noqa: PLW2901  in place
-            if name in self._grads:
-                self._grads[name] += grad
-            else:
-                self._grads[name] = grad
-
-    def descend(self) -> None:
-        """Step along the gradient of the whole batch."""
-        grads, self._grads = self._grads, {}
-        norms = (float(np.linalg.norm(grad)) for grad in grads.values())
-        factor = clip_factor(norms, self._plan.settings.clip_norm)
-        if factor < 1:
-            for grad in grads.values():
-                grad *= factor  # noqa: PLW2901  in place
-        direction = self._plan.algorithm.gradient(grads, self.w, self._w0, self._state)
-        self._descent.step(self.w, direction)
-        self.masks.begin(self._descent.steps)
-
-    def finish(self) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-        """Return the update and the algorithm's state; the optimiser's is freed first."""
-        self._descent = Descent(self._plan.settings)
-        return self._plan.algorithm.finish(self.w, self._w0, self._state)
-
-    def capture(self) -> dict[str, Array]:
-        """Return the weights and the optimiser's state."""
-        found = {f"w/{name}": array for name, array in self.w.items()}
-        found.update((f"optimizer/{name}", array) for name, array in self._descent.arrays())
-        return {**found, "steps": np.array([self._descent.steps], np.int64)}
-
-    def restore(self, arrays: Mapping[str, Array]) -> bool:
-        """Set a captured state; False when it is not of these weights."""
-        saved = {name[2:]: array for name, array in arrays.items() if name.startswith("w/")}
-        if "steps" not in arrays or not _same_shapes(saved, self.w):
-            return False
-        self.w = {name: np.array(saved[name]) for name in self.w}
-        self._descent.steps = int(arrays["steps"][0])
-        for name, array in arrays.items():
-            if name.startswith("optimizer/"):
-                self._descent.restore(name.removeprefix("optimizer/"), np.array(array))
-        self.masks.begin(self._descent.steps)
-        return True
-
-
 def _mebibytes(count: int) -> str:
     return f"{count / (1 << 20):.0f} MiB"
-
-
-def _same_shapes(one: Mapping[str, Array], other: Mapping[str, Array]) -> bool:
-    return {name: (a.shape, a.dtype) for name, a in one.items()} == {
-        name: (a.shape, a.dtype) for name, a in other.items()
-    }
 
 
 def _loss(

@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fl_client.engines._client_half import local_update, received_vectors
 from fl_client.engines._examples import as_pair, require_inputs
 from fl_client.engines._torch_loss import TaskLoss
 from fl_client.engines._torch_replicas import Replicas, seed_devices
-from fl_client.engines._torch_training import TorchTraining
+from fl_client.engines._torch_training import TorchData, TorchTraining
 from fl_client.engines._torch_tuning import (
     MixedPrecision,
     devices_of,
@@ -36,12 +37,14 @@ from fl_client.engines.base import (
 from fl_client.models import layers, memory
 from fl_client.models.dropout import DropoutMasks
 from fl_client.models.local_round import Evaluation, LocalRound, LocalUpdate
+from fl_client.models.parts import ModelParts, parts_of_layers
 from fl_client.models.settings import TrainingSettings
 from fl_client.tasks.base import Task
 from fl_client.tasks.torch_module import module_of
 from fl_client.tasks.user_code import model_of, numbers_of
 from fl_client.torch_models.layers import use_masks
 from fl_client.torch_models.normalisation import single_values
+from fl_client.torch_models.parts import parts_of_module
 from fl_client.torch_models.tensors import to_numpy, to_tensor
 from runtime.errors import ConfigError
 from storage.weights import Weights
@@ -107,12 +110,36 @@ class TorchEngine:
 
     def train(self, weights: Weights, data: Split, plan: LocalRound) -> LocalUpdate:
         """Return the update of one round of local training."""
-        count, read, loss = self._reader(data, plan.settings)
+        with self._training(weights, data, plan) as training:
+            training.begin()
+            count = training.half.local.num_examples
+            metrics = run_epochs(plan, count, training.step, training)
+            sent, state = training.finish()
+        return local_update(weights, sent, state, count, metrics)
+
+    def personal(self, weights: Weights, data: Split, plan: LocalRound) -> Weights | None:
+        """Return what the device predicts with, None where it is ``weights``."""
+        with self._training(weights, data, plan) as training:
+            found = training.personal()
+        if found is None:
+            return None
+        return weights.with_vector(flat_update(weights, to_numpy(found)))
+
+    @contextmanager
+    def _training(self, weights: Weights, data: Split, plan: LocalRound) -> Iterator[TorchTraining]:
+        examples, received = (
+            TorchData(*self._reader(data, plan.settings)),
+            received_vectors(weights, plan),
+        )
+        mixed, backend = self._mixed(), self._tuning.compile
         with _seeded(plan.local_seed, self._devices), self._replicas(weights) as replicas:
-            training = TorchTraining(loss, replicas, plan, self._mixed(), self._tuning.compile)
-            metrics = run_epochs(plan, count, lambda chosen: training.step(read, chosen), training)
-            update, state = training.finish()
-        return LocalUpdate(flat_update(weights, to_numpy(update)), count, metrics, to_numpy(state))
+            parts = self._parts(replicas.models[0])
+            yield TorchTraining(examples, replicas, plan, received, parts, mixed, backend)
+
+    def _parts(self, model: torch.nn.Module) -> ModelParts:
+        if self._layers is not None:
+            return parts_of_layers(self._layers, self._task.head)
+        return parts_of_module(model, self._task.head)
 
     def evaluate(self, weights: Weights, data: Split) -> Evaluation:
         """Return the mean loss and metrics on ``data``."""

@@ -28,15 +28,23 @@ class DeviceFolder:
         self.root = root
         self.training_log = root / "training.log"
         make_folder(root)
-        for name in ("models", "updates", "state", "checkpoints"):
+        for name in ("models", "vectors", "updates", "state", "checkpoints"):
             make_folder(root / name)
         # only the latest can be resumed; older ones are left from earlier power cuts
         self._keep_latest("models/*.part", 1)
+        self._keep_latest("vectors/*.part", 1)
         self._keep_latest("checkpoints/*.ckpt", 1)
 
     def model(self, job: Job) -> Path:
         """The order's model, once it has been fetched and verified."""
         return self._model(job, job.model.sha256)
+
+    def vectors(self, job: Job) -> Path | None:
+        """The algorithm's server vectors that came with the order, None where it names none."""
+        reference = job.order.vectors
+        if reference is None:
+            return None
+        return self.root / "vectors" / f"{job.key.run_id}.{reference.sha256}.safetensors"
 
     def earlier_model(self, job: Job) -> EarlierVersion | None:
         """Return the version here of whose patches the least is to download, None without one."""
@@ -51,8 +59,9 @@ class DeviceFolder:
         """Remove what a cancelled download has left."""
         if job.order.model is None:
             return
-        path = self.model(job)
-        path.with_name(f"{path.name}.part").unlink(missing_ok=True)
+        for path in (self.model(job), self.vectors(job)):
+            if path is not None:
+                path.with_name(f"{path.name}.part").unlink(missing_ok=True)
 
     def update(self, key: JobKey) -> Path:
         """The job's update, or its answer where that goes to the store."""
@@ -174,10 +183,12 @@ class DeviceFolder:
                 written.unlink(missing_ok=True)
         in_use = None if active is None or active.order.model is None else self.model(active)
         self._keep_latest("models/*.safetensors", _KEPT_MODELS, but=in_use)
+        in_use = None if active is None else self.vectors(active)
+        self._keep_latest("vectors/*.safetensors", 1, but=in_use)
 
     def remove_models(self, run_id: str) -> None:
         """Remove the models of a run that has ended, whole or in part, and its checkpoint."""
-        for name in ("models", "checkpoints"):
+        for name in ("models", "vectors", "checkpoints"):
             for path in (self.root / name).glob(f"{run_id}.*"):
                 path.unlink(missing_ok=True)
 

@@ -109,16 +109,37 @@ class JobTransfers:
         self._request = request
 
     def fetch(
-        self, context: TransferContext, path: Path, earlier: EarlierVersion | None = None
+        self,
+        context: TransferContext,
+        path: Path,
+        vectors: Path | None = None,
+        earlier: EarlierVersion | None = None,
     ) -> ModelFetched | JobFailed | None:
         """Bring the order's model to ``path``; None when the job was cancelled.
 
         Args:
+            vectors: where the algorithm's server vectors go, where the order names some.
             earlier: a version of the model that is here, which most of it may be taken from.
         """
         reference = context.job.model
 
+        def fresh_vectors() -> str:
+            fresh = context.request_fresh_urls(self._request).order.vectors
+            if fresh is None:
+                raise AccessDenied(f"no fresh URL for the vectors of {context.key}")
+            return fresh.url
+
         def work() -> None:
+            named = context.job.order.vectors
+            if vectors is not None and named is not None:
+                context.bytes_down += self._transfers.download(
+                    named.url,
+                    vectors,
+                    sha256=named.sha256,
+                    size=named.size_bytes,
+                    renew=fresh_vectors,
+                    cancel=context.cancelled,
+                )
             context.bytes_down += self._transfers.download(
                 context.job.model.url,
                 path,

@@ -68,7 +68,7 @@ class TransferThread:
             if job.order.model is None:
                 return None if context.cancelled.is_set() else ModelFetched(job.key)
             path, earlier = folder.model(job), folder.earlier_model(job)
-            return self._transfers.fetch(context, path, earlier)
+            return self._transfers.fetch(context, path, folder.vectors(job), earlier)
 
         self._submit(job.key, work)
 

@@ -54,7 +54,7 @@ def describe() -> Hardware:
         machine=platform.machine(),
         system=f"{platform.system()} {platform.release()}",
         cpus=_cpus(),
-        ram_bytes=_ram_bytes(),
+        ram_bytes=ram_bytes(),
         accelerators=[str(each) for each in accelerators.of_this_machine()],
         engines=available_engines(),
         versions={"python": platform.python_version(), **_versions()},
@@ -86,7 +86,8 @@ def _cpus() -> int:
     return os.cpu_count() or 1
 
 
-def _ram_bytes() -> int:
+def ram_bytes() -> int:
+    """Return the machine's memory, or its control group's where that is less; 0 is unknown."""
     names = os.sysconf_names
     if not {"SC_PAGE_SIZE", "SC_PHYS_PAGES"} <= names.keys():
         return 0

@@ -20,6 +20,7 @@ from fl_client.models.layers import (
     ReLU,
     Reshape,
     Shape,
+    Tanh,
     Transpose,
 )
 
@@ -87,10 +88,27 @@ def gru(shape: Shape, classes: int) -> Layers:
     return [Embedding(classes, 8), GRU(8, 64, sequence=True), Linear(64, classes), Transpose()]
 
 
+def autoencoder(shape: Shape, classes: int) -> Layers:
+    """Return a perceptron that squeezes an example into an eighth of its size and restores it."""
+    del classes
+    size = math.prod(shape)
+    half, few = max(1, size // 2), max(1, size // 8)
+    return [
+        Flatten(),
+        Linear(size, half),
+        Tanh(),
+        Linear(half, few),
+        Linear(few, half),
+        Tanh(),
+        Linear(half, size),
+    ]
+
+
 ARCHITECTURES: dict[str, Callable[[Shape, int], Layers]] = {
     "logistic": logistic,
     "2nn": two_layers,
     "cnn": cnn,
     "lstm": lstm,
     "gru": gru,
+    "autoencoder": autoencoder,
 }

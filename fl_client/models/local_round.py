@@ -65,6 +65,8 @@ class LocalRound:
         seed: the run's seed.
         device_id: with ``seed`` and ``round`` it determines the order of the batches.
         state: the algorithm's client state after this device's last accepted update.
+        vectors: the algorithm's server vectors, each as long as the model's floats.
+        scalars: the algorithm's server scalars.
         checkpoint: where to continue from and what to save to, if anywhere.
         memory_bytes: what the whole process may hold, 0 for no limit. The numpy engine computes
             its batches in parts small enough for it.
@@ -77,6 +79,8 @@ class LocalRound:
     round: int
     device_id: str
     state: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    vectors: Mapping[str, Vector] = field(default_factory=dict)
+    scalars: Mapping[str, float] = field(default_factory=dict)
     progress: Progress = no_progress
     checkpoint: Checkpoint | None = None
     memory_bytes: int = 0
@@ -90,12 +94,20 @@ class LocalRound:
 
 
 class LocalUpdate(NamedTuple):
-    """What a device sends, of the algorithm's ``kind``, and its next client state."""
+    """What a device sends, and its next client state.
 
-    vector: Vector
+    Attributes:
+        vector: the change of the weights; None where the algorithm's client sends none.
+        vectors: the algorithm's further vectors by name.
+        scalars: the algorithm's scalars by name.
+    """
+
+    vector: Vector | None
     num_examples: int
     metrics: dict[str, float]
     state: Mapping[str, NDArray[Any]] = {}
+    vectors: Mapping[str, Vector] = {}
+    scalars: Mapping[str, float] = {}
 
 
 class Evaluation(NamedTuple):

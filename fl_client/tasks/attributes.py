@@ -29,6 +29,7 @@ def require_valid(task: Task, spec: str) -> None:
                 f"training is a {type(task.training).__name__}, and must be TrainingSettings(…)"
             )
         _require_goals(task.goals)
+        _require_head(task.head)
     except ConfigError as error:
         raise ConfigError(f"task {spec}: {error}") from error
 
@@ -58,6 +59,14 @@ def _require_goals(goals: Any) -> None:
     for name, goal in goals.items():
         if goal not in _GOALS:
             raise ConfigError(f"goals: {name!r} is {goal!r}, and must be one of 'higher', 'lower'")
+
+
+def _require_head(head: Any) -> None:
+    is_list = isinstance(head, list | tuple) and all(isinstance(name, str) for name in head)
+    if not is_list or "" in head:
+        raise ConfigError(
+            f"head = {head!r} must be a list of what the names of the head's weights begin with"
+        )
 
 
 def goals_of(task: Task) -> dict[str, Goal]:

@@ -5,7 +5,7 @@ This module imports neither numpy nor torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fl_client.models.settings import Goal, Objective, TrainingSettings
@@ -41,12 +41,15 @@ class Task:
         goals: the metrics in the order in which they are shown, each with what is better, "higher"
             or "lower"; the first is the one that runs are compared by. If empty, it is accuracy
             for ``cross_entropy`` and the loss else.
+        head: the beginnings of the names of the weights that make the model's head, for algorithms
+            that treat it apart; if empty, it is the last layer with weights.
     """
 
     name: ClassVar[str] = "task"
     objective: ClassVar[Objective] = "cross_entropy"
     training: ClassVar[TrainingSettings] = TrainingSettings()
     goals: ClassVar[Mapping[str, Goal]] = {}
+    head: ClassVar[Sequence[str]] = ()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -19,6 +19,7 @@ from fl_client.models.layers import Conv1d, GlobalAvgPool, Layers, Linear, MaxPo
 from fl_client.models.settings import TrainingSettings
 from fl_client.tasks.base import Task
 from fl_client.tasks.split import Split
+from runtime.errors import ConfigError
 
 # acceleration in g, turn rate in rad/s; not statistics, on which devices would have to agree
 _SCALE = np.array([1, 1, 1, 0.5, 0.5, 0.5], np.float32)
@@ -51,6 +52,11 @@ class Watch(Task):
 
     def data(self, device: Device) -> tuple[Split, Split]:
         """Return a trainer's windows (the end of each recording held out) or those of others."""
+        if device.partition not in ("", "natural"):
+            raise ConfigError(
+                f"task {self.name}: its recordings are divided by persons, which is the partition "
+                f"natural, and not by {device.partition!r}"
+            )
         order = (np.random.default_rng(device.seed).permutation(PERSONS) + 1).tolist()
         unseen, persons = order[: self.held_out_persons], order[self.held_out_persons :]
         if device.role == "evaluator":

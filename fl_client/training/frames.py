@@ -54,6 +54,8 @@ class TrainingJob:
         base_sha256: the hash of that file, for the update's header.
         update_path: where the update goes, or the answer to an exchange whose order has an upload;
             None for an evaluation.
+        vectors_path: the algorithm's server vectors, where its clients get some.
+        scalars: its server scalars.
         state_path: the algorithm's client state.
         next_state_path: where the state after this training goes, for the caller to move in place
             once the update is accepted; None: ``state_path + ".next"``.
@@ -80,6 +82,8 @@ class TrainingJob:
     model_path: str | None = None
     base_sha256: str = ""
     update_path: str | None = None
+    vectors_path: str | None = None
+    scalars: dict[str, float] = field(default_factory=dict)
     state_path: str | None = None
     next_state_path: str | None = None
     codec: str = "float32"

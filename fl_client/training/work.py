@@ -13,9 +13,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
+import numpy as np
 from numpy.typing import NDArray
 
 import algorithms
+from algorithms.base import UPDATE
 from broker.wire.limits import MAX_EXCHANGE_BYTES
 from fl_client.models.local_round import LocalRound, LocalUpdate, Tally, no_progress
 from fl_client.tasks.exchange import ExchangeStep
@@ -26,9 +28,9 @@ from fl_client.training.participant import Participant
 from runtime.bounds import MAX_EXAMPLES
 from runtime.errors import ConfigError, Corrupt, NotFound, Unavailable
 from runtime.files import sync_folder
-from storage.updates.info import UpdateInfo
+from storage.updates.info import Section, UpdateInfo
 from storage.updates.stream import WrittenUpdate, write_update
-from storage.weights import Array, Weights, read_safetensors, write_safetensors
+from storage.weights import Array, Vector, Weights, read_safetensors, write_safetensors
 
 _LOG = logging.getLogger(__name__)
 _OF_A_TRAINING = {
@@ -57,6 +59,8 @@ def perform(participant: Participant, job: TrainingJob, progress: Reporter = no_
         round=job.round,
         device_id=job.device_id,
         state=_read_state(job),
+        vectors=_read_vectors(job),
+        scalars=job.scalars,
         progress=progress,
         checkpoint=checkpoint,
         memory_bytes=job.memory_bytes,
@@ -181,6 +185,12 @@ def _write_update(
 ) -> WrittenUpdate:
     if job.update_path is None:
         raise ConfigError("a training job needs an update_path")
+    vectors = {**update.vectors, **_as_vectors(update.scalars)}
+    if update.vector is not None:
+        vectors = {UPDATE: update.vector, **vectors}
+    sections = tuple(Section(name, vector.size) for name, vector in vectors.items())
+    if list(vectors) == [UPDATE]:
+        sections = ()  # as servers of before know it
     info = UpdateInfo(
         run_id=job.run_id,
         round=job.round,
@@ -188,12 +198,25 @@ def _write_update(
         device_id=job.device_id,
         base_sha256=job.base_sha256,
         layout_hash=weights.layout.hash,
-        kind=plan.algorithm.kind,
+        kind="delta",
         num_examples=update.num_examples,
         metrics=update.metrics,
+        sections=sections,
     )
     with _whole_file(Path(job.update_path)) as out:
-        return write_update(out, info, update.vector, codec=job.codec)
+        return write_update(out, info, *vectors.values(), codec=job.codec)
+
+
+def _as_vectors(scalars: Mapping[str, float]) -> dict[str, Vector]:
+    return {name: np.array([value], np.float32) for name, value in scalars.items()}
+
+
+def _read_vectors(job: TrainingJob) -> dict[str, Vector]:
+    """Return the algorithm's server vectors that came with the order."""
+    if job.vectors_path is None:
+        return {}
+    vectors = read_safetensors(Path(job.vectors_path))
+    return {name: array.reshape(-1) for name, array in vectors.arrays().items()}
 
 
 def _write_state(job: TrainingJob, state: Mapping[str, NDArray[Any]]) -> None:

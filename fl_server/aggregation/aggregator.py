@@ -9,45 +9,34 @@ small model and a few blocks; the sums of a large model and larger spools are fi
 
 from __future__ import annotations
 
-import hashlib
+import math
 import threading
 from collections.abc import Collection
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
-import numpy as np
-
-from algorithms.base import Algorithm, Flat
-from fl_server.aggregation.arithmetic.changes import Changes
-from fl_server.aggregation.arithmetic.exact import BLOCK, Float32s
+from algorithms.base import STATISTICS, UPDATE, Algorithm, Report
 from fl_server.aggregation.base_models import BaseModels
 from fl_server.aggregation.model_cache import ModelCache
+from fl_server.aggregation.next_version import NextVersion, RoundInput
 from fl_server.aggregation.spool import MemoryBudget, Spool
-from fl_server.aggregation.sums import RoundSum, sum_for
+from fl_server.aggregation.sums import RoundSums
 from fl_server.rounds.model import Model, Update
+from runtime.bounds import MAX_EXAMPLES
 from runtime.errors import Corrupt, NotFound
 from runtime.files import file_sha256
 from storage.store.multipart_writer import PartWriter
 from storage.store.objects import ObjectStore, abort_uploads
-from storage.transfer.byte_ranges import Range
-from storage.updates.header import read_header, require_origin
-from storage.updates.info import Origin
+from storage.updates.header import UpdateHeader, read_header, require_origin
+from storage.updates.info import Origin, Section
 from storage.updates.stream import verified_blocks
 from storage.versions.keys import RunKeys
-from storage.weights import (
-    Layout,
-    NotFinite,
-    Weights,
-    encode_header,
-    next_values,
-    read_layout,
-    read_safetensors,
-)
+from storage.weights import Layout
 
 _HEADER_ALLOWANCE = 2 << 20
-_COPY_BYTES = 1 << 20
+_WEIGHT_BITS = 20
 
 RoundKey: TypeAlias = tuple[int, int]
 
@@ -66,11 +55,44 @@ class SubmittedUpdate:
     update: Update
 
 
+@dataclass(frozen=True)
+class AggregatedRun:
+    """What the byte work depends on of a run's definition.
+
+    Attributes:
+        algorithm: its server half makes the next version.
+        cohort_size: how many updates a round's sum should find room for at first.
+    """
+
+    keys: RunKeys
+    algorithm: Algorithm
+    seed: int
+    cohort_size: int
+
+
 @dataclass
 class _OpenRound:
     key: RoundKey
-    sum: RoundSum
-    folded: set[str]
+    sums: RoundSums
+    reports: dict[str, Report] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Verified:
+    """A verified update: its values, and what they are."""
+
+    spool: Spool
+    sections: tuple[Section, ...]
+    reports: frozenset[str]
+
+    def scalars(self) -> dict[str, float]:
+        """Return the scalars that the update has."""
+        found, start = {}, 0
+        for section in self.sections:
+            if section.name in self.reports:
+                found[section.name] = float(self.spool.read(start, 1)[0])
+            start += section.count
+        return found
 
 
 class Retention(Protocol):
@@ -93,32 +115,27 @@ class RunAggregator:
     """The byte work of one run.
 
     Args:
-        keys: the run's object keys.
-        algorithm: its server half makes the next version.
-        cohort_size: how many updates a round's sum should find room for at first.
+        run: which run.
         retention: which committed versions stay in the store.
     """
 
     def __init__(
         self,
-        keys: RunKeys,
-        algorithm: Algorithm,
-        cohort_size: int,
+        run: AggregatedRun,
         retention: Retention,
         store: ObjectStore,
         models: ModelCache,
         budget: MemoryBudget,
     ) -> None:
-        self.keys = keys
-        self._algorithm = algorithm
-        self._cohort_size = cohort_size
+        self.keys = run.keys
+        self._run = run
         self._retention = retention
         self._store = store
         self.base = BaseModels(models, store)
         self._budget = budget
         self._folder = models.folder
         self._lock = threading.Lock()
-        self._spools: dict[tuple[RoundKey, str], Spool] = {}
+        self._verified: dict[tuple[RoundKey, str], _Verified] = {}
         self._round: _OpenRound | None = None
 
     # --- verify -------------------------------------------------------------------------------
@@ -131,25 +148,23 @@ class RunAggregator:
             Unavailable: the store cannot be reached now; try again.
         """
         layout = self.base.layout(base)
-        spool = Spool(layout.size, self._budget, self._folder)
         try:
-            self._fill(spool, submission, base, layout)
+            verified = self._read(submission, base, layout)
         except NotFound as error:
-            spool.close()
             raise Refused(f"no object at {submission.update.key}") from error
         except Refused:
-            spool.close()
             raise
         except Corrupt as error:
-            spool.close()
             raise Refused(str(error)) from error
-        except BaseException:
-            spool.close()
-            raise
-        self._keep(submission, spool)
+        key = ((submission.round, submission.attempt), submission.device_id)
+        with self._lock:
+            old = self._verified.pop(key, None)
+            self._verified[key] = verified
+        if old is not None:
+            old.spool.close()
 
-    def _fill(self, spool: Spool, submission: SubmittedUpdate, base: Model, layout: Layout) -> None:
-        update = submission.update
+    def _read(self, submission: SubmittedUpdate, base: Model, layout: Layout) -> _Verified:
+        update, algorithm = submission.update, self._run.algorithm
         expected = Origin(
             run_id=self.keys.run_id,
             round=submission.round,
@@ -157,9 +172,9 @@ class RunAggregator:
             device_id=submission.device_id,
             base_sha256=base.sha256,
             layout_hash=layout.hash,
-            kind=self._algorithm.kind,
+            kind="delta",
         )
-        most = 4 * layout.size + _HEADER_ALLOWANCE
+        most = 4 * layout.size * (len(algorithm.sends) + 1) + _HEADER_ALLOWANCE
         if update.size_bytes > most:
             raise Refused(f"{update.key}: {update.size_bytes} bytes, at most {most}")
         with self._store.open(update.key) as stream:
@@ -169,16 +184,16 @@ class RunAggregator:
             require_origin(header, expected, update.key)
             if header.num_examples != update.num_examples:
                 raise Refused(f"{update.key}: num_examples differs from the result message")
-            for block in verified_blocks(stream, header, layout.size, key=update.key):
-                spool.append(block)
-
-    def _keep(self, submission: SubmittedUpdate, spool: Spool) -> None:
-        key = ((submission.round, submission.attempt), submission.device_id)
-        with self._lock:
-            old = self._spools.pop(key, None)
-            self._spools[key] = spool
-        if old is not None:
-            old.close()
+            sections = _sections(header, algorithm, layout, update.key)
+            size = sum(section.count for section in sections)
+            spool = Spool(size, self._budget, self._folder)
+            try:
+                for block in verified_blocks(stream, header, size, key=update.key):
+                    spool.append(block)
+            except BaseException:
+                spool.close()
+                raise
+        return _Verified(spool, sections, frozenset(algorithm.reports))
 
     # --- fold and aggregate -------------------------------------------------------------------
 
@@ -190,74 +205,110 @@ class RunAggregator:
             Unavailable: the store cannot be reached now; try again.
         """
         key = (submission.round, submission.attempt)
-        round_ = self._open_round(key, self.base.layout(base).size)
-        if submission.device_id in round_.folded:
+        round_ = self._open_round(key)
+        if submission.device_id in round_.reports:
             return
-        spool = self._take(key, submission.device_id)
-        if spool is None:
+        found = self._take(key, submission.device_id)
+        if found is None:
             self.verify(submission, base)
-            spool = self._take(key, submission.device_id)
-        assert spool is not None
+            found = self._take(key, submission.device_id)
+        assert found is not None
+        report = Report(submission.device_id, submission.update.num_examples, found.scalars())
         try:
-            round_.sum.add(spool, submission.update.num_examples)
+            weight = self._weight(report, base)
+            round_.sums.add(found.spool, found.sections, weight)
+        except Refused:
+            found.spool.close()
+            raise
         except BaseException:
             self._close_round()  # half an update is in the sum: it must never become a model
             raise
-        round_.folded.add(submission.device_id)
+        round_.reports[report.device_id] = report
 
-    def _take(self, key: RoundKey, device_id: str) -> Spool | None:
+    def _weight(self, report: Report, base: Model) -> int:
+        """Return the update's weight as a whole number, all on one scale."""
+        algorithm = self._run.algorithm
+        if type(algorithm).weight is Algorithm.weight:
+            return report.num_examples
+        weight = algorithm.weight(report, dict(base.scalars))
+        if not 0 <= weight <= MAX_EXAMPLES:
+            raise Refused(f"its weight would be {weight}")
+        return round(math.ldexp(weight, _WEIGHT_BITS))
+
+    def _take(self, key: RoundKey, device_id: str) -> _Verified | None:
         with self._lock:
-            return self._spools.pop((key, device_id), None)
+            return self._verified.pop((key, device_id), None)
 
-    def _open_round(self, key: RoundKey, size: int) -> _OpenRound:
+    def _open_round(self, key: RoundKey) -> _OpenRound:
         if self._round is not None and self._round.key == key:
             return self._round
         self._close_round()
-        self._round = _OpenRound(key, sum_for(size, self._cohort_size, self._folder), set())
+        self._round = _OpenRound(key, RoundSums(self._run.cohort_size, self._folder))
         return self._round
 
     def _close_round(self) -> None:
         if self._round is not None:
-            self._round.sum.close()
+            self._round.sums.close()
             self._round = None
 
-    def aggregate(self, key: RoundKey, included: tuple[str, ...], base: Model) -> Model:
+    def aggregate(
+        self, key: RoundKey, included: tuple[str, ...], base: Model, population: int = 0
+    ) -> Model:
         """Make the next version of exactly the included updates and put it into the store.
 
+        Args:
+            population: how many devices the run knows, at least those included.
+
         Raises:
-            Corrupt: not exactly the included updates were folded.
+            Corrupt: not exactly the included updates were folded, or they have no weight.
             NotFinite: the next version would have values that are not finite.
             Unavailable: the store cannot be reached now; try again.
         """
         round_ = self._round
-        if round_ is None or round_.key != key or round_.folded != set(included):
-            folded = sorted(round_.folded) if round_ is not None and round_.key == key else []
+        if round_ is None or round_.key != key or set(round_.reports) != set(included):
+            folded = sorted(round_.reports) if round_ is not None and round_.key == key else []
             raise Corrupt(f"round {key}: folded {folded}, to include {sorted(included)}")
-        temporary = self.base.copies.temporary()
-        try:
-            model = self._make_version(temporary, key[0], base, round_.sum)
-            self.base.copies.adopt(temporary, model)
-            return model
-        finally:
-            temporary.unlink(missing_ok=True)
+        return self._make_version(key, base, round_, max(population, len(included)))
 
-    def _make_version(self, path: Path, version: int, base: Model, total: RoundSum) -> Model:
-        """Write the next version to ``path`` and put it into the store, with its server state.
+    def _make_version(self, key: RoundKey, base: Model, round_: _OpenRound, size: int) -> Model:
+        """Make the next version and put it into the store, with what the server keeps of it.
 
         A large one goes out in parts while it is written.
         """
-        key, state = self.keys.version(version), self._load_state(base)
-        with self._parts_of(key, base) as parts:
-            sha256, next_state, changed = self._write_version(path, base, total, state, parts)
-            state_key = state_sha256 = ""
-            if next_state:
-                state_key = self.keys.state(version)
-                state_sha256 = self._put_state(state_key, next_state)
-        size = path.stat().st_size
-        if parts is None:
-            with path.open("rb") as file:
-                self._store.put(key, file, size)
-        return Model(version, key, sha256, size, state_key, state_sha256, changed)
+        version, copies = key[0], self.base.copies
+        path, vectors = copies.temporary(), copies.temporary()
+        given = RoundInput(
+            self.base.fetch(base),
+            self.base.fetch(base.state) if base.state is not None else None,
+            dict(base.scalars),
+            round_.sums,
+            sorted(round_.reports.values(), key=lambda report: report.device_id),
+            size,
+            self._run.seed,
+        )
+        try:
+            with self._parts_of(self.keys.version(version), base) as parts:
+                written = NextVersion(self._run.algorithm, given).write(path, vectors, parts)
+                state = self._put_state(version, vectors) if written.has_vectors else None
+            model = Model(
+                version,
+                self.keys.version(version),
+                written.sha256,
+                path.stat().st_size,
+                "" if state is None else state.key,
+                "" if state is None else state.sha256,
+                written.changed,
+                0 if state is None else state.size_bytes,
+                tuple(sorted(written.scalars.items())),
+            )
+            if parts is None:
+                with path.open("rb") as file:
+                    self._store.put(model.key, file, model.size_bytes)
+            copies.adopt(path, model)
+            return model
+        finally:
+            path.unlink(missing_ok=True)
+            vectors.unlink(missing_ok=True)
 
     def _parts_of(self, key: str, base: Model) -> AbstractContextManager[PartWriter | None]:
         sizes = self._store.sizes
@@ -265,69 +316,14 @@ class RunAggregator:
             return nullcontext()
         return PartWriter(self._store, key, sizes.written_for(base.size_bytes))
 
-    def _write_version(
-        self,
-        path: Path,
-        base: Model,
-        total: RoundSum,
-        state: dict[str, Flat],
-        parts: PartWriter | None,
-    ) -> tuple[str, dict[str, Flat], tuple[Range, ...] | None]:
-        """Write the next version block by block, to a file and to the store where it is large.
-
-        Returns:
-            Its sha256, the next server state, and the bytes that differ from the base, where it
-            pays to know them.
-        """
-        next_state = {name: np.empty_like(values) for name, values in state.items()}
-        with self.base.fetch(base).open("rb") as old, path.open("wb") as new:
-            layout, offset = read_layout(old)
-            out = _HashedFile(new, parts)
-            header = encode_header(layout)
-            old.seek(0)
-            changes = Changes(old.read(offset), header, 4 * layout.size)
-            out.write(header)
-            for start in range(0, layout.size, BLOCK):
-                count = min(BLOCK, layout.size - start)
-                part = slice(start, start + count)
-                weights = _read_floats(old, count)
-                blocks = {name: values[part] for name, values in state.items()}
-                # what overflows is found by next_values
-                with np.errstate(all="ignore"):
-                    result, after = self._algorithm.aggregate(weights, total.mean(start), blocks)
-                    values = np.ascontiguousarray(result, np.float32)
-                values = next_values(weights, values, layout, start)
-                changes.compare(weights, values)
-                out.write(values.data)
-                for name, block in after.items():
-                    if not np.isfinite(block).all():
-                        raise NotFinite(f"the algorithm's {name!r} would not be finite")
-                    next_state[name][part] = block
-            while tail := old.read(_COPY_BYTES):
-                out.write(tail)
-            size = new.tell()
-        return out.digest.hexdigest(), next_state, changes.found(size)
-
-    def _load_state(self, base: Model) -> dict[str, Flat]:
-        size = self.base.layout(base).size
-        if not base.state_key:
-            return self._algorithm.init(size)
-        reference = Model(base.version, base.state_key, base.state_sha256, 0)
-        path = self.base.fetch(reference)
-        try:
-            return dict(read_safetensors(path).arrays())
-        finally:
-            path.unlink(missing_ok=True)
-
-    def _put_state(self, key: str, state: dict[str, Flat]) -> str:
-        path = self.base.copies.temporary()
-        try:
-            self.base.copies.write(path, Weights.from_arrays(state))
-            with path.open("rb") as file:
-                self._store.put(key, file, path.stat().st_size)
-            return file_sha256(path)
-        finally:
-            path.unlink(missing_ok=True)
+    def _put_state(self, version: int, path: Path) -> Model:
+        """Put the server's vectors into the store; a copy stays here for the next round."""
+        key, size = self.keys.state(version), path.stat().st_size
+        with path.open("rb") as file:
+            self._store.put(key, file, size)
+        state = Model(version, key, file_sha256(path), size)
+        self.base.copies.adopt(path, state)
+        return state
 
     # --- sweep --------------------------------------------------------------------------------
 
@@ -370,31 +366,34 @@ class RunAggregator:
     def forget(self, key: RoundKey | None) -> None:
         """Free what verified updates up to a round and attempt take on this machine; None: all."""
         with self._lock:
-            spent = [each for each in self._spools if key is None or each[0] <= key]
-            spools = [self._spools.pop(each) for each in spent]
-        for spool in spools:
-            spool.close()
+            spent = [each for each in self._verified if key is None or each[0] <= key]
+            dropped = [self._verified.pop(each) for each in spent]
+        for verified in dropped:
+            verified.spool.close()
         if self._round is not None and key is not None and self._round.key <= key:
             self._close_round()
 
 
-class _HashedFile:
-    """A file that is hashed and sent as it is written, while each block is in the cache."""
+def _sections(
+    header: UpdateHeader, algorithm: Algorithm, layout: Layout, key: str
+) -> tuple[Section, ...]:
+    """Return what the values of an update are; Corrupt where the algorithm's clients send no such.
 
-    def __init__(self, file: BinaryIO, parts: PartWriter | None) -> None:
-        self._file = file
-        self._parts = parts
-        self.digest = hashlib.sha256()
-
-    def write(self, data: bytes | memoryview) -> None:
-        self.digest.update(data)
-        self._file.write(data)
-        if self._parts is not None:
-            self._parts.write(data)
-
-
-def _read_floats(file: BinaryIO, count: int) -> Float32s:
-    values: Float32s = np.empty(count, np.float32)
-    if file.readinto(values.data) != 4 * count:  # type: ignore[attr-defined]
-        raise Corrupt("the base model's local copy ends early")
-    return values
+    An update without sections is the change of the weights alone.
+    """
+    names = {section.name for section in header.sections}
+    for name in algorithm.reports:
+        if name not in names:
+            raise Corrupt(f"{key}: it has no {name!r}, which the algorithm's updates have")
+    if not header.sections:
+        return (Section(UPDATE, layout.size),)
+    sizes = dict.fromkeys((*algorithm.sends, STATISTICS), layout.size)
+    sizes |= dict.fromkeys(algorithm.reports, 1)
+    for section in header.sections:
+        if sizes.get(section.name) != section.count:
+            expected = ", ".join(f"{name} of {size}" for name, size in sizes.items())
+            raise Corrupt(
+                f"{key}: a section {section.name!r} of {section.count} values; the algorithm's "
+                f"updates have {expected}"
+            )
+    return tuple(Section(section.name, section.count) for section in header.sections)

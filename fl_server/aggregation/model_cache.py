@@ -23,11 +23,12 @@ _READ_BYTES = 1 << 20
 class ModelCache:
     """Verified copies in one folder, by sha256; the store stays the truth. Thread-safe.
 
-    At most ``keep`` copies stay. What a former process left half-written is removed at start; its
-    whole copies are hashed before their first use, since none is forced to the disk.
+    At most ``keep`` copies stay: two versions, each with the server's vectors where it has some.
+    What a former process left half-written is removed at start; its whole copies are hashed before
+    their first use, since none is forced to the disk.
     """
 
-    def __init__(self, folder: Path, store: Objects, keep: int = 2) -> None:
+    def __init__(self, folder: Path, store: Objects, keep: int = 4) -> None:
         self.folder = folder
         self._store = store
         self._keep = keep

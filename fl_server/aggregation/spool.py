@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
-from fl_server.aggregation.arithmetic.exact import BLOCK, BlockSum, Float32s, Int64s
+from algorithms.base import BLOCK
+from fl_server.aggregation.arithmetic.exact import BlockSum, Float32s, Int64s
 from runtime.errors import Corrupt
+from storage.updates.info import Section
 
 
 class MemoryBudget:
@@ -75,10 +77,14 @@ class Spool:
         _read_into(self._file, values)
         return values
 
-    def blocks(self) -> Iterator[tuple[int, Float32s]]:
-        """Yield (start, values) of ``BLOCK`` values; they hold until the next are asked for."""
-        for start in range(0, self.size, BLOCK):
-            yield start, self.read(start, min(BLOCK, self.size - start))
+    def parts(self, sections: Sequence[Section]) -> dict[str, SpoolPart]:
+        """Return the sections by name; when all are closed, so is the spool."""
+        found: dict[str, SpoolPart] = {}
+        start, open_parts = 0, set[int]()
+        for section in sections:
+            found[section.name] = SpoolPart(self, start, section.count, open_parts)
+            start += section.count
+        return found
 
     def close(self) -> None:
         """Give the memory or the disk back."""
@@ -89,6 +95,30 @@ class Spool:
             self._file = None
         self._budget.give(self._reserved)
         self._reserved = 0
+
+
+class SpoolPart:
+    """One section's values of a spool, which is closed with the last of its parts."""
+
+    def __init__(self, spool: Spool, start: int, size: int, open_parts: set[int]) -> None:
+        self.size = size
+        self._spool, self._start, self._open_parts = spool, start, open_parts
+        open_parts.add(start)
+
+    def read(self, start: int, count: int) -> Float32s:
+        """See :class:`Spool`."""
+        return self._spool.read(self._start + start, count)
+
+    def blocks(self) -> Iterator[tuple[int, Float32s]]:
+        """Yield (start, values) of ``BLOCK`` values; they hold until the next are asked for."""
+        for start in range(0, self.size, BLOCK):
+            yield start, self.read(start, min(BLOCK, self.size - start))
+
+    def close(self) -> None:
+        """Close the spool if no other part is open."""
+        self._open_parts.discard(self._start)
+        if not self._open_parts:
+            self._spool.close()
 
 
 class BlockSums:

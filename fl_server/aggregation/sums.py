@@ -1,4 +1,6 @@
-"""A round's sum: of a small model in memory, update by update; of a large one block by block.
+"""A round's sums, one for each name that updates have.
+
+Of a small model they are in memory, update by update; of a large one they are made block by block.
 
 A large model's updates stay in their spools until the next version is made: then each block is read
 from all of them, summed, and written out. Only where more updates come than may wait are those that
@@ -7,12 +9,18 @@ wait added to sums in a file, in one pass for all, so that the disk holds a boun
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Protocol
 
-from fl_server.aggregation.arithmetic.exact import BLOCK, BlockSum, Float64s, Workspace
-from fl_server.aggregation.spool import BlockSums, Spool
+import numpy as np
+
+from algorithms.base import BLOCK
+from fl_server.aggregation.arithmetic.exact import BlockSum, Float64s, Workspace
+from fl_server.aggregation.spool import BlockSums, Spool, SpoolPart
+from runtime.errors import Corrupt
+from storage.updates.info import Section
 
 MEMORY_SUMS_MAX = 1 << 24
 LIMBS_IN_MEMORY = 2
@@ -20,11 +28,11 @@ LIMBS_IN_MEMORY = 2
 WAITING_MAX = 4
 
 
-class RoundSum(Protocol):
-    """The exact weighted sum of the updates of one round."""
+class VectorSum(Protocol):
+    """The exact weighted sum of one vector of a round's updates."""
 
-    def add(self, spool: Spool, weight: int) -> None:
-        """Add an update; the spool is this sum's to close.
+    def add(self, part: SpoolPart, weight: int) -> None:
+        """Add an update's vector; the part is this sum's to close.
 
         After an error the sum is of no use.
         """
@@ -34,7 +42,7 @@ class RoundSum(Protocol):
         """Return the mean of the block of ``BLOCK`` values, or what is left, from ``start`` on.
 
         Raises:
-            ValueError: the updates' weights are 0.
+            Corrupt: the updates' weights are 0.
         """
         ...
 
@@ -43,7 +51,53 @@ class RoundSum(Protocol):
         ...
 
 
-def sum_for(size: int, updates: int, folder: Path) -> RoundSum:
+class RoundSums:
+    """The sums of one round: each name's is over the updates that have it.
+
+    Args:
+        updates: how many are expected.
+        folder: where that lies which memory should not hold.
+    """
+
+    def __init__(self, updates: int, folder: Path) -> None:
+        self._updates = updates
+        self._folder = folder
+        self._sums: dict[str, VectorSum] = {}
+
+    def add(self, spool: Spool, sections: Sequence[Section], weight: int) -> None:
+        """Add an update; the spool is these sums' to close. After an error they are of no use."""
+        try:
+            for name, part in spool.parts(sections).items():
+                if name not in self._sums:
+                    self._sums[name] = sum_for(part.size, self._updates, self._folder)
+                self._sums[name].add(part, weight)
+        except BaseException:
+            spool.close()
+            raise
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._sums
+
+    def mean(self, name: str, start: int, count: int) -> Float64s:
+        """Return a block of a name's mean, zeros where no update has it.
+
+        Args:
+            start: a multiple of ``BLOCK``.
+            count: ``BLOCK`` values, or what is left.
+
+        Raises:
+            Corrupt: the weights of the updates that have it are 0.
+        """
+        found = self._sums.get(name)
+        return np.zeros(count) if found is None else found.mean(start)
+
+    def close(self) -> None:
+        """Give memory and disk back."""
+        for each in self._sums.values():
+            each.close()
+
+
+def sum_for(size: int, updates: int, folder: Path) -> VectorSum:
     """Return an empty sum of vectors of that size.
 
     Args:
@@ -63,10 +117,10 @@ class SmallSum:
         self._work = Workspace(min(BLOCK, size))
         self._total_weight = 0
 
-    def add(self, spool: Spool, weight: int) -> None:
-        """See :class:`RoundSum`."""
-        with closing(spool):
-            for start, values in spool.blocks():
+    def add(self, part: SpoolPart, weight: int) -> None:
+        """See :class:`VectorSum`."""
+        with closing(part):
+            for start, values in part.blocks():
                 index = start // BLOCK
                 block = self._sums.read(index)
                 block.add(values, weight, self._work)
@@ -74,11 +128,11 @@ class SmallSum:
         self._total_weight += weight
 
     def mean(self, start: int) -> Float64s:
-        """See :class:`RoundSum`."""
+        """See :class:`VectorSum`."""
         return _mean(self._sums.read(start // BLOCK), self._total_weight)
 
     def close(self) -> None:
-        """See :class:`RoundSum`."""
+        """See :class:`VectorSum`."""
         self._sums.close()
 
 
@@ -92,12 +146,12 @@ class LargeSum:
         self._size = size
         self._sums = BlockSums(size, updates, 0, folder)
         self._work = Workspace(min(BLOCK, size))
-        self._waiting: list[tuple[Spool, int]] = []
+        self._waiting: list[tuple[SpoolPart, int]] = []
         self._total_weight = 0
 
-    def add(self, spool: Spool, weight: int) -> None:
-        """See :class:`RoundSum`."""
-        self._waiting.append((spool, weight))
+    def add(self, part: SpoolPart, weight: int) -> None:
+        """See :class:`VectorSum`."""
+        self._waiting.append((part, weight))
         self._total_weight += weight
         if len(self._waiting) > WAITING_MAX:
             for index in range(len(self._sums)):
@@ -105,29 +159,29 @@ class LargeSum:
             self._close_waiting()
 
     def mean(self, start: int) -> Float64s:
-        """See :class:`RoundSum`."""
+        """See :class:`VectorSum`."""
         return _mean(self._sum_of(start // BLOCK), self._total_weight)
 
     def close(self) -> None:
-        """See :class:`RoundSum`."""
+        """See :class:`VectorSum`."""
         self._close_waiting()
         self._sums.close()
 
     def _sum_of(self, index: int) -> BlockSum:
         block, start = self._sums.read(index), BLOCK * index
-        for spool, weight in self._waiting:
-            values = spool.read(start, min(BLOCK, self._size - start))
+        for part, weight in self._waiting:
+            values = part.read(start, min(BLOCK, self._size - start))
             block.add(values, weight, self._work)
         return block
 
     def _close_waiting(self) -> None:
-        for spool, _ in self._waiting:
-            spool.close()
+        for part, _ in self._waiting:
+            part.close()
         self._waiting = []
 
 
 def _mean(block: BlockSum, total_weight: int) -> Float64s:
     if total_weight <= 0:
-        raise ValueError("the total weight must be positive")
+        raise Corrupt("the weights of all updates are 0")
     mean: Float64s = block.total() / float(total_weight)
     return mean

@@ -11,18 +11,23 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
 from algorithms.registry import load as load_algorithm
 from broker.wire.messages import PartsRef
-from fl_server.aggregation.aggregator import Refused, RoundKey, RunAggregator, SubmittedUpdate
+from fl_server.aggregation.aggregator import (
+    AggregatedRun,
+    Refused,
+    RoundKey,
+    RunAggregator,
+    SubmittedUpdate,
+)
 from fl_server.aggregation.base_models import BaseLost
-from fl_server.aggregation.model_cache import ModelCache
 from fl_server.aggregation.spool import MemoryBudget
-from fl_server.dataplane.uploads import Uploads
-from fl_server.dataplane.workers import Done, Workers
+from fl_server.dataplane.initial_models import InitialModels
+from fl_server.dataplane.workers import Done
 from fl_server.flows.events import FailureReported
 from fl_server.rounds.commands import (
     Aggregate,
@@ -43,11 +48,10 @@ from fl_server.rounds.events import (
 from fl_server.rounds.model import Model
 from fl_server.rounds.plan import Plan
 from fl_server.runs.lineage import Commit, manifest_of
-from fl_server.runs.record import PreparedRun, RunRecord
+from fl_server.runs.record import RunRecord
 from runtime.errors import (
     AccessDenied,
     ConfigError,
-    Corrupt,
     Damaged,
     NotFound,
     RengoError,
@@ -55,10 +59,8 @@ from runtime.errors import (
 )
 from storage.registry.registry import ModelRegistry
 from storage.store.objects import ObjectStore
-from storage.store.serving import is_serving
-from storage.versions.keys import RunKeys, best_label
-from storage.versions.manifest import Manifest
-from storage.weights import NotFinite, read_layout, require_finite, stored_size
+from storage.versions.keys import best_label
+from storage.weights import NotFinite
 
 _LOG = logging.getLogger(__name__)
 # a sweep covers all rounds before it, so that short ones share it
@@ -98,7 +100,7 @@ class RunRetention:
         return self.registry.unchanged()
 
 
-class DataPlane(Workers):
+class DataPlane(InitialModels):
     """The byte work of all runs.
 
     Args:
@@ -117,19 +119,11 @@ class DataPlane(Workers):
         post: Callable[[Done], None],
         spool_memory_bytes: int = 64 << 20,
     ) -> None:
-        super().__init__(post, lambda: is_serving(store))
-        self.store = store
-        self.registry = registry
-        self.uploads = Uploads(store)
-        self._folder = folder
+        super().__init__(store, registry, folder, post)
         self._budget = MemoryBudget(spool_memory_bytes)
         self._runs: dict[str, RunAggregator] = {}
         self._retention: dict[str, RunRetention] = {}
         self._swept_s: dict[str, float] = {}
-
-    def keys(self, run_id: str) -> RunKeys:
-        """Return the keys of a run."""
-        return RunKeys(self.registry.project, run_id)
 
     def open_run(self, record: RunRecord[Plan]) -> None:
         """Get ready for a run's commands; one that is opened anew keeps what it has added up."""
@@ -140,9 +134,12 @@ class DataPlane(Workers):
         retention = RunRetention(self.registry, record.run_id, models.keep, models.keep_every)
         self._retention[record.run_id] = retention
         self._runs[record.run_id] = RunAggregator(
-            self.keys(record.run_id),
-            load_algorithm(definition.algorithm.name, definition.algorithm.settings),
-            record.plan.cohort_size,
+            AggregatedRun(
+                self.keys(record.run_id),
+                load_algorithm(definition.algorithm.name, definition.algorithm.settings),
+                definition.seed,
+                record.plan.cohort_size,
+            ),
             retention,
             self.store,
             self._models_of(record.run_id),
@@ -335,7 +332,8 @@ class DataPlane(Workers):
         self._base_read(run, model)
         try:
             after = self.patiently(
-                lambda: run.aggregate(key, command.included, model), run.keys.run_id
+                lambda: run.aggregate(key, command.included, model, command.population),
+                run.keys.run_id,
             )
         except (Unavailable, AccessDenied, BaseLost):
             raise
@@ -346,75 +344,7 @@ class DataPlane(Workers):
             return AggregationFailed(*key, str(error))
         return AggregationFinished(*key, after)
 
-    # --- runs that begin ----------------------------------------------------------------------
-
-    def check_initial(self, run_id: str, model: Model) -> None:
-        """Return when version 0 is in the store and can be trained; store a local copy. Blocks.
-
-        Raises:
-            NotFound, Corrupt: it is not there, or not what was promised.
-            ConfigError: there is nothing in it to train.
-            NotFinite: it has values that are not finite.
-        """
-        size = self.store.head(model.key).size
-        if size != model.size_bytes:
-            raise Corrupt(f"{model.key} has {size} bytes, expected {model.size_bytes}")
-        models = self._models_of(run_id)
-        try:
-            with models.fetch(model).open("rb") as file:
-                layout, _ = read_layout(file)
-            if stored_size(layout) != size:
-                raise Corrupt(f"{model.key} has {size} bytes, its tensors end elsewhere")
-            if layout.size == 0:
-                raise ConfigError("the model has no float parameters to train")
-            with models.fetch(model).open("rb") as file:
-                require_finite(file, "version 0")
-            self.uploads.abort(model.key)
-        except BaseException:
-            models.forget()
-            raise
-
-    def adopt_version(self, manifest: Manifest, run_id: str) -> Model:
-        """Return a version of another run as version 0 of this one, with its server state. Blocks.
-
-        Both are copied, so that nothing which is done with the other run touches this one.
-
-        Raises:
-            NotFound, Corrupt: the version or its state is not there, or not what was committed.
-        """
-        keys = self.keys(run_id)
-        model = Model(0, keys.version(0), manifest.sha256, manifest.size_bytes)
-        self._copy(run_id, replace(model, key=manifest.key), model.key)
-        if manifest.state_key:
-            sha256 = manifest.state_sha256
-            self._copy(run_id, Model(0, manifest.state_key, sha256, 0), keys.state(0))
-            model = replace(model, state_key=keys.state(0), state_sha256=sha256)
-        self.check_initial(run_id, model)
-        return model
-
-    def _copy(self, run_id: str, source: Model, key: str) -> None:
-        with self._models_of(run_id).fetch(source).open("rb") as file:
-            self.store.put(key, file)
-
-    def discard_prepared(self, prepared: PreparedRun) -> None:
-        """Leave nothing of a run that nobody submitted."""
-        awaited, keys = prepared.awaited, self.keys(prepared.run_id)
-        self.discard(awaited.key)
-        self.discard(keys.state(0))
-        self._models_of(prepared.run_id).forget()
-        if self.uploads.is_large(awaited.size_bytes):
-            self.in_order(lambda: self.uploads.abort_all(keys))
-
-    def forget_copies(self, run_id: str) -> None:
-        """Remove the local copies of a run's models, after the run's earlier work."""
-        self.in_order(self._models_of(run_id).forget, run_id)
-
-    def _models_of(self, run_id: str) -> ModelCache:
-        return ModelCache(self._folder / run_id, self.store)
-
-    def discard(self, key: str) -> None:
-        """Delete one object in the background."""
-        self.in_order(lambda: self.store.delete([key]))
+    # --- uploads in parts ---------------------------------------------------------------------
 
     def begin_upload(self, key: str, size: int, then: Callable[[PartsRef | None], None]) -> None:
         """Begin an upload in parts or go on with it, then call ``then`` on the owner's thread.

@@ -56,6 +56,8 @@ class IssueOrder:
         upload_key: the object that the device's update becomes, "" where it uploads none.
         timer: the armed timer that the device's time ends with.
         time_s: the device's time where that timer is not armed, or there is none.
+        vectors: the algorithm's server vectors, where its clients get them.
+        scalars: the algorithm's server scalars that its clients get.
         payload: what an exchange says, for the task on the device.
     """
 
@@ -72,6 +74,8 @@ class IssueOrder:
     payload: bytes = b""
     phase: str = ""
     seq: int = 0
+    vectors: ModelFile | None = None
+    scalars: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

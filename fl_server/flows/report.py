@@ -79,14 +79,35 @@ class DeviceReport:
         self.peak_rss_bytes = max(self.peak_rss_bytes, peak)
 
 
+@dataclass(frozen=True)
+class MetricSpread:
+    """A metric of a version over devices, of which each counts alike, however much data it has.
+
+    Attributes:
+        worst_tenth: the mean over the worst tenth of them, rounded up to whole devices.
+        variance: of all of them, not a sample's.
+
+    Source: Li et al., "Fair Resource Allocation in Federated Learning", ICLR 2020, table 1,
+    https://arxiv.org/abs/1905.10497.
+    """
+
+    version: int
+    devices: int
+    mean: float
+    worst_tenth: float
+    variance: float
+
+
 @dataclass
 class FlowReport:
     """The rounds of a run, the devices that took part, and the latest version that it committed.
 
-    The key and the sha256 are empty where it has committed none.
+    The key and the sha256 are empty where it has committed none. ``spread`` is that of the metric
+    that runs are compared by, where devices measured it on data of their own.
     """
 
     rounds: list[RoundReport] = field(default_factory=list)
     devices: dict[str, DeviceReport] = field(default_factory=lambda: defaultdict(DeviceReport))
     model_key: str = ""
     model_sha256: str = ""
+    spread: MetricSpread | None = None

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from algorithms.registry import load as load_algorithm
 from broker.wire.messages import Patch, RunDocument, RunEvent, RunStatus
 from fl_server.dataplane.plane import DataCommand, DataPlane
 from fl_server.dataplane.urls import URL_LIFETIME_S
@@ -37,6 +38,7 @@ from fl_server.rounds.ledger import RoundStep
 from fl_server.rounds.machine import RoundMachine
 from fl_server.rounds.model import Model, Update
 from fl_server.rounds.plan import Plan
+from fl_server.rounds.spread import spread_over_devices
 from fl_server.rounds.workload import Speed, known_speeds
 from fl_server.runs.definition import RunDefinition
 from fl_server.runs.lineage import Commit, Lineage
@@ -63,6 +65,8 @@ class SyncFlow(Flow):
         self.machine = RoundMachine(record.plan, record.initial, known)
         self._lineage = Lineage(record)
         self._data = data
+        algorithm = record.definition.algorithm
+        self._broadcasts = load_algorithm(algorithm.name, algorithm.settings).broadcasts
         self._patches: tuple[str, tuple[Patch, ...]] = ("", ())
         for fact in known:
             self._lineage.apply(fact)
@@ -97,8 +101,13 @@ class SyncFlow(Flow):
 
     def report(self, facts: Sequence[RecordedFact]) -> FlowReport:
         """Return its rounds, its devices and its latest version."""
-        headline = self.record.definition.evaluation.headline
-        return report_of(facts, self.machine.ledger, headline)
+        definition, ledger = self.record.definition, self.machine.ledger
+        headline = definition.evaluation.headline
+        told = report_of(facts, ledger, headline)
+        if self.machine.plan.evaluate_on == "devices":
+            lower = definition.goal_of(headline) == "lower"
+            told.spread = spread_over_devices(ledger, headline, lower=lower)
+        return told
 
     def awaits(self, order: IssueOrder) -> bool:
         """Whether an order, issued a while ago, is still to be sent."""
@@ -196,7 +205,13 @@ class SyncFlow(Flow):
             bundle=None if bundle is None else BundleFile(bundle.sha256, bundle.size_bytes),
             timer=TimerFired("deadline", command.round, command.attempt) if trains else None,
             time_s=plan.deadline_s if trains else plan.evaluation_deadline_s,
+            vectors=self._vectors(model),
+            scalars={name: value for name, value in model.scalars if name in self._broadcasts},
         )
+
+    def _vectors(self, model: Model) -> ModelFile | None:
+        state = model.state if self._broadcasts else None
+        return None if state is None else ModelFile(state.key, state.sha256, state.size_bytes)
 
     def _training(self, command: SendOrder) -> dict[str, Any]:
         """Return the round's training settings with what is fitted to the device."""

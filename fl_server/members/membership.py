@@ -111,9 +111,10 @@ class Membership:
         match address.area:
             case "dev":
                 device = self.devices.get(address.id)
-                if device is not None and device.status != "active":
+                if device is not None and device.status in {"revoking", "revoked"}:
                     raise PeerError(f"device {address.id} was revoked", "revoked_device")
-                known = None if device is None else self._key(device.public_key)
+                is_active = device is not None and device.status == "active"
+                known = self._key(device.public_key) if device and is_active else None
             case "op":
                 known = self._operator_keys.get(address.id)
             case "enroll":
@@ -204,7 +205,7 @@ class Membership:
         sealed = PublicKey(claim.public_key).seal(self._credentials(verdict.device))
         if verdict.token is not None:
             self._registry.write(acts, devices=[verdict.device], tokens=[verdict.token])
-            self.devices[verdict.device.id] = verdict.device
+            self._add([verdict.device])
             self.tokens[token_id] = verdict.token
             self._users_changed()
         return ClaimAnswer(public_key=claim.public_key, admitted=True, sealed=sealed)
@@ -245,9 +246,17 @@ class Membership:
         admitted = [replace(device, admitted_by=operator, admitted_at=now) for device in new]
         acts = [AuditEvent(operator, "device admitted", device.id) for device in admitted]
         self._registry.write(acts, devices=admitted)
-        self.devices |= {device.id: device for device in admitted}
+        self._add(admitted)
         if admitted:
             self._users_changed()
+
+    def _add(self, admitted: Sequence[DeviceRecord]) -> None:
+        """Know new devices; what was left of a damaged one with the same key makes way."""
+        keys = {device.public_key for device in admitted}
+        for name, known in list(self.devices.items()):
+            if known.status == "damaged" and known.public_key in keys:
+                del self.devices[name]
+        self.devices |= {device.id: device for device in admitted}
 
     # --- rotation -----------------------------------------------------------------------------
 
@@ -314,7 +323,7 @@ class Membership:
         if device.status == "revoked":
             return device
         revoking = replace(device, status="revoking", next_password="")
-        if device.status == "active":
+        if device.status != "revoking":
             self._registry.write(
                 [AuditEvent(operator, "device revoked", device_id)], devices=[revoking]
             )

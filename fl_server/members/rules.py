@@ -23,7 +23,8 @@ class DeviceRecord:
     Attributes:
         next_password: sent to the device and not yet stored there, or empty.
         rotation: how often its password was changed.
-        status: "revoking" until the broker has forgotten it too.
+        status: "revoking" until the broker has forgotten it too; "damaged" where the database no
+            longer says who it was: it is not admitted, and may enrol again.
         token_id: the join token it came with, empty when an operator admitted it.
     """
 
@@ -37,7 +38,7 @@ class DeviceRecord:
     project: str = "default"
     index: int = 0
     count: int = 1
-    status: Literal["active", "revoking", "revoked"] = "active"
+    status: Literal["active", "revoking", "revoked", "damaged"] = "active"
     token_id: str = ""
     admitted_by: str = ""
     admitted_at: float = 0.0
@@ -133,6 +134,7 @@ def judge(
         fresh: secrets for a new device.
         now: Unix time.
     """
+    devices = _without_damaged(devices)
     known = next(
         (each for each in devices.values() if each.public_key == claimant.public_key), None
     )
@@ -155,6 +157,11 @@ def judge(
     )
     act = AuditEvent(token.id, "device enrolled", device.id, {"key": device.public_key})
     return Verdict((act,), device, replace(token, used=token.used + 1))
+
+
+def _without_damaged(devices: Mapping[str, DeviceRecord]) -> dict[str, DeviceRecord]:
+    """Return the devices by id but for those whose name and key may be taken again."""
+    return {name: each for name, each in devices.items() if each.status != "damaged"}
 
 
 def _refusal(
@@ -195,8 +202,8 @@ def newcomers(
     Raises:
         ConfigError: a name or a key is taken by another device, or the name is reserved.
     """
-    known = dict(devices)
-    keys = {device.public_key: device.id for device in devices.values()}
+    known = _without_damaged(devices)
+    keys = {device.public_key: device.id for device in known.values()}
     new = []
     for device in wanted:
         if device.id in known and known[device.id].public_key == device.public_key:

@@ -1,27 +1,33 @@
 """The registry of members: devices, join tokens, and the audit log of who did what when.
 
 Every change is written together with its entry in the audit log, or not at all. The log only grows;
-each entry holds the hash of the one before, so that a change to the past shows.
+each entry holds the hash of the one before, so that a change to the past shows. Each member's row
+has a digest: one that is not as it was written is set aside at the next start, alone.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from fl_server.members.rules import AuditEvent, DeviceRecord, TokenRecord
-from fl_server.persistence.database import Database, JournalUnusable, sa
+from fl_server.persistence.database import Database, JournalUnusable, add_column, sa
 from runtime.errors import PeerError, RengoError
 from runtime.security.signing import SecretKey, SecretStorage
 
-SCHEMA_VERSION = 2
+_LOG = logging.getLogger(__name__)
+SCHEMA_VERSION = 3
 # the broker is told them, and a device whose answer was lost: so they are hidden, and not hashed
 _SECRETS = frozenset({"password", "next_password", "broker_password"})
 _FIRST_DIGEST = "0" * 64
+_NAME = re.compile(r"[a-z0-9_-]{1,64}")
+_KEY = re.compile(r"[0-9a-f]{64}")
 _metadata = sa.MetaData()
 _devices = sa.Table(
     "rengo_devices",
@@ -40,6 +46,7 @@ _devices = sa.Table(
     sa.Column("token_id", sa.String(64), nullable=False),
     sa.Column("admitted_by", sa.String(64), nullable=False),
     sa.Column("admitted_at", sa.Float, nullable=False),
+    sa.Column("digest", sa.String(64), nullable=False, server_default=""),
 )
 _tokens = sa.Table(
     "rengo_tokens",
@@ -54,6 +61,7 @@ _tokens = sa.Table(
     sa.Column("expires_at", sa.Float, nullable=False),
     sa.Column("made_by", sa.String(64), nullable=False),
     sa.Column("made_at", sa.Float, nullable=False),
+    sa.Column("digest", sa.String(64), nullable=False, server_default=""),
 )
 _audit = sa.Table(
     "rengo_audit",
@@ -107,10 +115,16 @@ class MemberRegistry:
     def __init__(self, database: Database, key: SecretKey) -> None:
         self._database = database
         self._secrets = SecretStorage(key)
-        database.prepare(_metadata, "registry_version", SCHEMA_VERSION, {1: self._hide_passwords})
+        migrations = {1: self._hide_passwords, 2: _add_digests}
+        database.prepare(_metadata, "registry_version", SCHEMA_VERSION, migrations)
+        for table in (_devices, _tokens):
+            self._set_aside_damaged(table)
 
     def devices(self) -> list[DeviceRecord]:
-        """Return every device that was ever admitted, by id."""
+        """Return every device that was ever admitted, by id.
+
+        One whose row was damaged has its name, and the status to show for it.
+        """
         return self._rows(_devices, DeviceRecord)
 
     def tokens(self) -> list[TokenRecord]:
@@ -136,8 +150,10 @@ class MemberRegistry:
         with self._database.change() as connection:
             for table, records in ((_devices, devices), (_tokens, tokens)):
                 for record in records:
-                    connection.execute(sa.delete(table).where(table.c.id == record.id))
-                    connection.execute(sa.insert(table), self._hidden(asdict(record)))
+                    connection.execute(sa.delete(table).where(_replaced_by(table, record)))
+                    row = self._hidden(asdict(record))
+                    digest = _digest_of_row(table, row)
+                    connection.execute(sa.insert(table), {**row, "digest": digest})
             for token_id in forget:
                 connection.execute(sa.delete(_tokens).where(_tokens.c.id == token_id))
             append_audit(connection, acts)
@@ -201,9 +217,47 @@ class MemberRegistry:
 
     def _rows(self, table: sa.Table, record: Any) -> list[Any]:
         names = [each.name for each in fields(record)]
+        found = [
+            record(**{name: self._shown(name, row[name]) for name in names})
+            for row in self._stored(table)
+        ]
+        return sorted(found, key=lambda each: str(each.id))
+
+    def _stored(self, table: sa.Table) -> Sequence[Mapping[str, Any]]:
+        # in no order: a damaged index gives some rows twice and others never
         with self._database.begin() as connection:
-            rows = connection.execute(sa.select(table).order_by(table.c.id)).mappings().all()
-        return [record(**{name: self._shown(name, row[name]) for name in names}) for row in rows]
+            rows: Sequence[Any] = connection.execute(sa.select(table)).mappings().all()
+        return rows
+
+    def _set_aside_damaged(self, table: sa.Table) -> None:
+        """Put rows that say no more than who it was in the place of those that are damaged.
+
+        The table is written anew as a whole: no row of it need be found by a damaged index.
+        """
+        rows = self._stored(table)
+        sound = {row["id"]: dict(row) for row in rows if _is_sound(table, row)}
+        damaged = [row for row in rows if not _is_sound(table, row)]
+        if not damaged:
+            return
+        acts = []
+        for row in damaged:
+            kind = "device" if table is _devices else "token"
+            name = row["id"] if _is_like(_NAME, row["id"]) else "of an unreadable name"
+            acts.append(AuditEvent("server", f"{kind} damaged", name))
+            _LOG.error(
+                "what the journal holds of %s %s is damaged: it admits nobody; put a backup back, "
+                "or let the device enrol by a new token",
+                kind,
+                name,
+            )
+            if table is _devices and name == row["id"]:
+                left = self._hidden(asdict(_left_of_device(row)))
+                sound.setdefault(name, {**left, "digest": _digest_of_row(table, left)})
+        with self._database.change() as connection:
+            connection.execute(sa.delete(table))
+            if sound:
+                connection.execute(sa.insert(table), list(sound.values()))
+            append_audit(connection, acts)
 
     def _hidden(self, row: dict[str, Any]) -> dict[str, Any]:
         secrets = {name: self._secrets.hide(row[name]) for name in _SECRETS & row.keys()}
@@ -228,9 +282,56 @@ class MemberRegistry:
                 for name in names:
                     kind = f"ALTER TABLE {table.name} ALTER COLUMN {name} TYPE TEXT"
                     connection.execute(sa.text(kind))
-            for row in connection.execute(sa.select(table)).mappings().all():
+            query = sa.select(table.c.id, *(table.c[name] for name in names))
+            for row in connection.execute(query).mappings().all():
                 hidden = {name: self._secrets.hide(row[name]) for name in names}
                 connection.execute(sa.update(table).where(table.c.id == row["id"]).values(hidden))
+
+
+def _add_digests(connection: sa.Connection) -> None:
+    """Give the rows that an earlier version wrote their digests, as they are now."""
+    for table in (_devices, _tokens):
+        add_column(connection, table.c.digest)
+        for row in connection.execute(sa.select(table)).mappings().all():
+            digest = _digest_of_row(table, row)
+            of_row = sa.update(table).where(table.c.id == row["id"])
+            connection.execute(of_row.values(digest=digest))
+
+
+def _digest_of_row(table: sa.Table, row: Mapping[Any, Any]) -> str:
+    """Return the digest over a row as it is stored, secrets hidden."""
+    content = [row[column.name] for column in table.columns if column is not table.c.digest]
+    return hashlib.sha256(json.dumps([table.name, content], default=repr).encode()).hexdigest()
+
+
+def _is_sound(table: sa.Table, row: Mapping[str, Any]) -> bool:
+    return bool(row["digest"] == _digest_of_row(table, row))
+
+
+def _is_like(pattern: re.Pattern[str], value: Any) -> bool:
+    return isinstance(value, str) and pattern.fullmatch(value) is not None
+
+
+def _left_of_device(row: Mapping[str, Any]) -> DeviceRecord:
+    """Return what is left of a device whose row is damaged; what reads as revoked stays so."""
+    name, key = row["id"], row["public_key"]
+    return DeviceRecord(
+        name,
+        # else one that nobody has: each row has its own
+        key if _is_like(_KEY, key) else hashlib.sha256(name.encode()).hexdigest(),
+        row["client_id"] if _is_like(_NAME, row["client_id"]) else name,
+        "",
+        status="revoked" if row["status"] in {"revoking", "revoked"} else "damaged",
+    )
+
+
+def _replaced_by(table: sa.Table, record: DeviceRecord | TokenRecord) -> Any:
+    """Return which rows make way for a record: its own, and a damaged one with its key."""
+    own = table.c.id == record.id
+    if table is not _devices:
+        return own
+    of_key = sa.and_(table.c.status == "damaged", table.c.public_key == record.public_key)
+    return sa.or_(own, of_key)
 
 
 def append_audit(connection: sa.Connection, acts: Sequence[AuditEvent]) -> None:

@@ -7,6 +7,7 @@ called on the owner's thread.
 
 from __future__ import annotations
 
+import json
 import logging
 import secrets
 from collections.abc import Callable, Mapping
@@ -124,14 +125,33 @@ class Operations:
         """Complete the changes of the object store that the end of the process interrupted."""
         self._log.forget_callers(self._context.members.operators)
         for record in self._log.unfinished():
-            binding = self._table.get(record.operation)
-            if binding is None:
-                raise InvalidTransition(f"an unknown operation {record.operation!r} is unfinished")
-            arguments = binding.operation.arguments.model_validate_json(record.arguments)
+            try:
+                binding, arguments = self._read(record)
+            except ConfigError as error:
+                _LOG.error("a request of %s is given up: %s", record.key.caller, error)
+                outcome = Outcome.failed(error).stored()
+                self._log.save(replace(record, arguments="", planned="", outcome=outcome))
+                continue
             submission = self._underway[record.key] = _Submission(binding, arguments, record)
             self._resuming.add(record.key)
             _LOG.info("completing %s of %s", record.operation, record.key.caller)
             self._carry_out(submission, self._call(record, repeated=True), submission.start)
+
+    def _read(self, record: RequestRecord) -> tuple[Binding[Any, Any], Arguments]:
+        """Return what an unfinished request asks for.
+
+        Raises:
+            ConfigError: it is not as it was written, or of a version that has other operations.
+        """
+        binding = self._table.get(record.operation)
+        try:
+            if digest_of(record.operation, json.loads(record.arguments)) != record.digest:
+                raise ValueError
+            if binding is None:
+                raise ConfigError(f"this version has no operation {record.operation!r}")
+            return binding, binding.operation.arguments.model_validate_json(record.arguments)
+        except ValueError as error:
+            raise ConfigError(f"{record.operation} is damaged in the journal") from error
 
     def _binding(self, operation: str, caller: Caller) -> Binding[Any, Any]:
         binding = self._table.get(operation)

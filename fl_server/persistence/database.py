@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from runtime.errors import ConfigError, MissingExtra, RengoError, Unavailable
-from runtime.sqlite import is_disk_trouble
+from runtime.sqlite import is_disk_trouble, lenient_text
 from runtime.sqlite_log import lost_changes
 
 try:
@@ -26,6 +26,7 @@ __all__ = [
     "JournalUnusable",
     "Migration",
     "Transaction",
+    "add_column",
     "read_meta",
     "sa",
     "write_meta",
@@ -259,6 +260,7 @@ def _error(error: DBAPIError, name: str) -> JournalError:
 
 
 def _durable(connection: Any, _record: Any) -> None:
+    connection.text_factory = lenient_text
     cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode=WAL")
     cursor.execute("PRAGMA synchronous=FULL")
@@ -266,6 +268,15 @@ def _durable(connection: Any, _record: Any) -> None:
     # what was replaced or removed is overwritten: among it passwords
     cursor.execute("PRAGMA secure_delete=ON")
     cursor.close()
+
+
+def add_column(connection: sa.Connection, column: sa.Column[Any]) -> None:
+    """Add a column to the table of an earlier version, unless it is there."""
+    table = column.table.name
+    if column.name in {each["name"] for each in sa.inspect(connection).get_columns(table)}:
+        return
+    text = sa.schema.CreateColumn(column).compile(dialect=connection.dialect)
+    connection.execute(sa.text(f"ALTER TABLE {table} ADD COLUMN {text}"))
 
 
 def read_meta(connection: sa.Connection, name: str, default: int) -> int:

@@ -8,6 +8,7 @@ whose rows are not as they were written is :class:`DamagedRun`; all others go on
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -26,7 +27,8 @@ from fl_server.runs.definition import RunDefinition
 from fl_server.runs.record import AwaitedModel, FactRecord, PreparedRun, RunRecord, Vocabulary
 from runtime.errors import NotFound, RengoError
 
-SCHEMA_VERSION = 3
+_LOG = logging.getLogger(__name__)
+SCHEMA_VERSION = 4
 # how many values one statement names: SQLite took 999 at most until 2020
 _BATCH = 500
 SYNC = Vocabulary(Plan, FACTS)
@@ -113,19 +115,27 @@ class Journal:
 
     def prepare(self, run: PreparedRun) -> None:
         """Write a run whose version 0 is awaited."""
-        row = {
-            "run_id": run.run_id,
-            "definition": run.definition.model_dump_json(),
-            "initial": json.dumps(asdict(run.awaited)),
-        }
+        row = tables.PreparedRow(
+            run.run_id, run.definition.model_dump_json(), json.dumps(asdict(run.awaited))
+        )
         with self.database.change() as connection:
-            connection.execute(sa.insert(tables.prepared), row)
+            connection.execute(sa.insert(tables.prepared), {**vars(row), "digest": row.digest})
 
     def prepared(self) -> list[PreparedRun]:
-        """Return the runs whose version 0 is awaited."""
+        """Return the runs whose version 0 is awaited; one that is damaged is removed."""
         with self._begin() as connection:
             rows = connection.execute(sa.select(tables.prepared)).all()
-        return [_prepared_run(row, self._name) for row in rows]
+        found = []
+        for row in rows:
+            run = _prepared_run(row)
+            if run is None:
+                _LOG.error(
+                    "run %s, whose upload is awaited, is damaged: submit it anew", row.run_id
+                )
+                self.forget_prepared(row.run_id)
+            else:
+                found.append(run)
+        return found
 
     def forget_prepared(self, run_id: str) -> None:
         """Remove a run that nobody submitted in time."""
@@ -272,12 +282,15 @@ def _digest_of(connection: sa.Connection, run_id: str) -> str:
     return str(connection.execute(query).scalar() or "")
 
 
-def _prepared_run(row: Any, journal: str) -> PreparedRun:
+def _prepared_run(row: Any) -> PreparedRun | None:
+    """Return what a row says, None where it is not as it was written."""
+    if row.digest != tables.prepared_row(row).digest:
+        return None
     try:
         return PreparedRun(
             row.run_id,
             RunDefinition.model_validate_json(row.definition),
             _AWAITED.validate_json(row.initial),
         )
-    except ValidationError as error:
-        raise JournalUnusable(f"journal {journal} holds a damaged run {row.run_id}") from error
+    except ValidationError:
+        return None

@@ -1,7 +1,7 @@
 """What brings an older journal to the schema of today, one version at a time.
 
 Schema 2 has canaries, which had tables of their own, as runs of a kind. Schema 3 has digests over
-runs and facts, and the reports of runs that have ended.
+runs and facts, and the reports of runs that have ended. Schema 4 has digests over prepared runs.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fl_server.persistence import tables
-from fl_server.persistence.database import JournalUnusable, Migration, sa
+from fl_server.persistence.database import JournalUnusable, Migration, add_column, sa
 
 _MODEL = ("version", "key", "sha256", "size_bytes")
 _metadata = sa.MetaData()
@@ -55,7 +55,7 @@ def add_digests(connection: sa.Connection) -> None:
     """Give runs and facts their digests, as they are now."""
     runs, facts = tables.runs, tables.facts
     for column in (runs.c.digest, runs.c.filed_at, facts.c.digest):
-        _add_column(connection, column)
+        add_column(connection, column)
     tables.runs_by_filing.create(connection, checkfirst=True)
     rows = connection.execute(sa.select(runs).order_by(runs.c.number)).all()
     for row in rows:
@@ -63,6 +63,15 @@ def add_digests(connection: sa.Connection) -> None:
         of_run = sa.update(runs).where(runs.c.run_id == row.run_id)
         connection.execute(of_run.values(digest=digest))
         _chain_facts(connection, row.run_id, digest)
+
+
+def add_digests_of_prepared(connection: sa.Connection) -> None:
+    """Give the runs whose version 0 is awaited their digests, as they are now."""
+    prepared = tables.prepared
+    add_column(connection, prepared.c.digest)
+    for row in connection.execute(sa.select(prepared)).all():
+        of_run = sa.update(prepared).where(prepared.c.run_id == row.run_id)
+        connection.execute(of_run.values(digest=tables.prepared_row(row).digest))
 
 
 def _chain_facts(connection: sa.Connection, run_id: str, digest: str) -> None:
@@ -78,14 +87,6 @@ def _chain_facts(connection: sa.Connection, run_id: str, digest: str) -> None:
             facts.c.number == sa.bindparam("at_number"),
         )
         connection.execute(sa.update(facts).where(*one), changes)
-
-
-def _add_column(connection: sa.Connection, column: sa.Column[Any]) -> None:
-    table = column.table.name
-    if column.name in {each["name"] for each in sa.inspect(connection).get_columns(table)}:
-        return
-    text = sa.schema.CreateColumn(column).compile(dialect=connection.dialect)
-    connection.execute(sa.text(f"ALTER TABLE {table} ADD COLUMN {text}"))
 
 
 def _run_row(row: Any) -> dict[str, Any]:
@@ -113,4 +114,8 @@ def _run_row(row: Any) -> dict[str, Any]:
     }
 
 
-MIGRATIONS: Mapping[int, Migration] = {1: move_canaries, 2: add_digests}
+MIGRATIONS: Mapping[int, Migration] = {
+    1: move_canaries,
+    2: add_digests,
+    3: add_digests_of_prepared,
+}

@@ -44,6 +44,7 @@ prepared = sa.Table(
     sa.Column("run_id", sa.String(64), primary_key=True),
     sa.Column("definition", sa.Text, nullable=False),
     sa.Column("initial", sa.Text, nullable=False),
+    sa.Column("digest", sa.String(64), nullable=False, server_default=""),
 )
 reports = sa.Table(
     "rengo_reports",
@@ -82,6 +83,20 @@ class RunRow:
 
 
 @dataclass(frozen=True)
+class PreparedRow:
+    """What decides a run whose version 0 is awaited."""
+
+    run_id: str
+    definition: str
+    initial: str
+
+    @property
+    def digest(self) -> str:
+        """Over all of it."""
+        return _digest(*astuple(self))
+
+
+@dataclass(frozen=True)
 class FactRow:
     """One fact of a run."""
 
@@ -99,6 +114,11 @@ class FactRow:
 def run_row(row: sa.Row[Any]) -> RunRow:
     """Return what the digest of a row covers."""
     return RunRow(row.run_id, row.definition, row.plan, row.initial, row.at)
+
+
+def prepared_row(row: sa.Row[Any]) -> PreparedRow:
+    """Return what the digest of a row covers."""
+    return PreparedRow(row.run_id, row.definition, row.initial)
 
 
 def fact_row(row: sa.Row[Any]) -> FactRow:

@@ -10,14 +10,17 @@ from fl_server.rounds.ledger import Ledger, RoundStep
 from fl_server.rounds.plan import Plan
 from fl_server.rounds.roster import Roster
 
+_WAITED_FOR = 3
+
 
 class BestVersion:
     """Compares versions with the best before them, in their order, each once.
 
     A version is judged when everyone who was ordered to evaluate it has answered, left, or answered
-    about a later one: a device evaluates versions in order. One that nobody has measured waits for
-    those who come, until a later one was ordered. Verdicts are journalled, so that what is measured
-    late changes none.
+    about a later one: a device evaluates versions in order. One that somebody has measured does not
+    wait for the others any more when three later ones were ordered: a device may hang. One that
+    nobody has measured waits for those who come, until a later one was ordered. Verdicts are
+    journalled, so that what is measured late changes none.
     """
 
     def __init__(self, plan: Plan, ledger: Ledger, roster: Roster) -> None:
@@ -74,6 +77,11 @@ class BestVersion:
 
     def _is_measured(self, version: int) -> bool:
         ledger = self._ledger
+        later = sum(
+            1 for _ in takewhile(lambda other: other > version, reversed(ledger.evaluators))
+        )
+        if later >= _WAITED_FOR and ledger.evaluations.get(version):
+            return True
         answers = [
             device_id
             for of_versions in (ledger.evaluations, ledger.not_evaluated)
@@ -82,4 +90,4 @@ class BestVersion:
         ]
         if ledger.evaluators[version] - set(answers) - self._roster.left:
             return False
-        return bool(ledger.evaluations.get(version)) or version < max(ledger.evaluators)
+        return bool(ledger.evaluations.get(version)) or later > 0

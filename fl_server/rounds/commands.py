@@ -45,11 +45,15 @@ class FoldUpdate:
 
 @dataclass(frozen=True)
 class Aggregate:
-    """Make the next version of ``included``, all of which are folded or being folded."""
+    """Make the next version of ``included``, all of which are folded or being folded.
+
+    ``population`` is how many devices the run knows.
+    """
 
     round: int
     attempt: int
     included: tuple[str, ...]
+    population: int
 
 
 @dataclass(frozen=True)

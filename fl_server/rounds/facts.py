@@ -18,7 +18,8 @@ class RoundStarted:
     """Orders go to ``cohort``; the round closes at ``target`` updates.
 
     ``work`` is what each device is asked for where orders are fitted. It comes from measured
-    speeds, so it is journalled, and an order that is sent again is the same one.
+    speeds, so it is journalled, and an order that is sent again is the same one. ``population`` is
+    how many devices the run knows then: those online, and those that ever were in a cohort.
     """
 
     round: int
@@ -26,6 +27,7 @@ class RoundStarted:
     cohort: tuple[str, ...]
     target: int
     work: dict[str, OrderWork] = field(default_factory=dict)
+    population: int = 0
 
 
 @dataclass(frozen=True)

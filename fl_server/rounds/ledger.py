@@ -98,6 +98,8 @@ class Ledger:
         made: what the latest requested round committed, None before that.
         work: what this attempt's devices are asked for, where orders are fitted.
         speeds: what devices were measured at in this run, smoothed.
+        known: the devices that ever were in a cohort.
+        population: how many devices the run knew when the attempt started.
     """
 
     rounds: int
@@ -113,6 +115,8 @@ class Ledger:
     included: tuple[str, ...] = ()
     work: dict[str, OrderWork] = field(default_factory=dict)
     speeds: dict[str, Speed] = field(default_factory=dict)
+    known: set[str] = field(default_factory=set)
+    population: int = 0
     accepted: dict[str, Update] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     unusable: set[str] = field(default_factory=set)
@@ -221,7 +225,8 @@ class Ledger:
                 self.excused, self.setback = 0, ""
             case RoundStarted():
                 self.phase, self.cohort, self.target = "collecting", fact.cohort, fact.target
-                self.work = fact.work
+                self.work, self.population = fact.work, fact.population
+                self.known.update(fact.cohort)
             case UpdateAccepted():
                 self.accepted[fact.device_id] = fact.update
                 self._measure(fact)

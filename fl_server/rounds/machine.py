@@ -153,7 +153,7 @@ class RoundMachine:
                 self._arm_collecting(step)
                 self._close_if_complete(step)
             case "aggregating":
-                step.commands.append(Aggregate(ledger.round, ledger.attempt, ledger.included))
+                step.commands.append(self._aggregate())
             case "evaluating":
                 self._arm_evaluation(step)
             case "ended":
@@ -251,10 +251,16 @@ class RoundMachine:
         self._updates.forget()
         target = min(plan.cohort_size, len(cohort))
         work = {} if plan.fit is None else fit(cohort, self._speeds(plan.fit), plan.fit)
-        self.ledger.record(RoundStarted(ledger.round, ledger.attempt, cohort, target, work), step)
+        known = {*ledger.known, *cohort, *self._roster.accepting("trainer")}
+        started = RoundStarted(ledger.round, ledger.attempt, cohort, target, work, len(known))
+        ledger.record(started, step)
         for device_id in cohort:
             self._order(device_id, step)
         self._arm_collecting(step)
+
+    def _aggregate(self) -> Aggregate:
+        ledger = self.ledger
+        return Aggregate(ledger.round, ledger.attempt, ledger.included, ledger.population)
 
     def _speeds(self, rule: FitRule) -> dict[str, Speed]:
         return {**rule.known, **self.ledger.speeds}
@@ -275,7 +281,7 @@ class RoundMachine:
         if len(ledger.accepted) >= ledger.target or (enough and is_over):
             included = tuple(sorted(ledger.accepted))
             ledger.record(RoundClosed(ledger.round, ledger.attempt, included), step)
-            step.commands.append(Aggregate(ledger.round, ledger.attempt, included))
+            step.commands.append(self._aggregate())
         elif ledger.all_unusable or deadline or not owing or (nobody_came and not here):
             self._abandon(self._shortfall(deadline=deadline), step, excused=self._is_excused())
         elif not here and not self._return_armed:

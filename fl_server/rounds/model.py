@@ -11,7 +11,7 @@ class Model:
 
     ``state_key`` names the algorithm's server state that belongs to it, empty where it has none.
     ``changed`` are the byte ranges of the file that differ from the version before it; None where
-    that is not known or too much for it to be of use.
+    that is not known or too much for it to be of use. ``scalars`` are the algorithm's, by name.
     """
 
     version: int
@@ -21,6 +21,15 @@ class Model:
     state_key: str = ""
     state_sha256: str = ""
     changed: tuple[tuple[int, int], ...] | None = None
+    state_bytes: int = 0
+    scalars: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def state(self) -> Model | None:
+        """The object of the algorithm's server state, None where there is none."""
+        if not self.state_key:
+            return None
+        return Model(self.version, self.state_key, self.state_sha256, self.state_bytes)
 
 
 @dataclass(frozen=True)

@@ -184,6 +184,11 @@ class RunDefinition(_Section):
     """How many rounds are committed before the run is completed."""
     seed: Annotated[int, Field(ge=0, le=MAX_INTEGER)] = 0
     """What the first weights, the cohorts and the order of examples are drawn from."""
+    group: Annotated[str, Field(pattern=r"^[a-z0-9_-]{0,64}$")] = ""
+    """The name that runs of one experiment share; `rengo runs compare` takes it for all of them."""
+    variant: Annotated[str, Field(max_length=256)] = ""
+    """What of its group a run is, as `algorithm.mu=0.1`: runs of one variant differ by their seeds.
+    Filled in by `rengo run --sweep`."""
     algorithm: AlgorithmSection = AlgorithmSection()
     training: Settings = {}
     schedule: ScheduleSection = ScheduleSection()
@@ -277,9 +282,13 @@ class RunDefinition(_Section):
         if not self.looks_for_best:
             return None
         metric = self.best.metric or self.evaluation.headline
-        goal = self.evaluation.metrics.get(metric)
-        lower = lower_is_better(metric) if goal is None else goal == "lower"
+        lower = self.goal_of(metric) == "lower"
         return BestRule(metric, lower, self.best.min_delta, self.best.patience)
+
+    def goal_of(self, metric: str) -> Literal["higher", "lower"]:
+        """Return what is better of a metric, by its name where the definition does not say."""
+        usual: Literal["higher", "lower"] = "lower" if lower_is_better(metric) else "higher"
+        return self.evaluation.metrics.get(metric, usual)
 
     def _fit(self, speeds: Mapping[str, Speed]) -> FitRule | None:
         cohort, most = self.cohort, self.training.get("max_steps", 0)

@@ -43,7 +43,7 @@ from fl_server.runs.record import RunRecord
 from fl_server.runs.timers import Timers
 from fl_server.shell.ended import EndedRuns
 from fl_server.shell.parts import OpenRuns, RunnerParts
-from runtime.errors import ConfigError, PeerError
+from runtime.errors import ConfigError, NotFound, PeerError
 
 FlowType = TypeVar("FlowType", bound=Flow)
 _LOG = logging.getLogger(__name__)
@@ -153,6 +153,8 @@ class FlowRunner:
                 self._open(journal.record(run_id))
             except DamagedRun as error:
                 self._ended.file_damaged(run_id, error)
+            except NotFound as error:
+                _LOG.error("the journal holds a run whose id is damaged, and leaves it: %s", error)
 
     def resume(self) -> None:
         """Let every flow go on from where it was."""

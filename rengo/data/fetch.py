@@ -8,7 +8,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from fl_client.datasets.public.published import Package, Published, store
+from fl_client.datasets.public.files import store
+from fl_client.datasets.public.published import Package, Published
 from runtime.errors import ConfigError, Unavailable
 from runtime.text import printable
 

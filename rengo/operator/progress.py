@@ -11,7 +11,7 @@ from broker.wire.messages import DeviceInfo, DeviceState, RunDocument, RunEvent
 from fl_server.operations.results.runs import RunSummary
 from rengo.operator.client import News
 
-_ENDED = frozenset({"completed", "stopped", "failed"})
+ENDED = frozenset({"completed", "stopped", "failed"})
 _LAST_EVENTS = frozenset({"RunCompleted", "RunStoppedEarly", "RunStopped", "RunFailed"})
 _EVENTS_GRACE_S = 3.0
 _PATIENCE_S = 20.0
@@ -141,7 +141,7 @@ class RunProgress:
     @property
     def ended(self) -> bool:
         """Whether the run's document says that it has ended."""
-        return self.document is not None and self.document.status in _ENDED
+        return self.document is not None and self.document.status in ENDED
 
     @property
     def committed(self) -> list[int]:

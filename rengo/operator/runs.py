@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import logging
+import math
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from broker.wire.messages import DeviceState
+from algorithms.registry import load as load_algorithm
+from broker.wire.messages import DeviceState, RunDocument
 from fl_client.tasks.attributes import goals_of, require_trainable
 from fl_client.tasks.base import Task
 from fl_client.tasks.registry import load_task
 from fl_client.tasks.user_code import initial_weights_of
+from fl_client.training.algorithm_match import require_match
 from fl_server.operations.catalogue import (
     MODELS_SHOW,
     MODELS_URL,
@@ -30,7 +33,7 @@ from fl_server.runs.definition import parse_definition
 from rengo.operator.client import OperatorClient
 from rengo.operator.layout_match import fit
 from rengo.operator.models import FetchedVersion
-from rengo.operator.progress import DeviceTable, RunProgress
+from rengo.operator.progress import ENDED, DeviceTable, RunProgress
 from runtime.errors import ConfigError, RunNotCompleted, TransportError
 from runtime.files import file_sha256
 from storage.transfer.multipart import MultipartTarget
@@ -58,6 +61,7 @@ class RunResult:
         history: a row for each round's attempt: outcome, seconds, included, refused, accuracy.
         report: the server's whole report.
         model_path: the final model, once it was fetched.
+        best_model_path: the best version, likewise, where the run looked for it.
     """
 
     run_id: str
@@ -66,6 +70,7 @@ class RunResult:
     history: list[RoundRow]
     report: RunReport
     model_path: Path | None = None
+    best_model_path: Path | None = None
 
     def document(self) -> dict[str, Any]:
         """Return the JSON document of ``--json``."""
@@ -79,9 +84,11 @@ class RunResult:
             "loss": report.loss,
             "headline": report.headline,
             "measured": report.measured,
+            "spread": None if report.spread is None else report.spread.document(),
             "best_version": report.best_version,
             "best_value": report.best_value,
             "model_path": None if self.model_path is None else str(self.model_path),
+            "best_model_path": None if self.best_model_path is None else str(self.best_model_path),
             "model_sha256": report.model_sha256,
             "wall_s": report.wall_s,
             "round_s": report.round_s,
@@ -186,7 +193,9 @@ def parent_of(client: OperatorClient, initial: FetchedVersion | None) -> dict[st
 
 
 def check_definition(task: Task, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Check a run definition and the training settings in it against the task.
+    """Check a run definition, its algorithm and its training settings against the task.
+
+    What makes no sense and is no error is logged.
 
     Returns:
         The definition, with the task's learning rate where a schedule begins with it.
@@ -198,6 +207,11 @@ def check_definition(task: Task, values: Mapping[str, Any]) -> dict[str, Any]:
     definition = parse_definition({**filled, "task": task.name}, "run definition")
     settings = task.training.overridden(definition.training)
     require_trainable(task, settings)
+    name = definition.algorithm.name
+    algorithm = load_algorithm(name, definition.algorithm.settings)
+    require_match(task, name, algorithm)
+    if advice := algorithm.advice(asdict(settings)):
+        _LOG.warning("%s", advice)
     if type(task).optimizer is not Task.optimizer:
         set_here = _OPTIMIZER_SETTINGS.intersection(values.get("training") or ())
         keys = sorted(f"training.{key}" for key in set_here)
@@ -326,13 +340,43 @@ def follow(
     return RunResult(run_id, report.status, report.accuracy, report.history, report)
 
 
+def wait_for_ends(client: OperatorClient, run_ids: Iterable[str]) -> None:
+    """Return when every one of these runs has ended.
+
+    The server is asked every five seconds too: of runs that ended long ago no document is retained.
+    """
+    waiting, asked_s = set(run_ids), -math.inf
+    while waiting:
+        if time.monotonic() - asked_s >= _ASK_EVERY_S:
+            shown = [client.request(RUNS_SHOW, {"run_id": each}) for each in sorted(waiting)]
+            waiting -= {run.run_id for run in shown if run.phase == "ended"}
+            asked_s = time.monotonic()
+        for news in client.news(_LOOK_EVERY_S) if waiting else ():
+            message = news.message
+            if isinstance(message, RunDocument) and message.status in ENDED:
+                waiting.discard(message.run_id)
+
+
 def fetch_model(client: OperatorClient, result: RunResult, output: Path) -> RunResult:
-    """Download the run's model to ``output/{run_id}/model.safetensors``."""
-    model = client.request(MODELS_URL, {"name": result.run_id})
-    path = output / result.run_id / "model.safetensors"
+    """Download the run's model to ``output/{run_id}/model.safetensors``.
+
+    Where the run looked for its best version, that goes beside it as ``best.safetensors``.
+    """
+    folder = output / result.run_id
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"{path.parent} cannot be made: {error.strerror}") from error
+        raise ConfigError(f"{folder} cannot be made: {error.strerror}") from error
+    model = _download(client, result.run_id, folder / "model.safetensors")
+    version = result.report.best_version
+    if version is None:
+        return replace(result, model_path=model)
+    # its tag may be on its way to the store
+    best = _download(client, f"{result.run_id}:{version}", folder / "best.safetensors")
+    return replace(result, model_path=model, best_model_path=best)
+
+
+def _download(client: OperatorClient, name: str, path: Path) -> Path:
+    model = client.request(MODELS_URL, {"name": name})
     client.transfers().download(model.url, path, sha256=model.sha256, size=model.size_bytes)
-    return replace(result, model_path=path)
+    return path

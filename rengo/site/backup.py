@@ -81,13 +81,16 @@ def back_up(root: Path, file: Path) -> BackupContents:
     """Write a backup of the site in a folder, which may run, and return what it holds.
 
     Raises:
-        ConfigError: there is no site, or its store can be copied only while the site is stopped.
+        ConfigError: there is no site, the file would lie in it, or its store can be copied only
+            while the site is stopped.
         StorageError: the store's database stays locked.
         OSError: a file cannot be read or written.
     """
     record = SiteFolder(root).record() if root.is_dir() else None
     if record is None:
         raise ConfigError(f"there is no site in {root}")
+    if file.resolve().is_relative_to(root.resolve()):
+        raise ConfigError(f"{file} lies in the site's own folder, and would be lost with it")
     with contextlib.ExitStack() as held:
         if record.store != "juicefs":
             held.enter_context(_stopped(root, record.store_port, record.store))
@@ -265,7 +268,9 @@ def _unpack(source: BinaryIO, folder: Path, file: Path) -> BackupContents:
                     contents = BackupContents.model_validate_json(text)
                 else:
                     found[member.name] = _write(data, folder / member.name)
-    except (tarfile.TarError, ValidationError, EOFError) as error:
+    except ValidationError as error:
+        raise ConfigError(f"{file} is of another version of Rengo, or damaged") from error
+    except (tarfile.TarError, EOFError) as error:
         raise ConfigError(f"{file} is not a backup of a site: {error}") from error
     if contents is None or contents.files != found:
         raise ConfigError(f"{file} is cut short or damaged: it does not hold all that it names")

@@ -19,6 +19,7 @@ class DeviceSpec:
     Attributes:
         profile: "pi" starts the Raspberry Pi runner, everything else the client.
         index: which of ``count`` parts of a shared data set is its own.
+        folder: where its data lie.
         partition: how a shared data set is divided, as ``dirichlet:0.1``; empty: as the task has
             it.
     """
@@ -30,6 +31,7 @@ class DeviceSpec:
     index: int = 0
     count: int = 1
     partition: str = ""
+    folder: Path | None = None
 
 
 def device_process(spec: DeviceSpec, identity: Path, folder: Path, task: str, log: Path) -> Child:
@@ -44,6 +46,8 @@ def device_process(spec: DeviceSpec, identity: Path, folder: Path, task: str, lo
         *("--index", str(spec.index)),
         *("--count", str(spec.count)),
     ]
+    if spec.folder is not None:
+        argv += ["--folder", str(spec.folder)]
     if spec.partition:
         argv += ["--partition", spec.partition]
     if runner == "client":

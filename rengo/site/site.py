@@ -27,6 +27,7 @@ from rengo.operator.runs import (
     version_0,
     wait_for_devices,
 )
+from rengo.site.device_folders import DeviceFolders, device_folders
 from rengo.site.device_process import DeviceSpec, device_process
 from rengo.site.folder import SiteFolder
 from rengo.site.preparation import Preparation, SiteOptions
@@ -194,6 +195,7 @@ class Site:
         *,
         rounds: int = 10,
         devices: int = 4,
+        data: Path | None = None,
         definition: Mapping[str, Any] | None = None,
         initial: Path | str | None = None,
         output: Path = Path("rengo-output"),
@@ -203,7 +205,9 @@ class Site:
 
         Args:
             task: a Task class in a file, the name of an installed one, or ``FILE.py:CLASS``.
-            devices: how many device processes to start for it.
+            devices: how many device processes to start for it, unless ``data`` says.
+            data: a folder with a sub-folder for each device that trains, its ``folder``, and one
+                named ``evaluator`` if an evaluator is to measure on data of its own.
             definition: further keys of the run definition, for example ``{"seed": 1}``.
             initial: what version 0 is: a safetensors file, or the name of a version of this site.
             output: the folder that gets ``model.safetensors`` of the run, in one of its own.
@@ -216,10 +220,12 @@ class Site:
         output = output.absolute()
         require_writable(output)
         spec = task if isinstance(task, str) else task_spec(task)
+        fleet = _fleet(devices, None if data is None else device_folders(data))
+        trainers = [each for each in fleet if each.role == "trainer"]
         values: dict[str, Any] = {
             "rounds": rounds,
-            "cohort": {"size": devices},
-            "evaluation": {"on": "devices"},
+            "cohort": {"size": len(trainers)},
+            "evaluation": {"on": "devices" if fleet == trainers else "evaluators"},
             **(definition or {}),
         }
         loaded = load_task(spec)
@@ -227,10 +233,6 @@ class Site:
         held = None if initial is None else load(initial, self.operator.believed, self.connect)
         if held is not None:
             version_0(loaded, 0, held)
-        fleet = [
-            DeviceSpec(f"device-{number + 1}", index=number, count=devices)
-            for number in range(devices)
-        ]
         self.start_devices(fleet, spec)
         try:
             with self.connect() as client:
@@ -260,6 +262,20 @@ class Site:
 
     def _log(self, name: str) -> Path:
         return self.folder.root / "logs" / f"{name}.log"
+
+
+def _fleet(devices: int, folders: DeviceFolders | None) -> list[DeviceSpec]:
+    """Return as many devices as there are folders, or ``devices`` where there are none."""
+    places: Sequence[Path | None] = [None] * devices if folders is None else folders.trainers
+    fleet = [
+        DeviceSpec(f"device-{number}", index=number - 1, count=len(places), folder=place)
+        for number, place in enumerate(places, 1)
+    ]
+    if folders is not None and folders.evaluator is not None:
+        fleet.append(
+            DeviceSpec("evaluator-1", role="evaluator", count=len(places), folder=folders.evaluator)
+        )
+    return fleet
 
 
 def task_spec(task: type[Task]) -> str:

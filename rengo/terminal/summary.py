@@ -63,7 +63,8 @@ def _best(result: RunResult) -> list[str]:
     value = "" if report.best_value is None else f" ({report.best_value:.4f})"
     early = report.status == "completed" and report.rounds_completed < report.rounds
     why = [f"  early  {printable(report.reason)}"] if early else []
-    return [f"  best   version {report.best_version}{value}: {report.run_id}.best", *why]
+    lines = [f"  best   version {report.best_version}{value}, {result.best_model_path}"]
+    return [*lines, *why]
 
 
 def _plot(result: RunResult, model: Path) -> str:

@@ -202,6 +202,11 @@ class ModelRegistry:
             self._versions.forget([key for key in known if key[1] not in kept])
             self._versions.forget_unreadable(run_id, kept)
 
+    def forget(self, removed: Collection[VersionKey]) -> None:
+        """Note that a collection has removed versions with their objects."""
+        with self._writing:
+            self._versions.forget(removed)
+
     # --- stages and tags ----------------------------------------------------------------------
 
     def candidate(self, version: Version, reason: str) -> Version:

@@ -23,6 +23,7 @@ from storage.updates.info import (
     MAX_CHUNK_PARAMS,
     MAX_CHUNKS,
     MAX_HEADER_BYTES,
+    MAX_SECTIONS,
     NOTHING_SHA256,
     PREFIX,
     SCHEMA_VERSION,
@@ -58,6 +59,14 @@ class Chunk(BaseModel):
         return self.size == 0
 
 
+class SectionEntry(BaseModel):
+    """A named part of the values: a vector, or a scalar of one value."""
+
+    model_config = _STRICT
+    name: Name
+    count: int = Field(ge=1, le=MAX_CHUNKS * MAX_CHUNK_PARAMS)
+
+
 class UpdateHeader(BaseModel):
     """The header in the file."""
 
@@ -78,6 +87,7 @@ class UpdateHeader(BaseModel):
     codec: Name
     # decoding gives a list: the tuple accepts one, each chunk is still strict
     chunks: tuple[Chunk, ...] = Field(max_length=MAX_CHUNKS, strict=False)
+    sections: tuple[SectionEntry, ...] = Field(default=(), max_length=MAX_SECTIONS, strict=False)
 
     @model_validator(mode="after")
     def _zeros_are_of_a_delta(self) -> Self:
@@ -86,6 +96,14 @@ class UpdateHeader(BaseModel):
             raise ValueError("only a delta may have chunks of no bytes")
         if any(chunk.sha256 != NOTHING_SHA256 for chunk in zeros):
             raise ValueError("a chunk of no bytes has the sha256 of something")
+        return self
+
+    @model_validator(mode="after")
+    def _sections_are_the_whole(self) -> Self:
+        if len({section.name for section in self.sections}) != len(self.sections):
+            raise ValueError("two sections have one name")
+        if self.sections and sum(each.count for each in self.sections) != self.parameters:
+            raise ValueError("the sections are not all of the values")
         return self
 
     @property

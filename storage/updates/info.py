@@ -23,6 +23,8 @@ PREFIX = struct.Struct(">4sI")
 MAX_HEADER_BYTES = 1 << 20
 MAX_CHUNKS = 8192
 MAX_CHUNK_PARAMS = 1 << 22
+MAX_SECTIONS = 64
+MAX_SECTION_NAME = 64
 SCHEMA_VERSION = 1
 NOTHING_SHA256 = hashlib.sha256().hexdigest()
 
@@ -40,9 +42,23 @@ class Origin:
     kind: Literal["delta", "weights"]
 
 
+@dataclass(frozen=True)
+class Section:
+    """A named part of an update: a vector, or a scalar of one value."""
+
+    name: Annotated[str, Bounds(length=MAX_SECTION_NAME)]
+    count: Annotated[int, Bounds(least=1)]
+
+    def __post_init__(self) -> None:
+        require_checked(self)
+
+
 @dataclass(frozen=True, kw_only=True)
 class UpdateInfo(Origin):
     """What a device states about its update.
+
+    Attributes:
+        sections: what the values are, in order; none where they are the update of the weights.
 
     Raises:
         FieldError: a field is out of its bounds.
@@ -56,6 +72,7 @@ class UpdateInfo(Origin):
         ],
         Bounds(length=MAX_METRICS),
     ] = field(default_factory=dict)
+    sections: tuple[Section, ...] = ()
 
     def __post_init__(self) -> None:
         require_checked(self)
@@ -78,6 +95,9 @@ def encode_header(info: UpdateInfo, codec: str, chunks: Sequence[Block]) -> byte
         "codec": codec,
         "chunks": [asdict(chunk) for chunk in chunks],
     }
+    if not info.sections:
+        # servers of before know no such field
+        del fields["sections"]
     text: bytes = msgpack.packb(fields, use_bin_type=True)
     if len(text) > MAX_HEADER_BYTES:
         raise ConfigError(f"an update's header of {len(text)} bytes, at most {MAX_HEADER_BYTES}")

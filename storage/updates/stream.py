@@ -55,12 +55,11 @@ class ReaderInto(Protocol):
 def write_update(
     out: BinaryIO,
     info: UpdateInfo,
-    vector: Vector,
-    *,
+    *vectors: Vector,
     codec: str = "float32",
     chunk_params: int = CHUNK_PARAMS,
 ) -> WrittenUpdate:
-    """Write an update of a flat float32 vector.
+    """Write an update of flat float32 vectors, one for each section, or the update alone.
 
     The encoded chunks stay in memory until the header is known: no memory for float32, whose bytes
     are the vector's own, and less than the vector's for a codec that compresses.
@@ -69,21 +68,28 @@ def write_update(
         Corrupt: a parameter is not finite; the text has its index.
         ConfigError: no such codec, or a chunk size that a reader would refuse.
     """
-    if not 1 <= chunk_params <= MAX_CHUNK_PARAMS or vector.size > MAX_CHUNKS * chunk_params:
-        raise ConfigError(f"{vector.size} parameters do not go into chunks of {chunk_params}")
+    sizes = [vector.size for vector in vectors]
+    if not 1 <= chunk_params <= MAX_CHUNK_PARAMS or sum(sizes) > MAX_CHUNKS * chunk_params:
+        raise ConfigError(f"{sum(sizes)} parameters do not go into chunks of {chunk_params}")
+    if [section.count for section in info.sections] not in ([], sizes) or not (
+        info.sections or len(vectors) == 1
+    ):
+        raise ConfigError(f"vectors of {sizes} parameters for sections {info.sections}")
     encoder = codecs.load(codec)
     encoded: list[Buffer] = []
     chunks: list[Block] = []
-    for start, end, is_zero in _spans(vector, chunk_params, info):
-        if is_zero:
-            chunks.append(Block(0, end - start, NOTHING_SHA256))
-            continue
-        block = vector[start:end]
-        _require_finite(block, start, f"update of {info.device_id}")
-        data = encoder.encode(block)
-        digest = hashlib.sha256(data).hexdigest()
-        encoded.append(data)
-        chunks.append(Block(memoryview(data).nbytes, block.size, digest))
+    for vector in vectors:
+        most = (MAX_CHUNKS - sum(1 + size // chunk_params for size in sizes)) // 2
+        for start, end, is_zero in _spans(vector, chunk_params, info, most // len(vectors)):
+            if is_zero:
+                chunks.append(Block(0, end - start, NOTHING_SHA256))
+                continue
+            block = vector[start:end]
+            _require_finite(block, start, f"update of {info.device_id}")
+            data = encoder.encode(block)
+            digest = hashlib.sha256(data).hexdigest()
+            encoded.append(data)
+            chunks.append(Block(memoryview(data).nbytes, block.size, digest))
     start_bytes = encode_header(info, codec, chunks)
     out.write(start_bytes)
     for data in encoded:
@@ -92,12 +98,17 @@ def write_update(
     return WrittenUpdate(digest, len(start_bytes) + sum(chunk.size for chunk in chunks))
 
 
-def _spans(vector: Vector, chunk_params: int, info: UpdateInfo) -> Iterator[tuple[int, int, bool]]:
-    """Yield the chunks' (start, end, is_zero), at most ``MAX_CHUNKS`` of them."""
+def _spans(
+    vector: Vector, chunk_params: int, info: UpdateInfo, most: int
+) -> Iterator[tuple[int, int, bool]]:
+    """Yield the chunks' (start, end, is_zero).
+
+    Args:
+        most: so many runs of zeros become chunks of their own; each may add two chunks to those of
+            a vector without runs.
+    """
     runs: list[tuple[int, int]] = []
-    if info.kind == "delta":
-        # each run may add two chunks to those of a vector without runs
-        most = (MAX_CHUNKS - 1 - vector.size // chunk_params) // 2
+    if info.kind == "delta" and most > 0:
         runs = zero_runs(vector, most, min(GRAIN, chunk_params))
     position = 0
     for start, end in [*runs, (vector.size, vector.size)]:

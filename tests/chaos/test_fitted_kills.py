@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-import algorithms
 from broker.wire.messages import Order
 from fl_client.tasks.registry import load_task
 from fl_client.training.child import ChildEvent, ChildFinished, ChildSettings, TrainingChild
@@ -221,8 +220,7 @@ def averaged(
 ) -> Weights:
     total = summed(updates, weights.vector.size).total()
     mean = total / sum(count for _, count in updates)
-    vector, _ = algorithms.load("fedavg").aggregate(weights.vector, mean, {})
-    return weights.with_vector(np.ascontiguousarray(vector, np.float32))
+    return weights.with_vector(np.ascontiguousarray(weights.vector + mean, np.float32))
 
 
 def sha256_of(weights: Weights, folder: Path) -> str:

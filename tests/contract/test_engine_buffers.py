@@ -17,6 +17,7 @@ from fl_client.models.local_round import LocalRound
 from fl_client.models.settings import TrainingSettings
 from fl_client.tasks.base import Task
 from fl_client.training.participant import Participant
+from tests.updates import change_of
 
 INPUTS = np.random.default_rng(2).standard_normal((9, 4)).astype(np.float32)
 LABELS = np.array([0, 1, 2] * 3)
@@ -64,16 +65,16 @@ class Attends(Task):
         return (INPUTS, LABELS), (INPUTS, LABELS)
 
 
-@pytest.mark.parametrize("algorithm", algorithms.names())
+@pytest.mark.parametrize("algorithm", ["fedavg", "fedprox"])
 def test_an_infinite_constant_does_not_change_and_the_rest_is_trained(algorithm: str) -> None:
     task = Attends()
     weights = task.initial_weights(0)
     participant = Participant(task, Device("d"), "torch")
     update = participant.train(weights, plan_of(task, algorithm))
-    named = weights.with_vector(update.vector).arrays()
+    named = weights.with_vector(change_of(update)).arrays()
     assert not named["mask"].any()
     assert np.abs(named["out.weight"]).max() > 1e-3
-    after = weights.with_vector(weights.vector + update.vector)
+    after = weights.with_vector(weights.vector + change_of(update))
     np.testing.assert_array_equal(after.arrays()["mask"], weights.arrays()["mask"])
     assert np.isfinite(participant.evaluate(after, plan_of(task)).metrics["loss"])
     # tensors that are no floats stay what they were in version 0
@@ -159,7 +160,7 @@ def test_a_batch_of_one_without_running_statistics_is_its_own_mean(
     assert single.metrics["loss"] == pytest.approx(expected, rel=1e-5)
     update = engine.train(weights, data, plan_of(task))
     assert update.num_examples == count
-    moved = weights.with_vector(update.vector).arrays()
+    moved = weights.with_vector(change_of(update)).arrays()
     assert np.abs(moved["3.bias"]).max() > 1e-3
     # and no gradient of one example reaches what lies before
     reached = np.abs(moved["0.weight"]).max() > 1e-4
@@ -192,7 +193,7 @@ def test_one_example_of_several_values_a_channel_is_normalised_over_them() -> No
     task = Wide()
     weights = task.initial_weights(0)
     update = load_engine("torch", task).train(weights, (INPUTS[:1], LABELS[:1]), plan_of(task))
-    named = weights.with_vector(update.vector).arrays()
+    named = weights.with_vector(change_of(update)).arrays()
     means = INPUTS[0].reshape(2, 2).mean(1)
     np.testing.assert_allclose(named["1.running_mean"], 0.1 * means, rtol=1e-4)
 
@@ -205,5 +206,5 @@ def test_the_module_is_in_training_again_after_a_batch_of_one() -> None:
     one_epoch = load_engine("torch", task).train(
         weights, (INPUTS, LABELS), plan_of(task, local_epochs=1)
     )
-    named, first = (weights.with_vector(each.vector).arrays() for each in (update, one_epoch))
+    named, first = (weights.with_vector(change_of(each)).arrays() for each in (update, one_epoch))
     assert (named["1.running_mean"] != first["1.running_mean"]).all()

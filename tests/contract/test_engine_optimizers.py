@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from algorithms.base import Arrays, Batch, Local, Received, State
 from algorithms.fedavg import FedAvg
 from fl_client.engines import base
 from fl_client.engines._descent import clip_factor
@@ -24,7 +25,6 @@ from tests.contract.test_engine_steps import cut_and_go_on
 from tests.contract.test_engines import Normed, Rows, data_of, plan_of, task_of
 
 CLASS_WEIGHTS = [0.5, 3.0, 0.0, 1.25]
-Batch = tuple[torch.Tensor, torch.Tensor]
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -97,8 +97,10 @@ def test_a_gradient_is_scaled_to_its_largest_norm_and_a_short_one_is_left() -> N
 class AddsOne(FedAvg):
     """Adds 1 to every number of the gradient."""
 
-    def gradient(self, g: Any, w: Any, w0: Any, state: Any) -> Any:
-        return {name: grad + 1 for name, grad in g.items()}
+    def direction(
+        self, batch: Batch, w: Arrays, got: Received, state: State, local: Local
+    ) -> tuple[Arrays, State]:
+        return {name: grad + 1 for name, grad in batch.gradient(w).items()}, state
 
 
 @pytest.mark.parametrize("engine", base.names())

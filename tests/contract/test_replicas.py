@@ -20,15 +20,17 @@ from algorithms.fedavg import FedAvg
 from algorithms.fedprox import FedProx
 from fl_client.engines._torch_loss import TaskLoss
 from fl_client.engines._torch_replicas import Replicas, seed_devices
-from fl_client.engines._torch_training import TorchTraining
+from fl_client.engines._torch_training import TorchData, TorchTraining
 from fl_client.engines._torch_tuning import MixedPrecision
 from fl_client.engines.base import TrainingFailed, Tuning, load_engine, pieces
 from fl_client.models.layers import Conv2d, Dropout, Flatten, LayerNorm, Linear, ReLU, Reshape
 from fl_client.models.local_round import LocalRound
 from fl_client.models.settings import TrainingSettings
 from fl_client.tasks.base import Task
+from fl_client.torch_models.parts import parts_of_module
 from tests.contract.test_engine_steps import Kept, OwnAdam, PowerCutError
 from tests.contract.test_engines import Declarative, Normed, Rows, data_of, plan_of, task_of
+from tests.updates import change_of
 
 
 def workers(count: int, **more: Any) -> Tuning:
@@ -40,9 +42,9 @@ def after(count: int, task: Task, data: Any, plan: LocalRound, **more: Any) -> d
     seen: dict[str, Any] = {}
 
     class Seen(type(plan.algorithm)):  # type: ignore[misc]
-        def finish(self, w: Any, w0: Any, state: Any) -> Any:
+        def finish(self, w: Any, got: Any, state: Any, local: Any) -> Any:
             seen.update({name: tensor.numpy(force=True).copy() for name, tensor in w.items()})
-            return super().finish(w, w0, state)
+            return super().finish(w, got, state, local)
 
     engine = load_engine("torch", task, dtype="float64", tuning=workers(count, **more))
     watched = replace(plan, algorithm=Seen(**asdict(plan.algorithm)))
@@ -87,19 +89,20 @@ class Wide(Declarative):
 class Pulled(FedProx):
     """FedProx by its loss, whose anchor is a client's state."""
 
-    needs_loss = True
+    needs = ("loss",)
 
-    def begin(self, global_: Any, state: Any) -> Any:
-        return {**state, **{f"anchor/{name}": tensor * 1 for name, tensor in global_.items()}}
+    def start(self, got: Any, state: Any, local: Any) -> Any:
+        anchor = {name: tensor * 1 for name, tensor in got.weights.items()}
+        return got.weights, {**state, "anchor": anchor}
 
-    def gradient(self, g: Any, w: Any, w0: Any, state: Any) -> Any:
-        return g
+    def direction(self, batch: Any, w: Any, got: Any, state: Any, local: Any) -> Any:
+        return batch.gradient(w), state
 
-    def loss(self, loss: Any, w: Any, w0: Any, state: Any) -> Any:
+    def loss(self, forward: Any, w: Any, got: Any, state: Any, local: Any) -> Any:
         # half of the pull towards the global model, half towards the state that says the same
-        halves = [w0, {name: state[f"anchor/{name}"] for name in w0}]
-        pulls = (((w[n] - at[n]) ** 2).sum() for at in halves for n in w0)
-        return loss + self.mu / 4 * sum(pulls)
+        halves = [got.weights, state["anchor"]]
+        pulls = (((w[n] - at[n]) ** 2).sum() for at in halves for n in got.weights)
+        return forward.loss + self.mu / 4 * sum(pulls)
 
 
 @pytest.mark.parametrize(
@@ -224,7 +227,7 @@ def test_the_running_means_are_those_of_the_first_worker_s_parts() -> None:
     task, plan = Normed(), plan_of(Normed(), local_epochs=1, max_steps=1, batch_size=5)
     weights = task.initial_weights(3)
     update = load_engine("torch", task, tuning=workers(2)).train(weights, Rows(), plan)
-    mean = weights.with_vector(weights.vector + update.vector).arrays()["1.running_mean"]
+    mean = weights.with_vector(weights.vector + change_of(update)).arrays()["1.running_mean"]
     order = np.random.default_rng(plan.local_seed).permutation(20)[:5]
     x = torch.stack([Rows()[int(index)][0] for index in order[:3]]).numpy()
     linear = x @ weights.arrays()["0.weight"].T + weights.arrays()["0.bias"]
@@ -391,8 +394,9 @@ def test_a_checkpoint_keeps_the_random_numbers_of_every_cuda_device(
         task, mixed = Plain(), MixedPrecision(torch.device("cuda", 0), None, replicas=count)
         devices = [torch.device("cuda", index) for index in range(count)]
         replicas = Replicas([task.model() for _ in devices], devices)
-        loss = TaskLoss(task, None, leaves_out=False)
-        return TorchTraining(loss, replicas, plan_of(task), mixed)
+        data = TorchData(1, lambda chosen: chosen, TaskLoss(task, None, leaves_out=False))
+        parts = parts_of_module(replicas.models[0])
+        return TorchTraining(data, replicas, plan_of(task), {}, parts, mixed)
 
     kept = training(2).capture()
     assert training(2).restore(kept)

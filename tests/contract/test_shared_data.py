@@ -136,6 +136,9 @@ def test_every_model_of_a_task_trains_on_examples_of_its_shape(spec: str) -> Non
     if spec.startswith("shakespeare"):
         numbers = random.integers(0, task.classes, (2, 81))
         data = numbers[:, :-1], numbers[:, 1:]
+    elif spec.startswith("digits_anomaly"):
+        images = random.random((4, 64))
+        data = images, images
     else:
         flat = spec.startswith("digits") and spec.endswith("mlp")
         shape = (64,) if flat else task.example

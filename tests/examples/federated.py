@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from algorithms.base import Algorithm
+from algorithms.base import UPDATE, Algorithm, Mean, initial
 from fl_client.datasets.device import Device
 from fl_client.models.local_round import LocalRound
 from fl_client.tasks.base import Task
@@ -20,7 +20,7 @@ def train(task: Task, algorithm: Algorithm, *, rounds: int, devices: int, seed: 
     ]
     evaluator = Participant(task, Device("evaluator", role="evaluator", seed=seed), "numpy")
     weights = task.initial_weights(seed)
-    state = algorithm.init(weights.vector.size)
+    state = initial(algorithm, weights.vector, seed)
     for number in range(1, rounds + 1):
         updates = [
             client.train(
@@ -34,7 +34,9 @@ def train(task: Task, algorithm: Algorithm, *, rounds: int, devices: int, seed: 
             axis=0,
             weights=[update.num_examples for update in updates],
         ).astype(np.float32)
-        vector, state = algorithm.aggregate(weights.vector, mean, state)
+        vector, state = algorithm.aggregate(
+            weights.vector, Mean({UPDATE: mean}, updates=len(clients)), state, {}
+        )
         weights = Weights(weights.layout, vector, weights.others)
     plan = LocalRound(algorithm, task.training, seed, rounds, "evaluator")
     return evaluator.evaluate(weights, plan).metrics["accuracy"]

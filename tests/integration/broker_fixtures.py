@@ -200,6 +200,19 @@ def site(tmp_path: Path) -> Iterator[Site]:
         place.close()
 
 
+def connect_packet(level: int, name: str, password: str | None) -> bytes:
+    """Return MQTT's first packet, of 3.1 (3), 3.1.1 (4) or 5; without a name nobody is named."""
+
+    def text(value: str) -> bytes:
+        return len(value).to_bytes(2) + value.encode()
+
+    flags = 2 | (0x80 if name else 0) | (0x40 if password is not None else 0)
+    body = text("MQIsdp" if level == 3 else "MQTT") + bytes([level, flags, 0, 60])
+    body += (b"\0" if level == 5 else b"") + text("anybody")
+    body += (text(name) if name else b"") + (b"" if password is None else text(password))
+    return bytes([0x10, len(body)]) + body
+
+
 def quiet_for(seconds: float, owner: Owner) -> None:
     """Return after ``seconds`` in which nothing more was delivered to ``owner``."""
     before = len(owner.deliveries)

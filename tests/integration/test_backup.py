@@ -227,6 +227,27 @@ def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path, backup: Pat
     assert (tmp_path / "empty" / "identities" / "server.json").stat().st_mode & 0o777 == 0o600
 
 
+def test_a_backup_lies_outside_of_the_site(tmp_path: Path, backup: Path) -> None:
+    assert backup.exists()
+    for place in (tmp_path / "site" / "site.tar", tmp_path / "site" / "store" / "site.tar"):
+        with pytest.raises(ConfigError, match=r"site\.tar lies in the site's own folder"):
+            back_up(tmp_path / "site", place)
+    (tmp_path / "link").symlink_to(tmp_path / "site")
+    with pytest.raises(ConfigError, match="own folder"):
+        back_up(tmp_path / "site", tmp_path / "link" / "site.tar")
+    assert not list((tmp_path / "site").rglob("*site.tar*"))
+
+
+def test_a_backup_of_a_later_version_is_told_of_in_one_line(tmp_path: Path, backup: Path) -> None:
+    data = backup.read_bytes()
+    backup.write_bytes(data.replace(b'{"format":1,', b'{"format":2,'))
+    with pytest.raises(
+        ConfigError, match=r"^.*site\.tar is of another version of Rengo.*$"
+    ) as told:
+        restore(backup, tmp_path / "restored")
+    assert "\n" not in str(told.value)
+
+
 def test_where_there_is_no_site_there_is_no_backup(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no site"):
         back_up(tmp_path / "nowhere", tmp_path / "site.tar")

@@ -28,6 +28,7 @@ from tests.support import SESSION_MARK, describe, wait_for_none_left
 KEYS = {
     *("run_id", "task", "rounds_completed", "accuracy", "loss", "model_path", "model_sha256"),
     *("wall_s", "round_s", "bytes_up", "bytes_down", "devices", "headline", "measured"),
+    *("spread", "best_version", "best_value", "best_model_path"),
 }
 DEVICE_KEYS = {"id", "profile", "engine", "rounds", "peak_rss_bytes"}
 SMALL = ("--clients", "2", "--rounds", "2")
@@ -205,6 +206,8 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Told:
     """A demo of one device without matplotlib, whose document goes to standard output."""
     folder = tmp_path_factory.mktemp("bare")
     small = ("--clients", "1", "--rounds", "1", "--set", "cohort.quorum=1")
+    # it begins with the learning rate of the task
+    small += ("--set", "schedule.name=cosine")
     return rengo(
         *("demo", *small, "--json", "-", "--output", folder / "out"),
         patience_s=PATIENCE_S,

@@ -33,6 +33,7 @@ from tests.integration.broker_fixtures import (
     Owner,
     Site,
     answer,
+    connect_packet,
     eventually,
     process,
     quiet_for,
@@ -287,6 +288,16 @@ def test_users_of_before_may_still_connect_and_are_hashed(tmp_path: Path) -> Non
         assert owner.losses == []
     finally:
         place.close()
+
+
+def test_a_broker_lets_in_who_has_waited(site: Site) -> None:
+    """A password takes it a millisecond: of many who come at once the last one waits."""
+    first = connect_packet(4, "dev-a", "secret-of-dev-a")
+    with socket.create_connection(site.broker.endpoint, 30) as connection:
+        connection.sendall(first[:1])
+        time.sleep(3.0)  # NATS itself would wait for 2 s
+        connection.sendall(first[1:])
+        assert connection.recv(4) == b"\x20\x02\x00\x00"
 
 
 def test_the_broker_itself_refuses_what_is_far_over_the_limit(site: Site) -> None:

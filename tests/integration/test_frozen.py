@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from algorithms.base import Algorithm, Arrays
+from algorithms.base import Algorithm, Arrays, Batch, Local, Received, State
 from algorithms.fedavg import FedAvg
 from algorithms.fedprox import FedProx
 from fl_client.datasets.device import Device
@@ -23,7 +23,7 @@ from fl_client.models.local_round import LocalRound
 from fl_client.models.settings import TrainingSettings
 from fl_client.tasks.base import Task
 from fl_client.training.participant import Participant
-from fl_server.aggregation.aggregator import RunAggregator, SubmittedUpdate
+from fl_server.aggregation.aggregator import AggregatedRun, RunAggregator, SubmittedUpdate
 from fl_server.aggregation.model_cache import ModelCache
 from fl_server.aggregation.spool import MemoryBudget
 from fl_server.rounds.model import Model, Update
@@ -83,9 +83,11 @@ class Declared(_Data):
 class HeadOnly(FedAvg):
     """Steps along the head's gradient alone: what no gradient is given for stays as it is."""
 
-    def gradient(self, g: Arrays, w: Arrays, w0: Arrays, state: Arrays) -> Arrays:
-        del w, w0, state
-        return {name: grad for name, grad in g.items() if name.startswith("2.")}
+    def direction(
+        self, batch: Batch, w: Arrays, got: Received, state: State, local: Local
+    ) -> tuple[Arrays, State]:
+        g = batch.gradient(w)
+        return {name: grad for name, grad in g.items() if name.startswith("2.")}, state
 
 
 @dataclass
@@ -111,9 +113,7 @@ class Run:
         ]
         self.store = MemoryStore()
         self.aggregator = RunAggregator(
-            KEYS,
-            algorithm,
-            2,
+            AggregatedRun(KEYS, algorithm, 0, 2),
             KeepAll(),
             self.store,
             ModelCache(folder / "server", self.store),

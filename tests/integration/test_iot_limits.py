@@ -124,6 +124,11 @@ def test_a_process_rests_and_goes_on_and_so_does_the_next(workers: Workers) -> N
     soon(lambda: state(following.pid) == psutil.STATUS_STOPPED)
     limiter.set_paused(paused=False)
     assert following.communicate("\n", timeout=60)[0] == "held\n"
+    assert limiter.has_process, "the first one waits"
+    limiter.set_paused(paused=True)
+    soon(lambda: state(process.pid) == psutil.STATUS_STOPPED)
+    limiter.set_paused(paused=False)
+    assert process.communicate("\n", timeout=60)[0] == "held\n"
     soon(lambda: not limiter.has_process)
     limiter.set_paused(paused=True)  # nobody is there: nothing happens
     limiter.close()

@@ -224,6 +224,33 @@ def test_prepared_runs_last_until_they_are_submitted_or_forgotten(
     again.close()
 
 
+@pytest.mark.parametrize("column", ["definition", "initial", "digest"])
+def test_a_damaged_prepared_run_is_removed_alone(
+    column: str, journal: Journal, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    for run_id in ("r", "s"):
+        journal.prepare(PreparedRun(run_id, record().definition, AWAITED))
+    with journal.database.begin() as connection:
+        change = f"UPDATE rengo_prepared SET {column} = replace({column}, '0', '1')"
+        assert connection.execute(sa.text(f"{change} WHERE run_id = 'r'")).rowcount == 1
+    for _ in range(2):
+        assert [each.run_id for each in journal.prepared()] == ["s"]
+    assert caplog.messages == ["run r, whose upload is awaited, is damaged: submit it anew"]
+
+
+def test_prepared_runs_of_before_there_were_checksums_are_read(
+    journal: Journal, database: Database
+) -> None:
+    journal.prepare(PreparedRun("r", record().definition, AWAITED))
+    with journal.database.begin() as connection:
+        connection.execute(sa.text("ALTER TABLE rengo_prepared DROP COLUMN digest"))
+        connection.execute(sa.text("UPDATE rengo_meta SET value = 3 WHERE name='schema_version'"))
+    for _ in range(2):
+        again = Journal(database.url)
+        assert again.prepared() == [PreparedRun("r", record().definition, AWAITED)]
+        again.close()
+
+
 def test_what_append_returned_from_survives_a_kill(journal: Journal, database: Database) -> None:
     for _ in range(3):
         known = len(facts_of(journal))
@@ -330,6 +357,33 @@ def test_a_damaged_run_is_named(column: str, journal: Journal, database: Databas
     engine.dispose()
     with pytest.raises(DamagedRun, match="damaged run r"):
         journal.record("r")
+
+
+@pytest.mark.parametrize("column", ["definition", "plan", "initial", "digest"])
+def test_a_bit_that_makes_a_text_no_text_concerns_its_run_alone(
+    column: str, tmp_path: Path
+) -> None:
+    """The highest bit of a letter: SQLite refuses such a text, and all that it read with it."""
+    journal = Journal(tmp_path / "journal.sqlite")
+    for name in ("r", "s"):
+        journal.add_run(replace(record(), run_id=name))
+        journal.append(name, [RunPaused()])
+    with journal.database.begin() as connection:
+        flipped = f"CAST(X'F2' || substr({column}, 2) AS TEXT)"
+        connection.execute(
+            sa.text(f"UPDATE rengo_runs SET {column} = {flipped} WHERE run_id = 'r'")
+        )
+        connection.execute(
+            sa.text("UPDATE rengo_facts SET body = CAST(X'FB7D' AS TEXT) WHERE run_id = 'r'")
+        )
+    first, second = journal.unfiled()
+    with pytest.raises(DamagedRun):
+        journal.record(first)
+    with pytest.raises(DamagedRun):
+        journal.facts("r")
+    assert journal.record(second).run_id == "s"
+    assert [each.fact for each in journal.facts("s")] == [RunPaused()]
+    journal.close()
 
 
 def test_a_file_that_is_no_journal_is_named(tmp_path: Path) -> None:

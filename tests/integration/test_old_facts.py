@@ -130,7 +130,9 @@ def test_runs_go_on_from_what_they_were(old: Old, journal: Journal) -> None:
 
 
 def test_a_run_whose_version_0_is_awaited(database: Path, journal: Journal) -> None:
-    ((run_id, definition, initial),) = read(database, "SELECT * FROM rengo_prepared")
+    ((run_id, definition, initial),) = read(
+        database, "SELECT run_id, definition, initial FROM rengo_prepared"
+    )
     (prepared,) = journal.prepared()
     assert prepared.run_id == run_id
     assert prepared.definition.task == json.loads(definition)["task"]

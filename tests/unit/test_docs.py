@@ -14,7 +14,7 @@ from fl_client.session.events import Stage
 from fl_server.rounds.facts import FACTS
 from fl_server.rounds.ledger import LEGAL
 from fl_server.rounds.plan import Phase
-from tests import protocol_page, run_settings_page
+from tests import algorithms_page, protocol_page, run_settings_page
 from tests.examples import pages
 
 ROOT = Path(__file__).parents[2]
@@ -79,6 +79,11 @@ def test_the_page_of_a_run_s_settings_is_the_code_s() -> None:
     shown = (ROOT / "docs" / "run-settings.md").read_text(encoding="utf-8")
     command = "python -m tests.run_settings_page > docs/run-settings.md"
     assert shown == run_settings_page.render(), command
+
+
+def test_the_page_of_algorithms_is_the_code_s() -> None:
+    shown = (ROOT / "docs" / "algorithms.md").read_text(encoding="utf-8")
+    assert shown == algorithms_page.render(), "python -m tests.algorithms_page > docs/algorithms.md"
 
 
 def test_a_key_of_a_run_that_says_nothing_is_noticed() -> None:

@@ -14,6 +14,7 @@ from broker.wire.messages.base import (
     Finite,
     Id,
     Message,
+    MetricName,
     Metrics,
     Phase,
     Round,
@@ -26,17 +27,20 @@ from broker.wire.messages.base import (
     WireModel,
 )
 from broker.wire.messages.references import BundleRef, ModelRef, UpdateRef, UploadRef
-from runtime.bounds import MAX_TRACEBACK_LINE, MAX_TRACEBACK_LINES
+from runtime.bounds import MAX_SCALARS, MAX_TRACEBACK_LINE, MAX_TRACEBACK_LINES
 
 Payload = Annotated[bytes, Field(max_length=MAX_EXCHANGE_BYTES)]
+Scalars = Annotated[dict[MetricName, Finite], Field(max_length=MAX_SCALARS)]
 Traceback = Annotated[
     list[Annotated[str, Field(max_length=MAX_TRACEBACK_LINE)]],
     Field(max_length=MAX_TRACEBACK_LINES),
 ]
-_LATER_FIELDS: dict[str, str | int | bytes | list[str]] = {
+_LATER_FIELDS: dict[str, Any] = {
     "phase": "",
     "seq": 0,
     "payload": b"",
+    "vectors": None,
+    "scalars": {},
     "unusable": False,
     "permanent": False,
     "traceback": [],
@@ -54,7 +58,7 @@ class OrderMessage(Message):
     def _without_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         fields: dict[str, Any] = serialize(self)
         for name, default in _LATER_FIELDS.items():
-            if fields.get(name) == default:
+            if name in fields and fields[name] == default:
                 del fields[name]
         return fields
 
@@ -89,6 +93,8 @@ class Order(OrderMessage):
     time_left_s: Seconds
     bundle: BundleRef | None = None
     payload: Payload = b""
+    vectors: ModelRef | None = None
+    scalars: Scalars = {}
 
     @model_validator(mode="after")
     def _has_what_its_action_needs(self) -> Order:
@@ -174,6 +180,8 @@ class Result(OrderAnswer):
     update: UpdateRef | None
     usage: Usage
     payload: Payload = b""
+    vectors: ModelRef | None = None
+    scalars: Scalars = {}
 
     @model_validator(mode="after")
     def _has_what_its_action_gives(self) -> Result:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from fl_client.session.events import Job, JobKey
@@ -22,9 +23,9 @@ def setup_document(settings: AgentSettings, engine: str, tasks: list[str]) -> di
 
 
 def session_document(
-    machine: DeviceSession, waiting_messages: int, child: int | None
+    machine: DeviceSession, waiting_messages: int, children: Sequence[int]
 ) -> dict[str, Any]:
-    """Return the jobs, the outbox and the training process.
+    """Return the jobs, the outbox, and of the training processes the latest and what all hold.
 
     ``busy`` is why the agent must not end now, "" when nothing is lost by it.
     """
@@ -36,9 +37,7 @@ def session_document(
         "reporting": [_job_document(job) for job in machine.reporting.values()],
         "busy": _busy(machine),
         "outbox": waiting_messages,
-        "training_process": None
-        if child is None
-        else {"pid": child, "rss_bytes": rss_bytes(child)},
+        "training_process": _processes(children),
     }
 
 
@@ -54,6 +53,13 @@ def result_document(job: Job) -> dict[str, Any]:
         "size_bytes": outcome.size_bytes or len(outcome.payload),
         "peak_rss_bytes": outcome.peak_rss_bytes,
     }
+
+
+def _processes(children: Sequence[int]) -> dict[str, Any] | None:
+    if not children:
+        return None
+    held = [found for pid in children if (found := rss_bytes(pid)) is not None]
+    return {"pid": children[-1], "rss_bytes": sum(held) if held else None}
 
 
 def _busy(machine: DeviceSession) -> str:

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_client.datasets.public.published import Buffer, Published, PublishedFile, find, read
+from fl_client.datasets.public.files import Buffer, find, read
+from fl_client.datasets.public.published import Published, PublishedFile
 from runtime.errors import ConfigError
 
 _UNSIGNED_BYTES = 8

@@ -9,7 +9,7 @@ from pathlib import Path
 from fl_client.datasets.public.published import Published
 from runtime.errors import ConfigError
 
-_NOT_DATA_SETS = frozenset({"images", "listing", "published"})
+_NOT_DATA_SETS = frozenset({"files", "images", "listing", "published"})
 
 
 def names() -> list[str]:

@@ -18,7 +18,8 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_client.datasets.public.published import Package, Published, PublishedFile, find, read
+from fl_client.datasets.public.files import find, read
+from fl_client.datasets.public.published import Package, Published, PublishedFile
 
 VOCABULARY = "\n" + "".join(map(chr, range(32, 127)))
 """A character's number is its place in this text."""

@@ -20,9 +20,6 @@ Float32s = npt.NDArray[np.float32]
 Float64s = npt.NDArray[np.float64]
 Int64s = npt.NDArray[np.int64]
 
-BLOCK = 1 << 18
-"""Values handled at a time: small enough to stay in a core's cache."""
-
 LIMB_BITS = 40
 _LIMB = 1 << LIMB_BITS
 _FULL = 1 << 62

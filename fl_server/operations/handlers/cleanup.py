@@ -75,6 +75,7 @@ class CleanupOperations:
                 for upload in stray.uploads:
                     store.abort_upload(upload.key, upload.id)
                 store.delete(info.key for info in stray.objects)
+                self._registry.forget(_versions_of(stray.objects))
 
             return Deferred(remove, lambda _: _told(report, call), in_order=True)
 
@@ -119,6 +120,17 @@ class CleanupOperations:
             return flow.machine.ledger.model.version
         kept = runs.history.summary(run_id)
         return None if kept is None else int(kept["rounds_completed"])
+
+
+def _versions_of(objects: Sequence[ObjectInfo]) -> list[tuple[str, int]]:
+    """Return the versions whose models are among the objects."""
+    found = []
+    for info in objects:
+        keys = RunKeys.of(info.key)
+        number = None if keys is None else keys.version_of(info.key)
+        if keys is not None and number is not None and info.key == keys.version(number):
+            found.append((keys.run_id, number))
+    return found
 
 
 def _told(report: CleanupReport, call: Call) -> CleanupReport:

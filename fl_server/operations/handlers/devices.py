@@ -169,4 +169,6 @@ def _membership(member: DeviceRecord) -> dict[str, Any]:
         "admitted_at": member.admitted_at,
         "rotating": bool(member.next_password),
     }
-    return values if member.status == "active" else {**values, "status": "revoked"}
+    if member.status == "active":
+        return values
+    return {**values, "status": "damaged" if member.status == "damaged" else "revoked"}

@@ -7,11 +7,18 @@ from typing import Any
 
 from broker.wire.messages import DeviceInfo, RunDocument
 from fl_server.flows.flow import Flow
-from fl_server.flows.report import FlowReport, RoundReport
+from fl_server.flows.report import FlowReport, MetricSpread, RoundReport
 from fl_server.kinds.sync import SyncFlow
-from fl_server.operations.results.runs import RoundRow, RunDevice, RunReport, RunSummary
+from fl_server.operations.results.runs import (
+    DeviceSpread,
+    RoundRow,
+    RunDevice,
+    RunReport,
+    RunSummary,
+)
 from fl_server.rounds.ledger import Ledger
 from fl_server.rounds.plan import Plan
+from fl_server.runs.definition import RunDefinition
 from fl_server.runs.record import FactRecord, RunRecord
 from runtime.bounds import is_plausible, total
 
@@ -49,6 +56,15 @@ def _summary(record: RunRecord[Plan], ledger: Ledger) -> dict[str, Any]:
         "best_version": None if ledger.best is None else ledger.best[0],
         "best_value": None if ledger.best is None else finite(ledger.best[1]),
         "submitted_at": record.at,
+        **_of_experiment(record.definition),
+    }
+
+
+def _of_experiment(definition: RunDefinition) -> dict[str, Any]:
+    return {
+        "headline_goal": definition.goal_of(definition.evaluation.headline),
+        "group": definition.group,
+        "variant": definition.variant,
     }
 
 
@@ -88,6 +104,7 @@ def _summary_of_document(record: RunRecord[Any], document: RunDocument | None) -
         "loss": finite(known.get("loss")),
         "measured": finite(known.get("accuracy")),
         "submitted_at": record.at,
+        **_of_experiment(record.definition),
     }
 
 
@@ -123,6 +140,7 @@ def report(
             described(RunDevice(id=device_id, **vars(device)), infos or {})
             for device_id, device in sorted(told.devices.items())
         ],
+        spread=_spread(told.spread),
     )
 
 
@@ -145,6 +163,12 @@ def described(device: RunDevice, infos: Mapping[str, DeviceInfo]) -> RunDevice:
     if info is None or device.engine:
         return device
     return device.model_copy(update={"profile": info.profile[:32], "engine": info.engine[:32]})
+
+
+def _spread(spread: MetricSpread | None) -> DeviceSpread | None:
+    if spread is None:
+        return None
+    return DeviceSpread(**{**vars(spread), "variance": finite(spread.variance)})
 
 
 def _history_row(entry: RoundReport) -> RoundRow:

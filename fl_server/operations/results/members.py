@@ -74,7 +74,15 @@ class DeviceRow(OperationResult):
 
     id: Name
     status: Literal[
-        "enrolled", "revoked", "ready", "training", "draining", "late", "offline", "lost"
+        "enrolled",
+        "revoked",
+        "damaged",
+        "ready",
+        "training",
+        "draining",
+        "late",
+        "offline",
+        "lost",
     ]
     role: Literal["trainer", "evaluator", "-"]
     tasks: Annotated[list[Text], Field(max_length=64)]

@@ -39,6 +39,9 @@ class RunSummary(OperationResult):
         measured: the value of that metric.
         best_version: the best version so far, where the run looks for it; its tag is ``RUN.best``.
         best_value: what it was compared by.
+        headline_goal: what is better of the headline metric, "higher" or "lower".
+        group: the name that it shares with the other runs of its experiment.
+        variant: what of its group it is.
     """
 
     run_id: Name
@@ -66,6 +69,9 @@ class RunSummary(OperationResult):
     measured: Finite | None = None
     best_version: Count | None = None
     best_value: Finite | None = None
+    headline_goal: Short = "higher"
+    group: Short = ""
+    variant: Text = ""
 
 
 class RunList(Listing):
@@ -128,9 +134,25 @@ class RunDevice(OperationResult):
     engine: Annotated[str, Field(max_length=32)] = ""
 
 
+class DeviceSpread(OperationResult):
+    """The headline metric of a version over the devices that measured it, each counting alike.
+
+    Attributes:
+        worst_tenth: the mean over the worst tenth of the devices.
+        variance: of all of them, null where it is out of bounds.
+    """
+
+    version: Count
+    devices: Count
+    mean: Finite
+    worst_tenth: Finite
+    variance: Finite | None
+
+
 class RunReport(RunSummary):
     """A run with its rounds, devices, refusals, bytes and metrics.
 
+    ``spread`` is of the latest measured version, where devices measure on data of their own.
     Units: times are Unix seconds or seconds, sizes bytes.
     """
 
@@ -143,6 +165,7 @@ class RunReport(RunSummary):
     bytes_down: Count
     history: Annotated[list[RoundRow], Field(max_length=MAX_ROWS)]
     devices: Annotated[list[RunDevice], Field(max_length=MAX_DEVICES)]
+    spread: DeviceSpread | None = None
 
     def fitted(self, size_bytes: int) -> Self:
         """Return it with the latest rounds, as many as fit, and the first devices."""

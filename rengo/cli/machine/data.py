@@ -7,10 +7,12 @@ from pathlib import Path
 
 from fl_client.datasets.device import Device
 from fl_client.datasets.public import listing
-from fl_client.datasets.public.published import Published, cache_folder, find
+from fl_client.datasets.public.files import find
+from fl_client.datasets.public.published import Published, cache_folder
 from fl_client.tasks.registry import load_task
 from rengo.cli.codes import DONE
 from rengo.cli.common import PARTITION_HELP, Commands, absolute, add_command, print_json
+from rengo.site.device_folders import device_folders
 from rengo.terminal.format import size
 from rengo.terminal.lines import say
 from rengo.terminal.tables import print_table
@@ -36,7 +38,12 @@ def add(commands: Commands) -> None:
     )
     parser = add_command(verbs, "show", show, "show which examples each device of a task has")
     parser.add_argument("task", help="a task's name or FILE.py:CLASS")
-    parser.add_argument("--clients", type=int, default=6, help="how many devices (default: 6)")
+    parser.add_argument(
+        "--clients", type=int, default=6, help="how many devices (default: 6, or as --data says)"
+    )
+    parser.add_argument(
+        "--data", type=absolute, metavar="DIR", help="a folder with a sub-folder for each device"
+    )
     parser.add_argument("--partition", default="", metavar="KIND", help=PARTITION_HELP)
     parser.add_argument(
         "--data-seed", type=int, default=0, help="what the devices draw with (default: 0)"
@@ -113,24 +120,34 @@ def get(options: argparse.Namespace) -> int:
     return DONE
 
 
+def _devices(options: argparse.Namespace) -> list[Device]:
+    """Return the devices that are shown: one for each folder, with its name, or numbered ones."""
+    if options.data is not None:
+        places: list[Path | None] = [*device_folders(options.data).trainers]
+    elif 1 <= options.clients <= _MOST_DEVICES:
+        places = [None] * options.clients
+    else:
+        raise ConfigError(f"--clients must be 1 to {_MOST_DEVICES}, not {options.clients}")
+    return [
+        Device(
+            f"device-{number}" if place is None else place.name,
+            number - 1,
+            len(places),
+            seed=options.data_seed,
+            folder=place,
+            partition=options.partition,
+        )
+        for number, place in enumerate(places, 1)
+    ]
+
+
 def show(options: argparse.Namespace) -> int:
     """Print which examples each device of a task has."""
     # numpy, and for a task of torch's its packages
     from rengo.data.counts import DeviceCounts, counts_of  # noqa: PLC0415
 
-    if not 1 <= options.clients <= _MOST_DEVICES:
-        raise ConfigError(f"--clients must be 1 to {_MOST_DEVICES}, not {options.clients}")
+    devices = _devices(options)
     task = load_task(options.task)
-    devices = [
-        Device(
-            f"device-{index + 1}",
-            index,
-            options.clients,
-            seed=options.data_seed,
-            partition=options.partition,
-        )
-        for index in range(options.clients)
-    ]
     found: list[DeviceCounts] = list(counts_of(task, devices))
     if options.plot:
         # matplotlib is an extra

@@ -23,6 +23,7 @@ from rengo.cli.common import (
     progress_stream,
     settings_of,
 )
+from rengo.cli.operator import experiment
 from rengo.cli.operator.task import add_trust
 from rengo.operator.bundle_files import public_key
 from rengo.operator.bundles import chosen
@@ -69,6 +70,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, help="the run's definition as a TOML file")
     parser.add_argument("--rounds", type=int, help="how many rounds (default: 10)")
     add_settings(parser)
+    experiment.add_options(parser)
     parser.add_argument("--follow", action="store_true", help="stay until the run has ended")
     parser.add_argument(
         "--json", metavar="FILE", help="follow, then write one JSON document, - for stdout"
@@ -85,6 +87,10 @@ def run(options: argparse.Namespace) -> int:
     if options.rounds is not None:
         definition["rounds"] = options.rounds
     definition.pop("task", None)
+    if options.sweep or options.seeds is not None:
+        return experiment.run_all(options, definition, _begin)
+    if options.group is not None:
+        definition["group"] = options.group
     out = progress_stream(options.json)
     if not (options.follow or options.json):
         return _submit(options, definition)

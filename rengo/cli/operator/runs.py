@@ -1,4 +1,4 @@
-"""``rengo runs ls|show|follow|extend|pause|resume|stop``."""
+"""``rengo runs ls|show|follow|extend|compare|pause|resume|stop``."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from rengo.cli.common import (
     print_json,
     progress_stream,
 )
+from rengo.cli.operator.experiment import add_compare
 from rengo.operator.runs import follow
 from rengo.terminal.format import figure, metrics_line, size
 from rengo.terminal.lines import say
@@ -40,6 +41,7 @@ def add(commands: Commands) -> None:
     """Add the commands."""
     group = commands.add_parser("runs", help="list, show and steer runs")
     verbs = group.add_subparsers(dest="verb", metavar="VERB", required=True)
+    add_compare(verbs)
     for name, action, summary in (
         ("ls", list_runs, "list the runs"),
         ("show", show_run, "show one run: rounds, refusals, devices"),
@@ -169,6 +171,7 @@ def _head(run: RunReport) -> list[str]:
         f"rounds    {run.rounds_completed} of {run.rounds}, "
         f"cohort {run.cohort_size}, quorum {run.quorum}{_fitted(run)}",
         f"measured  {metrics_line(run.headline, run.measured, run.loss)}",
+        *_spread(run),
         *_best(run),
         f"moved     {size(run.bytes_up)} up, {size(run.bytes_down)} down",
         f"model     {run.model_key}",
@@ -181,6 +184,17 @@ def _wait(run: RunReport) -> list[str]:
         return []
     since = "" if run.waiting_since is None else f" since {when(run.waiting_since)}"
     return [f"waiting   for the store{since}: {run.waiting}"]
+
+
+def _spread(run: RunReport) -> list[str]:
+    spread = run.spread
+    if spread is None:
+        return []
+    over = "1 device" if spread.devices == 1 else f"{spread.devices} devices"
+    return [
+        f"spread    mean {figure(spread.mean)}, worst 10% {figure(spread.worst_tenth)}, "
+        f"variance {figure(spread.variance)} over {over}, version {spread.version}"
+    ]
 
 
 def _best(run: RunReport) -> list[str]:

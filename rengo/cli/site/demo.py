@@ -11,6 +11,7 @@ from rengo.cli.codes import DONE, INTERRUPTED
 from rengo.cli.common import (
     PARTITION_HELP,
     Commands,
+    absolute,
     add_command,
     add_output,
     add_settings,
@@ -35,7 +36,14 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("--rounds", type=int, default=15, help="how many rounds (default: 15)")
     parser.add_argument(
-        "--clients", type=int, default=6, help="how many devices train (default: 6)"
+        "--clients", type=int, help="how many devices train (default: 6, or as --data says)"
+    )
+    parser.add_argument(
+        "--data",
+        type=absolute,
+        metavar="DIR",
+        help="a folder with a sub-folder of data for each device, and one named evaluator for the "
+        "evaluator if it is to measure",
     )
     parser.add_argument("--partition", default="", metavar="KIND", help=PARTITION_HELP)
     parser.add_argument("--seed", type=int, default=0, help="the run's seed (default: 0)")
@@ -53,6 +61,7 @@ def run(options: argparse.Namespace) -> int:
         options.seed,
         options.output,
         options.partition,
+        options.data,
     )
     out = progress_stream(options.json)
     # it tries the folder with a file, which an interrupt would leave there

@@ -54,13 +54,14 @@ def test_three_short_lives_in_a_row_mean_that_the_client_id_is_in_use(
 
 
 @pytest.mark.parametrize("deaths", [3, 10])
-def test_a_broker_that_restarts_again_and_again_is_no_second_process(
-    policy: ReconnectPolicy, deaths: int
+@pytest.mark.parametrize("error", [UNREACHABLE, REFUSED], ids=["restarts", "other passwords"])
+def test_a_broker_that_ends_connections_itself_is_no_second_process(
+    policy: ReconnectPolicy, deaths: int, error: Exception
 ) -> None:
     for _ in range(deaths):
         policy.connected()
         assert policy.connection_ended(1.0, None, lost=True) is None
-        policy.attempt_failed(UNREACHABLE, other_passwords=0)
+        policy.attempt_failed(error, other_passwords=1)
 
 
 def test_a_connection_that_lasted_forgets_the_short_lives(policy: ReconnectPolicy) -> None:

@@ -152,7 +152,7 @@ def test_a_retry_takes_the_latest_url() -> None:
 
 def test_a_fetch_is_told_of_the_earlier_model() -> None:
     transfers, earlier = Scripted(), EarlierVersion(Path("older"), [(0, 4)])
-    JobTransfers(transfers, never).fetch(TransferContext(job()), Path("m"), earlier)
+    JobTransfers(transfers, never).fetch(TransferContext(job()), Path("m"), earlier=earlier)
     assert transfers.earlier == earlier
 
 

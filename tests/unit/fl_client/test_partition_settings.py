@@ -12,6 +12,7 @@ from fl_client.datasets.device import Device
 from fl_client.datasets.splits.partitions import divided
 from fl_client.datasets.splits.scheme import KINDS, Examples, Scheme, parse
 from fl_client.settings import AgentSettings
+from fl_client.training import process
 from fl_client.training.child import ChildSettings
 from runtime.errors import ConfigError
 
@@ -88,3 +89,9 @@ def test_a_training_process_is_told_the_partition_only_where_there_is_one() -> N
     assert "--partition" not in plain
     named = ChildSettings("digits", "numpy", "d", partition="iid+turned").argv()
     assert named[-2:] == ["--partition", "iid+turned"]
+
+
+def test_a_training_process_gives_its_task_the_partition() -> None:
+    argv = ChildSettings("digits", "numpy", "d", 1, 4, partition="shards:3").argv()
+    options = process._parser().parse_args(argv[argv.index("--task") :])
+    assert process._device(options) == Device("d", 1, 4, partition="shards:3")

@@ -135,3 +135,12 @@ def test_both_models_train_on_it(made_up: Path, name: str) -> None:
     loss, gradients = load_engine("numpy", task).gradients(task.initial_weights(0), train)
     assert 1 < loss < 4
     assert all(np.abs(gradient).max() > 0 for gradient in gradients.values())
+
+
+def test_persons_are_the_only_partition(made_up: Path) -> None:
+    task = load_task("watch")
+    plain, _ = task.data(Device("d", 2, 9))
+    natural, _ = task.data(Device("d", 2, 9, partition="natural"))
+    assert np.array_equal(plain[0], natural[0])
+    with pytest.raises(ConfigError, match=r"divided by persons.*not by 'iid'"):
+        task.data(Device("d", 2, 9, partition="iid"))

@@ -108,6 +108,16 @@ def test_a_slow_evaluator_holds_up_no_round_and_versions_are_judged_in_order() -
     assert run.machine.ledger.best == (1, 0.5), "and changes no verdict"
 
 
+def test_a_device_that_hangs_is_waited_for_until_three_later_versions_are_ordered() -> None:
+    run = begun("e1", "e2")
+    commits(run, 0.5, 0.6, 0.4)
+    assert not judged(run)
+    commits(run, 0.4)
+    assert [fact.round for fact in judged(run)] == [1]
+    commits(run, 0.4)
+    assert run.machine.ledger.best == (2, 0.6)
+
+
 def test_a_version_that_nobody_measured_waits_for_who_comes_until_the_next() -> None:
     run = begun()
     commits(run, None)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from fl_server.aggregation.arithmetic.exact import BLOCK
+from algorithms.base import BLOCK
 from fl_server.rounds.facts import RoundClosed, RoundCommitted, RoundStarted, UpdateAccepted
 from fl_server.rounds.ledger import Ledger
 from fl_server.rounds.model import Model

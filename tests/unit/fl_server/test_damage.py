@@ -249,7 +249,7 @@ def test_a_lost_update_is_refused_and_a_lost_base_ends_the_run(
         plane.forget_copies(KEYS.run_id)
         plane = restarted(bench, plane, tmp_path / "again")
         bench.lossy.lost = {bench.model.key}
-        for command in (verify, Aggregate(1, 1, ("a",)), SweepRound(1, 1)):
+        for command in (verify, Aggregate(1, 1, ("a",), 1), SweepRound(1, 1)):
             failed = plane.perform(KEYS.run_id, command, bench.model)
             assert isinstance(failed, FailureReported)
             assert f"version 0 is lost: GET {bench.model.key}: the store answered 500" in (

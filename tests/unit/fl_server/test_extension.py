@@ -9,16 +9,24 @@ from typing import Any
 import pytest
 
 from fl_server.dataplane.plane import DataPlane
+from fl_server.rounds.facts import RoundCommitted
+from fl_server.rounds.model import Model
 from fl_server.runs.schedule import training_of
 from runtime.errors import Corrupt, NotFound
 from storage.registry.registry import ModelRegistry
 from storage.store.memory import MemoryStore
 from storage.versions.keys import RunKeys
 from tests.operations import Disk, Life
-from tests.versions import KEY, PROJECT, manifest_of, model_file, stored
+from tests.versions import KEY, PROJECT, model_file, stored
 
 ROUNDS = {"task": "digits", "rounds": 4, "seed": 5}
-SHA = hashlib.sha256(b"model").hexdigest()
+
+
+def sha256_of(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+SHA = sha256_of(b"model")
 
 
 @pytest.fixture
@@ -90,6 +98,17 @@ def test_what_cannot_go_on_says_why(life: Life) -> None:
     assert "'rounds'" in refused(life, ended(life), rounds=0)
 
 
+def test_the_scalars_of_the_server_come_with_the_facts_and_are_not_made_up(life: Life) -> None:
+    run_id = ended(life, algorithm={"name": "term"})
+    error = refused(life, run_id)
+    assert "is no longer kept, and with it a part of the algorithm's server state" in error
+    assert f"--from {run_id}" in error
+    last = life.registry.find(f"{run_id}:4").manifest
+    model = Model(4, last.key, last.sha256, last.size_bytes, scalars=(("step", 4.0),))
+    life.journal.append(run_id, [RoundCommitted(4, 1, model)])
+    assert extended(life, run_id).initial.scalars == (("step", 4.0),)
+
+
 # --- the bytes --------------------------------------------------------------------------------
 
 
@@ -97,23 +116,26 @@ def test_the_version_and_its_server_state_are_copied(tmp_path: Path) -> None:
     store = MemoryStore()
     registry = ModelRegistry(store, PROJECT, KEY)
     plane = DataPlane(store, registry, tmp_path, lambda _: None)
-    old = RunKeys(PROJECT, "old")
+    old, new = RunKeys(PROJECT, "old"), RunKeys(PROJECT, "new")
     body, state = model_file(b"model"), model_file(b"state", (7.0,))
-    found = manifest_of(
-        *("old", 4, body),
-        state_key=old.state(4),
-        state_sha256=hashlib.sha256(state).hexdigest(),
+    source = Model(
+        *(4, old.version(4), sha256_of(body), len(body), old.state(4), sha256_of(state)),
+        changed=((0, 8),),
+        scalars=(("step", 4.0),),
     )
-    store.put(found.key, body)
+    store.put(source.key, body)
     with pytest.raises(NotFound):
-        plane.adopt_version(found, "new")
-    store.put(found.state_key, state)
-    model = plane.adopt_version(found, "new")
-    new = RunKeys(PROJECT, "new")
-    assert (model.version, model.key, model.state_key) == (0, new.version(0), new.state(0))
+        plane.adopt_version(source, "new")
+    store.put(source.state_key, state)
+    model = plane.adopt_version(source, "new")
+    assert model == Model(
+        *(0, new.version(0), sha256_of(body), len(body), new.state(0), sha256_of(state)),
+        state_bytes=len(state),
+        scalars=(("step", 4.0),),
+    )
     for key, data in ((new.version(0), body), (new.state(0), state)):
         with store.open(key) as stream:
             assert stream.read(1 << 20) == data
-    store.put(found.state_key, model_file(b"other"))
+    store.put(source.state_key, model_file(b"other"))
     with pytest.raises(Corrupt):
-        DataPlane(store, registry, tmp_path / "other", lambda _: None).adopt_version(found, "n")
+        DataPlane(store, registry, tmp_path / "other", lambda _: None).adopt_version(source, "n")

@@ -100,7 +100,7 @@ def test_the_run_ends_with_that_cause_at_once(tmp_path: Path) -> None:
         made = bench.submit("a", np.full(SIZE, 1e36, np.float32))
         fold = FoldUpdate("a", made.round, made.attempt, made.update)
         assert plane.perform(KEYS.run_id, fold, bench.model) is None
-        event = plane.perform(KEYS.run_id, Aggregate(1, 1, ("a",)), bench.model)
+        event = plane.perform(KEYS.run_id, Aggregate(1, 1, ("a",), 1), bench.model)
     finally:
         plane.stop()
     assert isinstance(event, FailureReported)

@@ -291,6 +291,12 @@ SEEDS = """replace(definition, '"seed":7', '"seed":8')"""
             "fact 1 or the one before it was changed",
         ),
         ("DELETE FROM rengo_facts WHERE number = 1", "fact 2 or the one before it was changed"),
+        # the highest bit of a letter flipped: what SQLite refuses to give as a text
+        ("UPDATE rengo_runs SET definition = CAST(X'FB7D' AS TEXT)", OF_ROW),
+        (
+            "UPDATE rengo_facts SET body = CAST(X'FB7D' AS TEXT) WHERE number = 1",
+            "fact 1 or the one before it was changed",
+        ),
     ],
 )
 def test_a_changed_run_fails_with_its_cause_and_the_others_go_on(
@@ -311,3 +317,16 @@ def test_a_changed_run_fails_with_its_cause_and_the_others_go_on(
     server.acts.clear()
     server.crash()
     assert (list(server.runner.flows), server.acts) == (["other"], []), "it fails once"
+
+
+def test_a_run_whose_id_is_no_text_stands_in_nobody_s_way(
+    server: FlowServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(server, "r", FACTS[:4])
+    with server.journal.database.begin() as connection:
+        change = "UPDATE rengo_runs SET run_id = CAST(X'F2' AS TEXT)"
+        assert connection.exec_driver_sql(change).rowcount == 1
+    write(server, "other", FACTS[:4])
+    server.crash()
+    assert list(server.runner.flows) == ["other"]
+    assert "a run whose id is damaged" in caplog.text

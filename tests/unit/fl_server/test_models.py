@@ -43,7 +43,7 @@ def store() -> CountingStore:
 
 @pytest.fixture
 def cache(tmp_path: Path, store: CountingStore) -> ModelCache:
-    return ModelCache(tmp_path / "work" / "run", store)
+    return ModelCache(tmp_path / "work" / "run", store, keep=2)
 
 
 def test_a_copy_is_fetched_once(cache: ModelCache, store: CountingStore) -> None:

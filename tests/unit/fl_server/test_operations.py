@@ -15,7 +15,14 @@ import pytest
 from fl_server.kinds.canary import CanaryFlow
 from fl_server.operations.call import Caller, Outcome
 from fl_server.operations.catalogue import OPERATIONS, Effect
-from fl_server.operations.requests import KEPT_PER_CALLER, RequestKey, RequestLog, RequestRecord
+from fl_server.operations.requests import (
+    KEPT_PER_CALLER,
+    RequestKey,
+    RequestLog,
+    RequestRecord,
+    digest_of,
+)
+from fl_server.persistence.database import Database, sa
 from runtime.security.join_token import JoinToken
 from runtime.security.signing import SecretKey
 from storage.versions.keys import BundleKeys, RunKeys
@@ -63,7 +70,7 @@ class World:
         names = (_prepared(life), _started(life), _started(life), _started(life))
         life.do("runs_pause", run_id=names[2])
         life.do("runs_stop", run_id=names[3])
-        life.registry.commit(stored(disk.store, names[3], 4))
+        life.registry.commit(stored(disk.store, names[3], 0))
         life.do("devices_admit", devices=[device("d-1")])
         life.do("devices_invite")
         for version in range(3):
@@ -428,7 +435,8 @@ def test_requests_of_a_removed_caller_go_at_the_next_start(world: World) -> None
     }
     for (caller, request_id), arguments in rows.items():
         key = RequestKey(caller, request_id)
-        log.save(RequestRecord(key, "devices_revoke", "", arguments=arguments, outcome="{}"))
+        digest = digest_of("devices_revoke", {"device_id": "d-1"})
+        log.save(RequestRecord(key, "devices_revoke", digest, arguments=arguments, outcome="{}"))
     life.end()
     again = Life(world.disk)
     log = RequestLog(again.journal.database)
@@ -438,4 +446,42 @@ def test_requests_of_a_removed_caller_go_at_the_next_start(world: World) -> None
         ("removed", "answered"): False,
         ("removed", "unfinished"): True,
     }
+    again.end()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("arguments = replace(arguments, 'old:2', 'old:0')", "is damaged in the journal"),
+        ("arguments = replace(arguments, '{', '[')", "is damaged in the journal"),
+        ("arguments = CAST(X'FB7D' AS TEXT)", "is damaged in the journal"),
+        ("operation = 'models_archive'", "is damaged in the journal"),
+        ("digest = 'x'", "is damaged in the journal"),
+        ("operation = 'models_blend', digest = :digest", "has no operation 'models_blend'"),
+    ],
+)
+def test_a_damaged_request_is_given_up_and_the_server_goes_on(
+    world: World, change: str, said: str
+) -> None:
+    """One flipped bit: another version would be promoted, or no server would ever start again."""
+    life = Life(world.disk, mortal := Mortal())
+    mortal.at = mortal.steps + 4
+    with pytest.raises(Killed):
+        life.submit("models_promote", {"name": "old:2"}, REQUEST)
+    before = life.registry.production("digits")
+    life.end()
+    database = Database(world.disk.url)
+    with database.begin() as connection:
+        text = sa.text(f"UPDATE rengo_requests SET {change} WHERE arguments != ''")
+        digest = digest_of("models_blend", {"name": "old:2", "reason": ""})
+        values = {"digest": digest} if ":digest" in change else {}
+        assert connection.execute(text, values).rowcount == 1
+    database.close()
+    again = Life(world.disk)
+    assert again.registry.production("digits") == before
+    record = RequestLog(again.journal.database).find(RequestKey("operator", REQUEST))
+    assert record is not None
+    assert record.arguments == ""
+    assert said in record.outcome
+    assert again.submit("models_promote", {"name": "old:2"}, "request-2").fault == ""
     again.end()

@@ -46,7 +46,7 @@ def test_a_restart_while_aggregating_aggregates_the_same_again() -> None:
     run.counts("a", "b", "c")
     commands = run.restart()
     assert [type(c) for c in commands] == [FoldUpdate, FoldUpdate, FoldUpdate, Aggregate]
-    assert commands[-1] == Aggregate(1, 1, ("a", "b", "c"))
+    assert commands[-1] == Aggregate(1, 1, ("a", "b", "c"), 3)
 
 
 def test_a_restart_while_gathering_waits_for_devices() -> None:
@@ -76,7 +76,7 @@ def test_a_restart_closes_what_was_complete() -> None:
     run = Run.of("a", "b", "c")
     run.counts("a", "b", "c")
     assert isinstance(run.facts.pop(), RoundClosed)
-    assert Aggregate(1, 1, ("a", "b", "c")) in run.restart()
+    assert Aggregate(1, 1, ("a", "b", "c"), 3) in run.restart()
 
 
 def test_a_result_lost_with_the_server_is_checked_when_it_comes_again() -> None:

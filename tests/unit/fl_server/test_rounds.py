@@ -86,7 +86,7 @@ def test_over_selection_invites_more_and_closes_at_the_target() -> None:
     run = Run.of("a", "b", "c", cohort_size=2, over_selection=1.5)
     assert len(run.machine.ledger.cohort) == 3
     commands = run.counts("a", "b")
-    assert of_type(commands, Aggregate) == [Aggregate(1, 1, ("a", "b"))]
+    assert of_type(commands, Aggregate) == [Aggregate(1, 1, ("a", "b"), 3)]
 
 
 def test_the_cohort_is_a_function_of_seed_round_and_attempt() -> None:
@@ -122,14 +122,14 @@ def test_a_result_is_verified_before_it_counts() -> None:
 
 def test_the_target_closes_the_round() -> None:
     run = Run.of("a", "b", "c")
-    assert of_type(run.counts("a", "b", "c"), Aggregate) == [Aggregate(1, 1, ("a", "b", "c"))]
+    assert of_type(run.counts("a", "b", "c"), Aggregate) == [Aggregate(1, 1, ("a", "b", "c"), 3)]
 
 
 def test_a_quorum_closes_the_round_when_all_that_live_have_answered() -> None:
     run = Run.of("a", "b", "c")
     run.counts("a", "b")
     assert run.phase == "collecting"
-    assert run.give(DeviceLeft("c")) == [Aggregate(1, 1, ("a", "b"))]
+    assert run.give(DeviceLeft("c")) == [Aggregate(1, 1, ("a", "b"), 3)]
 
 
 def test_who_reports_and_leaves_is_waited_for_until_its_update_is_checked() -> None:
@@ -138,7 +138,7 @@ def test_who_reports_and_leaves_is_waited_for_until_its_update_is_checked() -> N
     run.give(DeviceLeft("c"))
     run.counts("a", "b")
     assert run.phase == "collecting"
-    assert Aggregate(1, 1, ("a", "b", "c")) in run.verifies("c")
+    assert Aggregate(1, 1, ("a", "b", "c"), 3) in run.verifies("c")
 
 
 def test_a_report_that_is_not_usable_is_refused_with_its_fault() -> None:
@@ -147,7 +147,7 @@ def test_a_report_that_is_not_usable_is_refused_with_its_fault() -> None:
     commands = run.give(ResultReceived("c", 1, 1, update("c"), "not its own key"))
     assert receipt(commands).reason == "not its own key"
     assert DiscardUpdate(update("c").key) in commands
-    assert Aggregate(1, 1, ("a", "b")) in commands
+    assert Aggregate(1, 1, ("a", "b"), 3) in commands
     assert run.facts[-2] == UpdateRefused(1, 1, "c", "not its own key")
 
 
@@ -160,7 +160,7 @@ def test_a_refused_and_a_declined_order_are_answers() -> None:
     assert receipt(commands).reason == "NaN"
     assert DiscardUpdate(update("c").key) in commands
     commands = run.give(DeviceDeclined("d", "train", 1, 1, "no space"))
-    assert commands == [Aggregate(1, 1, ("a", "b"))]
+    assert commands == [Aggregate(1, 1, ("a", "b"), 4)]
 
 
 def test_below_the_quorum_the_dead_are_waited_for_until_the_deadline() -> None:
@@ -173,7 +173,7 @@ def test_below_the_quorum_the_dead_are_waited_for_until_the_deadline() -> None:
 def test_the_deadline_closes_with_a_quorum() -> None:
     run = Run.of("a", "b", "c")
     run.counts("c", "b")
-    assert run.fires("deadline") == [Aggregate(1, 1, ("b", "c"))]
+    assert run.fires("deadline") == [Aggregate(1, 1, ("b", "c"), 3)]
 
 
 def test_the_deadline_without_a_quorum_makes_a_new_attempt() -> None:

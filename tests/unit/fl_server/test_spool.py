@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fl_server.aggregation.arithmetic.exact import BLOCK, Float32s, Workspace
+from algorithms.base import BLOCK
+from fl_server.aggregation.arithmetic.exact import Float32s, Workspace
 from fl_server.aggregation.spool import BlockSums, MemoryBudget, Spool
 from runtime.errors import Corrupt
+from storage.updates.info import Section
 
 SIZE = BLOCK + 1000
 
@@ -32,7 +34,8 @@ def filled(budget: MemoryBudget, folder: Path, values: Float32s, step: int = 70_
 def content(spool: Spool) -> Float32s:
     parts = []
     position = 0
-    for start, values in spool.blocks():
+    whole_spool = spool.parts([Section("update", spool.size)])["update"]
+    for start, values in whole_spool.blocks():
         assert start == position
         parts.append(values.copy())
         position += len(values)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,11 +14,11 @@ import msgpack
 import numpy as np
 import pytest
 
-from algorithms.base import Algorithm, Flat
+from algorithms.base import BLOCK, UPDATE, Algorithm, Blocks, Flat, Mean, Scalars
 from algorithms.fedavg import FedAvg
 from fl_server.aggregation import sums
-from fl_server.aggregation.aggregator import Refused, RunAggregator, SubmittedUpdate
-from fl_server.aggregation.arithmetic.exact import BLOCK, BlockSum, Float32s
+from fl_server.aggregation.aggregator import AggregatedRun, Refused, RunAggregator, SubmittedUpdate
+from fl_server.aggregation.arithmetic.exact import BlockSum, Float32s
 from fl_server.aggregation.base_models import BaseLost
 from fl_server.aggregation.model_cache import ModelCache
 from fl_server.aggregation.spool import MemoryBudget
@@ -56,13 +56,13 @@ class Momentum(Algorithm):
 
     beta: float = 0.9
 
-    def init(self, size: int) -> dict[str, Flat]:
-        return {"momentum": np.zeros(size, np.float32)}
+    def init(self, weights: Flat, start: int, seed: int) -> dict[str, Flat]:
+        return {"momentum": np.zeros(len(weights), np.float32)}
 
     def aggregate(
-        self, weights: Flat, mean_update: Flat, state: Mapping[str, Flat]
+        self, weights: Flat, mean: Mean, state: Blocks, scalars: Scalars
     ) -> tuple[Flat, dict[str, Flat]]:
-        momentum = (self.beta * state["momentum"] + mean_update).astype(np.float32)
+        momentum = (self.beta * state["momentum"] + mean.vectors[UPDATE]).astype(np.float32)
         return (weights + momentum).astype(np.float32), {"momentum": momentum}
 
 
@@ -102,9 +102,7 @@ class Bench:
     def restart(self) -> None:
         self.lives += 1
         self.run = RunAggregator(
-            KEYS,
-            self.algorithm,
-            self.cohort,
+            AggregatedRun(KEYS, self.algorithm, 0, self.cohort),
             KeepLatest(self.keep),
             self.store,
             ModelCache(self.folder / str(self.lives), self.store),

@@ -101,7 +101,7 @@ def test_those_that_left_are_waited_for_only_for_a_while() -> None:
 def test_a_revoked_device_costs_no_wait() -> None:
     run = Run.of("a", "b", "c")
     run.counts("a", "b")
-    assert run.give(DeviceLeft("c", for_good=True)) == [Aggregate(1, 1, ("a", "b"))]
+    assert run.give(DeviceLeft("c", for_good=True)) == [Aggregate(1, 1, ("a", "b"), 3)]
     assert ordered(run.commits()) == {"a", "b"}, "nobody is waited for to gather"
 
 

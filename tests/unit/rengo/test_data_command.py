@@ -211,6 +211,25 @@ def test_a_task_without_class_numbers_shows_sizes(
     assert rows[1:] == [["device-1", "5", "0", "-"], ["device-2", "6", "0", "-"]]
 
 
+def test_a_folder_for_each_device_is_shown_by_its_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, count in (("bob", 3), ("alice", 2), ("evaluator", 9)):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        (tmp_path / "data" / name / "log.csv").write_text("a,state\n" + "1,ok\n" * count)
+    path = tmp_path / "own.py"
+    path.write_text(
+        "from rengo import Task\n"
+        "class Pump(Task):\n"
+        "    def data(self, device):\n"
+        "        source = {'kind': 'csv', 'features': ['a'], 'label': 'state'}\n"
+        "        return device.dataset({'source': source, 'classes': ['ok', 'worn']}).splits()\n"
+    )
+    assert main(["data", "show", f"{path}:Pump", "--data", str(tmp_path / "data")]) == 0
+    rows = [row.split() for row in capsys.readouterr().out.splitlines()]
+    assert [(row[0], row[1]) for row in rows[1:]] == [("alice", "2"), ("bob", "3")]
+
+
 @pytest.mark.parametrize("kind", ["png", "svg"])
 def test_the_picture_is_written(kind: str, tmp_path: Path) -> None:
     path = tmp_path / f"parts.{kind}"

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from algorithms.fedavg import FedAvg
+import algorithms
 from fl_client.models.layers import Linear
 from fl_client.tasks.base import Task
 from fl_client.tasks.user_code import TaskError
@@ -44,16 +44,12 @@ def test_which_tasks_need_torch(monkeypatch: pytest.MonkeyPatch) -> None:
         needs_torch(OwnLoss(), {})
 
 
-def test_an_algorithm_that_changes_the_loss_needs_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", algorithms.names())
+def test_an_algorithm_that_changes_the_loss_needs_torch(name: str) -> None:
     pytest.importorskip("torch")
-
-    class OwnLoss(FedAvg):
-        needs_loss = True
-
-    monkeypatch.setattr("rengo.demo.load_algorithm", lambda *_: OwnLoss())
-    assert needs_torch(Classes(), {}) == (
-        "algorithm fedavg changes the loss, which only the torch engine can do"
-    )
+    reason = f"algorithm {name} changes the loss, which only the torch engine can do"
+    is_so = "loss" in algorithms.load(name).needs
+    assert needs_torch(Classes(), {"algorithm": {"name": name}}) == (reason if is_so else "")
 
 
 @pytest.mark.parametrize("clients", [1, 2, 6])

@@ -1,0 +1,71 @@
+"""Whether an algorithm can run with a task: found out when a run is submitted, not in round 1."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+from algorithms.base import UPDATE, Algorithm
+from fl_client.models import layers
+from fl_client.models.parts import ModelParts, parts_of_layers
+from fl_client.tasks.base import Task
+from fl_client.tasks.user_code import model_of
+from runtime.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fl_client.models.layers import Layers
+
+
+def require_match(task: Task, name: str, algorithm: Algorithm) -> None:
+    """Return when the algorithm can run with the task.
+
+    Args:
+        name: the algorithm's.
+
+    Raises:
+        ConfigError: it cannot; the text says why, and what to do.
+        TaskError: the task's model cannot be made.
+        MissingExtra: torch is needed for that and not installed.
+    """
+    _require_engine(task, name, algorithm)
+    wanted = {"head", "norms"}.intersection(algorithm.needs)
+    if not wanted:
+        return
+    parts = parts_of(task)
+    if "norms" in wanted and not parts.norms:
+        raise ConfigError(
+            f"algorithm {name} keeps the layers that normalise on the devices, and the model of "
+            f"task {task.name} has none"
+        )
+    if "head" in wanted and not 0 < len(parts.head) < parts.trained:
+        raise ConfigError(
+            f"algorithm {name} tells the head from the rest of the model, and the head that task "
+            f"{task.name} has is {'empty' if not parts.head else 'the whole model'}; name its "
+            "weights in the task's class attribute `head`"
+        )
+
+
+def _require_engine(task: Task, name: str, algorithm: Algorithm) -> None:
+    kind = type(task)
+    says_more = algorithm.sends != (UPDATE,) or algorithm.reports or algorithm.broadcasts
+    if kind.local_update is not Task.local_update and (says_more or algorithm.is_personal):
+        raise ConfigError(
+            f"task {task.name} overrides local_update(), which replaces the training that "
+            f"algorithm {name} is a part of; use fedavg, or let an engine train"
+        )
+    if "loss" in algorithm.needs and kind.training_step is not Task.training_step:
+        raise ConfigError(
+            f"task {task.name} overrides training_step(), which the loss of algorithm {name} "
+            "replaces; override loss() or predict() instead"
+        )
+
+
+def parts_of(task: Task) -> ModelParts:
+    """Return the head and the normalisation of a task's model."""
+    model = model_of(task)
+    if layers.is_declarative(model):
+        return parts_of_layers(cast("Layers", model), task.head)
+    # needs torch
+    from fl_client.tasks.torch_module import module_of  # noqa: PLC0415
+    from fl_client.torch_models.parts import parts_of_module  # noqa: PLC0415
+
+    return parts_of_module(module_of(task), task.head)

@@ -1,0 +1,87 @@
+"""Writes docs/algorithms.md: python -m tests.algorithms_page > docs/algorithms.md"""
+
+from __future__ import annotations
+
+from algorithms.description import Description, describe
+from algorithms.registry import names
+from rengo.cli.machine.algorithms import FAMILIES, costs_in_words
+
+_INTRO = """\
+# Algorithms
+
+This page is written from the code by `python -m tests.algorithms_page`; a test compares the two.
+
+`rengo algorithms` lists the algorithms and `rengo algorithms NAME` explains one. A run takes one by
+its name, and its settings beside it:
+
+```sh
+rengo run digits --set algorithm.name=fedprox --set algorithm.mu=0.1 --follow
+```
+
+Every algorithm runs in every mode, and on both engines unless the table says otherwise.
+
+## Which to take
+
+| if | take |
+| --- | --- |
+| the devices' data are alike | `fedavg` |
+| their data differ, and some devices do fewer steps | `fedprox` or `fednova` |
+| they differ much, and the same devices take part often | `scaffold`, `feddyn` or `feddc` |
+| they differ much, and each device takes part seldom | `fedcm` or `mimelite`: no state there |
+| updates are small or noisy, as of language models | `fedadam` or `fedyogi` |
+| the devices that are served worst matter | `qfedavg`, `term` or `afl` |
+| each device is to have a model of its own | `ditto` or `apfl` |
+| a head of its own is enough for each | `fedper` or `fedrep` |
+| the devices' sensors differ, so that inputs are scaled or tinted | `fedbn` |
+| there are a few kinds of devices | `ifca`; or `cfl`, which finds out how many |
+
+A personal model is measured beside the global one: its metrics begin with `personal_`.
+
+## What each costs
+
+Vectors have the size of the model: those that a client downloads beside it, uploads, and keeps from
+round to round, and those that the server keeps. Gradients are those of a local step, and passes are
+those over the client's data beside its steps.
+
+"""
+_COLUMNS = ["algorithm", "engines", "down", "up", "device", "server", "gradients", "passes"]
+
+
+def render() -> str:
+    """Return the whole page."""
+    found = [describe(name) for name in names()]
+    parts = [_INTRO + _costs(found)]
+    for family, title in FAMILIES.items():
+        parts.append(f"## {title}\n")
+        parts.extend(_section(each) for each in found if each.family == family)
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _costs(found: list[Description]) -> str:
+    lines = [f"| {' | '.join(_COLUMNS)} |", f"|{' --- |' * len(_COLUMNS)}"]
+    for each in found:
+        costs = each.costs
+        numbers = [costs.down, costs.up, costs.device, costs.server, costs.gradients, costs.passes]
+        cells = [f"[{each.name}](#{each.name})", " ".join(each.engines), *map(str, numbers)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _section(found: Description) -> str:
+    lines = [f"### {found.name}\n", found.summary + "\n"]
+    if found.details:
+        lines.append(found.details.replace("Attributes:\n", "") + "\n")
+    lines.append(found.source + "\n")
+    if found.settings:
+        lines += ["| setting | default | allowed |", "| --- | --- | --- |"]
+        lines += [
+            f"| `algorithm.{each.name}` | {each.default} | {each.bounds} |"
+            for each in found.settings
+        ]
+        lines.append("")
+    lines.append("\n".join(costs_in_words(found)) + "\n")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(render(), end="")
