@@ -45,7 +45,9 @@ _ORPHAN_GRACE_S = 10.0
 _LOG_LIMIT_BYTES = 5 * 1024 * 1024
 _POLL_S = 0.02
 _MAX_READ_BYTES = 256 * 1024
-_LEAST_ROOM_BYTES = 16 << 20
+_ASKED_IN_VAIN = 6
+_MENDS = 3
+_NAMED = 5
 
 
 class ManagedUsers(ABC):
@@ -103,6 +105,10 @@ class ManagedUsers(ABC):
     @abstractmethod
     def has_users(self) -> bool:
         """Whether the folder holds users."""
+
+    @abstractmethod
+    def admits(self, users: Sequence[BrokerUser]) -> bool:
+        """Whether the files let all of these in, by their passwords; False of damaged files."""
 
     @abstractmethod
     def write(self, users: Sequence[BrokerUser]) -> None:
@@ -191,8 +197,10 @@ class ManagedBroker(ABC):
         ConfigError: the host is not usable, or leaves loopback without TLS.
     """
 
-    _write_error: ClassVar[re.Pattern[bytes] | None] = None
-    """What its log says of an error in storing that only a new start ends."""
+    _store_name: ClassVar[str]
+    """Where in its folder it keeps its state."""
+    _tells_of_damage: ClassVar[re.Pattern[str]]
+    """What it says of a damaged store, which no new start mends."""
 
     def __init__(
         self,
@@ -219,8 +227,8 @@ class ManagedBroker(ABC):
             log_bound=LogBound(_LOG_LIMIT_BYTES, others=access.more_logs),
         )
         self._control: ControlSocket | None = None
-        # an error in storing that its log has told of, and how far the log was read
-        self._broken, self._told_full, self._log_offset = "", False, 0
+        self._unanswered = 0
+        self._damage = ""  # of its store, found while it ran
 
     @property
     def endpoint(self) -> ListenAddress:
@@ -275,9 +283,62 @@ class ManagedBroker(ABC):
         else:
             raise ConfigError(f"the MQTT broker in {self.data_dir} knows no users yet; name some")
         self._control = ControlSocket(self.data_dir, self._child, self._sessions)
-        self._broken, self._told_full, self._log_offset = "", False, self.access.log_size()
-        self._child.start()
-        self._child.wait_ready(self._accepts, _START_TIMEOUT_S)
+        self._unanswered = 0
+        damage = self._damage or self._run()
+        if damage:
+            self._child.stop()
+            self._set_store_aside(damage)
+            self._damage = self._run()
+
+    def _run(self) -> str:
+        """Start the child; return how its store is damaged, "" where it is not.
+
+        Raises:
+            TransportError: it did not start, and its store is not why.
+        """
+        for _ in range(_MENDS):
+            self._child.start()
+            try:
+                self._child.wait_ready(self._accepts, _START_TIMEOUT_S)
+            except TransportError as error:
+                if self._tells_of_damage.search(str(error)) is None:
+                    raise
+                return str(error)
+            try:
+                damage, ended = self._damage_in(self._trouble()), self._end_deaf_sessions()
+            except TransportError:
+                return ""  # it is asked again by and by
+            if damage or not ended:
+                return damage
+            more = f" and {len(ended) - _NAMED} more" if len(ended) > _NAMED else ""
+            _LOG.warning(
+                "the MQTT broker had lost queues: %d sessions begin anew (%s%s)",
+                *(len(ended), ", ".join(ended[:_NAMED]), more),
+            )
+            self._child.stop()  # those that are connected already come again
+        return "sessions lose their queues at every start"
+
+    def _damage_in(self, trouble: str) -> str:
+        return trouble if self._tells_of_damage.search(trouble) else ""
+
+    def _set_store_aside(self, damage: str) -> None:
+        """Have the next start begin a new store; the latest damaged one stays beside it.
+
+        Raises:
+            TransportError: this user cannot read the store, which may be sound.
+        """
+        store = self.data_dir / self._store_name
+        if not os.access(store, os.R_OK | os.W_OK):
+            raise TransportError(f"{damage}; can this user read {store}?")
+        kept = self.data_dir / f"{self._store_name}.damaged"
+        if kept.is_dir():
+            shutil.rmtree(kept)
+        store.replace(kept)
+        _LOG.error(
+            "the MQTT broker's store was damaged (%s); it lies at %s now and a new one is begun: "
+            "sessions and retained documents are made again as everybody connects",
+            *(damage, kept),
+        )
 
     def reload(self, users: Sequence[BrokerUser]) -> None:
         """Replace the users in place, as ``access.apply``.
@@ -291,31 +352,20 @@ class ManagedBroker(ABC):
         self.access.apply(users)
 
     def fault(self) -> str:
-        """Return why the running server is of no use, "" where it serves or must wait for room.
+        """Return why the running server is of no use, "" where it serves.
 
-        One that met a full disk may refuse what it is to store until it is started again. One
-        thread calls it.
+        One that met a full disk may refuse what it is to store until it is started again; a
+        damaged store the next start sets aside. One thread calls it.
         """
-        if self._write_error is None:
-            return ""
-        text, self._log_offset = self.access.log_since(self._log_offset)
-        found = self._write_error.search(text)
-        if found is not None:
-            self._broken = found[0].decode("utf-8", "replace").strip()
-        if not self._broken:
-            return ""
-        room = shutil.disk_usage(self.data_dir).free
-        if room >= _LEAST_ROOM_BYTES:
-            return self._broken
-        if not self._told_full:
-            _LOG.warning(
-                "the disk of %s is full (%d bytes free); the MQTT broker goes on when there is "
-                "room",
-                self.data_dir,
-                room,
-            )
-        self._told_full = True
-        return ""
+        try:
+            found = self._trouble()
+        except TransportError as error:
+            # a busy server may be late
+            self._unanswered += 1
+            return str(error) if self._unanswered >= _ASKED_IN_VAIN else ""
+        self._unanswered = 0
+        self._damage = self._damage_in(found)
+        return found
 
     def stop(self) -> None:
         """End the server in order; its state stays in the folder."""
@@ -327,6 +377,22 @@ class ManagedBroker(ABC):
         """End the server at once, as a power cut of the process would (tests)."""
         self._child.kill()
         self._release_folder()
+
+    @abstractmethod
+    def _trouble(self) -> str:
+        """Ask the server whether it stores; return why not, "" where it does. On one thread.
+
+        Raises:
+            TransportError: it does not answer.
+        """
+
+    def _end_deaf_sessions(self) -> list[str]:
+        """End the sessions of which the server, just started, has lost a queue; return their ids.
+
+        Raises:
+            TransportError: it does not answer.
+        """
+        return []
 
     @abstractmethod
     def _sessions(self) -> list[str]:

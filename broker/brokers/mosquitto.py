@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 import os
+import re
 import secrets
 import shutil
 import signal
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -26,6 +29,8 @@ _ITERATIONS = 101
 _SALT_BYTES = 12
 _STATE = "state.db"
 _WRITE_TIMEOUT_S = 5.0
+# it writes its whole state, which wears a flash card
+_WRITE_EVERY_S = 60.0
 
 
 def mosquitto_binary() -> Path:
@@ -57,6 +62,19 @@ class MosquittoAccess(ManagedUsers):
     def has_users(self) -> bool:
         """Whether the folder holds users."""
         return self.passwords.exists() and self.acl.exists()
+
+    def admits(self, users: Sequence[BrokerUser]) -> bool:
+        """Whether the files let all of these in; see the base."""
+        try:
+            lines = self.passwords.read_text().splitlines()
+            acl = self.acl.read_text().splitlines()
+        except (FileNotFoundError, UnicodeDecodeError):
+            return False
+        known = dict(line.partition(":")[::2] for line in lines)
+        return all(
+            _is_of(known.get(user.name, ""), user.password) and f"user {user.name}" in acl
+            for user in users
+        )
 
     @staticmethod
     def _parse_refusal(line: bytes) -> RefusedConnection | None:
@@ -119,6 +137,9 @@ class MosquittoBroker(ManagedBroker):
             without TLS.
     """
 
+    _store_name = _STATE
+    _tells_of_damage = re.compile(r"Couldn't open database")
+
     def __init__(
         self,
         data_dir: Path,
@@ -131,15 +152,46 @@ class MosquittoBroker(ManagedBroker):
         argv = [str(mosquitto_binary()), "-c", str(access.config)]
         super().__init__(access, argv, port, host, tls)
         self._files = access
+        self._answered_s = -math.inf
+
+    def _accepts(self) -> bool:
+        # it listens before it handles signals, which end it until then
+        return super()._accepts() and _handles(self.pid, signal.SIGUSR1)
+
+    def _trouble(self) -> str:
+        if time.monotonic() - self._answered_s >= _WRITE_EVERY_S:
+            # one that may not write, and says so, has all in its memory and writes it when it may
+            self._tell_to_write()
+            self._answered_s = time.monotonic()
+        return ""
 
     def _sessions(self) -> list[str]:
-        # the end of a session alone has it write nothing; a signal has
+        if not self._tell_to_write():
+            raise TransportError("the MQTT broker could not write its state; its log says why")
+        return lasting_sessions(self.data_dir / _STATE)
+
+    def _tell_to_write(self) -> bool:
+        """Have it write all of its state, which the end of a session alone does not.
+
+        Returns:
+            False where it logged an error instead.
+
+        Raises:
+            TransportError: it did neither within some seconds.
+        """
         state = self.data_dir / _STATE
-        before = _version_of(state)
+        before, log_size = _version_of(state), self.access.log_size()
+
+        def written() -> bool:
+            return _version_of(state) != before
+
+        def refused() -> bool:
+            return b"Error: " in self.access.log_since(log_size)
+
         self._child.signal(signal.SIGUSR1)
-        if not wait_until(_WRITE_TIMEOUT_S, lambda: _version_of(state) != before):
+        if not wait_until(_WRITE_TIMEOUT_S, lambda: written() or refused()):
             raise TransportError(f"the MQTT broker did not write {state} when it was told to")
-        return lasting_sessions(state)
+        return written()
 
     def _configuration(self, port: int) -> str:
         # two logs: stderr goes on over a reload, the file is opened again by each
@@ -201,8 +253,17 @@ def to_mosquitto(users: Sequence[BrokerUser]) -> tuple[str, str]:
     return passwords, "\n".join(_acl(user) for user in users)
 
 
-def _pbkdf2(password: str) -> str:
-    salt = secrets.token_bytes(_SALT_BYTES)
+def _is_of(line: str, password: str) -> bool:
+    """Whether what stands behind a user's name is of this password."""
+    try:
+        salt = base64.b64decode(line.split("$")[3], validate=True)
+    except (IndexError, ValueError):
+        return False
+    return _pbkdf2(password, salt) == line
+
+
+def _pbkdf2(password: str, salt: bytes = b"") -> str:
+    salt = salt or secrets.token_bytes(_SALT_BYTES)
     digest = hashlib.pbkdf2_hmac("sha512", password.encode(), salt, _ITERATIONS)
     encoded = [base64.b64encode(each).decode() for each in (salt, digest)]
     return f"$7${_ITERATIONS}${encoded[0]}${encoded[1]}"
@@ -216,6 +277,16 @@ def _acl(user: BrokerUser) -> str:
         both = topic_filter in writes and topic_filter in reads
         lines.append(f"topic {'readwrite' if both else may} {topic_filter}\n")
     return "".join(lines)
+
+
+def _handles(pid: int, number: signal.Signals) -> bool:
+    """Whether a process has a handler for a signal; True where the system does not tell."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return True
+    found = re.search(r"^SigCgt:\s*([0-9a-f]+)$", status, re.MULTILINE)
+    return found is None or bool(int(found[1], 16) >> (number - 1) & 1)
 
 
 def _version_of(file: Path) -> tuple[int, int]:

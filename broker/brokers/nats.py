@@ -19,11 +19,19 @@ from typing import Any
 from broker.brokers.access_control import RefusedConnection
 from broker.brokers.listener import LOOPBACK, ListenerTls
 from broker.brokers.managed import ManagedBroker, ManagedUsers
-from broker.brokers.nats_sessions import INBOXES, SESSIONS_API, lasting_sessions
+from broker.brokers.nats_api import (
+    HEALTH_API,
+    INBOXES,
+    STATE_APIS,
+    broken_stream,
+    end_deaf_sessions,
+    health_error,
+    lasting_sessions,
+)
 from broker.wire.access import BrokerUser, require_users
 from broker.wire.limits import MAX_MESSAGE_BYTES
 from broker.wire.topics import LEVEL
-from runtime.errors import MissingExtra, TransportError
+from runtime.errors import ConfigError, MissingExtra, TransportError
 from runtime.files import atomic_write
 from runtime.processes.ports import free_port
 from runtime.security.identity import new_password
@@ -50,6 +58,11 @@ _BCRYPT_BYTES = 72
 _ADMISSION_S = 20
 # the broker's supervisor, which lists the sessions: no topic level, so no user of ours has its name
 _LISTER = "rengo.sessions"
+# likewise, which asks whether it can store
+_PROBER = "rengo.health"
+_STORE = "jetstream"
+# what reading a damaged file of users raises: it is not UTF-8, no JSON, or not as we write it
+_DAMAGE = (ValueError, KeyError, TypeError, AttributeError)
 
 
 def nats_server_binary() -> Path:
@@ -91,6 +104,17 @@ class NatsAccess(ManagedUsers):
         """Whether the folder holds users."""
         return self._users.exists()
 
+    def admits(self, users: Sequence[BrokerUser]) -> bool:
+        """Whether the file lets all of these in; see the base."""
+        try:
+            known = _content(self._users.read_text())["users"]
+            passwords = {
+                each["user"].removeprefix(_COMMON_NAME): each["password"] for each in known
+            }
+            return all(_is_of(passwords[user.name], user.password) for user in users)
+        except (FileNotFoundError, *_DAMAGE):
+            return False
+
     @staticmethod
     def _parse_refusal(line: bytes) -> RefusedConnection | None:
         found = _REFUSED.search(line)
@@ -119,16 +143,22 @@ class NatsAccess(ManagedUsers):
 
         Passwords that an earlier version stored as they are become hashes.
         """
-        text = nats_users(
-            self._users.read_text(), self._lister(), by_certificate=self._by_certificate
-        )
+        try:
+            text = nats_users(
+                self._users.read_text(), self._lister(), by_certificate=self._by_certificate
+            )
+        except _DAMAGE as error:
+            raise ConfigError(
+                f"{self._users} is damaged ({error}): `rengo up`, with --prepare where each "
+                "process runs by itself, makes it anew"
+            ) from error
         atomic_write(self._users, text.encode(), mode=0o600)
 
     def _lister(self) -> str:
         """Return what the file is to hold as the password of the user that lists the sessions."""
         if self.lister_hash is not None:
             return self.lister_hash
-        with contextlib.suppress(FileNotFoundError, ValueError):  # a damaged file is replaced whole
+        with contextlib.suppress(FileNotFoundError, *_DAMAGE):  # a damaged file is replaced whole
             for user in _content(self._users.read_text())["users"]:
                 if user["user"] == _LISTER:
                     return str(user["password"])
@@ -169,9 +199,8 @@ class EmbeddedBroker(ManagedBroker):
         MissingExtra: the server is not installed.
     """
 
-    _write_error = re.compile(
-        rb"JetStream (?:stream .*critical write error|failed to store a msg).*|JetStream out of .*"
-    )
+    _store_name = _STORE
+    _tells_of_damage = re.compile(r"malformed|corrupt|checksum|is offline: ")
 
     def __init__(
         self,
@@ -189,9 +218,26 @@ class EmbeddedBroker(ManagedBroker):
         self._lister_password = new_password()
         access.lister_hash = hashed(self._lister_password)
         self._own_port = 0
+        self._prober_password = new_password()
+
+    @property
+    def _own_address(self) -> tuple[str, int]:
+        return LOOPBACK, self._own_port
+
+    @property
+    def _lister(self) -> tuple[tuple[str, int], str, str]:
+        return self._own_address, _LISTER, self._lister_password
+
+    def _trouble(self) -> str:
+        return broken_stream(*self._lister) or health_error(
+            self._own_address, _PROBER, self._prober_password
+        )
+
+    def _end_deaf_sessions(self) -> list[str]:
+        return end_deaf_sessions(*self._lister)
 
     def _sessions(self) -> list[str]:
-        return lasting_sessions((LOOPBACK, self._own_port), _LISTER, self._lister_password)
+        return lasting_sessions(*self._lister)
 
     def _configuration(self, port: int) -> str:
         self._own_port = free_port(LOOPBACK)
@@ -202,7 +248,7 @@ listen: "{LOOPBACK}:{self._own_port}"
 pid_file: "{self.access.pid_file.name}"
 max_payload: {MAX_MESSAGE_BYTES + 4096}
 jetstream {{
-  store_dir: "jetstream"
+  store_dir: "{_STORE}"
   max_memory_store: 64MB
   max_file_store: 8GB
   sync_interval: "10s"
@@ -214,8 +260,14 @@ mqtt {{
   # of many who come at once the last waits until all passwords are checked
   authorization {{ timeout: {_ADMISSION_S} }}
 {self._tls_block()}}}
+system_account: "$SYS"
+accounts: {self._system_accounts()}
 include "users.conf"
 """
+
+    def _system_accounts(self) -> str:
+        prober = _own_user(_PROBER, hashed(self._prober_password), HEALTH_API)
+        return json.dumps({"$SYS": {"users": [prober]}})
 
     def _tls_block(self) -> str:
         if self._tls is None:
@@ -258,6 +310,13 @@ def hashed(password: str) -> str:
     return bcrypt.hashpw(password.encode()[:_BCRYPT_BYTES], bcrypt.gensalt(_COST)).decode()
 
 
+def _is_of(stored: str, password: str) -> bool:
+    """Whether what is stored is a password, or, as an earlier version did, the password itself."""
+    if not stored.startswith(_HASHED):
+        return stored == password
+    return bcrypt.checkpw(password.encode()[:_BCRYPT_BYTES], stored.encode())
+
+
 def to_nats(
     users: Sequence[BrokerUser],
     lister_hash: str,
@@ -292,37 +351,39 @@ def to_nats(
         }
         for user in users
     ]
-    lister = {
-        "user": _LISTER,
-        "password": lister_hash,
-        "allowed_connection_types": ["STANDARD"],
-        "permissions": {
-            "publish": {"allow": [SESSIONS_API]},
-            "subscribe": {"allow": [INBOXES]},
-        },
-    }
-    return _block({"users": [*rendered, lister]})
-
-
-def _block(content: Any) -> str:
-    return _BLOCK + json.dumps(content, indent=1) + "\n"
+    return _block([*rendered, _lister(lister_hash)])
 
 
 def nats_users(block: str, lister_hash: str, *, by_certificate: bool) -> str:
     """Return a block of :func:`to_nats` with the users named by certificate or not.
 
-    Passwords that an earlier version of Rengo wrote as they are become hashes.
+    An earlier version of Rengo may have written it, and passwords as they are, which become hashes.
     """
-    content = _content(block)
-    for user in content["users"]:
-        if user["user"] == _LISTER:
-            user["password"] = lister_hash
-            continue
+    users = [user for user in _content(block)["users"] if user["user"] != _LISTER]
+    for user in users:
         if not user["password"].startswith(_HASHED):
             user["password"] = hashed(user["password"])
         name = user["user"].removeprefix(_COMMON_NAME)
         user["user"] = _subject(name) if by_certificate else name
-    return _block(content)
+    return _block([*users, _lister(lister_hash)])
+
+
+def _lister(password_hash: str) -> dict[str, Any]:
+    return _own_user(_LISTER, password_hash, *STATE_APIS)
+
+
+def _own_user(name: str, password_hash: str, *apis: str) -> dict[str, Any]:
+    """Return a user of the broker's supervisor, which may ask some questions on NATS's own port."""
+    return {
+        "user": name,
+        "password": password_hash,
+        "allowed_connection_types": ["STANDARD"],
+        "permissions": {"publish": {"allow": [*apis]}, "subscribe": {"allow": [INBOXES]}},
+    }
+
+
+def _block(users: Sequence[dict[str, Any]]) -> str:
+    return _BLOCK + json.dumps({"users": users}, indent=1) + "\n"
 
 
 def _content(block: str) -> Any:

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from storage.weights import Array, Vector, Weights
 
 PERSONAL = "personal_"
+# the vector, the number of examples, the metrics and the state
+_OWN_FIELDS = 4
 _LOG = logging.getLogger(__name__)
 # floats, whole numbers and truth values, as numpy calls their kinds
 _REAL = "fiub"
@@ -139,7 +141,9 @@ class Participant:
     def _update(self, given: Any) -> LocalUpdate:
         """Return what ``local_update`` gave, with its types checked."""
         rule = "it must return the vector to send, the number of examples, and metrics"
-        if not isinstance(given, tuple | list) or not 3 <= len(given) <= len(LocalUpdate._fields):
+        # what an algorithm sends beside the update comes from an engine alone
+        whole = isinstance(given, LocalUpdate)
+        if not whole and not (isinstance(given, tuple | list) and 3 <= len(given) <= _OWN_FIELDS):
             raise wrong(self.task, "local_update", f"gave a {type(given).__name__}: {rule}")
         update = LocalUpdate(*given)
         if not isinstance(update.num_examples, int | np.integer):

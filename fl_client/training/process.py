@@ -37,6 +37,7 @@ from fl_client.training.out_of_memory import ran_short
 from fl_client.training.participant import Participant
 from fl_client.training.work import Reporter, perform
 from runtime.bounds import MAX_TRACEBACK_LINE, MAX_TRACEBACK_LINES
+from runtime.disk import met_full_disk
 from runtime.errors import (
     PeerError,
     RengoError,
@@ -137,14 +138,15 @@ def _throttled(send: Callable[[Frame], None]) -> Reporter:
 
 def _failure(error: BaseException, task_file: Path) -> Failed:
     """Describe an error in a line; its traceback goes to standard error."""
-    traceback.print_exception(error, file=sys.stderr)
-    sys.stderr.flush()
+    _print(error)
+    full = met_full_disk(error)
     if isinstance(error, RengoError):
         is_of_task = isinstance(error, TaskError)
         return Failed(
             reason=_encodable(str(error), _MAX_REASON_CHARS),
-            # a file that is damaged or missing can be fetched again; nothing else gets better
-            retryable=isinstance(error, StorageError),
+            # a file that is damaged or missing can be fetched again, and a full disk be freed;
+            # nothing else gets better
+            retryable=isinstance(error, StorageError) or full,
             unusable=isinstance(error, TrainingFailed),
             # the task's own code may have been what ran short
             out_of_memory=is_of_task and ran_short(error),
@@ -154,9 +156,20 @@ def _failure(error: BaseException, task_file: Path) -> Failed:
     place = _encodable(place_of(error, task_file), _MAX_PLACE_CHARS)
     return Failed(
         reason=f"{text} ({place})",
+        retryable=full,
         out_of_memory=ran_short(error),
         traceback=_end_of_traceback(error),
     )
+
+
+def _print(error: BaseException) -> None:
+    try:
+        traceback.print_exception(error, file=sys.stderr)
+        sys.stderr.flush()
+    except OSError as unwritten:
+        # the log is a file: what is told the agent must not be lost with it
+        if not met_full_disk(unwritten):
+            raise
 
 
 def _end_of_traceback(error: BaseException | None) -> list[str]:

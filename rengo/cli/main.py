@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             # what cannot be written must be told here, not by the interpreter at its end
             sys.stdout.flush()
     except KeyboardInterrupt:
-        print("rengo: interrupted", file=sys.stderr)
+        _tell("interrupted")
         return INTERRUPTED
     except BrokenPipeError:
         # the reader of our output has gone
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RengoError as error:
         if "--debug" in words:
             raise
-        print(f"rengo: {one_line(error)}", file=sys.stderr)
+        _tell(one_line(error))
         return exit_code(error)
     except OSError as error:
         if not _is_output_sound():
@@ -96,14 +96,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "--debug" in words:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        print(f"rengo: {printable(f'{where}{error.strerror or error}')}", file=sys.stderr)
+        _tell(printable(f"{where}{error.strerror or error}"))
         return FAILED
     except Exception as error:
         if "--debug" in words:
             raise
         what = printable(f"internal error: {type(error).__name__}: {error}", _LONGEST)
-        print(f"rengo: {what}; --debug shows where", file=sys.stderr)
+        _tell(f"{what}; --debug shows where")
         return FAILED
+
+
+def _tell(text: str) -> None:
+    """Say on standard error why the command ends; where that is a full disk the code tells it."""
+    with suppress(OSError):
+        print(f"rengo: {text}", file=sys.stderr)
 
 
 def _make_output_safe() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from fl_client.own_packages import shadowed_in
 from rengo.doctor.machine import MachineFacts, ThisMachine, TorchBuild
+from runtime.disk import DiskRoom
 
 OLDEST_PYTHON = (3, 11)
 EXTRAS = ("torch", "server", "plot", "postgres", "export")
@@ -72,7 +73,7 @@ def diagnose(
         *_shadowed(),
         *_torch(here),
         *(_program(here, name) for name in PROGRAMS),
-        _disk(here, data_dir),
+        *_disks(here, data_dir),
         _writable(here, data_dir),
         _memory(here),
         _clock(here),
@@ -88,7 +89,7 @@ def diagnose_device(data_dir: Path, machine: MachineFacts | None = None) -> list
         _python(here),
         *(check for check in _packages(here) if not check.name.endswith(extras)),
         *_torch(here),
-        _disk(here, data_dir),
+        *_disks(here, data_dir),
         _writable(here, data_dir),
         _memory(here),
         _clock(here),
@@ -215,14 +216,28 @@ def _program(machine: MachineFacts, name: str) -> Check:
     return Check(name, True, f"{version} at {path} ({purpose})", required=False)
 
 
-def _disk(machine: MachineFacts, folder: Path) -> Check:
+def _disks(machine: MachineFacts, folder: Path) -> Iterator[Check]:
+    """Look at the disk of a folder, and at that of each part which has a disk of its own."""
     try:
-        free = machine.free_bytes(folder)
+        room = machine.room(folder)
+        yield _disk("disk", folder, room)
+        seen = {room.device}
+        for part in machine.parts(folder):
+            room = machine.room(part)
+            if room.device not in seen:
+                seen.add(room.device)
+                yield _disk(f"disk of {part.relative_to(folder)}", part, room)
     except OSError as error:
-        return Check("disk", False, f"{folder}: {error}", "choose another folder with --data-dir")
-    ok = free >= MIN_FREE_BYTES
+        yield Check("disk", False, f"{folder}: {error}", "choose another folder with --data-dir")
+
+
+def _disk(name: str, folder: Path, room: DiskRoom) -> Check:
+    if room.lack:
+        mend = "free some: what writes there goes on by itself when there is room"
+        return Check(name, False, f"{room.lack}: {folder}", mend)
+    ok = room.free_bytes >= MIN_FREE_BYTES
     mend = "" if ok else f"free {_size(MIN_FREE_BYTES)}, or choose another disk with --data-dir"
-    return Check("disk", ok, f"{_size(free)} free for {folder}", mend)
+    return Check(name, ok, f"{_size(room.free_bytes)} free for {folder}", mend)
 
 
 def _writable(machine: MachineFacts, folder: Path) -> Check:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Protocol
 
 from fl_client.machine.hardware import describe
+from runtime.disk import DiskRoom, disk_room
 
 _PROGRAM_TIMEOUT_S = 10.0
 _CUDA_OF_TORCH = re.compile(r"^cuda\b[^=]*= *'([^']+)'", re.MULTILINE)
@@ -71,8 +72,12 @@ class MachineFacts(Protocol):
         """Return the version that the program prints; raises OSError when it cannot run."""
         ...
 
-    def free_bytes(self, folder: Path) -> int:
-        """Return the free space where ``folder`` is or would be; raises OSError."""
+    def room(self, folder: Path) -> DiskRoom:
+        """Return what is left of the disk where ``folder`` is or would be; raises OSError."""
+        ...
+
+    def parts(self, folder: Path) -> list[Path]:
+        """Return the folders within ``folder`` that may lie on other disks; raises OSError."""
         ...
 
     def memory_bytes(self) -> int | None:
@@ -156,9 +161,15 @@ class ThisMachine:
             raise OSError(f"{path} {argument} ended with status {done.returncode}")
         return found.group()
 
-    def free_bytes(self, folder: Path) -> int:
-        """Return the free space for ``folder``."""
-        return shutil.disk_usage(_existing(folder)).free
+    def room(self, folder: Path) -> DiskRoom:
+        """Return what is left of the disk."""
+        return disk_room(folder)
+
+    def parts(self, folder: Path) -> list[Path]:
+        """Return the folders of a site's parts and of its devices, or of an agent's parts."""
+        return sorted(
+            path for within in ("*", "devices/*") for path in folder.glob(within) if path.is_dir()
+        )
 
     def memory_bytes(self) -> int | None:
         """Return the machine's memory, or less where a control group limits this process."""

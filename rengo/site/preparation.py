@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +19,10 @@ from rengo.site.folder import BrokerAt, SiteFolder, SiteRecord
 from runtime.broker_url import BrokerPlace, parse_url
 from runtime.errors import ConfigError
 from runtime.files import atomic_write, make_folder
-from runtime.security.identity import Identity, TlsTrust
+from runtime.security.identity import Identity, TlsTrust, read_identity
+
+_LOG = logging.getLogger(__name__)
+_BACK = ": put the site's own file back, from a backup (`rengo site restore` makes a folder of one)"
 
 
 @dataclass(frozen=True)
@@ -137,15 +141,29 @@ class Preparation:
     def _make_identities(self, devices: int) -> None:
         known = self._credentials
         if known is None:
+            self._require_one_site("server", "operator")
             self._server = self.identity("server", "server")
             self.operator = self.identity("operator", "operator")
             for number in range(devices):
                 self.identity("device", f"device-{number + 1}", number, devices)
             return
+        self._require_one_site(known.server.username, known.operator.username)
         self._server = self.identity("server", known.server.username, user=known.server)
         self.operator = self.identity("operator", known.operator.username, user=known.operator)
         for number, user in enumerate(known.devices):
             self.identity("device", user.username, number, len(known.devices), user)
+
+    def _require_one_site(self, server_name: str, operator_name: str) -> None:
+        """Raise ConfigError where the operator, as every device, believes another server."""
+        server, operator = map(self.folder.identity_path, (server_name, operator_name))
+        if not operator.exists():
+            return
+        if not server.exists():
+            raise ConfigError(
+                f"{server} is missing, and the site's devices believe no other{_BACK}"
+            )
+        if read_identity(server).secret_key.public != read_identity(operator).believed:
+            raise ConfigError(f"{server} and {operator} are not of one site{_BACK}")
 
     def identity(
         self,
@@ -185,9 +203,16 @@ class Preparation:
             client_ca=None if folder is None else folder / "ca.pem",
         )
         access = part.access()
-        if not access.has_users:
+        users = [_user(self._server, Role.SERVER), _user(self.operator, Role.OPERATOR)]
+        if not access.admits(users):
+            if access.has_users:
+                _LOG.warning(
+                    "the users of the MQTT broker in %s are damaged, or of another site: they are "
+                    "made anew, and the server adds its devices",
+                    part.folder,
+                )
             # the server adds all other users; those it added stay
-            access.apply([_user(self._server, Role.SERVER), _user(self.operator, Role.OPERATOR)])
+            access.apply(users)
         return part
 
     def _store_part(self) -> StorePart:

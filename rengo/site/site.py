@@ -102,9 +102,13 @@ class Site:
         if made.broker is not None:
             broker = made.broker.broker()
             self.broker = broker
-            self._supervisor.add("broker", broker, lambda: broker.start(None), broker.fault)
+            self._supervisor.add(
+                *("broker", broker, lambda: broker.start(None), broker.fault, broker.data_dir)
+            )
         self.store = made.store.store()
-        self._supervisor.add("store", self.store, self.store.start)
+        self._supervisor.add(
+            "store", self.store, self.store.start, self.store.fault, made.store.folder
+        )
         self._start_server()
         self.folder.keep(self.record)
         self.admit(each for each in self.folder.all_identities() if each.role == "device")
@@ -113,7 +117,8 @@ class Site:
         config = str(self._prepared.settings["server"])
         # -P: modules are not looked for in the working folder
         argv = [*command("rengo"), "server", "--config", config]
-        self._add_child("server", Child("the server", argv, self._log("server")))
+        child = Child("the server", argv, self._log("server"))
+        self._add_child("server", child, self.folder.root / "server")
         deadline = time.monotonic() + _SERVER_START_S
         with self.connect() as client:
             while True:
@@ -146,14 +151,10 @@ class Site:
         make = self._prepared.identity
         self.admit(make("device", spec.name, spec.index, spec.count) for spec in specs)
         for spec in specs:
-            child = device_process(
-                spec,
-                self.folder.identity_path(spec.name),
-                self.folder.root / "devices" / spec.name,
-                task,
-                self._log(spec.name),
-            )
-            self._add_child(spec.name, child)
+            folder = self.folder.root / "devices" / spec.name
+            path = self.folder.identity_path(spec.name)
+            child = device_process(spec, path, folder, task, self._log(spec.name))
+            self._add_child(spec.name, child, folder)
 
     def admit(self, identities: Iterable[Identity]) -> None:
         """Make identities of this machine members of the domain; a revoked one stays revoked."""
@@ -256,9 +257,9 @@ class Site:
             self._lock.close()
             self._lock = None
 
-    def _add_child(self, name: str, child: Child) -> None:
+    def _add_child(self, name: str, child: Child, folder: Path) -> None:
         self.children[name] = child
-        self._supervisor.add(name, child, child.start)
+        self._supervisor.add(name, child, child.start, folder=folder)
 
     def _log(self, name: str) -> Path:
         return self.folder.root / "logs" / f"{name}.log"

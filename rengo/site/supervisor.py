@@ -1,7 +1,8 @@
 """Keeps a site's processes alive: starts them in order, restarts what dies, stops in reverse.
 
 One thread starts, watches and stops them all, since on Linux a child ends with the thread that
-started it. Another asks whether those that are alive are of use, which may take its time.
+started it. Another asks whether those that are alive are of use, which may take its time, and looks
+whether their disks have room: what a full disk has ended is started again until it may write.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from runtime.backoff import Backoff
+from runtime.disk import DiskRoom, disk_room
 from runtime.errors import InvalidTransition, RengoError
 
 _LOG = logging.getLogger(__name__)
@@ -22,6 +25,9 @@ _FIRST_PAUSE_S = 0.2
 _LONGEST_PAUSE_S = 5.0
 _STABLE_S = 10.0
 _PROBE_EVERY_S = 5.0
+# between two new starts of what is of no use, which may not help; it doubles
+_FIRST_RESPITE_S = 10.0
+_LONGEST_RESPITE_S = 300.0
 
 
 class SupervisedService(Protocol):
@@ -44,7 +50,13 @@ class _Watched:
     start: Callable[[], None]
     backoff: Backoff
     fault: Callable[[], str] | None = None
+    folder: Path | None = None
     useless: str = ""
+    has_room: bool = True
+    respite: Backoff = field(
+        default_factory=lambda: Backoff(_FIRST_RESPITE_S, _LONGEST_RESPITE_S, least=1.0)
+    )
+    respite_until_s: float = 0.0
     restarts: int = 0
     started_s: float = 0.0
     due_s: float | None = None
@@ -73,6 +85,7 @@ class Supervisor:
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
         self._prober = threading.Thread(target=self._probe, name="probe", daemon=True)
+        self._full_disks: set[int] = set()  # the prober's
 
     def start(self) -> None:
         """Begin to watch."""
@@ -85,15 +98,17 @@ class Supervisor:
         service: SupervisedService,
         start: Callable[[], None],
         fault: Callable[[], str] | None = None,
+        folder: Path | None = None,
     ) -> None:
         """Start a service and keep it alive from then on; raises what ``start`` raises.
 
         Args:
             fault: returns why the service is of no use although it is alive, "" where it is;
                 called on a thread of its own.
+            folder: where it writes. While the disk there is full a new start would not help.
         """
         backoff = Backoff(_FIRST_PAUSE_S, self._longest_pause_s, least=1.0)
-        self.call(lambda: self._begin(_Watched(name, service, start, backoff, fault)))
+        self.call(lambda: self._begin(_Watched(name, service, start, backoff, fault, folder)))
 
     def remove(self, name: str) -> None:
         """Stop a service and watch it no more."""
@@ -145,15 +160,36 @@ class Supervisor:
             self._end(name)
 
     def _probe(self) -> None:
-        """Look, on the prober's thread, whether what is alive is of use."""
+        """Look, on the prober's thread, whether there is room, and what is alive is of use."""
         while not self._stopped.wait(self._probe_every_s):
-            for watched in list(self._watched.values()):
-                if watched.fault is None or not watched.service.running:
+            watched_now = list(self._watched.values())
+            self._look_at_disks(watched_now)
+            for watched in watched_now:
+                if watched.fault is None or not watched.has_room or not watched.service.running:
                     continue
                 try:
                     watched.useless = watched.fault()
                 except (RengoError, OSError) as error:
                     _LOG.warning("%s cannot be probed: %s", watched.name, error)
+
+    def _look_at_disks(self, watched_now: Sequence[_Watched]) -> None:
+        """Note who has room; say in one line which disk is full, and when it is not any more."""
+        lacking: dict[int, tuple[DiskRoom, list[_Watched]]] = {}
+        for watched in watched_now:
+            room = _room(watched)
+            watched.has_room = room is None or not room.lack
+            if room is not None and room.lack:
+                lacking.setdefault(room.device, (room, []))[1].append(watched)
+        for device in lacking.keys() - self._full_disks:
+            room, those = lacking[device]
+            names = ", ".join(each.name for each in those)
+            _LOG.warning(
+                "the disk of %s is %s: it holds the data of %s, which goes on when there is room",
+                *(those[0].folder, room.lack, names),
+            )
+        if self._full_disks - lacking.keys():
+            _LOG.warning("a disk that was full has room again")
+        self._full_disks = set(lacking)
 
     def _begin(self, watched: _Watched) -> None:
         watched.start()
@@ -168,16 +204,21 @@ class Supervisor:
     def _look_after(self, watched: _Watched) -> None:
         now = time.monotonic()
         useless, watched.useless = watched.useless, ""
-        if useless and watched.service.running:
+        if useless and watched.service.running and now >= watched.respite_until_s:
             _LOG.warning("%s is alive but of no use; starting it again: %s", watched.name, useless)
             watched.service.stop()
             watched.due_s = now
+            watched.respite_until_s = now + watched.respite.next_s()
         if watched.service.running:
             if now - watched.started_s > _STABLE_S:
                 watched.backoff.reset()
+            if now - watched.started_s > _LONGEST_RESPITE_S:
+                watched.respite.reset()
             return
+        # of a full disk one line is said, whatever ends by it meanwhile
+        level = logging.WARNING if watched.has_room else logging.INFO
         if watched.due_s is None:
-            _LOG.warning("%s has ended; starting it again", watched.name)
+            _LOG.log(level, "%s has ended; starting it again", watched.name)
             watched.due_s = now + watched.backoff.next_s()
         if now < watched.due_s:
             return
@@ -187,8 +228,18 @@ class Supervisor:
         try:
             watched.service.stop()  # frees what a dead process held: locks, sockets
             watched.start()
-        except RengoError as error:
-            _LOG.error("%s did not start again: %s", watched.name, error)
+        except (RengoError, OSError) as error:
+            _LOG.log(level + 10, "%s did not start again: %s", watched.name, error)
+
+
+def _room(watched: _Watched) -> DiskRoom | None:
+    if watched.folder is None:
+        return None
+    try:
+        return disk_room(watched.folder)
+    except OSError as error:
+        _LOG.warning("the disk of %s cannot be looked at: %s", watched.folder, error)
+        return None
 
 
 class _Request:

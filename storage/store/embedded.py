@@ -27,6 +27,8 @@ from storage.transfer import http
 Kind = Literal["juicefs", "seaweedfs"]
 _SERVERS: dict[str, type[StoreServer]] = {"juicefs": Juicefs, "seaweedfs": Seaweedfs}
 _START_S = 30.0
+_ANSWER_S = 2.0
+_ASKED_IN_VAIN = 6
 
 
 class EmbeddedStore:
@@ -65,6 +67,7 @@ class EmbeddedStore:
         self._bucket = bucket
         self._server = _SERVERS[kind](self._folder, self._listener)
         self._child: Child | None = None
+        self._unanswered = 0
 
     @property
     def settings(self) -> StoreSettings:
@@ -115,12 +118,23 @@ class EmbeddedStore:
         pool = _health_pool(self._listener)
         child.start()
         self._child = child
+        self._unanswered = 0
         try:
             with pool:
                 child.wait_ready(lambda: self._answers(pool), _START_S)
         except BaseException:
             self.kill()
             raise
+
+    def fault(self) -> str:
+        """Return why the running server is of no use, "" where it answers. One thread calls it."""
+        with _health_pool(self._listener) as pool:
+            answers = self._answers(pool)
+        # a busy server may be late
+        self._unanswered = 0 if answers else self._unanswered + 1
+        if self._unanswered < _ASKED_IN_VAIN:
+            return ""
+        return f"it does not answer at {self._listener.endpoint}"
 
     def stop(self) -> None:
         """Ask the server to end, and wait for it."""
@@ -163,7 +177,7 @@ def _check_host(kind: Kind, host: str, tls: StoreTls | None) -> None:
 
 def _health_pool(listener: Listener) -> urllib3.HTTPConnectionPool:
     """Return a connection to the server on this machine, its certificate verified for its name."""
-    timeout = urllib3.Timeout(2.0)
+    timeout = urllib3.Timeout(_ANSWER_S)
     if listener.tls is None:
         return urllib3.HTTPConnectionPool(
             listener.local_host, listener.port, timeout=timeout, retries=False

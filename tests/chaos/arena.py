@@ -34,6 +34,7 @@ from rengo.demo import fleet
 from rengo.operator.client import OperatorClient
 from rengo.operator.runs import submit, wait_for_devices
 from rengo.site.device_process import DeviceSpec, device_process
+from rengo.site.preparation import SiteOptions
 from rengo.site.site import Site
 from rengo.site.supervisor import Supervisor
 from runtime.processes.child import Child
@@ -61,19 +62,27 @@ class ChaosSite(Site):
     ``server`` is the module that runs in place of ``rengo server``, given its settings and a plan.
     """
 
-    def __init__(self, data_dir: Path, *, mortal: bool, devices: int = 0, server: str = "") -> None:
-        super().__init__(data_dir, devices=devices)
+    def __init__(
+        self,
+        data_dir: Path,
+        *,
+        mortal: bool,
+        devices: int = 0,
+        server: str = "",
+        options: SiteOptions | None = None,
+    ) -> None:
+        super().__init__(data_dir, devices=devices, options=options or SiteOptions())
         # a test kills more often than any accident, and has nothing to learn from long pauses
-        self._supervisor = Supervisor(longest_pause_s=0.4)
+        self._supervisor = Supervisor(longest_pause_s=0.4, probe_every_s=1.0)
         self._server = server or ("tests.chaos.mortal_server" if mortal else "")
         self.plan = data_dir / "server.plan"
 
-    def _add_child(self, name: str, child: Child) -> None:
+    def _add_child(self, name: str, child: Child, folder: Path) -> None:
         if name == "server" and self._server:
             config = self.folder.root / "server" / "server.toml"
             argv = [sys.executable, "-m", self._server, str(config), str(self.plan)]
             child = Child("the server", argv, self._log(name), cwd=REPOSITORY)
-        super()._add_child(name, child)
+        super()._add_child(name, child, folder)
 
     def member(self, name: str, index: int = 0, count: int = 1) -> Identity:
         """Return a device's identity, admitted."""
@@ -396,10 +405,13 @@ class Opened:
         mortal: bool = False,
         devices: int = 0,
         server: str = "",
+        options: SiteOptions | None = None,
     ) -> None:
         self._folder = folder
         self._task = task
-        self._site = ChaosSite(folder / "site", mortal=mortal, devices=devices, server=server)
+        self._site = ChaosSite(
+            folder / "site", mortal=mortal, devices=devices, server=server, options=options
+        )
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Arena:

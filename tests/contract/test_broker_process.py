@@ -14,6 +14,7 @@ from runtime.errors import ConfigError, TransportError
 from runtime.processes.ports import free_port
 from tests.contract.broker_places import Place, kind, place
 from tests.integration.broker_fixtures import USERS, Owner, eventually
+from tests.support import hold_still
 
 __all__ = ["kind", "place"]
 
@@ -117,3 +118,19 @@ def test_a_server_that_cannot_start_says_why(place: Place) -> None:
     with pytest.raises((TransportError, OSError)):
         place.broker.start(USERS)
     assert not place.broker.running
+
+
+def test_one_that_answers_nobody_is_of_no_use(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker.brokers.mosquitto._WRITE_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("broker.brokers.mosquitto._WRITE_EVERY_S", 0.0)
+    monkeypatch.setattr("broker.brokers.nats_api._TIMEOUT_S", 0.1)
+    place.session(Owner(), endpoint=place.endpoint("dev-a"))
+    assert [place.broker.fault() for _ in range(10)] == 10 * [""]
+    hold_still(place.broker.pid)
+    found = [place.broker.fault() for _ in range(6)]
+    psutil.Process(place.broker.pid).resume()
+    assert found[:5] == 5 * [""], "a busy one may be late"
+    assert "the MQTT broker" in found[5]
+    eventually(lambda: place.broker.fault() == "")

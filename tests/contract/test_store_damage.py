@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
 import resource
-import subprocess
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,9 +35,11 @@ from tests.contract.faulty_store import (
     sha256,
     way_in,
 )
+from tests.disks import small_disk
 from tests.integration.broker_fixtures import eventually
 from tests.integration.store_fixtures import KINDS, bucket_of, running_store
 from tests.proxy import Fault, Proxy
+from tests.support import hold_still
 
 __all__ = ["path"]
 BIG = random.Random(3).randbytes(16_000_000)
@@ -111,22 +114,6 @@ def test_the_server_s_copy_is_whole_or_none_when_the_store_is_killed(
 # --- a full disk ------------------------------------------------------------------------------
 
 
-@contextmanager
-def small_disk(folder: Path) -> Iterator[bool]:
-    """Mount a disk of 64 MB on the folder; False where this user may not."""
-    folder.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64m", "rengo-test", str(folder)],
-        capture_output=True,
-        check=False,
-    )
-    try:
-        yield done.returncode == 0
-    finally:
-        if done.returncode == 0:
-            subprocess.run(["umount", str(folder)], check=True)
-
-
 def limit_files(pid: int, most: int) -> None:
     """Let no file of the process and its threads grow beyond ``most`` bytes."""
     _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
@@ -148,7 +135,7 @@ def fill(store: S3Store) -> tuple[dict[str, bytes], RengoError]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_full_disk_is_a_named_error_and_takes_nothing_away(tmp_path: Path, kind: Kind) -> None:
-    with small_disk(tmp_path / "disk") as mounted:
+    with small_disk(tmp_path / "disk", 64) as mounted:
         embedded = EmbeddedStore(tmp_path / "disk" / "data", kind)
         embedded.start()
         try:
@@ -181,6 +168,21 @@ def test_a_file_that_may_not_grow_is_a_named_error(tmp_path: Path, kind: Kind) -
             embedded.start()
         assert read(store, "small") == b"hello"
         assert [info.key for info in store.list("projects/")] == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_that_answers_nobody_is_of_no_use(
+    tmp_path: Path, kind: Kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("storage.store.embedded._ANSWER_S", 0.1)
+    with running_store(tmp_path / "data", kind) as embedded:
+        eventually(lambda: embedded.fault() == "")
+        hold_still(embedded.pid)
+        found = [embedded.fault() for _ in range(6)]
+        os.kill(embedded.pid, signal.SIGCONT)
+        assert found[:5] == 5 * [""], "a busy one may be late"
+        assert found[5] == f"it does not answer at {embedded.settings.endpoint}"
+        eventually(lambda: embedded.fault() == "")
 
 
 # --- one flipped bit --------------------------------------------------------------------------

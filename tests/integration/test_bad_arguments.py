@@ -30,8 +30,8 @@ class Mine(Task):
     [
         (["--task", "nosuch"], "no task 'nosuch'; there are: digits"),
         (["--task", "none.py:Mine"], "there is no file"),
-        (["--set", "algorithm.name=fedavgg"], "no algorithm 'fedavgg'; there are: fedavg"),
-        (["--set", "algorithm.nu=1"], "algorithm fedavg has no setting 'nu'; it has: "),
+        (["--set", "algorithm.name=fedavgg"], "no algorithm 'fedavgg'; did you mean 'fedavg'"),
+        (["--set", "algorithm.nu=1"], "algorithm fedavg has no setting 'nu' (it has: "),
         (["--set", "cohort.sise=3"], "unknown key 'cohort.sise' (known: deadline_s"),
         (["--set", "cohort.deadline_s=soon"], "'cohort.deadline_s': Input should be a valid"),
         (["--set", "training.learning_rat=1"], "training setting learning_rat: "),
@@ -93,7 +93,9 @@ def test_an_agents_unknown_task(role: str, task: str, said: str, tmp_path: Path)
 
 def test_an_unknown_algorithm_to_explain() -> None:
     told = rengo("algorithms", "fedavgg")
-    assert told.line == "no algorithm 'fedavgg'; there are: fedavg, fedprox"
+    assert told.line == (
+        "no algorithm 'fedavgg'; did you mean 'fedavg'? (`rengo algorithms` lists them)"
+    )
     assert told.code == USAGE
 
 

@@ -334,7 +334,11 @@ def operations(home: Path) -> None:
         (["devices", "show", "nosuch"], "no device 'nosuch'; `rengo devices ls`", USAGE),
         (["run", "nosuch"], "no task 'nosuch'; there are: digits", USAGE),
         (["run", "digits", "--rounds", "0"], "'rounds': ", USAGE),
-        (["run", "digits", "--set", "algorithm.name=x"], "no algorithm 'x'; there are", USAGE),
+        (
+            ["run", "digits", "--set", "algorithm.name=x"],
+            "no algorithm 'x' (`rengo algorithms`",
+            USAGE,
+        ),
         (["run", "digits", "--set", "algorithm.mu=x"], "has no setting 'mu'", USAGE),
         (["run", "digits", "--set", "x=2020-01-01"], "unknown key 'x'", USAGE),
         (["run", "digits", "--set", "seed=99999999999999999999999"], "'seed'", USAGE),

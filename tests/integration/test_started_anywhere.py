@@ -181,6 +181,12 @@ def test_output_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (3, "rengo: No space left on device\n")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+def test_the_code_tells_why_where_nothing_can_be_said(tmp_path: Path) -> None:
+    for words, code in (("server --config none.toml", 2), ("algorithms > /dev/full", 3)):
+        assert _run(["sh", "-c", f"{_RENGO} {words} 2> /dev/full"], tmp_path).returncode == code
+
+
 def test_a_user_without_a_home(tmp_path: Path) -> None:
     """As in a container that runs as a user of no name."""
     lines = "import os, pwd, sys\ndef nobody(*_): raise KeyError\npwd.getpwuid = nobody\n"

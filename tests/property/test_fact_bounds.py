@@ -119,7 +119,9 @@ def stories(draw: DrawFn, ending: str) -> Story:
         f.EvaluationOrdered(evaluated[0], cohort),
         f.EvaluationDeclined(evaluated[0], b, draw(SAID), draw(st.booleans())),
         f.EvaluationRecorded(*evaluated, draw(within(Examples)), draw(METRICS), draw(USAGE)),
-        f.VersionJudged(evaluated[0], draw(within(Finite | None)), draw(st.booleans())),
+        f.VersionJudged(
+            evaluated[0], draw(st.none() | within(Finite).map(float)), draw(st.booleans())
+        ),
     ]
     if ending == "stopped early":  # before the last round's model is there
         facts = facts[: [type(each) for each in facts].index(f.RoundCommitted)]

@@ -40,7 +40,7 @@ def run_store(options: argparse.Namespace) -> int:
     begin_role(debug=options.debug)
     part = load(StorePart, options.config, "RENGO_STORE")
     store = part.store()
-    return _keep("the store", part, store, store.start)
+    return _keep("the store", part, store, store.start, store.fault)
 
 
 def _keep(
@@ -48,13 +48,13 @@ def _keep(
     part: BrokerPart | StorePart,
     service: SupervisedService,
     start: Callable[[], None],
-    fault: Callable[[], str] | None = None,
+    fault: Callable[[], str],
 ) -> int:
     stopped = threading.Event()
     supervisor = Supervisor()
 
     def run() -> None:
-        supervisor.add(name, service, start, fault)
+        supervisor.add(name, service, start, fault, part.folder)
         _LOG.info("%s (%s) serves %s:%d", name, part.kind, part.host, part.port)
         stopped.wait()
 

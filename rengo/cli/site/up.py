@@ -18,6 +18,7 @@ from rengo.site.site import Site
 from rengo.terminal.event_lines import SiteEventLines
 from rengo.terminal.lines import say
 from runtime.broker_url import parse_url
+from runtime.disk import met_full_disk
 from runtime.errors import ConfigError, TransportError
 
 _LOOK_EVERY_S = 5.0
@@ -163,10 +164,19 @@ def _watch(site: Site) -> NoReturn:
                 while True:
                     for news in client.news(_LOOK_EVERY_S):
                         for line in story.take(news):
-                            say(line)
+                            _say(line)
         except TransportError as error:
             # the supervisor starts the broker again; until then no message comes
-            say(f"nothing is heard from the broker: {error}")
+            _say(f"nothing is heard from the broker: {error}")
+
+
+def _say(line: str) -> None:
+    """Say what happens; where standard output is on a full disk the site goes on without."""
+    try:
+        say(line)
+    except OSError as error:
+        if not met_full_disk(error):
+            raise
 
 
 def welcome(site: Site) -> str:

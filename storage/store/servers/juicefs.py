@@ -45,6 +45,8 @@ class Juicefs(StoreServer):
             "--no-banner",
             # the blobs are local files, which the system caches
             *("--cache-size", "0", "--cache-dir", "cache"),
+            # and what fails there three times is lost, or waits for its caller: not for 14 s
+            *("--io-retries", "3"),
             *("--buffer-size", "64", "--backup-meta", "0"),
             # without a port that exists it goes on, and shows no figures to whoever asks
             *("--metrics", f"{LOOPBACK}:none", "--log", "gateway.log"),

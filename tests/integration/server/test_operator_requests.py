@@ -55,7 +55,7 @@ from tests.messages import SAMPLES
                 "definition": {"task": "t", "algorithm": {"name": "x"}},
                 "size_bytes": 1,
             },
-            "no algorithm 'x'; there are: ",
+            "no algorithm 'x' (`rengo algorithms` lists them)",
         ),
     ],
 )

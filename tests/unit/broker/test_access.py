@@ -256,6 +256,18 @@ def test_users_by_certificate_are_the_same_users_under_their_common_names() -> N
     assert nats_users(by_certificate, LISTER, by_certificate=False) == by_name
 
 
+def test_the_supervisor_s_user_is_given_its_rights_in_the_file_of_an_earlier_version() -> None:
+    now = to_nats(EVERYBODY, LISTER)
+    content = json.loads(now.partition(" ")[2])
+    without = {"users": content["users"][:-1]}
+    for of_earlier in (
+        without,
+        {"users": [*without["users"], {"user": "rengo.sessions", "password": LISTER}]},
+    ):
+        text = f"authorization: {json.dumps(of_earlier)}"
+        assert nats_users(text, LISTER, by_certificate=False) == now
+
+
 def stored(block: str) -> dict[str, str]:
     users = json.loads(block.removeprefix("authorization: "))["users"]
     return {each["user"]: each["password"] for each in users}

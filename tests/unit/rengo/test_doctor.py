@@ -14,6 +14,7 @@ import pytest
 from rengo.doctor import checks as doctor
 from rengo.doctor.checks import Check
 from rengo.doctor.machine import ThisMachine, TorchBuild
+from runtime.disk import DiskRoom
 
 FOLDER = Path("site")
 GIB = 1 << 30
@@ -48,6 +49,7 @@ class FakeMachine:
     programs: frozenset[str] = frozenset(doctor.PROGRAMS)
     program_error: str = ""
     free: int = 50 * GIB
+    full: tuple[Path, ...] = ()
     memory: int | None = 8 * GIB
     write_error: OSError | None = None
     used_ports: frozenset[int] = frozenset()
@@ -74,8 +76,12 @@ class FakeMachine:
             raise OSError(self.program_error)
         return "1.0"
 
-    def free_bytes(self, folder: Path) -> int:
-        return self.free
+    def room(self, folder: Path) -> DiskRoom:
+        device = 2 if folder in self.full else 1
+        return DiskRoom(device, 0 if folder in self.full else self.free, None)
+
+    def parts(self, folder: Path) -> list[Path]:
+        return [folder / "broker", folder / "devices/edge-1", folder / "store"]
 
     def memory_bytes(self) -> int | None:
         return self.memory
@@ -148,6 +154,17 @@ def test_requirements_are_named_once_with_their_extra_and_none_of_the_tools() ->
         ),
         (replace(WELL, program_error="Exec format error"), "weed", "Exec", "--force", False),
         (replace(WELL, free=GIB - 1), "disk", "1024 MiB free", "--data-dir", True),
+        (replace(WELL, free=12 << 10), "disk", f"full (12 KiB free): {FOLDER}", "free some", True),
+        *(
+            (
+                replace(WELL, full=(FOLDER / part,)),
+                f"disk of {part}",
+                f"full (0 KiB free): {FOLDER / part}",
+                "free some",
+                True,
+            )
+            for part in ("broker", "store", "devices/edge-1")
+        ),
         (
             replace(WELL, write_error=PermissionError(13, "Permission denied")),
             "data folder",

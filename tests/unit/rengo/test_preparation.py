@@ -87,9 +87,10 @@ def test_whom_the_server_added_stays(tmp_path: Path) -> None:
     made = prepared(tmp_path)
     access = MosquittoAccess(tmp_path / "broker")
     assert access.passwords.read_text().count("\n") == 2
-    access.passwords.write_text("the server's")
+    with access.passwords.open("a") as file:
+        file.write("the server's\n")
     prepared(tmp_path)
-    assert access.passwords.read_text() == "the server's"
+    assert access.passwords.read_text().endswith("the server's\n")
     assert made.operator.id in access.acl.read_text()
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import threading
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from rengo.site.supervisor import Supervisor
+from runtime.disk import DiskRoom
 
+GIB = 1 << 30
 _LONG_S = 20.0
 
 
@@ -75,3 +80,75 @@ def test_a_probe_that_fails_is_told_and_ends_nothing(
     service.running = False
     assert service.started_again.wait(_LONG_S)
     assert "a cannot be probed: no such log" in caplog.text
+
+
+def test_a_start_that_meets_a_full_disk_is_tried_again(
+    supervisor: Supervisor, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An error of the system must not end the thread, and with it every process of the site."""
+    service, other = Service(), Service()
+    supervisor.add("other", other, other.start)
+    failures = iter([OSError(errno.ENOSPC, "No space left on device", "/site/broker.conf")])
+
+    def start() -> None:
+        if service.starts:
+            for failure in failures:
+                raise failure
+        service.start()
+
+    supervisor.add("a", service, start)
+    service.running = False
+    assert service.started_again.wait(_LONG_S)
+    supervisor.call(lambda: None)
+    assert "a did not start again: [Errno 28] No space left on device" in caplog.text
+    assert supervisor.restarts() == {"other": 0, "a": 2}
+
+
+def test_what_a_new_start_does_not_help_is_started_seldom(supervisor: Supervisor) -> None:
+    service = Service()
+    asked = threading.Semaphore(0)
+
+    def fault() -> str:
+        asked.release()
+        return "it cannot write"
+
+    supervisor.add("a", service, service.start, fault)
+    assert service.started_again.wait(_LONG_S)
+    for _ in range(20):
+        assert asked.acquire(timeout=_LONG_S)
+    supervisor.call(lambda: None)
+    assert service.starts == 2
+
+
+@pytest.mark.parametrize("lack", [(0, None, "full (0 KiB free)"), (GIB, 0, "no file can be added")])
+def test_a_full_disk_is_one_line_and_no_new_start(
+    lack: tuple[int, int | None, str],
+    supervisor: Supervisor,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    room = DiskRoom(1, GIB, 1000)
+    found = [DiskRoom(1, *lack[:2])]
+    monkeypatch.setattr("rengo.site.supervisor.disk_room", lambda _: found[0])
+    services = {name: Service() for name in ("broker", "store")}
+    for name, service in services.items():
+        service.broken = "it cannot write"
+        supervisor.add(name, service, service.start, service.fault, tmp_path / name)
+        service.broken = "it cannot write"
+    wait_for_text(caplog, "which goes on when there is room")
+    assert [service.starts for service in services.values()] == [1, 1]
+    found[0] = room
+    for service in services.values():
+        assert service.started_again.wait(_LONG_S)
+    told = [each for each in caplog.messages if "full" in each]
+    assert len(told) == 2, told
+    assert lack[2] in told[0]
+    assert "it holds the data of broker, store" in told[0]
+    assert told[1] == "a disk that was full has room again"
+
+
+def wait_for_text(caplog: pytest.LogCaptureFixture, text: str) -> None:
+    deadline = time.monotonic() + _LONG_S
+    while text not in caplog.text:
+        assert time.monotonic() < deadline
