@@ -1,10 +1,11 @@
-"""What runs that have ended cost: start, memory and a list, from ten of them to ten thousand.
+"""What runs that have ended cost, and their versions: start, memory and a list.
 
     python -m benchmarks.history [--runs 10 100 10000] [--devices 20] [--rounds 50] [--json FILE]
 
 One run is written by the journal, with all its facts, and becomes history; its rows are then copied
 under other names. Each number of runs is measured in a process of its own, which opens the journal
-as a server does. For comparison: what opening one such run costs, which every start paid for each.
+as a server does, and reads three versions of each run from a store that makes them up. For
+comparison: what opening one such run costs, which every start paid for each.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
+from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO
 
 import psutil
 
@@ -36,21 +39,31 @@ from fl_server.rounds.facts import (
 )
 from fl_server.rounds.model import Model, Update
 from fl_server.runs.definition import parse_definition
+from storage.registry.registry import ModelRegistry
+from storage.store.memory import MemoryStore
+from storage.store.objects import ObjectInfo
+from storage.versions.keys import RunKeys
 from tests.operations import Disk, Life
+from tests.versions import KEY, PROJECT, manifest_of
 
 _LISTED = 100
 _USAGE = {"train_s": 1.5, "bytes_up": 10_076.0, "bytes_down": 9_968.0, "steps": 400.0}
 _TIMES = 5
+_VERSIONS = (1, 2, 3)
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one number of runs costs. ``file_bytes`` is the journal's."""
+    """What one number of runs costs. ``file_bytes`` is the journal's.
+
+    ``versions_bytes`` is what the server's memory grew by when their versions were read.
+    """
 
     runs: int
     start_s: float
     list_s: float
     rss_bytes: int
+    versions_bytes: int
     file_bytes: int
 
 
@@ -96,14 +109,52 @@ def copy_run(folder: Path, runs: int) -> None:
             )
 
 
-def measure(folder: Path) -> dict[str, float]:
+class MadeUpStore(MemoryStore):
+    """A store that holds the versions of many runs, and makes each document when it is read."""
+
+    def __init__(self, runs: int, devices: int) -> None:
+        super().__init__()
+        self._runs = runs
+        self._cohort = [f"device-{number:03}" for number in range(devices)]
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        for run in range(self._runs):
+            keys = RunKeys(PROJECT, f"digits-{run:08}")
+            for key_of, size in ((keys.version, 9_968), (keys.manifest, 1_000)):
+                for number in _VERSIONS:
+                    yield ObjectInfo(key_of(number), size, "e")
+
+    @contextmanager
+    def open(self, key: str, start: int = 0) -> Iterator[BinaryIO]:
+        keys = RunKeys.of(key)
+        number = None if keys is None else keys.version_of(key)
+        assert keys is not None
+        assert number is not None
+        changes = {"cohort": self._cohort, "cohort_size": len(self._cohort), "size_bytes": 9_968}
+        yield BytesIO(manifest_of(keys.run_id, number, **changes).encode(KEY)[start:])
+
+
+def measure_versions(runs: int, devices: int) -> int:
+    """Return how much memory a registry takes that has read three versions of each run."""
+    before = psutil.Process().memory_info().rss
+    registry = ModelRegistry(MadeUpStore(runs, devices), PROJECT, KEY)
+    problems = registry.rebuild()
+    assert not problems, problems[:3]
+    assert registry.find(f"digits-{runs - 1:08}").name == f"digits-{runs - 1:08}:{_VERSIONS[-1]}"
+    return psutil.Process().memory_info().rss - before
+
+
+def measure(folder: Path, runs: int, devices: int) -> dict[str, float]:
     """Open the journal as a server does; return what that and a list take."""
     start_s = _shortest(lambda: Life(Disk(folder)).end())
     life = Life(Disk(folder))
     handler = life.operations._table["runs_ls"].handler
     list_s = _shortest(lambda: handler(LatestRuns(last=_LISTED), None))
     life.end()
-    return {"start_s": start_s, "list_s": list_s, "rss_bytes": psutil.Process().memory_info().rss}
+    rss_bytes = psutil.Process().memory_info().rss
+    versions_bytes = measure_versions(runs, devices)
+    costs = {"start_s": start_s, "list_s": list_s}
+    return {**costs, "rss_bytes": rss_bytes, "versions_bytes": versions_bytes}
 
 
 def _shortest(act: Callable[[], object]) -> float:
@@ -139,15 +190,19 @@ def main() -> int:
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
-        print(json.dumps(measure(options.measure)))
+        print(json.dumps(measure(options.measure, options.runs[0], options.devices)))
         return 0
     with tempfile.TemporaryDirectory(prefix="rengo-history-") as folder:
         costs, fold_s = _costs(Path(folder), options)
-    print(f"{'runs':>7} {'start':>10} {'list of 100':>12} {'memory':>10} {'journal':>10}")
+    print(
+        f"{'runs':>7} {'start':>10} {'list of 100':>12} {'memory':>10} "
+        f"{'versions':>10} {'journal':>10}"
+    )
     for each in costs:
         print(
             f"{each.runs:>7} {each.start_s * 1e3:>7.1f} ms {each.list_s * 1e3:>9.1f} ms "
-            f"{each.rss_bytes / 2**20:>6.1f} MiB {each.file_bytes / 2**20:>6.1f} MiB"
+            f"{each.rss_bytes / 2**20:>6.1f} MiB {each.versions_bytes / 2**20:>6.1f} MiB "
+            f"{each.file_bytes / 2**20:>6.1f} MiB"
         )
     first, last = costs[0], costs[-1]
     every_s = last.runs * fold_s
@@ -175,6 +230,7 @@ def _costs(folder: Path, options: argparse.Namespace) -> tuple[list[Cost], float
         shutil.copytree(folder / "one", place)
         copy_run(place, runs)
         argv = [sys.executable, "-m", "benchmarks.history", "--measure", str(place)]
+        argv += ["--runs", str(runs), "--devices", str(options.devices)]
         told = json.loads(subprocess.run(argv, check=True, stdout=subprocess.PIPE).stdout)
         size = (place / "journal.sqlite").stat().st_size
         costs.append(Cost(runs, file_bytes=size, **told))

@@ -409,8 +409,7 @@ class Server:
 
     def _compare_production(self) -> None:
         """Publish what the registry says after a restart, and compare it with the journal."""
-        runs = {version.manifest.run_id for version in self.models.versions()}
-        unknown = self.journal.unknown(runs)
+        unknown = self.journal.unknown(self.models.runs())
         if unknown:
             _LOG.warning(
                 "the store holds versions of %d runs that the journal does not know, %s among "

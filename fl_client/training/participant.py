@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from algorithms.base import UPDATE
 from fl_client.datasets.device import Device
 from fl_client.engines.base import Dtype, Engine, TrainingFailed, Tuning, load_engine
 from fl_client.models.local_round import Evaluation, LocalRound, LocalUpdate
@@ -30,6 +32,7 @@ from runtime.bounds import (
     is_plausible,
 )
 from runtime.errors import ConfigError, RengoError
+from storage.updates.info import MAX_SECTIONS
 from storage.weights.layout import TensorSpec, dtype_name, require_valid
 from storage.weights.model import copy_as_float32
 
@@ -43,6 +46,7 @@ _OWN_FIELDS = 4
 _LOG = logging.getLogger(__name__)
 # floats, whole numbers and truth values, as numpy calls their kinds
 _REAL = "fiub"
+_NAME = re.compile(r"[a-z0-9_-]{1,64}")
 
 
 class Participant:
@@ -147,16 +151,40 @@ class Participant:
             raise wrong(self.task, "local_update", f"gave a {found} for num_examples: {rule}")
         if update.vector is None and not update.vectors:
             raise wrong(self.task, "local_update", f"gave no vector: {rule}")
+        self._require_names(update)
+        return update._replace(
+            vector=None if update.vector is None else self._vector(update.vector, rule),
+            vectors={name: self._vector(each, rule) for name, each in update.vectors.items()},
+            scalars=numbers_of(self.task, "local_update", update.scalars),
+            num_examples=int(update.num_examples),
+        )
+
+    def _require_names(self, update: LocalUpdate) -> None:
+        """Raise where further vectors and scalars have names that an update's file cannot have."""
+        rule = (
+            f"its vectors and scalars are dicts, together of fewer than {MAX_SECTIONS} names, each "
+            f"of 1 to 64 of a-z, 0-9, _ and -, given once, and not {UPDATE!r}"
+        )
+        for given in (update.vectors, update.scalars):
+            if not isinstance(given, Mapping):
+                found = type(given).__name__
+                raise wrong(self.task, "local_update", f"gave a {found} beside its vector: {rule}")
+        names = [*update.vectors, *update.scalars]
+        named = {each for each in names if isinstance(each, str) and _NAME.fullmatch(each)}
+        if len(named - {UPDATE}) < len(names) or len(names) >= MAX_SECTIONS:
+            raise wrong(self.task, "local_update", f"gave {names!r:.200}: {rule}")
+
+    def _vector(self, given: Any, rule: str) -> Vector:
+        """Return a vector that ``local_update`` gave, as float32."""
         try:
-            given_vector = None if update.vector is None else np.asarray(update.vector)
-            if given_vector is not None and given_vector.dtype.kind not in _REAL:
+            vector = np.asarray(given)
+            if vector.dtype.kind not in _REAL:
                 # numpy would make numbers of texts and dates, and drop the imaginary part
-                raise TypeError(f"they are of type {given_vector.dtype}")
+                raise TypeError(f"they are of type {vector.dtype}")
         except (TypeError, ValueError) as error:
             what = f"gave no vector of numbers ({error}): {rule}"
             raise wrong(self.task, "local_update", what) from error
-        vector = None if given_vector is None else np.ascontiguousarray(given_vector, np.float32)
-        return update._replace(vector=vector, num_examples=int(update.num_examples))
+        return np.ascontiguousarray(vector, np.float32)
 
     def evaluate(self, weights: Weights, plan: LocalRound) -> Evaluation:
         """Return the metrics of ``weights`` on this device's held-out data."""
@@ -168,9 +196,8 @@ class Participant:
             raise wrong(self.task, "evaluate", f"gave a {type(given).__name__}: {rule}")
         if not isinstance(given[0], int | np.integer):
             raise wrong(self.task, "evaluate", f"gave a {type(given[0]).__name__} first: {rule}")
-        metrics = self._metrics("evaluate", given[1])
-        whole = self._metrics("evaluate", {**metrics, **self._personal(weights, plan)})
-        return Evaluation(int(given[0]), whole)
+        metrics = numbers_of(self.task, "evaluate", given[1]) | self._personal(weights, plan)
+        return Evaluation(int(given[0]), self._metrics("evaluate", metrics))
 
     def _personal(self, weights: Weights, plan: LocalRound) -> dict[str, float]:
         """Return the metrics of what the device predicts with, where that is a model of its own."""

@@ -21,7 +21,7 @@ from fl_server.rounds.model import Model
 from fl_server.runs.definition import AlgorithmSection, BundleSection, RunDefinition
 from fl_server.runs.record import RunRecord
 from runtime.errors import ConfigError, NotFound
-from storage.versions.index import Version
+from storage.versions.version import Version
 
 _PREFIX = "canary-"
 

@@ -11,7 +11,7 @@ from broker.wire.messages import Message, ModelOffer, ModelRef, ModelRequest, Pr
 from broker.wire.topics import Topics
 from fl_server.dataplane.urls import SharedUrls
 from storage.registry.registry import ModelRegistry
-from storage.versions.index import Version
+from storage.versions.version import Version
 
 
 class ProductionDocuments:
@@ -38,7 +38,7 @@ class ProductionDocuments:
 
     def publish_all(self) -> None:
         """Publish for every task what is in production."""
-        for task in sorted({version.manifest.task for version in self._registry.versions()}):
+        for task in self._registry.tasks():
             self.publish(task)
 
     def publish(self, task: str) -> None:

@@ -23,7 +23,7 @@ from fl_server.runs.record import RunRecord
 from runtime.security.signing import SecretKey
 from storage.registry.registry import ModelRegistry
 from storage.store.objects import ObjectStore
-from storage.versions.index import Version
+from storage.versions.version import Version
 
 FlowType = TypeVar("FlowType", bound=Flow)
 

@@ -26,10 +26,10 @@ from runtime.security.signing import SecretKey
 from storage.registry.scan import Document, DocumentCache
 from storage.registry.version_store import VersionStore
 from storage.store.objects import Objects
-from storage.versions.index import Version, VersionKey, looks_like_hash
 from storage.versions.keys import RunKeys
 from storage.versions.manifest import Manifest
 from storage.versions.retention import Policy, retained
+from storage.versions.version import Version, VersionKey, looks_like_hash
 
 __all__ = ["Document", "DocumentCache", "ModelRegistry", "Version"]
 
@@ -97,6 +97,16 @@ class ModelRegistry:
             found = index.of_run(run_id) if run_id else index.newest_first()
         return [each for each in found if task in ("", each.manifest.task)]
 
+    def runs(self) -> list[str]:
+        """Return the ids of the runs that have versions."""
+        with self._versions.index() as index:
+            return index.runs()
+
+    def tasks(self) -> list[str]:
+        """Return the tasks that have versions."""
+        with self._versions.index() as index:
+            return index.tasks()
+
     def has(self, run_id: str, version: int) -> bool:
         """Whether there is such a version."""
         with self._versions.index() as index:
@@ -107,7 +117,7 @@ class ModelRegistry:
         return self._versions.current((run_id, version))
 
     def find(self, name: str) -> Version:
-        """See :meth:`storage.versions.index.VersionIndex.find`."""
+        """See :meth:`storage.registry.index.VersionIndex.find`."""
         try:
             with self._versions.index() as index:
                 return index.find(name)

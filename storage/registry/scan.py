@@ -8,7 +8,9 @@ be written over.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import itertools
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -17,11 +19,13 @@ from runtime.errors import Corrupt, Damaged, NotFound
 from runtime.security.signing import PublicKey
 from storage.store.objects import ObjectInfo, Objects
 from storage.store.serving import damage_told
-from storage.versions.index import Version, VersionKey
 from storage.versions.keys import RunKeys, runs_prefix
 from storage.versions.manifest import MAX_DOCUMENT_BYTES, Manifest, Record
+from storage.versions.version import Version, VersionKey
 
 _READERS = 8
+# how many versions are read together; what the server holds of others is on the disk
+_AT_ONCE = 200
 
 
 @dataclass(frozen=True)
@@ -54,31 +58,34 @@ class RegistryScan:
     """The result of a scan.
 
     Attributes:
-        versions: those with a valid manifest and a model in the store.
         unreadable: versions with a manifest or record that is not valid, and why.
         set_aside: versions with a manifest or record that the store cannot give, and why.
         orphan_records: the keys of records without a version.
-        fetched: documents that the cache did not have.
         problems: what was wrong, for people.
     """
 
-    versions: list[Version] = field(default_factory=list)
     unreadable: dict[VersionKey, str] = field(default_factory=dict)
     set_aside: dict[VersionKey, str] = field(default_factory=dict)
     orphan_records: set[str] = field(default_factory=set)
-    fetched: list[Document] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
 
 def scan_registry(
-    store: Objects, project: str, key: PublicKey, cache: DocumentCache | None
+    store: Objects,
+    project: str,
+    key: PublicKey,
+    cache: DocumentCache | None,
+    add: Callable[[Version], None],
 ) -> RegistryScan:
-    """Return a project's versions in the store.
+    """Read a project's versions in the store, some at a time.
+
+    Args:
+        add: is given each with a valid manifest and a model in the store.
 
     Raises:
         Unavailable, AccessDenied: the store could not be read.
     """
-    return _Scanner(store, project, key, cache).scan()
+    return _Scanner(store, project, key, cache, add).scan()
 
 
 def read_record(store: Objects, key: PublicKey, manifest: Manifest) -> Record:
@@ -112,13 +119,20 @@ class _ListedObjects:
 
 class _Scanner:
     def __init__(
-        self, store: Objects, project: str, key: PublicKey, cache: DocumentCache | None
+        self,
+        store: Objects,
+        project: str,
+        key: PublicKey,
+        cache: DocumentCache | None,
+        add: Callable[[Version], None],
     ) -> None:
         self._store = store
         self._project = project
         self._key = key
         self._cache = cache
+        self._add = add
         self._found = RegistryScan()
+        # of the versions that are being read
         self._manifests: dict[str, Manifest] = {}
         self._records: dict[str, Record] = {}
         self._problem_of: dict[str, str] = {}
@@ -126,35 +140,40 @@ class _Scanner:
 
     def scan(self) -> RegistryScan:
         listed = self._list()
-        self._read(
-            [
-                info
-                for objects in listed.values()
-                for info in (objects.manifest, objects.record)
-                if info is not None
-            ]
-        )
-        for run_id, number in sorted(listed):
-            self._add_version(RunKeys(self._project, run_id), number, listed[run_id, number])
+        while some := list(itertools.islice(listed, _AT_ONCE)):
+            documents = [info for _, each in some for info in (each.manifest, each.record)]
+            self._read([info for info in documents if info is not None])
+            for (run_id, number), objects in some:
+                self._add_version(RunKeys(self._project, run_id), number, objects)
+            for kept in (self._manifests, self._records, self._problem_of, self._damaged):
+                kept.clear()
         return self._found
 
-    def _list(self) -> dict[VersionKey, _ListedObjects]:
-        listed: dict[VersionKey, _ListedObjects] = {}
+    def _list(self) -> Iterator[tuple[VersionKey, _ListedObjects]]:
+        """Yield each version with its objects; a listing has those of a run one after the other."""
+        for run_id, infos in itertools.groupby(self._of_runs(), lambda it: it[0].run_id):
+            listed: defaultdict[int, _ListedObjects] = defaultdict(_ListedObjects)
+            for keys, number, info in infos:
+                self._note(listed[number], keys, number, info)
+            for number in sorted(listed):
+                yield (run_id, number), listed[number]
+
+    def _of_runs(self) -> Iterator[tuple[RunKeys, int, ObjectInfo]]:
         for info in self._store.list(runs_prefix(self._project)):
             keys = RunKeys.of(info.key)
             number = None if keys is None else keys.version_of(info.key)
-            if keys is None or number is None:
-                continue
-            objects = listed.setdefault((keys.run_id, number), _ListedObjects())
-            if info.key == keys.manifest(number):
-                objects.manifest = info
-            elif info.key == keys.record(number):
-                objects.record = info
-            elif info.key == keys.version(number):
-                objects.model = info
-            elif info.key != keys.state(number):
-                self._found.problems.append(f"{info.key}: no key that Rengo writes")
-        return listed
+            if keys is not None and number is not None:
+                yield keys, number, info
+
+    def _note(self, objects: _ListedObjects, keys: RunKeys, number: int, info: ObjectInfo) -> None:
+        if info.key == keys.manifest(number):
+            objects.manifest = info
+        elif info.key == keys.record(number):
+            objects.record = info
+        elif info.key == keys.version(number):
+            objects.model = info
+        elif info.key != keys.state(number):
+            self._found.problems.append(f"{info.key}: no key that Rengo writes")
 
     def _read(self, documents: list[ObjectInfo]) -> None:
         """Decode the documents: from the cache where it has them and they are valid."""
@@ -168,6 +187,7 @@ class _Scanner:
             for info in documents
             if info.key not in self._manifests and info.key not in self._records
         ]
+        fetched: list[Document] = []
         with ThreadPoolExecutor(_READERS, "registry") as readers:
             for info, data in zip(missing, readers.map(self._fetch, missing), strict=True):
                 if info.key in self._damaged:
@@ -175,7 +195,9 @@ class _Scanner:
                 if data is None:
                     self._problem_of[info.key] = f"{info.key}: listed, but not there"
                 elif self._decode(info.key, data) and info.etag:
-                    self._found.fetched.append(Document(info.key, info.etag, data))
+                    fetched.append(Document(info.key, info.etag, data))
+        if self._cache is not None and fetched:
+            self._cache.put(fetched)
 
     def _fetch(self, info: ObjectInfo) -> bytes | None:
         try:
@@ -226,7 +248,7 @@ class _Scanner:
                 f"{manifest.key}: {objects.model.size} bytes, "
                 f"its manifest says {manifest.size_bytes}: it will be refused"
             )
-        self._found.versions.append(Version(manifest, self._record(manifest, objects.record)))
+        self._add(Version(manifest, self._record(manifest, objects.record)))
 
     def _record(self, manifest: Manifest, info: ObjectInfo | None) -> Record:
         if info is None:

@@ -1,4 +1,4 @@
-"""A project's versions in memory, and the writes of their documents.
+"""A project's versions as last read, and the writes of their documents.
 
 After a failed write it is unknown what the store has: the version is then in doubt until it is read
 again. An operation that a crash or a failure interrupted is completed from what the store has.
@@ -6,19 +6,20 @@ again. An operation that a crash or a failure interrupted is completed from what
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 from runtime.errors import Corrupt, InvalidTransition, NotFound
 from runtime.security.signing import SecretKey
+from storage.registry.index import VersionIndex
 from storage.registry.scan import DocumentCache, new_record, read_record, scan_registry
 from storage.store.objects import Objects
-from storage.versions.index import Version, VersionIndex, VersionKey
 from storage.versions.keys import RunKeys
 from storage.versions.manifest import Manifest, Record, Stage
+from storage.versions.version import Version, VersionKey
 from storage.weights import require_finite
 
 _MAX_REASON_CHARS = 2000
@@ -58,7 +59,7 @@ class VersionStore:
         self._being_removed: set[VersionKey] = set()
         self._promotions = 0
 
-    @contextmanager
+    @contextlib.contextmanager
     def index(self) -> Iterator[VersionIndex]:
         """Within the block the index does not change; a block must not wait for anything."""
         with self._lock:
@@ -103,18 +104,23 @@ class VersionStore:
 
     def scan(self) -> list[str]:
         """Read everything from the store; return what was wrong and what was completed."""
-        found = scan_registry(self._store, self.project, self._key.public, self._cache)
+        index = VersionIndex()
+        with contextlib.ExitStack() as unfinished:
+            unfinished.callback(index.close)
+            found = scan_registry(
+                self._store, self.project, self._key.public, self._cache, index.put
+            )
+            unfinished.pop_all()
         with self._lock:
-            self._index = VersionIndex(found.versions)
+            self._index.close()
+            self._index = index
+            self._promotions = index.latest_promotion()
             self._unreadable = found.unreadable
             self._set_aside = found.set_aside
             self._uncertain = set()
         self._orphan_records = found.orphan_records
         self._being_removed = set()
-        self._promotions = max((each.promoted for each in found.versions), default=0)
         self.scanned.set()
-        if self._cache is not None and found.fetched:
-            self._cache.put(found.fetched)
         return found.problems + self._complete_interrupted()
 
     def resolve_doubts(self) -> None:

@@ -224,7 +224,7 @@ numbers = st.one_of(
     ),
 )
 names = st.one_of(
-    st.sampled_from([*NAMES, "\ud800", "\x1b[2J", "a\nb", "accuracy", "loss"]).map(repr),
+    st.sampled_from([*NAMES, "update", "\ud800", "\x1b[2J", "a\nb", "accuracy", "loss"]).map(repr),
     st.sampled_from(["1", "None", "b'x'", "('a',)", "np.str_('a')", "nan", "True"]),
 )
 metrics = st.one_of(
@@ -262,6 +262,14 @@ states = st.sampled_from(
         *("{'c': np.zeros(2, 'g')}", "{'c': np.zeros(2, '>f4')}", "weights", "'x'"),
     ]
 )
+sections = st.one_of(
+    st.sampled_from(["{}", "None", "[weights]", "{i: weights for i in range(70)}", "{1: weights}"]),
+    st.tuples(names, vectors).map(lambda it: f"{{{it[0]}: {it[1]}}}"),
+    st.integers(60, 70).map(lambda many: f"{{str(n): weights for n in range({many})}}"),
+)
+scalars = st.one_of(
+    st.sampled_from(["{}", "{'c': 0.5}", "{'update': 1.0}", "{'c': 1e39}"]), metrics
+)
 payloads = st.sampled_from(
     [
         *("b''", "b'x'", "bytearray(3)", "memoryview(b'abc')", "bytes(131_072)", "bytes(131_073)"),
@@ -276,6 +284,9 @@ RETURNS: dict[str, tuple[str, Any, SearchStrategy[str]]] = {
         st.one_of(
             st.tuples(vectors, counts, metrics).map(lambda it: f"({', '.join(it)})"),
             st.tuples(vectors, counts, metrics, states).map(lambda it: f"({', '.join(it)})"),
+            st.tuples(vectors, counts, metrics, states, sections, scalars).map(
+                lambda it: f"({', '.join(it)})"
+            ),
             st.one_of(numbers, vectors),
         ),
     ),

@@ -22,7 +22,7 @@ from hypothesis.strategies import DrawFn
 from pydantic import TypeAdapter
 
 from broker.wire.messages import RunDocument, Usage
-from broker.wire.messages.base import Id, Metrics, Sha256, Size
+from broker.wire.messages.base import Finite, Id, Metrics, Sha256, Size
 from fl_server.canary import events as c
 from fl_server.canary.state import CanaryState, judge
 from fl_server.dataplane.plane import DataPlane
@@ -59,6 +59,7 @@ AT = st.sampled_from([0.0, 101.0, 4e9])
 ENDINGS: dict[str, Callable[[str], Any]] = {
     "completed": lambda _: f.RunCompleted(),
     "stopped": f.RunStopped,
+    "stopped early": f.RunStoppedEarly,
     "failed": f.RunFailed,
 }
 
@@ -79,6 +80,8 @@ def models(draw: DrawFn, version: int) -> Model:
         draw(within(Size)),
         *hashes,
         draw(st.none() | changed),
+        draw(within(Size)),
+        draw(METRICS.map(lambda found: tuple(found.items()))),
     )
 
 
@@ -98,7 +101,7 @@ def stories(draw: DrawFn, ending: str) -> Story:
     works = st.builds(OrderWork, within(Size), within(Size))
     work = draw(st.dictionaries(st.sampled_from(cohort), works))
     evaluated = (draw(within(Round)), draw(st.sampled_from(cohort)))
-    return [
+    facts = [
         f.RoundOpened(*place, draw(models(number - 1))),
         f.RunPaused(),
         f.RunResumed(),
@@ -108,7 +111,7 @@ def stories(draw: DrawFn, ending: str) -> Story:
         f.OrderDeclined(*place, d, draw(SAID), draw(st.booleans()), draw(st.booleans())),
         f.UpdateWithdrawn(*place, a, draw(SAID)),
         f.RoundAbandoned(*place, draw(SAID), draw(st.booleans())),
-        f.RoundStarted(*again, cohort, draw(within(Size)), work),
+        f.RoundStarted(*again, cohort, draw(within(Size)), work, draw(within(Size))),
         f.UpdateAccepted(*again, a, draw(updates())),
         f.UpdateAccepted(*again, b, draw(updates())),
         f.RoundClosed(*again, tuple(sorted((a, b)))),
@@ -116,8 +119,13 @@ def stories(draw: DrawFn, ending: str) -> Story:
         f.EvaluationOrdered(evaluated[0], cohort),
         f.EvaluationDeclined(evaluated[0], b, draw(SAID), draw(st.booleans())),
         f.EvaluationRecorded(*evaluated, draw(within(Examples)), draw(METRICS), draw(USAGE)),
-        ENDINGS[ending](draw(SAID)),
+        f.VersionJudged(
+            evaluated[0], draw(st.none() | within(Finite).map(float)), draw(st.booleans())
+        ),
     ]
+    if ending == "stopped early":  # before the last round's model is there
+        facts = facts[: [type(each) for each in facts].index(f.RoundCommitted)]
+    return [*facts, ENDINGS[ending](draw(SAID))]
 
 
 def run_of(facts: Story) -> SyncFlow:

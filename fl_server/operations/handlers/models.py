@@ -36,8 +36,8 @@ from fl_server.operations.results.models import (
 )
 from fl_server.runs.definition import EvaluationSection
 from runtime.errors import ConfigError, NotFound
-from storage.versions.index import Version
 from storage.versions.keys import RunKeys
+from storage.versions.version import Version
 
 
 class ModelOperations:
@@ -158,8 +158,8 @@ class ModelOperations:
         return now
 
     def _only_task(self) -> str:
-        tasks = {version.manifest.task for version in self._registry.versions()}
-        found = sorted(task for task in tasks if self._registry.production(task) is not None)
+        tasks = self._registry.tasks()
+        found = [task for task in tasks if self._registry.production(task) is not None]
         if len(found) != 1:
             which = f"there are {', '.join(found)}" if found else "none has a version in production"
             raise ConfigError(f"name the task: {which}")

@@ -28,6 +28,7 @@ from broker.wire.messages import (
 )
 from broker.wire.topics import parse
 from fl_server.operations.catalogue import OPERATIONS
+from rengo.operator.client import OperatorClient
 from runtime.security.identity import new_identity
 from runtime.security.join_token import JoinToken
 from runtime.security.signing import SIGNATURE_BYTES, SecretKey
@@ -40,6 +41,7 @@ from tests.operations import OpenAccess
 CROWD = 100
 # how much is on its way to the server at once
 AT_ONCE, BYTES_AT_ONCE = 200, 2 << 20
+PATIENCE_S = 120.0
 FROM_THE_SERVER = frozenset({"task", "receipt", "reply"})
 FROM_PEERS = [
     each
@@ -109,10 +111,17 @@ def say_all(site: Site, kind: type[Message], bodies: list[dict[str, Any]], run_i
             session.publish(Publication(topic, signed(data, parse(topic), key)))
             waiting.append(len(data))
         if len(waiting) >= AT_ONCE or sum(waiting) >= BYTES_AT_ONCE:
-            assert session.flush(60)
-            site.refused()  # the server answers when it has handled what came before
+            assert session.flush(PATIENCE_S)
+            wait_until_handled(site)
             waiting.clear()
-    assert session.flush(60)
+    assert session.flush(PATIENCE_S)
+    wait_until_handled(site)
+
+
+def wait_until_handled(site: Site) -> None:
+    """Return when the server has handled what came before: it answers in order."""
+    with OperatorClient(site.place.operator) as client:
+        client.call("server_info", {}, timeout_s=PATIENCE_S)
 
 
 @pytest.mark.parametrize("count", SIZES)

@@ -21,8 +21,8 @@ from fl_server.flows.events import (
 )
 from fl_server.runs.definition import BundleSection
 from runtime.errors import ConfigError, NotFound
-from storage.versions.index import Version
 from storage.versions.manifest import Manifest
+from storage.versions.version import Version
 from tests.flows import TOPICS, FlowServer
 from tests.versions import KEY, stored
 
