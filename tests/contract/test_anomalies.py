@@ -61,7 +61,7 @@ def test_anomalies_are_found_and_few_others() -> None:
         updates = [client.train(weights, plan) for client, plan in zip(fleet, plans, strict=True)]
         total = sum(update.num_examples for update in updates)
         mean = sum(u.vector.astype(np.float64) * (u.num_examples / total) for u in updates)
-        weights = weights.with_vector(FEDAVG.aggregate(weights.vector, mean, {})[0])
+        weights = weights.with_vector((weights.vector + mean).astype(np.float32))
     least = anomaly_threshold(measured(fleet, weights))
     _, (unseen, _) = task.data(Device("judge", role="evaluator"))
     assert (errors(weights, task.anomalies()) > least).mean() >= 0.7
