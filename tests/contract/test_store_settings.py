@@ -50,7 +50,7 @@ def bare(embedded_store: EmbeddedStore) -> Iterator[S3Store]:  # noqa: F811
 
 @pytest.fixture
 def seaweedfs(tmp_path: Path) -> Iterator[S3Store]:
-    with running_store(tmp_path / "data", "seaweedfs") as embedded:
+    with running_store(tmp_path / "data", "seaweedfs", encrypts=True) as embedded:
         yield bucket_of(embedded)
 
 

@@ -24,7 +24,7 @@ from rengo.doctor.store import FEATURES, checks, speed_lines
 from rengo.site.certificates import Authority
 from runtime.errors import AccessDenied, ConfigError
 from runtime.processes.ports import free_port
-from storage.store.embedded import EmbeddedStore
+from storage.store.embedded import EmbeddedStore, Kind
 from storage.store.objects import ObjectInfo, abort_uploads
 from storage.store.probe import Capabilities, Findings, check_encryption, clock_offset_s, probe
 from storage.store.s3 import S3Store
@@ -33,7 +33,12 @@ from storage.store.settings import StoreSettings
 from storage.store.speed import TransferSpeed
 from tests.certificates import LOOPBACK
 from tests.integration.commands import Told, rengo, surroundings
-from tests.integration.store_fixtures import bucket_of, embedded_store  # noqa: F401
+from tests.integration.store_fixtures import (  # noqa: F401
+    KINDS,
+    bucket_of,
+    embedded_store,
+    running_store,
+)
 
 ONCE = {"storage.store.speed._REPETITIONS": 1}
 # the table of docs/stores.md
@@ -212,12 +217,13 @@ def test_a_wrong_ca_is_one_line(tmp_path: Path) -> None:
         embedded.stop()
 
 
-def test_encryption_that_is_asked_for_and_not_there_is_said(
-    store: S3Store,
-    tmp_path: Path,
-    embedded_store: EmbeddedStore,  # noqa: F811
-) -> None:
-    can = ANSWERS[kind_of(embedded_store)]
+@pytest.mark.parametrize("kind", KINDS)
+def test_encryption_that_is_asked_for_and_not_there_is_said(kind: Kind, tmp_path: Path) -> None:
+    with running_store(tmp_path / "data", kind, encrypts=True) as embedded:
+        encryption_is_said(bucket_of(embedded), tmp_path, ANSWERS[kind])
+
+
+def encryption_is_said(store: S3Store, tmp_path: Path, can: dict[str, bool]) -> None:
     for sse, name in (("AES256", "sse_s3"), ("aws:kms", "sse_kms")):
         config = written(tmp_path / "server.toml", store.settings, sse=sse)
         told = doctor_store("--config", config)
