@@ -40,10 +40,10 @@ def make_wheel(folder: Path, version: str, changed: Mapping[str, str] | None = N
     path = folder / f"rengo-{version}-py3-none-any.whl"
     info = f"rengo-{version}.dist-info"
     with zipfile.ZipFile(path, "w") as wheel:
-        for package in PACKAGES:
-            for file in (ROOT / package).rglob("*.py"):
-                name = str(file.relative_to(ROOT))
-                wheel.writestr(name, (changed or {}).get(name) or file.read_text("utf-8"))
+        packages = (file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))
+        for file in (*packages, ROOT / "rengo_start.py"):
+            name = str(file.relative_to(ROOT))
+            wheel.writestr(name, (changed or {}).get(name) or file.read_text("utf-8"))
         wheel.writestr(
             f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
         )
