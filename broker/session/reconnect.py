@@ -81,9 +81,10 @@ class ReconnectPolicy:
     def attempt_failed(self, error: Exception, *, other_passwords: int) -> NextAttempt:
         """Return how to continue; ``other_passwords`` is how many more the endpoint has."""
         refused = isinstance(error, AuthenticationFailed)
-        # a broker that cannot be reached in between, or that has got another password, ended those
-        # connections itself
-        self._short_lives = 0
+        if not refused or other_passwords:
+            # a broker that cannot be reached in between, or that has got another password, ended
+            # those connections itself
+            self._short_lives = 0
         if refused and self._others_tried < other_passwords:
             # the broker may have been told another password meanwhile
             self._others_tried += 1

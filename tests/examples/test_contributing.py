@@ -24,6 +24,7 @@ def tree(tmp_path: Path) -> Path:
     for room in ROOMS:
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(pages.ROOT / room, tmp_path / room, ignore=ignored)
+    shutil.copy(pages.ROOT / "rengo_start.py", tmp_path)
     for path, text in pages.files("CONTRIBUTING.md").items():
         target = tmp_path / path
         target.parent.mkdir(parents=True, exist_ok=True)
