@@ -16,7 +16,8 @@ from pathlib import Path
 
 from broker.brokers.access_control import RefusedConnection
 from broker.brokers.listener import LOOPBACK, ListenerTls
-from broker.brokers.managed import ManagedBroker, ManagedUsers, wait_until
+from broker.brokers.managed import ManagedBroker
+from broker.brokers.managed_users import ManagedUsers, wait_until
 from broker.brokers.mosquitto_sessions import lasting_sessions
 from broker.wire.access import BrokerUser, require_users
 from broker.wire.limits import MAX_MESSAGE_BYTES

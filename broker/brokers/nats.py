@@ -18,7 +18,8 @@ from typing import Any
 
 from broker.brokers.access_control import RefusedConnection
 from broker.brokers.listener import LOOPBACK, ListenerTls
-from broker.brokers.managed import ManagedBroker, ManagedUsers
+from broker.brokers.managed import ManagedBroker
+from broker.brokers.managed_users import ManagedUsers
 from broker.brokers.nats_api import (
     HEALTH_API,
     INBOXES,

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from broker.brokers.managed import ManagedUsers
+from broker.brokers.managed_users import ManagedUsers
 from broker.brokers.mosquitto import MosquittoAccess
 from broker.brokers.nats import NatsAccess
 from rengo.site.device_process import DeviceSpec, device_process

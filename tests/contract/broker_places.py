@@ -14,7 +14,7 @@ import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
 from broker.brokers.listener import ListenerTls
-from broker.brokers.managed import ManagedUsers
+from broker.brokers.managed_users import ManagedUsers
 from broker.brokers.mosquitto import MosquittoAccess, MosquittoBroker
 from broker.brokers.nats import EmbeddedBroker, NatsAccess
 from broker.session.endpoint import Endpoint

@@ -16,7 +16,7 @@ import psycopg
 import pytest
 import urllib3
 
-from broker.brokers.managed import wait_until
+from broker.brokers.managed_users import wait_until
 from broker.brokers.mosquitto import MosquittoBroker
 from broker.brokers.nats import EmbeddedBroker
 from broker.wire.access import BrokerUser, Grants

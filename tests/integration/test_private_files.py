@@ -11,7 +11,7 @@ from typing import Literal
 
 import pytest
 
-from broker.brokers.managed import wait_until
+from broker.brokers.managed_users import wait_until
 from fl_server.operations.catalogue import DEVICES_INVITE, DEVICES_ROTATE
 from rengo.operator.runs import follow, submit, wait_for_devices
 from rengo.site.device_process import DeviceSpec

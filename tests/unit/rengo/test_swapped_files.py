@@ -10,7 +10,7 @@ from typing import Literal
 
 import pytest
 
-from broker.brokers.managed import ManagedUsers
+from broker.brokers.managed_users import ManagedUsers
 from broker.wire.access import BrokerUser, Grants
 from rengo.site.folder import SiteFolder
 from rengo.site.preparation import Preparation, SiteOptions
