@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 _CLIENT_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
 
+class Unanswered(TransportError):
+    """The broker took the connection and ended it before it answered."""
+
+
 class ClientIdInUse(TransportError):
     """Another process connects with the same client id: stop one of them, or give it its own."""
 

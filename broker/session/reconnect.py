@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import Enum, auto
 from typing import Final
 
-from broker.session.endpoint import ClientIdInUse
+from broker.session.endpoint import ClientIdInUse, Unanswered
 from runtime.backoff import Backoff
 from runtime.errors import AuthenticationFailed, UntrustedPeer
 
@@ -81,9 +81,9 @@ class ReconnectPolicy:
     def attempt_failed(self, error: Exception, *, other_passwords: int) -> NextAttempt:
         """Return how to continue; ``other_passwords`` is how many more the endpoint has."""
         refused = isinstance(error, AuthenticationFailed)
-        if not refused or other_passwords:
+        if other_passwords if refused else not isinstance(error, Unanswered):
             # a broker that cannot be reached in between, or that has got another password, ended
-            # those connections itself
+            # those connections itself; the other process may also come before the answer
             self._short_lives = 0
         if refused and self._others_tried < other_passwords:
             # the broker may have been told another password meanwhile

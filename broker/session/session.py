@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from broker.session.connection import Connection, ConnectionCallbacks
-from broker.session.endpoint import Endpoint
+from broker.session.endpoint import Endpoint, Unanswered
 from broker.session.inbox import Connected, Disconnected, SessionEvent, SessionFault, SessionInbox
 from broker.session.outbox import Outbox, OutboxRow, Until
 from broker.session.publication import Delivery, Publication
@@ -299,7 +299,7 @@ class MqttSession:
                 lived_s = time.monotonic() - connection.connected_at_s
                 self._handle_end(connection, lived_s, lost=lost)
         if connection.connected_at_s is None:
-            raise connection.error or TransportError(connection.reason)
+            raise connection.error or Unanswered(connection.reason)
 
     def _serve(self, connection: Connection) -> None:
         if self._resend is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from broker.session.endpoint import ClientIdInUse
+from broker.session.endpoint import ClientIdInUse, Unanswered
 from broker.session.reconnect import NextAttempt, ReconnectPolicy
 from runtime.errors import AuthenticationFailed, TransportError, UntrustedPeer
 
@@ -50,6 +50,13 @@ def test_three_short_lives_in_a_row_mean_that_the_client_id_is_in_use(
     assert policy.connection_ended(1.0, None, lost=True) is None
     assert policy.connection_ended(1.0, None, lost=False) is None
     assert policy.connection_ended(1.0, None, lost=True) is None
+    assert isinstance(policy.connection_ended(1.0, None, lost=True), ClientIdInUse)
+
+
+def test_who_is_thrown_out_before_the_answer_knows_it_too(policy: ReconnectPolicy) -> None:
+    for _ in range(2):
+        assert policy.connection_ended(1.0, None, lost=True) is None
+        policy.attempt_failed(Unanswered("closed"), other_passwords=0)
     assert isinstance(policy.connection_ended(1.0, None, lost=True), ClientIdInUse)
 
 
