@@ -123,14 +123,16 @@ def test_a_server_that_cannot_start_says_why(place: Place) -> None:
 def test_one_that_answers_nobody_is_of_no_use(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("broker.brokers.mosquitto._WRITE_TIMEOUT_S", 0.1)
     monkeypatch.setattr("broker.brokers.mosquitto._WRITE_EVERY_S", 0.0)
-    monkeypatch.setattr("broker.brokers.nats_api._TIMEOUT_S", 0.1)
     place.session(Owner(), endpoint=place.endpoint("dev-a"))
     assert [place.broker.fault() for _ in range(10)] == 10 * [""]
     hold_still(place.broker.pid)
+    # it does not answer, however long it is given
+    monkeypatch.setattr("broker.brokers.mosquitto._WRITE_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("broker.brokers.nats_api._TIMEOUT_S", 0.1)
     found = [place.broker.fault() for _ in range(6)]
     psutil.Process(place.broker.pid).resume()
+    monkeypatch.undo()
     assert found[:5] == 5 * [""], "a busy one may be late"
     assert "the MQTT broker" in found[5]
     eventually(lambda: place.broker.fault() == "")
