@@ -92,6 +92,8 @@ def _on_simplex(values: Flat) -> Flat:
     Attributes:
         mixture_learning_rate: how fast clients' weights follow their losses.
     """
+    # the same point, and no value is too large to be summed
+    values = values - values.max()
     falling = np.sort(values)[::-1]
     excess = (np.cumsum(falling) - 1) / np.arange(1, len(values) + 1)
     shift: float = excess[np.flatnonzero(falling > excess)[-1]]

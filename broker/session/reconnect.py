@@ -81,9 +81,10 @@ class ReconnectPolicy:
     def attempt_failed(self, error: Exception, *, other_passwords: int) -> NextAttempt:
         """Return how to continue; ``other_passwords`` is how many more the endpoint has."""
         refused = isinstance(error, AuthenticationFailed)
-        if other_passwords if refused else not isinstance(error, Unanswered):
-            # a broker that cannot be reached in between, or that has got another password, ended
-            # those connections itself; the other process may also come before the answer
+        other_password = refused and other_passwords > 0
+        unreachable = not refused and not isinstance(error, Unanswered)
+        if other_password or unreachable:
+            # then the broker ended those connections itself
             self._short_lives = 0
         if refused and self._others_tried < other_passwords:
             # the broker may have been told another password meanwhile

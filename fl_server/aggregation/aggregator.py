@@ -216,10 +216,11 @@ class RunAggregator:
         report = Report(submission.device_id, submission.update.num_examples, found.scalars())
         try:
             weight = self._weight(report, base)
-            round_.sums.add(found.spool, found.sections, weight)
-        except Refused:
+        except BaseException:
             found.spool.close()
             raise
+        try:
+            round_.sums.add(found.spool, found.sections, weight)
         except BaseException:
             self._close_round()  # half an update is in the sum: it must never become a model
             raise
@@ -230,7 +231,10 @@ class RunAggregator:
         algorithm = self._run.algorithm
         if type(algorithm).weight is Algorithm.weight:
             return report.num_examples
-        weight = algorithm.weight(report, dict(base.scalars))
+        try:
+            weight = algorithm.weight(report, dict(base.scalars))
+        except ArithmeticError as error:
+            raise Refused(f"it has no weight by its scalars: {error}") from error
         if not 0 <= weight <= MAX_EXAMPLES:
             raise Refused(f"its weight would be {weight}")
         return round(math.ldexp(weight, _WEIGHT_BITS))
@@ -270,7 +274,9 @@ class RunAggregator:
             raise Corrupt(f"round {key}: folded {folded}, to include {sorted(included)}")
         return self._make_version(key, base, round_, max(population, len(included)))
 
-    def _make_version(self, key: RoundKey, base: Model, round_: _OpenRound, size: int) -> Model:
+    def _make_version(
+        self, key: RoundKey, base: Model, round_: _OpenRound, population: int
+    ) -> Model:
         """Make the next version and put it into the store, with what the server keeps of it.
 
         A large one goes out in parts while it is written.
@@ -283,7 +289,7 @@ class RunAggregator:
             dict(base.scalars),
             round_.sums,
             sorted(round_.reports.values(), key=lambda report: report.device_id),
-            size,
+            population,
             self._run.seed,
         )
         try:

@@ -149,6 +149,24 @@ def test_no_name_is_both_a_vector_and_a_scalar(name: str) -> None:
     assert len(set(names)) == len(names)
 
 
+@pytest.mark.parametrize("value", [0.0, 1.0, -1.0, 3.4e38, -3.4e38, 1e-45])
+@pytest.mark.parametrize("name", [name for name in NAMES if algorithms.load(name).reports])
+def test_no_scalar_that_a_device_may_send_is_an_error_of_ours(name: str, value: float) -> None:
+    algorithm, weights = algorithms.load(name), np.ones(4, np.float32)
+    state = initial(algorithm, weights, 0)
+    scalars = dict.fromkeys(algorithm.reports, value)
+    reports = [Report("a", 5, scalars), Report("b", 2, dict.fromkeys(algorithm.reports, 1.0))]
+    mean = Mean({each: np.ones(4) for each in algorithm.sends}, scalars, 2, 3)
+    with np.errstate(all="ignore"):  # what is not finite is found by the server
+        try:
+            algorithm.weight(reports[0], {})
+        except ArithmeticError:
+            return  # the server refuses the update
+        measured = algorithm.measure(weights, mean, state)
+        after = algorithm.advance(replace(mean, vectors={}), reports, {}, measured)
+        algorithm.aggregate(weights, mean, state, after)
+
+
 # --- whole runs ---------------------------------------------------------------------------------
 
 

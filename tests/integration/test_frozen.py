@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Collection
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +33,7 @@ from storage.updates.info import UpdateInfo
 from storage.updates.stream import write_update
 from storage.versions.keys import RunKeys
 from storage.weights import Weights, encode_header, read_safetensors, write_safetensors
+from tests.in_process import KeepAll
 
 INPUTS, WIDTH, CLASSES = 600, 700, 10
 BACKBONE = INPUTS * WIDTH + WIDTH
@@ -88,18 +87,6 @@ class HeadOnly(FedAvg):
     ) -> tuple[Arrays, State]:
         g = batch.gradient(w)
         return {name: grad for name, grad in g.items() if name.startswith("2.")}, state
-
-
-@dataclass
-class KeepAll:
-    def retained(self, latest: int) -> Collection[int]:
-        return range(latest + 1)
-
-    def forget_others(self, retained: Collection[int]) -> None:
-        del retained
-
-    def unchanged(self) -> AbstractContextManager[None]:
-        return nullcontext()
 
 
 class Run:
