@@ -18,7 +18,9 @@ from fl_client.models.settings import TrainingSettings
 from fl_client.tasks.base import Task
 from fl_client.tasks.split import Split
 from fl_client.training.participant import PERSONAL, Participant
+from fl_client.training.work import perform
 from fl_server.aggregation.aggregator import Refused
+from storage.weights import Weights
 from tests.contract.test_engine_steps import Kept, PowerCutError
 from tests.in_process import InProcessRun
 
@@ -191,6 +193,24 @@ def test_an_update_without_the_algorithms_scalars_is_refused(name: str, tmp_path
     submitted = run.train(0)
     with pytest.raises(Refused, match="the algorithm's updates have"):
         run.server.verify(submitted, run.models[-1])
+
+
+def test_a_client_gets_the_server_s_scalars(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_of(tmp_path, "cfl")
+    run.round()
+    job, seen = run.job(0, "train", 2), list[LocalRound]()
+    train = Participant.train
+
+    def watched(self: Participant, weights: Weights, plan: LocalRound) -> LocalUpdate:
+        seen.append(plan)
+        return train(self, weights, plan)
+
+    monkeypatch.setattr(Participant, "train", watched)
+    perform(run.devices[0], job)
+    assert job.scalars
+    assert seen[0].scalars == job.scalars
 
 
 @pytest.mark.parametrize("name", ON_BOTH)

@@ -32,7 +32,7 @@ from fl_server.rounds.events import (
     UpdateRejected,
     UpdateVanished,
 )
-from fl_server.rounds.facts import RoundClosed, UpdateRefused
+from fl_server.rounds.facts import RoundClosed, RoundStarted, UpdateRefused
 from fl_server.rounds.machine import RESEND_S
 from tests.rounds import INITIAL, Run, model, of_type, ordered, receipt, update
 
@@ -324,3 +324,16 @@ def test_an_update_that_vanishes_while_aggregating_makes_a_new_attempt() -> None
     run.give(UpdateVanished("b", 1, 1, "not found"))
     assert run.now == (1, 2)
     assert run.phase == "collecting"
+
+
+def test_a_run_knows_who_is_there_and_who_ever_was_in_a_cohort() -> None:
+    run = Run.of("a", "b", "c", gather_s=0.0)
+    run.counts("a", "b", "c")
+    run.give(DeviceLeft("c"))
+    run.commits()
+    run.join("d")
+    run.fires("gather")
+    started = of_type(run.facts, RoundStarted)
+    assert [fact.population for fact in started] == [3, 4]
+    run.restart()
+    assert run.machine.ledger.known == {"a", "b", "c", *started[1].cohort}
