@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from fl_server.rounds import machine as real_rounds
 from fl_server.rounds.facts import RoundClosed, RoundStarted
 from tests.mutants import EVERY_MUTANT, Mutant
 from tests.support import soaking
@@ -130,6 +131,21 @@ def first_failure(mutant: Mutant) -> Outcomes | None:
         if outcome.failure:
             return outcome
     return None
+
+
+# in which a device declines for now, and a rest of another ends before the attempt does
+A_REST_ENDS_IN_A_ROUND = 6359
+ENDS_RESTS_EARLY = Mutant(
+    "ends the rests of those who declined in an open round",
+    real_rounds,
+    {'case "gather" | "rest" if ledger.phase == "gathering":': 'case "gather" | "rest":'},
+)
+
+
+def test_a_rest_that_ends_while_a_round_collects_is_of_those_who_declined_before_it() -> None:
+    outcome = live(A_REST_ENDS_IN_A_ROUND)
+    assert not outcome.failure, explain(outcome)
+    assert live(A_REST_ENDS_IN_A_ROUND, ENDS_RESTS_EARLY.machine()).failure
 
 
 def test_a_failing_seed_prints_its_history_and_how_to_replay_it() -> None:
