@@ -133,8 +133,6 @@ def first_failure(mutant: Mutant) -> Outcomes | None:
     return None
 
 
-# in which a device declines for now, and a rest of another ends before the attempt does
-A_REST_ENDS_IN_A_ROUND = 6359
 ENDS_RESTS_EARLY = Mutant(
     "ends the rests of those who declined in an open round",
     real_rounds,
@@ -142,10 +140,13 @@ ENDS_RESTS_EARLY = Mutant(
 )
 
 
-def test_a_rest_that_ends_while_a_round_collects_is_of_those_who_declined_before_it() -> None:
-    outcome = live(A_REST_ENDS_IN_A_ROUND)
+@pytest.mark.parametrize("seed", [5423, 6359])
+def test_a_rest_that_ends_while_a_round_collects_is_of_those_who_declined_before_it(
+    seed: int,
+) -> None:
+    outcome = live(seed)
     assert not outcome.failure, explain(outcome)
-    assert live(A_REST_ENDS_IN_A_ROUND, ENDS_RESTS_EARLY.machine()).failure
+    assert live(seed, ENDS_RESTS_EARLY.machine()).failure
 
 
 def test_a_failing_seed_prints_its_history_and_how_to_replay_it() -> None:
