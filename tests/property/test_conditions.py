@@ -15,8 +15,21 @@ from runtime.errors import ConfigError
 
 WORDS = st.sampled_from(["pi", "pi4", "gpu", "Attic", "a*", "*", "3", "-2.5", "4GB", "0.3.1"])
 NAMES = st.sampled_from(
-    "id kind profile engine group cpus ram accelerators lab room version.torch version.rengo "
-    "label.profile".split()
+    [
+        "id",
+        "kind",
+        "profile",
+        "engine",
+        "group",
+        "cpus",
+        "ram",
+        "accelerators",
+        "lab",
+        "room",
+        "version.torch",
+        "version.rengo",
+        "label.profile",
+    ]
 )
 OPERATORS = st.sampled_from(["=", "!=", "<", "<=", ">", ">=", "=="])
 WRITTEN = st.one_of(
