@@ -22,6 +22,7 @@ from fl_client.training.participant import Participant
 from fl_client.training.work import perform
 from fl_server.aggregation.aggregator import AggregatedRun, RunAggregator, SubmittedUpdate
 from fl_server.aggregation.model_cache import ModelCache
+from fl_server.aggregation.rules import RULES
 from fl_server.aggregation.spool import MemoryBudget
 from fl_server.rounds.model import Model, Update
 from storage.store.memory import MemoryStore
@@ -61,8 +62,9 @@ class InProcessRun:
         engines: Sequence[str] = ("numpy", "numpy", "numpy"),
         training: Mapping[str, Any] | None = None,
         seed: int = 0,
+        rule: str = "mean",
     ) -> None:
-        self.folder, self.seed = folder, seed
+        self.folder, self.seed, self.rule = folder, seed, rule
         self.algorithm, self.settings = algorithm, dict(settings or {})
         self.training = dict(training or {})
         self.devices = [
@@ -84,7 +86,7 @@ class InProcessRun:
         algorithm = algorithms.load(self.algorithm, self.settings)
         copies = ModelCache(self.folder / f"server-{self._lives}", self.store)
         self.server = RunAggregator(
-            AggregatedRun(KEYS, algorithm, self.seed, len(self.devices)),
+            AggregatedRun(KEYS, algorithm, self.seed, len(self.devices), RULES.load(self.rule)),
             KeepAll(),
             self.store,
             copies,

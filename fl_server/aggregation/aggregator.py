@@ -19,8 +19,11 @@ from typing import Protocol, TypeAlias
 
 from algorithms.base import STATISTICS, UPDATE, Algorithm, Report
 from fl_server.aggregation.base_models import BaseModels
+from fl_server.aggregation.combining import Combining
 from fl_server.aggregation.model_cache import ModelCache
 from fl_server.aggregation.next_version import NextVersion, RoundInput
+from fl_server.aggregation.rules.base import Rule
+from fl_server.aggregation.rules.mean import WeightedMean
 from fl_server.aggregation.spool import MemoryBudget, Spool
 from fl_server.aggregation.sums import RoundSums
 from fl_server.rounds.model import Model, Update
@@ -61,6 +64,7 @@ class AggregatedRun:
 
     Attributes:
         algorithm: its server half makes the next version.
+        rule: how updates become one.
         cohort_size: how many updates a round's sum should find room for at first.
     """
 
@@ -68,6 +72,12 @@ class AggregatedRun:
     algorithm: Algorithm
     seed: int
     cohort_size: int
+    rule: Rule = field(default_factory=WeightedMean)
+
+    @property
+    def combining(self) -> Combining:
+        """How a round's updates become one."""
+        return Combining(self.algorithm, self.rule)
 
 
 @dataclass
@@ -220,7 +230,7 @@ class RunAggregator:
             found.spool.close()
             raise
         try:
-            round_.sums.add(found.spool, found.sections, weight)
+            round_.sums.add(found.spool, found.sections, weight, submission.device_id)
         except BaseException:
             self._close_round()  # half an update is in the sum: it must never become a model
             raise
@@ -247,7 +257,8 @@ class RunAggregator:
         if self._round is not None and self._round.key == key:
             return self._round
         self._close_round()
-        self._round = _OpenRound(key, RoundSums(self._run.cohort_size, self._folder))
+        kept = self._run.combining.kept_singly
+        self._round = _OpenRound(key, RoundSums(self._run.cohort_size, self._folder, kept))
         return self._round
 
     def _close_round(self) -> None:
@@ -283,12 +294,14 @@ class RunAggregator:
         """
         version, copies = key[0], self.base.copies
         path, vectors = copies.temporary(), copies.temporary()
+        reports = sorted(round_.reports.values(), key=lambda report: report.device_id)
+        round_.sums.combine = self._run.combining.of_round(round_.sums, reports)
         given = RoundInput(
             self.base.fetch(base),
             self.base.fetch(base.state) if base.state is not None else None,
             dict(base.scalars),
             round_.sums,
-            sorted(round_.reports.values(), key=lambda report: report.device_id),
+            reports,
             population,
             self._run.seed,
         )

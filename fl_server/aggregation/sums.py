@@ -9,15 +9,16 @@ wait added to sums in a file, in one pass for all, so that the disk holds a boun
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 
 from algorithms.base import BLOCK
 from fl_server.aggregation.arithmetic.exact import BlockSum, Float64s, Workspace
+from fl_server.aggregation.single_updates import SingleUpdates
 from fl_server.aggregation.spool import BlockSums, Spool, SpoolPart
 from runtime.errors import Corrupt
 from storage.updates.info import Section
@@ -26,6 +27,9 @@ MEMORY_SUMS_MAX = 1 << 24
 LIMBS_IN_MEMORY = 2
 """A small model's sum takes 8 or 16 bytes a value in memory; most need 8. The rest is in a file."""
 WAITING_MAX = 4
+
+Combine: TypeAlias = Callable[[SingleUpdates, int, int], Float64s]
+"""Makes one vector of those of several updates: a block of it, given its start and its count."""
 
 
 class VectorSum(Protocol):
@@ -57,17 +61,32 @@ class RoundSums:
     Args:
         updates: how many are expected.
         folder: where that lies which memory should not hold.
+        kept_singly: the names of which every update's vector is kept instead of a sum.
+
+    Attributes:
+        combine: makes one vector of those that are kept singly; to be set before they are asked
+            for.
     """
 
-    def __init__(self, updates: int, folder: Path) -> None:
+    def __init__(
+        self, updates: int, folder: Path, kept_singly: Collection[str] = frozenset()
+    ) -> None:
         self._updates = updates
         self._folder = folder
+        self._kept_singly = kept_singly
         self._sums: dict[str, VectorSum] = {}
+        self._singles: dict[str, SingleUpdates] = {}
+        self.combine: Combine | None = None
 
-    def add(self, spool: Spool, sections: Sequence[Section], weight: int) -> None:
+    def add(
+        self, spool: Spool, sections: Sequence[Section], weight: int, device_id: str = ""
+    ) -> None:
         """Add an update; the spool is these sums' to close. After an error they are of no use."""
         try:
             for name, part in spool.parts(sections).items():
+                if name in self._kept_singly:
+                    self._singles_of(name, part.size).add(device_id, part)
+                    continue
                 if name not in self._sums:
                     self._sums[name] = sum_for(part.size, self._updates, self._folder)
                 self._sums[name].add(part, weight)
@@ -75,8 +94,23 @@ class RoundSums:
             spool.close()
             raise
 
+    def _singles_of(self, name: str, size: int) -> SingleUpdates:
+        if name not in self._singles:
+            self._singles[name] = SingleUpdates(size, self._folder)
+        return self._singles[name]
+
+    def gram(self, devices: Sequence[str]) -> Float64s:
+        """Return the dot products of what is kept singly of all pairs of devices' updates.
+
+        Shapes: [devices, devices].
+        """
+        found: Float64s = np.zeros((len(devices),) * 2)
+        for name in sorted(self._singles):
+            found += self._singles[name].gram(devices)
+        return found
+
     def __contains__(self, name: str) -> bool:
-        return name in self._sums
+        return name in self._sums or name in self._singles
 
     def mean(self, name: str, start: int, count: int) -> Float64s:
         """Return a block of a name's mean, zeros where no update has it.
@@ -88,6 +122,9 @@ class RoundSums:
         Raises:
             Corrupt: the weights of the updates that have it are 0.
         """
+        if name in self._singles:
+            assert self.combine is not None
+            return self.combine(self._singles[name], start, count)
         found = self._sums.get(name)
         return np.zeros(count) if found is None else found.mean(start)
 
@@ -95,6 +132,8 @@ class RoundSums:
         """Give memory and disk back."""
         for each in self._sums.values():
             each.close()
+        for updates in self._singles.values():
+            updates.close()
 
 
 def sum_for(size: int, updates: int, folder: Path) -> VectorSum:

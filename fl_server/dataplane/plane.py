@@ -139,6 +139,7 @@ class DataPlane(InitialModels):
                 load_algorithm(definition.algorithm.name, definition.algorithm.settings),
                 definition.seed,
                 record.plan.cohort_size,
+                definition.composition.rule,
             ),
             retention,
             self.store,
