@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Listing(Generic[T]):
+class ClassListing(Generic[T]):
     """The files of a package but ``base`` and those that begin with an underscore.
 
     Attributes:

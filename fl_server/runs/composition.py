@@ -15,7 +15,7 @@ from runtime.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Named:
+class ChosenPart:
     """One of a listing, with its settings."""
 
     name: str
@@ -36,8 +36,8 @@ class Composition:
     """
 
     flow: str
-    algorithm_name: Named
-    rule_name: Named
+    algorithm_name: ChosenPart
+    rule_name: ChosenPart
     cohort_size: int
     quorum: int
 

@@ -12,7 +12,7 @@ from broker.wire.messages.base import MetricName, Settings
 from fl_server.canary.state import lower_is_better
 from fl_server.rounds.plan import BestRule, Plan
 from fl_server.rounds.workload import FitRule, Speed
-from fl_server.runs.composition import Composition, Named
+from fl_server.runs.composition import Composition, ChosenPart
 from runtime.bounds import MAX_HYPER_PARAMETER, MAX_INTEGER, MAX_ROUNDS, MAX_SIZE, require_plain
 from runtime.config import validate
 from storage.versions.manifest import Parent
@@ -41,9 +41,9 @@ class _NamedSection(_Section):
         return dict(self.model_extra or {})
 
     @property
-    def named(self) -> Named:
+    def chosen(self) -> ChosenPart:
         """The name and the settings."""
-        return Named(self.name, self.settings)
+        return ChosenPart(self.name, self.settings)
 
 
 class AlgorithmSection(_NamedSection):
@@ -263,7 +263,7 @@ class RunDefinition(_Section):
     @property
     def composition(self) -> Composition:
         """The algorithm and the rule, which ``parse_definition`` has seen to go together."""
-        algorithm, rule = self.algorithm.named, self.rule.named
+        algorithm, rule = self.algorithm.chosen, self.rule.chosen
         return Composition(self.flow, algorithm, rule, self.cohort.size, self.quorum)
 
     @property

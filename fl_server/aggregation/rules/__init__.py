@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from fl_server.aggregation.rules.base import Rule
-from runtime.listing import Listing
+from runtime.listing import ClassListing
 
-RULES = Listing(__name__, "rule", Rule)
+RULES = ClassListing(__name__, "rule", Rule)
