@@ -54,7 +54,8 @@ class Client:
 
     def kind(self) -> tuple[Any, ...]:
         """Return what clients that train together have in common."""
-        settings, state = self.member.plan.settings, ()
+        settings = self.member.plan.settings
+        state: tuple[Any, ...] = ()
         if self.training is not None:
             state = tuple(
                 (name, each, np.shape(array))
@@ -118,6 +119,7 @@ def is_fedavg(algorithm: Algorithm) -> bool:
         and kind.direction is Algorithm.direction
         and kind.finish is Algorithm.finish
         and kind.is_private is Algorithm.is_private
+        and kind.is_frozen is Algorithm.is_frozen
     )
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from algorithms.base import Algorithm, Received
-from fl_client.engines._client_half import received_vectors, shaped
+from fl_client.engines._client_half import received_vectors
 from fl_client.engines._examples import class_weights_of
 from fl_client.engines._numpy_training import NumpyData, NumpyTraining
 from fl_client.engines.numpy import NumpyEngine
@@ -103,6 +103,11 @@ class CohortEngine:
                 found[client.number] = outcome
         return cast("list[Outcome]", found)
 
+    @property
+    def size(self) -> int:
+        """The number of the model's weights."""
+        return self._model.size
+
     # --- who trains with whom -----------------------------------------------------------------
 
     def _clients(self, weights: Weights, members: Sequence[Member]) -> list[Client]:
@@ -133,7 +138,7 @@ class CohortEngine:
         alike: dict[Any, list[Client]] = {}
         for each in clients:
             alike.setdefault(each.kind(), []).append(each)
-        parts = []
+        parts: list[list[Client]] = []
         for same in alike.values():
             counts, totals = [each.count for each in same], [each.steps for each in same]
             size = same[0].member.plan.settings.batch_size
@@ -173,6 +178,7 @@ class CohortEngine:
             plans[0].settings,
             self._class_weights(clients[0].member),
             [DropoutMasks(seed) for seed in seeds] if self._has_dropout else None,
+            frozenset() if clients[0].training is None else clients[0].training.frozen,
         )
 
 

@@ -64,7 +64,7 @@ class StackedLocal:
     def __init__(self, locals_: Sequence[LocalTraining]) -> None:
         first = locals_[0]
         self.round, self.learning_rate = first.round, first.learning_rate
-        self.head, self.norms = first.head, first.norms
+        self.head, self.norms, self.adapters = first.head, first.norms, first.adapters
         self.num_examples: Any = _shared([each.num_examples for each in locals_])
         self.steps: Any = _shared([each.steps for each in locals_])
 

@@ -82,7 +82,7 @@ def forward(layer: layers.Layer, call: StackedCall, x: Array) -> tuple[Array, Ba
     """Return the layer's output for ``x``, [clients, batch, ...], and its backward function."""
     match layer:
         case layers.Linear():
-            return _linear(layer, call, x)
+            return (_adapted if layer.rank else _linear)(layer, call, x)
         case layers.ReLU():
             y = np.maximum(x, 0, out=x if call.in_place else None)
             return y, lambda dy: np.multiply(dy, y > 0, out=dy)
@@ -129,6 +129,25 @@ def _linear(layer: layers.Linear, call: StackedCall, x: Array) -> tuple[Array, B
         return dx
 
     return y if y.ndim == x.ndim else y.reshape(clients, *inner, layer.outputs), backward
+
+
+def _adapted(layer: layers.Linear, call: StackedCall, x: Array) -> tuple[Array, Backward]:
+    clients = len(x)
+    a, b = call.tensor("lora_a"), call.tensor("lora_b")
+    y, backward_of_weight = _linear(layer, call, x)
+    rows = x.reshape(clients, -1, layer.inputs)
+    inner = np.matmul(rows, a.swapaxes(-1, -2))
+    y += np.matmul(inner, b.swapaxes(-1, -2)).reshape(y.shape)
+
+    def backward(dy: Array) -> Array:
+        flat = dy.reshape(clients, -1, layer.outputs)
+        call.product("lora_b", flat.swapaxes(1, 2), inner)
+        d_inner = np.matmul(flat, b)
+        call.product("lora_a", d_inner.swapaxes(1, 2), rows)
+        dx = backward_of_weight(dy)
+        return dx if call.first else dx + np.matmul(d_inner, a).reshape(x.shape)
+
+    return y, backward
 
 
 def _tanh(call: StackedCall, x: Array) -> tuple[Array, Backward]:

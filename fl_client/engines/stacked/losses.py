@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -26,6 +27,8 @@ def loss_of(
     """
     if objective == "cross_entropy":
         return _cross_entropy(outputs, targets, share)
+    if objective == "binary_cross_entropy":
+        return _binary_cross_entropy(outputs, targets, share)
     return _squared_error(outputs, targets, share)
 
 
@@ -55,6 +58,18 @@ def _squared_error(outputs: Array, targets: Array, share: Share) -> tuple[Array,
     losses = np.einsum("cbi,cbi->cb", rows, rows) * mean
     error *= _column(2 * mean, error.ndim)
     return np.add.reduce(losses, 1), error
+
+
+def _binary_cross_entropy(outputs: Array, targets: Array, share: Share) -> tuple[Array, Array]:
+    clients, batch, count = *outputs.shape[:2], math.prod(outputs.shape[2:])
+    small = np.exp(-np.abs(outputs))
+    losses = np.maximum(outputs, 0) - outputs * targets + np.log1p(small)
+    mean = share * np.float32(1 / count)
+    gradient = np.where(outputs > 0, 1, small) / (1 + small)
+    gradient -= targets
+    gradient *= _column(mean, gradient.ndim)
+    of_examples = losses.reshape(clients, batch, count).sum(2) * mean
+    return np.add.reduce(of_examples, 1), gradient
 
 
 def _column(share: Share, rank: int) -> Any:

@@ -9,12 +9,12 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_client.engines.stacked.layers import StackedCall, forward
+from fl_client.engines.stacked.losses import Share, loss_of
 from fl_client.models import layers, memory
 from fl_client.models.dropout import DropoutMasks
 from fl_client.models.layers import Layers
 from fl_client.models.settings import Objective
-from fl_client.engines.stacked.layers import StackedCall, forward
-from fl_client.engines.stacked.losses import Share, loss_of
 
 Array: TypeAlias = NDArray[Any]
 

@@ -119,7 +119,8 @@ def _last_epoch(sizes: Sizes, examples: Sizes, per_epoch: Sizes, ends: Sizes) ->
     first = np.where(whole > 0, (whole - 1) * per_epoch, 0)
     last = np.where(whole > 0, whole * per_epoch, ends)
     counted = np.where((numbers >= first) & (numbers < last), sizes, 0)
-    return counted / counted.sum(0)
+    found: Array = counted / counted.sum(0)
+    return found
 
 
 def groups(

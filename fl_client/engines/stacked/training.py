@@ -33,6 +33,7 @@ class Group:
         settings: what they share; epochs and steps are in the schedule.
         class_weights: how much each class counts, None where all count alike.
         masks: each client's dropout, None where the model has none.
+        frozen: the weights that the algorithm does not train.
     """
 
     model: StackedModel
@@ -42,6 +43,15 @@ class Group:
     settings: TrainingSettings
     class_weights: Array | None = None
     masks: Sequence[DropoutMasks] | None = None
+    frozen: frozenset[str] = frozenset()
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether a step is one along the gradient, with nothing beside it."""
+        settings = self.settings
+        return settings.optimizer == "sgd" and not (
+            settings.momentum or settings.weight_decay or settings.clip_norm or self.frozen
+        )
 
 
 class GroupTraining:
@@ -56,15 +66,9 @@ class GroupTraining:
         self._group, self._rows, self._direction = group, rows, direction
         self._descent = Descent(group.settings)
         self._changes = np.empty_like(rows)
-        settings = group.settings
-        self._is_plain = direction is None and not (
-            settings.momentum
-            or settings.weight_decay
-            or settings.clip_norm
-            or settings.optimizer == "adam"
-        )
-        self._rate = np.float32(settings.learning_rate)
-        self._active = 0
+        self._is_plain = direction is None and group.is_plain
+        self._rate = np.float32(group.settings.learning_rate)
+        self._active, self._number = 0, 0
         self.w: dict[str, Array] = {}
         self._grads: dict[str, Array] = {}
 
@@ -91,9 +95,7 @@ class GroupTraining:
 
     def _step(self, number: int, step: Step) -> Array:
         inputs, targets = self._group.examples.batch(step)
-        if self._group.masks is not None:
-            for each in self._group.masks[: step.active]:
-                each.begin(number)
+        self._number = number
         if self._is_plain:
             share = self._weighted(step.share, targets)
             losses = self._model_gradient(self.w, (inputs, targets, share), self._grads, self._rate)
@@ -116,6 +118,8 @@ class GroupTraining:
         grads: dict[str, Array] = {}
         batch = (inputs, targets, self._weighted(share, targets))
         losses = self._model_gradient(w, batch, grads, None)
+        trained = [name for name in self._group.model.trained if name not in self._group.frozen]
+        grads = {name: grads[name] for name in trained}
         if self._group.settings.clip_norm:
             _clip(grads, self._group.settings.clip_norm)
         return losses, grads
@@ -129,6 +133,8 @@ class GroupTraining:
     ) -> Array:
         masks = self._group.masks
         active = None if masks is None else masks[: self._active]
+        for each in active or ():
+            each.begin(self._number)
         return self._group.model.gradient(w, batch, active, grads, scale)
 
     def _weighted(self, share: Any, targets: Array) -> Any:
@@ -151,4 +157,4 @@ def _clip(grads: Mapping[str, Array], clip_norm: float) -> None:
     factors = np.array([clip_factor(each, clip_norm) for each in norms.T.tolist()], np.float32)
     if (factors < 1).any():
         for grad in grads.values():
-            grad *= factors.reshape(-1, *(1 for _ in grad.shape[1:]))
+            np.multiply(grad, factors.reshape(-1, *(1 for _ in grad.shape[1:])), out=grad)
