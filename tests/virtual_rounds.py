@@ -14,13 +14,13 @@ from fl_server.rounds.ledger import RoundStep
 from fl_server.rounds.machine import RoundMachine
 from fl_server.rounds.model import Model, Update
 from fl_server.rounds.plan import Plan
-from rengo.simulate.virtual.account import VirtualAccount
-from rengo.simulate.virtual.availability import Availability, DrawnAvailability
-from rengo.simulate.virtual.devices import DeviceModel
-from rengo.simulate.virtual.fleet import Fleet, Kind
-from rengo.simulate.virtual.orders import OrderEnded, VirtualOrder, WorkDone
-from rengo.simulate.virtual.work import OrderSize
-from rengo.simulate.virtual.world import VirtualWorld, WorldEvent
+from rengo.simulation.virtual.account import VirtualAccount
+from rengo.simulation.virtual.availability import Availability, DrawnAvailability
+from rengo.simulation.virtual.devices import DeviceModel
+from rengo.simulation.virtual.fleet import Fleet, Kind
+from rengo.simulation.virtual.orders import OrderEnded, VirtualOrder, WorkDone
+from rengo.simulation.virtual.work import OrderSize
+from rengo.simulation.virtual.world import VirtualWorld, WorldEvent
 
 MOST_EVENTS = 200_000
 

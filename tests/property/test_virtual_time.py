@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from fl_server.flows.events import DeviceBusy, DeviceDeclined, DeviceJoined, DeviceLeft
 from fl_server.rounds.facts import RoundStarted
 from fl_server.rounds.plan import Plan
-from rengo.simulate.virtual.availability import DrawnAvailability
-from rengo.simulate.virtual.devices import DeviceModel
-from rengo.simulate.virtual.fleet import Fleet, Kind
-from rengo.simulate.virtual.orders import WorkDone
-from rengo.simulate.virtual.work import OrderSize, Phase, duration, empty_after, part_at, spent
-from rengo.simulate.virtual.world import VirtualWorld
+from rengo.simulation.virtual.availability import DrawnAvailability
+from rengo.simulation.virtual.devices import DeviceModel
+from rengo.simulation.virtual.fleet import Fleet, Kind
+from rengo.simulation.virtual.orders import WorkDone
+from rengo.simulation.virtual.work import OrderSize, Phase, duration, empty_after, part_at, spent
+from rengo.simulation.virtual.world import VirtualWorld
 from tests.virtual_rounds import History, VirtualRun, plan_of
 
 few = st.floats(0, 3)

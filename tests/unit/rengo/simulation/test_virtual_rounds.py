@@ -6,11 +6,11 @@ import pytest
 
 from fl_server.flows.events import DeviceDeclined, DeviceJoined, DeviceLeft
 from fl_server.rounds.facts import RoundAbandoned, RoundClosed
-from rengo.simulate.virtual.availability import Period
-from rengo.simulate.virtual.devices import DeviceModel
-from rengo.simulate.virtual.fleet import Fleet, Kind
-from rengo.simulate.virtual.presets import PRESETS
-from rengo.simulate.virtual.work import OrderSize
+from rengo.simulation.virtual.availability import Period
+from rengo.simulation.virtual.devices import DeviceModel
+from rengo.simulation.virtual.fleet import Fleet, Kind
+from rengo.simulation.virtual.presets import PRESETS
+from rengo.simulation.virtual.work import OrderSize
 from tests.virtual_rounds import VirtualRun, fleet_of, plan_of
 
 # 100 examples of 1e6 operations in 10 steps, 1 MB down, 0.5 MB up

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
-from rengo.simulate.virtual.availability import Period
+from rengo.simulation.virtual.availability import Period
 from runtime.errors import ConfigError
 
 MAX_LINES = 20_000_000

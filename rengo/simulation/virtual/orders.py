@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from fl_server.flows.events import Action
-from rengo.simulate.virtual.work import Cost, OrderSize, Phase
+from rengo.simulation.virtual.work import Cost, OrderSize, Phase
 
 End: TypeAlias = Literal[
     "answered", "declined", "late", "left", "empty", "lost", "repeated", "replaced"

@@ -6,13 +6,13 @@ import pytest
 
 from fl_server.flows.commands import ArmTimer
 from fl_server.flows.events import DeviceBusy, DeviceJoined, TimerFired
-from rengo.simulate.virtual.availability import DrawnAvailability
-from rengo.simulate.virtual.devices import DeviceModel
-from rengo.simulate.virtual.fleet import Traits
-from rengo.simulate.virtual.orders import VirtualOrder, WorkDone
-from rengo.simulate.virtual.state import VirtualDevice
-from rengo.simulate.virtual.work import OrderSize
-from rengo.simulate.virtual.world import VirtualWorld
+from rengo.simulation.virtual.availability import DrawnAvailability
+from rengo.simulation.virtual.devices import DeviceModel
+from rengo.simulation.virtual.fleet import Traits
+from rengo.simulation.virtual.orders import VirtualOrder, WorkDone
+from rengo.simulation.virtual.state import VirtualDevice
+from rengo.simulation.virtual.work import OrderSize
+from rengo.simulation.virtual.world import VirtualWorld
 from tests.virtual_rounds import fleet_of
 
 # 5 s of training, 1 s each way

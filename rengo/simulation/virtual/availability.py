@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Protocol
 
-from rengo.simulate.virtual.draws import exponential, uniform
-from rengo.simulate.virtual.fleet import Fleet
+from rengo.simulation.virtual.draws import exponential, uniform
+from rengo.simulation.virtual.fleet import Fleet
 
 
 @dataclass(frozen=True)

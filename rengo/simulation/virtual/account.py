@@ -14,8 +14,8 @@ from fl_server.rounds.facts import (
     RoundStarted,
     UpdateRefused,
 )
-from rengo.simulate.virtual.orders import OrderEnded
-from rengo.simulate.virtual.work import Cost
+from rengo.simulation.virtual.orders import OrderEnded
+from rengo.simulation.virtual.work import Cost
 
 _UNANSWERED = "its answer had not come when the round closed"
 

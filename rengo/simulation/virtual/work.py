@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from rengo.simulate.virtual.fleet import Traits
+from rengo.simulation.virtual.fleet import Traits
 
 Part: TypeAlias = Literal["download", "training", "upload", "answer"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fl_client.models.layers import GRU, Conv1d, Conv2d, Flatten, Linear, MaxPool2d, ReLU
-from rengo.simulate.virtual.flops import forward_flops
+from rengo.simulation.virtual.flops import forward_flops
 
 
 def test_dense_layers_by_hand():

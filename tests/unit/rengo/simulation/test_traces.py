@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from rengo.simulate.virtual.availability import Period
-from rengo.simulate.virtual.traces import TracedAvailability, read_traces
+from rengo.simulation.virtual.availability import Period
+from rengo.simulation.virtual.traces import TracedAvailability, read_traces
 from runtime.errors import ConfigError
 
 HEADER = "device,from_s,to_s,online,charging"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from rengo.simulate.virtual.fleet import Traits
-from rengo.simulate.virtual.orders import VirtualJob, VirtualOrder
+from rengo.simulation.virtual.fleet import Traits
+from rengo.simulation.virtual.orders import VirtualJob, VirtualOrder
 
 
 @dataclass(slots=True)

@@ -23,13 +23,13 @@ from fl_server.flows.events import (
     DeviceLeft,
     TimerFired,
 )
-from rengo.simulate.virtual.availability import Availability
-from rengo.simulate.virtual.clock import VirtualClock
-from rengo.simulate.virtual.draws import lognormal, uniform
-from rengo.simulate.virtual.fleet import Fleet
-from rengo.simulate.virtual.orders import End, VirtualJob, OrderEnded, VirtualOrder, WorkDone
-from rengo.simulate.virtual.state import VirtualDevice
-from rengo.simulate.virtual.work import Cost, duration, empty_after, part_at, phases, spent
+from rengo.simulation.virtual.availability import Availability
+from rengo.simulation.virtual.clock import VirtualClock
+from rengo.simulation.virtual.draws import lognormal, uniform
+from rengo.simulation.virtual.fleet import Fleet
+from rengo.simulation.virtual.orders import End, OrderEnded, VirtualJob, VirtualOrder, WorkDone
+from rengo.simulation.virtual.state import VirtualDevice
+from rengo.simulation.virtual.work import Cost, duration, empty_after, part_at, phases, spent
 
 WAITING_EVALUATIONS = 2
 WorldEvent: TypeAlias = (

@@ -7,12 +7,12 @@ import statistics
 
 import pytest
 
-from rengo.simulate.virtual.availability import DrawnAvailability
-from rengo.simulate.virtual.clock import VirtualClock
-from rengo.simulate.virtual.devices import DeviceModel
-from rengo.simulate.virtual.draws import exponential, lognormal, uniform
-from rengo.simulate.virtual.fleet import Fleet, Kind, parse_shares, parse_tables
-from rengo.simulate.virtual.presets import PHONE, PI_4, PRESETS
+from rengo.simulation.virtual.availability import DrawnAvailability
+from rengo.simulation.virtual.clock import VirtualClock
+from rengo.simulation.virtual.devices import DeviceModel
+from rengo.simulation.virtual.draws import exponential, lognormal, uniform
+from rengo.simulation.virtual.fleet import Fleet, Kind, parse_shares, parse_tables
+from rengo.simulation.virtual.presets import PHONE, PI_4, PRESETS
 from runtime.errors import ConfigError
 
 

@@ -17,7 +17,7 @@ Shared by all. A figure that is called an estimate was not measured by anybody w
 
 from __future__ import annotations
 
-from rengo.simulate.virtual.devices import DeviceModel
+from rengo.simulation.virtual.devices import DeviceModel
 
 _MBIT = 1e6 / 8
 _MW_PER_MBPS = 8e-9

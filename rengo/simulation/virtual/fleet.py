@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from rengo.simulate.virtual.devices import DeviceModel
-from rengo.simulate.virtual.draws import lognormal
-from rengo.simulate.virtual.presets import PRESETS
+from rengo.simulation.virtual.devices import DeviceModel
+from rengo.simulation.virtual.draws import lognormal
+from rengo.simulation.virtual.presets import PRESETS
 from runtime.config import validate
 from runtime.errors import ConfigError
 
@@ -42,7 +42,7 @@ class Traits:
     link: float
 
 
-class _Entry(BaseModel):
+class _Table(BaseModel):
     """A table ``[[device]]``; keys of its own are those of a device model."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -113,7 +113,7 @@ def parse_tables(values: Mapping[str, Any], source: str) -> tuple[Kind, ...]:
     kinds: dict[str, Kind] = {}
     for number, table in enumerate(validate(_File, values, source).device, start=1):
         where = f"{source}, device {number}"
-        entry = validate(_Entry, table, where)
+        entry = validate(_Table, table, where)
         name = entry.name or entry.preset
         if not name:
             raise ConfigError(f"{where}: it needs a name or a preset")
