@@ -22,6 +22,7 @@ from fl_client.training.algorithm_match import require_match
 from fl_server.operations.catalogue import (
     MODELS_SHOW,
     MODELS_URL,
+    RUNS_DEVICES,
     RUNS_PREPARE,
     RUNS_RENEW,
     RUNS_SHOW,
@@ -30,6 +31,7 @@ from fl_server.operations.catalogue import (
 from fl_server.operations.results.members import DeviceRow
 from fl_server.operations.results.runs import RoundRow, RunReport, RunUpload
 from fl_server.runs.definition import parse_definition
+from fl_server.selection.targets import RunTarget
 from rengo.operator.client import OperatorClient
 from rengo.operator.layout_match import fit
 from rengo.operator.models import FetchedVersion
@@ -232,15 +234,17 @@ def _with_learning_rate(task: Task, values: Mapping[str, Any]) -> dict[str, Any]
 def with_cohort_size(
     client: OperatorClient, task_name: str, definition: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the definition with a cohort's size, by default the online trainers of the task."""
+    """Return the definition with a cohort's size, by default the online trainers that fit it."""
     cohort = definition.get("cohort", {})
     if not isinstance(cohort, Mapping) or "size" in cohort:
         return dict(definition)
+    target = RunTarget.read(definition.get("target", ()), definition.get("where", ()))
     trainers = [
         device
         for device in client.devices()
         if device.role == "trainer"
         and device.status in {"ready", "training"}
+        and target.misfit(device.traits) is None
         and _can_run(device, task_name, bundled="bundle" in definition)
     ]
     return {**definition, "cohort": {**cohort, "size": max(1, len(trainers))}}
@@ -324,7 +328,10 @@ def follow(
     """
     follower = RunProgress(run_id, DeviceTable() if devices is None else devices)
     run = {"run_id": run_id}
-    follower.set_definition(client.request(RUNS_SHOW, run))
+    shown = client.request(RUNS_SHOW, run)
+    follower.set_definition(shown)
+    follower.addressed = shown.addressed
+    asked_s = time.monotonic()
     while not follower.is_complete:
         for news in client.news(_LOOK_EVERY_S):
             follower.apply(news)
@@ -332,6 +339,9 @@ def follow(
                 watch(follower)
             if follower.is_complete:
                 break
+        if follower.waits and time.monotonic() - asked_s >= _ASK_EVERY_S:
+            follower.addressed = client.request(RUNS_DEVICES, run)
+            asked_s = time.monotonic()
         if watch is not None:
             watch(follower)
     report = client.request(RUNS_SHOW, run)

@@ -118,13 +118,15 @@ class RunOperations:
         return report.model_copy(update={"addressed": self._addressed(wanted.run_id)})
 
     def runs_devices(self, wanted: OneRun, _: Call) -> RunAddressed:
-        """Return which devices can train in a run that goes on, and why the others do not."""
-        self._flow(wanted.run_id)
+        """Return which devices can train in a run now, and why the others do not."""
+        if not self._is_kept(wanted.run_id):
+            self._flow(wanted.run_id)  # else there is none
         return self._addressed(wanted.run_id)
 
     def _addressed(self, run_id: str) -> RunAddressed:
-        context = self._context
-        return addressed(run_id, context.runs.records[run_id].definition, candidates(context))
+        definition = self._context.runs.definition(run_id)
+        assert definition is not None
+        return addressed(run_id, definition, candidates(self._context))
 
     # --- submitting ---------------------------------------------------------------------------
 
