@@ -254,6 +254,8 @@ class SyncFlow(Flow):
             model_sha256=ledger.model.sha256,
             accuracy=ledger.metric(version, "accuracy"),
             loss=ledger.metric(version, "loss"),
+            target=definition.target,
+            where=definition.where,
         )
 
     def event_of(self, fact: Fact) -> RunEvent:

@@ -101,6 +101,10 @@ class PresenceTable:
         if device_id in self.devices:
             self.devices[device_id].info = info
 
+    def info(self, device_id: str) -> DeviceInfo | None:
+        """Return what a device said that it is, None where it has not yet."""
+        return self._infos.get(device_id)
+
     def store_report(self, device_id: str, report: Message) -> None:
         """Store the latest report of its kind; it is for people alone."""
         self._reports.setdefault(device_id, {})[report.kind] = report
