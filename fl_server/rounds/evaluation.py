@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fl_server.flows.events import DeviceDeclined, OrderRequested
 from fl_server.rounds.commands import SendOrder
 from fl_server.rounds.events import EvaluationReceived
@@ -102,7 +104,7 @@ class VersionEvaluation:
         measured = event.device_id in self._ledger.evaluations.get(event.round, {})
         return ordered and not measured and event.attempt == _ATTEMPT
 
-    def _order(self, devices: list[str], step: RoundStep) -> None:
+    def _order(self, devices: Sequence[str], step: RoundStep) -> None:
         ledger, version = self._ledger, self._ledger.model.version
         known = ledger.evaluators.get(version, set())
         new = tuple(device_id for device_id in devices if device_id not in known)
@@ -111,10 +113,10 @@ class VersionEvaluation:
         for device_id in devices:
             self.send(device_id, step)
 
-    def _evaluators(self) -> list[str]:
+    def _evaluators(self) -> Sequence[str]:
         match self._plan.evaluate_on:
             case "evaluators":
                 return self._roster.accepting("evaluator")
             case "devices":
                 return self._roster.accepting("trainer")
-        return []
+        return ()

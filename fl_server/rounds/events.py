@@ -63,6 +63,19 @@ class ResultReceived:
 
 
 @dataclass(frozen=True)
+class UpdateDelivered:
+    """A device's update came with its values, which were checked as they came: nothing is fetched.
+
+    As in a simulation, where client and server share their memory.
+    """
+
+    device_id: str
+    round: int
+    attempt: int
+    update: Update
+
+
+@dataclass(frozen=True)
 class UpdateVerified:
     """The update's bytes are what its header says, finite and of the right shape."""
 
@@ -130,6 +143,7 @@ Event: TypeAlias = (
     | DeviceLeft
     | RoundRequested
     | ResultReceived
+    | UpdateDelivered
     | UpdateVerified
     | UpdateRejected
     | UpdateVanished

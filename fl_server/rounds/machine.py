@@ -26,6 +26,7 @@ from fl_server.flows.events import (
     StopRequested,
     TimerFired,
 )
+from fl_server.flows.flow import Step
 from fl_server.rounds.best import BestVersion
 from fl_server.rounds.commands import (
     Aggregate,
@@ -46,6 +47,7 @@ from fl_server.rounds.events import (
     Event,
     ResultReceived,
     RoundRequested,
+    UpdateDelivered,
     UpdateRejected,
     UpdateVanished,
     UpdateVerified,
@@ -103,7 +105,7 @@ class RoundMachine:
 
     def handle(self, event: Event) -> RoundStep:
         """Handle one event; an event that no longer matters gives an empty step."""
-        step = RoundStep()
+        step: RoundStep = Step()
         match event:
             case DeviceJoined() | DevicesJoined():
                 self._joined(event, step)
@@ -114,7 +116,7 @@ class RoundMachine:
                 self._gone(event, step)
             case RoundRequested():
                 self._requested(event, step)
-            case ResultReceived():
+            case ResultReceived() | UpdateDelivered():
                 self._gathering.heard_from(event.device_id)
                 self._updates.reported(event, step)
                 self._close_if_complete(step)
@@ -146,7 +148,8 @@ class RoundMachine:
 
     def resume(self) -> RoundStep:
         """Re-issue what was pending when the server went down; orders follow as devices join."""
-        step, ledger = RoundStep(), self.ledger
+        step: RoundStep = Step()
+        ledger = self.ledger
         for device_id, update in sorted(ledger.accepted.items()):
             if ledger.phase in {"collecting", "aggregating"}:
                 step.commands.append(FoldUpdate(device_id, ledger.round, ledger.attempt, update))
@@ -283,7 +286,7 @@ class RoundMachine:
         self, step: RoundStep, *, deadline: bool = False, nobody_came: bool = False
     ) -> None:
         ledger = self.ledger
-        if ledger.phase != "collecting":
+        if ledger.phase != "collecting" or not (deadline or self._may_be_complete()):
             return
         owing = set(ledger.cohort) - ledger.answered - self._roster.removed
         # a device that reported and then left has answered
@@ -301,6 +304,19 @@ class RoundMachine:
         elif not here and not self._return_armed:
             self._return_armed = True
             self._arm("return", self.plan.gather_s, step)
+
+    def _may_be_complete(self) -> bool:
+        """Whether nobody is awaited that is there: asked at every update, so it must be cheap."""
+        ledger, roster, silent = self.ledger, self._roster, self._gathering.silent
+        if len(ledger.accepted) >= ledger.target:
+            return True
+        return not any(
+            device_id not in ledger.accepted
+            and device_id not in ledger.refused
+            and device_id not in roster.left
+            and device_id not in silent
+            for device_id in ledger.cohort
+        )
 
     def _shortfall(self, *, deadline: bool) -> str:
         """Return why an attempt ends without a model."""
