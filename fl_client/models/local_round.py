@@ -65,6 +65,7 @@ class LocalRound:
         seed: the run's seed.
         device_id: with ``seed`` and ``round`` it determines the order of the batches.
         state: the algorithm's client state after this device's last accepted update.
+        width: how much of the model is trained; below 1 the weights are those of a part.
         vectors: the algorithm's server vectors, each as long as the model's floats.
         scalars: the algorithm's server scalars.
         checkpoint: where to continue from and what to save to, if anywhere.
@@ -78,6 +79,7 @@ class LocalRound:
     seed: int
     round: int
     device_id: str
+    width: float = 1.0
     state: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     vectors: Mapping[str, Vector] = field(default_factory=dict)
     scalars: Mapping[str, float] = field(default_factory=dict)

@@ -21,6 +21,7 @@ from algorithms.base import STATISTICS, UPDATE, Algorithm, Report
 from fl_server.aggregation.base_models import BaseModels
 from fl_server.aggregation.model_cache import ModelCache
 from fl_server.aggregation.next_version import NextVersion, RoundInput
+from fl_server.aggregation.part_models import PartModels
 from fl_server.aggregation.spool import MemoryBudget, Spool
 from fl_server.aggregation.sums import RoundSums
 from fl_server.rounds.model import Model, Update
@@ -33,7 +34,7 @@ from storage.updates.header import UpdateHeader, read_header, require_origin
 from storage.updates.info import Origin, Section
 from storage.updates.stream import verified_blocks
 from storage.versions.keys import RunKeys
-from storage.weights import Layout
+from storage.weights import Layout, Slices
 
 _HEADER_ALLOWANCE = 2 << 20
 _WEIGHT_BITS = 20
@@ -47,12 +48,13 @@ class Refused(Corrupt):
 
 @dataclass(frozen=True)
 class SubmittedUpdate:
-    """One device's update for one (round, attempt)."""
+    """One device's update for one (round, attempt); ``width`` is what it was ordered to train."""
 
     device_id: str
     round: int
     attempt: int
     update: Update
+    width: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ class _Verified:
     spool: Spool
     sections: tuple[Section, ...]
     reports: frozenset[str]
+    slices: Slices | None
 
     def scalars(self) -> dict[str, float]:
         """Return the scalars that the update has."""
@@ -132,11 +135,25 @@ class RunAggregator:
         self._retention = retention
         self._store = store
         self.base = BaseModels(models, store)
+        self._parts = PartModels(run.keys, self.base, store)
         self._budget = budget
         self._folder = models.folder
         self._lock = threading.Lock()
         self._verified: dict[tuple[RoundKey, str], _Verified] = {}
         self._round: _OpenRound | None = None
+
+    # --- parts ----------------------------------------------------------------------------------
+
+    def store_part(self, base: Model, width: float) -> Model:
+        """Return the model of what devices of a width train in the next round, once it is stored.
+
+        Raises:
+            ConfigError: the algorithm cannot divide the model.
+            Unavailable: the store cannot be reached now; try again.
+        """
+        algorithm, layout = self._run.algorithm, self.base.layout(base)
+        slices = algorithm.part(width, base.version + 1, layout)
+        return base if slices is None else self._parts.store(base, slices)
 
     # --- verify -------------------------------------------------------------------------------
 
@@ -165,6 +182,9 @@ class RunAggregator:
 
     def _read(self, submission: SubmittedUpdate, base: Model, layout: Layout) -> _Verified:
         update, algorithm = submission.update, self._run.algorithm
+        slices = algorithm.part(submission.width, submission.round, layout)
+        if slices is not None:
+            base, layout = self._parts.describe(base, slices), slices.part
         expected = Origin(
             run_id=self.keys.run_id,
             round=submission.round,
@@ -193,7 +213,7 @@ class RunAggregator:
             except BaseException:
                 spool.close()
                 raise
-        return _Verified(spool, sections, frozenset(algorithm.reports))
+        return _Verified(spool, sections, frozenset(algorithm.reports), slices)
 
     # --- fold and aggregate -------------------------------------------------------------------
 
@@ -220,7 +240,7 @@ class RunAggregator:
             found.spool.close()
             raise
         try:
-            round_.sums.add(found.spool, found.sections, weight)
+            round_.sums.add(found.spool, found.sections, weight, found.slices)
         except BaseException:
             self._close_round()  # half an update is in the sum: it must never become a model
             raise
@@ -247,7 +267,9 @@ class RunAggregator:
         if self._round is not None and self._round.key == key:
             return self._round
         self._close_round()
-        self._round = _OpenRound(key, RoundSums(self._run.cohort_size, self._folder))
+        algorithm = self._run.algorithm
+        covered = (*algorithm.sends, STATISTICS) if algorithm.narrow_widths else ()
+        self._round = _OpenRound(key, RoundSums(self._run.cohort_size, self._folder, covered))
         return self._round
 
     def _close_round(self) -> None:
@@ -348,6 +370,7 @@ class RunAggregator:
                 each
                 for each in listed
                 if self.keys.is_spent_update(each, *key)
+                or self.keys.is_spent_part(each, model.version)
                 or self.keys.version_of(each) not in {None, *retained}
             ]
             return self._drop(spent, retained)

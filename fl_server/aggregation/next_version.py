@@ -135,9 +135,12 @@ class NextVersion:
                 yield start, weights, self._vectors.blocks(start, count)
 
     def _mean_at(self, start: int, count: int) -> Mean:
-        sums = self._given.sums
-        vectors = {name: sums.mean(name, start, count) for name in self._algorithm.sends}
-        return replace(self._mean, vectors=vectors)
+        sums, names = self._given.sums, self._algorithm.sends
+        vectors = {name: sums.mean(name, start, count) for name in names}
+        if not self._algorithm.narrow_widths:
+            return replace(self._mean, vectors=vectors)
+        coverage = {name: sums.coverage(name, start, count) for name in names}
+        return replace(self._mean, vectors=vectors, coverage=coverage)
 
     def _scalars(self) -> dict[str, float]:
         sums = self._given.sums

@@ -61,7 +61,8 @@ class UpdateIntake:
             self._refuse(event, event.fault, step)
             return
         self.verifying[device_id] = event.update
-        step.commands.append(VerifyUpdate(device_id, event.round, event.attempt, event.update))
+        place = (device_id, event.round, event.attempt)
+        step.commands.append(VerifyUpdate(*place, event.update, ledger.width_of(device_id)))
 
     def checked(self, event: UpdateVerified | UpdateRejected, step: RoundStep) -> None:
         """Handle the end of an update's check."""
@@ -79,7 +80,8 @@ class UpdateIntake:
         place = (event.round, event.attempt)
         ledger.record(UpdateAccepted(*place, device_id, event.update), step)
         step.commands.append(receipt_of(event, "accepted"))
-        step.commands.append(FoldUpdate(device_id, *place, event.update))
+        fold = FoldUpdate(device_id, *place, event.update, ledger.width_of(device_id))
+        step.commands.append(fold)
 
     def _refuse(self, event: ResultReceived | UpdateRejected, reason: str, step: RoundStep) -> None:
         fact = UpdateRefused(event.round, event.attempt, event.device_id, reason)

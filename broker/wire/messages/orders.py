@@ -41,6 +41,7 @@ _LATER_FIELDS: dict[str, Any] = {
     "payload": b"",
     "vectors": None,
     "scalars": {},
+    "width": 1.0,
     "unusable": False,
     "permanent": False,
     "traceback": [],
@@ -71,7 +72,8 @@ class Order(OrderMessage):
     seconds, so that a lost one costs no more; one that says ``ready`` gets it at once.
     ``time_left_s`` counts from receipt, so that no clock must be right. ``upload`` is nil for an
     evaluation. An exchange may have a model or an upload, and has a ``payload``, which the task on
-    the device reads; where it has an upload, the answer goes there.
+    the device reads; where it has an upload, the answer goes there. A ``width`` below 1 says that
+    the model is a part, with so much of each hidden layer.
     """
 
     kind = "order"
@@ -95,6 +97,7 @@ class Order(OrderMessage):
     payload: Payload = b""
     vectors: ModelRef | None = None
     scalars: Scalars = {}
+    width: Annotated[float, Field(gt=0, le=1)] = 1.0
 
     @model_validator(mode="after")
     def _has_what_its_action_needs(self) -> Order:
