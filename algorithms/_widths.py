@@ -24,6 +24,8 @@ Axes: TypeAlias = tuple[Axis | None, ...]
 Share: TypeAlias = Annotated[float, Bounds(above=0, most=1)]
 
 _LESS = 1e-9
+# of a low-rank adapter the factor that its inputs are multiplied by, and that of its outputs
+_READS_ADAPTER, _WRITES_ADAPTER = "lora_a", "lora_b"
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,8 @@ def multiplying(layout: Layout) -> frozenset[str]:
         tensors for tensors in _layers_of(layout) if any(len(each.shape) > 1 for each in tensors)
     ]
     plain = [tensors for tensors in matrices[:-1] if not _is_recurrent(tensors)]
-    return frozenset(each.name for tensors in plain for each in tensors)
+    # of a low-rank adapter one factor is enough
+    return frozenset(each.name for tensors in plain for each in tensors if not _reads_adapter(each))
 
 
 def _layers_of(layout: Layout) -> list[list[TensorSpec]]:
@@ -150,6 +153,10 @@ def _is_embedding(tensors: Sequence[TensorSpec], following: Sequence[TensorSpec]
     return len(tensors) == 1 and len(shape) == 2 and shape[1:] == inputs and shape[:1] != inputs
 
 
+def _reads_adapter(spec: TensorSpec) -> bool:
+    return _leaf(spec).startswith(_READS_ADAPTER)
+
+
 def _leaf(spec: TensorSpec) -> str:
     return spec.name.rpartition(".")[2]
 
@@ -163,16 +170,20 @@ class _Walk:
 
     def affine(self, tensors: Sequence[TensorSpec], *, is_last: bool) -> dict[str, Axes]:
         """Return the axes of a linear layer or a convolution."""
-        outputs = {each.shape[0] for each in tensors if each.shape}
+        outputs = {each.shape[0] for each in tensors if each.shape and not _reads_adapter(each)}
         if len(outputs) > 1:
             shapes = ", ".join(f"{each.name} {each.shape}" for each in tensors)
             raise ConfigError(f"these weights of one layer have no outputs in common: {shapes}")
         given = None if is_last else Axis(outputs.pop())
         found: dict[str, Axes] = {}
         for each in tensors:
-            rest = len(each.shape) - 2
-            inputs = () if rest < 0 else (self._taken(each.name, each.shape[1]), *[None] * rest)
-            found[each.name] = (given, *inputs) if each.shape else ()
+            rest, inputs = len(each.shape) - 2, tuple[Axis | None, ...]()
+            if _leaf(each).startswith(_WRITES_ADAPTER):
+                inputs = (None,)
+            elif rest >= 0:
+                inputs = (self._taken(each.name, each.shape[1]), *[None] * rest)
+            own = None if _reads_adapter(each) else given
+            found[each.name] = (own, *inputs) if each.shape else ()
         self._give(given)
         return found
 

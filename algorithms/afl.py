@@ -2,7 +2,7 @@
 
 Source: Mohri, Sivek, Suresh, "Agnostic Federated Learning", ICML 2019, problem 4 and algorithm
 STOCHASTIC-AFL, https://arxiv.org/abs/1902.00146. Clients are the domains; they may take several
-local steps. The server keeps a number for each client, so this is for some hundreds of them.
+local steps. The server keeps a number for each client, so a run has at most 1,023 of them.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from algorithms.base import (
     State,
 )
 from algorithms.fedavg import FedAvg
+from runtime.bounds import MAX_SCALARS
+from runtime.errors import ConfigError
 from runtime.records import Bounds
 
 LOSS = "loss"
@@ -35,7 +37,11 @@ _LEAST_WEIGHT = 2.0**-20
 
 @dataclass(frozen=True)
 class AFL(FedAvg):
-    """FedAvg whose clients' weights grow with their losses, to serve the worst mixture of them."""
+    """FedAvg whose clients' weights grow with their losses, to serve the worst mixture of them.
+
+    Attributes:
+        mixture_learning_rate: how fast clients' weights follow their losses.
+    """
 
     family: ClassVar[Family] = "fairness"
 
@@ -64,7 +70,15 @@ class AFL(FedAvg):
         """Return the projection of ``lambda + mixture_learning_rate * losses`` onto the simplex.
 
         Clients that never took part share one value.
+
+        Raises:
+            ConfigError: the run has more clients than the server keeps numbers.
         """
+        if mean.population >= MAX_SCALARS:
+            raise ConfigError(
+                f"afl keeps a number for each client, at most {MAX_SCALARS - 1}; this run knows "
+                f"{mean.population}: take qfedavg or term"
+            )
         if self.mixture_learning_rate == 0:
             return scalars
         others = scalars.get(OTHERS, 1 / mean.population)
@@ -88,9 +102,6 @@ def _on_simplex(values: Flat) -> Flat:
 
     Source: Duchi et al., "Efficient Projections onto the l1-Ball for Learning in High Dimensions",
     ICML 2008, Figure 1.
-
-    Attributes:
-        mixture_learning_rate: how fast clients' weights follow their losses.
     """
     # the same point, and no value is too large to be summed
     values = values - values.max()

@@ -146,6 +146,7 @@ class _Data:
     width = 1.0
     head = frozenset({"head.weight", "head.bias"})
     norms = frozenset({"scale"})
+    adapters = frozenset({"head.weight", "head.bias"})
 
     def __init__(self) -> None:
         self.passes = 0

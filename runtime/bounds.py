@@ -35,6 +35,8 @@ MAX_TRACEBACK_LINE = 240
 # of a model whose classes are weighted
 MAX_CLASSES = 10_000
 MAX_SETTINGS = 128
+# of the devices that a run knows below one domain
+MAX_POPULATION = 1_000_000
 MAX_SETTINGS_NESTING = 8
 # of a database and of msgpack
 MAX_INTEGER = (1 << 63) - 1

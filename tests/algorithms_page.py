@@ -35,6 +35,7 @@ Every algorithm runs in every mode, and on both engines unless the table says ot
 | the devices' sensors differ, so that inputs are scaled or tinted | `fedbn` |
 | some devices are too weak for the whole model, or their links are | `heterofl` or `fjord` |
 | nearly all of them are | `fedrolex`: they train all of it in turns |
+| a large model is trained before, and links are thin | `lora` or `ffalora` |
 | there are a few kinds of devices | `ifca`; or `cfl`, which finds out how many |
 
 A personal model is measured beside the global one: its metrics begin with `personal_`.

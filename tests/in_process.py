@@ -143,10 +143,10 @@ class InProcessRun:
             self.seed,
             job.round,
             job.device_id,
-            job.width,
             read_safetensors(state).arrays() if state.exists() else {},
             {} if vectors is None else dict(read_safetensors(Path(vectors)).arrays()),
             job.scalars,
+            width=job.width,
         )
 
     def train(self, index: int) -> SubmittedUpdate:

@@ -203,7 +203,9 @@ class RoundLaws:
                 self.evaluators_asked.discard(event.device_id)
             case TimerFired():
                 self.armed.discard((event.timer, event.round, event.attempt))
-                if (event.round, event.attempt) == self.pair and event.timer == "rest":
+                gathering = not self.collecting and self.closed is None
+                if gathering and self._is_now(event, TimerFired, "rest"):
+                    # one that fires while a round collects is of those who declined before it
                     self.resting.clear()
                 if self._is_now(event, TimerFired, "deadline") and self.collecting:
                     self.silent |= self._here() - set(self.verifying)

@@ -7,6 +7,7 @@ from typing import Any
 import msgpack
 
 from broker.wire.messages import (
+    Ancestor,
     Bar,
     Claim,
     ClaimAnswer,
@@ -37,6 +38,10 @@ from broker.wire.messages import (
     RunEvent,
     ServerState,
     TaskData,
+    TreeMember,
+    TreePosition,
+    TreeRun,
+    TreeSummary,
     UpdateRef,
     UploadRef,
     Usage,
@@ -159,6 +164,7 @@ SAMPLES: dict[str, Message] = {
         ),
         OperatorRequest(request_id="q", operation="runs_ls", arguments={"a": [1, {"b": None}]}),
         OperatorReply(request_id="q", result={"runs": []}, error="no", exit_code=2),
+        TreePosition(version=1, ancestors=[Ancestor(domain="lab", server=KEY.public.text)]),
     )
 }
 
@@ -191,7 +197,31 @@ EXCHANGED = Result(
     usage=Usage(train_s=0.5),
     payload=b"\xff\x00",
 )
-EVERY = (*SAMPLES.values(), EXCHANGE, EXCHANGED)
+DOMAIN_INFO = DeviceInfo(
+    role="trainer",
+    profile="domain",
+    engine="none",
+    cpus=2,
+    ram_bytes=1 << 30,
+    accelerators=[],
+    versions={},
+    tasks=["digits"],
+    tree=TreeSummary(
+        server=KEY.public.text,
+        devices=2,
+        online=1,
+        domains=1,
+        depth=2,
+        versions={"0.1": 2},
+        refused=3,
+        runs=[TreeRun(run_id="r", round=1, phase="collecting", cohort=2, answered=1)],
+        members=[
+            TreeMember(path=["floor"], status="ready", domain=True),
+            TreeMember(path=["floor", "d-1"], status="late"),
+        ],
+    ),
+)
+EVERY = (*SAMPLES.values(), EXCHANGE, EXCHANGED, DOMAIN_INFO)
 
 
 def address_of(message: Message, identity: str = "d-1") -> Address:

@@ -12,10 +12,14 @@ from broker.wire.messages import (
     MAX_MESSAGE_BYTES,
     MAX_NESTING,
     SCHEMA_VERSION,
+    Ancestor,
     Envelope,
     Message,
     ModelRef,
     PartsRef,
+    TreeMember,
+    TreeRun,
+    TreeSummary,
     UpdateRef,
     UploadRef,
     Usage,
@@ -38,7 +42,10 @@ _WRITER = {
     ("enroll", ""): "claimant",
     ("enroll", "result"): "server",
 }
-_PARTS: tuple[type[WireModel], ...] = (ModelRef, UploadRef, PartsRef, UpdateRef, Usage)
+_PARTS: tuple[type[WireModel], ...] = (
+    *(ModelRef, UploadRef, PartsRef, UpdateRef, Usage),
+    *(TreeSummary, TreeMember, TreeRun, Ancestor),
+)
 _INTRO = f"""\
 # Protocol
 

@@ -65,12 +65,12 @@ class LocalRound:
         seed: the run's seed.
         device_id: with ``seed`` and ``round`` it determines the order of the batches.
         state: the algorithm's client state after this device's last accepted update.
-        width: how much of the model is trained; below 1 the weights are those of a part.
         vectors: the algorithm's server vectors, each as long as the model's floats.
         scalars: the algorithm's server scalars.
         checkpoint: where to continue from and what to save to, if anywhere.
         memory_bytes: what the whole process may hold, 0 for no limit. The numpy engine computes
             its batches in parts small enough for it.
+        width: how much of the model is trained; below 1 the weights are those of a part.
         tally: is filled in during training.
     """
 
@@ -79,13 +79,13 @@ class LocalRound:
     seed: int
     round: int
     device_id: str
-    width: float = 1.0
     state: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     vectors: Mapping[str, Vector] = field(default_factory=dict)
     scalars: Mapping[str, float] = field(default_factory=dict)
     progress: Progress = no_progress
     checkpoint: Checkpoint | None = None
     memory_bytes: int = 0
+    width: float = 1.0
     tally: Tally = field(default_factory=Tally, compare=False)
 
     @property

@@ -18,6 +18,7 @@ import numpy as np
 
 from algorithms.base import BLOCK
 from fl_server.aggregation.arithmetic.exact import BlockSum, Float64s, Workspace
+from fl_server.aggregation.arithmetic.server_half import mean_of
 from fl_server.aggregation.part_values import CoveredPart, ScatteredPart
 from fl_server.aggregation.spool import BlockSums, Spool, Values, blocks_of
 from runtime.errors import Corrupt
@@ -121,13 +122,8 @@ class RoundSums:
         if found.weight <= 0:
             raise Corrupt("the weights of all updates are 0")
         if name not in self._coverage:
-            whole: Float64s = found.total(start) / float(found.weight)
-            return whole
-        weights = self.coverage(name, start, count)
-        mean: Float64s = np.divide(
-            found.total(start), weights, out=np.zeros(count), where=weights > 0
-        )
-        return mean
+            return mean_of(found.total(start), float(found.weight))
+        return mean_of(found.total(start), self.coverage(name, start, count))
 
     def close(self) -> None:
         """Give memory and disk back."""

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from fl_server.rounds import machine as real_rounds
 from fl_server.rounds.facts import RoundClosed, RoundStarted
 from tests.mutants import EVERY_MUTANT, Mutant
 from tests.support import soaking
@@ -130,6 +131,22 @@ def first_failure(mutant: Mutant) -> Outcomes | None:
         if outcome.failure:
             return outcome
     return None
+
+
+ENDS_RESTS_EARLY = Mutant(
+    "ends the rests of those who declined in an open round",
+    real_rounds,
+    {'case "gather" | "rest" if ledger.phase == "gathering":': 'case "gather" | "rest":'},
+)
+
+
+@pytest.mark.parametrize("seed", [5423, 6359])
+def test_a_rest_that_ends_while_a_round_collects_is_of_those_who_declined_before_it(
+    seed: int,
+) -> None:
+    outcome = live(seed)
+    assert not outcome.failure, explain(outcome)
+    assert live(seed, ENDS_RESTS_EARLY.machine()).failure
 
 
 def test_a_failing_seed_prints_its_history_and_how_to_replay_it() -> None:

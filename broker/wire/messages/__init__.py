@@ -57,9 +57,20 @@ from broker.wire.messages.reports import (
     TaskData,
 )
 from broker.wire.messages.runs import RunDocument, RunEvent, RunStatus
+from broker.wire.messages.tree import (
+    MAX_TREE_DEPTH,
+    MAX_TREE_MEMBERS,
+    TREE_VERSION,
+    Ancestor,
+    TreeMember,
+    TreePosition,
+    TreeRun,
+    TreeSummary,
+)
 
 __all__ = [
     "Action",
+    "Ancestor",
     "Bar",
     "BundleRef",
     "Claim",
@@ -78,6 +89,8 @@ __all__ = [
     "MAX_MESSAGE_BYTES",
     "MAX_NESTING",
     "MAX_PARTS",
+    "MAX_TREE_DEPTH",
+    "MAX_TREE_MEMBERS",
     "Message",
     "ModelOffer",
     "ModelRef",
@@ -104,7 +117,12 @@ __all__ = [
     "OrderAnswer",
     "OrderMessage",
     "Sha256",
+    "TREE_VERSION",
     "TaskData",
+    "TreeMember",
+    "TreePosition",
+    "TreeRun",
+    "TreeSummary",
     "UpdateRef",
     "UploadRef",
     "Usage",

@@ -16,6 +16,7 @@ from broker.wire.messages.presence import DeviceState, ServerState
 from broker.wire.messages.production import ModelOffer, ModelRequest, ProductionDocument
 from broker.wire.messages.reports import DataReport, DeviceHealth, DeviceInfo
 from broker.wire.messages.runs import RunDocument, RunEvent
+from broker.wire.messages.tree import TreePosition
 
 KINDS: dict[str, type[Message]] = {
     message.kind: message
@@ -43,5 +44,6 @@ KINDS: dict[str, type[Message]] = {
         ModelOffer,
         OperatorRequest,
         OperatorReply,
+        TreePosition,
     )
 }

@@ -27,7 +27,12 @@ from broker.wire.messages.base import (
     WireModel,
 )
 from broker.wire.messages.references import BundleRef, ModelRef, UpdateRef, UploadRef
-from runtime.bounds import MAX_SCALARS, MAX_TRACEBACK_LINE, MAX_TRACEBACK_LINES
+from runtime.bounds import (
+    MAX_POPULATION,
+    MAX_SCALARS,
+    MAX_TRACEBACK_LINE,
+    MAX_TRACEBACK_LINES,
+)
 
 Payload = Annotated[bytes, Field(max_length=MAX_EXCHANGE_BYTES)]
 Scalars = Annotated[dict[MetricName, Finite], Field(max_length=MAX_SCALARS)]
@@ -45,6 +50,8 @@ _LATER_FIELDS: dict[str, Any] = {
     "unusable": False,
     "permanent": False,
     "traceback": [],
+    "evaluators": "",
+    "population": 1,
 }
 
 
@@ -72,8 +79,10 @@ class Order(OrderMessage):
     seconds, so that a lost one costs no more; one that says ``ready`` gets it at once.
     ``time_left_s`` counts from receipt, so that no clock must be right. ``upload`` is nil for an
     evaluation. An exchange may have a model or an upload, and has a ``payload``, which the task on
-    the device reads; where it has an upload, the answer goes there. A ``width`` below 1 says that
-    the model is a part, with so much of each hidden layer.
+    the device reads; where it has an upload, the answer goes there. ``evaluators`` tells a domain
+    which of its devices are to evaluate. ``scalars`` of an order to a domain are all that the
+    algorithm's server keeps, since updates are weighted there. A ``width`` below 1 says
+    that the model is a part, with so much of each hidden layer.
     """
 
     kind = "order"
@@ -97,6 +106,7 @@ class Order(OrderMessage):
     payload: Payload = b""
     vectors: ModelRef | None = None
     scalars: Scalars = {}
+    evaluators: Literal["", "evaluators", "devices"] = ""
     width: Annotated[float, Field(gt=0, le=1)] = 1.0
 
     @model_validator(mode="after")
@@ -174,6 +184,7 @@ class Result(OrderAnswer):
 
     ``num_examples`` is 0 for an exchange alone. The answer to an exchange is the ``payload``, or,
     where the order has an upload, the object that ``update`` names, with the sha256 of all of it.
+    ``population`` is how many devices the run knows below a domain, 1 for a device.
     """
 
     kind = "result"
@@ -185,6 +196,7 @@ class Result(OrderAnswer):
     payload: Payload = b""
     vectors: ModelRef | None = None
     scalars: Scalars = {}
+    population: Annotated[int, Field(ge=1, le=MAX_POPULATION)] = 1
 
     @model_validator(mode="after")
     def _has_what_its_action_gives(self) -> Result:

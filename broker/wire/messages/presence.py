@@ -29,7 +29,8 @@ class DeviceState(Message):
     without a hyphen is of a release whose devices do not answer a server's presence. ``tasks`` are
     those that are installed, ``bundles`` those that it accepts as a bundle, or "*". ``epoch`` is
     the highest that the device has obeyed, where the present server's is lower, so that the device
-    ignores it; else it is 0 and is not encoded.
+    ignores it. ``domain`` says that there are devices below it. What keeps its default of these two
+    is not encoded.
     """
 
     kind = "device_state"
@@ -40,12 +41,14 @@ class DeviceState(Message):
     tasks: Annotated[list[Text], Field(max_length=64)] = []
     bundles: Annotated[list[Text], Field(max_length=64)] = []
     epoch: Total = 0
+    domain: bool = False
 
     @model_serializer(mode="wrap")
     def _without_default(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         fields: dict[str, Any] = serialize(self)
-        if not self.epoch:
-            fields.pop("epoch", None)
+        for name in ("epoch", "domain"):
+            if not getattr(self, name):
+                fields.pop(name, None)
         return fields
 
     @property

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from broker.wire.messages.base import Finite, Id, Message, Size, Text, Total, WireModel
+from broker.wire.messages.tree import TreeSummary
 
 
 class Compute(WireModel):
@@ -25,7 +26,8 @@ class Compute(WireModel):
 class DeviceInfo(Message):
     """What a device is and can do, retained.
 
-    ``accelerators`` are those of its machine, ``compute`` those that it uses.
+    ``accelerators`` are those of its machine, ``compute`` those that it uses. ``tree`` says what is
+    below a domain; of a device there is none, and it is not encoded.
     """
 
     kind = "device_info"
@@ -40,6 +42,19 @@ class DeviceInfo(Message):
     tasks: Annotated[list[Text], Field(max_length=64)]
     labels: Annotated[dict[str, Text], Field(max_length=64)] = {}
     compute: Annotated[list[Compute], Field(max_length=64)] = []
+    tree: TreeSummary | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = serialize(self)
+        if self.tree is None:
+            fields.pop("tree", None)
+        return fields
+
+    @property
+    def is_domain(self) -> bool:
+        """Whether there are devices below it."""
+        return self.tree is not None
 
 
 class DeviceHealth(Message):

@@ -17,6 +17,7 @@ FAMILIES = {
     "personal": "Personal models",
     "clusters": "Several global models",
     "widths": "Parts of one model, for devices that cannot train all of it",
+    "adapters": "Adapters of a model that stays as it is",
 }
 
 
@@ -78,6 +79,8 @@ def costs_in_words(found: Description) -> list[str]:
         lines.append("A client of less width downloads, trains and uploads as much less.")
     if "norms" in found.needs:
         lines.append("The model needs layers that normalise.")
+    if "adapters" in found.needs:
+        lines.append("The model needs low-rank adapters; of its other weights nothing is sent.")
     if "head" in found.needs:
         lines.append("The model's head is its last layer, or what the task names as `head`.")
     if found.engines == ("torch",):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 import algorithms
 from algorithms.base import Mean, Report
+from runtime.errors import ConfigError
 from tests.federation import Array, Quadratic, split
 from tests.unit.algorithms import laws
 
@@ -77,3 +80,11 @@ def test_with_a_mixture_that_stays_it_is_fedavg_of_equal_clients_exactly() -> No
 def test_blocks_and_the_kind_of_array_do_not_matter() -> None:
     laws.assert_blockwise(algorithm())
     laws.assert_same_on_torch(algorithm())
+
+
+def test_more_clients_than_the_server_keeps_numbers_end_the_run_in_its_first_round() -> None:
+    mean, reports = Mean({}, {}, 1, 1024), [Report("a", 7, {"loss": 1.0})]
+    with pytest.raises(ConfigError, match=r"at most 1023; this run knows 1024: take qfedavg"):
+        algorithm().advance(mean, reports, {}, {})
+    found = algorithm().advance(replace(mean, population=1023), reports, {}, {})
+    assert set(found) == {"client a", "others"}

@@ -16,6 +16,7 @@ from broker.wire.messages import (
     MAX_MESSAGE_BYTES,
     MAX_NESTING,
     Decline,
+    DeviceState,
     Message,
     OperatorReply,
     OperatorRequest,
@@ -29,6 +30,7 @@ from broker.wire.topics import Address
 from runtime.errors import PeerError, RengoError
 from runtime.security.signing import SecretKey
 from tests.messages import (
+    DOMAIN_INFO,
     EXCHANGE,
     EXCHANGED,
     KEY,
@@ -74,7 +76,7 @@ def test_every_kind_comes_back_equal(message: Message) -> None:
 
 
 # which the release of the recorded messages did not know
-LATER_KINDS = {"identity_notice"}
+LATER_KINDS = {"tree_position", "identity_notice"}
 
 
 def test_the_recorded_messages_are_of_every_kind() -> None:
@@ -370,3 +372,23 @@ def test_defaults_are_not_shared() -> None:
     result = SAMPLES["result"]
     assert isinstance(result, Result)
     assert result.update is not None
+
+
+LATER = {"domain", "tree", "population", "evaluators"}
+
+
+@pytest.mark.parametrize("message", [*SAMPLES.values()], ids=lambda each: each.kind)
+def test_what_only_domains_say_is_not_on_the_wire_of_a_device(message: Message) -> None:
+    # servers and devices of the release before refuse keys that they do not know
+    assert not LATER & envelope(message)["body"].keys()
+
+
+def test_what_domains_say_comes_back() -> None:
+    state = DeviceState(status="ready", boot_id="b-1", tasks=["digits"], domain=True)
+    result = SAMPLES["result"].model_copy(update={"population": 7})
+    order = SAMPLES["order"].model_copy(update={"evaluators": "devices"})
+    for message in (state, result, order, DOMAIN_INFO):
+        _, found = decode(wire(message), address_of(message), KEY.public)
+        assert found == message
+    assert DOMAIN_INFO.is_domain
+    assert not SAMPLES["device_info"].is_domain  # type: ignore[attr-defined]

@@ -71,6 +71,7 @@ MODELS: dict[str, tuple[Layers, Array]] = {
         [Conv1d(2, 6, 3), ReLU(), Transpose(), GRU(6, 5), Linear(5, 3)],
         random(9, 2, 12),
     ),
+    "adapted": ([Linear(6, 8, rank=2), Tanh(), Linear(8, 3, rank=1)], random(9, 6)),
     "pooled": ([Conv1d(2, 6, 3), BatchNorm(6), GlobalAvgPool(), Linear(6, 3)], random(9, 2, 12)),
     "text": (
         [Embedding(20, 8), LSTM(8, 7, sequence=True), LSTM(7, 6), Linear(6, 3)],

@@ -67,6 +67,19 @@ def test_the_rests_double_up_to_a_quarter_of_an_hour() -> None:
     assert rests == [60, 120, 240, 480, 900, 900, 900]
 
 
+def test_who_declined_in_a_round_rests_longer_than_who_declined_before_it() -> None:
+    run = Run.of("a", "b", "c", quorum=3)
+    declines(run, "busy", "a", "b", "c")
+    run.join("d", "f", "g")
+    assert run.machine.ledger.cohort == ("d", "f", "g")
+    declines(run, "busy", "d")
+    run.fires("rest")  # armed for a, b and c
+    run.fires("deadline")
+    assert run.now == (1, 3)
+    assert run.phase == "gathering", "all but f and g rest"
+    assert ordered(run.fires("rest")), "and are asked when the rest of this attempt is over"
+
+
 def test_a_device_that_was_away_is_asked_before_its_rest_is_over() -> None:
     run = Run.of("a", "b", "c")
     declines(run, "busy", "a", "b", "c")
