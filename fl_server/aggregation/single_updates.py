@@ -15,7 +15,13 @@ import numpy as np
 
 from algorithms.base import BLOCK
 from fl_server.aggregation.arithmetic.exact import Float32s, Float64s
-from fl_server.aggregation.spool import SpoolPart, read_into, unlinked_file, write_all
+from fl_server.aggregation.spool import (
+    SpoolPart,
+    blocks_of,
+    read_into,
+    unlinked_file,
+    write_all,
+)
 
 _VALUES = 1 << 22
 """How many values of all updates together are in memory at a time."""
@@ -56,7 +62,7 @@ class SingleUpdates:
         self._file = self._file or unlinked_file(self._folder)
         with closing(part):
             self._file.seek(self._end)
-            for _, values in part.blocks():
+            for _, values in blocks_of(part):
                 write_all(self._file, values)
         self._parts[device_id] = _OnDisk(self._end)
         self._end += 4 * self.size

@@ -18,7 +18,7 @@ from fl_server.aggregation.combining import Combining
 from fl_server.aggregation.rules import RULES
 from fl_server.aggregation.rules.base import count_of
 from fl_server.aggregation.spool import MemoryBudget, Spool
-from fl_server.aggregation.sums import RoundSums
+from fl_server.aggregation.sums import RoundSums, UpdateParts
 from runtime.errors import ConfigError
 from storage.updates.info import Section
 from tests.contract.test_algorithms import Rows
@@ -47,12 +47,12 @@ def combined(
     """Return what the server makes of updates that arrive in an order, read by blocks."""
     combining = Combining(algorithms.load("fedavg"), RULES.load(name, settings))
     assert combining.needs_updates == (name != "mean")
-    sums = RoundSums(len(updates), folder, combining.kept_singly)
+    sums = RoundSums(len(updates), folder, kept_singly=combining.kept_singly)
     for index in order or range(len(updates)):
         spool = Spool(2 * SIZE, MemoryBudget(memory), folder)
         spool.append(np.concatenate([updates[index], updates[index][::-1]]))
         sections = (Section(UPDATE, SIZE), Section(STATISTICS, SIZE))
-        sums.add(spool, sections, 1, f"d-{index:03}")
+        sums.add(spool, UpdateParts(sections, f"d-{index:03}"), 1)
     reports = [Report(f"d-{index:03}", 1) for index in range(len(updates))]
     sums.combine = combining.of_round(sums, reports)
     step = block if combining.needs_updates else SIZE
