@@ -12,7 +12,7 @@ from broker.wire.messages.base import MetricName, Settings
 from fl_server.canary.state import lower_is_better
 from fl_server.rounds.plan import BestRule, Plan
 from fl_server.rounds.workload import FitRule, Speed
-from fl_server.runs.composition import Composition, ChosenPart
+from fl_server.runs.composition import ChosenPart, Composition
 from runtime.bounds import MAX_HYPER_PARAMETER, MAX_INTEGER, MAX_ROUNDS, MAX_SIZE, require_plain
 from runtime.config import validate
 from storage.versions.manifest import Parent

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +15,7 @@ from fl_server.aggregation.arithmetic.server_half import (
     ServerHalf,
     kept_vectors,
 )
+from fl_server.aggregation.arithmetic.single_updates import SingleUpdates
 from runtime.errors import Corrupt
 from storage.weights import Weights
 
@@ -45,16 +46,51 @@ class VectorsSum:
         return mean
 
 
+class MemoryUpdates(SingleUpdates):
+    """One vector of each update, by device."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.by_device: dict[str, Float32s] = {}
+
+    @property
+    def devices(self) -> list[str]:
+        """See :class:`SingleUpdates`."""
+        return sorted(self.by_device)
+
+    def read(self, start: int, count: int) -> Float32s:
+        """See :class:`SingleUpdates`."""
+        return np.stack([self.by_device[each][start : start + count] for each in self.devices])
+
+
 class MemorySums:
     """The sums of one round: each name's is over the updates that have it.
 
     Args:
         updates: how many are expected.
+        kept_singly: the names of which every update's vector is kept instead of a sum.
     """
 
-    def __init__(self, updates: int) -> None:
+    def __init__(self, updates: int, kept_singly: Collection[str] = frozenset()) -> None:
         self._updates = updates
+        self._kept_singly = kept_singly
         self._sums: dict[str, VectorsSum] = {}
+        self._singles: dict[str, MemoryUpdates] = {}
+
+    def keep(self, device_id: str, update: Mapping[str, Float32s]) -> dict[str, Float32s]:
+        """Keep what is kept singly of an update; return the rest, which is to be added."""
+        rest = {}
+        for name, vector in update.items():
+            if name in self._kept_singly:
+                kept = self._singles.setdefault(name, MemoryUpdates(vector.size))
+                kept.by_device[device_id] = vector
+            else:
+                rest[name] = vector
+        return rest
+
+    def singles(self, name: str) -> MemoryUpdates | None:
+        """Return every update's vector of that name, None where a sum is kept of it, or none."""
+        return self._singles.get(name)
 
     def add(self, updates: Sequence[Mapping[str, Float32s]], weights: Sequence[int]) -> None:
         """Add updates, as vectors by name, each with its weight."""
@@ -70,7 +106,7 @@ class MemorySums:
             self._sums[name].add(vectors, its_weights)
 
     def __contains__(self, name: str) -> bool:
-        return name in self._sums
+        return name in self._sums or name in self._singles
 
     def mean(self, name: str, start: int, count: int) -> Float64s:
         """Return a block of a name's mean, zeros where no update has it.
