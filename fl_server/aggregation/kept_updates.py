@@ -13,7 +13,7 @@ import numpy as np
 
 from fl_server.aggregation.arithmetic.exact import Float32s
 from fl_server.aggregation.arithmetic.single_updates import SingleUpdates
-from fl_server.aggregation.spool import SpoolPart, read_into, unlinked_file, write_all
+from fl_server.aggregation.spool import SpoolPart, blocks_of, read_into, unlinked_file, write_all
 
 
 class KeptUpdates(SingleUpdates):
@@ -45,7 +45,7 @@ class KeptUpdates(SingleUpdates):
         self._file = self._file or unlinked_file(self._folder)
         with closing(part):
             self._file.seek(self._end)
-            for _, values in part.blocks():
+            for _, values in blocks_of(part):
                 write_all(self._file, values)
         self._offsets[device_id] = self._end
         self._end += 4 * self.size

@@ -9,7 +9,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import numpy as np
 
@@ -102,6 +102,26 @@ class Spool:
         self._reserved = 0
 
 
+class Values(Protocol):
+    """The values of one vector of an update, block by block."""
+
+    size: int
+
+    def read(self, start: int, count: int) -> Float32s:
+        """Return at most ``BLOCK`` values from ``start`` on; they hold until the next read."""
+        ...
+
+    def close(self) -> None:
+        """Give back what they take."""
+        ...
+
+
+def blocks_of(values: Values) -> Iterator[tuple[int, Float32s]]:
+    """Yield (start, values) of ``BLOCK`` values; they hold until the next are asked for."""
+    for start in range(0, values.size, BLOCK):
+        yield start, values.read(start, min(BLOCK, values.size - start))
+
+
 class SpoolPart:
     """One section's values of a spool, which is closed with the last of its parts."""
 
@@ -118,11 +138,6 @@ class SpoolPart:
     def read(self, start: int, count: int) -> Float32s:
         """See :class:`Spool`."""
         return self._spool.read(self._start + start, count)
-
-    def blocks(self) -> Iterator[tuple[int, Float32s]]:
-        """Yield (start, values) of ``BLOCK`` values; they hold until the next are asked for."""
-        for start in range(0, self.size, BLOCK):
-            yield start, self.read(start, min(BLOCK, self.size - start))
 
     def close(self) -> None:
         """Close the spool if no other part is open."""

@@ -92,6 +92,8 @@ def _reason_against(algorithm: Algorithm, called: str) -> str:
     """Return why no rule but the mean goes with an algorithm, "" where all do."""
     if algorithm.needs_updates:
         return f"{called} combines the updates itself"
+    if algorithm.narrow_widths:
+        return f"clients of {called} send parts of the model"
     if type(algorithm).weight is not Algorithm.weight:
         return f"{called} weighs the updates, and a rule counts all alike"
     if algorithm.sends != (UPDATE,) or algorithm.reports:

@@ -6,15 +6,17 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from broker.wire.messages.base import MetricName, Settings
 from fl_server.canary.state import lower_is_better
 from fl_server.rounds.plan import BestRule, Plan
 from fl_server.rounds.workload import FitRule, Speed
 from fl_server.runs.composition import ChosenPart, Composition
+from fl_server.selection.targets import RunTarget
 from runtime.bounds import MAX_HYPER_PARAMETER, MAX_INTEGER, MAX_ROUNDS, MAX_SIZE, require_plain
 from runtime.config import validate
+from runtime.errors import ConfigError
 from storage.versions.manifest import Parent
 
 _NUMBER_FORMAT = frozenset({"scale_bits", "weight_bits"})
@@ -190,6 +192,14 @@ class BundleSection(_Section):
     """The bundle's size, filled in likewise."""
 
 
+def _readable(names: list[str], conditions: list[str]) -> list[str]:
+    try:
+        RunTarget.read(names, conditions)
+    except ConfigError as error:
+        raise ValueError(str(error)) from error
+    return names or conditions
+
+
 class RunDefinition(_Section):
     """One run of one task."""
 
@@ -208,6 +218,20 @@ class RunDefinition(_Section):
     variant: Annotated[str, Field(max_length=256)] = ""
     """What of its group a run is, as `algorithm.mu=0.1`: runs of one variant differ by their seeds.
     Filled in by `rengo run --sweep`."""
+    target: Annotated[
+        list[Annotated[str, Field(max_length=70)]],
+        Field(max_length=256),
+        AfterValidator(lambda names: _readable(names, [])),
+    ] = []
+    """Who may train: names of devices and domains, and `group:NAME`; empty is everybody. `rengo run
+    --target` adds one."""
+    where: Annotated[
+        list[Annotated[str, Field(max_length=256)]],
+        Field(max_length=32),
+        AfterValidator(lambda conditions: _readable([], conditions)),
+    ] = []
+    """What must be true of who trains, as `profile=pi`, `ram>=4GB` or `lab=a,b`; `rengo run
+    --where` adds one."""
     algorithm: AlgorithmSection = AlgorithmSection()
     rule: RuleSection = RuleSection()
     training: Settings = {}
@@ -265,6 +289,11 @@ class RunDefinition(_Section):
         """The algorithm and the rule, which ``parse_definition`` has seen to go together."""
         algorithm, rule = self.algorithm.chosen, self.rule.chosen
         return Composition(self.flow, algorithm, rule, self.cohort.size, self.quorum)
+
+    @property
+    def addressed(self) -> RunTarget:
+        """Whom the run addresses."""
+        return RunTarget.read(self.target, self.where)
 
     @property
     def looks_for_best(self) -> bool:

@@ -20,7 +20,7 @@ from fl_server.aggregation.arithmetic.server_half import Sums
 from fl_server.aggregation.rules import RULES
 from fl_server.aggregation.rules.base import count_of
 from fl_server.aggregation.spool import MemoryBudget, Spool
-from fl_server.aggregation.sums import RoundSums
+from fl_server.aggregation.sums import RoundSums, UpdateParts
 from runtime.errors import ConfigError
 from storage.updates.info import Section
 from tests.contract.test_algorithms import Rows
@@ -49,14 +49,14 @@ def combined(
     """Return what the server makes of updates that arrive in an order, read by blocks."""
     combining = Combining(algorithms.load("fedavg"), RULES.load(name, settings))
     assert combining.needs_updates == (name != "mean")
-    sums = RoundSums(len(updates), folder, combining.kept_singly)
-    in_memory = MemorySums(len(updates), combining.kept_singly)
+    sums = RoundSums(len(updates), folder, kept_singly=combining.kept_singly)
+    in_memory = MemorySums(len(updates), kept_singly=combining.kept_singly)
     for index in order or range(len(updates)):
         both = {UPDATE: updates[index], STATISTICS: updates[index][::-1]}
         spool = Spool(2 * SIZE, MemoryBudget(memory), folder)
         spool.append(np.concatenate(list(both.values())))
         sections = tuple(Section(each, SIZE) for each in both)
-        sums.add(spool, sections, 1, f"d-{index:03}")
+        sums.add(spool, UpdateParts(sections, f"d-{index:03}"), 1)
         in_memory.add([in_memory.keep(f"d-{index:03}", both)], [1])
     reports = [Report(f"d-{index:03}", 1) for index in range(len(updates))]
     whole = by_blocks(combining, sums, reports, UPDATE, block)
