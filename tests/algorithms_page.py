@@ -29,7 +29,7 @@ Every algorithm runs in every mode, and on both engines unless the table says ot
 | they differ much, and the same devices take part often | `scaffold`, `feddyn` or `feddc` |
 | they differ much, and each device takes part seldom | `fedcm` or `mimelite`: no state there |
 | updates are small or noisy, as of language models | `fedadam` or `fedyogi` |
-| the devices that are served worst matter | `qfedavg`, `term` or `afl` |
+| the devices that are served worst matter | `qfedavg`, `term`, `afl` or `fedmgda` |
 | each device is to have a model of its own | `ditto` or `apfl` |
 | a head of its own is enough for each | `fedper` or `fedrep` |
 | the devices' sensors differ, so that inputs are scaled or tinted | `fedbn` |
