@@ -128,7 +128,10 @@ class RoundRow(OperationResult):
 
 
 class RunDevice(OperationResult):
-    """What one device did in a run: ``steps`` of ``full_steps`` are of its latest round."""
+    """What one device did in a run: ``steps`` of ``full_steps`` are of its latest round.
+
+    ``width`` is how much of the model it trained there; 1 is the whole.
+    """
 
     id: Name
     rounds: Count
@@ -140,6 +143,7 @@ class RunDevice(OperationResult):
     step_s: Seconds
     profile: Annotated[str, Field(max_length=32)] = ""
     engine: Annotated[str, Field(max_length=32)] = ""
+    width: Finite = 1.0
 
 
 class DeviceSpread(OperationResult):

@@ -253,7 +253,8 @@ def _steps(row: RunDevice) -> str:
     """Return what a device did of its epochs in its latest round, and how fast."""
     if not row.steps:
         return "-"
-    return f"{row.steps} of {row.full_steps}, {1 / row.step_s:.3g}/s"
+    part = "" if row.width >= 1 else f", {row.width:g} of the model"
+    return f"{row.steps} of {row.full_steps}, {1 / row.step_s:.3g}/s{part}"
 
 
 def steer(options: argparse.Namespace) -> int:
