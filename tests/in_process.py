@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import algorithms
-from algorithms.transforms import load_all
 from algorithms.base import DeviceFacts
+from algorithms.transforms import load_all
 from fl_client.datasets.device import Device
 from fl_client.models.local_round import LocalRound
 from fl_client.tasks.base import Task
