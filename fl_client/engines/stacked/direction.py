@@ -67,6 +67,12 @@ class StackedLocal:
         self.head, self.norms, self.adapters = first.head, first.norms, first.adapters
         self.num_examples: Any = _shared([each.num_examples for each in locals_])
         self.steps: Any = _shared([each.steps for each in locals_])
+        self.width: Any = _shared([each.width for each in locals_])
+
+    @property
+    def seed(self) -> int:
+        """Refuse: what is drawn differs from client to client."""
+        raise CannotBatch("what each client draws by itself, within a step")
 
     def loss(self, w: Arrays) -> float:
         """Refuse: it would be of a whole data set at every step."""
@@ -120,7 +126,7 @@ def _first(value: Any, count: int) -> Any:
     return PerClient(value.stack[:count]) if isinstance(value, PerClient) else value
 
 
-def _shared(values: Sequence[int]) -> Any:
+def _shared(values: Sequence[float]) -> Any:
     if len(set(values)) == 1:
         return values[0]
     return PerClient(np.array(values, np.float32))
