@@ -107,6 +107,7 @@ def test_a_client_whose_data_fail_declines_as_alone() -> None:
         ("digits", {}, "batched", "a cohort's models of 2,410 weights"),
         ("digits-cnn", {}, "", "layer 1, Conv2d of the model of task digits"),
         ("digits", {"algorithm": {"name": "moon"}}, "", "the torch engine needs one client"),
+        ("digits", {"algorithm": {"name": "heterofl"}}, "", "the model's parts of algorithm"),
     ],
 )
 def test_auto_says_why(task: str, settings: dict[str, object], name: str, reason: str) -> None:
