@@ -65,6 +65,8 @@ def engine_of(setup: BackendSetup) -> CohortEngine:
         raise CannotBatch("a run with transforms")
     if "loss" in setup.algorithm.needs:
         raise CannotBatch(f"the loss of algorithm {type(setup.algorithm).__name__}")
+    if setup.algorithm.narrow_widths:
+        raise CannotBatch(f"the model's parts of algorithm {type(setup.algorithm).__name__}")
     try:
         return CohortEngine(setup.clients.task, threads=setup.workers or os.cpu_count() or 1)
     except ConfigError as error:

@@ -16,6 +16,7 @@ from rengo.simulation.backends import names
 from rengo.simulation.choice import choose
 from rengo.simulation.definition import Simulation, prepare
 
+HALVES = {"algorithm": {"name": "heterofl", "widths": {"cpu": 0.5}}}
 LOCAL = {"local_epochs": 2, "batch_size": 10, "learning_rate": 0.1, "momentum": 0.0}
 
 
@@ -107,6 +108,7 @@ def test_a_client_whose_data_fail_declines_as_alone() -> None:
         ("digits", {}, "batched", "a cohort's models of 2,410 weights"),
         ("digits-cnn", {}, "", "layer 1, Conv2d of the model of task digits"),
         ("digits", {"algorithm": {"name": "moon"}}, "", "the torch engine needs one client"),
+        ("digits", HALVES, "", "the model's parts of algorithm HeteroFL"),
     ],
 )
 def test_auto_says_why(task: str, settings: dict[str, object], name: str, reason: str) -> None:
