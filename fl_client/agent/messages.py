@@ -193,6 +193,7 @@ class DeviceMessages:
             update=update,
             usage=_usage(outcome, cost),
             payload=outcome.payload,
+            population=outcome.population,
         )
         return self._write("result", result)
 

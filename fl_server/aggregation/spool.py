@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
 from algorithms.base import BLOCK
-from fl_server.aggregation.arithmetic.exact import BlockSum, Float32s, Int64s
+from fl_server.aggregation.arithmetic.exact import BlockSum, Float32s, Int64s, Workspace
 from runtime.errors import Corrupt
 from storage.updates.info import Section
 
@@ -54,7 +54,7 @@ class Spool:
         if self._reserved:
             self._array = np.empty(size, np.float32)
         else:
-            self._file = _unlinked_file(folder)
+            self._file = unlinked_file(folder)
 
     def append(self, values: Float32s) -> None:
         """Keep a copy of the next values."""
@@ -109,10 +109,9 @@ class SpoolPart:
         """See :class:`Spool`."""
         return self._spool.read(self._start + start, count)
 
-    def blocks(self) -> Iterator[tuple[int, Float32s]]:
-        """Yield (start, values) of ``BLOCK`` values; they hold until the next are asked for."""
-        for start in range(0, self.size, BLOCK):
-            yield start, self.read(start, min(BLOCK, self.size - start))
+    def add_to(self, block: BlockSum, start: int, weight: int, work: Workspace) -> None:
+        """Add ``weight`` times the values from ``start`` on to their block's sum."""
+        block.add(self.read(start, block.count), weight, work)
 
     def close(self) -> None:
         """Close the spool if no other part is open."""
@@ -167,7 +166,7 @@ class BlockSums:
         self._blocks[index] = block
 
     def _write_to_file(self, offsets: list[int], limbs: list[Int64s]) -> None:
-        self._file = self._file or _unlinked_file(self._folder)
+        self._file = self._file or unlinked_file(self._folder)
         for place, limb in enumerate(limbs):
             if place == len(offsets):
                 offsets.append(self._end)
@@ -183,7 +182,8 @@ class BlockSums:
             self._file = None
 
 
-def _unlinked_file(folder: Path) -> BinaryIO:
+def unlinked_file(folder: Path) -> BinaryIO:
+    """Return a new file in a folder, which is gone with the process or when it is closed."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     file: BinaryIO = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 (close())
     return file

@@ -9,7 +9,7 @@ wait added to sums in a file, in one pass for all, so that the disk holds a boun
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Protocol
@@ -17,8 +17,8 @@ from typing import Protocol
 import numpy as np
 
 from algorithms.base import BLOCK
-from fl_server.aggregation.arithmetic.exact import BlockSum, Float64s, Workspace
-from fl_server.aggregation.spool import BlockSums, Spool, SpoolPart
+from fl_server.aggregation.arithmetic.exact import BlockSum, Float64s, Int64s, Workspace
+from fl_server.aggregation.spool import BlockSums, Spool
 from runtime.errors import Corrupt
 from storage.updates.info import Section
 
@@ -28,10 +28,34 @@ LIMBS_IN_MEMORY = 2
 WAITING_MAX = 4
 
 
-class VectorSum(Protocol):
-    """The exact weighted sum of one vector of a round's updates."""
+class Addend(Protocol):
+    """What is added to the sum of a vector: an update's vector, or a sum of others'.
 
-    def add(self, part: SpoolPart, weight: int) -> None:
+    Attributes:
+        size: how many values it has.
+    """
+
+    size: int
+
+    def add_to(self, block: BlockSum, start: int, weight: int, work: Workspace) -> None:
+        """Add the block that begins at ``start`` to its sum."""
+        ...
+
+    def close(self) -> None:
+        """Give memory and disk back."""
+        ...
+
+
+class VectorSum(Protocol):
+    """The exact weighted sum of one vector of a round's updates.
+
+    Attributes:
+        total_weight: of all that was added.
+    """
+
+    total_weight: int
+
+    def add(self, part: Addend, weight: int) -> None:
         """Add an update's vector; the part is this sum's to close.
 
         After an error the sum is of no use.
@@ -44,6 +68,10 @@ class VectorSum(Protocol):
         Raises:
             Corrupt: the updates' weights are 0.
         """
+        ...
+
+    def integers(self, start: int) -> tuple[int, list[Int64s]]:
+        """Return the sum of the block from ``start`` on; see ``BlockSum.integers``."""
         ...
 
     def close(self) -> None:
@@ -63,17 +91,44 @@ class RoundSums:
         self._updates = updates
         self._folder = folder
         self._sums: dict[str, VectorSum] = {}
+        self._sizes: dict[str, int] = {}
 
     def add(self, spool: Spool, sections: Sequence[Section], weight: int) -> None:
         """Add an update; the spool is these sums' to close. After an error they are of no use."""
         try:
             for name, part in spool.parts(sections).items():
-                if name not in self._sums:
-                    self._sums[name] = sum_for(part.size, self._updates, self._folder)
-                self._sums[name].add(part, weight)
+                self._add(name, part, weight)
         except BaseException:
             spool.close()
             raise
+
+    def add_sums(self, parts: Mapping[str, Addend], weights: Mapping[str, int]) -> None:
+        """Add sums of other updates, which are these sums' to close, by name."""
+        for name, part in parts.items():
+            self._add(name, part, weights[name])
+
+    def _add(self, name: str, part: Addend, weight: int) -> None:
+        if name not in self._sums:
+            self._sizes[name] = part.size
+            self._sums[name] = sum_for(part.size, self._updates, self._folder)
+        self._sums[name].add(part, weight)
+
+    @property
+    def names(self) -> list[str]:
+        """What there are sums of, sorted."""
+        return sorted(self._sums)
+
+    def size(self, name: str) -> int:
+        """Return how many values a name's sum has."""
+        return self._sizes[name]
+
+    def weight(self, name: str) -> int:
+        """Return the weight of all updates that have a name."""
+        return self._sums[name].total_weight
+
+    def integers(self, name: str, start: int) -> tuple[int, list[Int64s]]:
+        """Return a block of a name's sum; see ``BlockSum.integers``."""
+        return self._sums[name].integers(start)
 
     def __contains__(self, name: str) -> bool:
         return name in self._sums
@@ -115,21 +170,24 @@ class SmallSum:
     def __init__(self, size: int, updates: int, folder: Path) -> None:
         self._sums = BlockSums(size, updates, LIMBS_IN_MEMORY, folder)
         self._work = Workspace(min(BLOCK, size))
-        self._total_weight = 0
+        self.total_weight = 0
 
-    def add(self, part: SpoolPart, weight: int) -> None:
+    def add(self, part: Addend, weight: int) -> None:
         """See :class:`VectorSum`."""
         with closing(part):
-            for start, values in part.blocks():
-                index = start // BLOCK
+            for index in range(len(self._sums)):
                 block = self._sums.read(index)
-                block.add(values, weight, self._work)
+                part.add_to(block, BLOCK * index, weight, self._work)
                 self._sums.write(index, block)
-        self._total_weight += weight
+        self.total_weight += weight
 
     def mean(self, start: int) -> Float64s:
         """See :class:`VectorSum`."""
-        return _mean(self._sums.read(start // BLOCK), self._total_weight)
+        return _mean(self._sums.read(start // BLOCK), self.total_weight)
+
+    def integers(self, start: int) -> tuple[int, list[Int64s]]:
+        """See :class:`VectorSum`."""
+        return self._sums.read(start // BLOCK).integers()
 
     def close(self) -> None:
         """See :class:`VectorSum`."""
@@ -143,16 +201,15 @@ class LargeSum:
     """
 
     def __init__(self, size: int, updates: int, folder: Path) -> None:
-        self._size = size
         self._sums = BlockSums(size, updates, 0, folder)
         self._work = Workspace(min(BLOCK, size))
-        self._waiting: list[tuple[SpoolPart, int]] = []
-        self._total_weight = 0
+        self._waiting: list[tuple[Addend, int]] = []
+        self.total_weight = 0
 
-    def add(self, part: SpoolPart, weight: int) -> None:
+    def add(self, part: Addend, weight: int) -> None:
         """See :class:`VectorSum`."""
         self._waiting.append((part, weight))
-        self._total_weight += weight
+        self.total_weight += weight
         if len(self._waiting) > WAITING_MAX:
             for index in range(len(self._sums)):
                 self._sums.write(index, self._sum_of(index))
@@ -160,7 +217,11 @@ class LargeSum:
 
     def mean(self, start: int) -> Float64s:
         """See :class:`VectorSum`."""
-        return _mean(self._sum_of(start // BLOCK), self._total_weight)
+        return _mean(self._sum_of(start // BLOCK), self.total_weight)
+
+    def integers(self, start: int) -> tuple[int, list[Int64s]]:
+        """See :class:`VectorSum`."""
+        return self._sum_of(start // BLOCK).integers()
 
     def close(self) -> None:
         """See :class:`VectorSum`."""
@@ -168,10 +229,9 @@ class LargeSum:
         self._sums.close()
 
     def _sum_of(self, index: int) -> BlockSum:
-        block, start = self._sums.read(index), BLOCK * index
+        block = self._sums.read(index)
         for part, weight in self._waiting:
-            values = part.read(start, min(BLOCK, self._size - start))
-            block.add(values, weight, self._work)
+            part.add_to(block, BLOCK * index, weight, self._work)
         return block
 
     def _close_waiting(self) -> None:

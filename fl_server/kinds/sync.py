@@ -18,6 +18,7 @@ from fl_server.flows.commands import (
     ArmTimer,
     BundleFile,
     Command,
+    Evaluators,
     IssueOrder,
     ModelFile,
     ReportResult,
@@ -137,6 +138,7 @@ class SyncFlow(Flow):
             answer.num_examples,
             dict(answer.metrics),
             usage,
+            answer.population,
         )
         return ResultReceived(*place, update, fault)
 
@@ -206,8 +208,21 @@ class SyncFlow(Flow):
             timer=TimerFired("deadline", command.round, command.attempt) if trains else None,
             time_s=plan.deadline_s if trains else plan.evaluation_deadline_s,
             vectors=self._vectors(model),
-            scalars={name: value for name, value in model.scalars if name in self._broadcasts},
+            scalars=self._scalars(command.device_id, model),
+            evaluators=self._evaluators(command),
         )
+
+    def _scalars(self, device_id: str, model: Model) -> dict[str, float]:
+        """Return the server's scalars that an order names: a domain needs them all for weights."""
+        if self.machine.is_domain(device_id):
+            return dict(model.scalars)
+        return {name: value for name, value in model.scalars if name in self._broadcasts}
+
+    def _evaluators(self, command: SendOrder) -> Evaluators:
+        """Return which of its devices a domain is to order to evaluate."""
+        on = self.machine.plan.evaluate_on
+        asks = command.action == "evaluate" and self.machine.is_domain(command.device_id)
+        return on if asks and on != "none" else ""
 
     def _vectors(self, model: Model) -> ModelFile | None:
         state = model.state if self._broadcasts else None

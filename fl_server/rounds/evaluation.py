@@ -114,7 +114,7 @@ class VersionEvaluation:
     def _evaluators(self) -> list[str]:
         match self._plan.evaluate_on:
             case "evaluators":
-                return self._roster.accepting("evaluator")
+                return self._roster.evaluators()
             case "devices":
                 return self._roster.accepting("trainer")
         return []

@@ -99,7 +99,8 @@ class Ledger:
         work: what this attempt's devices are asked for, where orders are fitted.
         speeds: what devices were measured at in this run, smoothed.
         known: the devices that ever were in a cohort.
-        population: how many devices the run knew when the attempt started.
+        population: how many devices the run knew when the attempt started, a domain as one.
+        below: how many there were below each domain by its latest update.
     """
 
     rounds: int
@@ -117,6 +118,7 @@ class Ledger:
     speeds: dict[str, Speed] = field(default_factory=dict)
     known: set[str] = field(default_factory=set)
     population: int = 0
+    below: dict[str, int] = field(default_factory=dict)
     accepted: dict[str, Update] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     unusable: set[str] = field(default_factory=set)
@@ -188,6 +190,11 @@ class Ledger:
         """Return the header sha256 of the device's update that was accepted then, or None."""
         return self._counted.get((round_number, attempt, device_id))
 
+    @property
+    def population_below(self) -> int:
+        """How many devices the run knows, those below domains among them."""
+        return self.population + sum(count - 1 for count in self.below.values())
+
     def metric(self, version: int, name: str) -> float | None:
         """Return the mean of a metric over the devices that evaluated ``version``, by examples."""
         return weighted_mean(
@@ -229,6 +236,8 @@ class Ledger:
                 self.known.update(fact.cohort)
             case UpdateAccepted():
                 self.accepted[fact.device_id] = fact.update
+                if fact.update.population > 1 or fact.device_id in self.below:
+                    self.below[fact.device_id] = fact.update.population
                 self._measure(fact)
                 key = (fact.round, fact.attempt, fact.device_id)
                 self._counted[key] = fact.update.header_sha256

@@ -98,6 +98,10 @@ class RoundMachine:
         """The versions that stay whatever the run's retention says."""
         return self._best.held
 
+    def is_domain(self, device_id: str) -> bool:
+        """Whether there are devices below a device."""
+        return self._roster.is_domain(device_id)
+
     # --- events in, steps out -----------------------------------------------------------------
 
     def handle(self, event: Event) -> RoundStep:
@@ -264,7 +268,7 @@ class RoundMachine:
 
     def _aggregate(self) -> Aggregate:
         ledger = self.ledger
-        return Aggregate(ledger.round, ledger.attempt, ledger.included, ledger.population)
+        return Aggregate(ledger.round, ledger.attempt, ledger.included, ledger.population_below)
 
     def _speeds(self, rule: FitRule) -> dict[str, Speed]:
         return {**rule.known, **self.ledger.speeds}

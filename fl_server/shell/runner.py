@@ -175,8 +175,10 @@ class FlowRunner:
             self._carry_out(flow, [flow.resume()])
         self.documents.publish(self.flows[record.run_id])
         for device in self._parts.presence.online(flow.task, bundled=flow.bundled):
-            accepting = device.state.status != "draining"
-            self.handle(flow.run_id, DeviceJoined(device.id, device.state.role, accepting))
+            state = device.state
+            accepting = state.status != "draining"
+            joined = DeviceJoined(device.id, state.role, accepting, state.domain)
+            self.handle(flow.run_id, joined)
 
     def _open(self, record: RunRecord[Any]) -> Flow:
         """Open a run as its facts left it; where they cannot be read or applied, it has failed.

@@ -4,6 +4,7 @@ projects/{p}/runs/{run}/global/{version}.safetensors
 projects/{p}/runs/{run}/manifests/{version}.json
 projects/{p}/runs/{run}/records/{version}.json
 projects/{p}/runs/{run}/state/{version}.safetensors
+projects/{p}/runs/{run}/partial/{round}.upd
 projects/{p}/runs/{run}/updates/{round}/{attempt}/{device}.upd
 projects/{p}/epoch.json
 projects/{p}/bundles/{sha256}.rtask
@@ -18,7 +19,8 @@ from dataclasses import dataclass
 _RUN = re.compile(r"projects/([A-Za-z0-9_-]{1,64})/runs/([a-z0-9_-]{1,64})/")
 _UPDATE = re.compile(r"updates/(\d{6,})/(\d{3,})/([a-z0-9_-]{1,64})\.upd")
 _VERSION = re.compile(
-    r"(?:(?:global|state)/(\d{6,})\.safetensors|(?:manifests|records)/(\d{6,})\.json)"
+    r"(?:(?:global|state)/(\d{6,})\.safetensors|(?:manifests|records)/(\d{6,})\.json"
+    r"|partial/(\d{6,})\.upd)"
 )
 _BUNDLE = re.compile(r"([0-9a-f]{64})\.rtask")
 
@@ -62,6 +64,10 @@ class RunKeys:
         """The algorithm's server state that belongs to a version."""
         return f"{self.prefix}state/{version:06d}.safetensors"
 
+    def partial(self, round_number: int) -> str:
+        """The sums of a domain's devices in a round, for its parent."""
+        return f"{self.prefix}partial/{round_number:06d}.upd"
+
     def update(self, round_number: int, attempt: int, device_id: str) -> str:
         """A device's update."""
         return f"{self.updates}{round_number:06d}/{attempt:03d}/{device_id}.upd"
@@ -74,7 +80,7 @@ class RunKeys:
     def version_of(self, key: str) -> int | None:
         """Return the number of the version that an object of the run belongs to, or None."""
         match = _VERSION.fullmatch(key.removeprefix(self.prefix))
-        return None if match is None else int(match[1] or match[2])
+        return None if match is None else int(match[1] or match[2] or match[3])
 
 
 def best_label(run_id: str) -> str:
