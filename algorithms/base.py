@@ -50,8 +50,8 @@ Flat: TypeAlias = NDArray[np.floating[Any]]
 Blocks: TypeAlias = Mapping[str, Flat]
 """Name of a vector to a block of it, each as long as the block of the weights."""
 
-Need: TypeAlias = Literal["head", "norms", "loss"]
-Family: TypeAlias = Literal["server", "drift", "fairness", "personal", "clusters"]
+Need: TypeAlias = Literal["head", "norms", "adapters", "loss"]
+Family: TypeAlias = Literal["server", "drift", "fairness", "personal", "clusters", "adapters"]
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,11 @@ class Local(Protocol):
     @property
     def norms(self) -> frozenset[str]:
         """The names of the weights and statistics of normalisation layers."""
+        ...
+
+    @property
+    def adapters(self) -> frozenset[str]:
+        """The names of the weights of low-rank adapters."""
         ...
 
     def loss(self, w: Arrays) -> float:
@@ -197,7 +202,8 @@ class Algorithm:
     Attributes:
         family: the kind of problem that it is for, which listings are ordered by.
         needs: what the algorithm needs of a task: a head to tell from the rest of the model,
-            normalisation layers, or the loss itself, which only the torch engine gives.
+            normalisation layers, low-rank adapters, or the loss itself, which only the torch
+            engine gives.
     """
 
     family: ClassVar[Family] = "server"
@@ -241,6 +247,11 @@ class Algorithm:
         del name, local
         return False
 
+    def is_frozen(self, name: str, local: Local) -> bool:
+        """Whether a weight stays as it is: no gradient of it is computed, and nothing is sent."""
+        del name, local
+        return False
+
     def start(self, got: Received, state: State, local: Local) -> tuple[Arrays, State]:
         """Return the weights that local training starts from, and the state to train with.
 
@@ -275,7 +286,11 @@ class Algorithm:
     def finish(self, w: Arrays, got: Received, state: State, local: Local) -> tuple[Sent, State]:
         """Return what the client sends, and the state that it keeps once that was accepted."""
         own = {name: w[name] for name in w if self.is_private(name, local)}
-        change = {name: w[name] - got.weights[name] for name in w if name not in own}
+        change = {
+            name: w[name] - got.weights[name]
+            for name in w
+            if name not in own and not self.is_frozen(name, local)
+        }
         return Sent({UPDATE: change}), {**state, PRIVATE: own} if own else state
 
     def personal(self, got: Received, state: State, local: Local) -> Arrays | None:

@@ -137,6 +137,7 @@ class _Data:
     learning_rate = 0.1
     head = frozenset({"head.weight", "head.bias"})
     norms = frozenset({"scale"})
+    adapters = frozenset({"head.weight", "head.bias"})
 
     def __init__(self) -> None:
         self.passes = 0

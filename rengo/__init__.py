@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from rengo.device.production import ProductionModel, production_model
     from rengo.export.loading import load_model, load_state_dict
     from rengo.operator.runs import RunResult
+    from rengo.simulation.run import SimulationResult, simulate
     from rengo.site.site import Site
 
 # before all else, and by its path: Rengo's packages come before a user's modules of the same names
@@ -68,6 +69,7 @@ __all__ = [
     "Reshape",
     "RunResult",
     "Sigmoid",
+    "SimulationResult",
     "Site",
     "Tanh",
     "Task",
@@ -80,6 +82,7 @@ __all__ = [
     "load_model",
     "load_state_dict",
     "production_model",
+    "simulate",
 ]
 
 _LAYERS = (
@@ -115,6 +118,7 @@ _HOMES = {
     **dict.fromkeys(("ProductionModel", "production_model"), "rengo.device.production"),
     **dict.fromkeys(("load_model", "load_state_dict"), "rengo.export.loading"),
     "RunResult": "rengo.operator.runs",
+    **dict.fromkeys(("SimulationResult", "simulate"), "rengo.simulation.run"),
     "Site": "rengo.site.site",
 }
 

@@ -6,19 +6,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from algorithms.registry import load as load_algorithm
 from fl_client.datasets.device import Device
-from fl_client.engines.base import load_engine
-from fl_client.machine.hardware import available_engines
 from fl_client.tasks.base import Task
 from fl_client.tasks.listing import is_named
 from fl_client.tasks.registry import load_task
-from fl_client.tasks.user_code import TaskError
-from fl_server.runs.definition import parse_definition
+from rengo.operator.definitions import check_definition, needs_torch
 from rengo.operator.progress import DeviceTable
 from rengo.operator.runs import (
     RunResult,
-    check_definition,
     fetch_model,
     follow,
     submit,
@@ -29,7 +24,7 @@ from rengo.site.device_process import DeviceSpec
 from rengo.site.site import Site
 from rengo.terminal.view import View
 from runtime.config import merge
-from runtime.errors import ConfigError, MissingExtra
+from runtime.errors import ConfigError
 from runtime.files import require_writable
 
 _DEVICES_START_S = 90.0
@@ -166,34 +161,6 @@ def run_demo(settings: DemoSettings, view: View, more: dict[str, Any] | None = N
         view.phase("Stopping every process")
     view.phase("")
     return result
-
-
-def needs_torch(task: Task, values: dict[str, Any]) -> str:
-    """Return why only torch can do a run of the task, "" where numpy can too.
-
-    Which data the task gives is not asked: its code would have to run here.
-
-    Raises:
-        TaskError: the task's model cannot be made.
-        MissingExtra: torch is needed and not installed.
-    """
-    reason = _refusal_of_numpy(task, values)
-    if reason and "torch" not in available_engines():
-        raise MissingExtra("torch", "torch")
-    return reason
-
-
-def _refusal_of_numpy(task: Task, values: dict[str, Any]) -> str:
-    try:
-        load_engine("numpy", task)
-    except TaskError:
-        raise
-    except ConfigError as error:
-        return str(error)
-    chosen = parse_definition({**values, "task": task.name}, "run definition").algorithm
-    if "loss" in load_algorithm(chosen.name, chosen.settings).needs:
-        return f"algorithm {chosen.name} changes the loss, which only the torch engine can do"
-    return ""
 
 
 def _clients(settings: DemoSettings, folders: DeviceFolders | None) -> int:

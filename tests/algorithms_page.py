@@ -33,6 +33,7 @@ Every algorithm runs in every mode, and on both engines unless the table says ot
 | each device is to have a model of its own | `ditto` or `apfl` |
 | a head of its own is enough for each | `fedper` or `fedrep` |
 | the devices' sensors differ, so that inputs are scaled or tinted | `fedbn` |
+| a large model is trained before, and links are thin | `lora` or `ffalora` |
 | there are a few kinds of devices | `ifca`; or `cfl`, which finds out how many |
 
 A personal model is measured beside the global one: its metrics begin with `personal_`.

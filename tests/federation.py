@@ -43,6 +43,7 @@ class Quadratic:
     number: int = 0
     head: frozenset[str] = frozenset({"head"})
     norms: frozenset[str] = frozenset({"body"})
+    adapters: frozenset[str] = frozenset({"head"})
 
     def gradient(self, w: Arrays) -> dict[str, Any]:
         """Return ``a * (w - b)``."""

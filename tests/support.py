@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import signal
@@ -10,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import psutil
 import pytest
@@ -89,9 +90,18 @@ def require(name: str, package: str | None = None) -> Path:
     that a green run there means that every real server was used.
     """
     path = find_binary(name)
-    if path is not None:
-        return path
-    reason = f"{name} is not installed; it comes with the package {package or name}"
+    if path is None:
+        _skip(f"{name} is not installed; it comes with the package {package or name}")
+    return path
+
+
+def require_package(name: str) -> None:
+    """Return where a Python package that a test imports is installed; else as ``require``."""
+    if importlib.util.find_spec(name) is None:
+        _skip(f"{name} is not installed; it comes with the extra [dev]")
+
+
+def _skip(reason: str) -> NoReturn:
     if os.environ.get(CI_FLAG) == "1":
         pytest.fail(f"{reason}, and {CI_FLAG}=1 allows no skip", pytrace=False)
     pytest.skip(reason)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -47,6 +47,10 @@ class LocalTraining:
     def norms(self) -> frozenset[str]:
         return self.parts.norms
 
+    @property
+    def adapters(self) -> frozenset[str]:
+        return self.parts.adapters
+
     def loss(self, w: Arrays) -> float:
         return self.loss_at(w)
 
@@ -65,6 +69,11 @@ class ClientHalf:
         self.got, self.local, self.state = got, local, state
         self._algorithm = plan.algorithm
         self._begun = state
+
+    def frozen(self, names: Iterable[str]) -> frozenset[str]:
+        """Return which of the weights the algorithm does not train."""
+        is_frozen = self._algorithm.is_frozen
+        return frozenset(name for name in names if is_frozen(name, self.local))
 
     def start(self) -> Arrays:
         """Return the weights that training starts from."""

@@ -112,7 +112,7 @@ def fitted(
 
     Returns:
         For cross entropy int64 class numbers with the outputs' shape less its classes, or class
-        probabilities of the outputs' shape. For the squared error, an array of the outputs' shape.
+        probabilities of the outputs' shape. For the others, an array of the outputs' shape.
 
     Raises:
         ConfigError: no such targets; the text says what is expected, and which example is wrong.
@@ -156,6 +156,13 @@ def _fitted_numbers(targets: NDArray[Any], outputs: Shape, leaves_out: bool) -> 
     return wide.reshape(len(targets), *outputs)
 
 
+def _fitted_labels(targets: NDArray[Any], outputs: Shape, leaves_out: bool) -> NDArray[Any]:
+    """Return for each output whether it applies, 0 or 1, or how probable that is."""
+    found = _fitted_numbers(targets, outputs, leaves_out)
+    _require((found >= 0) & (found <= 1), found, "is no probability from 0 to 1")
+    return found
+
+
 def _fitted_classes(targets: NDArray[Any], outputs: Shape, leaves_out: bool) -> NDArray[Any]:
     if not outputs or outputs[0] < 2:
         raise ConfigError(
@@ -187,7 +194,12 @@ def _probabilities(targets: NDArray[Any]) -> NDArray[Any]:
     wide = targets if targets.dtype.kind == "f" else targets.astype(np.float32)
     sums = wide.sum(1, dtype=np.float64)
     right = (wide >= 0).all(1) & (np.abs(sums - 1) <= _SUM_OF_PROBABILITIES)
-    _require(right, sums, "is the sum of its class probabilities, which are 0 or more and sum to 1")
+    _require(
+        right,
+        sums,
+        "is the sum of its class probabilities, which are 0 or more and sum to 1; where several "
+        'classes may apply, set objective = "binary_cross_entropy"',
+    )
     return wide
 
 
@@ -211,5 +223,6 @@ def _without_ones(shape: Shape) -> Shape:
 
 _FITTED: dict[Objective, Callable[[NDArray[Any], Shape, bool], NDArray[Any]]] = {
     "cross_entropy": _fitted_classes,
+    "binary_cross_entropy": _fitted_labels,
     "mean_squared_error": _fitted_numbers,
 }

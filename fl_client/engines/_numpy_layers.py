@@ -26,7 +26,7 @@ def forward(layer: layers.Layer, call: LayerCall, x: Array) -> tuple[Array, Back
     """Return the layer's output for ``x`` and its backward function."""
     match layer:
         case layers.Linear():
-            return _linear(call, x)
+            return _adapted(call, x) if layer.rank else _linear(call, x)
         case layers.Conv1d() | layers.Conv2d():
             return convolution(layer, call, x)
         case layers.BatchNorm():
@@ -88,6 +88,25 @@ def _linear(call: LayerCall, x: Array) -> tuple[Array, Backward]:
     y = x @ weight.T
     if bias is not None:
         y += bias
+    return y, backward
+
+
+def _adapted(call: LayerCall, x: Array) -> tuple[Array, Backward]:
+    a, b = call.tensor("lora_a"), call.tensor("lora_b")
+    y, backward_of_weight = _linear(call, x)
+    inner = x @ a.T
+    y += inner @ b.T
+
+    def backward(dy: Array) -> Array:
+        flat_dy, flat_inner = dy.reshape(-1, dy.shape[-1]), inner.reshape(-1, inner.shape[-1])
+        d_inner = dy @ b
+        call.store_gradient("lora_b", flat_dy.T @ flat_inner)
+        call.store_gradient(
+            "lora_a", d_inner.reshape(flat_inner.shape).T @ x.reshape(-1, x.shape[-1])
+        )
+        dx = backward_of_weight(dy)
+        return dx if call.first else dx + d_inner @ a
+
     return y, backward
 
 

@@ -16,6 +16,7 @@ from fl_client.engines.base import Indices, pieces
 from fl_client.models.dropout import DropoutMasks
 from fl_client.models.local_round import LocalRound
 from fl_client.models.parts import ModelParts
+from runtime.errors import ConfigError
 
 
 class NumpyModel(Protocol):
@@ -65,6 +66,9 @@ class NumpyTraining:
             plan, len(data.inputs), model.parts, self._loss_of_all, self._gradient_of_all
         )
         self.half = ClientHalf(plan, got, nested(plan.state), local)
+        self._frozen = self.half.frozen(model.trained)
+        if len(self._frozen) == len(model.trained):
+            raise ConfigError(f"the algorithm trains none of {', '.join(model.trained)[:200]}")
         self.w: dict[str, Array] = dict(got.weights)
         self.clip_norm = plan.settings.clip_norm
         self._descent = Descent(plan.settings)
@@ -91,6 +95,8 @@ class NumpyTraining:
             batch = (data.inputs[piece], data.targets[piece])
             loss, grads = self._model.batch_gradients(at, self._masks, batch, data.class_weights)
             total += loss * share
+            for name in self._frozen:
+                del grads[name]
             _add(found, grads, share)
         return total, found
 

@@ -105,7 +105,7 @@ class TaskLoss:
         elif self._checked != shape:
             fitted(self.task, self._whole, shape, leaves_out=self._leaves_out)
             self._checked = shape
-        if self.task.objective == "mean_squared_error":
+        if self.task.objective != "cross_entropy":
             return targets.reshape(outputs.shape).to(outputs.dtype)
         if targets.shape == outputs.shape:
             return targets.to(outputs.dtype)

@@ -84,6 +84,7 @@ class TorchTraining:
         got = Received(self.w0, self._on_device(received), plan.scalars)
         local = LocalTraining(plan, data.count, parts, self._loss_of_all, self._gradient_of_all)
         self.half = ClientHalf(plan, got, self._on_device(nested(plan.state)), local)
+        self._freeze()
         self._views = [self._view(0)]
         self._trainable = self._views[0].trainable
         if not self._trainable:
@@ -94,6 +95,13 @@ class TorchTraining:
         self._optimizer = data.loss.task.optimizer(self._trainable.values())
         self._descent, self._steps = Descent(plan.settings), 0
         self._has_overflowed = False
+
+    def _freeze(self) -> None:
+        """Have torch compute no gradient of what the algorithm does not train."""
+        for model in self._replicas.models:
+            named = dict(model.named_parameters())
+            for name in self.half.frozen(named):
+                named[name].requires_grad_(False)
 
     def begin(self) -> None:
         """Take the weights that training starts from."""

@@ -250,6 +250,8 @@ def _loss(
     if objective == "mean_squared_error":
         error = outputs - targets
         return float(np.mean(error * error)), error * (2.0 / error.size)
+    if objective == "binary_cross_entropy":
+        return _binary_cross_entropy(outputs, targets)
     if outputs.ndim == 2:
         return _cross_entropy(outputs, targets, class_weights)
     # one row for each place that has a class
@@ -257,6 +259,14 @@ def _loss(
     rows = np.moveaxis(targets, 1, -1).reshape(-1, moved.shape[-1]) if hot else targets.reshape(-1)
     loss, gradient = _cross_entropy(moved.reshape(-1, moved.shape[-1]), rows, class_weights)
     return loss, np.moveaxis(gradient.reshape(moved.shape), -1, 1)
+
+
+def _binary_cross_entropy(outputs: Array, targets: Array) -> tuple[float, Array]:
+    """Return the loss of outputs that are log odds, each of a yes or no of its own."""
+    small = np.exp(-np.abs(outputs))
+    losses = np.maximum(outputs, 0) - outputs * targets + np.log1p(small)
+    yes = np.where(outputs > 0, 1, small) / (1 + small)
+    return float(np.mean(losses)), (yes - targets) / np.asarray(outputs.size, outputs.dtype)
 
 
 def _cross_entropy(

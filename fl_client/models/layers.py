@@ -22,14 +22,18 @@ Shape: TypeAlias = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Linear:
-    """``y = x W^T + b``.
+    """``y = x W^T + b``, with a ``rank`` plus ``x A^T B^T``: a low-rank adapter, B zeros at first.
 
-    Shapes: weight [outputs, inputs], bias [outputs].
+    Source of the adapter: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR
+    2022, equation 3 with ``alpha = r``, https://arxiv.org/abs/2106.09685.
+
+    Shapes: weight [outputs, inputs], bias [outputs], lora_a [rank, inputs], lora_b [outputs, rank].
     """
 
     inputs: int
     outputs: int
     bias: bool = True
+    rank: int = 0
 
 
 @dataclass(frozen=True)
@@ -291,7 +295,7 @@ def initial_weights(layers: Layers, seed: int) -> Weights:
 def _check(index: int, layer: Layer) -> None:
     sizes: Mapping[str, object] = vars(layer)
     for name, value in sizes.items():
-        lowest = 0 if name == "padding" else 1
+        lowest = 0 if name in {"padding", "rank"} else 1
         whole = value if isinstance(value, tuple) else (value,)
         if any(type(size) is int and size < lowest for size in whole):
             raise ConfigError(f"layer {index}, {layer}: sizes must be {lowest} or more")
@@ -305,6 +309,10 @@ def _tensors_of(layer: Layer) -> Iterator[LayerTensor]:
     match layer:
         case Linear():
             yield from _affine((layer.outputs, layer.inputs), layer.bias)
+            if layer.rank:
+                bound = 1.0 / math.sqrt(layer.inputs)
+                yield LayerTensor("lora_a", (layer.rank, layer.inputs), bound=bound)
+                yield LayerTensor("lora_b", (layer.outputs, layer.rank))
         case Conv1d():
             yield from _affine((layer.outputs, layer.inputs, layer.kernel), layer.bias)
         case Conv2d():

@@ -161,7 +161,10 @@ def _cost(layer: layers.Layer, shape: Shape, itemsize: int) -> LayerCost:
         case layers.Linear():
             output = (*shape[:-1], layer.outputs)
             result = math.prod(output) * itemsize
-            return LayerCost(output, result, size + result)
+            inner = math.prod(shape[:-1]) * layer.rank * itemsize
+            # an adapter's product comes beside the output, and its gradient beside the input's
+            beside = inner + max(size, result) if layer.rank else 0
+            return LayerCost(output, result + inner, size + result + beside)
         case layers.Conv1d() | layers.Conv2d():
             return _convolution(layer, shape, itemsize)
         case layers.BatchNorm() | layers.LayerNorm():

@@ -15,11 +15,13 @@ class ModelParts:
     Attributes:
         head: of the last layer with weights, or what the task calls its head.
         norms: of normalisation layers, with their running statistics.
+        adapters: of low-rank adapters, see :func:`adapters_of`.
         trained: how many weights are trained.
     """
 
     head: frozenset[str]
     norms: frozenset[str]
+    adapters: frozenset[str]
     trained: int
 
 
@@ -37,7 +39,7 @@ def parts_of_layers(layers: Layers, head: Sequence[str] = ()) -> ModelParts:
         for name, tensor in named.items()
         if normalises[int(name.partition(".")[0])] and tensor.role != "count"
     }
-    return ModelParts(head_of(trained, head), frozenset(norms), len(trained))
+    return ModelParts(head_of(trained, head), frozenset(norms), adapters_of(trained), len(trained))
 
 
 def head_of(names: Sequence[str], beginnings: Iterable[str]) -> frozenset[str]:
@@ -51,3 +53,14 @@ def head_of(names: Sequence[str], beginnings: Iterable[str]) -> frozenset[str]:
         return frozenset(name for name in names if name.startswith(starts))
     last = names[-1].rpartition(".")[0] if names else ""
     return frozenset(name for name in names if name.rpartition(".")[0] == last)
+
+
+def adapters_of(names: Iterable[str]) -> frozenset[str]:
+    """Return the names with a part ``lora_a`` or ``lora_b``, in any case, as PEFT writes them too.
+
+    >>> sorted(adapters_of(["q.weight", "q.lora_a", "v.lora_B.default.weight"]))
+    ['q.lora_a', 'v.lora_B.default.weight']
+    """
+    return frozenset(
+        name for name in names if {"lora_a", "lora_b"}.intersection(name.lower().split("."))
+    )

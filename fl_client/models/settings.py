@@ -10,7 +10,7 @@ from runtime.bounds import MAX_CLASSES, MAX_HYPER_PARAMETER, MAX_SIZE
 from runtime.errors import ConfigError
 from runtime.records import Bounds, FieldError, build, require_checked
 
-Objective: TypeAlias = Literal["cross_entropy", "mean_squared_error"]
+Objective: TypeAlias = Literal["cross_entropy", "binary_cross_entropy", "mean_squared_error"]
 Goal: TypeAlias = Literal["higher", "lower"]
 
 

@@ -15,9 +15,13 @@ IMAGE_MODELS = ("2nn", "logistic", "cnn", "resnet18")
 
 def build(name: str, example: Shape, classes: int) -> Layers | torch.nn.Module:
     """Return a model for examples of a shape: a list of layers, or a torch module."""
+    # these need torch
     if name == "resnet18":
-        # needs torch
         from fl_client.torch_models.resnet import resnet18  # noqa: PLC0415
 
         return resnet18(example[0], classes)
+    if name == "transformer":
+        from fl_client.torch_models.transformer import transformer  # noqa: PLC0415
+
+        return transformer(example[0], classes)
     return ARCHITECTURES[name](example, classes)

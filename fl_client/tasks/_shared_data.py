@@ -77,23 +77,38 @@ class SharedDataTask(Task):
 
     def data(self, device: Device) -> tuple[Split, Split]:
         """Return a trainer's part, some of it held out, or the evaluators' examples."""
-        pool, shift = self.pool(device), parse(device.partition or self.partition).shift
+        pool = self.pool(device)
         if device.role == "evaluator":
-            seen = self.inputs(pool.test_inputs)
-            if shift:
-                images = self._images(seen, shift)
-                seen = shifted_evenly(images, shift, device.count, device.seed).reshape(seen.shape)
-            return None, (seen, pool.test_targets)
-        own = np.random.default_rng([device.seed, device.index]).permutation(
-            self.parts(pool, device)[device.index]
-        )
-        seen = self.inputs(pool.inputs[own])
+            return None, self.evaluators_part(pool, device)
+        return self.trainers_part(pool, self.parts(pool, device)[device.index], device)
+
+    def evaluators_part(self, pool: Pool, device: Device) -> tuple[Array, Array]:
+        """Return the evaluators' examples, as the devices see theirs."""
+        seen, shift = self.inputs(pool.test_inputs), self._shift(device)
+        if shift:
+            images = self._images(seen, shift)
+            seen = shifted_evenly(images, shift, device.count, device.seed).reshape(seen.shape)
+        return seen, pool.test_targets
+
+    def trainers_part(
+        self, pool: Pool, part: NDArray[np.int64], device: Device
+    ) -> tuple[Split, Split]:
+        """Return what a trainer learns from, and what it holds out.
+
+        Args:
+            part: the device's own of what ``parts`` returned.
+        """
+        own = np.random.default_rng([device.seed, device.index]).permutation(part)
+        seen, shift = self.inputs(pool.inputs[own]), self._shift(device)
         if shift:
             images = self._images(seen, shift)
             seen = shifted(images, shift, device.index, device.seed).reshape(seen.shape)
         targets, cut = pool.targets[own], int(len(own) * self.local_held_out)
         held_out = (seen[:cut], targets[:cut]) if cut else None
         return (seen[cut:], targets[cut:]), held_out
+
+    def _shift(self, device: Device) -> str:
+        return parse(device.partition or self.partition).shift
 
     def parts(self, pool: Pool, device: Device) -> list[NDArray[np.int64]]:
         """Return which of the trainers' examples each device has, by the device's settings."""

@@ -16,6 +16,9 @@ _GOALS = ("higher", "lower")
 _OTHER_NAMES: dict[str, Objective] = {
     **dict.fromkeys(("mse", "l2", "squared_error", "regression"), "mean_squared_error"),
     **dict.fromkeys(("ce", "nll", "softmax", "classification"), "cross_entropy"),
+    **dict.fromkeys(
+        ("bce", "sigmoid", "multilabel", "multi_label", "multi-label"), "binary_cross_entropy"
+    ),
 }
 
 
@@ -92,6 +95,6 @@ def require_trainable(task: Task, settings: TrainingSettings) -> None:
         )
     if settings.class_weights and task.objective != "cross_entropy":
         raise ConfigError(
-            f"training.class_weights: the objective of task {task.name} is {task.objective}, which "
-            "has no classes"
+            f"training.class_weights: the objective of task {task.name} is {task.objective}, and "
+            "they are of cross_entropy"
         )

@@ -40,7 +40,7 @@ class Task:
         objective: chooses the loss, unless ``loss`` is overridden.
         goals: the metrics in the order in which they are shown, each with what is better, "higher"
             or "lower"; the first is the one that runs are compared by. If empty, it is accuracy
-            for ``cross_entropy`` and the loss else.
+            for the cross entropies and the loss else.
         head: the beginnings of the names of the weights that make the model's head, for algorithms
             that treat it apart; if empty, it is the last layer with weights.
     """
@@ -95,8 +95,10 @@ class Task:
         Args:
             outputs: of the model, float32.
             targets: as the loss takes them: class numbers or class probabilities for
-                ``cross_entropy``, an array of the outputs' shape for ``mean_squared_error``.
+                ``cross_entropy``, an array of the outputs' shape for the other objectives.
         """
+        if self.objective == "binary_cross_entropy":
+            return {"accuracy": float(((outputs > 0) == (targets > 0.5)).mean())}
         if self.objective != "cross_entropy":
             return {}
         classes = targets.argmax(1) if targets.shape == outputs.shape else targets
@@ -113,8 +115,10 @@ class Task:
             # torch would repeat one along the other
             raise ConfigError(
                 f"task {self.name}: outputs of shape {tuple(outputs.shape)} and targets of shape "
-                f"{tuple(targets.shape)} have no squared error; give both one shape"
+                f"{tuple(targets.shape)} have no {self.objective}; give both one shape"
             )
+        if self.objective == "binary_cross_entropy":
+            return functional.binary_cross_entropy_with_logits(outputs, targets)
         return functional.mse_loss(outputs, targets)
 
     def predict(self, model: torch.nn.Module, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:

@@ -22,7 +22,7 @@ class Shakespeare(SharedDataTask):
     partition = "natural"
     example = (80,)
     classes = len(VOCABULARY)
-    models = ("gru", "lstm")
+    models = ("gru", "lstm", "transformer")
     least_windows: ClassVar[int] = 5
 
     def pool(self, device: Device) -> Pool:

@@ -51,6 +51,20 @@ class _Norm(_BatchNorm):
         )
 
 
+class AdaptedLinear(torch.nn.Linear):
+    """A linear layer with a low-rank adapter; see :class:`fl_client.models.layers.Linear`."""
+
+    def __init__(self, inputs: int, outputs: int, rank: int, *, bias: bool = True) -> None:
+        super().__init__(inputs, outputs, bias)
+        bound = inputs**-0.5
+        self.lora_a = torch.nn.Parameter(torch.empty(rank, inputs).uniform_(-bound, bound))
+        self.lora_b = torch.nn.Parameter(torch.zeros(outputs, rank))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return what the layer and its adapter give together."""
+        return super().forward(x) + x @ self.lora_a.T @ self.lora_b.T
+
+
 class _Gru(torch.nn.GRU):
     def __init__(self, layer: layers.GRU) -> None:
         super().__init__(layer.inputs, layer.hidden, batch_first=True)
@@ -106,7 +120,7 @@ def _layer(index: int, layer: layers.Layer) -> torch.nn.Module:
 def _weighted(layer: layers.Layer) -> torch.nn.Module | None:
     match layer:
         case layers.Linear():
-            return torch.nn.Linear(layer.inputs, layer.outputs, layer.bias)
+            return _linear(layer)
         case layers.Conv1d() | layers.Conv2d():
             kind = torch.nn.Conv1d if isinstance(layer, layers.Conv1d) else torch.nn.Conv2d
             sizes = (layer.inputs, layer.outputs, layer.kernel, layer.stride, layer.padding)
@@ -122,6 +136,12 @@ def _weighted(layer: layers.Layer) -> torch.nn.Module | None:
         case layers.Embedding():
             return _Embedding(layer.count, layer.size)
     return None
+
+
+def _linear(layer: layers.Linear) -> torch.nn.Module:
+    if layer.rank:
+        return AdaptedLinear(layer.inputs, layer.outputs, layer.rank, bias=layer.bias)
+    return torch.nn.Linear(layer.inputs, layer.outputs, layer.bias)
 
 
 def _reshaping(layer: layers.Layer) -> torch.nn.Module | None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from fl_client.models.parts import ModelParts, head_of
+from fl_client.models.parts import ModelParts, adapters_of, head_of
 
 _NORMS = (
     torch.nn.modules.batchnorm._NormBase,
@@ -26,4 +26,4 @@ def parts_of_module(module: torch.nn.Module, head: Sequence[str] = ()) -> ModelP
         for name, tensor in layer.state_dict().items()
         if tensor.is_floating_point()
     }
-    return ModelParts(head_of(trained, head), frozenset(norms), len(trained))
+    return ModelParts(head_of(trained, head), frozenset(norms), adapters_of(trained), len(trained))

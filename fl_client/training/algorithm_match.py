@@ -27,7 +27,7 @@ def require_match(task: Task, name: str, algorithm: Algorithm) -> None:
         MissingExtra: torch is needed for that and not installed.
     """
     _require_engine(task, name, algorithm)
-    wanted = {"head", "norms"}.intersection(algorithm.needs)
+    wanted = {"head", "norms", "adapters"}.intersection(algorithm.needs)
     if not wanted:
         return
     parts = parts_of(task)
@@ -35,6 +35,12 @@ def require_match(task: Task, name: str, algorithm: Algorithm) -> None:
         raise ConfigError(
             f"algorithm {name} keeps the layers that normalise on the devices, and the model of "
             f"task {task.name} has none"
+        )
+    if "adapters" in wanted and not parts.adapters:
+        raise ConfigError(
+            f"algorithm {name} trains low-rank adapters alone, and the model of task {task.name} "
+            "has none: they are weights whose names end with `.lora_a` and `.lora_b`, as those of "
+            "Linear(..., rank=4) do"
         )
     if "head" in wanted and not 0 < len(parts.head) < parts.trained:
         raise ConfigError(

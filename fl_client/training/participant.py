@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
+from copy import copy
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -101,6 +102,17 @@ class Participant:
     def held_out_split(self) -> Split:
         """The data to evaluate on; ConfigError when the device has none."""
         return self._present(self._splits[1], "held-out")
+
+    def of_client(self, device: Device, splits: tuple[Split, Split]) -> Participant:
+        """Return the participant of another device in this process, on the same task and engine.
+
+        Args:
+            splits: what the task gives that device.
+        """
+        other = copy(self)
+        other.device = device
+        other.__dict__.update(engine=self.engine, _splits=splits)
+        return other
 
     def renew(self) -> None:
         """Read the data anew at the next need, where the device gathers them itself."""

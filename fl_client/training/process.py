@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, get_args
 
 from fl_client.datasets.device import Device
-from fl_client.engines.base import Precision, TrainingFailed, Tuning
+from fl_client.engines.base import Precision, Tuning
 from fl_client.tasks.registry import load_task
-from fl_client.tasks.user_code import TaskError, place_of
+from fl_client.training.failure import failure_of, file_of
 from fl_client.training.frames import (
     Done,
     Failed,
@@ -33,15 +33,11 @@ from fl_client.training.frames import (
     read_job,
     write_frame,
 )
-from fl_client.training.out_of_memory import ran_short
 from fl_client.training.participant import Participant
 from fl_client.training.work import Reporter, perform
-from runtime.bounds import MAX_TRACEBACK_LINE, MAX_TRACEBACK_LINES
 from runtime.disk import met_full_disk
 from runtime.errors import (
     PeerError,
-    RengoError,
-    StorageError,
 )
 
 if TYPE_CHECKING:
@@ -50,7 +46,6 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 _PROGRESS_EVERY_S = 0.5
 _MAX_REASON_CHARS = 1500
-_MAX_PLACE_CHARS = 490
 
 
 class Channel:
@@ -119,7 +114,7 @@ def _answer(participant: Participant, job: TrainingJob, channel: Channel) -> Don
         return perform(participant, job, _throttled(channel.send))
     # the task is the user's own code: whatever it raises is told to the agent
     except (Exception, SystemExit) as error:  # noqa: BLE001
-        return _failure(error, _task_file(participant))
+        return _failure(error, file_of(participant.task))
 
 
 def _throttled(send: Callable[[Frame], None]) -> Reporter:
@@ -139,27 +134,7 @@ def _throttled(send: Callable[[Frame], None]) -> Reporter:
 def _failure(error: BaseException, task_file: Path) -> Failed:
     """Describe an error in a line; its traceback goes to standard error."""
     _print(error)
-    full = met_full_disk(error)
-    if isinstance(error, RengoError):
-        is_of_task = isinstance(error, TaskError)
-        return Failed(
-            reason=_encodable(str(error), _MAX_REASON_CHARS),
-            # a file that is damaged or missing can be fetched again, and a full disk be freed;
-            # nothing else gets better
-            retryable=isinstance(error, StorageError) or full,
-            unusable=isinstance(error, TrainingFailed),
-            # the task's own code may have been what ran short
-            out_of_memory=is_of_task and ran_short(error),
-            traceback=_end_of_traceback(error.__cause__ if is_of_task else None),
-        )
-    text = _encodable(f"{type(error).__name__}: {error}", _MAX_REASON_CHARS)
-    place = _encodable(place_of(error, task_file), _MAX_PLACE_CHARS)
-    return Failed(
-        reason=f"{text} ({place})",
-        retryable=full,
-        out_of_memory=ran_short(error),
-        traceback=_end_of_traceback(error),
-    )
+    return failure_of(error, task_file)
 
 
 def _print(error: BaseException) -> None:
@@ -170,25 +145,6 @@ def _print(error: BaseException) -> None:
         # the log is a file: what is told the agent must not be lost with it
         if not met_full_disk(unwritten):
             raise
-
-
-def _end_of_traceback(error: BaseException | None) -> list[str]:
-    """Return the last lines of an error's traceback, without the marks below the code."""
-    if error is None:
-        return []
-    text = "".join(traceback.format_exception(error))
-    lines = [line for line in text.splitlines() if line.strip(" ^~")]
-    return [_encodable(line, MAX_TRACEBACK_LINE) for line in lines[-MAX_TRACEBACK_LINES:]]
-
-
-def _encodable(text: str, most: int) -> str:
-    # halves of characters, as the name of a file may have them, travel in no frame
-    return text[:most].encode("utf-8", "backslashreplace").decode()[:most]
-
-
-def _task_file(participant: Participant) -> Path:
-    module = sys.modules[type(participant.task).__module__]
-    return Path(module.__file__ or ".")
 
 
 def _device(options: argparse.Namespace) -> Device:

@@ -9,7 +9,6 @@ small model and a few blocks; the sums of a large model and larger spools are fi
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext
@@ -18,7 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
-from algorithms.base import STATISTICS, UPDATE, Algorithm, Report
+from algorithms.base import UPDATE, Algorithm, Report
+from fl_server.aggregation.arithmetic.server_half import require_sections, weight_of
 from fl_server.aggregation.base_models import BaseModels
 from fl_server.aggregation.model_cache import ModelCache
 from fl_server.aggregation.next_version import NextVersion, RoundInput
@@ -34,7 +34,6 @@ from fl_server.aggregation.partial import (
 from fl_server.aggregation.spool import MemoryBudget, Spool
 from fl_server.aggregation.sums import RoundSums
 from fl_server.rounds.model import Model, Update
-from runtime.bounds import MAX_EXAMPLES
 from runtime.errors import Corrupt, NotFound
 from runtime.files import file_sha256
 from storage.store.multipart_writer import PartWriter
@@ -49,7 +48,6 @@ PARTIAL = "partial"
 """Whose sums are that nobody was ordered yet: they are made before the order that they answer."""
 
 _HEADER_ALLOWANCE = 2 << 20
-_WEIGHT_BITS = 20
 
 RoundKey: TypeAlias = tuple[int, int]
 
@@ -289,17 +287,10 @@ class RunAggregator:
         round_.counted[sender] = found.counted
 
     def _weight(self, report: Report, base: Model) -> int:
-        """Return the update's weight as a whole number, all on one scale."""
-        algorithm = self._run.algorithm
-        if type(algorithm).weight is Algorithm.weight:
-            return report.num_examples
         try:
-            weight = algorithm.weight(report, dict(base.scalars))
-        except ArithmeticError as error:
-            raise Refused(f"it has no weight by its scalars: {error}") from error
-        if not 0 <= weight <= MAX_EXAMPLES:
-            raise Refused(f"its weight would be {weight}")
-        return round(math.ldexp(weight, _WEIGHT_BITS))
+            return weight_of(self._run.algorithm, report, dict(base.scalars))
+        except Corrupt as error:
+            raise Refused(str(error)) from error
 
     def _take(self, key: RoundKey, device_id: str) -> _Verified | ReceivedSums | None:
         with self._lock:
@@ -481,19 +472,11 @@ def _sections(
 
     An update without sections is the change of the weights alone.
     """
-    names = {section.name for section in header.sections}
-    for name in algorithm.reports:
-        if name not in names:
-            raise Corrupt(f"{key}: it has no {name!r}, which the algorithm's updates have")
+    counts = {section.name: section.count for section in header.sections}
+    try:
+        require_sections(counts or {UPDATE: layout.size}, algorithm, layout)
+    except Corrupt as error:
+        raise Corrupt(f"{key}: {error}") from error
     if not header.sections:
         return (Section(UPDATE, layout.size),)
-    sizes = dict.fromkeys((*algorithm.sends, STATISTICS), layout.size)
-    sizes |= dict.fromkeys(algorithm.reports, 1)
-    for section in header.sections:
-        if sizes.get(section.name) != section.count:
-            expected = ", ".join(f"{name} of {size}" for name, size in sizes.items())
-            raise Corrupt(
-                f"{key}: a section {section.name!r} of {section.count} values; the algorithm's "
-                f"updates have {expected}"
-            )
     return tuple(Section(section.name, section.count) for section in header.sections)

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
-
-from algorithms.base import BLOCK, STATISTICS, Algorithm, Blocks, Mean, Report, Scalars
+from algorithms.base import BLOCK, Algorithm, Report, Scalars
 from fl_server.aggregation.arithmetic.changes import Changes
-from fl_server.aggregation.arithmetic.exact import Float32s
+from fl_server.aggregation.arithmetic.server_half import Block, RoundFigures, ServerHalf
 from fl_server.aggregation.sums import RoundSums
 from fl_server.aggregation.vectors import VectorsReader, VectorsWriter, read_floats
-from runtime.bounds import MAX_SCALARS, is_plausible
-from runtime.errors import Corrupt
 from storage.store.multipart_writer import PartWriter
 from storage.transfer.byte_ranges import Range
-from storage.weights import Layout, NotFinite, encode_header, next_values, read_layout
+from storage.weights import Layout, encode_header, read_layout
 
 _COPY_BYTES = 1 << 20
 
@@ -66,8 +62,11 @@ class NextVersion:
     """
 
     def __init__(self, algorithm: Algorithm, given: RoundInput) -> None:
-        self._algorithm, self._given = algorithm, given
-        self._mean = Mean({}, self._scalars(), len(given.reports), given.population)
+        self._given = given
+        self._half = ServerHalf(
+            algorithm,
+            RoundFigures(given.scalars, given.sums, given.reports, given.population, given.seed),
+        )
         self._vectors: VectorsReader | None = None
 
     def write(self, model: Path, vectors: Path, parts: PartWriter | None) -> WrittenVersion:
@@ -97,7 +96,11 @@ class NextVersion:
         vectors: Path,
         parts: PartWriter | None,
     ) -> WrittenVersion:
-        scalars = self._advanced(old, layout, offset)
+        def blocks() -> Iterator[Block]:
+            old.seek(offset)
+            return self._blocks(old, layout.size)
+
+        scalars = self._half.advance(blocks)
         old.seek(0)
         before = old.read(offset)
         header = encode_header(layout)
@@ -105,18 +108,11 @@ class NextVersion:
         with model.open("wb") as new, VectorsWriter(vectors, layout.size) as kept:
             out = _HashedFile(new, parts)
             out.write(header)
-            for start, weights, state in self._blocks(old, layout.size):
-                # what overflows is found by next_values
-                with np.errstate(all="ignore"):
-                    mean = self._mean_at(start, len(weights))
-                    result, after = self._algorithm.aggregate(weights, mean, state, scalars)
-                    if STATISTICS in self._given.sums:
-                        result = result + self._given.sums.mean(STATISTICS, start, len(weights))
-                    values = np.ascontiguousarray(result, np.float32)
-                values = next_values(weights, values, layout, start)
-                changes.compare(weights, values)
+            for block in self._blocks(old, layout.size):
+                values, after = self._half.next_block(block, scalars, layout)
+                changes.compare(block[1], values)
                 out.write(values.data)
-                kept.write(start, after)
+                kept.write(block[0], after)
             while tail := old.read(_COPY_BYTES):
                 out.write(tail)
             size = new.tell()
@@ -124,55 +120,14 @@ class NextVersion:
             out.digest.hexdigest(), changes.found(size), scalars, bool(kept.names)
         )
 
-    def _blocks(self, old: BinaryIO, size: int) -> Iterator[tuple[int, Float32s, Blocks]]:
-        """Yield where each block begins, its weights, and the server's vectors there."""
+    def _blocks(self, old: BinaryIO, size: int) -> Iterator[Block]:
         for start in range(0, size, BLOCK):
             count = min(BLOCK, size - start)
             weights = read_floats(old, count)
             if self._vectors is None:
-                yield start, weights, self._algorithm.init(weights, start, self._given.seed)
+                yield start, weights, self._half.init(weights, start)
             else:
                 yield start, weights, self._vectors.blocks(start, count)
-
-    def _mean_at(self, start: int, count: int) -> Mean:
-        sums = self._given.sums
-        vectors = {name: sums.mean(name, start, count) for name in self._algorithm.sends}
-        return replace(self._mean, vectors=vectors)
-
-    def _scalars(self) -> dict[str, float]:
-        sums = self._given.sums
-        return {
-            name: float(sums.mean(name, 0, 1)[0])
-            for name in self._algorithm.reports
-            if name in sums
-        }
-
-    def _advanced(self, old: BinaryIO, layout: Layout, offset: int) -> Scalars:
-        """Return the server's next scalars."""
-        measured = self._measured(old, layout, offset)
-        with np.errstate(all="ignore"):
-            scalars = self._algorithm.advance(
-                self._mean, self._given.reports, self._given.scalars, measured
-            )
-        if len(scalars) > MAX_SCALARS:
-            raise Corrupt(f"the algorithm keeps {len(scalars)} scalars, at most {MAX_SCALARS}")
-        for name, value in scalars.items():
-            if not is_plausible(value):
-                raise NotFinite(f"the algorithm's {name!r} would be {value}")
-        return scalars
-
-    def _measured(self, old: BinaryIO, layout: Layout, offset: int) -> Mapping[str, float]:
-        algorithm = self._algorithm
-        found: dict[str, float] = {}
-        if type(algorithm).measure is Algorithm.measure:
-            return found
-        old.seek(offset)
-        for start, weights, state in self._blocks(old, layout.size):
-            with np.errstate(all="ignore"):
-                part = algorithm.measure(weights, self._mean_at(start, len(weights)), state)
-            for name, value in part.items():
-                found[name] = found.get(name, 0.0) + float(value)
-        return found
 
 
 class _HashedFile:

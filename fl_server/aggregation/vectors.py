@@ -11,8 +11,9 @@ import numpy as np
 
 from algorithms.base import Flat
 from fl_server.aggregation.arithmetic.exact import Float32s
+from fl_server.aggregation.arithmetic.server_half import kept_vectors
 from runtime.errors import Corrupt
-from storage.weights import Layout, NotFinite, TensorSpec, encode_header, read_layout
+from storage.weights import Layout, TensorSpec, encode_header, read_layout
 
 
 class VectorsReader:
@@ -80,11 +81,8 @@ class VectorsWriter:
         """
         if start == 0:
             self._open(tuple(blocks))
-        for index, name in enumerate(self.names):
-            with np.errstate(over="ignore"):
-                values = np.ascontiguousarray(blocks[name], "<f4")
-            if not np.isfinite(values).all():
-                raise NotFinite(f"the algorithm's {name!r} would not be finite")
+        kept = kept_vectors({name: blocks[name] for name in self.names})
+        for index, values in enumerate(kept.values()):
             assert self._file is not None
             self._file.seek(self._data + 4 * (index * self._size + start))
             self._file.write(values.data)

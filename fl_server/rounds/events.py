@@ -18,10 +18,19 @@ from fl_server.flows.events import (
     OrderRequested,
     PauseRequested,
     ResumeRequested,
+    Role,
     StopRequested,
     TimerFired,
 )
 from fl_server.rounds.model import Model, Update
+
+
+@dataclass(frozen=True)
+class DevicesJoined:
+    """Many devices are online at once: the next cohort is drawn from all of them."""
+
+    device_ids: tuple[str, ...]
+    role: Role = "trainer"
 
 
 @dataclass(frozen=True)
@@ -116,6 +125,7 @@ class AggregationFailed:
 
 Event: TypeAlias = (
     DeviceJoined
+    | DevicesJoined
     | DeviceBusy
     | DeviceLeft
     | RoundRequested

@@ -217,6 +217,18 @@ class Ledger:
         self.apply(fact)
         step.facts.append(fact)
 
+    def forget_before(self, version: int) -> None:
+        """Forget whose updates counted in earlier rounds, and what was measured of their versions.
+
+        For a run whose messages are never repeated, and whose figures are kept elsewhere: versions
+        that were not judged yet stay.
+        """
+        for key in [key for key in self._counted if key[0] < version]:
+            del self._counted[key]
+        for of_versions in (self.evaluators, self.not_evaluated, self.evaluations):
+            for each in [each for each in of_versions if each < version]:
+                del of_versions[each]
+
     def apply(self, fact: Fact) -> None:
         """Apply one fact.
 

@@ -41,6 +41,7 @@ from fl_server.rounds.evaluation import VersionEvaluation
 from fl_server.rounds.events import (
     AggregationFailed,
     AggregationFinished,
+    DevicesJoined,
     EvaluationReceived,
     Event,
     ResultReceived,
@@ -108,7 +109,7 @@ class RoundMachine:
         """Handle one event; an event that no longer matters gives an empty step."""
         step = RoundStep()
         match event:
-            case DeviceJoined():
+            case DeviceJoined() | DevicesJoined():
                 self._joined(event, step)
             case DeviceBusy():
                 self._roster.busy(event)
@@ -170,7 +171,17 @@ class RoundMachine:
 
     # --- devices ------------------------------------------------------------------------------
 
-    def _joined(self, event: DeviceJoined, step: RoundStep) -> None:
+    def _joined(self, event: DeviceJoined | DevicesJoined, step: RoundStep) -> None:
+        if isinstance(event, DevicesJoined):
+            for device_id in event.device_ids:
+                self._came(DeviceJoined(device_id, event.role), step)
+            self._start_if_ready(step)
+            return
+        self._came(event, step)
+        if event.accepting:
+            self._start_if_ready(step)
+
+    def _came(self, event: DeviceJoined, step: RoundStep) -> None:
         is_back = self._roster.joined(event)
         self._gathering.heard_from(event.device_id, is_back=is_back)
         if not event.accepting:
@@ -178,7 +189,6 @@ class RoundMachine:
         if self._updates.owed_by(event.device_id):
             self._order(event.device_id, step)
         self._evaluation.join(event.device_id, step)
-        self._start_if_ready(step)
 
     def _gone(self, event: DeviceLeft, step: RoundStep) -> None:
         was_awaited = event.device_id in self._evaluation.awaited

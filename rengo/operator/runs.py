@@ -8,17 +8,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from algorithms.registry import load as load_algorithm
 from broker.wire.messages import DeviceState, RunDocument
-from fl_client.tasks.attributes import goals_of, require_trainable
 from fl_client.tasks.base import Task
 from fl_client.tasks.registry import load_task
 from fl_client.tasks.user_code import initial_weights_of
-from fl_client.training.algorithm_match import require_match
 from fl_server.operations.catalogue import (
     MODELS_SHOW,
     MODELS_URL,
@@ -29,8 +26,8 @@ from fl_server.operations.catalogue import (
 )
 from fl_server.operations.results.members import DeviceRow
 from fl_server.operations.results.runs import RoundRow, RunReport, RunUpload
-from fl_server.runs.definition import parse_definition
 from rengo.operator.client import OperatorClient
+from rengo.operator.definitions import check_definition, with_goals
 from rengo.operator.layout_match import fit
 from rengo.operator.models import FetchedVersion
 from rengo.operator.progress import ENDED, DeviceTable, RunProgress
@@ -49,7 +46,6 @@ _LOOK_EVERY_S = 0.5
 _ASK_EVERY_S = 5.0
 _SUBMIT_S = 30.0
 _READ_BYTES_S = 10e6
-_OPTIMIZER_SETTINGS = frozenset({"optimizer", "learning_rate", "momentum"})
 
 
 @dataclass(frozen=True)
@@ -137,14 +133,6 @@ def submit(
     return client.request(RUNS_SUBMIT, submission, timeout_s=patience_s).run_id
 
 
-def with_goals(task: Task, definition: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the definition with the task's metrics, unless it names some or they are the usual."""
-    section, goals = definition.get("evaluation") or {}, goals_of(task)
-    if section.get("metrics") or goals == {"accuracy": "higher"}:
-        return dict(definition)
-    return {**definition, "evaluation": {**section, "metrics": goals}}
-
-
 def _upload(client: OperatorClient, prepared: RunUpload, path: Path) -> None:
     if prepared.parts is None:
         client.transfers().upload(prepared.url, path, headers=prepared.headers)
@@ -190,43 +178,6 @@ def parent_of(client: OperatorClient, initial: FetchedVersion | None) -> dict[st
     except ConfigError:
         return {}  # the version of a downloaded file may have been removed
     return {"parent": sha256}
-
-
-def check_definition(task: Task, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Check a run definition, its algorithm and its training settings against the task.
-
-    What makes no sense and is no error is logged.
-
-    Returns:
-        The definition, with the task's learning rate where a schedule begins with it.
-
-    Raises:
-        ConfigError: a key or value is wrong, or has no effect with this task.
-    """
-    filled = _with_learning_rate(task, values)
-    definition = parse_definition({**filled, "task": task.name}, "run definition")
-    settings = task.training.overridden(definition.training)
-    require_trainable(task, settings)
-    name = definition.algorithm.name
-    algorithm = load_algorithm(name, definition.algorithm.settings)
-    require_match(task, name, algorithm)
-    if advice := algorithm.advice(asdict(settings)):
-        _LOG.warning("%s", advice)
-    if type(task).optimizer is not Task.optimizer:
-        set_here = _OPTIMIZER_SETTINGS.intersection(values.get("training") or ())
-        keys = sorted(f"training.{key}" for key in set_here)
-        for key in [*keys, *([] if definition.schedule.is_constant else ["schedule"])]:
-            raise ConfigError(f"{key} has no effect: task {task.name} makes its own optimizer()")
-    return filled
-
-
-def _with_learning_rate(task: Task, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a definition whose training has a learning rate, where it has a schedule."""
-    training = values.get("training") or {}
-    if not values.get("schedule") or not isinstance(training, Mapping):
-        return dict(values)
-    rate = {"learning_rate": task.training.learning_rate}
-    return {**values, "training": {**rate, **training}}
 
 
 def with_cohort_size(

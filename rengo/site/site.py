@@ -16,11 +16,11 @@ from fl_client.tasks.loading import require_not_loading
 from fl_client.tasks.registry import load_task
 from fl_server.operations.catalogue import DEVICES_ADMIT, SERVER_INFO
 from rengo.operator.client import OperatorClient
+from rengo.operator.definitions import check_definition
 from rengo.operator.models import load
 from rengo.operator.progress import DeviceTable, RunProgress
 from rengo.operator.runs import (
     RunResult,
-    check_definition,
     fetch_model,
     follow,
     submit,

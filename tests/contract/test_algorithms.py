@@ -69,7 +69,7 @@ class Rows(Task):
     training = TrainingSettings(local_epochs=2, batch_size=8, learning_rate=0.05)
 
     def model(self) -> Layers:
-        return [Linear(5, 7), BatchNorm(7), ReLU(), Linear(7, 3)]
+        return [Linear(5, 7, rank=2), BatchNorm(7), ReLU(), Linear(7, 3)]
 
     def data(self, device: Device) -> tuple[Split, Split]:
         x = random(0, 90, 5)

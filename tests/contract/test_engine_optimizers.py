@@ -214,7 +214,8 @@ def test_what_would_have_no_effect_is_refused_and_says_why() -> None:
 def test_class_weights_fit_the_model(engine: str) -> None:
     for loss, weights, reason in (
         ("cross_entropy", [1, 2], "has 2 numbers, and the model of task made gives 4 classes"),
-        ("mean_squared_error", [1, 2, 3, 4], "mean_squared_error, which has no classes"),
+        ("binary_cross_entropy", [1, 2, 3, 4], "binary_cross_entropy, and they are of"),
+        ("mean_squared_error", [1, 2, 3, 4], "mean_squared_error, and they are of cross_entropy"),
     ):
         task, data = task_of("mlp", loss), data_of("mlp", loss)  # type: ignore[arg-type]
         with pytest.raises(ConfigError, match=reason):

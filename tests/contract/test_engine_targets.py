@@ -283,5 +283,52 @@ def test_a_step_of_the_tasks_own_repeats_no_target_along_another_axis() -> None:
             return super().training_step(model, batch) * 2
 
     data = np.zeros((6, 4), np.float32), np.arange(6, dtype=np.float32)
-    with pytest.raises(ConfigError, match="have no squared error"):
+    with pytest.raises(ConfigError, match="have no mean_squared_error"):
         load_engine("torch", Own()).train(Own().initial_weights(0), data, plan_of(Own()))
+
+
+class Labels(Declared):
+    objective: ClassVar[Objective] = "binary_cross_entropy"
+
+
+SEVERAL = (ROWS + ROWS[::-1] > 0).astype(np.uint8)
+
+
+@pytest.mark.parametrize("engine", base.names())
+@pytest.mark.parametrize("kind", ["uint8", "bool", "float64"])
+def test_several_labels_at_once_are_learned(engine: str, kind: str) -> None:
+    task, found = Labels(), load_engine(engine, Labels())
+    data, weights = (SEVERAL.astype(np.float32), SEVERAL.astype(kind)), identity(0.0)
+    plan = LocalRound(
+        algorithms.load("fedavg"), task.training.overridden({"local_epochs": 300}), 1, 1, "d"
+    )
+    update = found.train(weights, data, plan).vector
+    assert update is not None
+    after = found.evaluate(weights.with_vector(weights.vector + update), data).metrics
+    assert found.evaluate(weights, data).metrics["loss"] == pytest.approx(np.log(2))
+    assert after["accuracy"] == 1.0
+
+
+@pytest.mark.parametrize("engine", base.names())
+def test_far_outputs_have_a_finite_loss_and_gradient(engine: str) -> None:
+    data = ROWS, 1 - ROWS
+    loss, gradient = load_engine(engine, Labels()).gradients(identity(1e4), data)
+    # of five outputs one is 1e4 too large for a 0, and four are log 2 from a 1
+    assert loss == pytest.approx((1e4 + 4 * np.log(2)) / 5)
+    assert np.isfinite(gradient["0.weight"]).all()
+
+
+@pytest.mark.parametrize(
+    ("targets", "words"),
+    [
+        (SEVERAL * 2, "example 0: 2.0 is no probability from 0 to 1"),
+        (CLASSES, r"shape \(5,\) for each example, but the targets have \(\)"),
+        (np.where(SEVERAL, np.nan, 0.0), "nan is not a finite number"),
+    ],
+)
+def test_what_is_no_label_is_refused_alike(targets: Any, words: str) -> None:
+    for engine in base.names():
+        with pytest.raises(ConfigError, match=words):
+            load_engine(engine, Labels()).evaluate(identity(), (ROWS, targets))
+    with pytest.raises(ConfigError, match='set objective = "binary_cross_entropy"'):
+        load_engine("numpy", Declared()).evaluate(identity(), (ROWS, SEVERAL))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 import pytest
@@ -68,6 +68,8 @@ def data_of(model: str, loss: Objective, count: int = 20) -> tuple[Any, Any]:
     x = generator.standard_normal((count, *MODELS[model][1])).astype(np.float32)
     if loss == "cross_entropy":
         return x, generator.integers(0, 4, count)
+    if loss == "binary_cross_entropy":
+        return x, generator.integers(0, 2, (count, 4))
     return x, generator.standard_normal((count, 4)).astype(np.float32)
 
 
@@ -83,7 +85,7 @@ def test_both_engines_are_found() -> None:
         load_engine("tensorflow", Declarative())
 
 
-@pytest.mark.parametrize("loss", ["cross_entropy", "mean_squared_error"])
+@pytest.mark.parametrize("loss", get_args(Objective))
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize(("dtype", "rtol"), [("float64", 1e-8), ("float32", 1e-4)])
 def test_gradients_agree(model: str, loss: Objective, dtype: Dtype, rtol: float) -> None:
@@ -172,20 +174,25 @@ def test_the_same_round_again_is_bit_identical_and_another_is_not(engine: str) -
     assert found.train(weights, data, other).vector.tobytes() != first
 
 
-@pytest.mark.parametrize("loss", ["cross_entropy", "mean_squared_error"])
+@pytest.mark.parametrize("loss", get_args(Objective))
 def test_evaluations_agree(loss: Objective) -> None:
     task, data = task_of("mlp", loss), data_of("mlp", loss, 600)
     weights = task.initial_weights(3)
     ours, theirs = (load_engine(name, task).evaluate(weights, data) for name in base.names())
     assert ours.num_examples == theirs.num_examples == 600
-    assert set(ours.metrics) == ({"loss", "accuracy"} if loss == "cross_entropy" else {"loss"})
+    assert set(ours.metrics) == ({"loss"} if loss == "mean_squared_error" else {"loss", "accuracy"})
     assert ours.metrics == pytest.approx(theirs.metrics, rel=1e-5)
+    x, y = data
+    w = weights.arrays()
+    hidden = np.maximum(x @ w["0.weight"].T + w["0.bias"], 0)
+    outputs = hidden @ w["2.weight"].T + w["2.bias"]
     if loss == "cross_entropy":
-        x, y = data
-        w = weights.arrays()
-        hidden = np.maximum(x @ w["0.weight"].T + w["0.bias"], 0)
-        outputs = hidden @ w["2.weight"].T + w["2.bias"]
         assert ours.metrics["accuracy"] == pytest.approx((outputs.argmax(1) == y).mean())
+    if loss == "binary_cross_entropy":
+        yes = 1 / (1 + np.exp(-outputs.astype(np.float64)))
+        assert ours.metrics["accuracy"] == pytest.approx(((yes > 0.5) == y).mean())
+        mean = -np.log(np.where(y, yes, 1 - yes)).mean()
+        assert ours.metrics["loss"] == pytest.approx(mean, rel=1e-5)
 
 
 @pytest.mark.parametrize("engine", base.names())

@@ -85,7 +85,7 @@ def cases(draw: st.DrawFn, kind: type[Layer]) -> tuple[Layer, tuple[int, ...]]:
         return Embedding(channels, draw(SIDE)), (length,)
     if kind is Linear:
         shape = (length, channels) if draw(st.booleans()) else (channels,)
-        return Linear(channels, draw(SIDE), draw(st.booleans())), shape
+        return Linear(channels, draw(SIDE), draw(st.booleans()), draw(st.integers(0, 2))), shape
     if kind is Reshape:
         return Reshape((1, length, channels)), (channels, length)
     if kind is Dropout:

@@ -59,6 +59,27 @@ def test_order_changes_no_bit(given_updates: Updates, source: object) -> None:
     assert one.total().tobytes() == other.total().tobytes()
 
 
+alike = st.lists(
+    st.tuples(st.lists(st.integers(-9, 9), min_size=SIZE, max_size=SIZE), st.integers(0, 5000)),
+    min_size=1,
+    max_size=12,
+).map(lambda rows: [(float32s(*values) / np.float32(1024), weight) for values, weight in rows])
+
+
+@given(st.one_of(updates, alike), st.integers(0, 12))
+def test_updates_added_together_are_the_sum_of_each(given_updates: Updates, cut: int) -> None:
+    rows = np.stack([values for values, _ in given_updates])
+    counts = [weight for _, weight in given_updates]
+    total, work = BlockSum(SIZE, len(rows)), Workspace(SIZE)
+    for some in (slice(0, cut), slice(cut, None)):
+        if counts[some]:
+            total.add_all(rows[some], counts[some], work)
+    assert number(total) == true_sum(given_updates, SIZE)
+    assert all(
+        abs(limb).max() <= bound for limb, bound in zip(total.limbs, total.bounds, strict=True)
+    )
+
+
 @given(updates, st.data())
 def test_a_tree_of_sums_is_the_flat_sum(given_updates: Updates, data: st.DataObject) -> None:
     """Leaves of any size, some empty; each inner sum adds up two others."""

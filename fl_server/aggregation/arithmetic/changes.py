@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TypeAlias
 
 import numpy as np
@@ -38,11 +39,22 @@ class Changes:
         changed = _changed_rows(
             before[:whole].reshape(-1, _GRAIN), after[:whole].reshape(-1, _GRAIN)
         )
-        for row in np.flatnonzero(changed):
-            self._add(4 * _GRAIN * int(row), 4 * _GRAIN)
+        for first, last in _runs(changed):
+            self._add_trimmed(before, after, _GRAIN * first, _GRAIN * last)
         if not np.array_equal(before[whole:], after[whole:]):
-            self._add(4 * whole, 4 * (before.size - whole))
+            self._add_trimmed(before, after, whole, before.size)
         self._position += 4 * before.size
+
+    def _add_trimmed(self, before: Bits, after: Bits, start: int, end: int) -> None:
+        """Add a run of changed rows without what is unchanged at its beginning and at its end.
+
+        So small weights that alone are trained, as adapters are, cost no more than their bytes.
+        """
+        head = slice(start, min(start + _GRAIN, end))
+        tail = slice(max(start, end - _GRAIN), end)
+        first = start + int(np.argmax(before[head] != after[head]))
+        last = end - int(np.argmax((before[tail] != after[tail])[::-1]))
+        self._add(4 * first, 4 * (last - first))
 
     def _add(self, offset: int, size: int) -> None:
         start = self._position + offset
@@ -64,3 +76,10 @@ def _changed_rows(before: Bits, after: Bits) -> npt.NDArray[np.bool_]:
     """Return which rows differ; where their first values do, the rest is not looked at."""
     changed: npt.NDArray[np.bool_] = before[:, 0] != after[:, 0]
     return changed if changed.all() else (before != after).any(axis=1)
+
+
+def _runs(changed: npt.NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
+    """Yield the first and the end of each run of rows that changed."""
+    edges = np.flatnonzero(np.diff(changed, prepend=False, append=False))
+    for first, last in zip(edges[::2], edges[1::2], strict=True):
+        yield int(first), int(last)

@@ -99,11 +99,20 @@ class BlockSum:
         if reach == 0 or weight == 0:
             return
         if not self.limbs:
-            exponent = math.frexp(reach)[1] + weight.bit_length()
-            self.unit = exponent + self._room_bits - (_FULL.bit_length() - 1)
+            self.unit = self._first_unit(reach, weight)
             self._insert(0)
         if len(self.limbs) > 1 or not self._add_to_one_limb(values, weight, reach, work):
             self._add_to_limbs(values, weight, work)
+
+    def add_all(self, rows: Float32s, weights: Sequence[int], work: Workspace) -> None:
+        """Add ``weights[i] * rows[i]`` for every row: the same sum as one after the other.
+
+        Shapes:
+            rows: [n, count], finite.
+        """
+        if not self._add_rows_to_one_limb(rows, weights):
+            for row, weight in zip(rows, weights, strict=True):
+                self.add(row, weight, work)
 
     def merge(self, other: BlockSum, work: Workspace) -> None:
         """Add another sum of the same block, exactly."""
@@ -170,6 +179,35 @@ class BlockSum:
         np.add(self.limbs[0], integers, out=self.limbs[0])
         self.bounds[0] = bound
         return True
+
+    def _add_rows_to_one_limb(self, rows: Float32s, weights: Sequence[int]) -> bool:
+        """Add where all is a multiple of the unit and fits; return whether it was so."""
+        reach, total = _reach(rows), sum(weights)
+        if len(self.limbs) > 1 or reach == 0 or total == 0:
+            return reach == 0 or total == 0
+        unit = self.unit if self.limbs else self._first_unit(reach, max(weights))
+        if unit not in _SCALABLE:
+            return False
+        scale = 2.0**-unit
+        bound = (self.bounds[0] if self.limbs else 0) + math.ceil(reach * scale) * total
+        if bound > _FULL:
+            return False
+        scaled = rows * np.float32(scale)
+        if not (np.rint(scaled) == scaled).all():
+            return False
+        integers = scaled.astype(np.int64)
+        integers *= np.array(weights, np.int64)[:, None]
+        if not self.limbs:
+            self.unit = unit
+            self._insert(0)
+        self.limbs[0] += integers.sum(0)
+        self.bounds[0] = bound
+        return True
+
+    def _first_unit(self, reach: float, weight: int) -> int:
+        """Return the unit of the first limb, where the first update has these bounds."""
+        exponent = math.frexp(reach)[1] + weight.bit_length()
+        return exponent + self._room_bits - (_FULL.bit_length() - 1)
 
     def _add_to_limbs(self, values: Float32s, weight: int, work: Workspace) -> None:
         rest, _ = work.doubles(self.count)

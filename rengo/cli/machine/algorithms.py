@@ -16,6 +16,7 @@ FAMILIES = {
     "fairness": "Fairness to the clients that are served worst",
     "personal": "Personal models",
     "clusters": "Several global models",
+    "adapters": "Adapters of a model that stays as it is",
 }
 
 
@@ -75,6 +76,8 @@ def costs_in_words(found: Description) -> list[str]:
     ]
     if "norms" in found.needs:
         lines.append("The model needs layers that normalise.")
+    if "adapters" in found.needs:
+        lines.append("The model needs low-rank adapters; of its other weights nothing is sent.")
     if "head" in found.needs:
         lines.append("The model's head is its last layer, or what the task names as `head`.")
     if found.engines == ("torch",):

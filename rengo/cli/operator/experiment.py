@@ -25,7 +25,8 @@ from rengo.cli.common import (
 )
 from rengo.operator.client import OperatorClient
 from rengo.operator.comparison import Comparison, Spread, VariantFigures, compare
-from rengo.operator.runs import check_definition, follow, wait_for_ends
+from rengo.operator.definitions import check_definition
+from rengo.operator.runs import follow, wait_for_ends
 from rengo.operator.sweep import SweptKey, definitions
 from rengo.terminal.format import duration, size
 from rengo.terminal.lines import say

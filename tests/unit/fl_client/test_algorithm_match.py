@@ -19,6 +19,11 @@ class TwoLayers(Task):
         return [Linear(4, 3), ReLU(), Linear(3, 2)]
 
 
+class Adapted(Task):
+    def model(self) -> Layers:
+        return [Linear(4, 3, rank=2), ReLU(), Linear(3, 2)]
+
+
 class OneLayer(Task):
     def model(self) -> Layers:
         return [Linear(4, 2)]
@@ -68,9 +73,16 @@ def test_what_can_run(kind: type[Task], name: str) -> None:
     match(kind(), name)
 
 
+@pytest.mark.parametrize("name", ["lora", "ffalora", "fedavg"])
+def test_adapters_can_be_trained_alone_and_with_all_else(name: str) -> None:
+    match(Adapted(), name)
+
+
 @pytest.mark.parametrize(
     ("kind", "name", "said"),
     [
+        (TwoLayers, "lora", "task two_layers has none: they are weights .*rank=4"),
+        (Module, "ffalora", "algorithm ffalora trains low-rank adapters alone"),
         (OneLayer, "fedper", "is the whole model; name its weights in .* `head`"),
         (Elsewhere, "fedrep", "is empty; name its weights"),
         (TwoLayers, "fedbn", "the model of task two_layers has none"),

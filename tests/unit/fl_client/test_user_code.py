@@ -246,10 +246,13 @@ def test_what_an_own_update_or_evaluation_returns_is_checked(
 # --- loading -----------------------------------------------------------
 
 ATTRIBUTES = {
-    "objective = 'mse'": "objective = 'mse' is none of 'cross_entropy', 'mean_squared_error'; "
+    "objective = 'mse'": "objective = 'mse' is none of 'cross_entropy', 'binary_cross_entropy', "
+    "'mean_squared_error'; "
     "did you mean 'mean_squared_error'?",
     "objective = 'crossentropy'": "did you mean 'cross_entropy'?",
-    "objective = None": "objective = None is none of 'cross_entropy', 'mean_squared_error'$",
+    "objective = None": "objective = None is none of 'cross_entropy', 'binary_cross_entropy', "
+    "'mean_squared_error'$",
+    "objective = 'multi-label'": "did you mean 'binary_cross_entropy'",
     "training = {'local_epochs': 3}": "training is a dict, and must be TrainingSettings",
     "training = TrainingSettings(learning_rate=-1)": "learning_rate: must be above 0",
     "training = TrainingSettings(optimizer='rmsprop')": "must be one of 'sgd', 'adam'",

@@ -69,7 +69,7 @@ def test_the_same_round_again_learns_the_same(bench: Bench) -> None:
     bench.restart()
     bench.fold(submission)
     assert bench.aggregate(submission) == first
-    assert first.changed == ((HEADER, HEADER + (16 << 10)),)
+    assert first.changed == ((HEADER, HEADER + 4 * 100),)
 
 
 def committed(ledger: Ledger, model: Model) -> None:

@@ -17,7 +17,7 @@ from fl_server.rounds.workload import OrderWork
 from fl_server.runs.definition import ScheduleSection, parse_definition
 from fl_server.runs.record import RunRecord
 from fl_server.runs.schedule import factor, training_of
-from rengo.operator.runs import check_definition
+from rengo.operator.definitions import check_definition
 from runtime.errors import ConfigError
 from tests.unit.fl_server.test_run import opened, order_of
 

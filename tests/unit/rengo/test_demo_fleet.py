@@ -10,7 +10,8 @@ import algorithms
 from fl_client.models.layers import Linear
 from fl_client.tasks.base import Task
 from fl_client.tasks.user_code import TaskError
-from rengo.demo import fleet, needs_torch
+from rengo.demo import fleet
+from rengo.operator.definitions import needs_torch
 from runtime.errors import MissingExtra
 
 
@@ -38,7 +39,7 @@ def test_which_tasks_need_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [bool(needs_torch(kind(), {})) for kind in kinds] == [False, True, True]
     with pytest.raises(TaskError, match="no model"):
         needs_torch(Broken(), {})
-    monkeypatch.setattr("rengo.demo.available_engines", lambda: ["numpy"])
+    monkeypatch.setattr("rengo.operator.definitions.available_engines", lambda: ["numpy"])
     assert needs_torch(Classes(), {}) == ""
     with pytest.raises(MissingExtra, match="torch"):
         needs_torch(OwnLoss(), {})

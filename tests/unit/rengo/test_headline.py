@@ -14,8 +14,8 @@ from fl_client.tasks.base import Task
 from fl_server.canary.state import is_lower_better
 from fl_server.operations.results.runs import RunSummary
 from fl_server.runs.definition import parse_definition
+from rengo.operator.definitions import with_goals
 from rengo.operator.progress import RunProgress
-from rengo.operator.runs import with_goals
 from rengo.terminal import format as wording
 from rengo.terminal.event_lines import EventLines
 from rengo.terminal.live import picture_of

@@ -1,0 +1,195 @@
+"""An algorithm's server half, block by block: arithmetic alone, wherever the blocks come from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, TypeAlias
+
+import numpy as np
+
+from algorithms.base import STATISTICS, Algorithm, Blocks, Mean, Report, Scalars
+from fl_server.aggregation.arithmetic.exact import Float32s, Float64s
+from runtime.bounds import MAX_EXAMPLES, MAX_SCALARS, is_plausible
+from runtime.errors import Corrupt
+from storage.weights import Layout, NotFinite, next_values
+
+_WEIGHT_BITS = 20
+
+Block: TypeAlias = tuple[int, Float32s, Blocks]
+"""Where it begins in the vector, its weights, and the server's vectors there."""
+
+
+class Sums(Protocol):
+    """The exact weighted sums of a round, one for each name that its updates have."""
+
+    def __contains__(self, name: str) -> bool: ...
+
+    def mean(self, name: str, start: int, count: int) -> Float64s:
+        """Return a block of a name's mean, zeros where no update has it.
+
+        Raises:
+            Corrupt: the weights of the updates that have it are 0.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class RoundFigures:
+    """What a version is made of beside the weights and the server's vectors.
+
+    Attributes:
+        scalars: the server's scalars until now.
+        sums: of what the clients sent.
+        reports: of the updates in the sums, by device.
+        population: how many clients the run knows.
+        seed: the run's.
+    """
+
+    scalars: Scalars
+    sums: Sums
+    reports: Sequence[Report]
+    population: int
+    seed: int
+
+
+class ServerHalf:
+    """Makes one version of blocks.
+
+    Raises:
+        Corrupt: the weights of all updates are 0.
+    """
+
+    def __init__(self, algorithm: Algorithm, given: RoundFigures) -> None:
+        self._algorithm, self._given = algorithm, given
+        self._mean = Mean({}, self._scalars(), len(given.reports), given.population)
+
+    def init(self, weights: Float32s, start: int) -> Blocks:
+        """Return a block of the server's vectors before the first round."""
+        return self._algorithm.init(weights, start, self._given.seed)
+
+    def advance(self, blocks: Callable[[], Iterable[Block]]) -> Scalars:
+        """Return the server's next scalars.
+
+        Args:
+            blocks: gives all blocks; asked only where the algorithm measures them.
+
+        Raises:
+            Corrupt: there are too many of them.
+            NotFinite: one is out of bounds.
+        """
+        measured: dict[str, float] = {}
+        if type(self._algorithm).measure is not Algorithm.measure:
+            measured = self._measured(blocks())
+        with np.errstate(all="ignore"):
+            scalars = self._algorithm.advance(
+                self._mean, self._given.reports, self._given.scalars, measured
+            )
+        if len(scalars) > MAX_SCALARS:
+            raise Corrupt(f"the algorithm keeps {len(scalars)} scalars, at most {MAX_SCALARS}")
+        for name, value in scalars.items():
+            if not is_plausible(value):
+                raise NotFinite(f"the algorithm's {name!r} would be {value}")
+        return scalars
+
+    def next_block(self, block: Block, scalars: Scalars, layout: Layout) -> tuple[Float32s, Blocks]:
+        """Return a block of the next version, and of the server's next vectors.
+
+        Args:
+            scalars: what ``advance`` returned.
+
+        Raises:
+            NotFinite: a value of it would not be finite.
+        """
+        start, weights, state = block
+        # what overflows is found by next_values
+        with np.errstate(all="ignore"):
+            mean = self._mean_at(start, len(weights))
+            result, after = self._algorithm.aggregate(weights, mean, state, scalars)
+            if STATISTICS in self._given.sums:
+                result = result + self._given.sums.mean(STATISTICS, start, len(weights))
+            values = np.ascontiguousarray(result, np.float32)
+        return next_values(weights, values, layout, start), after
+
+    def _mean_at(self, start: int, count: int) -> Mean:
+        sums = self._given.sums
+        vectors = {name: sums.mean(name, start, count) for name in self._algorithm.sends}
+        return replace(self._mean, vectors=vectors)
+
+    def _scalars(self) -> dict[str, float]:
+        sums = self._given.sums
+        return {
+            name: float(sums.mean(name, 0, 1)[0])
+            for name in self._algorithm.reports
+            if name in sums
+        }
+
+    def _measured(self, blocks: Iterable[Block]) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for start, weights, state in blocks:
+            with np.errstate(all="ignore"):
+                mean = self._mean_at(start, len(weights))
+                part = self._algorithm.measure(weights, mean, state)
+            for name, value in part.items():
+                found[name] = found.get(name, 0.0) + float(value)
+        return found
+
+
+def kept_vectors(after: Blocks) -> dict[str, Float32s]:
+    """Return a block of the server's vectors as they are kept.
+
+    Raises:
+        NotFinite: a value is not finite; the text names the vector.
+    """
+    kept = {}
+    for name, values in after.items():
+        with np.errstate(over="ignore"):
+            kept[name] = np.ascontiguousarray(values, "<f4")
+        if not np.isfinite(kept[name]).all():
+            raise NotFinite(f"the algorithm's {name!r} would not be finite")
+    return kept
+
+
+def weight_of(algorithm: Algorithm, report: Report, scalars: Scalars) -> int:
+    """Return an update's weight in the sums as a whole number, all on one scale.
+
+    Args:
+        scalars: the server's.
+
+    Raises:
+        Corrupt: it has none; the text is the reason that the operator reads.
+    """
+    if type(algorithm).weight is Algorithm.weight:
+        return report.num_examples
+    try:
+        weight = algorithm.weight(report, scalars)
+    except ArithmeticError as error:
+        raise Corrupt(f"it has no weight by its scalars: {error}") from error
+    if not 0 <= weight <= MAX_EXAMPLES:
+        raise Corrupt(f"its weight would be {weight}")
+    return round(math.ldexp(weight, _WEIGHT_BITS))
+
+
+def section_sizes(algorithm: Algorithm, layout: Layout) -> dict[str, int]:
+    """Return what an update may have by name, and how many values that is."""
+    sizes = dict.fromkeys((*algorithm.sends, STATISTICS), layout.size)
+    return sizes | dict.fromkeys(algorithm.reports, 1)
+
+
+def require_sections(found: Mapping[str, int], algorithm: Algorithm, layout: Layout) -> None:
+    """Raise Corrupt where an update lacks what the algorithm's have, or has something else.
+
+    Args:
+        found: the number of values by name.
+    """
+    for name in algorithm.reports:
+        if name not in found:
+            raise Corrupt(f"it has no {name!r}, which the algorithm's updates have")
+    sizes = section_sizes(algorithm, layout)
+    for name, count in found.items():
+        if sizes.get(name) != count:
+            expected = ", ".join(f"{each} of {size}" for each, size in sizes.items())
+            raise Corrupt(
+                f"a section {name!r} of {count} values; the algorithm's updates have {expected}"
+            )

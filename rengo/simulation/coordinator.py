@@ -1,0 +1,334 @@
+"""Carries out the commands of the server's round machine in memory: a run without a fleet.
+
+The machine is the one of the server: who is drawn, what is refused, when a round closes, which
+version is the best and when a run ends early are decided there. Orders go to a backend; what comes
+of them goes into the exact sum and the algorithm's server half, as on the server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from algorithms.base import Algorithm, Report
+from algorithms.registry import load as load_algorithm
+from fl_client.models.settings import TrainingSettings
+from fl_server.aggregation.arithmetic.in_memory import MemorySums, MemoryVersion, next_version
+from fl_server.aggregation.arithmetic.server_half import (
+    RoundFigures,
+    require_sections,
+    weight_of,
+)
+from fl_server.flows.commands import ArmTimer
+from fl_server.flows.events import DeviceDeclined, DeviceJoined, FailureReported
+from fl_server.rounds.commands import Aggregate, FoldUpdate, SendOrder, TagBest, VerifyUpdate
+from fl_server.rounds.events import (
+    AggregationFailed,
+    AggregationFinished,
+    EvaluationReceived,
+    Event,
+    ResultReceived,
+    UpdateRejected,
+    UpdateVerified,
+)
+from fl_server.rounds.facts import Fact, RoundCommitted
+from fl_server.rounds.machine import RoundMachine
+from fl_server.rounds.model import Model, Update
+from fl_server.rounds.plan import Plan
+from fl_server.runs.definition import RunDefinition
+from fl_server.runs.schedule import training_of
+from rengo.simulation.backend import (
+    Backend,
+    Declined,
+    Evaluated,
+    GlobalModel,
+    Trained,
+    VirtualOrder,
+)
+from rengo.simulation.clients import EVALUATOR, EVALUATOR_ID, VirtualClients
+from rengo.simulation.states import ClientStates
+from rengo.simulation.timeline import Fleet, Timeline
+from runtime.errors import Corrupt, RunNotCompleted, StorageError
+from storage.weights import NotFinite, Vector
+
+_FOLDED_AT_ONCE_BYTES = 8 << 20
+_KEPT_VERSIONS = 8
+
+
+@dataclass(frozen=True)
+class SimulatedRun:
+    """What a simulated run is.
+
+    Attributes:
+        definition: as an operator would submit it.
+        plan: what the machine decides by.
+        clients: who trains, with the task.
+        initial: version 0.
+    """
+
+    definition: RunDefinition
+    plan: Plan
+    clients: VirtualClients
+    initial: MemoryVersion
+
+    @property
+    def algorithm(self) -> Algorithm:
+        """The algorithm that the definition names."""
+        chosen = self.definition.algorithm
+        return load_algorithm(chosen.name, chosen.settings)
+
+
+@dataclass
+class Parts:
+    """What a run is simulated with."""
+
+    backend: Backend
+    states: ClientStates
+    fleet: Fleet
+
+
+@dataclass
+class _OpenSum:
+    """The sum of an attempt, and the updates that wait to be added to it."""
+
+    pair: tuple[int, int]
+    sums: MemorySums
+    reports: dict[str, Report] = field(default_factory=dict)
+    waiting: list[tuple[Mapping[str, Vector], int]] = field(default_factory=list)
+    waiting_bytes: int = 0
+
+    def add(self, update: Mapping[str, Vector], weight: int) -> None:
+        """Add an update: several at once, up to a bound."""
+        self.waiting.append((update, weight))
+        self.waiting_bytes += sum(vector.nbytes for vector in update.values())
+        if self.waiting_bytes > _FOLDED_AT_ONCE_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Add what waits."""
+        if self.waiting:
+            updates, weights = zip(*self.waiting, strict=True)
+            self.sums.add(updates, weights)
+        self.waiting, self.waiting_bytes = [], 0
+
+
+class Coordinator:
+    """One run: its machine, its versions, and its virtual time.
+
+    Args:
+        observe: is told each fact after the machine has decided it.
+
+    Attributes:
+        version: the latest committed one.
+        best: the best one, where the run looks for it.
+    """
+
+    def __init__(
+        self, run: SimulatedRun, parts: Parts, observe: Callable[[Fact], None] = lambda fact: None
+    ) -> None:
+        self.run, self.parts = run, parts
+        self.machine = RoundMachine(run.plan, Model(0, "", "", 0))
+        self.timeline = Timeline()
+        self.version = run.initial
+        self.best: MemoryVersion | None = None
+        self._observe = observe
+        self._algorithm = run.algorithm
+        self._numbers = {name: number for number, name in enumerate(run.clients.ids)}
+        self._numbers[EVALUATOR_ID] = EVALUATOR
+        self._held: dict[int, MemoryVersion] = {}
+        self._results: dict[str, Trained] = {}
+        self._sum: _OpenSum | None = None
+        self._settings: dict[str, TrainingSettings] = {}
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will happen."""
+        return self.machine.ledger.phase == "ended"
+
+    def begin(self) -> None:
+        """Let the clients join."""
+        if self.run.plan.evaluate_on == "evaluators":
+            self.timeline.add(DeviceJoined(EVALUATOR_ID, "evaluator"))
+        self.parts.fleet.begin(self.timeline, self.run.clients.ids)
+
+    def step(self) -> None:
+        """Let the next thing happen.
+
+        Raises:
+            RunNotCompleted: nothing is to come and the run has not ended.
+        """
+        event = self.timeline.next()
+        if event is None:
+            ledger = self.machine.ledger
+            raise RunNotCompleted(
+                f"round {ledger.round} waits for clients that never come: "
+                f"{ledger.explanation or f'it needs {self.run.plan.quorum} of them'}"
+            )
+        self._carry_out(event)
+
+    # --- commands -----------------------------------------------------------------------------
+
+    def _carry_out(self, event: Event) -> None:
+        step = self.machine.handle(event)
+        for fact in step.facts:
+            if isinstance(fact, RoundCommitted):
+                self._committed(fact)
+            self._observe(fact)
+        training: list[SendOrder] = []
+        evaluation: list[SendOrder] = []
+        for command in step.commands:
+            match command:
+                case SendOrder():
+                    (training if command.action == "train" else evaluation).append(command)
+                case VerifyUpdate():
+                    self.timeline.add(self._verified(command))
+                case FoldUpdate():
+                    self._fold(command)
+                case Aggregate():
+                    self.timeline.add(self._aggregated(command))
+                case ArmTimer():
+                    self.timeline.arm(command)
+                case TagBest():
+                    self.best = self._held[command.version]
+        if evaluation:
+            self._evaluate(evaluation)
+        if training:
+            self._train(training)
+
+    def _global_model(self) -> GlobalModel:
+        version, names = self.version, self._algorithm.broadcasts
+        scalars = {name: each for name, each in version.scalars.items() if name in names}
+        vectors = version.vectors if names else {}
+        return GlobalModel(self.machine.ledger.model.version, version.weights, vectors, scalars)
+
+    def _train(self, commands: list[SendOrder]) -> None:
+        orders = {each.device_id: self._order(each) for each in commands}
+        fleet, pair = self.parts.fleet, (commands[0].round, commands[0].attempt)
+        for result in self.parts.backend.train(list(orders.values()), self._global_model()):
+            device_id = result.device_id
+            if isinstance(result, Declined):
+                self.timeline.add(_declined(result, "train", pair))
+                continue
+            delay_s = fleet.training_s(orders[device_id], result)
+            if delay_s is not None:
+                self._results[device_id] = result
+                update = Update("", 0, "", result.num_examples, dict(result.metrics))
+                self.timeline.add(ResultReceived(device_id, *pair, update), delay_s)
+
+    def _evaluate(self, commands: list[SendOrder]) -> None:
+        orders = {each.device_id: self._order(each) for each in commands}
+        pair = (commands[0].round, commands[0].attempt)
+        for result in self.parts.backend.evaluate(list(orders.values()), self._global_model()):
+            delay_s = self.parts.fleet.evaluation_s(orders[result.device_id])
+            if delay_s is None:
+                continue
+            match result:
+                case Declined():
+                    self.timeline.add(_declined(result, "evaluate", pair), delay_s)
+                case Evaluated():
+                    found = (result.num_examples, dict(result.metrics))
+                    event = EvaluationReceived(result.device_id, *pair, *found)
+                    self.timeline.add(event, delay_s)
+
+    def _order(self, command: SendOrder) -> VirtualOrder:
+        client = self._numbers[command.device_id]
+        state = {} if client == EVALUATOR else self.parts.states.get(client)
+        settings = self._settings_of(command)
+        return VirtualOrder(client, command.device_id, command.round, settings, state)
+
+    def _settings_of(self, command: SendOrder) -> TrainingSettings:
+        """Return the round's training settings with what is fitted to the client."""
+        definition, task = self.run.definition, self.run.clients.task
+        if command.action != "train":
+            training = definition.training
+        else:
+            training = training_of(definition, command.round)
+            work = self.machine.ledger.work.get(command.device_id)
+            training = training if work is None else training | work.overrides()
+        key = repr(training)
+        if key not in self._settings:
+            self._settings = {key: task.training.overridden(training)}
+        return self._settings[key]
+
+    # --- updates ------------------------------------------------------------------------------
+
+    def _verified(self, command: VerifyUpdate) -> UpdateVerified | UpdateRejected:
+        result = self._results[command.device_id]
+        place = (command.device_id, command.round, command.attempt, command.update)
+        try:
+            sizes = {name: vector.size for name, vector in result.vectors.items()}
+            sizes |= dict.fromkeys(result.scalars, 1)
+            require_sections(sizes, self._algorithm, self.version.weights.layout)
+            self._weight(result)
+        except Corrupt as error:
+            del self._results[command.device_id]
+            return UpdateRejected(*place, str(error))
+        return UpdateVerified(*place)
+
+    def _weight(self, result: Trained) -> int:
+        return weight_of(self._algorithm, _report(result), self.version.scalars)
+
+    def _fold(self, command: FoldUpdate) -> None:
+        result = self._results.pop(command.device_id)
+        pair = (command.round, command.attempt)
+        if self._sum is None or self._sum.pair != pair:
+            self._sum = _OpenSum(pair, MemorySums(self.run.plan.cohort_size))
+        report = _report(result)
+        scalars = {name: np.array([value], np.float32) for name, value in report.scalars.items()}
+        self._sum.add({**result.vectors, **scalars}, self._weight(result))
+        self._sum.reports[result.device_id] = report
+        # what an update brings becomes permanent when it counts
+        self.parts.states.put(self._numbers[result.device_id], result.state)
+
+    def _aggregated(
+        self, command: Aggregate
+    ) -> AggregationFinished | AggregationFailed | FailureReported:
+        pair, found = (command.round, command.attempt), self._sum
+        self._sum, self._results = None, {}
+        if found is None or found.pair != pair or set(found.reports) != set(command.included):
+            return AggregationFailed(*pair, f"round {pair}: not the included updates were added")
+        found.flush()
+        reports = sorted(found.reports.values(), key=lambda report: report.device_id)
+        population = max(command.population, len(reports))
+        figures = RoundFigures(
+            self.version.scalars, found.sums, reports, population, self.run.definition.seed
+        )
+        try:
+            after = next_version(self.version, self._algorithm, figures)
+        except NotFinite as error:
+            return FailureReported(f"round {command.round}: {error}")
+        except StorageError as error:
+            return AggregationFailed(*pair, str(error))
+        self._held[command.round] = after
+        scalars = tuple(sorted(after.scalars.items()))
+        return AggregationFinished(*pair, Model(command.round, "", "", 0, scalars=scalars))
+
+    def _committed(self, fact: RoundCommitted) -> None:
+        held, ledger = self.machine.held, self.machine.ledger
+        self.version = self._held[fact.round]
+        self._held = {
+            number: each
+            for number, each in self._held.items()
+            if number in held or number == fact.round
+        }
+        settled = fact.round - _KEPT_VERSIONS
+        ledger.forget_before(min(settled, ledger.judged) if self.run.plan.best else settled)
+
+
+def _report(result: Trained) -> Report:
+    """Return what the server knows of an update, scalars as they would travel: float32."""
+    scalars = {name: float(np.float32(value)) for name, value in result.scalars.items()}
+    return Report(result.device_id, result.num_examples, scalars)
+
+
+def _declined(result: Declined, action: str, pair: tuple[int, int]) -> DeviceDeclined:
+    return DeviceDeclined(
+        result.device_id,
+        "train" if action == "train" else "evaluate",
+        *pair,
+        result.reason,
+        unusable=result.unusable,
+        permanent=not result.unusable,
+    )

@@ -1,0 +1,151 @@
+"""What a simulation is: a run's definition, its virtual clients, and what computes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from algorithms.registry import load as load_algorithm
+from fl_client.tasks.user_code import initial_weights_of
+from fl_server.aggregation.arithmetic.in_memory import MemoryVersion
+from fl_server.runs.definition import RunDefinition, parse_definition
+from rengo.operator.definitions import check_definition, needs_torch, with_goals
+from rengo.simulation.backend import BackendSetup
+from rengo.simulation.clients import EVALUATOR, ClientsSpec, VirtualClients
+from rengo.simulation.coordinator import SimulatedRun
+from rengo.site.device_folders import device_folders
+from runtime.errors import ConfigError
+
+DEFAULT_CLIENTS = 100
+DEFAULT_COHORT = 10
+MAX_CLIENTS = 1_000_000
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """One simulated run as a user asks for it.
+
+    Attributes:
+        task: a task's name or ``FILE.py:CLASS``.
+        settings: the run definition's keys, nested; ``cohort.size`` is 10 unless it is set, or all
+            clients where there are fewer.
+        clients: how many train; None: as many as ``data`` has folders, else 100.
+        partition: how a shared data set is divided; empty: as the task has it.
+        data: a folder with a sub-folder of data for each client.
+        data_seed: what shared data are divided by.
+        ids: the clients' device ids; made up where there are none.
+        backend: what computes; "auto" chooses.
+        engine: that of every client; "auto" is numpy where it can do the run, else torch.
+        workers: how many processes at most, where the backend has any; 0 for as many as cores.
+    """
+
+    task: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    clients: int | None = None
+    partition: str = ""
+    data: Path | None = None
+    data_seed: int = 0
+    ids: tuple[str, ...] = ()
+    backend: str = "auto"
+    engine: Literal["auto", "numpy", "torch"] = "auto"
+    workers: int = 0
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A simulation that was checked, with its data loaded."""
+
+    run: SimulatedRun
+    setup: BackendSetup
+
+
+def prepare(simulation: Simulation) -> Prepared:
+    """Return the simulation checked.
+
+    Raises:
+        ConfigError: something about it cannot be; the text says what, and how to mend it.
+        MissingExtra: only torch can do it, and it is not installed.
+    """
+    clients = VirtualClients(_spec(simulation))
+    task, spec = clients.task, clients.spec
+    values = check_definition(task, _values(simulation, spec.count))
+    definition = parse_definition(
+        {**with_goals(task, values), "task": task.name}, "simulation's definition"
+    )
+    _require_fits(definition, spec)
+    run = SimulatedRun(
+        definition,
+        definition.plan(
+            "simulation", evaluators_online=_has_evaluator(definition.evaluation.on, clients)
+        ),
+        clients,
+        MemoryVersion(initial_weights_of(task, definition.seed)),
+    )
+    engine = simulation.engine
+    if engine == "auto":
+        # what the data are is asked of one client: a torch Dataset needs torch
+        is_arrays = isinstance(clients.splits(0)[0], tuple | None)
+        engine = "torch" if needs_torch(task, values) or not is_arrays else "numpy"
+    algorithm = load_algorithm(definition.algorithm.name, definition.algorithm.settings)
+    setup = BackendSetup(clients, algorithm, definition.seed, engine, simulation.workers)
+    return Prepared(run, setup)
+
+
+def _spec(simulation: Simulation) -> ClientsSpec:
+    count, folders = simulation.clients, None
+    if simulation.data is not None:
+        folders = device_folders(simulation.data)
+        if count not in (None, len(folders.trainers)):
+            raise ConfigError(
+                f"{simulation.data} has folders of {len(folders.trainers)} clients, and "
+                f"{count} are asked for"
+            )
+        count = len(folders.trainers)
+    count = DEFAULT_CLIENTS if count is None else count
+    if not 1 <= count <= MAX_CLIENTS:
+        raise ConfigError(f"{count} clients: a simulation has 1 to {MAX_CLIENTS}")
+    if simulation.ids and len(set(simulation.ids)) != count:
+        raise ConfigError(f"{len(set(simulation.ids))} different ids for {count} clients")
+    return ClientsSpec(
+        simulation.task,
+        count,
+        simulation.data_seed,
+        simulation.partition,
+        () if folders is None else folders.trainers,
+        None if folders is None else folders.evaluator,
+        simulation.ids,
+    )
+
+
+def _values(simulation: Simulation, count: int) -> dict[str, Any]:
+    values = {key: each for key, each in simulation.settings.items() if key != "task"}
+    cohort = values.get("cohort", {})
+    if isinstance(cohort, Mapping) and "size" not in cohort:
+        values["cohort"] = {**cohort, "size": min(DEFAULT_COHORT, count)}
+    return values
+
+
+def _require_fits(definition: RunDefinition, spec: ClientsSpec) -> None:
+    cohort = definition.cohort
+    if definition.flow != "sync":
+        raise ConfigError(f"flow {definition.flow!r}: the simulator does runs of the flow sync")
+    if cohort.size > spec.count:
+        raise ConfigError(
+            f"a cohort of {cohort.size} cannot be drawn from {spec.count} clients: lower "
+            "cohort.size (--cohort), or have more clients (--clients)"
+        )
+
+
+def _has_evaluator(on: str, clients: VirtualClients) -> bool:
+    """Return whether somebody measures on data that nobody trains on."""
+    if on in {"none", "devices"}:
+        return False
+    if clients.spec.folders and clients.spec.evaluator_folder is None:
+        if on == "evaluators":
+            raise ConfigError(
+                "evaluation.on is evaluators, and the data have no folder `evaluator`"
+            )
+        return False
+    return clients.splits(EVALUATOR)[1] is not None

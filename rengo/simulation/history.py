@@ -1,0 +1,136 @@
+"""What happened in a simulated run: the fold of its facts into figures, a row for each round.
+
+A row holds numbers alone, so that memory hardly grows with the rounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from fl_server.rounds.facts import (
+    EvaluationRecorded,
+    Fact,
+    OrderDeclined,
+    RoundAbandoned,
+    RoundClosed,
+    RoundCommitted,
+    RoundStarted,
+    UpdateAccepted,
+    UpdateRefused,
+)
+from fl_server.rounds.ledger import Ledger
+
+_LATE = 4
+"""So many versions later a version's metrics are taken as they are then."""
+_REASONS = 20
+
+
+@dataclass(slots=True)
+class RoundFigures:
+    """One committed round.
+
+    Attributes:
+        attempts: how many it took.
+        seconds: from its start to its commit, of this machine.
+        virtual_s: when it was committed, in virtual seconds from the beginning.
+        invited: how many clients were, in the last attempt.
+        updates: how many are in its version.
+        refused: how many declined or were refused, in all attempts.
+        num_examples: of the updates together.
+        train_loss: the mean over the updates' examples, None where clients report none.
+        metrics: of its version by name, empty where nobody measured it.
+    """
+
+    round: int
+    attempts: int = 1
+    seconds: float = 0.0
+    virtual_s: float = 0.0
+    invited: int = 0
+    updates: int = 0
+    refused: int = 0
+    num_examples: int = 0
+    train_loss: float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+class History:
+    """The rounds of a run so far.
+
+    Args:
+        ledger: of the run; metrics come from it.
+        clock: returns this machine's monotonic seconds.
+        virtual_clock: returns virtual seconds.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        clock: Callable[[], float],
+        virtual_clock: Callable[[], float],
+        rounds: list[RoundFigures] | None = None,
+    ) -> None:
+        self.rounds: list[RoundFigures] = rounds or []
+        self.reasons: dict[str, str] = {}
+        self._ledger, self._clock, self._virtual_clock = ledger, clock, virtual_clock
+        self._open = RoundFigures(len(self.rounds) + 1)
+        self._begun_s = clock()
+        self._losses = 0.0
+        self._unsettled: list[int] = []
+
+    def observe(self, fact: Fact) -> None:
+        """Take note of a fact that the ledger has."""
+        row = self._open
+        match fact:
+            case RoundStarted():
+                if fact.attempt == 1:
+                    self._begun_s = self._clock()
+                row.invited, row.attempts = len(fact.cohort), fact.attempt
+                row.num_examples, self._losses = 0, 0.0
+            case UpdateAccepted():
+                self._add(fact, row)
+            case UpdateRefused() | OrderDeclined():
+                row.refused += 1
+                if len(self.reasons) < _REASONS:
+                    self.reasons[fact.device_id] = fact.reason
+            case RoundClosed():
+                row.updates = len(fact.included)
+            case RoundAbandoned():
+                row.num_examples, self._losses, row.train_loss = 0, 0.0, None
+            case RoundCommitted():
+                self._commit(row)
+            case EvaluationRecorded():
+                if fact.round not in self._unsettled:
+                    self._unsettled.append(fact.round)
+
+    def settle(self, *, last: bool = False) -> None:
+        """Set the metrics of versions that are no longer measured.
+
+        Args:
+            last: whether none is.
+        """
+        newest = self._ledger.model.version
+        for version in list(self._unsettled):
+            if last or version <= newest - _LATE:
+                self.rounds[version - 1].metrics = self._ledger.metrics(version)
+                self._unsettled.remove(version)
+
+    def metrics(self, version: int) -> Mapping[str, float]:
+        """Return the metrics of a version as they are known now."""
+        if version in self._unsettled:
+            return self._ledger.metrics(version)
+        return self.rounds[version - 1].metrics if 0 < version <= len(self.rounds) else {}
+
+    def _add(self, fact: UpdateAccepted, row: RoundFigures) -> None:
+        count, loss = fact.update.num_examples, fact.update.metrics.get("train_loss")
+        row.num_examples += count
+        if loss is not None:
+            self._losses += count * loss
+            row.train_loss = self._losses / row.num_examples
+
+    def _commit(self, row: RoundFigures) -> None:
+        now_s = self._clock()
+        row.seconds, row.virtual_s = now_s - self._begun_s, self._virtual_clock()
+        self.rounds.append(row)
+        self._open, self._begun_s = RoundFigures(row.round + 1), now_s
+        self._losses = 0.0
