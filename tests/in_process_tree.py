@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,9 +15,8 @@ from fl_server.aggregation.partial import SumUp
 from fl_server.aggregation.spool import MemoryBudget
 from fl_server.rounds.model import Model, Update
 from storage.store.memory import MemoryStore
-from storage.updates.header import read_header
 from storage.updates.info import Origin
-from storage.updates.sums import answering
+from storage.updates.sums import answering, read_whole
 from storage.versions.keys import RunKeys
 from tests.in_process import KEYS, KeepAll
 
@@ -106,9 +104,7 @@ def submitted(
     number, out = base.version + 1, io.BytesIO()
     with store.open(summed.key) as stream:
         data = io.BytesIO(stream.read(1 << 30))
-    header_bytes = 8 + int.from_bytes(data.getvalue()[4:8], "big")
-    sha256 = hashlib.sha256(data.getvalue()[:header_bytes]).hexdigest()
-    header = read_header(data, header_sha256=sha256, max_bytes=1 << 30)
+    header = read_whole(data, summed.key)
     origin = Origin(
         run_id=keys.run_id,
         round=number,

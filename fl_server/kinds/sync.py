@@ -98,7 +98,7 @@ class SyncFlow(Flow):
         # the process may have ended between the commit and this
         signing = self._signing(self._lineage.latest, is_new=False)
         step = self._translated(self.machine.resume())
-        return Step(step.facts, [signing, *step.commands])
+        return Step(step.facts, [*signing, *step.commands])
 
     def report(self, facts: Sequence[RecordedFact]) -> FlowReport:
         """Return its rounds, its devices and its latest version."""
@@ -150,7 +150,9 @@ class SyncFlow(Flow):
         A command is bound to the model of this moment: later events may move it.
         """
         commits = [self._lineage.apply(fact) for fact in step.facts]
-        signing = [self._signing(commit) for commit in commits if commit is not None]
+        signing = [
+            each for commit in commits if commit is not None for each in self._signing(commit)
+        ]
         commands = [each for command in step.commands for each in self._commands(command)]
         return Step(step.facts, [*signing, *commands])
 
@@ -180,8 +182,9 @@ class SyncFlow(Flow):
             "" if isinstance(command, VerifyUpdate) else "run",
         )
 
-    def _signing(self, commit: Commit, *, is_new: bool = True) -> StartTask:
-        return StartTask(lambda: self._data.sign_version(self.record, commit, is_new=is_new), "run")
+    def _signing(self, commit: Commit, *, is_new: bool = True) -> list[Command]:
+        sign = self._data.sign_version
+        return [StartTask(lambda: sign(self.record, commit, is_new=is_new), "run")]
 
     def order(self, command: SendOrder) -> IssueOrder:
         """Return the order that the machine asks for."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from fl_server.flows.flow import Step
 from fl_server.flows.mean import weighted_mean
@@ -96,6 +96,9 @@ class Ledger:
         best: the best of them with its value, None before the first that was measured.
         on_request: each round waits until somebody outside requests it.
         made: what the latest requested round committed, None before that.
+        base_sha256: of the model that the latest requested round began with.
+        training: what the latest request says of the training.
+        deadline_s: how long its round collects, 0 for as long as the plan says.
         work: what this attempt's devices are asked for, where orders are fitted.
         speeds: what devices were measured at in this run, smoothed.
         known: the devices that ever were in a cohort.
@@ -132,6 +135,9 @@ class Ledger:
     best: tuple[int, float] | None = None
     on_request: bool = False
     made: Model | None = None
+    base_sha256: str = ""
+    training: dict[str, Any] = field(default_factory=dict)
+    deadline_s: float = 0.0
     _counted: dict[tuple[int, int, str], str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -238,10 +244,7 @@ class Ledger:
         self._require_legal(fact)
         match fact:
             case RoundOpened():
-                self._next(fact.round, fact.attempt)
-                self.model, self.earlier, self.made = fact.base, (), None
-                self.causes = frozenset()  # the same device may do better with another base
-                self.excused, self.setback = 0, ""
+                self._open(fact)
             case RoundStarted():
                 self.phase, self.cohort, self.target = "collecting", fact.cohort, fact.target
                 self.work, self.population = fact.work, fact.population
@@ -285,6 +288,14 @@ class Ledger:
                 self.status = "paused" if isinstance(fact, RunPaused) else "running"
             case RunCompleted() | RunStoppedEarly() | RunStopped() | RunFailed():
                 self._end(fact)
+
+    def _open(self, fact: RoundOpened) -> None:
+        self._next(fact.round, fact.attempt)
+        self.model, self.earlier, self.made = fact.base, (), None
+        self.base_sha256 = fact.base.sha256
+        self.training, self.deadline_s = fact.training, fact.deadline_s
+        self.causes = frozenset()  # the same device may do better with another base
+        self.excused, self.setback = 0, ""
 
     def _evaluate(
         self, fact: EvaluationOrdered | EvaluationDeclined | EvaluationRecorded | VersionJudged

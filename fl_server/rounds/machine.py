@@ -41,6 +41,7 @@ from fl_server.rounds.evaluation import VersionEvaluation
 from fl_server.rounds.events import (
     AggregationFailed,
     AggregationFinished,
+    CompletionReported,
     DevicesJoined,
     EvaluationReceived,
     Event,
@@ -69,7 +70,7 @@ from fl_server.rounds.facts import (
 from fl_server.rounds.gathering import Gathering
 from fl_server.rounds.ledger import Ledger, RoundStep
 from fl_server.rounds.model import Model
-from fl_server.rounds.plan import Plan
+from fl_server.rounds.plan import EvaluateOn, Plan
 from fl_server.rounds.roster import Roster
 from fl_server.rounds.updates import UpdateIntake
 from fl_server.rounds.workload import FitRule, Speed, fit
@@ -102,6 +103,18 @@ class RoundMachine:
     def is_domain(self, device_id: str) -> bool:
         """Whether there are devices below a device."""
         return self._roster.is_domain(device_id)
+
+    def is_idle(self, device_id: str) -> bool:
+        """Whether a device is online and carries out no order."""
+        return self._roster.is_idle(device_id)
+
+    def evaluators(self, on: EvaluateOn) -> list[str]:
+        """Return who is here that may evaluate, of trainers or of evaluators and domains."""
+        return self._roster.evaluators() if on == "evaluators" else self.trainers()
+
+    def trainers(self) -> list[str]:
+        """Return who is here that takes orders to train."""
+        return self._roster.accepting("trainer")
 
     # --- events in, steps out -----------------------------------------------------------------
 
@@ -137,7 +150,7 @@ class RoundMachine:
                 self._timer(event, step)
             case AggregationFinished() | AggregationFailed():
                 self._aggregated(event, step)
-            case PauseRequested() | ResumeRequested() | StopRequested():
+            case PauseRequested() | ResumeRequested() | StopRequested() | CompletionReported():
                 self._operator(event, step)
             case FailureReported() if self.ledger.phase != "ended":
                 self._end(RunFailed(event.reason), step)
@@ -246,7 +259,8 @@ class RoundMachine:
             self.ledger.record(RoundAbandoned(ledger.round, ledger.attempt, reason), step)
         pair = (event.round, ledger.attempt if event.round == ledger.round else 1)
         self._gathering.begin(same_attempt=pair == (ledger.round, ledger.attempt))
-        self.ledger.record(RoundOpened(*pair, event.base), step)
+        opened = RoundOpened(*pair, event.base, event.training, event.deadline_s)
+        self.ledger.record(opened, step)
         self._start_if_ready(step)
 
     def _report(self, step: RoundStep) -> None:
@@ -382,7 +396,9 @@ class RoundMachine:
             self._end(RunCompleted(), step)
 
     def _operator(
-        self, event: PauseRequested | ResumeRequested | StopRequested, step: RoundStep
+        self,
+        event: PauseRequested | ResumeRequested | StopRequested | CompletionReported,
+        step: RoundStep,
     ) -> None:
         ledger = self.ledger
         match event:
@@ -393,6 +409,8 @@ class RoundMachine:
                 self._start_if_ready(step)
             case StopRequested() if ledger.phase != "ended":
                 self._end(RunStopped(event.reason), step)
+            case CompletionReported() if ledger.phase != "ended":
+                self._end(RunStoppedEarly(event.reason), step)
 
     # --- small parts --------------------------------------------------------------------------
 
@@ -412,7 +430,7 @@ class RoundMachine:
         self._arm("resend", RESEND_S, step)
 
     def _arm_collecting(self, step: RoundStep) -> None:
-        self._arm("deadline", self.plan.deadline_s, step)
+        self._arm("deadline", self.ledger.deadline_s or self.plan.deadline_s, step)
         self._arm("resend", RESEND_S, step)
 
     def _arm_evaluation(self, step: RoundStep) -> None:

@@ -114,7 +114,7 @@ class ReportColumns(BaseModel):
         return self
 
 
-class Sums(BaseModel):
+class ExactSums(BaseModel):
     """What the chunks of an update of the kind "sums" are: exact sums of updates, and whose.
 
     ``units`` are the powers of two that the chunks' whole numbers count, one for each chunk.
@@ -177,7 +177,7 @@ class UpdateHeader(BaseModel):
     # decoding gives a list: the tuple accepts one, each chunk is still strict
     chunks: tuple[Chunk, ...] = Field(max_length=MAX_CHUNKS, strict=False)
     sections: tuple[SectionEntry, ...] = Field(default=(), max_length=MAX_SECTIONS, strict=False)
-    sums: Sums | None = None
+    sums: ExactSums | None = None
 
     @model_validator(mode="after")
     def _sums_are_of_that_kind(self) -> Self:

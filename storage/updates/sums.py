@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.errors import ConfigError, Corrupt
-from storage.updates.header import ReportColumns, SumEntry, Sums, UpdateHeader
+from storage.updates.header import ExactSums, ReportColumns, SumEntry, UpdateHeader, read_header
 from storage.updates.info import (
     MAGIC,
     MAX_HEADER_BYTES,
@@ -140,7 +140,7 @@ class SumsWriter:
                 "metrics": info.metrics,
                 "codec": CODEC,
                 "chunks": self._chunks,
-                "sums": Sums(
+                "sums": ExactSums(
                     sums=tuple(sums),
                     units=tuple(self._units),
                     reports=info.reports,
@@ -161,6 +161,20 @@ def answering(source: Reader, header: UpdateHeader, origin: Origin, out: BinaryI
         origin: which order it answers from here on.
     """
     return _write(out, header.model_copy(update=asdict(origin)), source)
+
+
+def read_whole(stream: BinaryIO, key: str) -> UpdateHeader:
+    """Return the header of a file whose own hash was verified; the stream is at the first chunk.
+
+    Raises:
+        Corrupt: it is no update.
+    """
+    prefix = stream.read(PREFIX.size)
+    length = PREFIX.unpack(prefix)[1] if len(prefix) == PREFIX.size else 0
+    digest = hashlib.sha256(prefix + stream.read(min(length, MAX_HEADER_BYTES))).hexdigest()
+    size = stream.seek(0, 2)
+    stream.seek(0)
+    return read_header(stream, header_sha256=digest, max_bytes=size, key=key)
 
 
 def sum_chunks(
@@ -190,7 +204,7 @@ def sum_chunks(
         raise Corrupt(f"{key}: bytes follow the last chunk")
 
 
-def require_readable(header: UpdateHeader, key: str) -> Sums:
+def require_readable(header: UpdateHeader, key: str) -> ExactSums:
     """Return the sums of a header; Corrupt where their numbers are written in another way."""
     if header.sums is None or header.codec != CODEC:
         raise Corrupt(f"{key}: sums are whole numbers, not {header.codec!r}")

@@ -4,6 +4,8 @@ projects/{p}/runs/{run}/global/{version}.safetensors
 projects/{p}/runs/{run}/manifests/{version}.json
 projects/{p}/runs/{run}/records/{version}.json
 projects/{p}/runs/{run}/state/{version}.safetensors
+projects/{p}/runs/{run}/base/{version}.safetensors
+projects/{p}/runs/{run}/base_state/{version}.safetensors
 projects/{p}/runs/{run}/partial/{round}.upd
 projects/{p}/runs/{run}/updates/{round}/{attempt}/{device}.upd
 projects/{p}/epoch.json
@@ -19,7 +21,7 @@ from dataclasses import dataclass
 _RUN = re.compile(r"projects/([A-Za-z0-9_-]{1,64})/runs/([a-z0-9_-]{1,64})/")
 _UPDATE = re.compile(r"updates/(\d{6,})/(\d{3,})/([a-z0-9_-]{1,64})\.upd")
 _VERSION = re.compile(
-    r"(?:(?:global|state)/(\d{6,})\.safetensors|(?:manifests|records)/(\d{6,})\.json"
+    r"(?:(?:global|state|base|base_state)/(\d{6,})\.safetensors|(?:manifests|records)/(\d{6,})\.json"
     r"|partial/(\d{6,})\.upd)"
 )
 _BUNDLE = re.compile(r"([0-9a-f]{64})\.rtask")
@@ -64,9 +66,21 @@ class RunKeys:
         """The algorithm's server state that belongs to a version."""
         return f"{self.prefix}state/{version:06d}.safetensors"
 
+    def base(self, version: int) -> str:
+        """A version of a parent's, which a domain's devices train from or evaluate."""
+        return f"{self.prefix}base/{version:06d}.safetensors"
+
+    def base_state(self, version: int) -> str:
+        """The algorithm's server state that belongs to a version of a parent's."""
+        return f"{self.prefix}base_state/{version:06d}.safetensors"
+
     def partial(self, round_number: int) -> str:
         """The sums of a domain's devices in a round, for its parent."""
         return f"{self.prefix}partial/{round_number:06d}.upd"
+
+    def of_domain(self, number: int) -> set[str]:
+        """The objects of a number that a domain has of its parent's runs."""
+        return {self.base(number), self.base_state(number), self.partial(number)}
 
     def update(self, round_number: int, attempt: int, device_id: str) -> str:
         """A device's update."""
