@@ -48,7 +48,7 @@ class Tree:
         name_of = str if name == "root" else self.name_of
         keys = KEYS if name == "root" else RunKeys(f"p-{name}", KEYS.run_id)
         return RunAggregator(
-            AggregatedRun(keys, self.algorithm, self.seed, 4, name_of),
+            AggregatedRun(keys, self.algorithm, self.seed, 4, name_of=name_of),
             KeepAll(),
             self.store,
             ModelCache(self.folder / f"{name}-{self._made}", self.store),

@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Protocol, TypeAlias
 
 from algorithms.base import UPDATE, Algorithm, Report
-from fl_server.aggregation.arithmetic.server_half import require_sections, weight_of
+from fl_server.aggregation.arithmetic.server_half import covered, require_sections, weight_of
 from fl_server.aggregation.base_models import BaseModels
+from fl_server.aggregation.combining import Combining
 from fl_server.aggregation.model_cache import ModelCache
 from fl_server.aggregation.next_version import NextVersion, RoundInput
+from fl_server.aggregation.part_models import PartModels
 from fl_server.aggregation.partial import (
     CountedReport,
     ReceivedSums,
@@ -31,8 +33,10 @@ from fl_server.aggregation.partial import (
     require_sums_of,
     write_sums,
 )
+from fl_server.aggregation.rules.base import Rule
+from fl_server.aggregation.rules.mean import WeightedMean
 from fl_server.aggregation.spool import MemoryBudget, Spool
-from fl_server.aggregation.sums import RoundSums
+from fl_server.aggregation.sums import COVERAGE, RoundSums, UpdateParts
 from fl_server.rounds.model import Model, Update
 from runtime.errors import Corrupt, NotFound
 from runtime.files import file_sha256
@@ -42,7 +46,7 @@ from storage.updates.header import UpdateHeader, read_header, require_origin
 from storage.updates.info import MAX_SUM_BYTES, Origin, Section
 from storage.updates.stream import verified_blocks
 from storage.versions.keys import RunKeys
-from storage.weights import Layout, Reader
+from storage.weights import Layout, Reader, Slices
 
 PARTIAL = "partial"
 """Whose sums are that nobody was ordered yet: they are made before the order that they answer."""
@@ -58,12 +62,13 @@ class Refused(Corrupt):
 
 @dataclass(frozen=True)
 class SubmittedUpdate:
-    """One device's update for one (round, attempt)."""
+    """One device's update for one (round, attempt); ``width`` is what it was ordered to train."""
 
     device_id: str
     round: int
     attempt: int
     update: Update
+    width: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,7 @@ class AggregatedRun:
 
     Attributes:
         algorithm: its server half makes the next version.
+        rule: how updates become one.
         cohort_size: how many updates a round's sum should find room for at first.
         name_of: what a device is called in reports, where a parent gets them.
     """
@@ -80,7 +86,13 @@ class AggregatedRun:
     algorithm: Algorithm
     seed: int
     cohort_size: int
+    rule: Rule = field(default_factory=WeightedMean)
     name_of: Callable[[str], str] = str
+
+    @property
+    def combining(self) -> Combining:
+        """How a round's updates become one."""
+        return Combining(self.algorithm, self.rule)
 
 
 @dataclass
@@ -102,6 +114,7 @@ class _Verified:
     spool: Spool
     sections: tuple[Section, ...]
     reports: frozenset[str]
+    slices: Slices | None
 
     def scalars(self) -> dict[str, float]:
         """Return the scalars that the update has."""
@@ -150,11 +163,25 @@ class RunAggregator:
         self._retention = retention
         self._store = store
         self.base = BaseModels(models, store)
+        self._parts = PartModels(run.keys, self.base, store)
         self._budget = budget
         self._folder = models.folder
         self._lock = threading.Lock()
         self._verified: dict[tuple[RoundKey, str], _Verified | ReceivedSums] = {}
         self._round: _OpenRound | None = None
+
+    # --- parts ----------------------------------------------------------------------------------
+
+    def store_part(self, base: Model, width: float) -> Model:
+        """Return the model of what devices of a width train in the next round, once it is stored.
+
+        Raises:
+            ConfigError: the algorithm cannot divide the model.
+            Unavailable: the store cannot be reached now; try again.
+        """
+        algorithm, layout = self._run.algorithm, self.base.layout(base)
+        slices = algorithm.part(width, base.version + 1, layout)
+        return base if slices is None else self._parts.store(base, slices)
 
     # --- verify -------------------------------------------------------------------------------
 
@@ -185,6 +212,9 @@ class RunAggregator:
         self, submission: SubmittedUpdate, base: Model, layout: Layout
     ) -> _Verified | ReceivedSums:
         update, algorithm = submission.update, self._run.algorithm
+        slices = algorithm.part(submission.width, submission.round, layout)
+        if slices is not None:
+            base, layout = self._parts.describe(base, slices), slices.part
         expected = Origin(
             run_id=self.keys.run_id,
             round=submission.round,
@@ -220,7 +250,7 @@ class RunAggregator:
             except BaseException:
                 spool.close()
                 raise
-        return _Verified(spool, sections, frozenset(algorithm.reports))
+        return _Verified(spool, sections, frozenset(algorithm.reports), slices)
 
     def _read_sums(
         self,
@@ -233,6 +263,8 @@ class RunAggregator:
         """Read the sums of a domain's devices, which must be weighted as they would be here."""
         update, key = submission.update, submission.update.key
         assert header.sums is not None
+        if self._run.combining.needs_updates:
+            raise Refused(f"{key}: this run needs the single updates, and a domain sends their sum")
         if (header.num_examples, header.sums.population) != (
             update.num_examples,
             update.population,
@@ -271,11 +303,13 @@ class RunAggregator:
             found.spool.close()
             raise
         try:
-            round_.sums.add(found.spool, found.sections, weight)
+            has = UpdateParts(found.sections, name, found.slices)
+            round_.sums.add(found.spool, has, weight)
         except BaseException:
             self._close_round()  # half an update is in the sum: it must never become a model
             raise
         names = frozenset(section.name for section in found.sections)
+        names |= {f"{COVERAGE}{each}" for each in names & set(covered(self._run.algorithm))}
         round_.counted[submission.device_id] = (CountedReport(report, names),)
 
     def _fold_sums(self, round_: _OpenRound, sender: str, found: ReceivedSums) -> None:
@@ -300,7 +334,9 @@ class RunAggregator:
         if self._round is not None and self._round.key == key:
             return self._round
         self._close_round()
-        self._round = _OpenRound(key, RoundSums(self._run.cohort_size, self._folder))
+        algorithm, kept = self._run.algorithm, self._run.combining.kept_singly
+        sums = RoundSums(self._run.cohort_size, self._folder, covered(algorithm), kept)
+        self._round = _OpenRound(key, sums)
         return self._round
 
     def _close_round(self) -> None:
@@ -368,6 +404,7 @@ class RunAggregator:
         version, copies = key[0], self.base.copies
         reports = [each.report for each in round_.reports]
         path, vectors = copies.temporary(), copies.temporary()
+        round_.sums.combine = self._run.combining.of_round(round_.sums, reports)
         given = RoundInput(
             self.base.fetch(base),
             self.base.fetch(base.state) if base.state is not None else None,
@@ -433,6 +470,7 @@ class RunAggregator:
                 each
                 for each in listed
                 if self.keys.is_spent_update(each, *key)
+                or self.keys.is_spent_part(each, model.version)
                 or self.keys.version_of(each) not in {None, *retained}
             ]
             return self._drop(spent, retained)

@@ -13,10 +13,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
-from algorithms.base import BLOCK, STATISTICS, Algorithm, Report
+from algorithms.base import BLOCK, Algorithm, Report
 from fl_server.aggregation.arithmetic.exact import BlockSum, Workspace
+from fl_server.aggregation.arithmetic.server_half import covered, section_sizes
 from fl_server.aggregation.spool import MemoryBudget, unlinked_file
-from fl_server.aggregation.sums import RoundSums
+from fl_server.aggregation.sums import COVERAGE, RoundSums
 from runtime.bounds import MAX_EXAMPLES, plausible
 from runtime.errors import Corrupt
 from storage.updates.header import ReportColumns, UpdateHeader
@@ -111,9 +112,8 @@ class SumPart:
         open_parts.add(self._first)
         return self
 
-    def add_to(self, block: BlockSum, start: int, weight: int, work: Workspace) -> None:
+    def add_to(self, block: BlockSum, start: int, work: Workspace) -> None:
         """Add the block that begins at ``start``; its weights are in it."""
-        del weight
         index = start // BLOCK
         data = self._spool.read(self._first + index)
         if data:
@@ -195,8 +195,8 @@ def require_sums_of(
         weigh: returns an update's weight.
     """
     sums = require_readable(header, key)
-    sizes = dict.fromkeys((*algorithm.sends, STATISTICS), layout.size)
-    sizes |= dict.fromkeys(algorithm.reports, 1)
+    sizes = section_sizes(algorithm, layout)
+    sizes |= {f"{COVERAGE}{name}": layout.size for name in covered(algorithm)}
     for entry in sums.sums:
         if sizes.get(entry.name) != entry.count:
             raise Corrupt(
@@ -276,14 +276,15 @@ def write_sums(
         )
     with unlinked_file(folder) as body:
         writer = SumsWriter(body)
-        for name in sums.names:
-            for start in range(0, sums.size(name), BLOCK):
-                writer.add(name, WholeNumbers(*sums.integers(name, start)))
+        exact = sums.exact
+        for name, (size, each) in exact.items():
+            for start in range(0, size, BLOCK):
+                writer.add(name, WholeNumbers(*each.integers(start)))
         info = SumsInfo(
             min(sum(each.report.num_examples for each in counted), MAX_EXAMPLES),
             plausible(told.metrics),
-            {name: sums.weight(name) for name in sums.names},
-            _columns(counted, sums.names),
+            {name: each.weight for name, (_, each) in exact.items()},
+            _columns(counted, list(exact)),
             max(told.population, len(counted)),
         )
         return writer.finish(out, origin, info)

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import numpy as np
 
 from algorithms.base import BLOCK
-from fl_server.aggregation.arithmetic.exact import BlockSum, Float32s, Int64s, Workspace
+from fl_server.aggregation.arithmetic.exact import BlockSum, Float32s, Int64s
 from runtime.errors import Corrupt
 from storage.updates.info import Section
 
@@ -59,10 +59,15 @@ class Spool:
     def append(self, values: Float32s) -> None:
         """Keep a copy of the next values."""
         if self._file is not None:
-            _write_all(self._file, values)
+            write_all(self._file, values)
         elif self._array is not None:
             self._array[self._filled : self._filled + len(values)] = values
         self._filled += len(values)
+
+    @property
+    def is_in_memory(self) -> bool:
+        """Whether the values are in memory and not in a file."""
+        return self._array is not None
 
     def read(self, start: int, count: int) -> Float32s:
         """Return at most ``BLOCK`` values from ``start`` on; they hold until the next read."""
@@ -74,7 +79,7 @@ class Spool:
             self._buffer = np.empty(min(BLOCK, self.size), np.float32)
         values = self._buffer[:count]
         self._file.seek(4 * start)
-        _read_into(self._file, values)
+        read_into(self._file, values)
         return values
 
     def parts(self, sections: Sequence[Section]) -> dict[str, SpoolPart]:
@@ -97,6 +102,26 @@ class Spool:
         self._reserved = 0
 
 
+class Values(Protocol):
+    """The values of one vector of an update, block by block."""
+
+    size: int
+
+    def read(self, start: int, count: int) -> Float32s:
+        """Return at most ``BLOCK`` values from ``start`` on; they hold until the next read."""
+        ...
+
+    def close(self) -> None:
+        """Give back what they take."""
+        ...
+
+
+def blocks_of(values: Values) -> Iterator[tuple[int, Float32s]]:
+    """Yield (start, values) of ``BLOCK`` values; they hold until the next are asked for."""
+    for start in range(0, values.size, BLOCK):
+        yield start, values.read(start, min(BLOCK, values.size - start))
+
+
 class SpoolPart:
     """One section's values of a spool, which is closed with the last of its parts."""
 
@@ -105,13 +130,14 @@ class SpoolPart:
         self._spool, self._start, self._open_parts = spool, start, open_parts
         open_parts.add(start)
 
+    @property
+    def is_in_memory(self) -> bool:
+        """See :class:`Spool`."""
+        return self._spool.is_in_memory
+
     def read(self, start: int, count: int) -> Float32s:
         """See :class:`Spool`."""
         return self._spool.read(self._start + start, count)
-
-    def add_to(self, block: BlockSum, start: int, weight: int, work: Workspace) -> None:
-        """Add ``weight`` times the values from ``start`` on to their block's sum."""
-        block.add(self.read(start, block.count), weight, work)
 
     def close(self) -> None:
         """Close the spool if no other part is open."""
@@ -155,7 +181,7 @@ class BlockSums:
         limbs = [np.empty(block.count, np.int64) for _ in self._offsets[index]]
         for limb, offset in zip(limbs, self._offsets[index], strict=True):
             self._file.seek(offset)
-            _read_into(self._file, limb)
+            read_into(self._file, limb)
         return block.with_limbs(limbs)
 
     def write(self, index: int, block: BlockSum) -> None:
@@ -172,7 +198,7 @@ class BlockSums:
                 offsets.append(self._end)
                 self._end += limb.nbytes
             self._file.seek(offsets[place])
-            _write_all(self._file, limb)
+            write_all(self._file, limb)
 
     def close(self) -> None:
         """Give memory and disk back."""
@@ -183,19 +209,21 @@ class BlockSums:
 
 
 def unlinked_file(folder: Path) -> BinaryIO:
-    """Return a new file in a folder, which is gone with the process or when it is closed."""
+    """Return a new file in the folder that ends with the process."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     file: BinaryIO = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 (close())
     return file
 
 
-def _write_all(file: BinaryIO, values: Float32s | Int64s) -> None:
+def write_all(file: BinaryIO, values: Float32s | Int64s) -> None:
+    """Write all of the values at the file's position."""
     view = values.view(np.uint8).data
     while view:
         view = view[file.write(view) :]
 
 
-def _read_into(file: BinaryIO, values: Float32s | Int64s) -> None:
+def read_into(file: BinaryIO, values: Float32s | Int64s) -> None:
+    """Fill the values from the file's position on; Corrupt when it ends before."""
     view = values.view(np.uint8).data
     done = 0
     while done < len(view):

@@ -61,6 +61,7 @@ class IssueOrder:
         scalars: the algorithm's server scalars that its clients get, all of them for a domain.
         payload: what an exchange says, for the task on the device.
         evaluators: which of its devices a domain is to order to evaluate.
+        width: how much of the model the device trains; below 1 the model is a part.
     """
 
     device_id: str
@@ -79,6 +80,7 @@ class IssueOrder:
     vectors: ModelFile | None = None
     scalars: Mapping[str, float] = field(default_factory=dict)
     evaluators: Evaluators = ""
+    width: float = 1.0
 
 
 @dataclass(frozen=True)

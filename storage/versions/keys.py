@@ -7,6 +7,7 @@ projects/{p}/runs/{run}/state/{version}.safetensors
 projects/{p}/runs/{run}/base/{version}.safetensors
 projects/{p}/runs/{run}/base_state/{version}.safetensors
 projects/{p}/runs/{run}/partial/{round}.upd
+projects/{p}/runs/{run}/parts/{version}/{digest}.safetensors
 projects/{p}/runs/{run}/updates/{round}/{attempt}/{device}.upd
 projects/{p}/epoch.json
 projects/{p}/bundles/{sha256}.rtask
@@ -24,6 +25,7 @@ _VERSION = re.compile(
     r"(?:(?:global|state|base|base_state)/(\d{6,})\.safetensors|(?:manifests|records)/(\d{6,})\.json"
     r"|partial/(\d{6,})\.upd)"
 )
+_PART = re.compile(r"parts/(\d{6,})/[0-9a-f]{64}\.safetensors")
 _BUNDLE = re.compile(r"([0-9a-f]{64})\.rtask")
 
 
@@ -81,6 +83,15 @@ class RunKeys:
     def of_domain(self, number: int) -> set[str]:
         """The objects of a number that a domain has of its parent's runs."""
         return {self.base(number), self.base_state(number), self.partial(number)}
+
+    def part(self, version: int, digest: str) -> str:
+        """A part of a version, which the next round's devices train."""
+        return f"{self.prefix}parts/{version:06d}/{digest}.safetensors"
+
+    def is_spent_part(self, key: str, version: int) -> bool:
+        """Whether the key is a part of a version before this one."""
+        match = _PART.fullmatch(key.removeprefix(self.prefix))
+        return match is not None and int(match[1]) < version
 
     def update(self, round_number: int, attempt: int, device_id: str) -> str:
         """A device's update."""
