@@ -82,11 +82,22 @@ _ANSWERS = (SendReceipt, DiscardUpdate, SweepRound, TagBest, ReportRound)
 
 
 class RoundMachine:
-    """Coordinates one run. Not thread-safe: one owner calls it."""
+    """Coordinates one run. Not thread-safe: one owner calls it.
 
-    def __init__(self, plan: Plan, initial: Model, facts: Iterable[Fact] = ()) -> None:
+    Args:
+        facts: the journalled ones.
+        ledger: what earlier facts add up to, where not they were kept but that.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        initial: Model,
+        facts: Iterable[Fact] = (),
+        ledger: Ledger | None = None,
+    ) -> None:
         self.plan = plan
-        self.ledger = Ledger(plan.rounds, initial, on_request=plan.on_request)
+        self.ledger = ledger or Ledger(plan.rounds, initial, on_request=plan.on_request)
         self._roster = Roster()
         self._updates = UpdateIntake(self.ledger)
         self._evaluation = VersionEvaluation(plan, self.ledger, self._roster)

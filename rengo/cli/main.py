@@ -30,6 +30,7 @@ _COMMANDS = {
     "site": "site.backup",
     "status": "operator.status",
     "run": "operator.run",
+    "simulate": "machine.simulate",
     "runs": "operator.runs",
     "models": "operator.models",
     "task": "operator.task",
