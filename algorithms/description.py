@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass, fields
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -91,10 +91,17 @@ def _settings_of(algorithm: Algorithm) -> tuple[Setting, ...]:
         Setting(
             field.name,
             getattr(algorithm, field.name),
-            " and ".join(str(each) for each in get_args(hints[field.name])[1:]),
+            _bounds_of(hints[field.name]),
         )
         for field in fields(algorithm)
     )
+
+
+def _bounds_of(hint: Any) -> str:
+    inner, *bounds = get_args(hint) or (hint,)
+    if get_origin(inner) is dict:
+        return f"by name, each {_bounds_of(get_args(inner)[1])}"
+    return " and ".join(str(each) for each in bounds)
 
 
 def costs_of(algorithm: Algorithm) -> Costs:
@@ -135,6 +142,8 @@ class _Data:
     num_examples = 4
     steps = _STEPS
     learning_rate = 0.1
+    seed = 0
+    width = 1.0
     head = frozenset({"head.weight", "head.bias"})
     norms = frozenset({"scale"})
     adapters = frozenset({"head.weight", "head.bias"})

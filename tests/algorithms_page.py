@@ -33,6 +33,8 @@ Every algorithm runs in every mode, and on both engines unless the table says ot
 | each device is to have a model of its own | `ditto` or `apfl` |
 | a head of its own is enough for each | `fedper` or `fedrep` |
 | the devices' sensors differ, so that inputs are scaled or tinted | `fedbn` |
+| some devices are too weak for the whole model, or their links are | `heterofl` or `fjord` |
+| nearly all of them are | `fedrolex`: they train all of it in turns |
 | a large model is trained before, and links are thin | `lora` or `ffalora` |
 | there are a few kinds of devices | `ifca`; or `cfl`, which finds out how many |
 

@@ -40,6 +40,8 @@ class Quadratic:
     steps: int = 5
     learning_rate: float = 0.1
     round: int = 1
+    seed: int = 0
+    width: float = 1.0
     number: int = 0
     head: frozenset[str] = frozenset({"head"})
     norms: frozenset[str] = frozenset({"body"})

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from algorithms.base import BLOCK, Algorithm, Report, Scalars
 from fl_server.aggregation.arithmetic.changes import Changes
-from fl_server.aggregation.arithmetic.server_half import Block, RoundFigures, ServerHalf
+from fl_server.aggregation.arithmetic.server_half import Block, ServerHalf, VersionInput
 from fl_server.aggregation.sums import RoundSums
 from fl_server.aggregation.vectors import VectorsReader, VectorsWriter, read_floats
 from storage.store.multipart_writer import PartWriter
@@ -65,7 +65,7 @@ class NextVersion:
         self._given = given
         self._half = ServerHalf(
             algorithm,
-            RoundFigures(given.scalars, given.sums, given.reports, given.population, given.seed),
+            VersionInput(given.scalars, given.sums, given.reports, given.population, given.seed),
         )
         self._vectors: VectorsReader | None = None
 

@@ -61,6 +61,10 @@ DEVICES_INVITE = Operation("devices_invite", given.Invitation, members.NewToken,
 DEVICES_ADMIT = Operation("devices_admit", given.NewDevices, members.Admitted, Effect.RECORDED)
 DEVICES_ROTATE = Operation("devices_rotate", given.OneDevice, members.Rotation, Effect.RECORDED)
 DEVICES_REVOKE = Operation("devices_revoke", given.OneDevice, members.Revoked, Effect.RECORDED)
+DEVICES_LABEL = Operation(
+    "devices_label", given.Labelling, members.LabelledDevices, Effect.RECORDED
+)
+DEVICES_GROUP = Operation("devices_group", given.Grouping, members.Grouped, Effect.RECORDED)
 AUDIT_LS = Operation("audit_ls", given.LatestEntries, members.AuditLog, Effect.NONE, "viewer")
 AUDIT_VERIFY = Operation(
     "audit_verify", given.NoArguments, members.AuditVerified, Effect.NONE, "viewer"
@@ -68,6 +72,7 @@ AUDIT_VERIFY = Operation(
 
 RUNS_LS = Operation("runs_ls", given.LatestRuns, runs.RunList, Effect.NONE, "viewer")
 RUNS_SHOW = Operation("runs_show", given.OneRun, runs.RunReport, Effect.NONE, "viewer")
+RUNS_DEVICES = Operation("runs_devices", given.OneRun, runs.RunAddressed, Effect.NONE, "viewer")
 RUNS_PREPARE = Operation("runs_prepare", given.Definition, runs.RunUpload, Effect.DERIVED)
 RUNS_RENEW = Operation("runs_renew", given.OneRun, runs.RunUpload)
 RUNS_SUBMIT = Operation("runs_submit", given.RunSubmission, runs.RunStarted, Effect.RECORDED)
@@ -110,10 +115,13 @@ OPERATIONS: dict[str, Operation[Any, Any]] = {
         DEVICES_ADMIT,
         DEVICES_ROTATE,
         DEVICES_REVOKE,
+        DEVICES_LABEL,
+        DEVICES_GROUP,
         AUDIT_LS,
         AUDIT_VERIFY,
         RUNS_LS,
         RUNS_SHOW,
+        RUNS_DEVICES,
         RUNS_PREPARE,
         RUNS_RENEW,
         RUNS_SUBMIT,

@@ -31,6 +31,7 @@ from fl_server.operations.handlers.bundles import BundleOperations
 from fl_server.operations.handlers.cleanup import CleanupOperations
 from fl_server.operations.handlers.devices import DeviceOperations
 from fl_server.operations.handlers.extension import ExtensionOperations
+from fl_server.operations.handlers.labels import LabelOperations
 from fl_server.operations.handlers.models import ModelOperations
 from fl_server.operations.handlers.runs import RunOperations
 from fl_server.operations.requests import RequestKey, RequestLog, RequestRecord, digest_of
@@ -79,6 +80,7 @@ class Operations:
         runs = RunOperations(context)
         groups = (
             DeviceOperations(context),
+            LabelOperations(context),
             runs,
             ModelOperations(context),
             CleanupOperations(context, runs),

@@ -12,6 +12,7 @@ from fl_server.rounds.ledger import Ledger, RoundStep
 from fl_server.rounds.plan import Plan
 from fl_server.rounds.receipts import receipt_of
 from fl_server.rounds.roster import Roster
+from fl_server.rounds.workload import WidthOf, whole_model
 
 _ATTEMPT = 1
 
@@ -22,8 +23,11 @@ class VersionEvaluation:
     Orders are journalled, so that after a restart too nothing counts but what was ordered.
     """
 
-    def __init__(self, plan: Plan, ledger: Ledger, roster: Roster) -> None:
+    def __init__(
+        self, plan: Plan, ledger: Ledger, roster: Roster, width_of: WidthOf = whole_model
+    ) -> None:
         self._plan, self._ledger, self._roster = plan, ledger, roster
+        self._width_of = width_of
         # who declined the latest version and was ordered again since
         self._again: set[str] = set()
 
@@ -118,5 +122,12 @@ class VersionEvaluation:
             case "evaluators":
                 return self._roster.accepting("evaluator")
             case "devices":
-                return self._roster.accepting("trainer")
+                return self._widest(self._roster.accepting("trainer"))
         return ()
+
+    def _widest(self, devices: Sequence[str]) -> Sequence[str]:
+        """Return the devices that train most of the model: others may have no room for it."""
+        version = self._ledger.model.version
+        widths = {device_id: self._width_of(device_id, version) for device_id in devices}
+        most = max(widths.values(), default=1.0)
+        return [device_id for device_id in devices if widths[device_id] >= most]

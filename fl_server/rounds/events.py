@@ -119,6 +119,15 @@ class EvaluationReceived:
 
 
 @dataclass(frozen=True)
+class PartStored:
+    """The part of a version that devices of a width train is in the store."""
+
+    base_sha256: str
+    width: float
+    part: Model
+
+
+@dataclass(frozen=True)
 class AggregationFinished:
     """The next version is in the store."""
 

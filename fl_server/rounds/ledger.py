@@ -96,7 +96,7 @@ class Ledger:
         best: the best of them with its value, None before the first that was measured.
         on_request: each round waits until somebody outside requests it.
         made: what the latest requested round committed, None before that.
-        work: what this attempt's devices are asked for, where orders are fitted.
+        work: what this attempt's devices are asked for, where orders are fitted or of parts.
         speeds: what devices were measured at in this run, smoothed.
         known: the devices that ever were in a cohort.
         population: how many devices the run knew when the attempt started.
@@ -183,6 +183,10 @@ class Ledger:
         """Whether an update of the device could count now."""
         asked = self.phase == "collecting" and device_id in self.cohort
         return asked and device_id not in self.answered
+
+    def width_of(self, device_id: str) -> float:
+        """Return how much of the model a device trains in this attempt."""
+        return self.work[device_id].width if device_id in self.work else 1.0
 
     def counted(self, round_number: int, attempt: int, device_id: str) -> str | None:
         """Return the header sha256 of the device's update that was accepted then, or None."""

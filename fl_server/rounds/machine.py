@@ -74,7 +74,7 @@ from fl_server.rounds.model import Model
 from fl_server.rounds.plan import Plan
 from fl_server.rounds.roster import Roster
 from fl_server.rounds.updates import UpdateIntake
-from fl_server.rounds.workload import FitRule, Speed, fit
+from fl_server.rounds.workload import FitRule, Speed, WidthOf, fit, whole_model, with_widths
 from runtime.bounds import MAX_ROUNDS
 
 RESEND_S = 10.0
@@ -86,6 +86,7 @@ class RoundMachine:
 
     Args:
         facts: the journalled ones.
+        width_of: asked when a round starts; its answers are in the fact.
         ledger: what earlier facts add up to, where not they were kept but that.
     """
 
@@ -94,13 +95,14 @@ class RoundMachine:
         plan: Plan,
         initial: Model,
         facts: Iterable[Fact] = (),
+        width_of: WidthOf = whole_model,
         ledger: Ledger | None = None,
     ) -> None:
-        self.plan = plan
+        self.plan, self._width_of = plan, width_of
         self.ledger = ledger or Ledger(plan.rounds, initial, on_request=plan.on_request)
         self._roster = Roster()
         self._updates = UpdateIntake(self.ledger)
-        self._evaluation = VersionEvaluation(plan, self.ledger, self._roster)
+        self._evaluation = VersionEvaluation(plan, self.ledger, self._roster, width_of)
         self._best = BestVersion(plan, self.ledger, self._roster)
         self._gathering = Gathering(plan, self.ledger, self._roster)
         self._return_armed = False
@@ -163,7 +165,8 @@ class RoundMachine:
         ledger = self.ledger
         for device_id, update in sorted(ledger.accepted.items()):
             if ledger.phase in {"collecting", "aggregating"}:
-                step.commands.append(FoldUpdate(device_id, ledger.round, ledger.attempt, update))
+                place = (device_id, ledger.round, ledger.attempt)
+                step.commands.append(FoldUpdate(*place, update, ledger.width_of(device_id)))
         if ledger.best is not None:
             step.commands.append(TagBest(ledger.best[0]))
         self._report(step)
@@ -278,7 +281,9 @@ class RoundMachine:
         self._return_armed = False
         self._updates.forget()
         target = min(plan.cohort_size, len(cohort))
-        work = {} if plan.fit is None else fit(cohort, self._speeds(plan.fit), plan.fit)
+        fitted = {} if plan.fit is None else fit(cohort, self._speeds(plan.fit), plan.fit)
+        widths = {device_id: self._width_of(device_id, ledger.round) for device_id in cohort}
+        work = with_widths(fitted, widths)
         known = {*ledger.known, *cohort, *self._roster.accepting("trainer")}
         started = RoundStarted(ledger.round, ledger.attempt, cohort, target, work, len(known))
         ledger.record(started, step)

@@ -45,7 +45,8 @@ class UpdateIntake:
         else:
             self.verifying[event.device_id] = event.update
             place = (event.device_id, event.round, event.attempt)
-            step.commands.append(VerifyUpdate(*place, event.update))
+            width = self._ledger.width_of(event.device_id)
+            step.commands.append(VerifyUpdate(*place, event.update, width))
 
     def _is_open(self, event: ResultReceived | UpdateDelivered, step: RoundStep) -> bool:
         """Return whether an update may count now; where it may not, the device gets its receipt."""
@@ -94,7 +95,8 @@ class UpdateIntake:
         device_id, place = event.device_id, (event.round, event.attempt)
         self._ledger.record(UpdateAccepted(*place, device_id, event.update), step)
         step.commands.append(receipt_of(event, "accepted"))
-        step.commands.append(FoldUpdate(device_id, *place, event.update))
+        fold = FoldUpdate(device_id, *place, event.update, self._ledger.width_of(device_id))
+        step.commands.append(fold)
 
     def _refuse(self, event: ResultReceived | UpdateRejected, reason: str, step: RoundStep) -> None:
         fact = UpdateRefused(event.round, event.attempt, event.device_id, reason)

@@ -33,6 +33,7 @@ class RunResult:
         """Return the JSON document of ``--json``."""
         report = self.report
         device_keys = {"id", "profile", "engine", "rounds", "peak_rss_bytes"}
+        device_keys |= {"width", "bytes_up", "bytes_down"}
         return {
             "run_id": report.run_id,
             "task": report.task,

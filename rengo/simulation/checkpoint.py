@@ -20,7 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 from fl_server.aggregation.arithmetic.in_memory import MemoryVersion
 from fl_server.rounds.ledger import Ledger
 from rengo.simulation.coordinator import Coordinator
-from rengo.simulation.history import History
+from rengo.simulation.history import RoundHistory
 from rengo.simulation.states import ClientStates
 from runtime.errors import ConfigError, Corrupt
 from runtime.files import whole_file
@@ -33,7 +33,7 @@ _META, _VERSION, _VECTOR, _STATE = "meta", "version/", "vector/", "state/"
 
 
 @dataclass
-class Pace:
+class CheckpointPace:
     """When a checkpoint is due: every so many seconds, and for a small part of the time.
 
     Attributes:
@@ -72,7 +72,9 @@ class Saved:
     history: Mapping[str, Any]
     arrays: Mapping[str, Array]
 
-    def restore(self, coordinator: Coordinator, history: History, states: ClientStates) -> None:
+    def restore(
+        self, coordinator: Coordinator, history: RoundHistory, states: ClientStates
+    ) -> None:
         """Set what is saved; the coordinator was made with the saved ledger."""
         initial, arrays = coordinator.run.initial.weights, self.arrays
         versions = {
@@ -98,7 +100,7 @@ def save(
     path: Path,
     head: tuple[str, float],
     coordinator: Coordinator,
-    history: History,
+    history: RoundHistory,
     states: ClientStates,
 ) -> None:
     """Write the checkpoint of a run.

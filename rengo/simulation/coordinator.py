@@ -18,7 +18,7 @@ from algorithms.registry import load as load_algorithm
 from fl_client.models.settings import TrainingSettings
 from fl_server.aggregation.arithmetic.in_memory import MemorySums, MemoryVersion, next_version
 from fl_server.aggregation.arithmetic.server_half import (
-    RoundFigures,
+    VersionInput,
     require_sections,
     weight_of,
 )
@@ -50,7 +50,7 @@ from rengo.simulation.backend import (
 )
 from rengo.simulation.clients import EVALUATOR, EVALUATOR_ID, VirtualClients
 from rengo.simulation.states import ClientStates
-from rengo.simulation.timeline import Fleet, Timeline
+from rengo.simulation.timeline import FleetTiming, Timeline
 from runtime.errors import Corrupt, RunNotCompleted, StorageError
 from storage.weights import NotFinite, Vector
 
@@ -87,7 +87,7 @@ class Parts:
 
     backend: Backend
     states: ClientStates
-    fleet: Fleet
+    fleet: FleetTiming
 
 
 class _Result(NamedTuple):
@@ -123,7 +123,7 @@ class _OpenSum:
         self.waiting, self.waiting_bytes = [], 0
 
 
-class Watch(Protocol):
+class RunWatch(Protocol):
     """Whoever sees what happens in a run."""
 
     def observe(self, fact: Fact) -> None:
@@ -147,7 +147,7 @@ class Coordinator:
     """
 
     def __init__(
-        self, run: SimulatedRun, parts: Parts, watch: Watch, ledger: Ledger | None = None
+        self, run: SimulatedRun, parts: Parts, watch: RunWatch, ledger: Ledger | None = None
     ) -> None:
         self.run, self.parts = run, parts
         self.machine = RoundMachine(run.plan, Model(0, "", "", 0), ledger=ledger)
@@ -358,7 +358,7 @@ class Coordinator:
         found.flush()
         reports = sorted(found.reports.values(), key=lambda report: report.device_id)
         population = max(command.population, len(reports))
-        figures = RoundFigures(
+        figures = VersionInput(
             self.version.scalars, found.sums, reports, population, self.run.definition.seed
         )
         try:

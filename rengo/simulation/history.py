@@ -55,7 +55,7 @@ class RoundFigures:
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
-class History:
+class RoundHistory:
     """The rounds of a run so far.
 
     Args:

@@ -17,7 +17,7 @@ from fl_server.rounds.spread import spread_over_devices
 from fl_server.runs.record import RunRecord
 from rengo.simulation.clients import ClientsSpec
 from rengo.simulation.coordinator import SimulatedRun
-from rengo.simulation.history import History, RoundFigures
+from rengo.simulation.history import RoundFigures, RoundHistory
 from storage.weights import Weights, encode_header
 from storage.weights.safetensors import encode_others
 
@@ -59,7 +59,7 @@ def description_of(run: SimulatedRun, engine: str) -> dict[str, Any]:
 
 
 def run_report(
-    run_id: str, run: SimulatedRun, told: tuple[Ledger, History], model: Weights, at: float
+    run_id: str, run: SimulatedRun, told: tuple[Ledger, RoundHistory], model: Weights, at: float
 ) -> RunReport:
     """Return the report of a run that has ended.
 
@@ -110,7 +110,7 @@ def _round_row(row: RoundFigures, headline: str) -> RoundRow:
     )
 
 
-def _devices(spec: ClientsSpec, history: History) -> list[RunDevice]:
+def _devices(spec: ClientsSpec, history: RoundHistory) -> list[RunDevice]:
     nothing = dict.fromkeys(
         ("bytes_up", "bytes_down", "peak_rss_bytes", "steps", "full_steps", "step_s"), 0
     )

@@ -26,6 +26,14 @@ from storage.weights import Weights, read_safetensors, write_safetensors
 REPORT = "report.json"
 RESULT = "result.json"
 _SIMULATION = "simulation.json"
+_KINDS: dict[str, type] = {
+    **dict.fromkeys(("round", "attempts"), int),
+    **dict.fromkeys(("seconds", "virtual_s"), float),
+    **dict.fromkeys(("invited", "updates", "refused", "num_examples"), int),
+    "train_loss": float,
+}
+"""The columns of the table of rounds, before the metrics."""
+
 _MODEL, _BEST, _ROUNDS = "model.safetensors", "best.safetensors", "rounds.csv"
 
 
@@ -69,6 +77,14 @@ class ResultsFolder:
         """Return the last version of a run that has ended, and its best one."""
         best = read_safetensors(self.best) if self.best.is_file() else None
         return read_safetensors(self.model), best
+
+    def rounds(self) -> list[RoundFigures]:
+        """Return the rounds of a run that has ended."""
+        try:
+            lines = (self.path / _ROUNDS).read_text(encoding="utf-8").splitlines()
+            return [_row(each) for each in csv.DictReader(lines)]
+        except (OSError, ValueError, KeyError) as error:
+            raise ConfigError(f"{self.path / _ROUNDS} is damaged: {error}") from error
 
     def write(
         self,
@@ -150,14 +166,20 @@ def _encoded(document: Mapping[str, Any]) -> bytes:
 
 def _table(rounds: Sequence[RoundFigures]) -> str:
     metrics = sorted({name for row in rounds for name in row.metrics})
-    columns = [name for name in RoundFigures.__slots__ if name != "metrics"]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*columns, *metrics])
+    writer.writerow([*_KINDS, *metrics])
     for row in rounds:
-        figures = [getattr(row, name) for name in columns]
+        figures = [getattr(row, name) for name in _KINDS]
         writer.writerow([*figures, *(row.metrics.get(name, "") for name in metrics)])
     return out.getvalue()
+
+
+def _row(cells: Mapping[str, str]) -> RoundFigures:
+    """Return a line of the table read."""
+    figures = {name: kind(cells[name]) for name, kind in _KINDS.items() if cells[name]}
+    metrics = {name: float(text) for name, text in cells.items() if name not in _KINDS and text}
+    return RoundFigures(**figures, metrics=metrics)
 
 
 def _differences(one: Any, other: Any, path: str = "") -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -12,10 +12,11 @@ from fl_server.operations.results.runs import RunReport
 from fl_server.rounds.facts import Fact
 from rengo.operator.result import RunResult
 from rengo.simulation import checkpoint
-from rengo.simulation.backends import Choice, choose, open_backend
+from rengo.simulation.backends import open_backend
+from rengo.simulation.choice import Choice, choose
 from rengo.simulation.coordinator import Coordinator, Parts
 from rengo.simulation.definition import Prepared, Simulation, prepare
-from rengo.simulation.history import History
+from rengo.simulation.history import RoundFigures, RoundHistory
 from rengo.simulation.report import description_of, digest_of, run_report
 from rengo.simulation.results import ResultsFolder
 from rengo.simulation.states import MemoryStates
@@ -33,7 +34,8 @@ class SimulationResult:
     """The outcome of a simulated run.
 
     Attributes:
-        report: what a run of a fleet reports too; its ``history`` has a row for each round.
+        report: what a run of a fleet reports too.
+        rounds: a row for each committed round.
         weights: the last version.
         best_weights: the best version, where the run looked for it.
         choice: the backend, and why that one.
@@ -43,6 +45,7 @@ class SimulationResult:
     """
 
     report: RunReport
+    rounds: Sequence[RoundFigures]
     weights: Weights
     best_weights: Weights | None
     choice: Choice
@@ -96,7 +99,7 @@ class Keeping:
     checkpoint_every_s: float = CHECKPOINT_EVERY_S
 
 
-Progress = Callable[[Coordinator, History], None]
+Progress = Callable[[Coordinator, RoundHistory], None]
 """Called after every committed round."""
 
 
@@ -174,7 +177,7 @@ def run_prepared(
     choice = choose(prepared.backend, prepared.setup)
     if folder is not None and folder.is_complete:
         return SimulationResult(
-            folder.report(), *folder.read(), choice, folder.path, was_there=True
+            folder.report(), folder.rounds(), *folder.read(), choice, folder.path, was_there=True
         )
     work = _Work(prepared, digest_of(described), choice, keeping, folder, progress)
     backend = open_backend(choice.name, prepared.setup)
@@ -197,7 +200,7 @@ class _Work:
     folder: ResultsFolder | None
     progress: Progress | None
     _began_at: float = field(default_factory=time.time)
-    _pace: checkpoint.Pace | None = None
+    _pace: checkpoint.CheckpointPace | None = None
 
     def run(self, parts: Parts) -> SimulationResult:
         """Return the outcome."""
@@ -210,7 +213,7 @@ class _Work:
         self._coordinator, self._states = coordinator, parts.states
         self._history = self._new_history(coordinator)
         if self.keeping is not None:
-            self._pace = checkpoint.Pace(self.keeping.checkpoint_every_s)
+            self._pace = checkpoint.CheckpointPace(self.keeping.checkpoint_every_s)
         if saved is None:
             coordinator.begin()
         else:
@@ -225,11 +228,11 @@ class _Work:
     # --- what happens -------------------------------------------------------------------------
 
     def observe(self, fact: Fact) -> None:
-        """See :class:`rengo.simulation.coordinator.Watch`."""
+        """See :class:`rengo.simulation.coordinator.RunWatch`."""
         self._history.observe(fact)
 
     def committed(self) -> None:
-        """See :class:`rengo.simulation.coordinator.Watch`."""
+        """See :class:`rengo.simulation.coordinator.RunWatch`."""
         self._history.settle()
         if self._pace is not None and self._pace.is_due() and not self._coordinator.ended:
             self._save()
@@ -245,10 +248,10 @@ class _Work:
         checkpoint.save(path, head, self._coordinator, self._history, self._states)
         self._pace.written(time.monotonic() - begun_s)
 
-    def _new_history(self, coordinator: Coordinator) -> History:
+    def _new_history(self, coordinator: Coordinator) -> RoundHistory:
         layout = self.prepared.run.initial.weights.layout
         vectors = len(self.prepared.setup.algorithm.broadcasts)
-        return History(
+        return RoundHistory(
             coordinator.machine.ledger,
             time.monotonic,
             lambda: coordinator.timeline.now_s,
@@ -264,8 +267,8 @@ class _Work:
         run_id = f"sim-{self.digest[:12]}"
         report = run_report(run_id, run, (ledger, history), weights, self._began_at)
         path = None if self.folder is None else self.folder.path
-        result = SimulationResult(report, weights, best, self.choice, path)
+        result = SimulationResult(report, history.rounds, weights, best, self.choice, path)
         if self.folder is None:
             return result
         reason = self.folder.write(report, result.document(), history.rounds, (weights, best))
-        return SimulationResult(report, weights, best, self.choice, path, reason)
+        return SimulationResult(report, history.rounds, weights, best, self.choice, path, reason)

@@ -34,9 +34,16 @@ class Sums(Protocol):
         """
         ...
 
+    def coverage(self, name: str, start: int, count: int) -> Float64s:
+        """Return a block of the weights of the updates that have each coordinate.
+
+        Asked only of an algorithm whose clients may train parts.
+        """
+        ...
+
 
 @dataclass(frozen=True)
-class RoundFigures:
+class VersionInput:
     """What a version is made of beside the weights and the server's vectors.
 
     Attributes:
@@ -61,7 +68,7 @@ class ServerHalf:
         Corrupt: the weights of all updates are 0.
     """
 
-    def __init__(self, algorithm: Algorithm, given: RoundFigures) -> None:
+    def __init__(self, algorithm: Algorithm, given: VersionInput) -> None:
         self._algorithm, self._given = algorithm, given
         self._mean = Mean({}, self._scalars(), len(given.reports), given.population)
 
@@ -113,9 +120,12 @@ class ServerHalf:
         return next_values(weights, values, layout, start), after
 
     def _mean_at(self, start: int, count: int) -> Mean:
-        sums = self._given.sums
-        vectors = {name: sums.mean(name, start, count) for name in self._algorithm.sends}
-        return replace(self._mean, vectors=vectors)
+        sums, names = self._given.sums, self._algorithm.sends
+        vectors = {name: sums.mean(name, start, count) for name in names}
+        if not self._algorithm.narrow_widths:
+            return replace(self._mean, vectors=vectors)
+        coverage = {name: sums.coverage(name, start, count) for name in names}
+        return replace(self._mean, vectors=vectors, coverage=coverage)
 
     def _scalars(self) -> dict[str, float]:
         sums = self._given.sums
@@ -134,6 +144,18 @@ class ServerHalf:
             for name, value in part.items():
                 found[name] = found.get(name, 0.0) + float(value)
         return found
+
+
+def mean_of(total: Float64s, weights: Float64s | float) -> Float64s:
+    """Return a block of a mean, zeros where no update has a coordinate.
+
+    Args:
+        weights: of the updates, or of those that have each coordinate.
+    """
+    if isinstance(weights, float):
+        mean: Float64s = total / weights
+        return mean
+    return np.divide(total, weights, out=np.zeros(len(total)), where=weights > 0)
 
 
 def kept_vectors(after: Blocks) -> dict[str, Float32s]:
@@ -169,6 +191,11 @@ def weight_of(algorithm: Algorithm, report: Report, scalars: Scalars) -> int:
     if not 0 <= weight <= MAX_EXAMPLES:
         raise Corrupt(f"its weight would be {weight}")
     return round(math.ldexp(weight, _WEIGHT_BITS))
+
+
+def covered(algorithm: Algorithm) -> tuple[str, ...]:
+    """Return the vectors of which an update may have a part."""
+    return (*algorithm.sends, STATISTICS) if algorithm.narrow_widths else ()
 
 
 def section_sizes(algorithm: Algorithm, layout: Layout) -> dict[str, int]:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from rengo.simulation.clients import VirtualClients
     from rengo.simulation.coordinator import Coordinator
     from rengo.simulation.definition import Prepared
-    from rengo.simulation.history import History
+    from rengo.simulation.history import RoundHistory
     from rengo.simulation.run import SimulationResult
 
 _CHECKPOINT_EVERY_S = 30.0
@@ -188,7 +188,7 @@ def _simulate(
     keeping = None if folder is None else Keeping(folder, options.checkpoint_every)
     with RoundsBar(out, run.plan.rounds, headline) as bar:
 
-        def progress(coordinator: Coordinator, history: History) -> None:
+        def progress(coordinator: Coordinator, history: RoundHistory) -> None:
             bar.update(coordinator.machine.ledger.model.version, history.latest(headline))
 
         return run_prepared(prepared, keeping, progress)

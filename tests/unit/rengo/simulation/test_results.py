@@ -12,7 +12,7 @@ import pytest
 import rengo
 from rengo.simulation.coordinator import Coordinator
 from rengo.simulation.definition import Simulation, prepare
-from rengo.simulation.history import History
+from rengo.simulation.history import RoundHistory
 from rengo.simulation.results import reports_below
 from rengo.simulation.run import Keeping, SimulationResult, run_prepared
 from runtime.errors import ConfigError, NotFound
@@ -33,7 +33,7 @@ class Stop(Exception):
 
 
 def simulated(values: dict[str, Any], folder: Path, stop_at: int = 0) -> SimulationResult:
-    def progress(coordinator: Coordinator, history: History) -> None:
+    def progress(coordinator: Coordinator, history: RoundHistory) -> None:
         if coordinator.machine.ledger.model.version == stop_at:
             raise Stop
 
@@ -93,6 +93,7 @@ def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
     assert not first.was_there
     assert np.array_equal(again.weights.vector, first.weights.vector)
     assert again.document() == first.document()
+    assert list(again.rounds) == list(first.rounds)
 
 
 def test_a_folder_is_of_one_simulation(tmp_path: Path) -> None:
