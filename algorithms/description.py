@@ -54,6 +54,7 @@ class Description:
         source: its paper, and what is particular to this form of it.
         engines: those that can train with it.
         needs: what it needs of a task.
+        needs_updates: whether the server keeps every update until a round's end.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Description:
     source: str
     engines: tuple[str, ...]
     needs: tuple[str, ...]
+    needs_updates: bool
     settings: tuple[Setting, ...]
     costs: Costs
 
@@ -80,6 +82,7 @@ def describe(name: str) -> Description:
         source=inspect.getdoc(inspect.getmodule(kind)) or "",
         engines=("torch",) if "loss" in algorithm.needs else ("numpy", "torch"),
         needs=algorithm.needs,
+        needs_updates=algorithm.needs_updates,
         settings=_settings_of(algorithm),
         costs=costs_of(algorithm),
     )

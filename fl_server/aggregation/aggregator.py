@@ -17,9 +17,14 @@ from pathlib import Path
 from typing import Protocol, TypeAlias
 
 from algorithms.base import UPDATE, Algorithm, Report
-from fl_server.aggregation.arithmetic.server_half import covered, require_sections, weight_of
+from fl_server.aggregation.arithmetic.combining import Combining
+from fl_server.aggregation.arithmetic.server_half import (
+    VersionInput,
+    covered,
+    require_sections,
+    weight_of,
+)
 from fl_server.aggregation.base_models import BaseModels
-from fl_server.aggregation.combining import Combining
 from fl_server.aggregation.model_cache import ModelCache
 from fl_server.aggregation.next_version import NextVersion, RoundInput
 from fl_server.aggregation.part_models import PartModels
@@ -308,15 +313,17 @@ class RunAggregator:
         version, copies = key[0], self.base.copies
         path, vectors = copies.temporary(), copies.temporary()
         reports = sorted(round_.reports.values(), key=lambda report: report.device_id)
-        round_.sums.combine = self._run.combining.of_round(round_.sums, reports)
         given = RoundInput(
             self.base.fetch(base),
             self.base.fetch(base.state) if base.state is not None else None,
-            dict(base.scalars),
-            round_.sums,
-            reports,
-            population,
-            self._run.seed,
+            VersionInput(
+                dict(base.scalars),
+                round_.sums,
+                reports,
+                population,
+                self._run.seed,
+                self._run.rule,
+            ),
         )
         try:
             with self._parts_of(self.keys.version(version), base) as parts:

@@ -16,6 +16,7 @@ import numpy as np
 from algorithms.base import Algorithm, Report
 from algorithms.registry import load as load_algorithm
 from fl_client.models.settings import TrainingSettings
+from fl_server.aggregation.arithmetic.combining import Combining
 from fl_server.aggregation.arithmetic.in_memory import MemorySums, MemoryVersion, next_version
 from fl_server.aggregation.arithmetic.server_half import (
     VersionInput,
@@ -157,6 +158,7 @@ class Coordinator:
         self.best: MemoryVersion | None = None
         self._watch = watch
         self._algorithm = run.algorithm
+        self._rule = run.definition.composition.rule
         self._numbers = {name: number for number, name in enumerate(run.clients.ids)}
         self._numbers[EVALUATOR_ID] = EVALUATOR
         self._held: dict[int, MemoryVersion] = {}
@@ -339,14 +341,16 @@ class Coordinator:
         result, report = found.trained, found.report
         pair = (command.round, command.attempt)
         if self._sum is None or self._sum.pair != pair:
-            self._sum = _OpenSum(pair, MemorySums(self.run.plan.cohort_size))
+            kept = Combining(self._algorithm, self._rule).kept_singly
+            sums = MemorySums(self.run.plan.cohort_size, kept_singly=kept)
+            self._sum = _OpenSum(pair, sums)
         vectors = result.vectors
         if report.scalars:
             scalars = {
                 name: np.array([value], np.float32) for name, value in report.scalars.items()
             }
             vectors = {**vectors, **scalars}
-        self._sum.add(vectors, found.weight)
+        self._sum.add(self._sum.sums.keep(result.device_id, vectors), found.weight)
         self._sum.reports[result.device_id] = report
         # what an update brings becomes permanent when it counts
         self.parts.states.put(self._numbers[result.device_id], result.state)
@@ -362,7 +366,12 @@ class Coordinator:
         reports = sorted(found.reports.values(), key=lambda report: report.device_id)
         population = max(command.population, len(reports))
         figures = VersionInput(
-            self.version.scalars, found.sums, reports, population, self.run.definition.seed
+            self.version.scalars,
+            found.sums,
+            reports,
+            population,
+            self.run.definition.seed,
+            self._rule,
         )
         try:
             after = next_version(self.version, self._algorithm, figures)

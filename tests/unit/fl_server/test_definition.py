@@ -109,6 +109,18 @@ def test_hyper_parameters_stand_beside_the_name() -> None:
             {"rule": {"name": "median"}, "algorithm": {"name": "term"}},
             "algorithm term weighs the updates, and a rule counts all alike; use rule.name=mean",
         ),
+        (
+            {"algorithm": {"name": "fedmgda"}, "cohort": {"size": 1001}},
+            "algorithm fedmgda keeps every update of a round, at most 1000; cohort.size is 1001",
+        ),
+        (
+            {"rule": {"name": "median"}, "algorithm": {"name": "fedmgda"}},
+            "rule median: algorithm fedmgda combines the updates itself",
+        ),
+        (
+            {"rule": {"name": "median"}, "algorithm": {"name": "heterofl", "widths": {"pi": 0.5}}},
+            "rule median: clients of algorithm heterofl send parts of the model",
+        ),
         ({"rule": {"name": "median"}, "flow": "canary"}, "a run of kind canary has none"),
         ({"training": 3}, "'training': "),
         ({"training": {"a": b"x"}}, "'training': a is a bytes, which settings cannot hold"),
