@@ -16,12 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
-from algorithms.base import UPDATE, Algorithm, Report
+from algorithms.base import Algorithm, Report
+from algorithms.transforms import bound_of
+from algorithms.transforms.base import Transform
 from fl_server.aggregation.arithmetic.combining import Combining
 from fl_server.aggregation.arithmetic.server_half import (
     RoundFigures,
     covered,
-    require_sections,
     weight_of,
 )
 from fl_server.aggregation.base_models import BaseModels
@@ -32,16 +33,17 @@ from fl_server.aggregation.rules.base import Rule
 from fl_server.aggregation.rules.mean import WeightedMean
 from fl_server.aggregation.spool import MemoryBudget, Spool
 from fl_server.aggregation.sums import RoundSums, UpdateParts
+from fl_server.aggregation.verified import VerifiedUpdate, require_norm, sections_of
 from fl_server.rounds.model import Model, Update
 from runtime.errors import Corrupt, NotFound
 from runtime.files import file_sha256
 from storage.store.multipart_writer import PartWriter
 from storage.store.objects import ObjectStore, abort_uploads
-from storage.updates.header import UpdateHeader, read_header, require_origin
-from storage.updates.info import Origin, Section
+from storage.updates.header import read_header, require_origin
+from storage.updates.info import Origin
 from storage.updates.stream import verified_blocks
 from storage.versions.keys import RunKeys
-from storage.weights import Layout, Slices
+from storage.weights import Layout
 
 _HEADER_ALLOWANCE = 2 << 20
 
@@ -70,6 +72,7 @@ class AggregatedRun:
     Attributes:
         algorithm: its server half makes the next version.
         rule: how updates become one.
+        transforms: what is done to updates and means.
         cohort_size: how many updates a round's sum should find room for at first.
     """
 
@@ -78,6 +81,7 @@ class AggregatedRun:
     seed: int
     cohort_size: int
     rule: Rule = field(default_factory=WeightedMean)
+    transforms: tuple[Transform, ...] = ()
 
     @property
     def combining(self) -> Combining:
@@ -90,25 +94,7 @@ class _OpenRound:
     key: RoundKey
     sums: RoundSums
     reports: dict[str, Report] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _Verified:
-    """A verified update: its values, and what they are."""
-
-    spool: Spool
-    sections: tuple[Section, ...]
-    reports: frozenset[str]
-    slices: Slices | None
-
-    def scalars(self) -> dict[str, float]:
-        """Return the scalars that the update has."""
-        found, start = {}, 0
-        for section in self.sections:
-            if section.name in self.reports:
-                found[section.name] = float(self.spool.read(start, 1)[0])
-            start += section.count
-        return found
+    weights: list[int] = field(default_factory=list)
 
 
 class Retention(Protocol):
@@ -152,7 +138,7 @@ class RunAggregator:
         self._budget = budget
         self._folder = models.folder
         self._lock = threading.Lock()
-        self._verified: dict[tuple[RoundKey, str], _Verified] = {}
+        self._verified: dict[tuple[RoundKey, str], VerifiedUpdate] = {}
         self._round: _OpenRound | None = None
 
     # --- parts ----------------------------------------------------------------------------------
@@ -193,7 +179,7 @@ class RunAggregator:
         if old is not None:
             old.spool.close()
 
-    def _read(self, submission: SubmittedUpdate, base: Model, layout: Layout) -> _Verified:
+    def _read(self, submission: SubmittedUpdate, base: Model, layout: Layout) -> VerifiedUpdate:
         update, algorithm = submission.update, self._run.algorithm
         slices = algorithm.part(submission.width, submission.round, layout)
         if slices is not None:
@@ -217,16 +203,17 @@ class RunAggregator:
             require_origin(header, expected, update.key)
             if header.num_examples != update.num_examples:
                 raise Refused(f"{update.key}: num_examples differs from the result message")
-            sections = _sections(header, algorithm, layout, update.key)
+            sections = sections_of(header, algorithm, layout, update.key)
             size = sum(section.count for section in sections)
             spool = Spool(size, self._budget, self._folder)
             try:
                 for block in verified_blocks(stream, header, size, key=update.key):
                     spool.append(block)
+                require_norm(spool, sections, algorithm, bound_of(self._run.transforms))
             except BaseException:
                 spool.close()
                 raise
-        return _Verified(spool, sections, frozenset(algorithm.reports), slices)
+        return VerifiedUpdate(spool, sections, frozenset(algorithm.reports), slices)
 
     # --- fold and aggregate -------------------------------------------------------------------
 
@@ -259,6 +246,7 @@ class RunAggregator:
             self._close_round()  # half an update is in the sum: it must never become a model
             raise
         round_.reports[report.device_id] = report
+        round_.weights.append(weight)
 
     def _weight(self, report: Report, base: Model) -> int:
         try:
@@ -266,7 +254,7 @@ class RunAggregator:
         except Corrupt as error:
             raise Refused(str(error)) from error
 
-    def _take(self, key: RoundKey, device_id: str) -> _Verified | None:
+    def _take(self, key: RoundKey, device_id: str) -> VerifiedUpdate | None:
         with self._lock:
             return self._verified.pop((key, device_id), None)
 
@@ -323,6 +311,9 @@ class RunAggregator:
                 population,
                 self._run.seed,
                 self._run.rule,
+                version,
+                self._run.transforms,
+                round_.weights,
             ),
         )
         try:
@@ -412,20 +403,3 @@ class RunAggregator:
             verified.spool.close()
         if self._round is not None and key is not None and self._round.key <= key:
             self._close_round()
-
-
-def _sections(
-    header: UpdateHeader, algorithm: Algorithm, layout: Layout, key: str
-) -> tuple[Section, ...]:
-    """Return what the values of an update are; Corrupt where the algorithm's clients send no such.
-
-    An update without sections is the change of the weights alone.
-    """
-    counts = {section.name: section.count for section in header.sections}
-    try:
-        require_sections(counts or {UPDATE: layout.size}, algorithm, layout)
-    except Corrupt as error:
-        raise Corrupt(f"{key}: {error}") from error
-    if not header.sections:
-        return (Section(UPDATE, layout.size),)
-    return tuple(Section(section.name, section.count) for section in header.sections)

@@ -141,6 +141,7 @@ class DataPlane(InitialModels):
                 definition.seed,
                 record.plan.cohort_size,
                 definition.composition.rule,
+                definition.composition.transforms,
             ),
             retention,
             self.store,

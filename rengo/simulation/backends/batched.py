@@ -61,6 +61,8 @@ def engine_of(setup: BackendSetup) -> CohortEngine:
     """
     if setup.engine != "numpy":
         raise CannotBatch(f"the {setup.engine} engine")
+    if setup.transforms:
+        raise CannotBatch("a run with transforms")
     if "loss" in setup.algorithm.needs:
         raise CannotBatch(f"the loss of algorithm {type(setup.algorithm).__name__}")
     if setup.algorithm.narrow_widths:
