@@ -71,7 +71,7 @@ class Peer:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
-_ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 PEERS = {
     "floor": Peer("floor", environment=_ONE_THREAD),
     "rengo": Peer("ours"),

@@ -1,6 +1,5 @@
 """Rengo: `rengo.simulate` with the backend that it chooses itself, the round machine included."""
 
-import json
 import os
 
 from _job import job

@@ -7,10 +7,10 @@ from _job import allow_torchvision, job, torch_model, torch_predict
 
 library = allow_torchvision()
 from fluke import DDict, FlukeENV
+from fluke.algorithms.fedavg import FedAVG
 from fluke.client import Client
 from fluke.config import OptimizerConfigurator
 from fluke.data import FastDataLoader
-from fluke.algorithms.fedavg import FedAVG
 from fluke.server import Server
 
 given = job()

@@ -3,7 +3,6 @@
 import importlib.metadata
 import types
 
-import numpy as np
 import torch
 from _job import job, torch_model, torch_predict
 from pfl.aggregate.simulate import SimulatedBackend
