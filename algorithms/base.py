@@ -261,6 +261,11 @@ class Algorithm:
         )
 
     @property
+    def needs_updates(self) -> bool:
+        """Whether the server needs the single updates, for ``factors``."""
+        return type(self).factors is not Algorithm.factors
+
+    @property
     def narrow_widths(self) -> tuple[float, ...]:
         """The widths below 1 that clients may train, which a task's model is tried with."""
         return ()
@@ -376,6 +381,19 @@ class Algorithm:
         """
         del scalars
         return report.num_examples
+
+    def factors(self, gram: Flat, reports: Sequence[Report]) -> Sequence[float]:
+        """Return what each update is multiplied by before they are added up to the "means".
+
+        Overridden, every update is kept until the round's end, all are read once more, and neither
+        weights nor numbers of examples count. What it costs grows with the square of their number.
+
+        Args:
+            gram: the dot products of all pairs of updates, [updates, updates].
+            reports: of the updates, in the same order, by device.
+        """
+        del gram, reports
+        return ()
 
     def measure(self, weights: Flat, mean: Mean, state: Blocks) -> dict[str, float]:
         """Return numbers of a block, such as a squared norm, whose sums ``advance`` is given.

@@ -15,6 +15,7 @@ from typing import Any
 
 import algorithms
 from algorithms.base import DeviceFacts
+from algorithms.transforms import load_all
 from fl_client.datasets.device import Device
 from fl_client.models.local_round import LocalRound
 from fl_client.tasks.base import Task
@@ -23,6 +24,7 @@ from fl_client.training.participant import Participant
 from fl_client.training.work import perform
 from fl_server.aggregation.aggregator import AggregatedRun, RunAggregator, SubmittedUpdate
 from fl_server.aggregation.model_cache import ModelCache
+from fl_server.aggregation.rules import RULES
 from fl_server.aggregation.spool import MemoryBudget
 from fl_server.rounds.model import Model, Update
 from storage.store.memory import MemoryStore
@@ -62,8 +64,11 @@ class InProcessRun:
         engines: Sequence[str] = ("numpy", "numpy", "numpy"),
         training: Mapping[str, Any] | None = None,
         seed: int = 0,
+        rule: str = "mean",
+        transforms: Sequence[Mapping[str, Any]] = (),
     ) -> None:
-        self.folder, self.seed = folder, seed
+        self.folder, self.seed, self.rule = folder, seed, rule
+        self.transforms = [dict(each) for each in transforms]
         self.algorithm, self.settings = algorithm, dict(settings or {})
         self.training = dict(training or {})
         self.devices = [
@@ -85,7 +90,14 @@ class InProcessRun:
         algorithm = algorithms.load(self.algorithm, self.settings)
         copies = ModelCache(self.folder / f"server-{self._lives}", self.store)
         self.server = RunAggregator(
-            AggregatedRun(KEYS, algorithm, self.seed, len(self.devices)),
+            AggregatedRun(
+                KEYS,
+                algorithm,
+                self.seed,
+                len(self.devices),
+                RULES.load(self.rule),
+                load_all(self.transforms),
+            ),
             KeepAll(),
             self.store,
             copies,
@@ -125,6 +137,7 @@ class InProcessRun:
             training=self.training,
             seed=self.seed,
             width=width,
+            transforms=self.transforms,
             model_path=str(self._file("model", file.key)),
             base_sha256=file.sha256,
             update_path=str(self.folder / f"update-{index}"),
@@ -147,6 +160,7 @@ class InProcessRun:
             {} if vectors is None else dict(read_safetensors(Path(vectors)).arrays()),
             job.scalars,
             width=job.width,
+            transforms=load_all(self.transforms),
         )
 
     def train(self, index: int) -> SubmittedUpdate:

@@ -134,6 +134,11 @@ class Membership:
         """The ids of those who may steer."""
         return list(self._operator_keys)
 
+    @property
+    def key_text(self) -> str:
+        """The public key of this domain's server."""
+        return self._server.secret_key.public.text
+
     # --- enrolment ----------------------------------------------------------------------------
 
     def token_of(self, secret: bytes) -> JoinToken:
@@ -308,6 +313,15 @@ class Membership:
         self.devices[device_id] = changed
         self._users_changed()
         return True
+
+    def regroup(self, operator: str, device_ids: Sequence[str], group: str) -> None:
+        """Put active devices into a group, "" for none, all or none of them."""
+        changed = [replace(self._active(each), group=group) for each in device_ids]
+        acts = [
+            AuditEvent(operator, "group changed", each, {"group": group}) for each in device_ids
+        ]
+        self._registry.write(acts, devices=changed)
+        self.devices.update({device.id: device for device in changed})
 
     # --- revocation ---------------------------------------------------------------------------
 

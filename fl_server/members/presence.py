@@ -102,6 +102,10 @@ class PresenceTable:
         if device_id in self.devices:
             self.devices[device_id].info = info
 
+    def info(self, device_id: str) -> DeviceInfo | None:
+        """Return what a device said that it is, None where it has not yet."""
+        return self._infos.get(device_id)
+
     def facts_of(self, device_id: str) -> DeviceFacts:
         """Return what an algorithm may know of a device."""
         info = self._infos.get(device_id)
@@ -153,7 +157,8 @@ class PresenceTable:
         self._store(device_id, state)
         if not is_news:
             return DeviceBusy(device_id)
-        return DeviceJoined(device_id, state.role, accepting=state.status != "draining")
+        accepting = state.status != "draining"
+        return DeviceJoined(device_id, state.role, accepting, state.domain)
 
     def online(self, task: str, *, bundled: bool = False) -> list[DevicePresence]:
         """Return the devices that are online and have the task, or take its bundle, by id."""

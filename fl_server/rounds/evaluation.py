@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fl_server.flows.events import DeviceDeclined, OrderRequested
 from fl_server.rounds.commands import SendOrder
 from fl_server.rounds.events import EvaluationReceived
@@ -106,7 +108,7 @@ class VersionEvaluation:
         measured = event.device_id in self._ledger.evaluations.get(event.round, {})
         return ordered and not measured and event.attempt == _ATTEMPT
 
-    def _order(self, devices: list[str], step: RoundStep) -> None:
+    def _order(self, devices: Sequence[str], step: RoundStep) -> None:
         ledger, version = self._ledger, self._ledger.model.version
         known = ledger.evaluators.get(version, set())
         new = tuple(device_id for device_id in devices if device_id not in known)
@@ -115,15 +117,15 @@ class VersionEvaluation:
         for device_id in devices:
             self.send(device_id, step)
 
-    def _evaluators(self) -> list[str]:
+    def _evaluators(self) -> Sequence[str]:
         match self._plan.evaluate_on:
             case "evaluators":
-                return self._roster.accepting("evaluator")
+                return self._roster.evaluators()
             case "devices":
                 return self._widest(self._roster.accepting("trainer"))
-        return []
+        return ()
 
-    def _widest(self, devices: list[str]) -> list[str]:
+    def _widest(self, devices: Sequence[str]) -> Sequence[str]:
         """Return the devices that train most of the model: others may have no room for it."""
         version = self._ledger.model.version
         widths = {device_id: self._width_of(device_id, version) for device_id in devices}

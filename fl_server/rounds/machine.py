@@ -26,6 +26,7 @@ from fl_server.flows.events import (
     StopRequested,
     TimerFired,
 )
+from fl_server.flows.flow import Step
 from fl_server.rounds.best import BestVersion
 from fl_server.rounds.commands import (
     Aggregate,
@@ -41,11 +42,13 @@ from fl_server.rounds.evaluation import VersionEvaluation
 from fl_server.rounds.events import (
     AggregationFailed,
     AggregationFinished,
+    CompletionReported,
     DevicesJoined,
     EvaluationReceived,
     Event,
     ResultReceived,
     RoundRequested,
+    UpdateDelivered,
     UpdateRejected,
     UpdateVanished,
     UpdateVerified,
@@ -69,7 +72,7 @@ from fl_server.rounds.facts import (
 from fl_server.rounds.gathering import Gathering
 from fl_server.rounds.ledger import Ledger, RoundStep
 from fl_server.rounds.model import Model
-from fl_server.rounds.plan import Plan
+from fl_server.rounds.plan import EvaluateOn, Plan
 from fl_server.rounds.roster import Roster
 from fl_server.rounds.updates import UpdateIntake
 from fl_server.rounds.workload import FitRule, Speed, WidthOf, fit, whole_model, with_widths
@@ -109,11 +112,27 @@ class RoundMachine:
         """The versions that stay whatever the run's retention says."""
         return self._best.held
 
+    def is_domain(self, device_id: str) -> bool:
+        """Whether there are devices below a device."""
+        return self._roster.is_domain(device_id)
+
+    def is_idle(self, device_id: str) -> bool:
+        """Whether a device is online and carries out no order."""
+        return self._roster.is_idle(device_id)
+
+    def evaluators(self, on: EvaluateOn) -> list[str]:
+        """Return who is here that may evaluate, of trainers or of evaluators and domains."""
+        return self._roster.evaluators() if on == "evaluators" else list(self.trainers())
+
+    def trainers(self) -> tuple[str, ...]:
+        """Return who is here that takes orders to train."""
+        return self._roster.accepting("trainer")
+
     # --- events in, steps out -----------------------------------------------------------------
 
     def handle(self, event: Event) -> RoundStep:
         """Handle one event; an event that no longer matters gives an empty step."""
-        step = RoundStep()
+        step: RoundStep = Step()
         match event:
             case DeviceJoined() | DevicesJoined():
                 self._joined(event, step)
@@ -124,7 +143,7 @@ class RoundMachine:
                 self._gone(event, step)
             case RoundRequested():
                 self._requested(event, step)
-            case ResultReceived():
+            case ResultReceived() | UpdateDelivered():
                 self._gathering.heard_from(event.device_id)
                 self._updates.reported(event, step)
                 self._close_if_complete(step)
@@ -143,7 +162,7 @@ class RoundMachine:
                 self._timer(event, step)
             case AggregationFinished() | AggregationFailed():
                 self._aggregated(event, step)
-            case PauseRequested() | ResumeRequested() | StopRequested():
+            case PauseRequested() | ResumeRequested() | StopRequested() | CompletionReported():
                 self._operator(event, step)
             case FailureReported() if self.ledger.phase != "ended":
                 self._end(RunFailed(event.reason), step)
@@ -156,7 +175,8 @@ class RoundMachine:
 
     def resume(self) -> RoundStep:
         """Re-issue what was pending when the server went down; orders follow as devices join."""
-        step, ledger = RoundStep(), self.ledger
+        step: RoundStep = Step()
+        ledger = self.ledger
         for device_id, update in sorted(ledger.accepted.items()):
             if ledger.phase in {"collecting", "aggregating"}:
                 place = (device_id, ledger.round, ledger.attempt)
@@ -253,7 +273,8 @@ class RoundMachine:
             self.ledger.record(RoundAbandoned(ledger.round, ledger.attempt, reason), step)
         pair = (event.round, ledger.attempt if event.round == ledger.round else 1)
         self._gathering.begin(same_attempt=pair == (ledger.round, ledger.attempt))
-        self.ledger.record(RoundOpened(*pair, event.base), step)
+        opened = RoundOpened(*pair, event.base, event.training, event.deadline_s)
+        self.ledger.record(opened, step)
         self._start_if_ready(step)
 
     def _report(self, step: RoundStep) -> None:
@@ -287,7 +308,7 @@ class RoundMachine:
 
     def _aggregate(self) -> Aggregate:
         ledger = self.ledger
-        return Aggregate(ledger.round, ledger.attempt, ledger.included, ledger.population)
+        return Aggregate(ledger.round, ledger.attempt, ledger.included, ledger.population_below)
 
     def _speeds(self, rule: FitRule) -> dict[str, Speed]:
         return {**rule.known, **self.ledger.speeds}
@@ -296,7 +317,7 @@ class RoundMachine:
         self, step: RoundStep, *, deadline: bool = False, nobody_came: bool = False
     ) -> None:
         ledger = self.ledger
-        if ledger.phase != "collecting":
+        if ledger.phase != "collecting" or not (deadline or self._may_be_complete()):
             return
         owing = set(ledger.cohort) - ledger.answered - self._roster.removed
         # a device that reported and then left has answered
@@ -314,6 +335,19 @@ class RoundMachine:
         elif not here and not self._return_armed:
             self._return_armed = True
             self._arm("return", self.plan.gather_s, step)
+
+    def _may_be_complete(self) -> bool:
+        """Whether nobody is awaited that is there: asked at every update, so it must be cheap."""
+        ledger, roster, silent = self.ledger, self._roster, self._gathering.silent
+        if len(ledger.accepted) >= ledger.target:
+            return True
+        return not any(
+            device_id not in ledger.accepted
+            and device_id not in ledger.refused
+            and device_id not in roster.left
+            and device_id not in silent
+            for device_id in ledger.cohort
+        )
 
     def _shortfall(self, *, deadline: bool) -> str:
         """Return why an attempt ends without a model."""
@@ -391,7 +425,9 @@ class RoundMachine:
             self._end(RunCompleted(), step)
 
     def _operator(
-        self, event: PauseRequested | ResumeRequested | StopRequested, step: RoundStep
+        self,
+        event: PauseRequested | ResumeRequested | StopRequested | CompletionReported,
+        step: RoundStep,
     ) -> None:
         ledger = self.ledger
         match event:
@@ -402,6 +438,8 @@ class RoundMachine:
                 self._start_if_ready(step)
             case StopRequested() if ledger.phase != "ended":
                 self._end(RunStopped(event.reason), step)
+            case CompletionReported() if ledger.phase != "ended":
+                self._end(RunStoppedEarly(event.reason), step)
 
     # --- small parts --------------------------------------------------------------------------
 
@@ -421,7 +459,7 @@ class RoundMachine:
         self._arm("resend", RESEND_S, step)
 
     def _arm_collecting(self, step: RoundStep) -> None:
-        self._arm("deadline", self.plan.deadline_s, step)
+        self._arm("deadline", self.ledger.deadline_s or self.plan.deadline_s, step)
         self._arm("resend", RESEND_S, step)
 
     def _arm_evaluation(self, step: RoundStep) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from algorithms.base import UPDATE, Algorithm, Scalars
+from algorithms.transforms.base import Transform
 from fl_client.models.local_round import LocalRound, LocalUpdate
 from fl_client.models.settings import TrainingSettings
 from storage.weights import Array, Vector, Weights
@@ -113,6 +114,7 @@ class BackendSetup:
         seed: the run's.
         engine: the name of the engine that a client trains with.
         workers: how many processes at most, where the backend has any; 0 for as many as cores.
+        transforms: what is done to updates.
     """
 
     clients: VirtualClients
@@ -120,6 +122,7 @@ class BackendSetup:
     seed: int
     engine: str
     workers: int = 0
+    transforms: tuple[Transform, ...] = ()
 
     def plan(self, order: VirtualOrder, got: GlobalModel) -> LocalRound:
         """Return what a device's training in the round depends on, as a device makes it."""
@@ -132,6 +135,7 @@ class BackendSetup:
             state=order.state,
             vectors=got.vectors,
             scalars=got.scalars,
+            transforms=self.transforms,
         )
 
 

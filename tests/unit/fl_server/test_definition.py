@@ -47,6 +47,24 @@ def test_who_evaluates(on: str, evaluators: bool, expected: str) -> None:
     assert plan.evaluate_on == expected
 
 
+@pytest.mark.parametrize("name", ["fedavg", "fedadam", "fedprox", "fedbn", "ditto", "lora"])
+def test_a_rule_goes_with_algorithms_whose_clients_send_an_update(name: str) -> None:
+    rule = {"name": "multi_krum", "share": 0.1}
+    definition = parse(rule=rule, algorithm={"name": name}, cohort={"size": 10})
+    assert definition.composition.rule.needs_updates
+    assert definition.rule.settings == {"share": 0.1}
+
+
+def test_transforms_go_around_any_algorithm_in_their_order() -> None:
+    transforms = [{"name": "sparsify", "share": 0.1}, {"name": "clip"}, {"name": "noise"}]
+    definition = parse(transforms=transforms, algorithm={"name": "fedadam"})
+    assert [each.name for each in definition.transforms] == ["sparsify", "clip", "noise"]
+    assert definition.transforms[0].settings == {"share": 0.1}
+    again = RunDefinition.model_validate_json(definition.model_dump_json())
+    assert again == definition
+    assert again.transforms[0].settings == {"share": 0.1}
+
+
 def test_hyper_parameters_stand_beside_the_name() -> None:
     definition = parse(algorithm={"name": "fedprox", "mu": 0.5})
     assert definition.algorithm.settings == {"mu": 0.5}
@@ -77,6 +95,90 @@ def test_hyper_parameters_stand_beside_the_name() -> None:
         ({"algorithm": {"name": "fedprox", "nu": 1}}, "has no setting 'nu' (it has: "),
         ({"algorithm": {"name": "fedprox", "mu": "x"}}, "setting mu: "),
         ({"algorithm": "fedprox"}, "'algorithm': "),
+        ({"rule": {"name": "medain"}}, "no rule 'medain'; did you mean 'median'?"),
+        ({"rule": {"name": "../median"}}, "no rule '../median'"),
+        ({"rule": {"name": "median", "share": 0.1}}, "rule median has no setting 'share'"),
+        ({"rule": {"name": "krum"}, "cohort": {"size": 6}}, "rule krum needs 7 updates in every"),
+        (
+            {"rule": {"name": "krum"}, "cohort": {"size": 10}},
+            "the quorum is 6; set cohort.quorum=7",
+        ),
+        (
+            {"rule": {"name": "krum"}, "cohort": {"size": 1001}},
+            "rule krum keeps every update of a round, at most 1000; cohort.size is 1001",
+        ),
+        (
+            {"rule": {"name": "median"}, "algorithm": {"name": "scaffold"}},
+            "rule median: the server of algorithm scaffold reckons with means of all that its",
+        ),
+        (
+            {"rule": {"name": "median"}, "algorithm": {"name": "qfedavg"}},
+            "(update, h); use rule.name=mean",
+        ),
+        (
+            {"rule": {"name": "median"}, "algorithm": {"name": "term"}},
+            "algorithm term weighs the updates, and a rule counts all alike; use rule.name=mean",
+        ),
+        (
+            {"algorithm": {"name": "fedmgda"}, "cohort": {"size": 1001}},
+            "algorithm fedmgda keeps every update of a round, at most 1000; cohort.size is 1001",
+        ),
+        (
+            {"rule": {"name": "median"}, "algorithm": {"name": "fedmgda"}},
+            "rule median: algorithm fedmgda combines the updates itself",
+        ),
+        (
+            {"rule": {"name": "median"}, "algorithm": {"name": "heterofl", "widths": {"pi": 0.5}}},
+            "rule median: clients of algorithm heterofl send parts of the model",
+        ),
+        ({"transforms": [{"name": "clop"}]}, "no transform 'clop'; did you mean 'clip'?"),
+        ({"transforms": [{"norm": 1}]}, "'transforms.0.name': Field required"),
+        ({"transforms": {"name": "clip"}}, "'transforms': "),
+        ({"transforms": [{"name": "clip"}] * 9}, "'transforms': "),
+        (
+            {"transforms": [{"name": "clip"}, {"name": "clip", "norm": 2}]},
+            "transform clip with algorithm fedavg: it stands in the list more than once",
+        ),
+        (
+            {"transforms": [{"name": "noise"}]},
+            "its size needs a bound of what is sent: put the transform clip last before it",
+        ),
+        (
+            {"transforms": [{"name": "clip"}, {"name": "sparsify"}, {"name": "noise"}]},
+            "put the transform clip last before it",
+        ),
+        (
+            {"transforms": [{"name": "clip"}, {"name": "noise"}], "algorithm": {"name": "lora"}},
+            "transform noise with algorithm lora: it is added to all weights",
+        ),
+        (
+            {"transforms": [{"name": "clip"}, {"name": "noise"}], "algorithm": {"name": "fedbn"}},
+            "its clients send a part of them",
+        ),
+        (
+            {
+                "transforms": [{"name": "clip"}, {"name": "noise"}],
+                "algorithm": {"name": "scaffold"},
+            },
+            "it is added to the update alone, and its clients send more (update, control)",
+        ),
+        (
+            {"transforms": [{"name": "clip"}, {"name": "noise"}], "rule": {"name": "median"}},
+            "transform noise with algorithm fedavg: its size is that of a mean; rule median makes",
+        ),
+        (
+            {"transforms": [{"name": "clip"}, {"name": "noise"}], "algorithm": {"name": "fedmgda"}},
+            "its size is that of a mean; algorithm fedmgda makes none",
+        ),
+        (
+            {
+                "transforms": [{"name": "sparsify"}],
+                "algorithm": {"name": "heterofl", "widths": {"pi": 0.5}},
+            },
+            "transform sparsify with algorithm heterofl: what a device leaves out is kept by place",
+        ),
+        ({"transforms": [{"name": "clip"}], "flow": "canary"}, "a run of kind canary has none"),
+        ({"rule": {"name": "median"}, "flow": "canary"}, "a run of kind canary has none"),
         ({"training": 3}, "'training': "),
         ({"training": {"a": b"x"}}, "'training': a is a bytes, which settings cannot hold"),
         ({"training": {"a": 10**30}}, "'training': a must be within 64 bits"),

@@ -13,7 +13,7 @@ from algorithms.base import BLOCK
 from fl_server.aggregation import sums
 from fl_server.aggregation.arithmetic.exact import Float32s
 from fl_server.aggregation.spool import MemoryBudget, Spool
-from fl_server.aggregation.sums import LargeSum, RoundSums, SmallSum
+from fl_server.aggregation.sums import LargeSum, RoundSums, SmallSum, UpdateParts
 from runtime.errors import Corrupt
 from storage.updates.info import Section
 from storage.weights import Axis, Layout, Slices, TensorSpec, Window
@@ -58,7 +58,7 @@ def summed(
         vector = values(number, parts[number], whole)
         spool = spool_of(vector, folder, in_file=in_file)
         sections = [Section("update", len(vector))]
-        found.add(spool, sections, WEIGHTS[number], parts[number])
+        found.add(spool, UpdateParts(sections, slices=parts[number]), WEIGHTS[number])
     return found
 
 
@@ -99,7 +99,7 @@ def test_without_narrow_updates_it_is_the_plain_mean_to_the_bit(tmp_path: Path) 
     for found in (plain, covered):
         for vector, weight in zip(vectors, WEIGHTS, strict=True):
             spool = spool_of(vector, tmp_path, in_file=False)
-            found.add(spool, [Section("update", len(vector))], weight)
+            found.add(spool, UpdateParts([Section("update", len(vector))]), weight)
     mean = plain.mean("update", 0, LAYOUT.size)
     assert covered.mean("update", 0, LAYOUT.size).tobytes() == mean.tobytes()
     assert plain.coverage("update", 0, 3).tolist() == [0, 0, 0], "nothing is kept for it"
@@ -121,7 +121,7 @@ def test_a_part_of_several_blocks_whose_window_goes_round(tmp_path: Path) -> Non
     for in_file in (False, True):
         found = RoundSums(1, tmp_path, ("update",))
         spool = spool_of(vector, tmp_path, in_file=in_file)
-        found.add(spool, [Section("update", len(vector))], 3, slices)
+        found.add(spool, UpdateParts([Section("update", len(vector))], slices=slices), 3)
         for start in range(0, layout.size, BLOCK):
             count = min(BLOCK, layout.size - start)
             mean = found.mean("update", start, count)
@@ -133,7 +133,7 @@ def test_weights_of_nothing_are_an_error(tmp_path: Path) -> None:
     found = RoundSums(1, tmp_path, ("update",))
     vector = values(1, PARTS[1], LAYOUT.size)
     spool = spool_of(vector, tmp_path, in_file=False)
-    found.add(spool, [Section("update", len(vector))], 0, PARTS[1])
+    found.add(spool, UpdateParts([Section("update", len(vector))], slices=PARTS[1]), 0)
     with pytest.raises(Corrupt, match="weights of all updates are 0"):
         found.mean("update", 0, LAYOUT.size)
     found.close()
