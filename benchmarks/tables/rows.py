@@ -100,9 +100,9 @@ FEDPROX = Row(
     references={"FedAvg drops them": "63.8", "FedProx, mu 1": "86.3"},
     claims=(Ahead(("FedProx, mu 1",), "FedAvg drops them", _LAST_20.title, by=15.0),),
     remark="FedAvg without nine stragglers of ten is FedAvg with a cohort of one. Each client of "
-    "FedProx is a straggler with a probability of 0.9, where the paper has exactly nine of ten. The "
-    "gap depends on the draw of the users: from 8 to 17 points here, from 4 to 49 in the reference, "
-    "where one seed of three brings most of the mean.",
+    "FedProx is a straggler with a probability of 0.9, where the paper has exactly nine of ten. "
+    "The gap depends on the draw of the users: from 8 to 17 points here, from 4 to 49 in the "
+    "reference, where one seed of three brings most of the mean.",
 )
 
 _DRIFT = Setting(

@@ -9,19 +9,19 @@ wait added to sums in a file, in one pass for all, so that the disk holds a boun
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 import numpy as np
 
 from algorithms.base import BLOCK
-from fl_server.aggregation.arithmetic.exact import BlockSum, Float64s, Workspace
+from fl_server.aggregation.arithmetic.exact import BlockSum, Float64s, Int64s, Workspace
 from fl_server.aggregation.arithmetic.server_half import mean_of
+from fl_server.aggregation.kept_updates import KeptUpdates
 from fl_server.aggregation.part_values import CoveredPart, ScatteredPart
-from fl_server.aggregation.single_updates import SingleUpdates
 from fl_server.aggregation.spool import BlockSums, Spool, Values, blocks_of
 from runtime.errors import Corrupt
 from storage.updates.info import Section
@@ -32,8 +32,27 @@ LIMBS_IN_MEMORY = 2
 """A small model's sum takes 8 or 16 bytes a value in memory; most need 8. The rest is in a file."""
 WAITING_MAX = 4
 
-Combine: TypeAlias = Callable[[SingleUpdates, int, int], Float64s]
-"""Makes one vector of those of several updates: a block of it, given its start and its count."""
+
+COVERAGE = "coverage-"
+"""Begins the name of the sum of the weights of a vector's coordinates, where it is told of."""
+
+
+class OthersSum(Protocol):
+    """A sum of updates that another server has made.
+
+    Attributes:
+        size: how many values it has.
+    """
+
+    size: int
+
+    def add_to(self, block: BlockSum, start: int, work: Workspace) -> None:
+        """Add the block that begins at ``start`` to its sum."""
+        ...
+
+    def close(self) -> None:
+        """Give back what it takes."""
+        ...
 
 
 class VectorSum(Protocol):
@@ -51,8 +70,16 @@ class VectorSum(Protocol):
         """
         ...
 
+    def merge(self, part: OthersSum, weight: int) -> None:
+        """Add a sum of other updates, of that weight; see ``add``."""
+        ...
+
     def total(self, start: int) -> Float64s:
         """Return the sum of the block of ``BLOCK`` values, or what is left, from ``start`` on."""
+        ...
+
+    def integers(self, start: int) -> tuple[int, list[Int64s]]:
+        """Return the sum of the block from ``start`` on; see ``BlockSum.integers``."""
         ...
 
     def close(self) -> None:
@@ -84,10 +111,6 @@ class RoundSums:
         covered: the vectors of which an update may have a part: each has a second sum, of the
             weights of the updates that have a coordinate, and its mean is over those.
         kept_singly: the names of which every update's vector is kept instead of a sum.
-
-    Attributes:
-        combine: makes one vector of those that are kept singly; to be set before they are asked
-            for.
     """
 
     def __init__(
@@ -102,9 +125,9 @@ class RoundSums:
         self._covered = frozenset(covered)
         self._kept_singly = frozenset(kept_singly)
         self._sums: dict[str, VectorSum] = {}
+        self._sizes: dict[str, int] = {}
         self._coverage: dict[str, VectorSum] = {}
-        self._singles: dict[str, SingleUpdates] = {}
-        self.combine: Combine | None = None
+        self._singles: dict[str, KeptUpdates] = {}
 
     def add(self, spool: Spool, has: UpdateParts, weight: int) -> None:
         """Add an update; the spool is these sums' to close. After an error they are of no use."""
@@ -124,25 +147,36 @@ class RoundSums:
             spool.close()
             raise
 
+    def add_sums(self, parts: Mapping[str, OthersSum], weights: Mapping[str, int]) -> None:
+        """Add sums of other updates, which are these sums' to close, by name."""
+        for name, part in parts.items():
+            bare = name.removeprefix(COVERAGE)
+            sums = self._sums if bare == name else self._coverage
+            self._sum(sums, bare, part.size).merge(part, weights[name])
+
+    @property
+    def exact(self) -> dict[str, tuple[int, VectorSum]]:
+        """What there are exact sums of by name, in order, with the number of values of each."""
+        covers = {f"{COVERAGE}{name}": each for name, each in self._coverage.items()}
+        found = {**self._sums, **covers}
+        return {
+            name: (self._sizes[name.removeprefix(COVERAGE)], found[name]) for name in sorted(found)
+        }
+
     def _sum(self, sums: dict[str, VectorSum], name: str, size: int) -> VectorSum:
+        self._sizes[name] = size
         if name not in sums:
             sums[name] = sum_for(size, self._updates, self._folder)
         return sums[name]
 
-    def _singles_of(self, name: str, size: int) -> SingleUpdates:
+    def _singles_of(self, name: str, size: int) -> KeptUpdates:
         if name not in self._singles:
-            self._singles[name] = SingleUpdates(size, self._folder)
+            self._singles[name] = KeptUpdates(size, self._folder)
         return self._singles[name]
 
-    def gram(self, devices: Sequence[str]) -> Float64s:
-        """Return the dot products of what is kept singly of all pairs of devices' updates.
-
-        Shapes: [devices, devices].
-        """
-        found: Float64s = np.zeros((len(devices),) * 2)
-        for name in sorted(self._singles):
-            found += self._singles[name].gram(devices)
-        return found
+    def singles(self, name: str) -> KeptUpdates | None:
+        """Return every update's vector of that name, None where a sum is kept of it, or none."""
+        return self._singles.get(name)
 
     def __contains__(self, name: str) -> bool:
         return name in self._sums or name in self._singles
@@ -162,9 +196,6 @@ class RoundSums:
         Raises:
             Corrupt: the weights of the updates that have it are 0.
         """
-        if name in self._singles:
-            assert self.combine is not None
-            return self.combine(self._singles[name], start, count)
         found = self._sums.get(name)
         if found is None:
             return np.zeros(count)
@@ -212,9 +243,22 @@ class SmallSum:
                 self._sums.write(index, block)
         self.weight += weight
 
+    def merge(self, part: OthersSum, weight: int) -> None:
+        """See :class:`VectorSum`."""
+        with closing(part):
+            for index in range(len(self._sums)):
+                block = self._sums.read(index)
+                part.add_to(block, BLOCK * index, self._work)
+                self._sums.write(index, block)
+        self.weight += weight
+
     def total(self, start: int) -> Float64s:
         """See :class:`VectorSum`."""
         return self._sums.read(start // BLOCK).total()
+
+    def integers(self, start: int) -> tuple[int, list[Int64s]]:
+        """See :class:`VectorSum`."""
+        return self._sums.read(start // BLOCK).integers()
 
     def close(self) -> None:
         """See :class:`VectorSum`."""
@@ -232,13 +276,23 @@ class LargeSum:
         self._sums = BlockSums(size, updates, 0, folder)
         self._work = Workspace(min(BLOCK, size))
         self._waiting: list[tuple[Values, int]] = []
+        self._waiting_sums: list[OthersSum] = []
         self.weight = 0
 
     def add(self, part: Values, weight: int) -> None:
         """See :class:`VectorSum`."""
         self._waiting.append((part, weight))
         self.weight += weight
-        if len(self._waiting) > WAITING_MAX:
+        self._add_if_many()
+
+    def merge(self, part: OthersSum, weight: int) -> None:
+        """See :class:`VectorSum`."""
+        self._waiting_sums.append(part)
+        self.weight += weight
+        self._add_if_many()
+
+    def _add_if_many(self) -> None:
+        if len(self._waiting) + len(self._waiting_sums) > WAITING_MAX:
             for index in range(len(self._sums)):
                 self._sums.write(index, self._sum_of(index))
             self._close_waiting()
@@ -246,6 +300,10 @@ class LargeSum:
     def total(self, start: int) -> Float64s:
         """See :class:`VectorSum`."""
         return self._sum_of(start // BLOCK).total()
+
+    def integers(self, start: int) -> tuple[int, list[Int64s]]:
+        """See :class:`VectorSum`."""
+        return self._sum_of(start // BLOCK).integers()
 
     def close(self) -> None:
         """See :class:`VectorSum`."""
@@ -257,9 +315,13 @@ class LargeSum:
         for part, weight in self._waiting:
             values = part.read(start, min(BLOCK, self._size - start))
             block.add(values, weight, self._work)
+        for each in self._waiting_sums:
+            each.add_to(block, start, self._work)
         return block
 
     def _close_waiting(self) -> None:
         for part, _ in self._waiting:
             part.close()
-        self._waiting = []
+        for each in self._waiting_sums:
+            each.close()
+        self._waiting, self._waiting_sums = [], []

@@ -55,21 +55,31 @@ class Simulation:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A simulation that was checked, with its data loaded."""
+    """A simulation that was checked, with its data loaded.
+
+    Attributes:
+        backend: the name that was asked for.
+    """
 
     run: SimulatedRun
     setup: BackendSetup
+    backend: str = "auto"
 
 
-def prepare(simulation: Simulation) -> Prepared:
+def prepare(simulation: Simulation, earlier: VirtualClients | None = None) -> Prepared:
     """Return the simulation checked.
+
+    Args:
+        earlier: clients that serve again where they are the same.
 
     Raises:
         ConfigError: something about it cannot be; the text says what, and how to mend it.
         MissingExtra: only torch can do it, and it is not installed.
     """
-    clients = VirtualClients(_spec(simulation))
-    task, spec = clients.task, clients.spec
+    spec = _spec(simulation)
+    is_same = earlier is not None and earlier.spec == spec
+    clients = earlier if earlier is not None and is_same else VirtualClients(spec)
+    task = clients.task
     values = check_definition(task, _values(simulation, spec.count))
     definition = parse_definition(
         {**with_goals(task, values), "task": task.name}, "simulation's definition"
@@ -89,8 +99,11 @@ def prepare(simulation: Simulation) -> Prepared:
         is_arrays = isinstance(clients.splits(0)[0], tuple | None)
         engine = "torch" if needs_torch(task, values) or not is_arrays else "numpy"
     algorithm = load_algorithm(definition.algorithm.name, definition.algorithm.settings)
-    setup = BackendSetup(clients, algorithm, definition.seed, engine, simulation.workers)
-    return Prepared(run, setup)
+    transforms = definition.composition.transforms
+    setup = BackendSetup(
+        clients, algorithm, definition.seed, engine, simulation.workers, transforms
+    )
+    return Prepared(run, setup, simulation.backend)
 
 
 def _spec(simulation: Simulation) -> ClientsSpec:

@@ -61,7 +61,7 @@ class Timeline:
         return event
 
 
-class Fleet(Protocol):
+class FleetTiming(Protocol):
     """When virtual clients are there, and how long what they do takes."""
 
     def begin(self, timeline: Timeline, clients: Sequence[str]) -> None:
@@ -81,13 +81,13 @@ class AtOnce:
     """A fleet of clients that are always there and answer at once: every round is complete."""
 
     def begin(self, timeline: Timeline, clients: Sequence[str]) -> None:
-        """See :class:`Fleet`."""
+        """See :class:`FleetTiming`."""
         timeline.add(DevicesJoined(tuple(clients)))
 
     def training_s(self, order: VirtualOrder, result: Trained) -> float | None:
-        """See :class:`Fleet`."""
+        """See :class:`FleetTiming`."""
         return 0.0
 
     def evaluation_s(self, order: VirtualOrder) -> float | None:
-        """See :class:`Fleet`."""
+        """See :class:`FleetTiming`."""
         return 0.0
