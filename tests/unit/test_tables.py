@@ -154,7 +154,9 @@ def test_the_page_shows_values_beside_their_references(tmp_path: Path) -> None:
 def test_a_row_that_lacks_a_run_is_left_out(tmp_path: Path) -> None:
     results = made(tmp_path, {"plain": [0.9, 1.0], "prox": [0.5]})
     assert page.runs_of(TINY_ROW, results) is None
-    assert "Two rounds on digits" not in page.render(results, [TINY_ROW])
+    shown = page.render(results, [TINY_ROW])
+    assert "## tiny" not in shown
+    assert "Two rounds on digits: not measured yet" in shown
     assert curves.draw(results, tmp_path, [TINY_ROW]) == []
 
 
