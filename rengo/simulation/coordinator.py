@@ -27,6 +27,7 @@ from fl_server.rounds.commands import Aggregate, FoldUpdate, SendOrder, TagBest,
 from fl_server.rounds.events import (
     AggregationFailed,
     AggregationFinished,
+    DevicesJoined,
     EvaluationReceived,
     Event,
     ResultReceived,
@@ -49,7 +50,8 @@ from rengo.simulation.backend import (
 )
 from rengo.simulation.clients import EVALUATOR, EVALUATOR_ID, VirtualClients
 from rengo.simulation.states import ClientStates
-from rengo.simulation.timeline import Fleet, Timeline
+from rengo.simulation.timeline import AtOnce, Happening, Timeline
+from rengo.simulation.virtual.orders import WorkDone
 from runtime.errors import Corrupt, RunNotCompleted, StorageError
 from storage.weights import NotFinite, Vector
 
@@ -86,7 +88,6 @@ class Parts:
 
     backend: Backend
     states: ClientStates
-    fleet: Fleet
 
 
 @dataclass
@@ -130,7 +131,7 @@ class Coordinator:
     ) -> None:
         self.run, self.parts = run, parts
         self.machine = RoundMachine(run.plan, Model(0, "", "", 0))
-        self.timeline = Timeline()
+        self.timeline: Timeline = AtOnce()
         self.version = run.initial
         self.best: MemoryVersion | None = None
         self._observe = observe
@@ -151,7 +152,7 @@ class Coordinator:
         """Let the clients join."""
         if self.run.plan.evaluate_on == "evaluators":
             self.timeline.add(DeviceJoined(EVALUATOR_ID, "evaluator"))
-        self.parts.fleet.begin(self.timeline, self.run.clients.ids)
+        self._join()
 
     def step(self) -> None:
         """Let the next thing happen.
@@ -166,7 +167,16 @@ class Coordinator:
                 f"round {ledger.round} waits for clients that never come: "
                 f"{ledger.explanation or f'it needs {self.run.plan.quorum} of them'}"
             )
-        self._carry_out(event)
+        self._carry_out(self._resolved(event))
+
+    def _join(self) -> None:
+        """Let the clients join that are there at first."""
+        self.timeline.add(DevicesJoined(tuple(self.run.clients.ids)))
+
+    def _resolved(self, event: Happening) -> Event:
+        """Return what the machine is told of what happened."""
+        assert not isinstance(event, WorkDone)
+        return event
 
     # --- commands -----------------------------------------------------------------------------
 
@@ -205,32 +215,26 @@ class Coordinator:
 
     def _train(self, commands: list[SendOrder]) -> None:
         orders = {each.device_id: self._order(each) for each in commands}
-        fleet, pair = self.parts.fleet, (commands[0].round, commands[0].attempt)
+        pair = (commands[0].round, commands[0].attempt)
         for result in self.parts.backend.train(list(orders.values()), self._global_model()):
             device_id = result.device_id
             if isinstance(result, Declined):
-                self.timeline.add(_declined(result, "train", pair))
+                self.timeline.add(declined(result, "train", pair))
                 continue
-            delay_s = fleet.training_s(orders[device_id], result)
-            if delay_s is not None:
-                self._results[device_id] = result
-                update = Update("", 0, "", result.num_examples, dict(result.metrics))
-                self.timeline.add(ResultReceived(device_id, *pair, update), delay_s)
+            self._results[device_id] = result
+            update = Update("", 0, "", result.num_examples, dict(result.metrics))
+            self.timeline.add(ResultReceived(device_id, *pair, update))
 
     def _evaluate(self, commands: list[SendOrder]) -> None:
         orders = {each.device_id: self._order(each) for each in commands}
         pair = (commands[0].round, commands[0].attempt)
         for result in self.parts.backend.evaluate(list(orders.values()), self._global_model()):
-            delay_s = self.parts.fleet.evaluation_s(orders[result.device_id])
-            if delay_s is None:
-                continue
             match result:
                 case Declined():
-                    self.timeline.add(_declined(result, "evaluate", pair), delay_s)
+                    self.timeline.add(declined(result, "evaluate", pair))
                 case Evaluated():
                     found = (result.num_examples, dict(result.metrics))
-                    event = EvaluationReceived(result.device_id, *pair, *found)
-                    self.timeline.add(event, delay_s)
+                    self.timeline.add(EvaluationReceived(result.device_id, *pair, *found))
 
     def _order(self, command: SendOrder) -> VirtualOrder:
         client = self._numbers[command.device_id]
@@ -323,7 +327,8 @@ def _report(result: Trained) -> Report:
     return Report(result.device_id, result.num_examples, scalars)
 
 
-def _declined(result: Declined, action: str, pair: tuple[int, int]) -> DeviceDeclined:
+def declined(result: Declined, action: str, pair: tuple[int, int]) -> DeviceDeclined:
+    """Return what the machine is told of an order that gave no result."""
     return DeviceDeclined(
         result.device_id,
         "train" if action == "train" else "evaluate",

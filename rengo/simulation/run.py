@@ -13,8 +13,9 @@ from rengo.simulation.backends import Choice, choose, open_backend
 from rengo.simulation.coordinator import Coordinator, Parts, SimulatedRun
 from rengo.simulation.definition import Prepared, Simulation, prepare
 from rengo.simulation.history import History, RoundFigures
+from rengo.simulation.paced import PacedCoordinator
 from rengo.simulation.states import MemoryStates
-from rengo.simulation.timeline import AtOnce
+from rengo.simulation.virtual.account import VirtualAccount
 from runtime.config import merge
 from runtime.errors import RunNotCompleted
 from storage.weights import Weights
@@ -33,6 +34,8 @@ class SimulationResult:
         best: that of its best version, where the run looked for it, by its number.
         choice: the backend, and why that one.
         wall_s: how long the rounds took.
+        account: what they took in virtual time, energy and bytes, and who was dropped; None where
+            no fleet was named.
     """
 
     run: SimulatedRun
@@ -43,6 +46,7 @@ class SimulationResult:
     best: tuple[int, Weights] | None
     choice: Choice
     wall_s: float
+    account: VirtualAccount | None = None
 
     @property
     def metrics(self) -> Mapping[str, float]:
@@ -71,6 +75,8 @@ def simulate(  # noqa: PLR0913  a keyword for each option of the command line
     backend: str = "auto",
     engine: Literal["auto", "numpy", "torch"] = "auto",
     workers: int = 0,
+    fleet: str = "",
+    trace: Path | str | None = None,
 ) -> SimulationResult:
     """Train a task over virtual clients in this process's memory, without a broker or a store.
 
@@ -86,6 +92,8 @@ def simulate(  # noqa: PLR0913  a keyword for each option of the command line
         backend: what computes; "auto" chooses.
         engine: numpy or torch; "auto" is numpy where it can do the run.
         workers: how many processes at most, where the backend has any; 0 for as many as cores.
+        fleet: what devices the clients are in virtual time, as ``phone=80,pi-4=20`` or a TOML file.
+        trace: a CSV file that says when these devices are online.
 
     Raises:
         ConfigError: something about it cannot be; the text says what.
@@ -108,6 +116,8 @@ def simulate(  # noqa: PLR0913  a keyword for each option of the command line
             backend=backend,
             engine=engine,
             workers=workers,
+            fleet=fleet,
+            trace=None if trace is None else Path(trace).absolute(),
         )
     )
 
@@ -127,7 +137,7 @@ def run_simulation(simulation: Simulation, watch: Watch | None = None) -> Simula
     backend = open_backend(choice.name, prepared.setup)
     states = MemoryStates()
     try:
-        return _run(prepared, Parts(backend, states, AtOnce()), choice, watch)
+        return _run(prepared, Parts(backend, states), choice, watch)
     finally:
         backend.close()
         states.close()
@@ -139,7 +149,11 @@ def _run(prepared: Prepared, parts: Parts, choice: Choice, watch: Watch | None) 
     def observe(fact: Fact) -> None:
         history.observe(fact)
 
-    coordinator = Coordinator(prepared.run, parts, observe)
+    coordinator = (
+        Coordinator(prepared.run, parts, observe)
+        if prepared.world is None
+        else PacedCoordinator(prepared.run, parts, prepared.world, observe)
+    )
     ledger = coordinator.machine.ledger
     history = History(ledger, time.monotonic, lambda: coordinator.timeline.now_s)
     coordinator.begin()
@@ -164,4 +178,5 @@ def _run(prepared: Prepared, parts: Parts, choice: Choice, watch: Watch | None) 
         None if best is None or ledger.best is None else (ledger.best[0], best.weights),
         choice,
         time.monotonic() - begun_s,
+        coordinator.account if isinstance(coordinator, PacedCoordinator) else None,
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from rengo.simulation.virtual.draws import exponential, uniform
-from rengo.simulation.virtual.fleet import Fleet
+from rengo.simulation.virtual.fleet import VirtualFleet
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class DrawnAvailability:
     time 0 as many are online as later.
     """
 
-    def __init__(self, fleet: Fleet) -> None:
+    def __init__(self, fleet: VirtualFleet) -> None:
         self._fleet = fleet
 
     def period(self, index: int, number: int, from_s: float) -> Period:

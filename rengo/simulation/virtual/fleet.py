@@ -58,7 +58,7 @@ class _File(BaseModel):
     device: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=MAX_KINDS)]
 
 
-class Fleet:
+class VirtualFleet:
     """The devices of ``count`` clients: who is of which kind, and how each one differs."""
 
     def __init__(self, kinds: Sequence[Kind], count: int, seed: int) -> None:
