@@ -16,7 +16,7 @@ from fl_server.rounds.plan import Plan
 from rengo.simulation.virtual.account import VirtualAccount
 from rengo.simulation.virtual.availability import Availability, DrawnAvailability
 from rengo.simulation.virtual.devices import DeviceModel
-from rengo.simulation.virtual.fleet import VirtualFleet, Kind
+from rengo.simulation.virtual.fleet import Kind, VirtualFleet
 from rengo.simulation.virtual.orders import OrderEnded, TimedOrder, WorkDone
 from rengo.simulation.virtual.work import OrderSize
 from rengo.simulation.virtual.world import VirtualWorld, WorldEvent

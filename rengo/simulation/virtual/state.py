@@ -49,7 +49,8 @@ class VirtualDevice:
     def is_low(self) -> bool:
         """Whether it declines orders for its battery's sake."""
         model = self.traits.model
-        return model.battery_j > 0 and self.charge_j < model.battery_floor * model.battery_j
+        floor_j = model.battery_floor * model.battery_j
+        return model.battery_j > 0 and (self.charge_j < floor_j or not self.charge_j)
 
     @property
     def charge(self) -> float:
