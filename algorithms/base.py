@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.records import require_checked
+from storage.weights import Layout, Slices
 
 UPDATE = "update"
 """The vector that FedAvg's clients send: the change of the weights."""
@@ -51,7 +52,18 @@ Blocks: TypeAlias = Mapping[str, Flat]
 """Name of a vector to a block of it, each as long as the block of the weights."""
 
 Need: TypeAlias = Literal["head", "norms", "adapters", "loss"]
-Family: TypeAlias = Literal["server", "drift", "fairness", "personal", "clusters", "adapters"]
+Family: TypeAlias = Literal[
+    "server", "drift", "fairness", "personal", "clusters", "widths", "adapters"
+]
+
+
+@dataclass(frozen=True)
+class DeviceFacts:
+    """What is known of a device when a round begins; "" and 0 are unknown."""
+
+    device_id: str
+    profile: str = ""
+    ram_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -112,6 +124,16 @@ class Local(Protocol):
     @property
     def learning_rate(self) -> float:
         """The learning rate of the round."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """A seed of this client and round alone."""
+        ...
+
+    @property
+    def width(self) -> float:
+        """How much of the model is trained here; 1 is the whole."""
         ...
 
     @property
@@ -184,12 +206,15 @@ class Mean:
         scalars: the means of the scalars that were sent.
         updates: the number of clients that are in it.
         population: the number of clients that the run knows.
+        coverage: only of an algorithm with parts: the total weight of the clients that trained each
+            coordinate of the block, by name of the vector. Where it is 0, so is the mean.
     """
 
     vectors: Blocks
     scalars: Scalars = field(default_factory=dict)
     updates: int = 1
     population: int = 1
+    coverage: Blocks = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -235,10 +260,42 @@ class Algorithm:
             kind.personal is not Algorithm.personal or kind.is_private is not Algorithm.is_private
         )
 
+    @property
+    def needs_updates(self) -> bool:
+        """Whether the server needs the single updates, for ``factors``."""
+        return type(self).factors is not Algorithm.factors
+
+    @property
+    def narrow_widths(self) -> tuple[float, ...]:
+        """The widths below 1 that clients may train, which a task's model is tried with."""
+        return ()
+
     def advice(self, training: Mapping[str, Any]) -> str:
         """Return what to tell a user about these training settings, "" for nothing."""
         del training
         return ""
+
+    # --- which part of the model a client trains ------------------------------------------------
+
+    def width(self, device: DeviceFacts, round_number: int, seed: int) -> float:
+        """Return how much of the model a client trains in a round, above 0 and at most 1.
+
+        The server asks once, when the round begins, and keeps the answer with the round.
+        """
+        del device, round_number, seed
+        return 1.0
+
+    def part(self, width: float, round_number: int, layout: Layout) -> Slices | None:
+        """Return what a client of that width trains in a round, None for the whole model.
+
+        The client gets, trains and sends nothing else. An algorithm that overrides it names its
+        ``narrow_widths``, and has no ``broadcasts`` and no private weights.
+
+        Raises:
+            ConfigError: the model cannot be divided so.
+        """
+        del width, round_number, layout
+        return None
 
     # --- the client half ----------------------------------------------------------------------
 
@@ -324,6 +381,19 @@ class Algorithm:
         """
         del scalars
         return report.num_examples
+
+    def factors(self, gram: Flat, reports: Sequence[Report]) -> Sequence[float]:
+        """Return what each update is multiplied by before they are added up to the "means".
+
+        Overridden, every update is kept until the round's end, all are read once more, and neither
+        weights nor numbers of examples count. What it costs grows with the square of their number.
+
+        Args:
+            gram: the dot products of all pairs of updates, [updates, updates].
+            reports: of the updates, in the same order, by device.
+        """
+        del gram, reports
+        return ()
 
     def measure(self, weights: Flat, mean: Mean, state: Blocks) -> dict[str, float]:
         """Return numbers of a block, such as a squared norm, whose sums ``advance`` is given.

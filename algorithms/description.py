@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass, fields
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -54,6 +54,7 @@ class Description:
         source: its paper, and what is particular to this form of it.
         engines: those that can train with it.
         needs: what it needs of a task.
+        needs_updates: whether the server keeps every update until a round's end.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Description:
     source: str
     engines: tuple[str, ...]
     needs: tuple[str, ...]
+    needs_updates: bool
     settings: tuple[Setting, ...]
     costs: Costs
 
@@ -80,6 +82,7 @@ def describe(name: str) -> Description:
         source=inspect.getdoc(inspect.getmodule(kind)) or "",
         engines=("torch",) if "loss" in algorithm.needs else ("numpy", "torch"),
         needs=algorithm.needs,
+        needs_updates=algorithm.needs_updates,
         settings=_settings_of(algorithm),
         costs=costs_of(algorithm),
     )
@@ -91,10 +94,17 @@ def _settings_of(algorithm: Algorithm) -> tuple[Setting, ...]:
         Setting(
             field.name,
             getattr(algorithm, field.name),
-            " and ".join(str(each) for each in get_args(hints[field.name])[1:]),
+            _bounds_of(hints[field.name]),
         )
         for field in fields(algorithm)
     )
+
+
+def _bounds_of(hint: Any) -> str:
+    inner, *bounds = get_args(hint) or (hint,)
+    if get_origin(inner) is dict:
+        return f"by name, each {_bounds_of(get_args(inner)[1])}"
+    return " and ".join(str(each) for each in bounds)
 
 
 def costs_of(algorithm: Algorithm) -> Costs:
@@ -135,6 +145,8 @@ class _Data:
     num_examples = 4
     steps = _STEPS
     learning_rate = 0.1
+    seed = 0
+    width = 1.0
     head = frozenset({"head.weight", "head.bias"})
     norms = frozenset({"scale"})
     adapters = frozenset({"head.weight", "head.bias"})

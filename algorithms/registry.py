@@ -6,18 +6,15 @@ algorithm's and whose value is its class.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib
 import pkgutil
-from collections.abc import Iterable, Mapping
-from dataclasses import fields
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runtime.bounds import MAX_HYPER_PARAMETER
 from runtime.errors import ConfigError
-from runtime.records import FieldError, build
+from runtime.listing import nearest, with_settings
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -25,7 +22,7 @@ if TYPE_CHECKING:
     from algorithms.base import Algorithm
 
 GROUP = "rengo.algorithms"
-_NOT_ALGORITHMS = frozenset({"base", "description", "registry"})
+_NOT_ALGORITHMS = frozenset({"base", "description", "registry", "transforms"})
 
 
 def names() -> list[str]:
@@ -40,16 +37,7 @@ def load(name: str, settings: Mapping[str, Any] | None = None) -> Algorithm:
         ConfigError: no such algorithm, no such setting, or a value that it refuses; the text
             names the nearest right one and lists the choices.
     """
-    algorithm = algorithm_class(name)
-    given = dict(settings or {})
-    allowed = [field.name for field in fields(algorithm)]
-    for key in given:
-        if key not in allowed:
-            raise ConfigError(
-                f"algorithm {name} has no setting {key!r}{_nearest(key, allowed)} "
-                f"(it has: {', '.join(allowed) or 'none'})"
-            )
-    return _validated(algorithm, name, given)
+    return with_settings(f"algorithm {name}", algorithm_class(name), settings or {})
 
 
 @functools.cache
@@ -60,7 +48,7 @@ def algorithm_class(name: str) -> type[Algorithm]:
     other = _of_others().get(name)
     if other is None:
         raise ConfigError(
-            f"no algorithm {name!r}{_nearest(name, names())} (`rengo algorithms` lists them)"
+            f"no algorithm {name!r}{nearest(name, names())} (`rengo algorithms` lists them)"
         )
     return _class_of_other(other)
 
@@ -104,24 +92,3 @@ def _class_of_other(point: EntryPoint) -> type[Algorithm]:
     if not (isinstance(found, type) and issubclass(found, Algorithm)):
         raise ConfigError(f"algorithm {point.name} ({point.value}): it is no class of Algorithm")
     return found
-
-
-def _nearest(word: str, choices: Iterable[str]) -> str:
-    found = difflib.get_close_matches(word, list(choices), 1)
-    return f"; did you mean {found[0]!r}?" if found else ""
-
-
-def _validated(algorithm: type[Algorithm], name: str, given: dict[str, Any]) -> Algorithm:
-    for key, value in given.items():
-        if isinstance(value, int | float) and not abs(value) <= MAX_HYPER_PARAMETER:
-            raise ConfigError(
-                f"algorithm {name}, setting {key}: must be within ±{MAX_HYPER_PARAMETER:g} "
-                f"(got {value!r})"
-            )
-    try:
-        return build(algorithm, given)
-    except FieldError as error:
-        got = given.get(error.field)
-        raise ConfigError(
-            f"algorithm {name}, setting {error.field}: {error.reason} (got {got!r})"
-        ) from error

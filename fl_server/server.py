@@ -51,12 +51,15 @@ from fl_server.flows.events import (
 from fl_server.kinds.base import FlowKind
 from fl_server.kinds.listing import FLOW_KINDS
 from fl_server.members.gate import MessageGate, VerifiedMessage
+from fl_server.members.labels import LabelRegistry
 from fl_server.members.membership import Membership, SiteInfo
 from fl_server.members.presence import PresenceTable
 from fl_server.members.store import MemberRegistry
+from fl_server.members.traits import TraitsTable
 from fl_server.observers.base import Observer, ObserverList
 from fl_server.observers.log import LogObserver
 from fl_server.observers.mqtt import MqttObserver
+from fl_server.observers.traffic import LinkTraffic
 from fl_server.operations.context import OperationsContext
 from fl_server.operations.handlers.ended_runs import EndedRunReports
 from fl_server.operations.mqtt import OperatorEndpoint
@@ -153,6 +156,9 @@ class Server:
             self.connection.endpoint,
             self.connection.publish,
         )
+        self.labels = LabelRegistry(journal.database)
+        self.traits = TraitsTable(self.presence, self.members, self.labels)
+        self.traffic = LinkTraffic()
         self.faults = Faults()
         self.runner = self._runner()
         actions = PresenceActions(
@@ -207,12 +213,17 @@ class Server:
             production_changed=self.production_changed,
             offer_password=self._admission.offer_password,
             forget_device=self._admission.forget,
+            labels=self.labels,
+            traits=self.traits.of,
+            traits_changed=self.runner.handle_traits,
+            traffic=self.traffic,
             faults=self.faults,
         )
 
     def _runner(self) -> FlowRunner:
         stream = MqttObserver(self.connection.topics, self.connection.publish)
-        self._observers = ObserverList([stream, LogObserver(), *self.settings.observers])
+        watching: list[Observer] = [stream, LogObserver(), self.traffic, *self.settings.observers]
+        self._observers = ObserverList(watching)
         parts = RunnerParts(
             self.journal,
             self.history,
@@ -225,6 +236,7 @@ class Server:
             self.production_changed,
             self.members.note,
             self.faults,
+            self.traits.of,
         )
         return FlowRunner({**FLOW_KINDS, **self.settings.flow_kinds}, parts, self.epoch)
 
@@ -358,6 +370,7 @@ class Server:
                 self._watch.apply(sender, message, retained=verified.retained)
             case DeviceInfo():
                 self.presence.store_info(sender, message)
+                self.runner.handle_traits(sender)
             case DeviceHealth() | DataReport():
                 self.presence.store_report(sender, message)
             case Result():

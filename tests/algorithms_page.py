@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 from algorithms.description import Description, describe
 from algorithms.registry import names
+from benchmarks.tables.page import anchor_of
+from benchmarks.tables.rows import ROWS
 from rengo.cli.machine.algorithms import FAMILIES, costs_in_words
 
 _INTRO = """\
@@ -29,14 +34,20 @@ Every algorithm runs in every mode, and on both engines unless the table says ot
 | they differ much, and the same devices take part often | `scaffold`, `feddyn` or `feddc` |
 | they differ much, and each device takes part seldom | `fedcm` or `mimelite`: no state there |
 | updates are small or noisy, as of language models | `fedadam` or `fedyogi` |
-| the devices that are served worst matter | `qfedavg`, `term` or `afl` |
+| the devices that are served worst matter | `qfedavg`, `term`, `afl` or `fedmgda` |
 | each device is to have a model of its own | `ditto` or `apfl` |
 | a head of its own is enough for each | `fedper` or `fedrep` |
 | the devices' sensors differ, so that inputs are scaled or tinted | `fedbn` |
+| some devices are too weak for the whole model, or their links are | `heterofl` or `fjord` |
+| nearly all of them are | `fedrolex`: they train all of it in turns |
 | a large model is trained before, and links are thin | `lora` or `ffalora` |
 | there are a few kinds of devices | `ifca`; or `cfl`, which finds out how many |
 
 A personal model is measured beside the global one: its metrics begin with `personal_`.
+
+[Results](results.md) has what was measured, beside what papers say, with settings and seeds; some
+curves are with each family below. They are of small data and few rounds, and another setting has
+another order: compare on yours by `rengo run TASK --sweep algorithm.name=fedavg,scaffold`.
 
 ## What each costs
 
@@ -45,6 +56,7 @@ round to round, and those that the server keeps. Gradients are those of a local 
 those over the client's data beside its steps.
 
 """
+_IMAGES = Path(__file__).parents[1] / "docs" / "images"
 _COLUMNS = ["algorithm", "engines", "down", "up", "device", "server", "gradients", "passes"]
 
 
@@ -54,8 +66,17 @@ def render() -> str:
     parts = [_INTRO + _costs(found)]
     for family, title in FAMILIES.items():
         parts.append(f"## {title}\n")
+        parts.extend(_curves(family))
         parts.extend(_section(each) for each in found if each.family == family)
     return "\n".join(parts).rstrip() + "\n"
+
+
+def _curves(family: str) -> Iterator[str]:
+    """Yield the measured curves of a family, where there are any."""
+    for row in ROWS:
+        if row.family == family and (_IMAGES / f"results-{family}.svg").exists():
+            yield f"![{row.title}](images/results-{family}.svg)\n"
+            yield f"{row.title}. [How it was measured](results.md#{anchor_of(row.title)}).\n"
 
 
 def _costs(found: list[Description]) -> str:

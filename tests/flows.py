@@ -23,6 +23,7 @@ from fl_server.operations.handlers.ended_runs import EndedRunReports
 from fl_server.persistence.history import RunHistory
 from fl_server.persistence.journal import Journal
 from fl_server.runs.record import RunRecord
+from fl_server.selection.traits import DeviceTraits
 from fl_server.shell.connection import ServerConnection
 from fl_server.shell.parts import RunnerParts
 from fl_server.shell.runner import FlowRunner
@@ -147,6 +148,7 @@ class FlowServer:
         self.sent = Sent()
         self.acts: list[AuditEvent] = []
         self.moved: list[str] = []
+        self.labels: dict[str, dict[str, str]] = {}
         self.begin_life()
 
     def begin_life(self) -> None:
@@ -167,10 +169,15 @@ class FlowServer:
             self.told,
             self.moved.append,
             self.acts.append,
+            traits=self.traits_of,
         )
         self.runner = FlowRunner(self.kinds, parts, self.epoch)
         self.plane.handle_done = self.runner.handle_done
         self.runner.restore()
+
+    def traits_of(self, device_id: str) -> DeviceTraits:
+        info = self.presence.info(device_id)
+        return DeviceTraits(device_id, info, labels=self.labels.get(device_id, {}))
 
     def crash(self) -> None:
         self.told.close()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import algorithms
+from algorithms.base import DeviceFacts
 from fl_client.datasets.device import Device
 from fl_client.models.local_round import LocalRound
 from fl_client.tasks.base import Task
@@ -22,6 +23,7 @@ from fl_client.training.participant import Participant
 from fl_client.training.work import perform
 from fl_server.aggregation.aggregator import AggregatedRun, RunAggregator, SubmittedUpdate
 from fl_server.aggregation.model_cache import ModelCache
+from fl_server.aggregation.rules import RULES
 from fl_server.aggregation.spool import MemoryBudget
 from fl_server.rounds.model import Model, Update
 from storage.store.memory import MemoryStore
@@ -61,8 +63,9 @@ class InProcessRun:
         engines: Sequence[str] = ("numpy", "numpy", "numpy"),
         training: Mapping[str, Any] | None = None,
         seed: int = 0,
+        rule: str = "mean",
     ) -> None:
-        self.folder, self.seed = folder, seed
+        self.folder, self.seed, self.rule = folder, seed, rule
         self.algorithm, self.settings = algorithm, dict(settings or {})
         self.training = dict(training or {})
         self.devices = [
@@ -84,7 +87,7 @@ class InProcessRun:
         algorithm = algorithms.load(self.algorithm, self.settings)
         copies = ModelCache(self.folder / f"server-{self._lives}", self.store)
         self.server = RunAggregator(
-            AggregatedRun(KEYS, algorithm, self.seed, len(self.devices)),
+            AggregatedRun(KEYS, algorithm, self.seed, len(self.devices), RULES.load(self.rule)),
             KeepAll(),
             self.store,
             copies,
@@ -96,10 +99,22 @@ class InProcessRun:
         """The latest version."""
         return read_safetensors(self._file("model", self.models[-1].key))
 
+    def width(self, index: int, number: int) -> float:
+        """Return how much of the model a device trains in a round."""
+        device = self.devices[index].device
+        facts = DeviceFacts(device.id, device.profile)
+        return algorithms.load(self.algorithm, self.settings).width(facts, number, self.seed)
+
+    def weights_of(self, index: int) -> Weights:
+        """Return what a device trains in the next round: the latest version, or its part."""
+        return read_safetensors(Path(str(self.job(index, "train", len(self.models)).model_path)))
+
     def job(self, index: int, action: str, number: int) -> TrainingJob:
         """Return an order for a device as its agent hands it to the training process."""
         model, state = self.models[-1], self.folder / f"state-{index}.safetensors"
         algorithm = algorithms.load(self.algorithm, self.settings)
+        width = self.width(index, number) if action == "train" else 1.0
+        file = self.server.store_part(model, width)
         vectors = model.state if algorithm.broadcasts else None
         return TrainingJob(
             action=action,  # type: ignore[arg-type]
@@ -111,8 +126,9 @@ class InProcessRun:
             algorithm_settings=self.settings,
             training=self.training,
             seed=self.seed,
-            model_path=str(self._file("model", model.key)),
-            base_sha256=model.sha256,
+            width=width,
+            model_path=str(self._file("model", file.key)),
+            base_sha256=file.sha256,
             update_path=str(self.folder / f"update-{index}"),
             state_path=str(state),
             vectors_path=None if vectors is None else str(self._file("vectors", vectors.key)),
@@ -132,6 +148,7 @@ class InProcessRun:
             read_safetensors(state).arrays() if state.exists() else {},
             {} if vectors is None else dict(read_safetensors(Path(vectors)).arrays()),
             job.scalars,
+            width=job.width,
         )
 
     def train(self, index: int) -> SubmittedUpdate:
@@ -148,7 +165,7 @@ class InProcessRun:
         key = KEYS.update(number, 1, name)
         self.store.put(key, data)
         update = Update(key, len(data), str(done.header_sha256), done.num_examples)
-        return SubmittedUpdate(name, number, 1, update)
+        return SubmittedUpdate(name, number, 1, update, job.width)
 
     def round(self, taking_part: Sequence[int] | None = None, *, restarts: bool = False) -> None:
         """Train some devices, in this order, and make the next version."""

@@ -271,8 +271,8 @@ ROUND_MUTANTS = [
         "invites who declined for now",
         real_gathering,
         {
-            'self._roster.accepting("trainer") if each not in self.resting]': (
-                'self._roster.accepting("trainer")]'
+            "[each for each in online if each not in self.resting] if self.resting else online": (
+                "online"
             )
         },
         in_world=False,

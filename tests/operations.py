@@ -27,11 +27,14 @@ from fl_server.deployment.canaries import Canaries
 from fl_server.flows.commands import StartTask
 from fl_server.kinds.base import FlowKind
 from fl_server.kinds.listing import FLOW_KINDS
+from fl_server.members.labels import LabelRegistry
 from fl_server.members.membership import Membership, SiteInfo
 from fl_server.members.presence import PresenceTable
 from fl_server.members.rules import DeviceRecord
 from fl_server.members.store import MemberRegistry
+from fl_server.members.traits import TraitsTable
 from fl_server.observers.base import ObserverList
+from fl_server.observers.traffic import LinkTraffic
 from fl_server.operations.call import Answer, Caller, Outcome
 from fl_server.operations.context import OperationsContext
 from fl_server.operations.handlers.ended_runs import EndedRunReports
@@ -243,6 +246,9 @@ class Life:
             Endpoint.of(disk.identity),
             lambda *_: None,
         )
+        self.traffic = LinkTraffic()
+        self.labels = LabelRegistry(self.journal.database)
+        self.traits = TraitsTable(self.presence, self.members, self.labels)
         self.runner = self._runner()
         self.canaries = Canaries(self.runner.services, self.runner.begin, self.runner.timers.left_s)
         self.operations = Operations(self._context())
@@ -273,6 +279,10 @@ class Life:
             production_changed=self.moved.append,
             offer_password=self.offered.append,
             forget_device=self.members.note_cut_off,
+            labels=self.labels,
+            traits=self.traits.of,
+            traits_changed=self.runner.handle_traits,
+            traffic=self.traffic,
         )
 
     def _runner(self) -> FlowRunner:
@@ -287,6 +297,7 @@ class Life:
             ObserverList(()),
             self.moved.append,
             self.members.note,
+            traits=self.traits.of,
         )
         return FlowRunner(self.kinds, parts, 1)
 

@@ -104,6 +104,7 @@ class TrainingWorker:
             algorithm_settings=order.algorithm_settings,
             training=order.training,
             seed=order.seed,
+            width=order.width,
             shrink=job.shrink,
             memory_bytes=self._policy.memory_bytes(),
             update_path=None if order.upload is None else str(folder.update(key)),

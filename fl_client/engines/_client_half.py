@@ -40,6 +40,14 @@ class LocalTraining:
         return self.plan.settings.learning_rate
 
     @property
+    def seed(self) -> int:
+        return self.plan.local_seed
+
+    @property
+    def width(self) -> float:
+        return self.plan.width
+
+    @property
     def head(self) -> frozenset[str]:
         return self.parts.head
 

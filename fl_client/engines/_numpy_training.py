@@ -66,8 +66,8 @@ class NumpyTraining:
             plan, len(data.inputs), model.parts, self._loss_of_all, self._gradient_of_all
         )
         self.half = ClientHalf(plan, got, nested(plan.state), local)
-        self._frozen = self.half.frozen(model.trained)
-        if len(self._frozen) == len(model.trained):
+        self.frozen = self.half.frozen(model.trained)
+        if len(self.frozen) == len(model.trained):
             raise ConfigError(f"the algorithm trains none of {', '.join(model.trained)[:200]}")
         self.w: dict[str, Array] = dict(got.weights)
         self.clip_norm = plan.settings.clip_norm
@@ -95,7 +95,7 @@ class NumpyTraining:
             batch = (data.inputs[piece], data.targets[piece])
             loss, grads = self._model.batch_gradients(at, self._masks, batch, data.class_weights)
             total += loss * share
-            for name in self._frozen:
+            for name in self.frozen:
                 del grads[name]
             _add(found, grads, share)
         return total, found

@@ -103,8 +103,12 @@ class Engine(Protocol):
 
 def names() -> list[str]:
     """Return the names of the engines, without importing any."""
-    found = (module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]))
-    return sorted(name for name in found if name != "base" and name[0] != "_")
+    found = pkgutil.iter_modules([str(Path(__file__).parent)])
+    return sorted(
+        each.name
+        for each in found
+        if not (each.ispkg or each.name == "base" or each.name[0] == "_")
+    )
 
 
 def load_engine(

@@ -107,20 +107,20 @@ class NumpyEngine:
                 "torch engine can do"
             )
         require_trainable(self._task, plan.settings)
-        inputs, targets = self._arrays(data)
+        inputs, targets = self.arrays(data)
         received = received_vectors(weights, plan)
         extra = sum(array.nbytes for array in plan.state.values())
         extra += weights.vector.nbytes * (len(received) + len(plan.algorithm.sends) - 1)
         plan = self._within_memory(plan, inputs.shape[1:], extra)
-        got = Received(self._named(weights), received, plan.scalars)
+        got = Received(self.named(weights), received, plan.scalars)
         outputs = memory.layer_costs(self._layers, inputs.shape[1:])[-1].output
         class_weights = class_weights_of(self._task, plan.settings, outputs[0])
         return NumpyTraining(self, got, plan, NumpyData(inputs, targets, class_weights))
 
     def evaluate(self, weights: Weights, data: Split) -> Evaluation:
         """Return the mean loss and metrics on ``data``."""
-        inputs, targets = self._arrays(data)
-        w, means = self._named(weights), Means()
+        inputs, targets = self.arrays(data)
+        w, means = self.named(weights), Means()
         for outputs, wanted, loss in self._evaluated(w, inputs, targets):
             given = self._task.metrics(outputs, wanted)
             metrics = numbers_of(self._task, "metrics", given)
@@ -150,8 +150,8 @@ class NumpyEngine:
     def gradients(self, weights: Weights, data: Split) -> tuple[float, dict[str, Array]]:
         """Return the mean loss on all of ``data`` as one batch, and its gradient by name."""
         # a training pass changes the running statistics, which belong to the caller
-        w = self.copied_statistics(self._named(weights))
-        return self.batch_gradients(w, DropoutMasks(0), self._arrays(data))
+        w = self.copied_statistics(self.named(weights))
+        return self.batch_gradients(w, DropoutMasks(0), self.arrays(data))
 
     def batch_gradients(
         self,
@@ -212,7 +212,12 @@ class NumpyEngine:
         """The resident memory before the first training: later it includes freed memory."""
         return rss_bytes(os.getpid()) or 0
 
-    def _named(self, weights: Weights) -> dict[str, Array]:
+    def named(self, weights: Weights) -> dict[str, Array]:
+        """Return the weights as named arrays, in the engine's type.
+
+        Raises:
+            ConfigError: they are not of the task's model.
+        """
         expected = {name: tensor.shape for name, tensor in self._tensors.items()}
         check_same_names(self._task, expected, weights)
         return {
@@ -221,7 +226,12 @@ class NumpyEngine:
             if self._tensors[name].role != "count"
         }
 
-    def _arrays(self, data: Split) -> tuple[Array, Array]:
+    def arrays(self, data: Split) -> tuple[Array, Array]:
+        """Return a split as inputs and targets that fit the task's model.
+
+        Raises:
+            ConfigError: it is no pair of such arrays.
+        """
         pair = as_pair(data, self._task)
         if pair is None:
             raise ConfigError(

@@ -70,6 +70,7 @@ class LocalRound:
         checkpoint: where to continue from and what to save to, if anywhere.
         memory_bytes: what the whole process may hold, 0 for no limit. The numpy engine computes
             its batches in parts small enough for it.
+        width: how much of the model is trained; below 1 the weights are those of a part.
         tally: is filled in during training.
     """
 
@@ -84,6 +85,7 @@ class LocalRound:
     progress: Progress = no_progress
     checkpoint: Checkpoint | None = None
     memory_bytes: int = 0
+    width: float = 1.0
     tally: Tally = field(default_factory=Tally, compare=False)
 
     @property

@@ -60,6 +60,13 @@ class Task:
         """Return the model: a list of layers (any engine) or a torch module."""
         raise ConfigError(f"task {self.name} does not define model()")
 
+    def model_at(self, width: float) -> Layers | torch.nn.Module:
+        """Return the model with ``width`` of the units of each hidden layer, rounded up.
+
+        For algorithms whose devices train parts. A list of layers is narrowed without it.
+        """
+        raise ConfigError(f"task {self.name} does not define model_at(width)")
+
     def data(self, device: Device) -> tuple[Split, Split]:
         """Return the device's training split and its held-out split.
 

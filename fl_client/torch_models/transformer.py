@@ -25,11 +25,13 @@ def transformer(
         classes: how many characters there are.
         width: of each place's vector, a multiple of ``heads``.
     """
-    return _Transformer(length, classes, width, [_Block(width, heads) for _ in range(blocks)])
+    return _Transformer(
+        length, classes, width, [_DecoderBlock(width, heads) for _ in range(blocks)]
+    )
 
 
 class _Transformer(nn.Module):
-    def __init__(self, length: int, classes: int, width: int, blocks: list[_Block]) -> None:
+    def __init__(self, length: int, classes: int, width: int, blocks: list[_DecoderBlock]) -> None:
         super().__init__()
         self.characters = nn.Embedding(classes, width)
         self.places = nn.Parameter(0.02 * torch.randn(length, width))
@@ -43,7 +45,7 @@ class _Transformer(nn.Module):
         return scores.transpose(1, 2)
 
 
-class _Block(nn.Module):
+class _DecoderBlock(nn.Module):
     """Attention to the places before, then two linear layers, each added to its input."""
 
     def __init__(self, width: int, heads: int) -> None:

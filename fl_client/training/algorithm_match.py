@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, cast
 
 from algorithms.base import UPDATE, Algorithm
 from fl_client.models import layers
 from fl_client.models.parts import ModelParts, parts_of_layers
 from fl_client.tasks.base import Task
-from fl_client.tasks.user_code import model_of
+from fl_client.tasks.narrow import narrow_task
+from fl_client.tasks.user_code import initial_weights_of, model_of
 from runtime.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ def require_match(task: Task, name: str, algorithm: Algorithm) -> None:
         MissingExtra: torch is needed for that and not installed.
     """
     _require_engine(task, name, algorithm)
+    _require_parts(task, name, algorithm)
     wanted = {"head", "norms", "adapters"}.intersection(algorithm.needs)
     if not wanted:
         return
@@ -52,7 +55,8 @@ def require_match(task: Task, name: str, algorithm: Algorithm) -> None:
 
 def _require_engine(task: Task, name: str, algorithm: Algorithm) -> None:
     kind = type(task)
-    says_more = algorithm.sends != (UPDATE,) or algorithm.reports or algorithm.broadcasts
+    more = (*algorithm.reports, *algorithm.broadcasts, *algorithm.narrow_widths)
+    says_more = algorithm.sends != (UPDATE,) or more
     if kind.local_update is not Task.local_update and (says_more or algorithm.is_personal):
         raise ConfigError(
             f"task {task.name} overrides local_update(), which replaces the training that "
@@ -63,6 +67,44 @@ def _require_engine(task: Task, name: str, algorithm: Algorithm) -> None:
             f"task {task.name} overrides training_step(), which the loss of algorithm {name} "
             "replaces; override loss() or predict() instead"
         )
+
+
+def _require_parts(task: Task, name: str, algorithm: Algorithm) -> None:
+    """Raise ConfigError where a width that a device may train is none of the task's model."""
+    if not algorithm.narrow_widths:
+        return
+    layout = initial_weights_of(task, 0).layout
+    for width in algorithm.narrow_widths:
+        try:
+            slices = algorithm.part(width, 1, layout)
+            if slices is not None:
+                _require_shapes(
+                    task, width, {each.name: each.shape for each in slices.part.tensors}
+                )
+        except ConfigError as error:
+            raise ConfigError(
+                f"algorithm {name} has devices train {width:g} of each layer, and the model of "
+                f"task {task.name} cannot be divided so: {error}"
+            ) from error
+
+
+def _require_shapes(task: Task, width: float, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    narrow = narrow_task(task, width, shapes)
+    model = model_of(narrow)
+    if layers.is_declarative(model):
+        found = {each: tensor.shape for each, tensor in layers.tensors(model).items()}
+    else:
+        # needs torch
+        from fl_client.tasks.torch_module import module_of  # noqa: PLC0415
+
+        state = module_of(narrow).state_dict()
+        found = {each: tuple(tensor.shape) for each, tensor in state.items()}
+    for each in sorted(found.keys() | shapes.keys()):
+        if found.get(each) != shapes.get(each):
+            raise ConfigError(
+                f"model_at({width:g}) has {each!r} of shape {found.get(each, 'missing')}, and the "
+                f"part has {shapes.get(each, 'none')}"
+            )
 
 
 def parts_of(task: Task) -> ModelParts:

@@ -49,6 +49,7 @@ class TrainingJob:
 
     Attributes:
         phase: of an exchange, as ``seq`` and ``payload``: what its flow says.
+        width: how much of the model is trained; below 1 the model is a part.
         model_path: the global model, a safetensors file that is already here; None: an exchange
             without a model.
         base_sha256: the hash of that file, for the update's header.
@@ -79,6 +80,7 @@ class TrainingJob:
     algorithm_settings: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     seed: _Count = 0
+    width: Annotated[float, Bounds(above=0, most=1)] = 1.0
     model_path: str | None = None
     base_sha256: str = ""
     update_path: str | None = None

@@ -23,6 +23,7 @@ from fl_client.tasks.exchange import (
     ExchangeStep,
     checked_answer,
 )
+from fl_client.tasks.narrow import narrow_task
 from fl_client.tasks.user_code import numbers_of, splits_of, wrong
 from runtime.bounds import (
     MAX_EXAMPLES,
@@ -74,13 +75,17 @@ class Participant:
         self._owns_process = owns_process
         self._tuning = tuning
         self._exchanged: tuple[str, int, int] | None = None
+        self._narrow: tuple[str, Engine] | None = None
 
     @cached_property
     def engine(self) -> Engine:
         """The engine; imports torch only where it is the torch engine."""
+        return self._load_engine(self.task)
+
+    def _load_engine(self, task: Task) -> Engine:
         engine = load_engine(
             self.engine_name,
-            self.task,
+            task,
             profile=self.device.profile,
             dtype=self._dtype,
             tuning=self._tuning,
@@ -241,7 +246,17 @@ class Participant:
 
     def train_on_engine(self, weights: Weights, plan: LocalRound) -> LocalUpdate:
         """Return the engine's update, on the device's training data."""
-        return self.engine.train(weights, self.train_split, plan)
+        return self._engine_for(weights, plan).train(weights, self.train_split, plan)
+
+    def _engine_for(self, weights: Weights, plan: LocalRound) -> Engine:
+        """Return the engine, that of a narrower model where a part of the model is trained."""
+        if plan.width >= 1:
+            return self.engine
+        if self._narrow is None or self._narrow[0] != weights.layout.hash:
+            shapes = {spec.name: spec.shape for spec in weights.layout.tensors}
+            task = narrow_task(self.task, plan.width, shapes)
+            self._narrow = (weights.layout.hash, self._load_engine(task))
+        return self._narrow[1]
 
     def evaluate_on_engine(self, weights: Weights) -> Evaluation:
         """Return the engine's metrics of ``weights`` on the device's held-out data."""

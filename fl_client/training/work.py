@@ -58,6 +58,7 @@ def perform(participant: Participant, job: TrainingJob, progress: Reporter = no_
         seed=job.seed,
         round=job.round,
         device_id=job.device_id,
+        width=job.width,
         state=_read_state(job),
         vectors=_read_vectors(job),
         scalars=job.scalars,

@@ -17,12 +17,21 @@ from pathlib import Path
 from typing import Protocol, TypeAlias
 
 from algorithms.base import UPDATE, Algorithm, Report
-from fl_server.aggregation.arithmetic.server_half import require_sections, weight_of
+from fl_server.aggregation.arithmetic.combining import Combining
+from fl_server.aggregation.arithmetic.server_half import (
+    RoundFigures,
+    covered,
+    require_sections,
+    weight_of,
+)
 from fl_server.aggregation.base_models import BaseModels
 from fl_server.aggregation.model_cache import ModelCache
 from fl_server.aggregation.next_version import NextVersion, RoundInput
+from fl_server.aggregation.part_models import PartModels
+from fl_server.aggregation.rules.base import Rule
+from fl_server.aggregation.rules.mean import WeightedMean
 from fl_server.aggregation.spool import MemoryBudget, Spool
-from fl_server.aggregation.sums import RoundSums
+from fl_server.aggregation.sums import RoundSums, UpdateParts
 from fl_server.rounds.model import Model, Update
 from runtime.errors import Corrupt, NotFound
 from runtime.files import file_sha256
@@ -32,7 +41,7 @@ from storage.updates.header import UpdateHeader, read_header, require_origin
 from storage.updates.info import Origin, Section
 from storage.updates.stream import verified_blocks
 from storage.versions.keys import RunKeys
-from storage.weights import Layout
+from storage.weights import Layout, Slices
 
 _HEADER_ALLOWANCE = 2 << 20
 
@@ -45,12 +54,13 @@ class Refused(Corrupt):
 
 @dataclass(frozen=True)
 class SubmittedUpdate:
-    """One device's update for one (round, attempt)."""
+    """One device's update for one (round, attempt); ``width`` is what it was ordered to train."""
 
     device_id: str
     round: int
     attempt: int
     update: Update
+    width: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -59,6 +69,7 @@ class AggregatedRun:
 
     Attributes:
         algorithm: its server half makes the next version.
+        rule: how updates become one.
         cohort_size: how many updates a round's sum should find room for at first.
     """
 
@@ -66,6 +77,12 @@ class AggregatedRun:
     algorithm: Algorithm
     seed: int
     cohort_size: int
+    rule: Rule = field(default_factory=WeightedMean)
+
+    @property
+    def combining(self) -> Combining:
+        """How a round's updates become one."""
+        return Combining(self.algorithm, self.rule)
 
 
 @dataclass
@@ -82,6 +99,7 @@ class _Verified:
     spool: Spool
     sections: tuple[Section, ...]
     reports: frozenset[str]
+    slices: Slices | None
 
     def scalars(self) -> dict[str, float]:
         """Return the scalars that the update has."""
@@ -130,11 +148,25 @@ class RunAggregator:
         self._retention = retention
         self._store = store
         self.base = BaseModels(models, store)
+        self._parts = PartModels(run.keys, self.base, store)
         self._budget = budget
         self._folder = models.folder
         self._lock = threading.Lock()
         self._verified: dict[tuple[RoundKey, str], _Verified] = {}
         self._round: _OpenRound | None = None
+
+    # --- parts ----------------------------------------------------------------------------------
+
+    def store_part(self, base: Model, width: float) -> Model:
+        """Return the model of what devices of a width train in the next round, once it is stored.
+
+        Raises:
+            ConfigError: the algorithm cannot divide the model.
+            Unavailable: the store cannot be reached now; try again.
+        """
+        algorithm, layout = self._run.algorithm, self.base.layout(base)
+        slices = algorithm.part(width, base.version + 1, layout)
+        return base if slices is None else self._parts.store(base, slices)
 
     # --- verify -------------------------------------------------------------------------------
 
@@ -163,6 +195,9 @@ class RunAggregator:
 
     def _read(self, submission: SubmittedUpdate, base: Model, layout: Layout) -> _Verified:
         update, algorithm = submission.update, self._run.algorithm
+        slices = algorithm.part(submission.width, submission.round, layout)
+        if slices is not None:
+            base, layout = self._parts.describe(base, slices), slices.part
         expected = Origin(
             run_id=self.keys.run_id,
             round=submission.round,
@@ -191,7 +226,7 @@ class RunAggregator:
             except BaseException:
                 spool.close()
                 raise
-        return _Verified(spool, sections, frozenset(algorithm.reports))
+        return _Verified(spool, sections, frozenset(algorithm.reports), slices)
 
     # --- fold and aggregate -------------------------------------------------------------------
 
@@ -218,7 +253,8 @@ class RunAggregator:
             found.spool.close()
             raise
         try:
-            round_.sums.add(found.spool, found.sections, weight)
+            has = UpdateParts(found.sections, submission.device_id, found.slices)
+            round_.sums.add(found.spool, has, weight)
         except BaseException:
             self._close_round()  # half an update is in the sum: it must never become a model
             raise
@@ -238,7 +274,9 @@ class RunAggregator:
         if self._round is not None and self._round.key == key:
             return self._round
         self._close_round()
-        self._round = _OpenRound(key, RoundSums(self._run.cohort_size, self._folder))
+        algorithm, kept = self._run.algorithm, self._run.combining.kept_singly
+        sums = RoundSums(self._run.cohort_size, self._folder, covered(algorithm), kept)
+        self._round = _OpenRound(key, sums)
         return self._round
 
     def _close_round(self) -> None:
@@ -274,14 +312,18 @@ class RunAggregator:
         """
         version, copies = key[0], self.base.copies
         path, vectors = copies.temporary(), copies.temporary()
+        reports = sorted(round_.reports.values(), key=lambda report: report.device_id)
         given = RoundInput(
             self.base.fetch(base),
             self.base.fetch(base.state) if base.state is not None else None,
-            dict(base.scalars),
-            round_.sums,
-            sorted(round_.reports.values(), key=lambda report: report.device_id),
-            population,
-            self._run.seed,
+            RoundFigures(
+                dict(base.scalars),
+                round_.sums,
+                reports,
+                population,
+                self._run.seed,
+                self._run.rule,
+            ),
         )
         try:
             with self._parts_of(self.keys.version(version), base) as parts:
@@ -339,6 +381,7 @@ class RunAggregator:
                 each
                 for each in listed
                 if self.keys.is_spent_update(each, *key)
+                or self.keys.is_spent_part(each, model.version)
                 or self.keys.version_of(each) not in {None, *retained}
             ]
             return self._drop(spent, retained)

@@ -9,7 +9,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import numpy as np
 
@@ -54,15 +54,20 @@ class Spool:
         if self._reserved:
             self._array = np.empty(size, np.float32)
         else:
-            self._file = _unlinked_file(folder)
+            self._file = unlinked_file(folder)
 
     def append(self, values: Float32s) -> None:
         """Keep a copy of the next values."""
         if self._file is not None:
-            _write_all(self._file, values)
+            write_all(self._file, values)
         elif self._array is not None:
             self._array[self._filled : self._filled + len(values)] = values
         self._filled += len(values)
+
+    @property
+    def is_in_memory(self) -> bool:
+        """Whether the values are in memory and not in a file."""
+        return self._array is not None
 
     def read(self, start: int, count: int) -> Float32s:
         """Return at most ``BLOCK`` values from ``start`` on; they hold until the next read."""
@@ -74,7 +79,7 @@ class Spool:
             self._buffer = np.empty(min(BLOCK, self.size), np.float32)
         values = self._buffer[:count]
         self._file.seek(4 * start)
-        _read_into(self._file, values)
+        read_into(self._file, values)
         return values
 
     def parts(self, sections: Sequence[Section]) -> dict[str, SpoolPart]:
@@ -97,6 +102,26 @@ class Spool:
         self._reserved = 0
 
 
+class Values(Protocol):
+    """The values of one vector of an update, block by block."""
+
+    size: int
+
+    def read(self, start: int, count: int) -> Float32s:
+        """Return at most ``BLOCK`` values from ``start`` on; they hold until the next read."""
+        ...
+
+    def close(self) -> None:
+        """Give back what they take."""
+        ...
+
+
+def blocks_of(values: Values) -> Iterator[tuple[int, Float32s]]:
+    """Yield (start, values) of ``BLOCK`` values; they hold until the next are asked for."""
+    for start in range(0, values.size, BLOCK):
+        yield start, values.read(start, min(BLOCK, values.size - start))
+
+
 class SpoolPart:
     """One section's values of a spool, which is closed with the last of its parts."""
 
@@ -105,14 +130,14 @@ class SpoolPart:
         self._spool, self._start, self._open_parts = spool, start, open_parts
         open_parts.add(start)
 
+    @property
+    def is_in_memory(self) -> bool:
+        """See :class:`Spool`."""
+        return self._spool.is_in_memory
+
     def read(self, start: int, count: int) -> Float32s:
         """See :class:`Spool`."""
         return self._spool.read(self._start + start, count)
-
-    def blocks(self) -> Iterator[tuple[int, Float32s]]:
-        """Yield (start, values) of ``BLOCK`` values; they hold until the next are asked for."""
-        for start in range(0, self.size, BLOCK):
-            yield start, self.read(start, min(BLOCK, self.size - start))
 
     def close(self) -> None:
         """Close the spool if no other part is open."""
@@ -156,7 +181,7 @@ class BlockSums:
         limbs = [np.empty(block.count, np.int64) for _ in self._offsets[index]]
         for limb, offset in zip(limbs, self._offsets[index], strict=True):
             self._file.seek(offset)
-            _read_into(self._file, limb)
+            read_into(self._file, limb)
         return block.with_limbs(limbs)
 
     def write(self, index: int, block: BlockSum) -> None:
@@ -167,13 +192,13 @@ class BlockSums:
         self._blocks[index] = block
 
     def _write_to_file(self, offsets: list[int], limbs: list[Int64s]) -> None:
-        self._file = self._file or _unlinked_file(self._folder)
+        self._file = self._file or unlinked_file(self._folder)
         for place, limb in enumerate(limbs):
             if place == len(offsets):
                 offsets.append(self._end)
                 self._end += limb.nbytes
             self._file.seek(offsets[place])
-            _write_all(self._file, limb)
+            write_all(self._file, limb)
 
     def close(self) -> None:
         """Give memory and disk back."""
@@ -183,19 +208,22 @@ class BlockSums:
             self._file = None
 
 
-def _unlinked_file(folder: Path) -> BinaryIO:
+def unlinked_file(folder: Path) -> BinaryIO:
+    """Return a new file in the folder that ends with the process."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     file: BinaryIO = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 (close())
     return file
 
 
-def _write_all(file: BinaryIO, values: Float32s | Int64s) -> None:
+def write_all(file: BinaryIO, values: Float32s | Int64s) -> None:
+    """Write all of the values at the file's position."""
     view = values.view(np.uint8).data
     while view:
         view = view[file.write(view) :]
 
 
-def _read_into(file: BinaryIO, values: Float32s | Int64s) -> None:
+def read_into(file: BinaryIO, values: Float32s | Int64s) -> None:
+    """Fill the values from the file's position on; Corrupt when it ends before."""
     view = values.view(np.uint8).data
     done = 0
     while done < len(view):

@@ -9,8 +9,9 @@ wait added to sums in a file, in one pass for all, so that the disk holds a boun
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -18,9 +19,13 @@ import numpy as np
 
 from algorithms.base import BLOCK
 from fl_server.aggregation.arithmetic.exact import BlockSum, Float64s, Workspace
-from fl_server.aggregation.spool import BlockSums, Spool, SpoolPart
+from fl_server.aggregation.arithmetic.server_half import mean_of
+from fl_server.aggregation.kept_updates import KeptUpdates
+from fl_server.aggregation.part_values import CoveredPart, ScatteredPart
+from fl_server.aggregation.spool import BlockSums, Spool, Values, blocks_of
 from runtime.errors import Corrupt
 from storage.updates.info import Section
+from storage.weights import Slices
 
 MEMORY_SUMS_MAX = 1 << 24
 LIMBS_IN_MEMORY = 2
@@ -31,24 +36,40 @@ WAITING_MAX = 4
 class VectorSum(Protocol):
     """The exact weighted sum of one vector of a round's updates."""
 
-    def add(self, part: SpoolPart, weight: int) -> None:
+    @property
+    def weight(self) -> int:
+        """The weights of all updates together."""
+        ...
+
+    def add(self, part: Values, weight: int) -> None:
         """Add an update's vector; the part is this sum's to close.
 
         After an error the sum is of no use.
         """
         ...
 
-    def mean(self, start: int) -> Float64s:
-        """Return the mean of the block of ``BLOCK`` values, or what is left, from ``start`` on.
-
-        Raises:
-            Corrupt: the updates' weights are 0.
-        """
+    def total(self, start: int) -> Float64s:
+        """Return the sum of the block of ``BLOCK`` values, or what is left, from ``start`` on."""
         ...
 
     def close(self) -> None:
         """Give memory and disk back."""
         ...
+
+
+@dataclass(frozen=True)
+class UpdateParts:
+    """What an update's values are.
+
+    Attributes:
+        sections: what the values are, in order.
+        device_id: whose it is, for what is kept singly.
+        slices: which part of the covered vectors the update has; None: the whole.
+    """
+
+    sections: Sequence[Section]
+    device_id: str = ""
+    slices: Slices | None = None
 
 
 class RoundSums:
@@ -57,26 +78,65 @@ class RoundSums:
     Args:
         updates: how many are expected.
         folder: where that lies which memory should not hold.
+        covered: the vectors of which an update may have a part: each has a second sum, of the
+            weights of the updates that have a coordinate, and its mean is over those.
+        kept_singly: the names of which every update's vector is kept instead of a sum.
     """
 
-    def __init__(self, updates: int, folder: Path) -> None:
+    def __init__(
+        self,
+        updates: int,
+        folder: Path,
+        covered: Collection[str] = (),
+        kept_singly: Collection[str] = (),
+    ) -> None:
         self._updates = updates
         self._folder = folder
+        self._covered = frozenset(covered)
+        self._kept_singly = frozenset(kept_singly)
         self._sums: dict[str, VectorSum] = {}
+        self._coverage: dict[str, VectorSum] = {}
+        self._singles: dict[str, KeptUpdates] = {}
 
-    def add(self, spool: Spool, sections: Sequence[Section], weight: int) -> None:
+    def add(self, spool: Spool, has: UpdateParts, weight: int) -> None:
         """Add an update; the spool is these sums' to close. After an error they are of no use."""
         try:
-            for name, part in spool.parts(sections).items():
-                if name not in self._sums:
-                    self._sums[name] = sum_for(part.size, self._updates, self._folder)
-                self._sums[name].add(part, weight)
+            for name, part in spool.parts(has.sections).items():
+                if name in self._kept_singly:
+                    self._singles_of(name, part.size).add(has.device_id, part)
+                    continue
+                values: Values = part
+                if name in self._covered:
+                    size = part.size if has.slices is None else has.slices.layout.size
+                    covers = CoveredPart(size, has.slices)
+                    self._sum(self._coverage, name, size).add(covers, weight)
+                    values = part if has.slices is None else ScatteredPart(part, has.slices)
+                self._sum(self._sums, name, values.size).add(values, weight)
         except BaseException:
             spool.close()
             raise
 
+    def _sum(self, sums: dict[str, VectorSum], name: str, size: int) -> VectorSum:
+        if name not in sums:
+            sums[name] = sum_for(size, self._updates, self._folder)
+        return sums[name]
+
+    def _singles_of(self, name: str, size: int) -> KeptUpdates:
+        if name not in self._singles:
+            self._singles[name] = KeptUpdates(size, self._folder)
+        return self._singles[name]
+
+    def singles(self, name: str) -> KeptUpdates | None:
+        """Return every update's vector of that name, None where a sum is kept of it, or none."""
+        return self._singles.get(name)
+
     def __contains__(self, name: str) -> bool:
-        return name in self._sums
+        return name in self._sums or name in self._singles
+
+    def coverage(self, name: str, start: int, count: int) -> Float64s:
+        """Return a block of the weights of the updates that have each coordinate."""
+        found = self._coverage.get(name)
+        return np.zeros(count) if found is None else found.total(start)
 
     def mean(self, name: str, start: int, count: int) -> Float64s:
         """Return a block of a name's mean, zeros where no update has it.
@@ -89,12 +149,20 @@ class RoundSums:
             Corrupt: the weights of the updates that have it are 0.
         """
         found = self._sums.get(name)
-        return np.zeros(count) if found is None else found.mean(start)
+        if found is None:
+            return np.zeros(count)
+        if found.weight <= 0:
+            raise Corrupt("the weights of all updates are 0")
+        if name not in self._coverage:
+            return mean_of(found.total(start), float(found.weight))
+        return mean_of(found.total(start), self.coverage(name, start, count))
 
     def close(self) -> None:
         """Give memory and disk back."""
-        for each in self._sums.values():
+        for each in (*self._sums.values(), *self._coverage.values()):
             each.close()
+        for updates in self._singles.values():
+            updates.close()
 
 
 def sum_for(size: int, updates: int, folder: Path) -> VectorSum:
@@ -115,21 +183,21 @@ class SmallSum:
     def __init__(self, size: int, updates: int, folder: Path) -> None:
         self._sums = BlockSums(size, updates, LIMBS_IN_MEMORY, folder)
         self._work = Workspace(min(BLOCK, size))
-        self._total_weight = 0
+        self.weight = 0
 
-    def add(self, part: SpoolPart, weight: int) -> None:
+    def add(self, part: Values, weight: int) -> None:
         """See :class:`VectorSum`."""
         with closing(part):
-            for start, values in part.blocks():
+            for start, values in blocks_of(part):
                 index = start // BLOCK
                 block = self._sums.read(index)
                 block.add(values, weight, self._work)
                 self._sums.write(index, block)
-        self._total_weight += weight
+        self.weight += weight
 
-    def mean(self, start: int) -> Float64s:
+    def total(self, start: int) -> Float64s:
         """See :class:`VectorSum`."""
-        return _mean(self._sums.read(start // BLOCK), self._total_weight)
+        return self._sums.read(start // BLOCK).total()
 
     def close(self) -> None:
         """See :class:`VectorSum`."""
@@ -146,21 +214,21 @@ class LargeSum:
         self._size = size
         self._sums = BlockSums(size, updates, 0, folder)
         self._work = Workspace(min(BLOCK, size))
-        self._waiting: list[tuple[SpoolPart, int]] = []
-        self._total_weight = 0
+        self._waiting: list[tuple[Values, int]] = []
+        self.weight = 0
 
-    def add(self, part: SpoolPart, weight: int) -> None:
+    def add(self, part: Values, weight: int) -> None:
         """See :class:`VectorSum`."""
         self._waiting.append((part, weight))
-        self._total_weight += weight
+        self.weight += weight
         if len(self._waiting) > WAITING_MAX:
             for index in range(len(self._sums)):
                 self._sums.write(index, self._sum_of(index))
             self._close_waiting()
 
-    def mean(self, start: int) -> Float64s:
+    def total(self, start: int) -> Float64s:
         """See :class:`VectorSum`."""
-        return _mean(self._sum_of(start // BLOCK), self._total_weight)
+        return self._sum_of(start // BLOCK).total()
 
     def close(self) -> None:
         """See :class:`VectorSum`."""
@@ -178,10 +246,3 @@ class LargeSum:
         for part, _ in self._waiting:
             part.close()
         self._waiting = []
-
-
-def _mean(block: BlockSum, total_weight: int) -> Float64s:
-    if total_weight <= 0:
-        raise Corrupt("the weights of all updates are 0")
-    mean: Float64s = block.total() / float(total_weight)
-    return mean

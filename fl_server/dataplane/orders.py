@@ -78,6 +78,7 @@ class OrderSender:
             model=self._model(order.model),
             vectors=self._model(order.vectors),
             scalars=dict(order.scalars),
+            width=order.width,
             upload=self._upload(order.upload_key, parts),
             bundle=self._bundle(order),
             time_left_s=self._time_left_s(flow.run_id, order),

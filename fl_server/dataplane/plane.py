@@ -41,6 +41,7 @@ from fl_server.rounds.events import (
     AggregationFailed,
     AggregationFinished,
     Event,
+    PartStored,
     UpdateRejected,
     UpdateVanished,
     UpdateVerified,
@@ -139,6 +140,7 @@ class DataPlane(InitialModels):
                 load_algorithm(definition.algorithm.name, definition.algorithm.settings),
                 definition.seed,
                 record.plan.cohort_size,
+                definition.composition.rule,
             ),
             retention,
             self.store,
@@ -229,6 +231,19 @@ class DataPlane(InitialModels):
             )
         except (Damaged, NotFound, ConfigError) as error:
             _LOG.error("version %d of %s, its best, has no tag: %s", version, run_id, error)
+
+    def store_part(self, run_id: str, base: Model, width: float) -> PartStored | None:
+        """Store what devices of a width train from a version in the next round. Blocks.
+
+        Raises:
+            ConfigError: the algorithm cannot divide the model.
+            Damaged: the version is lost, or not what was committed.
+        """
+        run = self._runs.get(run_id)
+        if run is None:
+            return None  # it has ended meanwhile, and nothing waits for it
+        part = self.patiently(lambda: run.store_part(base, width), run_id)
+        return PartStored(base.sha256, width, part)
 
     def perform(
         self,
@@ -380,7 +395,8 @@ class DataPlane(InitialModels):
 
 
 def _submission(command: VerifyUpdate | FoldUpdate) -> SubmittedUpdate:
-    return SubmittedUpdate(command.device_id, command.round, command.attempt, command.update)
+    place = (command.device_id, command.round, command.attempt)
+    return SubmittedUpdate(*place, command.update, command.width)
 
 
 @contextmanager

@@ -59,6 +59,7 @@ class IssueOrder:
         vectors: the algorithm's server vectors, where its clients get them.
         scalars: the algorithm's server scalars that its clients get.
         payload: what an exchange says, for the task on the device.
+        width: how much of the model the device trains; below 1 the model is a part.
     """
 
     device_id: str
@@ -76,6 +77,7 @@ class IssueOrder:
     seq: int = 0
     vectors: ModelFile | None = None
     scalars: Mapping[str, float] = field(default_factory=dict)
+    width: float = 1.0
 
 
 @dataclass(frozen=True)

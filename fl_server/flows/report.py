@@ -33,6 +33,7 @@ class RoundReport:
         seconds: how long it took; None while it goes on.
         included: whose contributions counted.
         ordered_steps: by device, where the flow limited them.
+        widths: how much of the model devices trained, by device, where that was not the whole.
         refused: the reasons, by device.
         not_evaluated: why devices did not measure its version.
         measured: the metric that runs of its task are compared by.
@@ -46,6 +47,7 @@ class RoundReport:
     seconds: float | None = None
     included: Sequence[str] = ()
     ordered_steps: Mapping[str, int] = field(default_factory=dict)
+    widths: Mapping[str, float] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     not_evaluated: Mapping[str, str] = field(default_factory=dict)
     reason: str = ""
@@ -61,7 +63,10 @@ class RoundReport:
 
 @dataclass
 class DeviceReport:
-    """What one device did in a run: ``steps`` of ``full_steps`` are of its latest round."""
+    """What one device did in a run: ``steps`` of ``full_steps`` are of its latest round.
+
+    ``width`` is how much of the model it trained there.
+    """
 
     rounds: int = 0
     bytes_up: int = 0
@@ -70,6 +75,7 @@ class DeviceReport:
     steps: int = 0
     full_steps: int = 0
     step_s: float = 0.0
+    width: float = 1.0
 
     def add(self, usage: Mapping[str, float]) -> None:
         """Count what one of its results took."""

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
+from algorithms.base import DeviceFacts
 from algorithms.registry import load as load_algorithm
 from broker.wire.messages import Patch, RunDocument, RunEvent, RunStatus
 from fl_server.dataplane.plane import DataCommand, DataPlane
@@ -32,8 +34,8 @@ from fl_server.kinds.base import FlowKind, FlowServices
 from fl_server.kinds.sync_report import report_of
 from fl_server.rounds.commands import Command as RoundCommand
 from fl_server.rounds.commands import ReportRound, SendOrder, SweepRun, TagBest, VerifyUpdate
-from fl_server.rounds.events import EvaluationReceived, Event, ResultReceived
-from fl_server.rounds.facts import FACTS, Fact, RoundCommitted
+from fl_server.rounds.events import EvaluationReceived, Event, PartStored, ResultReceived
+from fl_server.rounds.facts import FACTS, Fact, RoundAbandoned, RoundCommitted
 from fl_server.rounds.ledger import RoundStep
 from fl_server.rounds.machine import RoundMachine
 from fl_server.rounds.model import Model, Update
@@ -53,20 +55,32 @@ _LAST_SWEEP_S = URL_LIFETIME_S + 60.0
 
 
 class SyncFlow(Flow):
-    """One run in rounds: its record, its machine, and how its versions were made."""
+    """One run in rounds: its record, its machine, and how its versions were made.
+
+    Args:
+        facts_of: returns what is known of a device now, by its id.
+    """
 
     def __init__(
-        self, record: RunRecord[Plan], facts: Iterable[FactRecord], data: DataPlane
+        self,
+        record: RunRecord[Plan],
+        facts: Iterable[FactRecord],
+        data: DataPlane,
+        facts_of: Callable[[str], DeviceFacts] = DeviceFacts,
     ) -> None:
         known = [row.fact for row in facts]
         self.run_id, self.record = record.run_id, record
         self.task, self.bundled = record.definition.task, record.definition.bundled
         self.keys = data.keys(record.run_id)
-        self.machine = RoundMachine(record.plan, record.initial, known)
+        algorithm = record.definition.algorithm
+        self._algorithm = load_algorithm(algorithm.name, algorithm.settings)
+        self._facts_of = facts_of
+        self.machine = RoundMachine(record.plan, record.initial, known, self._width)
         self._lineage = Lineage(record)
         self._data = data
-        algorithm = record.definition.algorithm
-        self._broadcasts = load_algorithm(algorithm.name, algorithm.settings).broadcasts
+        self._broadcasts = self._algorithm.broadcasts
+        self._parts: dict[tuple[str, float], Model] = {}
+        self._part_awaited: dict[tuple[str, float], list[SendOrder]] = {}
         self._patches: tuple[str, tuple[Patch, ...]] = ("", ())
         for fact in known:
             self._lineage.apply(fact)
@@ -86,6 +100,8 @@ class SyncFlow(Flow):
                 return Step()
             case DeviceAnswered():
                 return self._translated(self.machine.handle(self._result(event)))
+            case PartStored():
+                return Step([], self._orders_of_part(event))
             case TimerFired(timer="sweep"):
                 return Step([], [self._work(SweepRun())])
             case _ if isinstance(event, Event):
@@ -147,6 +163,9 @@ class SyncFlow(Flow):
 
         A command is bound to the model of this moment: later events may move it.
         """
+        if any(isinstance(fact, RoundCommitted | RoundAbandoned) for fact in step.facts):
+            # the next round has other parts, and the next attempt may find these lost
+            self._parts, self._part_awaited = {}, {}
         commits = [self._lineage.apply(fact) for fact in step.facts]
         signing = [self._signing(commit) for commit in commits if commit is not None]
         commands = [each for command in step.commands for each in self._commands(command)]
@@ -155,6 +174,8 @@ class SyncFlow(Flow):
     def _commands(self, command: RoundCommand) -> list[Command]:
         ledger = self.machine.ledger
         match command:
+            case SendOrder(action="train") if ledger.width_of(command.device_id) < 1:
+                return self._order_of_part(command)
             case SendOrder():
                 return [self.order(command)]
             case SendReceipt() | ArmTimer():
@@ -209,6 +230,35 @@ class SyncFlow(Flow):
             scalars={name: value for name, value in model.scalars if name in self._broadcasts},
         )
 
+    # --- parts of the model -------------------------------------------------------------------
+
+    def _width(self, device_id: str, round_number: int) -> float:
+        seed = self.record.definition.seed
+        return self._algorithm.width(self._facts_of(device_id), round_number, seed)
+
+    def _order_of_part(self, command: SendOrder) -> list[Command]:
+        """Return the order to train a part, or first the task of storing it."""
+        base, width = self.machine.ledger.model, self.machine.ledger.width_of(command.device_id)
+        part = self._parts.get((base.sha256, width))
+        if part is not None:
+            file = ModelFile(part.key, part.sha256, part.size_bytes)
+            return [replace(self.order(command), model=file, width=width)]
+        awaited = self._part_awaited.setdefault((base.sha256, width), [])
+        awaited.append(command)
+        if len(awaited) > 1:
+            return []
+        return [StartTask(lambda: self._data.store_part(self.run_id, base, width), "run")]
+
+    def _orders_of_part(self, event: PartStored) -> list[Command]:
+        """Return the orders that waited for a part."""
+        place = (event.base_sha256, event.width)
+        if event.base_sha256 != self.machine.ledger.model.sha256:
+            return []
+        self._parts[place] = event.part
+        waited = {each.device_id: each for each in self._part_awaited.pop(place, [])}
+        orders = [order for each in waited.values() for order in self._order_of_part(each)]
+        return [each for each in orders if isinstance(each, IssueOrder) and self.awaits(each)]
+
     def _vectors(self, model: Model) -> ModelFile | None:
         state = model.state if self._broadcasts else None
         return None if state is None else ModelFile(state.key, state.sha256, state.size_bytes)
@@ -254,6 +304,8 @@ class SyncFlow(Flow):
             model_sha256=ledger.model.sha256,
             accuracy=ledger.metric(version, "accuracy"),
             loss=ledger.metric(version, "loss"),
+            target=definition.target,
+            where=definition.where,
         )
 
     def event_of(self, fact: Fact) -> RunEvent:
@@ -283,7 +335,7 @@ class SyncKind(FlowKind):
         self, record: RunRecord[Plan], facts: Sequence[FactRecord], services: FlowServices
     ) -> SyncFlow:
         """Return the run as its facts left it."""
-        return SyncFlow(record, facts, services.data)
+        return SyncFlow(record, facts, services.data, services.presence.facts_of)
 
 
 def _speeds(definition: RunDefinition, services: FlowServices) -> dict[str, Speed]:

@@ -46,13 +46,20 @@ def _add(row: RecordedFact, told: FlowReport) -> None:
     fact, rounds, devices = row.fact, told.rounds, told.devices
     match fact:
         case RoundStarted():
-            steps = {name: work.max_steps for name, work in fact.work.items()}
             rounds.append(
-                RoundReport(fact.round, fact.attempt, row.at, fact.cohort, ordered_steps=steps)
+                RoundReport(
+                    fact.round,
+                    fact.attempt,
+                    row.at,
+                    fact.cohort,
+                    ordered_steps={name: work.max_steps for name, work in fact.work.items()},
+                    widths={name: each.width for name, each in fact.work.items() if each.width < 1},
+                )
             )
         case UpdateAccepted():
             devices[fact.device_id].add(fact.update.usage)
             _set_steps(devices[fact.device_id], fact.update.usage)
+            devices[fact.device_id].width = rounds[-1].widths.get(fact.device_id, 1.0)
         case UpdateRefused() | OrderDeclined() | UpdateWithdrawn():
             rounds[-1].refused[fact.device_id] = fact.reason
         case RoundClosed():

@@ -309,6 +309,15 @@ class Membership:
         self._users_changed()
         return True
 
+    def regroup(self, operator: str, device_ids: Sequence[str], group: str) -> None:
+        """Put active devices into a group, "" for none, all or none of them."""
+        changed = [replace(self._active(each), group=group) for each in device_ids]
+        acts = [
+            AuditEvent(operator, "group changed", each, {"group": group}) for each in device_ids
+        ]
+        self._registry.write(acts, devices=changed)
+        self.devices.update({device.id: device for device in changed})
+
     # --- revocation ---------------------------------------------------------------------------
 
     def revoke(self, operator: str, device_id: str) -> DeviceRecord:

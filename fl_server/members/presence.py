@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+from algorithms.base import DeviceFacts
 from broker.wire.messages import Decline, DeviceInfo, DeviceState, Message
 from fl_server.flows.events import DeviceBusy, DeviceJoined, DeviceLeft
 
@@ -100,6 +101,17 @@ class PresenceTable:
         self._infos[device_id] = info
         if device_id in self.devices:
             self.devices[device_id].info = info
+
+    def info(self, device_id: str) -> DeviceInfo | None:
+        """Return what a device said that it is, None where it has not yet."""
+        return self._infos.get(device_id)
+
+    def facts_of(self, device_id: str) -> DeviceFacts:
+        """Return what an algorithm may know of a device."""
+        info = self._infos.get(device_id)
+        if info is None:
+            return DeviceFacts(device_id)
+        return DeviceFacts(device_id, info.profile, info.ram_bytes)
 
     def store_report(self, device_id: str, report: Message) -> None:
         """Store the latest report of its kind; it is for people alone."""

@@ -15,12 +15,16 @@ from storage.versions.manifest import Label, Reason
 MAX_MODEL_BYTES = 1 << 36
 MAX_USES = 10_000
 MAX_ADMITTED = 500
+MAX_LABELS = 64
 _LONGEST_INVITATION_S = 366 * 24 * 3600.0
 _LONGEST_CANARY_S = 7 * 24 * 3600.0
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")]
 NameOrNone = Annotated[str, Field(pattern=r"^[a-z0-9_-]{0,64}$")]
 VersionName = Annotated[str, Field(pattern=r"^[a-z0-9][a-zA-Z0-9:@._-]{0,160}$")]
+DeviceIds = Annotated[list[Name], Field(min_length=1, max_length=MAX_ADMITTED)]
+LabelName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_./-]{0,63}$")]
+LabelValue = Annotated[str, Field(max_length=200, pattern=r"^[^\x00-\x1f,*]*$")]
 BundleName = Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}(@[0-9a-f]{1,64})?$")]
 
 
@@ -70,10 +74,31 @@ class OneDevice(Arguments):
     device_id: Name
 
 
+class Labelling(Arguments):
+    """Labels to be given to devices, by name, and the names of those to be taken from them."""
+
+    device_ids: DeviceIds
+    labels: Annotated[dict[LabelName, LabelValue], Field(max_length=MAX_LABELS)] = {}
+    remove: Annotated[list[LabelName], Field(max_length=MAX_LABELS)] = []
+
+
+class Grouping(Arguments):
+    """The group that devices are to be in, "" for none."""
+
+    device_ids: DeviceIds
+    group: NameOrNone
+
+
 class LatestEntries(Arguments):
     """How many entries of the audit log."""
 
     last: Annotated[int, Field(ge=1, le=1_000_000)] = 200
+
+
+class TopologyOf(Arguments):
+    """How many members of each server are listed."""
+
+    limit: Annotated[int, Field(ge=0, le=1_000_000)] = 100
 
 
 class LatestRuns(Arguments):

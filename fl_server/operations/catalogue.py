@@ -11,7 +11,7 @@ from enum import Enum
 from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 from fl_server.operations import arguments as given
-from fl_server.operations.results import bundles, members, models, runs
+from fl_server.operations.results import bundles, members, models, runs, topology
 from fl_server.operations.results.base import OperationResult
 
 A = TypeVar("A", bound=given.Arguments)
@@ -57,10 +57,15 @@ def may_act_as(has: CallerRole, needed: CallerRole) -> bool:
 
 SERVER_INFO = Operation("server_info", given.NoArguments, members.ServerInfo, Effect.NONE, "viewer")
 DEVICES_LS = Operation("devices_ls", given.NoArguments, members.DeviceList, Effect.NONE, "viewer")
+TOPOLOGY = Operation("topology", given.TopologyOf, topology.Topology, Effect.NONE, "viewer")
 DEVICES_INVITE = Operation("devices_invite", given.Invitation, members.NewToken, Effect.DERIVED)
 DEVICES_ADMIT = Operation("devices_admit", given.NewDevices, members.Admitted, Effect.RECORDED)
 DEVICES_ROTATE = Operation("devices_rotate", given.OneDevice, members.Rotation, Effect.RECORDED)
 DEVICES_REVOKE = Operation("devices_revoke", given.OneDevice, members.Revoked, Effect.RECORDED)
+DEVICES_LABEL = Operation(
+    "devices_label", given.Labelling, members.LabelledDevices, Effect.RECORDED
+)
+DEVICES_GROUP = Operation("devices_group", given.Grouping, members.Grouped, Effect.RECORDED)
 AUDIT_LS = Operation("audit_ls", given.LatestEntries, members.AuditLog, Effect.NONE, "viewer")
 AUDIT_VERIFY = Operation(
     "audit_verify", given.NoArguments, members.AuditVerified, Effect.NONE, "viewer"
@@ -68,6 +73,7 @@ AUDIT_VERIFY = Operation(
 
 RUNS_LS = Operation("runs_ls", given.LatestRuns, runs.RunList, Effect.NONE, "viewer")
 RUNS_SHOW = Operation("runs_show", given.OneRun, runs.RunReport, Effect.NONE, "viewer")
+RUNS_DEVICES = Operation("runs_devices", given.OneRun, runs.RunAddressed, Effect.NONE, "viewer")
 RUNS_PREPARE = Operation("runs_prepare", given.Definition, runs.RunUpload, Effect.DERIVED)
 RUNS_RENEW = Operation("runs_renew", given.OneRun, runs.RunUpload)
 RUNS_SUBMIT = Operation("runs_submit", given.RunSubmission, runs.RunStarted, Effect.RECORDED)
@@ -106,14 +112,18 @@ OPERATIONS: dict[str, Operation[Any, Any]] = {
     for each in (
         SERVER_INFO,
         DEVICES_LS,
+        TOPOLOGY,
         DEVICES_INVITE,
         DEVICES_ADMIT,
         DEVICES_ROTATE,
         DEVICES_REVOKE,
+        DEVICES_LABEL,
+        DEVICES_GROUP,
         AUDIT_LS,
         AUDIT_VERIFY,
         RUNS_LS,
         RUNS_SHOW,
+        RUNS_DEVICES,
         RUNS_PREPARE,
         RUNS_RENEW,
         RUNS_SUBMIT,

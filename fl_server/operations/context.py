@@ -11,15 +11,18 @@ from fl_server.dataplane.plane import DataPlane
 from fl_server.deployment.canaries import CanaryRequest
 from fl_server.faults import Faults
 from fl_server.flows.flow import Flow
+from fl_server.members.labels import LabelRegistry
 from fl_server.members.membership import Membership
 from fl_server.members.presence import PresenceTable
 from fl_server.members.rules import DeviceRecord
 from fl_server.members.store import MemberRegistry
+from fl_server.observers.traffic import LinkTraffic
 from fl_server.persistence.history import RunHistory
 from fl_server.persistence.journal import Journal
 from fl_server.rounds.model import Model
 from fl_server.runs.definition import RunDefinition
 from fl_server.runs.record import RunRecord
+from fl_server.selection.traits import DeviceTraits
 from runtime.security.signing import SecretKey
 from storage.registry.registry import ModelRegistry
 from storage.store.objects import ObjectStore
@@ -115,6 +118,10 @@ class OperationsContext:
         production_changed: is told the task whose production has changed.
         offer_password: gives a device the password that awaits it, when it may have it.
         forget_device: takes out a revoked device, which the broker has forgotten.
+        labels: those that operators gave to devices.
+        traits: what runs may choose a device by.
+        traffic: what each device has moved for its orders.
+        traits_changed: is told the device of which that has changed.
         faults: has the errors that nobody foresaw.
     """
 
@@ -134,4 +141,8 @@ class OperationsContext:
     production_changed: Callable[[str], None]
     offer_password: Callable[[str], None]
     forget_device: Callable[[DeviceRecord], None]
+    labels: LabelRegistry
+    traits: Callable[[str], DeviceTraits]
+    traits_changed: Callable[[str], None]
+    traffic: LinkTraffic
     faults: Faults = field(default_factory=Faults)

@@ -31,8 +31,10 @@ from fl_server.operations.handlers.bundles import BundleOperations
 from fl_server.operations.handlers.cleanup import CleanupOperations
 from fl_server.operations.handlers.devices import DeviceOperations
 from fl_server.operations.handlers.extension import ExtensionOperations
+from fl_server.operations.handlers.labels import LabelOperations
 from fl_server.operations.handlers.models import ModelOperations
 from fl_server.operations.handlers.runs import RunOperations
+from fl_server.operations.handlers.topology import TopologyOperations
 from fl_server.operations.requests import RequestKey, RequestLog, RequestRecord, digest_of
 from fl_server.operations.results.base import OperationResult
 from fl_server.persistence.database import JournalError
@@ -79,11 +81,13 @@ class Operations:
         runs = RunOperations(context)
         groups = (
             DeviceOperations(context),
+            LabelOperations(context),
             runs,
             ModelOperations(context),
             CleanupOperations(context, runs),
             BundleOperations(context, runs),
             ExtensionOperations(context, runs),
+            TopologyOperations(context),
         )
         bindings = {each.operation.name: each for group in groups for each in group.bindings()}
         self._table: dict[str, Binding[Any, Any]] = {name: bindings[name] for name in OPERATIONS}

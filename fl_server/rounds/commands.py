@@ -25,22 +25,30 @@ class SendOrder:
 
 @dataclass(frozen=True)
 class VerifyUpdate:
-    """Fetch and check the update; ends in ``UpdateVerified`` or ``UpdateRejected``."""
+    """Fetch and check the update; ends in ``UpdateVerified`` or ``UpdateRejected``.
+
+    ``width`` is how much of the model the device was ordered to train.
+    """
 
     device_id: str
     round: int
     attempt: int
     update: Update
+    width: float = 1.0
 
 
 @dataclass(frozen=True)
 class FoldUpdate:
-    """Add an accepted update to the round's sum; ends in silence or ``UpdateVanished``."""
+    """Add an accepted update to the round's sum; ends in silence or ``UpdateVanished``.
+
+    ``width``: see ``VerifyUpdate``.
+    """
 
     device_id: str
     round: int
     attempt: int
     update: Update
+    width: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fl_server.flows.events import DeviceDeclined, OrderRequested
 from fl_server.rounds.commands import SendOrder
 from fl_server.rounds.events import EvaluationReceived
@@ -10,6 +12,7 @@ from fl_server.rounds.ledger import Ledger, RoundStep
 from fl_server.rounds.plan import Plan
 from fl_server.rounds.receipts import receipt_of
 from fl_server.rounds.roster import Roster
+from fl_server.rounds.workload import WidthOf, whole_model
 
 _ATTEMPT = 1
 
@@ -20,8 +23,11 @@ class VersionEvaluation:
     Orders are journalled, so that after a restart too nothing counts but what was ordered.
     """
 
-    def __init__(self, plan: Plan, ledger: Ledger, roster: Roster) -> None:
+    def __init__(
+        self, plan: Plan, ledger: Ledger, roster: Roster, width_of: WidthOf = whole_model
+    ) -> None:
         self._plan, self._ledger, self._roster = plan, ledger, roster
+        self._width_of = width_of
         # who declined the latest version and was ordered again since
         self._again: set[str] = set()
 
@@ -102,7 +108,7 @@ class VersionEvaluation:
         measured = event.device_id in self._ledger.evaluations.get(event.round, {})
         return ordered and not measured and event.attempt == _ATTEMPT
 
-    def _order(self, devices: list[str], step: RoundStep) -> None:
+    def _order(self, devices: Sequence[str], step: RoundStep) -> None:
         ledger, version = self._ledger, self._ledger.model.version
         known = ledger.evaluators.get(version, set())
         new = tuple(device_id for device_id in devices if device_id not in known)
@@ -111,10 +117,17 @@ class VersionEvaluation:
         for device_id in devices:
             self.send(device_id, step)
 
-    def _evaluators(self) -> list[str]:
+    def _evaluators(self) -> Sequence[str]:
         match self._plan.evaluate_on:
             case "evaluators":
                 return self._roster.accepting("evaluator")
             case "devices":
-                return self._roster.accepting("trainer")
-        return []
+                return self._widest(self._roster.accepting("trainer"))
+        return ()
+
+    def _widest(self, devices: Sequence[str]) -> Sequence[str]:
+        """Return the devices that train most of the model: others may have no room for it."""
+        version = self._ledger.model.version
+        widths = {device_id: self._width_of(device_id, version) for device_id in devices}
+        most = max(widths.values(), default=1.0)
+        return [device_id for device_id in devices if widths[device_id] >= most]

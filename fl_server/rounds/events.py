@@ -63,6 +63,19 @@ class ResultReceived:
 
 
 @dataclass(frozen=True)
+class UpdateDelivered:
+    """A device's update came with its values, which were checked as they came: nothing is fetched.
+
+    As in a simulation, where client and server share their memory.
+    """
+
+    device_id: str
+    round: int
+    attempt: int
+    update: Update
+
+
+@dataclass(frozen=True)
 class UpdateVerified:
     """The update's bytes are what its header says, finite and of the right shape."""
 
@@ -106,6 +119,15 @@ class EvaluationReceived:
 
 
 @dataclass(frozen=True)
+class PartStored:
+    """The part of a version that devices of a width train is in the store."""
+
+    base_sha256: str
+    width: float
+    part: Model
+
+
+@dataclass(frozen=True)
 class AggregationFinished:
     """The next version is in the store."""
 
@@ -130,6 +152,7 @@ Event: TypeAlias = (
     | DeviceLeft
     | RoundRequested
     | ResultReceived
+    | UpdateDelivered
     | UpdateVerified
     | UpdateRejected
     | UpdateVanished

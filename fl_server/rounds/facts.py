@@ -17,8 +17,9 @@ from fl_server.rounds.workload import OrderWork
 class RoundStarted:
     """Orders go to ``cohort``; the round closes at ``target`` updates.
 
-    ``work`` is what each device is asked for where orders are fitted. It comes from measured
-    speeds, so it is journalled, and an order that is sent again is the same one. ``population`` is
+    ``work`` is what each device is asked for where orders are fitted or of parts of the model. It
+    comes from measured speeds and from what devices say of themselves, so it is journalled, and an
+    order that is sent again is the same one. ``population`` is
     how many devices the run knows then: those online, and those that ever were in a cohort.
     """
 

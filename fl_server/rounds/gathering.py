@@ -6,6 +6,7 @@ What stands here is never journalled: after a restart every device is asked and 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from fl_server.flows.commands import ArmTimer
 from fl_server.rounds.ledger import Ledger, RoundStep
@@ -46,7 +47,9 @@ class Gathering:
         )
         if len(here) < self._plan.quorum or not (len(here) >= invited or waited or all_back):
             return ()
-        heard = [device_id for device_id in here if device_id not in self.silent]
+        heard = here
+        if self.silent:
+            heard = [device_id for device_id in here if device_id not in self.silent]
         ledger = self._ledger
         self._there_before = set(here)
         self._armed.clear()
@@ -86,8 +89,9 @@ class Gathering:
         if is_back:
             self.resting.discard(device_id)
 
-    def _here(self) -> list[str]:
-        return [each for each in self._roster.accepting("trainer") if each not in self.resting]
+    def _here(self) -> Sequence[str]:
+        online = self._roster.accepting("trainer")
+        return [each for each in online if each not in self.resting] if self.resting else online
 
     def _arm(self, timer: str, seconds: float, step: RoundStep) -> None:
         if timer not in self._armed:

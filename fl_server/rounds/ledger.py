@@ -96,7 +96,7 @@ class Ledger:
         best: the best of them with its value, None before the first that was measured.
         on_request: each round waits until somebody outside requests it.
         made: what the latest requested round committed, None before that.
-        work: what this attempt's devices are asked for, where orders are fitted.
+        work: what this attempt's devices are asked for, where orders are fitted or of parts.
         speeds: what devices were measured at in this run, smoothed.
         known: the devices that ever were in a cohort.
         population: how many devices the run knew when the attempt started.
@@ -183,6 +183,10 @@ class Ledger:
         """Whether an update of the device could count now."""
         asked = self.phase == "collecting" and device_id in self.cohort
         return asked and device_id not in self.answered
+
+    def width_of(self, device_id: str) -> float:
+        """Return how much of the model a device trains in this attempt."""
+        return self.work[device_id].width if device_id in self.work else 1.0
 
     def counted(self, round_number: int, attempt: int, device_id: str) -> str | None:
         """Return the header sha256 of the device's update that was accepted then, or None."""
@@ -328,29 +332,38 @@ class Ledger:
         self.unusable = set()
 
     def _require_legal(self, fact: Fact) -> None:
-        where = f"{self.phase}, round {self.round}, attempt {self.attempt}"
+        problem = self._problem(fact)
+        if problem:
+            where = f"{self.phase}, round {self.round}, attempt {self.attempt}"
+            raise InvalidTransition(f"{problem} in {where}")
+
+    def _problem(self, fact: Fact) -> str:
+        """Return why a fact cannot follow here, "" where it can."""
         if type(fact) not in LEGAL[self.phase]:
-            raise InvalidTransition(f"{type(fact).__name__} cannot follow in {where}")
+            return f"{type(fact).__name__} cannot follow"
         pair = (getattr(fact, "round", self.round), getattr(fact, "attempt", self.attempt))
         if isinstance(fact, RoundOpened):
-            if not self.on_request or pair < (self.round, self.attempt):
-                raise InvalidTransition(f"{fact} cannot be opened in {where}")
-            return
+            is_open = self.on_request and pair >= (self.round, self.attempt)
+            return "" if is_open else f"{fact} cannot be opened"
         if hasattr(fact, "attempt") and pair != (self.round, self.attempt):
-            raise InvalidTransition(f"{fact} does not belong to {where}")
-        if isinstance(fact, RoundStarted) and not fact.cohort:
-            raise InvalidTransition(f"a round without a cohort in {where}")
-        if isinstance(fact, RoundClosed) and fact.included != tuple(sorted(self.accepted)):
-            raise InvalidTransition(f"{fact} includes others than the accepted in {where}")
-        if isinstance(fact, RoundCommitted) and fact.model.version != self.round:
-            raise InvalidTransition(f"version {fact.model.version} cannot be committed in {where}")
-        if isinstance(fact, VersionJudged) and (
-            fact.round <= self.judged or fact.round not in self.evaluators
-        ):
-            raise InvalidTransition(f"version {fact.round} cannot be judged in {where}")
-        if isinstance(fact, UpdateWithdrawn) and fact.device_id not in self.accepted:
-            raise InvalidTransition(f"{fact.device_id} has no accepted update in {where}")
-        if isinstance(fact, UpdateAccepted | UpdateRefused | OrderDeclined) and (
-            fact.device_id not in self.cohort or fact.device_id in self.answered
-        ):
-            raise InvalidTransition(f"{fact.device_id} owes no update in {where}")
+            return f"{fact} does not belong"
+        return self._own_problem(fact)
+
+    def _own_problem(self, fact: Fact) -> str:
+        """Return what of a fact itself does not fit what the ledger has, "" where all does."""
+        match fact:
+            case UpdateAccepted() | UpdateRefused() | OrderDeclined():
+                id_ = fact.device_id
+                owes = id_ in self.cohort and id_ not in self.accepted and id_ not in self.refused
+                return "" if owes else f"{id_} owes no update"
+            case RoundStarted() if not fact.cohort:
+                return "a round without a cohort"
+            case RoundClosed() if fact.included != tuple(sorted(self.accepted)):
+                return f"{fact} includes others than the accepted"
+            case RoundCommitted() if fact.model.version != self.round:
+                return f"version {fact.model.version} cannot be committed"
+            case VersionJudged() if fact.round <= self.judged or fact.round not in self.evaluators:
+                return f"version {fact.round} cannot be judged"
+            case UpdateWithdrawn() if fact.device_id not in self.accepted:
+                return f"{fact.device_id} has no accepted update"
+        return ""

@@ -26,6 +26,7 @@ from fl_server.flows.events import (
     StopRequested,
     TimerFired,
 )
+from fl_server.flows.flow import Step
 from fl_server.rounds.best import BestVersion
 from fl_server.rounds.commands import (
     Aggregate,
@@ -46,6 +47,7 @@ from fl_server.rounds.events import (
     Event,
     ResultReceived,
     RoundRequested,
+    UpdateDelivered,
     UpdateRejected,
     UpdateVanished,
     UpdateVerified,
@@ -72,7 +74,7 @@ from fl_server.rounds.model import Model
 from fl_server.rounds.plan import Plan
 from fl_server.rounds.roster import Roster
 from fl_server.rounds.updates import UpdateIntake
-from fl_server.rounds.workload import FitRule, Speed, fit
+from fl_server.rounds.workload import FitRule, Speed, WidthOf, fit, whole_model, with_widths
 from runtime.bounds import MAX_ROUNDS
 
 RESEND_S = 10.0
@@ -80,14 +82,24 @@ _ANSWERS = (SendReceipt, DiscardUpdate, SweepRound, TagBest, ReportRound)
 
 
 class RoundMachine:
-    """Coordinates one run. Not thread-safe: one owner calls it."""
+    """Coordinates one run. Not thread-safe: one owner calls it.
 
-    def __init__(self, plan: Plan, initial: Model, facts: Iterable[Fact] = ()) -> None:
-        self.plan = plan
+    Args:
+        width_of: asked when a round starts; its answers are in the fact.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        initial: Model,
+        facts: Iterable[Fact] = (),
+        width_of: WidthOf = whole_model,
+    ) -> None:
+        self.plan, self._width_of = plan, width_of
         self.ledger = Ledger(plan.rounds, initial, on_request=plan.on_request)
         self._roster = Roster()
         self._updates = UpdateIntake(self.ledger)
-        self._evaluation = VersionEvaluation(plan, self.ledger, self._roster)
+        self._evaluation = VersionEvaluation(plan, self.ledger, self._roster, width_of)
         self._best = BestVersion(plan, self.ledger, self._roster)
         self._gathering = Gathering(plan, self.ledger, self._roster)
         self._return_armed = False
@@ -103,7 +115,7 @@ class RoundMachine:
 
     def handle(self, event: Event) -> RoundStep:
         """Handle one event; an event that no longer matters gives an empty step."""
-        step = RoundStep()
+        step: RoundStep = Step()
         match event:
             case DeviceJoined() | DevicesJoined():
                 self._joined(event, step)
@@ -114,7 +126,7 @@ class RoundMachine:
                 self._gone(event, step)
             case RoundRequested():
                 self._requested(event, step)
-            case ResultReceived():
+            case ResultReceived() | UpdateDelivered():
                 self._gathering.heard_from(event.device_id)
                 self._updates.reported(event, step)
                 self._close_if_complete(step)
@@ -146,10 +158,12 @@ class RoundMachine:
 
     def resume(self) -> RoundStep:
         """Re-issue what was pending when the server went down; orders follow as devices join."""
-        step, ledger = RoundStep(), self.ledger
+        step: RoundStep = Step()
+        ledger = self.ledger
         for device_id, update in sorted(ledger.accepted.items()):
             if ledger.phase in {"collecting", "aggregating"}:
-                step.commands.append(FoldUpdate(device_id, ledger.round, ledger.attempt, update))
+                place = (device_id, ledger.round, ledger.attempt)
+                step.commands.append(FoldUpdate(*place, update, ledger.width_of(device_id)))
         if ledger.best is not None:
             step.commands.append(TagBest(ledger.best[0]))
         self._report(step)
@@ -264,7 +278,9 @@ class RoundMachine:
         self._return_armed = False
         self._updates.forget()
         target = min(plan.cohort_size, len(cohort))
-        work = {} if plan.fit is None else fit(cohort, self._speeds(plan.fit), plan.fit)
+        fitted = {} if plan.fit is None else fit(cohort, self._speeds(plan.fit), plan.fit)
+        widths = {device_id: self._width_of(device_id, ledger.round) for device_id in cohort}
+        work = with_widths(fitted, widths)
         known = {*ledger.known, *cohort, *self._roster.accepting("trainer")}
         started = RoundStarted(ledger.round, ledger.attempt, cohort, target, work, len(known))
         ledger.record(started, step)
@@ -283,7 +299,7 @@ class RoundMachine:
         self, step: RoundStep, *, deadline: bool = False, nobody_came: bool = False
     ) -> None:
         ledger = self.ledger
-        if ledger.phase != "collecting":
+        if ledger.phase != "collecting" or not (deadline or self._may_be_complete()):
             return
         owing = set(ledger.cohort) - ledger.answered - self._roster.removed
         # a device that reported and then left has answered
@@ -301,6 +317,19 @@ class RoundMachine:
         elif not here and not self._return_armed:
             self._return_armed = True
             self._arm("return", self.plan.gather_s, step)
+
+    def _may_be_complete(self) -> bool:
+        """Whether nobody is awaited that is there: asked at every update, so it must be cheap."""
+        ledger, roster, silent = self.ledger, self._roster, self._gathering.silent
+        if len(ledger.accepted) >= ledger.target:
+            return True
+        return not any(
+            device_id not in ledger.accepted
+            and device_id not in ledger.refused
+            and device_id not in roster.left
+            and device_id not in silent
+            for device_id in ledger.cohort
+        )
 
     def _shortfall(self, *, deadline: bool) -> str:
         """Return why an attempt ends without a model."""

@@ -7,13 +7,14 @@ from fl_server.flows.events import Action
 from fl_server.rounds.events import (
     EvaluationReceived,
     ResultReceived,
+    UpdateDelivered,
     UpdateRejected,
     UpdateVerified,
 )
 
 
 def receipt_of(
-    event: ResultReceived | UpdateVerified | UpdateRejected | EvaluationReceived,
+    event: ResultReceived | UpdateDelivered | UpdateVerified | UpdateRejected | EvaluationReceived,
     status: ReceiptStatus,
     reason: str = "",
 ) -> SendReceipt:

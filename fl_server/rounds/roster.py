@@ -19,12 +19,15 @@ class Roster:
         self._online: dict[str, Role] = {}
         self._draining: set[str] = set()
         self._busy: set[str] = set()
+        # sorted once for all rounds in which nobody comes or goes
+        self._accepting: dict[Role, tuple[str, ...]] = {}
 
     def joined(self, event: DeviceJoined) -> bool:
         """Add a device, or what it says anew; returns whether it was away or took no orders."""
         device_id = event.device_id
         is_back = device_id not in self._online or device_id in self._draining
         self._online[device_id] = event.role
+        self._accepting.clear()
         self.left.discard(device_id)
         self.removed.discard(device_id)
         self._busy.discard(device_id)
@@ -40,6 +43,7 @@ class Roster:
 
     def went(self, event: DeviceLeft) -> None:
         """Remove a device."""
+        self._accepting.clear()
         self._online.pop(event.device_id, None)
         self._draining.discard(event.device_id)
         self._busy.discard(event.device_id)
@@ -47,13 +51,17 @@ class Roster:
         if event.for_good:
             self.removed.add(event.device_id)
 
-    def accepting(self, role: Role) -> list[str]:
+    def accepting(self, role: Role) -> tuple[str, ...]:
         """Return the online devices of a role that take orders, sorted."""
-        return sorted(
-            device_id
-            for device_id, its_role in self._online.items()
-            if its_role == role and device_id not in self._draining
-        )
+        if role not in self._accepting:
+            self._accepting[role] = tuple(
+                sorted(
+                    device_id
+                    for device_id, its_role in self._online.items()
+                    if its_role == role and device_id not in self._draining
+                )
+            )
+        return self._accepting[role]
 
     def is_idle(self, device_id: str) -> bool:
         """Whether a device is online and carries out no order."""

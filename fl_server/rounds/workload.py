@@ -6,12 +6,15 @@ Nothing here reads a clock: what devices measured comes in with their results.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from statistics import median
-from typing import Any
+from typing import Any, TypeAlias
 
 from runtime.bounds import MAX_SECONDS, MAX_SIZE, SHORTEST_STEP_S
+
+WidthOf: TypeAlias = Callable[[str, int], float]
+"""How much of the model a device trains in a round, by its id and the round's number."""
 
 PROBE_STEPS = 8
 _NEWEST_SHARE = 0.5
@@ -20,18 +23,21 @@ _DEADLINE_SHARE = 0.8
 
 @dataclass(frozen=True)
 class OrderWork:
-    """What of a round's training one device is asked for; 0 leaves it to the run's definition.
+    """What of a round's training one device is asked for.
 
-    Whatever else is fitted to a device (a slice of the model's width, a codec) becomes a field here
-    and an override of the order.
+    Attributes:
+        max_steps: 0 leaves it to the run's definition, as of ``micro_batch``.
+        width: how much of the model it trains; 1 is the whole.
     """
 
     max_steps: int = 0
     micro_batch: int = 0
+    width: float = 1.0
 
     def overrides(self) -> dict[str, Any]:
         """Return the training settings that the order has instead of the definition's."""
-        return {name: value for name, value in vars(self).items() if value}
+        settings = {"max_steps": self.max_steps, "micro_batch": self.micro_batch}
+        return {name: value for name, value in settings.items() if value}
 
 
 @dataclass(frozen=True)
@@ -134,6 +140,22 @@ def fit(cohort: Iterable[str], speeds: Mapping[str, Speed], rule: FitRule) -> di
         micro_batch = earlier.micro_batch if earlier and earlier.is_plausible else 0
         work[device_id] = OrderWork(0 if steps == full else steps, micro_batch)
     return work
+
+
+def whole_model(device_id: str, round_number: int) -> float:
+    """Return the width of a device in a run without parts."""
+    del device_id, round_number
+    return 1.0
+
+
+def with_widths(work: Mapping[str, OrderWork], widths: Mapping[str, float]) -> dict[str, OrderWork]:
+    """Return the work of a round's devices with how much of the model each trains."""
+    narrow = {
+        name: replace(work.get(name, OrderWork()), width=width)
+        for name, width in widths.items()
+        if width < 1
+    }
+    return {**work, **narrow}
 
 
 def _target_s(speeds: Iterable[Speed], rule: FitRule) -> float:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from algorithms.registry import load as load_algorithm
 from broker.wire.messages.base import MetricName, Settings
 from fl_server.canary.state import lower_is_better
 from fl_server.rounds.plan import BestRule, Plan
 from fl_server.rounds.workload import FitRule, Speed
+from fl_server.runs.composition import ChosenPart, Composition
+from fl_server.selection.targets import RunTarget
 from runtime.bounds import MAX_HYPER_PARAMETER, MAX_INTEGER, MAX_ROUNDS, MAX_SIZE, require_plain
 from runtime.config import validate
+from runtime.errors import ConfigError
 from storage.versions.manifest import Parent
 
 _NUMBER_FORMAT = frozenset({"scale_bits", "weight_bits"})
@@ -24,22 +26,41 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class AlgorithmSection(_Section):
-    """Which algorithm, with its hyper-parameters beside its name."""
+class _NamedSection(_Section):
+    """A name, and beside it the settings of what has that name."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
-    name: Annotated[str, Field(max_length=64)] = "fedavg"
-    """The algorithm's name; `rengo algorithms` lists them."""
+    name: str
 
     @model_validator(mode="after")
-    def _settings_are_plain(self) -> AlgorithmSection:
+    def _settings_are_plain(self) -> Self:
         require_plain(self.settings)
         return self
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The hyper-parameters."""
+        """The settings."""
         return dict(self.model_extra or {})
+
+    @property
+    def chosen(self) -> ChosenPart:
+        """The name and the settings."""
+        return ChosenPart(self.name, self.settings)
+
+
+class AlgorithmSection(_NamedSection):
+    """Which algorithm, with its hyper-parameters beside its name."""
+
+    name: Annotated[str, Field(max_length=64)] = "fedavg"
+    """The algorithm's name; `rengo algorithms` lists them."""
+
+
+class RuleSection(_NamedSection):
+    """How a round's updates become one, with the rule's settings beside its name."""
+
+    name: Annotated[str, Field(max_length=64)] = "mean"
+    """The rule's name; `rengo algorithms` lists them too. All but `mean` hold against a part of the
+    devices that send wrong updates; the server then keeps every update until a round's end."""
 
 
 class ScheduleSection(_Section):
@@ -171,6 +192,14 @@ class BundleSection(_Section):
     """The bundle's size, filled in likewise."""
 
 
+def _readable(names: list[str], conditions: list[str]) -> list[str]:
+    try:
+        RunTarget.read(names, conditions)
+    except ConfigError as error:
+        raise ValueError(str(error)) from error
+    return names or conditions
+
+
 class RunDefinition(_Section):
     """One run of one task."""
 
@@ -189,7 +218,22 @@ class RunDefinition(_Section):
     variant: Annotated[str, Field(max_length=256)] = ""
     """What of its group a run is, as `algorithm.mu=0.1`: runs of one variant differ by their seeds.
     Filled in by `rengo run --sweep`."""
+    target: Annotated[
+        list[Annotated[str, Field(max_length=70)]],
+        Field(max_length=256),
+        AfterValidator(lambda names: _readable(names, [])),
+    ] = []
+    """Who may train: names of devices and domains, and `group:NAME`; empty is everybody. `rengo run
+    --target` adds one."""
+    where: Annotated[
+        list[Annotated[str, Field(max_length=256)]],
+        Field(max_length=32),
+        AfterValidator(lambda conditions: _readable([], conditions)),
+    ] = []
+    """What must be true of who trains, as `profile=pi`, `ram>=4GB` or `lab=a,b`; `rengo run
+    --where` adds one."""
     algorithm: AlgorithmSection = AlgorithmSection()
+    rule: RuleSection = RuleSection()
     training: Settings = {}
     schedule: ScheduleSection = ScheduleSection()
     cohort: CohortSection = CohortSection()
@@ -236,6 +280,22 @@ class RunDefinition(_Section):
         return self
 
     @property
+    def quorum(self) -> int:
+        """The fewest updates that make a round."""
+        return self.cohort.quorum or math.ceil(0.6 * self.cohort.size)
+
+    @property
+    def composition(self) -> Composition:
+        """The algorithm and the rule, which ``parse_definition`` has seen to go together."""
+        algorithm, rule = self.algorithm.chosen, self.rule.chosen
+        return Composition(self.flow, algorithm, rule, self.cohort.size, self.quorum)
+
+    @property
+    def addressed(self) -> RunTarget:
+        """Whom the run addresses."""
+        return RunTarget.read(self.target, self.where)
+
+    @property
     def looks_for_best(self) -> bool:
         """Whether versions are compared."""
         return self.best.keep or self.best.patience > 0
@@ -265,7 +325,7 @@ class RunDefinition(_Section):
             run_id=run_id,
             rounds=self.rounds,
             cohort_size=cohort.size,
-            quorum=cohort.quorum or math.ceil(0.6 * cohort.size),
+            quorum=self.quorum,
             seed=self.seed,
             over_selection=cohort.over_selection,
             deadline_s=cohort.deadline_s,
@@ -306,8 +366,9 @@ def parse_definition(values: dict[str, Any], source: str) -> RunDefinition:
     """Return the validated definition.
 
     Raises:
-        ConfigError: a key or value is wrong, or the algorithm or one of its settings is unknown.
+        ConfigError: a key or value is wrong; the algorithm, the rule or one of their settings is
+            unknown; or the two do not go together.
     """
     definition = validate(RunDefinition, values, source)
-    load_algorithm(definition.algorithm.name, definition.algorithm.settings)
+    definition.composition.require()
     return definition

@@ -77,9 +77,17 @@ class RunTarget:
 
     def misfit(self, device: DeviceTraits) -> Misfit | None:
         """Return why the run does not address a device, None where it does."""
+        return self.left_out(device) or self.unmet(device)
+
+    def left_out(self, device: DeviceTraits) -> Misfit | None:
+        """Return that none of the names is of a device, None where one is."""
         if self.names and not self._named & {device.id, f"{_GROUP}{device.group}"}:
             group = f"is in group {device.group}" if device.group else "is in no group"
-            return Misfit(f"is not of {_listed(self.names)}", f"{group}, and not of the target")
+            return Misfit(f"not {_listed(self.names)}", f"{group}, and not of the target")
+        return None
+
+    def unmet(self, device: DeviceTraits) -> Misfit | None:
+        """Return which condition a device does not fulfil, None where it fulfils all."""
         for condition in self.conditions:
             reason = condition.misfit(device)
             if reason:

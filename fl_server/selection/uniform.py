@@ -7,6 +7,7 @@ restarted server selects the same cohort, and one more candidate changes at most
 from __future__ import annotations
 
 import hashlib
+import heapq
 from collections.abc import Iterable
 
 
@@ -14,9 +15,6 @@ def select(
     candidates: Iterable[str], count: int, *, seed: int, round_number: int, attempt: int
 ) -> tuple[str, ...]:
     """Return up to ``count`` of the candidates, sorted by id."""
-
-    def rank(device_id: str) -> bytes:
-        text = f"{seed}/{round_number}/{attempt}/{device_id}"
-        return hashlib.sha256(text.encode()).digest()
-
-    return tuple(sorted(sorted(set(candidates), key=rank)[:count]))
+    prefix, sha256 = f"{seed}/{round_number}/{attempt}/".encode(), hashlib.sha256
+    ranked = [(sha256(prefix + each.encode()).digest(), each) for each in set(candidates)]
+    return tuple(sorted(device_id for _, device_id in heapq.nsmallest(count, ranked)))

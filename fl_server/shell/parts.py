@@ -16,6 +16,8 @@ from fl_server.observers.base import ObserverList
 from fl_server.persistence.history import RunHistory
 from fl_server.persistence.journal import Journal
 from fl_server.runs.record import RunRecord, RunReports
+from fl_server.selection.traits import DeviceTraits
+from fl_server.shell.addressing import AddressedRun
 from fl_server.shell.connection import ServerConnection
 
 
@@ -28,6 +30,7 @@ class RunnerParts:
         reports: makes what goes there.
         announce_production: is given the task whose production has changed.
         note: writes to the audit log.
+        traits: what is known of a device, by which runs choose.
     """
 
     journal: Journal
@@ -41,6 +44,7 @@ class RunnerParts:
     announce_production: Callable[[str], None]
     note: Callable[[AuditEvent], None]
     faults: Faults = field(default_factory=Faults)
+    traits: Callable[[str], DeviceTraits] = DeviceTraits
 
 
 @dataclass(frozen=True)
@@ -49,14 +53,17 @@ class OpenRuns:
 
     Attributes:
         listeners: are given the reports of the runs that are driven from outside.
+        addressed: what was said of whom each run addresses.
     """
 
     flows: dict[str, Flow] = field(default_factory=dict)
     records: dict[str, RunRecord[Any]] = field(default_factory=dict)
     listeners: dict[str, Callable[[object], None]] = field(default_factory=dict)
+    addressed: dict[str, AddressedRun] = field(default_factory=dict)
 
     def remove(self, run_id: str) -> None:
         """Remove a run that is history now."""
         self.flows.pop(run_id, None)
         self.records.pop(run_id, None)
         self.listeners.pop(run_id, None)
+        self.addressed.pop(run_id, None)

@@ -32,6 +32,7 @@ from fl_server.flows.events import DeviceBusy, DeviceJoined, DeviceLeft, Failure
 from fl_server.flows.flow import Flow, Step
 from fl_server.kinds.base import FlowKind, FlowServices
 from fl_server.kinds.failed import FailedFlow
+from fl_server.members.presence import DevicePresence
 from fl_server.members.rules import AuditEvent
 from fl_server.observers.base import ObservedFact
 from fl_server.persistence.database import JournalUnusable
@@ -41,6 +42,7 @@ from fl_server.runs.definition import RunDefinition
 from fl_server.runs.documents import RunDocuments
 from fl_server.runs.record import RunRecord
 from fl_server.runs.timers import Timers
+from fl_server.shell.addressing import RunAddressing
 from fl_server.shell.ended import EndedRuns
 from fl_server.shell.parts import OpenRuns, RunnerParts
 from runtime.errors import ConfigError, NotFound, PeerError
@@ -71,6 +73,8 @@ class FlowRunner:
         self.timers = Timers()
         self._kinds = dict(kinds)
         self._parts = parts
+        opened = self._opened
+        self._addressing = RunAddressing(opened.records, opened.addressed, parts.traits)
         self._ended = EndedRuns(self._opened, self.timers, parts, self._flow, self._is_listed)
         self.history = parts.history
         connection = parts.connection
@@ -175,8 +179,8 @@ class FlowRunner:
             self._carry_out(flow, [flow.resume()])
         self.documents.publish(self.flows[record.run_id])
         for device in self._parts.presence.online(flow.task, bundled=flow.bundled):
-            accepting = device.state.status != "draining"
-            self.handle(flow.run_id, DeviceJoined(device.id, device.state.role, accepting))
+            if self._addressing.admits(flow.run_id, device.id, device.state):
+                self.handle(flow.run_id, _joined(device))
 
     def _open(self, record: RunRecord[Any]) -> Flow:
         """Open a run as its facts left it; where they cannot be read or applied, it has failed.
@@ -227,8 +231,24 @@ class FlowRunner:
         """Tell the flows of a device; ``state`` is its presence, None where it was removed."""
         for flow in self._going():
             with self.isolated(flow):
-                if isinstance(event, DeviceLeft) or (state is not None and flow.concerns(state)):
+                if isinstance(event, DeviceLeft) or (
+                    state is not None
+                    and flow.concerns(state)
+                    and self._addressing.admits(flow.run_id, event.device_id, state)
+                ):
                     self.handle(flow.run_id, event)
+
+    def handle_traits(self, device_id: str) -> None:
+        """Tell the flows of a device that they address since more is known of it, or no longer."""
+        device = self._parts.presence.devices.get(device_id)
+        if device is None or not device.online:
+            return
+        for flow in self._going():
+            with self.isolated(flow):
+                if flow.concerns(device.state):
+                    fits = self._addressing.changed(flow.run_id, device_id, device.state)
+                    if fits is not None:
+                        self.handle(flow.run_id, _joined(device) if fits else DeviceLeft(device_id))
 
     def handle_of_task(self, task: str, event: object) -> None:
         """Give an event to every flow of a task."""
@@ -387,6 +407,11 @@ class FlowRunner:
     def _time_left_s(self, run_id: str, order: IssueOrder) -> float:
         left_s = None if order.timer is None else self.timers.left_s(run_id, order.timer)
         return order.time_s if left_s is None else left_s
+
+
+def _joined(device: DevicePresence) -> DeviceJoined:
+    state = device.state
+    return DeviceJoined(device.id, state.role, accepting=state.status != "draining")
 
 
 def _receipt(flow: Flow, command: SendReceipt) -> Receipt:

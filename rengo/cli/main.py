@@ -29,6 +29,7 @@ _COMMANDS = {
     "up": "site.up",
     "site": "site.backup",
     "status": "operator.status",
+    "topology": "operator.topology",
     "run": "operator.run",
     "runs": "operator.runs",
     "models": "operator.models",

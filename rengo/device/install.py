@@ -175,14 +175,23 @@ def _require_readable(environment: Path) -> None:
 
 
 def settings_text(settings: Mapping[str, Any]) -> str:
-    """Return plain settings as TOML: text, numbers and lists of text are written as in JSON."""
+    """Return plain settings as TOML: text, numbers and lists of text are written as in JSON.
+
+    >>> print(settings_text({"tasks": ["digits"], "labels": {"room": "attic"}}).splitlines()[2])
+    labels = {"room" = "attic"}
+    """
     # TOML knows no halves of a letter, as which JSON escapes what is beyond 16 bits
     lines = [
-        f"{key} = {json.dumps(value, ensure_ascii=False)}"
-        for key, value in settings.items()
-        if value is not None
+        f"{key} = {_value_text(value)}" for key, value in settings.items() if value is not None
     ]
     return "# An agent of Rengo; `rengo agent check-config` checks it.\n" + "\n".join(lines) + "\n"
+
+
+def _value_text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        pairs = (f"{_value_text(name)} = {_value_text(each)}" for name, each in value.items())
+        return "{" + ", ".join(pairs) + "}"
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _ensure_user(say: Callable[[str], None]) -> None:

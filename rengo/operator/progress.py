@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from broker.wire.messages import DeviceInfo, DeviceState, RunDocument, RunEvent
-from fl_server.operations.results.runs import RunSummary
+from fl_server.operations.results.runs import RunAddressed, RunSummary
 from rengo.operator.client import News
 
 ENDED = frozenset({"completed", "stopped", "failed"})
@@ -96,6 +96,7 @@ class RunProgress:
         devices: the domain's.
         cohort_size: how many updates a round aims at; 0 while that is not known.
         bundled: whether devices without the task may take it as a bundle.
+        addressed: who fits the run, by the server, when it was last asked while the run waited.
         clock: returns monotonic seconds.
     """
 
@@ -103,6 +104,7 @@ class RunProgress:
     devices: DeviceTable = field(default_factory=DeviceTable)
     cohort_size: int = 0
     bundled: bool = False
+    addressed: RunAddressed | None = None
     clock: Callable[[], float] = time.monotonic
     document: RunDocument | None = None
     events: list[RunEvent] = field(default_factory=list)
@@ -189,13 +191,29 @@ class RunProgress:
         return overtaken or self.clock() - committed_s > _PATIENCE_S
 
     @property
+    def waits(self) -> bool:
+        """Whether the run waits, be it between two rounds."""
+        return self.document is not None and self.document.status == "waiting"
+
+    @property
+    def here(self) -> int:
+        """How many devices could train in the run now, as far as is known."""
+        document = self.document
+        if document is None:
+            return 0
+        if document.target or document.where:
+            return 0 if self.addressed is None else self.addressed.fitting
+        return len(self.devices.trainers(document.task, bundled=self.bundled))
+
+    @property
     def short_of_devices(self) -> bool:
         """Whether the run waits for devices that are offline (not merely between two rounds)."""
         document = self.document
-        if document is None or document.status != "waiting":
+        if document is None or not self.waits:
             return False
-        here = self.devices.trainers(document.task, bundled=self.bundled)
-        return len(here) < max(1, self.cohort_size)
+        if (document.target or document.where) and self.addressed is None:
+            return False  # who fits is known to the server alone, which is asked
+        return self.here < max(1, self.cohort_size)
 
     @property
     def deadline_left_s(self) -> float | None:

@@ -19,6 +19,7 @@ from fl_client.tasks.user_code import initial_weights_of
 from fl_server.operations.catalogue import (
     MODELS_SHOW,
     MODELS_URL,
+    RUNS_DEVICES,
     RUNS_PREPARE,
     RUNS_RENEW,
     RUNS_SHOW,
@@ -26,6 +27,7 @@ from fl_server.operations.catalogue import (
 )
 from fl_server.operations.results.members import DeviceRow
 from fl_server.operations.results.runs import RoundRow, RunReport, RunUpload
+from fl_server.selection.targets import RunTarget
 from rengo.operator.client import OperatorClient
 from rengo.operator.definitions import check_definition, with_goals
 from rengo.operator.layout_match import fit
@@ -72,6 +74,7 @@ class RunResult:
         """Return the JSON document of ``--json``."""
         report = self.report
         device_keys = {"id", "profile", "engine", "rounds", "peak_rss_bytes"}
+        device_keys |= {"width", "bytes_up", "bytes_down"}
         return {
             "run_id": report.run_id,
             "task": report.task,
@@ -183,15 +186,17 @@ def parent_of(client: OperatorClient, initial: FetchedVersion | None) -> dict[st
 def with_cohort_size(
     client: OperatorClient, task_name: str, definition: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the definition with a cohort's size, by default the online trainers of the task."""
+    """Return the definition with a cohort's size, by default the online trainers that fit it."""
     cohort = definition.get("cohort", {})
     if not isinstance(cohort, Mapping) or "size" in cohort:
         return dict(definition)
+    target = RunTarget.read(definition.get("target", ()), definition.get("where", ()))
     trainers = [
         device
         for device in client.devices()
         if device.role == "trainer"
         and device.status in {"ready", "training"}
+        and target.misfit(device.traits) is None
         and _can_run(device, task_name, bundled="bundle" in definition)
     ]
     return {**definition, "cohort": {**cohort, "size": max(1, len(trainers))}}
@@ -275,7 +280,10 @@ def follow(
     """
     follower = RunProgress(run_id, DeviceTable() if devices is None else devices)
     run = {"run_id": run_id}
-    follower.set_definition(client.request(RUNS_SHOW, run))
+    shown = client.request(RUNS_SHOW, run)
+    follower.set_definition(shown)
+    follower.addressed = shown.addressed
+    asked_s = time.monotonic()
     while not follower.is_complete:
         for news in client.news(_LOOK_EVERY_S):
             follower.apply(news)
@@ -283,6 +291,9 @@ def follow(
                 watch(follower)
             if follower.is_complete:
                 break
+        if follower.waits and time.monotonic() - asked_s >= _ASK_EVERY_S:
+            follower.addressed = client.request(RUNS_DEVICES, run)
+            asked_s = time.monotonic()
         if watch is not None:
             watch(follower)
     report = client.request(RUNS_SHOW, run)

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from algorithms.base import Algorithm, Report
 from algorithms.registry import load as load_algorithm
 from fl_client.models.settings import TrainingSettings
+from fl_server.aggregation.arithmetic.combining import Combining
 from fl_server.aggregation.arithmetic.in_memory import MemorySums, MemoryVersion, next_version
 from fl_server.aggregation.arithmetic.server_half import (
     RoundFigures,
@@ -23,7 +25,7 @@ from fl_server.aggregation.arithmetic.server_half import (
 )
 from fl_server.flows.commands import ArmTimer
 from fl_server.flows.events import DeviceDeclined, DeviceJoined, FailureReported
-from fl_server.rounds.commands import Aggregate, FoldUpdate, SendOrder, TagBest, VerifyUpdate
+from fl_server.rounds.commands import Aggregate, FoldUpdate, SendOrder, TagBest
 from fl_server.rounds.events import (
     AggregationFailed,
     AggregationFinished,
@@ -31,8 +33,7 @@ from fl_server.rounds.events import (
     EvaluationReceived,
     Event,
     ResultReceived,
-    UpdateRejected,
-    UpdateVerified,
+    UpdateDelivered,
 )
 from fl_server.rounds.facts import Fact, RoundCommitted
 from fl_server.rounds.machine import RoundMachine
@@ -90,6 +91,14 @@ class Parts:
     states: ClientStates
 
 
+class _Result(NamedTuple):
+    """An update that is on its way to the server, with its weight in the sums."""
+
+    trained: Trained
+    report: Report
+    weight: int
+
+
 @dataclass
 class _OpenSum:
     """The sum of an attempt, and the updates that wait to be added to it."""
@@ -136,12 +145,15 @@ class Coordinator:
         self.best: MemoryVersion | None = None
         self._observe = observe
         self._algorithm = run.algorithm
+        self._rule = run.definition.composition.rule
         self._numbers = {name: number for number, name in enumerate(run.clients.ids)}
         self._numbers[EVALUATOR_ID] = EVALUATOR
         self._held: dict[int, MemoryVersion] = {}
-        self._results: dict[str, Trained] = {}
+        self._results: dict[str, _Result] = {}
+        self._usual_sections: set[tuple[tuple[str, ...], tuple[int, ...]]] = set()
         self._sum: _OpenSum | None = None
-        self._settings: dict[str, TrainingSettings] = {}
+        self._training: Mapping[str, Any] = run.definition.training
+        self._settings = run.clients.task.training.overridden(self._training)
 
     @property
     def ended(self) -> bool:
@@ -192,8 +204,6 @@ class Coordinator:
             match command:
                 case SendOrder():
                     (training if command.action == "train" else evaluation).append(command)
-                case VerifyUpdate():
-                    self.timeline.add(self._verified(command))
                 case FoldUpdate():
                     self._fold(command)
                 case Aggregate():
@@ -217,13 +227,10 @@ class Coordinator:
         orders = {each.device_id: self._order(each) for each in commands}
         pair = (commands[0].round, commands[0].attempt)
         for result in self.parts.backend.train(list(orders.values()), self._global_model()):
-            device_id = result.device_id
             if isinstance(result, Declined):
                 self.timeline.add(declined(result, "train", pair))
-                continue
-            self._results[device_id] = result
-            update = Update("", 0, "", result.num_examples, dict(result.metrics))
-            self.timeline.add(ResultReceived(device_id, *pair, update))
+            else:
+                self.timeline.add(self._delivered(result, pair))
 
     def _evaluate(self, commands: list[SendOrder]) -> None:
         orders = {each.device_id: self._order(each) for each in commands}
@@ -251,37 +258,51 @@ class Coordinator:
             training = training_of(definition, command.round)
             work = self.machine.ledger.work.get(command.device_id)
             training = training if work is None else training | work.overrides()
-        key = repr(training)
-        if key not in self._settings:
-            self._settings = {key: task.training.overridden(training)}
-        return self._settings[key]
+        if training != self._training:
+            self._training, self._settings = training, task.training.overridden(training)
+        return self._settings
 
     # --- updates ------------------------------------------------------------------------------
 
-    def _verified(self, command: VerifyUpdate) -> UpdateVerified | UpdateRejected:
-        result = self._results[command.device_id]
-        place = (command.device_id, command.round, command.attempt, command.update)
+    def _delivered(
+        self, result: Trained, pair: tuple[int, int]
+    ) -> UpdateDelivered | ResultReceived:
+        """Return the event that brings an update, or that says why it cannot count."""
+        update = Update("", 0, "", result.num_examples, dict(result.metrics))
         try:
-            sizes = {name: vector.size for name, vector in result.vectors.items()}
+            self._require_sections(result)
+            report = _report(result)
+            weight = weight_of(self._algorithm, report, self.version.scalars)
+        except Corrupt as error:
+            return ResultReceived(result.device_id, *pair, update, str(error))
+        self._results[result.device_id] = _Result(result, report, weight)
+        return UpdateDelivered(result.device_id, *pair, update)
+
+    def _require_sections(self, result: Trained) -> None:
+        """Raise Corrupt where an update is not what the algorithm's clients send."""
+        vectors = result.vectors
+        sections = (*vectors, *result.scalars), tuple(each.size for each in vectors.values())
+        if sections not in self._usual_sections:
+            sizes = {name: vector.size for name, vector in vectors.items()}
             sizes |= dict.fromkeys(result.scalars, 1)
             require_sections(sizes, self._algorithm, self.version.weights.layout)
-            self._weight(result)
-        except Corrupt as error:
-            del self._results[command.device_id]
-            return UpdateRejected(*place, str(error))
-        return UpdateVerified(*place)
-
-    def _weight(self, result: Trained) -> int:
-        return weight_of(self._algorithm, _report(result), self.version.scalars)
+            self._usual_sections.add(sections)
 
     def _fold(self, command: FoldUpdate) -> None:
-        result = self._results.pop(command.device_id)
+        found = self._results.pop(command.device_id)
+        result, report = found.trained, found.report
         pair = (command.round, command.attempt)
         if self._sum is None or self._sum.pair != pair:
-            self._sum = _OpenSum(pair, MemorySums(self.run.plan.cohort_size))
-        report = _report(result)
-        scalars = {name: np.array([value], np.float32) for name, value in report.scalars.items()}
-        self._sum.add({**result.vectors, **scalars}, self._weight(result))
+            kept = Combining(self._algorithm, self._rule).kept_singly
+            sums = MemorySums(self.run.plan.cohort_size, kept_singly=kept)
+            self._sum = _OpenSum(pair, sums)
+        vectors = result.vectors
+        if report.scalars:
+            scalars = {
+                name: np.array([value], np.float32) for name, value in report.scalars.items()
+            }
+            vectors = {**vectors, **scalars}
+        self._sum.add(self._sum.sums.keep(result.device_id, vectors), found.weight)
         self._sum.reports[result.device_id] = report
         # what an update brings becomes permanent when it counts
         self.parts.states.put(self._numbers[result.device_id], result.state)
@@ -297,7 +318,12 @@ class Coordinator:
         reports = sorted(found.reports.values(), key=lambda report: report.device_id)
         population = max(command.population, len(reports))
         figures = RoundFigures(
-            self.version.scalars, found.sums, reports, population, self.run.definition.seed
+            self.version.scalars,
+            found.sums,
+            reports,
+            population,
+            self.run.definition.seed,
+            self._rule,
         )
         try:
             after = next_version(self.version, self._algorithm, figures)

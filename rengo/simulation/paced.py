@@ -136,9 +136,7 @@ class PacedCoordinator(Coordinator):
         result = self._trained.pop(order.device_id)
         if isinstance(result, Declined):
             return declined(result, "train", pair)
-        self._results[order.device_id] = result
-        update = Update("", 0, "", result.num_examples, dict(result.metrics))
-        return ResultReceived(order.device_id, *pair, update)
+        return self._delivered(result, pair)
 
     def _compute(self, order: TimedOrder) -> None:
         """Train an order that is due, together with those that will count beside it."""

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fl_server.rounds.facts import Fact
-from rengo.simulation.backends import Choice, choose, open_backend
+from rengo.simulation.backends import open_backend
+from rengo.simulation.choice import Choice, choose
 from rengo.simulation.coordinator import Coordinator, Parts, SimulatedRun
 from rengo.simulation.definition import Prepared, Simulation, prepare
 from rengo.simulation.history import History, RoundFigures

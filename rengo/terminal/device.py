@@ -13,7 +13,12 @@ from rengo.terminal.tables import when
 
 _WIDTH = 14
 _REPORTS = ("info", "health", "data_report", "last_decline")
-_NAMES = {"admitted_at": "admitted", "ram_bytes": "memory", "boot_id": "boot"}
+_NAMES = {
+    "operator_labels": "labels given",
+    "admitted_at": "admitted",
+    "ram_bytes": "memory",
+    "boot_id": "boot",
+}
 
 
 def device_lines(device: DeviceRow) -> list[str]:

@@ -8,6 +8,7 @@ from broker.wire.messages import RunDocument
 from rengo.operator.client import News
 from rengo.operator.progress import DeviceTable, RunProgress
 from rengo.terminal import format as wording
+from rengo.terminal.fitting import misfits_of
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class EventLines:
         waiting = wording.waiting_for(follower) if follower.short_of_devices else ""
         if waiting not in {"", self._waiting}:
             lines.append(Line(waiting))
+            lines += [Line(each) for each in misfits_of(follower)]
         self._waiting = waiting
         return lines
 

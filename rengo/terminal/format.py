@@ -75,14 +75,27 @@ def device(device_table: DeviceTable, device_id: str) -> str:
     return kind if info.role == "trainer" else f"{info.role}, {info.engine}"
 
 
+def target_text(target: Sequence[str], where: Sequence[str]) -> str:
+    """Return whom a run addresses, "" for everybody.
+
+    >>> target_text(["domain-b", "group:lab"], ["ram>=4GB", "profile=pi"])
+    'domain-b or group:lab, with ram>=4GB and profile=pi'
+    """
+    if not target and not where:
+        return ""
+    names = " or ".join(target) or "everybody"
+    return f"{names}, with {' and '.join(where)}" if where else names
+
+
 def waiting_for(follower: RunProgress) -> str:
     """Return which devices a run waits for."""
     document = follower.document
     task = "" if document is None else document.task
-    here = len(follower.devices.trainers(task, bundled=follower.bundled))
     of = f" of {follower.cohort_size}" if follower.cohort_size else ""
     way = " or take its bundle" if follower.bundled else ""
-    return f"waiting for devices that have task {task!r}{way}: {here}{of}"
+    some = "" if document is None else target_text(document.target, document.where)
+    whom = f", of {some}" if some else ""
+    return f"waiting for devices that have task {task!r}{way}{whom}: {follower.here}{of}"
 
 
 def round_line(each: RoundProgress, rounds: int, metrics: str) -> str:

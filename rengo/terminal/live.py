@@ -26,6 +26,7 @@ from rich.text import Text
 from rengo.operator.progress import DeviceTable, RunProgress
 from rengo.terminal import format as wording
 from rengo.terminal.event_lines import Line
+from rengo.terminal.fitting import misfits_of
 from rengo.terminal.view import View
 from runtime.text import printable
 from storage.transfer.files import OnProgress
@@ -33,6 +34,7 @@ from storage.transfer.files import OnProgress
 _REFRESH_PER_S = 5
 _MAX_ROWS = 12
 _MAX_CELL = 40
+_MAX_LINE = 160
 _BAR_WIDTH = 24
 _SPARK_WIDTH = 40
 _STYLES = {"training": "cyan", "evaluating": "cyan", "answered": "green", "refused": "red"}
@@ -56,6 +58,7 @@ class Picture:
         busy: what goes on while no round is open; said beside a spinner.
         hidden: devices beyond the rows.
         due_s: when the open round's time is over, on the monotonic clock.
+        misfits: why devices do not fit the run, while it waits for some.
     """
 
     busy: str = ""
@@ -71,6 +74,7 @@ class Picture:
     measured: tuple[float, ...] = ()
     bytes_up: int = 0
     bytes_down: int = 0
+    misfits: tuple[str, ...] = ()
 
 
 def is_able(out: TextIO) -> bool:
@@ -179,6 +183,7 @@ def picture_of(follower: RunProgress) -> Picture:
         measured=tuple(measured[version] for version in sorted(measured)),
         bytes_up=follower.bytes_up,
         bytes_down=follower.bytes_down,
+        misfits=tuple(misfits_of(follower)),
         **table,
     )
 
@@ -200,6 +205,7 @@ def draw(picture: Picture, spinner: Spinner, now_s: float, elapsed_s: float) -> 
     if picture.busy:
         spinner.update(text=Text(printable(f"{picture.busy}  {elapsed_s:.0f} s")))
         parts.append(spinner)
+    parts += [Text(printable(f"  {each}", _MAX_LINE), style="dim") for each in picture.misfits]
     return Group(*parts)
 
 

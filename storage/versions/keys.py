@@ -4,6 +4,7 @@ projects/{p}/runs/{run}/global/{version}.safetensors
 projects/{p}/runs/{run}/manifests/{version}.json
 projects/{p}/runs/{run}/records/{version}.json
 projects/{p}/runs/{run}/state/{version}.safetensors
+projects/{p}/runs/{run}/parts/{version}/{digest}.safetensors
 projects/{p}/runs/{run}/updates/{round}/{attempt}/{device}.upd
 projects/{p}/epoch.json
 projects/{p}/bundles/{sha256}.rtask
@@ -20,6 +21,7 @@ _UPDATE = re.compile(r"updates/(\d{6,})/(\d{3,})/([a-z0-9_-]{1,64})\.upd")
 _VERSION = re.compile(
     r"(?:(?:global|state)/(\d{6,})\.safetensors|(?:manifests|records)/(\d{6,})\.json)"
 )
+_PART = re.compile(r"parts/(\d{6,})/[0-9a-f]{64}\.safetensors")
 _BUNDLE = re.compile(r"([0-9a-f]{64})\.rtask")
 
 
@@ -61,6 +63,15 @@ class RunKeys:
     def state(self, version: int) -> str:
         """The algorithm's server state that belongs to a version."""
         return f"{self.prefix}state/{version:06d}.safetensors"
+
+    def part(self, version: int, digest: str) -> str:
+        """A part of a version, which the next round's devices train."""
+        return f"{self.prefix}parts/{version:06d}/{digest}.safetensors"
+
+    def is_spent_part(self, key: str, version: int) -> bool:
+        """Whether the key is a part of a version before this one."""
+        match = _PART.fullmatch(key.removeprefix(self.prefix))
+        return match is not None and int(match[1]) < version
 
     def update(self, round_number: int, attempt: int, device_id: str) -> str:
         """A device's update."""

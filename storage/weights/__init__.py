@@ -19,15 +19,19 @@ from storage.weights.safetensors import (
     stored_size,
     write_safetensors,
 )
+from storage.weights.slices import Axis, Slices, Window
 
 __all__ = [
     "Array",
+    "Axis",
     "Layout",
     "NotFinite",
     "Reader",
+    "Slices",
     "TensorSpec",
     "Vector",
     "Weights",
+    "Window",
     "encode_header",
     "encode_others",
     "next_values",

@@ -14,23 +14,9 @@ from fl_server.selection.traits import DeviceTraits
 from runtime.errors import ConfigError
 
 WORDS = st.sampled_from(["pi", "pi4", "gpu", "Attic", "a*", "*", "3", "-2.5", "4GB", "0.3.1"])
-NAMES = st.sampled_from(
-    [
-        "id",
-        "kind",
-        "profile",
-        "engine",
-        "group",
-        "cpus",
-        "ram",
-        "accelerators",
-        "lab",
-        "room",
-        "version.torch",
-        "version.rengo",
-        "label.profile",
-    ]
-)
+ATTRIBUTES = ["id", "kind", "profile", "engine", "group", "cpus", "ram", "accelerators"]
+OTHERS = ["lab", "room", "label.profile", "version.torch", "version.rengo"]
+NAMES = st.sampled_from([*ATTRIBUTES, *OTHERS])
 OPERATORS = st.sampled_from(["=", "!=", "<", "<=", ">", ">=", "=="])
 WRITTEN = st.one_of(
     NAMES,

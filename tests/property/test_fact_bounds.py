@@ -98,7 +98,7 @@ def stories(draw: DrawFn, ending: str) -> Story:
     a, b, d = cohort[:3]
     number, attempt = draw(within(Round)), draw(within(FewerAttempts))
     place, again = (number, attempt), (number, attempt + 1)
-    works = st.builds(OrderWork, within(Size), within(Size))
+    works = st.builds(OrderWork, within(Size), within(Size), st.floats(0, 1, exclude_min=True))
     work = draw(st.dictionaries(st.sampled_from(cohort), works))
     evaluated = (draw(within(Round)), draw(st.sampled_from(cohort)))
     facts = [

@@ -46,6 +46,7 @@ _LATER_FIELDS: dict[str, Any] = {
     "payload": b"",
     "vectors": None,
     "scalars": {},
+    "width": 1.0,
     "unusable": False,
     "permanent": False,
     "traceback": [],
@@ -80,7 +81,8 @@ class Order(OrderMessage):
     evaluation. An exchange may have a model or an upload, and has a ``payload``, which the task on
     the device reads; where it has an upload, the answer goes there. ``evaluators`` tells a domain
     which of its devices are to evaluate. ``scalars`` of an order to a domain are all that the
-    algorithm's server keeps, since updates are weighted there.
+    algorithm's server keeps, since updates are weighted there. A ``width`` below 1 says
+    that the model is a part, with so much of each hidden layer.
     """
 
     kind = "order"
@@ -105,6 +107,7 @@ class Order(OrderMessage):
     vectors: ModelRef | None = None
     scalars: Scalars = {}
     evaluators: Literal["", "evaluators", "devices"] = ""
+    width: Annotated[float, Field(gt=0, le=1)] = 1.0
 
     @model_validator(mode="after")
     def _has_what_its_action_needs(self) -> Order:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from broker.wire.messages.base import (
     Detail,
@@ -22,7 +22,10 @@ RunStatus = Literal["waiting", "running", "paused", "completed", "stopped", "fai
 
 
 class RunDocument(Message):
-    """The state of a run, retained: all that a client that connects later needs to know."""
+    """The state of a run, retained: all that a client that connects later needs to know.
+
+    ``target`` and ``where`` say whom it addresses; empty ones are not encoded.
+    """
 
     kind = "run_document"
     channel = ("run", "state")
@@ -42,6 +45,16 @@ class RunDocument(Message):
     model_sha256: Sha256 | Literal[""]
     accuracy: Finite | None
     loss: Finite | None
+    target: Annotated[list[Text], Field(max_length=256)] = []
+    where: Annotated[list[Text], Field(max_length=32)] = []
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = serialize(self)
+        for name in ("target", "where"):
+            if not getattr(self, name):
+                fields.pop(name, None)
+        return fields
 
 
 class RunEvent(Message):

@@ -188,12 +188,11 @@ class BlockSum:
         scaled = rows * np.float32(scale)
         if not (np.rint(scaled) == scaled).all():
             return False
-        integers = scaled.astype(np.int64)
-        integers *= np.array(weights, np.int64)[:, None]
+        counts = np.array(weights, np.int64)
         if not self.limbs:
             self.unit = unit
             self._insert(0)
-        self.limbs[0] += integers.sum(0)
+        self.limbs[0] += np.einsum("i,ij->j", counts, scaled.astype(np.int64))
         self.bounds[0] = bound
         return True
 

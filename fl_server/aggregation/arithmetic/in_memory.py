@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,9 +14,11 @@ from fl_server.aggregation.arithmetic.server_half import (
     RoundFigures,
     ServerHalf,
     kept_vectors,
+    mean_of,
 )
+from fl_server.aggregation.arithmetic.single_updates import SingleUpdates
 from runtime.errors import Corrupt
-from storage.weights import Weights
+from storage.weights import Slices, Weights
 
 
 class VectorsSum:
@@ -37,12 +39,26 @@ class VectorsSum:
             block.add_all(rows, weights, self._work)
         self.total_weight += sum(weights)
 
-    def mean(self, start: int) -> Float64s:
-        """Return the mean of the block of ``BLOCK`` values, or what is left, from ``start`` on."""
-        if self.total_weight <= 0:
-            raise Corrupt("the weights of all updates are 0")
-        mean: Float64s = self._blocks[start // BLOCK].total() / float(self.total_weight)
-        return mean
+    def total(self, start: int) -> Float64s:
+        """Return the sum of the block of ``BLOCK`` values, or what is left, from ``start`` on."""
+        return self._blocks[start // BLOCK].total()
+
+
+class MemoryUpdates(SingleUpdates):
+    """One vector of each update, by device."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.by_device: dict[str, Float32s] = {}
+
+    @property
+    def devices(self) -> list[str]:
+        """See :class:`SingleUpdates`."""
+        return sorted(self.by_device)
+
+    def read(self, start: int, count: int) -> Float32s:
+        """See :class:`SingleUpdates`."""
+        return np.stack([self.by_device[each][start : start + count] for each in self.devices])
 
 
 class MemorySums:
@@ -50,27 +66,68 @@ class MemorySums:
 
     Args:
         updates: how many are expected.
+        covered: the vectors of which an update may have a part: each has a second sum, of the
+            weights of the updates that have a coordinate, and its mean is over those.
+        kept_singly: the names of which every update's vector is kept instead of a sum.
     """
 
-    def __init__(self, updates: int) -> None:
+    def __init__(
+        self,
+        updates: int,
+        covered: Collection[str] = (),
+        kept_singly: frozenset[str] = frozenset(),
+    ) -> None:
         self._updates = updates
+        self._covered = frozenset(covered)
+        self._kept_singly = kept_singly
         self._sums: dict[str, VectorsSum] = {}
+        self._coverage: dict[str, VectorsSum] = {}
+        self._singles: dict[str, MemoryUpdates] = {}
 
-    def add(self, updates: Sequence[Mapping[str, Float32s]], weights: Sequence[int]) -> None:
-        """Add updates, as vectors by name, each with its weight."""
-        by_name: dict[str, tuple[list[Float32s], list[int]]] = {}
-        for update, weight in zip(updates, weights, strict=True):
+    def keep(self, device_id: str, update: Mapping[str, Float32s]) -> Mapping[str, Float32s]:
+        """Keep what is kept singly of an update; return the rest, which is to be added."""
+        if not self._kept_singly:
+            return update
+        for name in self._kept_singly.intersection(update):
+            kept = self._singles.setdefault(name, MemoryUpdates(update[name].size))
+            kept.by_device[device_id] = update[name]
+        return {name: update[name] for name in update if name not in self._kept_singly}
+
+    def singles(self, name: str) -> MemoryUpdates | None:
+        """Return every update's vector of that name, None where a sum is kept of it, or none."""
+        return self._singles.get(name)
+
+    def add(
+        self,
+        updates: Sequence[Mapping[str, Float32s]],
+        weights: Sequence[int],
+        parts: Sequence[Slices | None] = (),
+    ) -> None:
+        """Add updates, as vectors by name, each with its weight.
+
+        Args:
+            parts: which part of the covered vectors each update has, None for the whole; nothing
+                where all have the whole.
+        """
+        values: dict[str, tuple[list[Float32s], list[int]]] = {}
+        ones: dict[str, tuple[list[Float32s], list[int]]] = {}
+        for update, weight, slices in zip(
+            updates, weights, parts or [None] * len(updates), strict=True
+        ):
             for name, vector in update.items():
-                vectors, its_weights = by_name.setdefault(name, ([], []))
-                vectors.append(vector)
-                its_weights.append(weight)
-        for name, (vectors, its_weights) in by_name.items():
-            if name not in self._sums:
-                self._sums[name] = VectorsSum(len(vectors[0]), self._updates)
-            self._sums[name].add(vectors, its_weights)
+                if name in self._covered:
+                    _append(ones, name, _whole_of(np.ones_like(vector), slices), weight)
+                    _append(values, name, _whole_of(vector, slices), weight)
+                else:
+                    _append(values, name, vector, weight)
+        for sums, found in ((self._sums, values), (self._coverage, ones)):
+            for name, (vectors, its_weights) in found.items():
+                if name not in sums:
+                    sums[name] = VectorsSum(len(vectors[0]), self._updates)
+                sums[name].add(vectors, its_weights)
 
     def __contains__(self, name: str) -> bool:
-        return name in self._sums
+        return name in self._sums or name in self._singles
 
     def mean(self, name: str, start: int, count: int) -> Float64s:
         """Return a block of a name's mean, zeros where no update has it.
@@ -79,7 +136,18 @@ class MemorySums:
             Corrupt: the weights of the updates that have it are 0.
         """
         found = self._sums.get(name)
-        return np.zeros(count) if found is None else found.mean(start)
+        if found is None:
+            return np.zeros(count)
+        if found.total_weight <= 0:
+            raise Corrupt("the weights of all updates are 0")
+        if name not in self._coverage:
+            return mean_of(found.total(start), float(found.total_weight))
+        return mean_of(found.total(start), self.coverage(name, start, count))
+
+    def coverage(self, name: str, start: int, count: int) -> Float64s:
+        """Return a block of the weights of the updates that have each coordinate."""
+        found = self._coverage.get(name)
+        return np.zeros(count) if found is None else found.total(start)
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,6 +189,23 @@ def next_version(base: MemoryVersion, algorithm: Algorithm, given: RoundFigures)
             kept.setdefault(name, []).append(vector)
     vectors = {name: _whole(each) for name, each in kept.items()}
     return MemoryVersion(old.with_vector(_whole(parts)), vectors, scalars)
+
+
+def _append(
+    found: dict[str, tuple[list[Float32s], list[int]]], name: str, vector: Float32s, weight: int
+) -> None:
+    vectors, weights = found.setdefault(name, ([], []))
+    vectors.append(vector)
+    weights.append(weight)
+
+
+def _whole_of(vector: Float32s, slices: Slices | None) -> Float32s:
+    """Return a part's values at their places in the whole, zeros elsewhere."""
+    if slices is None:
+        return vector
+    whole = np.zeros(slices.layout.size, np.float32)
+    slices.put(vector, whole)
+    return whole
 
 
 def _whole(parts: Sequence[Float32s]) -> Float32s:

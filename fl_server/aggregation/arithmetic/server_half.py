@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeAlias
 
 import numpy as np
 
 from algorithms.base import STATISTICS, Algorithm, Blocks, Mean, Report, Scalars
+from fl_server.aggregation.arithmetic.combining import Combine, Combining
 from fl_server.aggregation.arithmetic.exact import Float32s, Float64s
+from fl_server.aggregation.arithmetic.single_updates import KeptSingly
+from fl_server.aggregation.rules.base import Rule
+from fl_server.aggregation.rules.mean import WeightedMean
 from runtime.bounds import MAX_EXAMPLES, MAX_SCALARS, is_plausible
 from runtime.errors import Corrupt
 from storage.weights import Layout, NotFinite, next_values
@@ -21,16 +25,26 @@ Block: TypeAlias = tuple[int, Float32s, Blocks]
 """Where it begins in the vector, its weights, and the server's vectors there."""
 
 
-class Sums(Protocol):
-    """The exact weighted sums of a round, one for each name that its updates have."""
+class Sums(KeptSingly, Protocol):
+    """The exact weighted sums of a round, one for each name that its updates have.
+
+    Of some names the single updates are kept instead, see ``Combining.kept_singly``.
+    """
 
     def __contains__(self, name: str) -> bool: ...
 
     def mean(self, name: str, start: int, count: int) -> Float64s:
-        """Return a block of a name's mean, zeros where no update has it.
+        """Return a block of a name's mean, zeros where no update has it or single ones are kept.
 
         Raises:
             Corrupt: the weights of the updates that have it are 0.
+        """
+        ...
+
+    def coverage(self, name: str, start: int, count: int) -> Float64s:
+        """Return a block of the weights of the updates that have each coordinate.
+
+        Asked only of an algorithm whose clients may train parts.
         """
         ...
 
@@ -45,6 +59,7 @@ class RoundFigures:
         reports: of the updates in the sums, by device.
         population: how many clients the run knows.
         seed: the run's.
+        rule: how the updates become one.
     """
 
     scalars: Scalars
@@ -52,6 +67,7 @@ class RoundFigures:
     reports: Sequence[Report]
     population: int
     seed: int
+    rule: Rule = field(default_factory=WeightedMean)
 
 
 class ServerHalf:
@@ -59,10 +75,16 @@ class ServerHalf:
 
     Raises:
         Corrupt: the weights of all updates are 0.
+        NotFinite: what single updates are multiplied by would not be finite.
     """
 
     def __init__(self, algorithm: Algorithm, given: RoundFigures) -> None:
         self._algorithm, self._given = algorithm, given
+        combining = Combining(algorithm, given.rule)
+        self._combine: Combine | None = None
+        if combining.needs_updates:
+            with np.errstate(all="ignore"):
+                self._combine = combining.of_round(given.sums, given.reports)
         self._mean = Mean({}, self._scalars(), len(given.reports), given.population)
 
     def init(self, weights: Float32s, start: int) -> Blocks:
@@ -108,14 +130,24 @@ class ServerHalf:
             mean = self._mean_at(start, len(weights))
             result, after = self._algorithm.aggregate(weights, mean, state, scalars)
             if STATISTICS in self._given.sums:
-                result = result + self._given.sums.mean(STATISTICS, start, len(weights))
+                result = result + self._vector(STATISTICS, start, len(weights))
             values = np.ascontiguousarray(result, np.float32)
         return next_values(weights, values, layout, start), after
 
     def _mean_at(self, start: int, count: int) -> Mean:
-        sums = self._given.sums
-        vectors = {name: sums.mean(name, start, count) for name in self._algorithm.sends}
-        return replace(self._mean, vectors=vectors)
+        names = self._algorithm.sends
+        vectors = {name: self._vector(name, start, count) for name in names}
+        if not self._algorithm.narrow_widths:
+            return replace(self._mean, vectors=vectors)
+        coverage = {name: self._given.sums.coverage(name, start, count) for name in names}
+        return replace(self._mean, vectors=vectors, coverage=coverage)
+
+    def _vector(self, name: str, start: int, count: int) -> Float64s:
+        """Return a block of what the updates' vectors of a name become."""
+        updates = self._given.sums.singles(name) if self._combine is not None else None
+        if updates is None or self._combine is None:
+            return self._given.sums.mean(name, start, count)
+        return self._combine(updates, start, count)
 
     def _scalars(self) -> dict[str, float]:
         sums = self._given.sums
@@ -134,6 +166,18 @@ class ServerHalf:
             for name, value in part.items():
                 found[name] = found.get(name, 0.0) + float(value)
         return found
+
+
+def mean_of(total: Float64s, weights: Float64s | float) -> Float64s:
+    """Return a block of a mean, zeros where no update has a coordinate.
+
+    Args:
+        weights: of the updates, or of those that have each coordinate.
+    """
+    if isinstance(weights, float):
+        mean: Float64s = total / weights
+        return mean
+    return np.divide(total, weights, out=np.zeros(len(total)), where=weights > 0)
 
 
 def kept_vectors(after: Blocks) -> dict[str, Float32s]:
@@ -169,6 +213,11 @@ def weight_of(algorithm: Algorithm, report: Report, scalars: Scalars) -> int:
     if not 0 <= weight <= MAX_EXAMPLES:
         raise Corrupt(f"its weight would be {weight}")
     return round(math.ldexp(weight, _WEIGHT_BITS))
+
+
+def covered(algorithm: Algorithm) -> tuple[str, ...]:
+    """Return the vectors of which an update may have a part."""
+    return (*algorithm.sends, STATISTICS) if algorithm.narrow_widths else ()
 
 
 def section_sizes(algorithm: Algorithm, layout: Layout) -> dict[str, int]:

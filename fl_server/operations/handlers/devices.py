@@ -84,6 +84,9 @@ class DeviceOperations:
         declined = self._presence.last_decline(device_id)
         if declined is not None:
             values["last_decline"] = LastDecline.of(*declined)
+        labels = self._context.labels.of(device_id)
+        if labels:
+            values["operator_labels"] = dict(labels)
         reports = self._presence.reports(device_id)
         return DeviceRow(id=device_id, **values, **reports)
 

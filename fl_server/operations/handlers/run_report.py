@@ -64,6 +64,8 @@ def _of_experiment(definition: RunDefinition) -> dict[str, Any]:
     return {
         "headline_goal": definition.goal_of(definition.evaluation.headline),
         "group": definition.group,
+        "target": definition.target,
+        "where": definition.where,
         "variant": definition.variant,
     }
 

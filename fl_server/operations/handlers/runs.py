@@ -19,8 +19,16 @@ from fl_server.operations.arguments import Definition, LatestRuns, OneRun, RunSu
 from fl_server.operations.call import Binding, Call, Deferred
 from fl_server.operations.context import OperationsContext
 from fl_server.operations.handlers import run_report
+from fl_server.operations.handlers.addressed import addressed, candidates, require_known
 from fl_server.operations.handlers.ended_runs import infos_of, report_of, unreadable
-from fl_server.operations.results.runs import RunList, RunReport, RunStarted, RunSummary, RunUpload
+from fl_server.operations.results.runs import (
+    RunAddressed,
+    RunList,
+    RunReport,
+    RunStarted,
+    RunSummary,
+    RunUpload,
+)
 from fl_server.persistence.history import Listed
 from fl_server.rounds.model import Model
 from fl_server.runs.definition import RunDefinition, parse_definition
@@ -53,6 +61,7 @@ class RunOperations:
         return (
             Binding(catalogue.RUNS_LS, self.runs_ls),
             Binding(catalogue.RUNS_SHOW, self.runs_show),
+            Binding(catalogue.RUNS_DEVICES, self.runs_devices),
             Binding(catalogue.RUNS_PREPARE, self.runs_prepare),
             Binding(catalogue.RUNS_RENEW, self.runs_renew),
             Binding(catalogue.RUNS_SUBMIT, self.runs_submit),
@@ -103,7 +112,21 @@ class RunOperations:
         if not isinstance(flow, FailedFlow):  # its facts may be what cannot be read
             facts = self._context.journal.facts(wanted.run_id, record.definition.flow)
         document = flow.document(runs.epoch)
-        return self._with_wait(run_report.report_of(record, flow, facts, document, infos))
+        report = self._with_wait(run_report.report_of(record, flow, facts, document, infos))
+        if report.phase not in {"gathering", "waiting"} or report.status != "running":
+            return report
+        return report.model_copy(update={"addressed": self._addressed(wanted.run_id)})
+
+    def runs_devices(self, wanted: OneRun, _: Call) -> RunAddressed:
+        """Return which devices can train in a run now, and why the others do not."""
+        if not self._is_kept(wanted.run_id):
+            self._flow(wanted.run_id)  # else there is none
+        return self._addressed(wanted.run_id)
+
+    def _addressed(self, run_id: str) -> RunAddressed:
+        definition = self._context.runs.definition(run_id)
+        assert definition is not None
+        return addressed(run_id, definition, candidates(self._context))
 
     # --- submitting ---------------------------------------------------------------------------
 
@@ -188,6 +211,10 @@ class RunOperations:
         """Return the definition with the version that it begins with, if it is one of ours."""
         definition = parse_definition(wanted.definition, "run definition")
         self._context.runs.check(definition)
+        require_known(
+            definition.addressed,
+            [*self._context.members.devices, *self._context.presence.devices],
+        )
         size = len(definition.model_dump_json())
         if size > _DEFINITION_BYTES:
             raise ConfigError(f"a run definition of {size} bytes, at most {_DEFINITION_BYTES}")

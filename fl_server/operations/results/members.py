@@ -28,6 +28,7 @@ from fl_server.operations.results.base import (
     Text,
     encoded_bytes,
 )
+from fl_server.selection.traits import DeviceTraits
 
 
 class ServerInfo(OperationResult):
@@ -96,6 +97,7 @@ class DeviceRow(OperationResult):
     admitted_by: Annotated[str, Field(max_length=64)] | None = None
     admitted_at: Finite | None = None
     rotating: bool | None = None
+    operator_labels: Annotated[dict[Short, Short], Field(max_length=64)] | None = None
     health: DeviceHealth | None = None
     data_report: DataReport | None = None
     last_decline: LastDecline | None = None
@@ -104,6 +106,11 @@ class DeviceRow(OperationResult):
     def _without_unknown(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         found: dict[str, Any] = handler(self)
         return {key: each for key, each in found.items() if each is not None or key == "info"}
+
+    @property
+    def traits(self) -> DeviceTraits:
+        """What runs may choose it by."""
+        return DeviceTraits(self.id, self.info, self.group or "", self.operator_labels or {})
 
     def fitted(self, size_bytes: int) -> Self:
         """Return it without what a device says too much of itself."""
@@ -150,6 +157,26 @@ class Revoked(OperationResult):
     """The device or join token that was taken out."""
 
     revoked: Name
+
+
+class Labelled(OperationResult):
+    """What an operator's labels of a device are by now."""
+
+    id: Name
+    labels: Annotated[dict[Short, Short], Field(max_length=64)]
+
+
+class LabelledDevices(OperationResult):
+    """The devices whose labels were changed."""
+
+    devices: Annotated[list[Labelled], Field(max_length=500)]
+
+
+class Grouped(OperationResult):
+    """The devices that are in a group by now; "" is none."""
+
+    devices: Annotated[list[Name], Field(max_length=500)]
+    group: Annotated[str, Field(max_length=64)]
 
 
 class AuditRow(OperationResult):

@@ -30,6 +30,10 @@ _ROUND_TIMES_SHOWN, _ROUNDS_SHOWN, _DEVICES_SHOWN = 1000, 200, 500
 _NAMES_SHOWN, _REASON_SHOWN = 100, 300
 
 
+Names = Annotated[list[Short], Field(max_length=256)]
+Conditions = Annotated[list[Short], Field(max_length=32)]
+
+
 class RunSummary(OperationResult):
     """A run in one row. Units: ``submitted_at`` and ``waiting_since`` are Unix seconds.
 
@@ -42,6 +46,8 @@ class RunSummary(OperationResult):
         headline_goal: what is better of the headline metric, "higher" or "lower".
         group: the name that it shares with the other runs of its experiment.
         variant: what of its group it is.
+        target: the devices, domains and groups (``group:NAME``) that it addresses; empty is all.
+        where: the conditions that they must fulfil.
     """
 
     run_id: Name
@@ -72,6 +78,8 @@ class RunSummary(OperationResult):
     headline_goal: Short = "higher"
     group: Short = ""
     variant: Text = ""
+    target: Names = Field(default_factory=list)
+    where: Conditions = Field(default_factory=list)
 
 
 class RunList(Listing):
@@ -120,7 +128,10 @@ class RoundRow(OperationResult):
 
 
 class RunDevice(OperationResult):
-    """What one device did in a run: ``steps`` of ``full_steps`` are of its latest round."""
+    """What one device did in a run: ``steps`` of ``full_steps`` are of its latest round.
+
+    ``width`` is how much of the model it trained there; 1 is the whole.
+    """
 
     id: Name
     rounds: Count
@@ -132,6 +143,7 @@ class RunDevice(OperationResult):
     step_s: Seconds
     profile: Annotated[str, Field(max_length=32)] = ""
     engine: Annotated[str, Field(max_length=32)] = ""
+    width: Finite = 1.0
 
 
 class DeviceSpread(OperationResult):
@@ -149,8 +161,43 @@ class DeviceSpread(OperationResult):
     variance: Finite | None
 
 
+class MisfitCount(OperationResult):
+    """How many devices take no part for one cause."""
+
+    cause: Text
+    devices: Count
+
+
+class RunMisfit(OperationResult):
+    """Why a device takes no part in a run."""
+
+    id: Name
+    reason: Text
+
+
+class RunAddressed(OperationResult):
+    """Which of a site's devices can train in a run now, and why the others do not.
+
+    Attributes:
+        devices: how many there are, revoked ones not counted.
+        fitting: how many of them can train.
+        causes: why the others do not, the most frequent first.
+        first: the first of the others by id, each with its reason.
+        note: what is wrong with the target itself, "" where nothing is.
+    """
+
+    run_id: Name
+    devices: Count
+    fitting: Count
+    causes: Annotated[list[MisfitCount], Field(max_length=64)]
+    first: Annotated[list[RunMisfit], Field(max_length=64)]
+    note: Text = ""
+
+
 class RunReport(RunSummary):
     """A run with its rounds, devices, refusals, bytes and metrics.
+
+    ``addressed`` is there while it waits for devices.
 
     ``spread`` is of the latest measured version, where devices measure on data of their own.
     Units: times are Unix seconds or seconds, sizes bytes.
@@ -166,6 +213,7 @@ class RunReport(RunSummary):
     history: Annotated[list[RoundRow], Field(max_length=MAX_ROWS)]
     devices: Annotated[list[RunDevice], Field(max_length=MAX_DEVICES)]
     spread: DeviceSpread | None = None
+    addressed: RunAddressed | None = None
 
     def fitted(self, size_bytes: int) -> Self:
         """Return it with the latest rounds, as many as fit, and the first devices."""

@@ -152,6 +152,7 @@ def install_service(options: argparse.Namespace) -> int:
 def _wanted(options: argparse.Namespace) -> tuple[Any, Path | None]:
     import os  # noqa: PLC0415
 
+    from rengo.cli.site.roles import labels_of  # noqa: PLC0415
     from rengo.device.install import InstallRequest  # noqa: PLC0415
 
     quota = options.cpu_quota
@@ -170,6 +171,8 @@ def _wanted(options: argparse.Namespace) -> tuple[Any, Path | None]:
         "accelerators": None if options.pi else options.accelerators,
         "folder": None if options.folder is None else str(options.folder.absolute()),
         "data_dir": None if options.data_dir is None else str(options.data_dir.absolute()),
+        "partition": options.partition,
+        "labels": labels_of(options),
         **_share(options, identity),
     }
     wanted = InstallRequest(

@@ -16,6 +16,7 @@ FAMILIES = {
     "fairness": "Fairness to the clients that are served worst",
     "personal": "Personal models",
     "clusters": "Several global models",
+    "widths": "Parts of one model, for devices that cannot train all of it",
     "adapters": "Adapters of a model that stays as it is",
 }
 
@@ -74,6 +75,10 @@ def costs_in_words(found: Description) -> list[str]:
         f"A step takes {_counted(costs.gradients, 'gradient')}, and a round "
         f"{_counted(costs.passes, 'pass', 'passes')} over the client's data beside its steps.",
     ]
+    if found.needs_updates:
+        lines.append("The server keeps every update until a round's end, at most 1,000.")
+    if found.family == "widths":
+        lines.append("A client of less width downloads, trains and uploads as much less.")
     if "norms" in found.needs:
         lines.append("The model needs layers that normalise.")
     if "adapters" in found.needs:

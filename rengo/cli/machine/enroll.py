@@ -103,7 +103,8 @@ def agent_words(options: argparse.Namespace, path: Path) -> list[str]:
 def _settings_given(options: argparse.Namespace) -> list[str]:
     """Return the words of what ``enroll`` was told of the agent beside its identity."""
     words = [word for task in options.task or () for word in ("--task", task)]
-    names = ["config", "role", "index", "count", "folder"]
+    words += [word for label in options.label or () for word in ("--label", label)]
+    names = ["config", "role", "index", "count", "folder", "partition"]
     names += [] if options.pi else ["engine", "profile", "accelerators"]
     for name in names:
         value = getattr(options, name)

@@ -1,4 +1,4 @@
-"""``rengo devices ls|show|invite|rotate|revoke``."""
+"""``rengo devices ls|show|invite|label|group|rotate|revoke``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,13 @@ import argparse
 import re
 import sys
 
-from fl_server.operations.catalogue import DEVICES_INVITE, DEVICES_REVOKE, DEVICES_ROTATE
+from fl_server.operations.catalogue import (
+    DEVICES_GROUP,
+    DEVICES_INVITE,
+    DEVICES_LABEL,
+    DEVICES_REVOKE,
+    DEVICES_ROTATE,
+)
 from fl_server.operations.results.members import DeviceRow
 from rengo.cli.common import Commands, add_command, add_site, connect, print_json
 from rengo.terminal.device import device_lines
@@ -20,12 +26,16 @@ _TIME = re.compile(r"(\d{1,6})([smhd])")
 
 def add(commands: Commands) -> None:
     """Add the commands."""
-    group = commands.add_parser("devices", help="invite, list, show, rotate and revoke devices")
+    group = commands.add_parser(
+        "devices", help="invite, list, show, label, group, rotate and revoke devices"
+    )
     verbs = group.add_subparsers(dest="verb", metavar="VERB", required=True)
     for name, action, summary in (
         ("ls", list_devices, "list every device that was admitted"),
         ("show", show_device, "show what is known of one device"),
         ("invite", invite, "make a join token and print the line to type on a device"),
+        ("label", label, "give devices labels, by which runs choose them, or take some away"),
+        ("group", regroup, "put devices into a group, by which runs choose them"),
         ("rotate", rotate, "give a device another password"),
         ("revoke", revoke, "cut a device off for good, or end a join token"),
     ):
@@ -36,6 +46,15 @@ def add(commands: Commands) -> None:
             parser.add_argument("device_id", help="a device's id, or a join token's (join-…)")
         if name == "invite":
             _add_invitation(parser)
+        if name in {"label", "group"}:
+            parser.add_argument("device_ids", metavar="DEVICE[,DEVICE...]", help="the devices' ids")
+        if name == "label":
+            parser.add_argument(
+                "labels", nargs="+", metavar="NAME=VALUE", help="a label, or NAME- to take it away"
+            )
+        if name == "group":
+            parser.add_argument("group", nargs="?", help="the group's name")
+            parser.add_argument("--none", action="store_true", help="take them out of their groups")
         add_site(parser)
         parser.add_argument("--json", metavar="FILE", help="write one JSON document, - for stdout")
 
@@ -119,6 +138,46 @@ def invite(options: argparse.Namespace) -> int:
     print(f"On the device, once:\n\n  {line}\n")
     if options.qr:
         _print_qr(made.token)
+    return 0
+
+
+def label(options: argparse.Namespace) -> int:
+    """Give devices labels, or take some away."""
+    labels, removed = {}, []
+    for text in options.labels:
+        name, equals, value = text.partition("=")
+        if equals:
+            labels[name] = value
+        elif text.endswith("-"):
+            removed.append(text[:-1])
+        else:
+            raise ConfigError(
+                f"{text!r} is no label; write {text}=VALUE, or {text}- to take it away"
+            )
+    given = {"device_ids": options.device_ids.split(","), "labels": labels, "remove": removed}
+    with connect(options) as client:
+        done = client.request(DEVICES_LABEL, given)
+    if options.json:
+        print_json(done.document(), options.json)
+        return 0
+    for device in done.devices:
+        shown = ", ".join(f"{name}={value}" for name, value in sorted(device.labels.items()))
+        say(f"{device.id}: {shown or 'no labels of an operator'}")
+    return 0
+
+
+def regroup(options: argparse.Namespace) -> int:
+    """Put devices into a group, or out of theirs."""
+    if (options.group is None) is not options.none:
+        raise ConfigError("name one group, or take the devices out of theirs by --none")
+    given = {"device_ids": options.device_ids.split(","), "group": options.group or ""}
+    with connect(options) as client:
+        done = client.request(DEVICES_GROUP, given)
+    if options.json:
+        print_json(done.document(), options.json)
+        return 0
+    where = f"in group {done.group}" if done.group else "in no group"
+    say(f"{', '.join(done.devices)}: {where}")
     return 0
 
 

@@ -30,6 +30,8 @@ from rengo.operator.bundles import chosen
 from rengo.operator.client import OperatorClient
 from rengo.operator.models import load
 from rengo.operator.runs import fetch_model, follow, submit
+from rengo.terminal.fitting import misfit_lines
+from rengo.terminal.format import target_text
 from rengo.terminal.lines import say
 from rengo.terminal.select import open_view
 from rengo.terminal.summary import conclude
@@ -69,6 +71,21 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     add_trust(parser, "whose bundle may build version 0 in this process")
     parser.add_argument("--config", type=Path, help="the run's definition as a TOML file")
     parser.add_argument("--rounds", type=int, help="how many rounds (default: 10)")
+    parser.add_argument(
+        "--target",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="who may train: a device, a domain, or group:NAME; may repeat (default: everybody)",
+    )
+    parser.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="CONDITION",
+        help="what must be true of who trains, for example profile=pi, 'ram>=4GB' or lab=a,b; may "
+        "repeat",
+    )
     add_settings(parser)
     experiment.add_options(parser)
     parser.add_argument("--follow", action="store_true", help="stay until the run has ended")
@@ -86,6 +103,9 @@ def run(options: argparse.Namespace) -> int:
     merge(definition, settings_of(options.set))
     if options.rounds is not None:
         definition["rounds"] = options.rounds
+    for key in ("target", "where"):
+        if given := getattr(options, key):
+            definition[key] = given
     definition.pop("task", None)
     if options.sweep or options.seeds is not None:
         return experiment.run_all(options, definition, _begin)
@@ -129,11 +149,15 @@ def _submit(options: argparse.Namespace, definition: dict[str, Any]) -> int:
         shown = client.request(RUNS_SHOW, {"run_id": run_id})
     say(f"Run {run_id} is submitted.")
     if shown.phase == "gathering":
-        waits = f"It waits for devices that have task {shown.task!r}"
+        addressed = target_text(shown.target, shown.where)
+        of = f", of {addressed}" if addressed else ""
+        waits = f"It waits for devices that have task {shown.task!r}{of}"
         if options.bundle is not None:
             say(f"{waits}, or take it as a bundle.")
         else:
             say(f"{waits}; add one: {command_name()} client --task {shlex.quote(options.task)}")
+        if shown.addressed is not None:
+            say(*misfit_lines(shown.addressed))
     say(f"See how it goes: {command_name()} runs show {run_id}")
     return DONE
 

@@ -26,7 +26,8 @@ from rengo.cli.common import (
 )
 from rengo.cli.operator.experiment import add_compare
 from rengo.operator.runs import follow
-from rengo.terminal.format import figure, metrics_line, size
+from rengo.terminal.fitting import misfit_lines
+from rengo.terminal.format import figure, metrics_line, size, target_text
 from rengo.terminal.lines import say
 from rengo.terminal.select import open_view
 from rengo.terminal.tables import print_table, when
@@ -167,6 +168,7 @@ def _head(run: RunReport) -> list[str]:
         f"run       {run.run_id}",
         f"task      {run.task}, {run.algorithm}, seed {run.seed}",
         f"status    {run.status}{phase}{reason}",
+        *_addressed(run),
         *_wait(run),
         f"rounds    {run.rounds_completed} of {run.rounds}, "
         f"cohort {run.cohort_size}, quorum {run.quorum}{_fitted(run)}",
@@ -177,6 +179,17 @@ def _head(run: RunReport) -> list[str]:
         f"model     {run.model_key}",
         f"sha256    {run.model_sha256}",
     ]
+
+
+def _addressed(run: RunReport) -> list[str]:
+    """Return whom a run addresses and, where it waits for devices, why others do not fit."""
+    some = target_text(run.target, run.where)
+    lines = [f"target    {some}"] if some else []
+    found = run.addressed
+    if found is None or found.fitting >= run.cohort_size:
+        return lines
+    fitting = f"devices   {found.fitting} of {found.devices} can train now"
+    return [*lines, fitting, *(f"          {each}" for each in misfit_lines(found))]
 
 
 def _wait(run: RunReport) -> list[str]:
@@ -240,7 +253,8 @@ def _steps(row: RunDevice) -> str:
     """Return what a device did of its epochs in its latest round, and how fast."""
     if not row.steps:
         return "-"
-    return f"{row.steps} of {row.full_steps}, {1 / row.step_s:.3g}/s"
+    part = "" if row.width >= 1 else f", {row.width:g} of the model"
+    return f"{row.steps} of {row.full_steps}, {1 / row.step_s:.3g}/s{part}"
 
 
 def steer(options: argparse.Namespace) -> int:

@@ -94,6 +94,12 @@ def add_agent_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--count", type=int, help="how many parts there are")
     parser.add_argument("--folder", type=Path, help="where the device's data lies")
     parser.add_argument("--partition", metavar="KIND", help=PARTITION_HELP)
+    parser.add_argument(
+        "--label",
+        action="append",
+        metavar="NAME=VALUE",
+        help="a label, by which runs may choose this device; may repeat",
+    )
 
 
 def run_server(
@@ -218,7 +224,18 @@ def _given(options: argparse.Namespace, more: tuple[str, ...]) -> dict[str, Any]
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     if options.task:
         given["tasks"] = options.task
-    return given
+    labels = labels_of(options)
+    return given if labels is None else given | {"labels": labels}
+
+
+def labels_of(options: argparse.Namespace) -> dict[str, str] | None:
+    """Return the labels that an agent is told, None where it is told none."""
+    labels = {}
+    for text in options.label or ():
+        name, equals, labels[name] = text.partition("=")
+        if not equals or not name:
+            raise ConfigError(f"--label {text!r} is no label; write NAME=VALUE, as in room=attic")
+    return labels or None
 
 
 def _require_private(path: Path) -> None:

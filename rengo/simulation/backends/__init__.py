@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
-from dataclasses import dataclass
 
 from rengo.simulation.backend import Backend, BackendSetup
 from runtime.errors import ConfigError
@@ -36,24 +35,3 @@ def open_backend(name: str, setup: BackendSetup) -> Backend:
     module = importlib.import_module(f"{__name__}.{name}")
     backend: Backend = module.open_backend(setup)
     return backend
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A backend's name, and why it was chosen."""
-
-    name: str
-    reason: str
-
-
-def choose(name: str, setup: BackendSetup) -> Choice:
-    """Return the backend to take, where "auto" leaves the choice.
-
-    Raises:
-        ConfigError: there is no such backend.
-    """
-    del setup
-    if name != "auto":
-        require_known(name)
-        return Choice(name, "it was asked for")
-    return Choice("inline", "there is no other")

@@ -154,7 +154,7 @@ def test_a_target_is_any_of_its_names_and_all_of_its_conditions() -> None:
     assert low is not None
     assert (low.cause, low.reason) == ("not cpus>=8", "cpus is 4, not >= 8")
     assert other is not None
-    assert other.cause == "is not of gpu, group:lab"
+    assert other.cause == "not gpu, group:lab"
     assert other.reason == "is in no group, and not of the target"
     assert (target.device_names, target.group_names) == (["gpu"], ["lab"])
 

@@ -47,6 +47,14 @@ def test_who_evaluates(on: str, evaluators: bool, expected: str) -> None:
     assert plan.evaluate_on == expected
 
 
+@pytest.mark.parametrize("name", ["fedavg", "fedadam", "fedprox", "fedbn", "ditto", "lora"])
+def test_a_rule_goes_with_algorithms_whose_clients_send_an_update(name: str) -> None:
+    rule = {"name": "multi_krum", "share": 0.1}
+    definition = parse(rule=rule, algorithm={"name": name}, cohort={"size": 10})
+    assert definition.composition.rule.needs_updates
+    assert definition.rule.settings == {"share": 0.1}
+
+
 def test_hyper_parameters_stand_beside_the_name() -> None:
     definition = parse(algorithm={"name": "fedprox", "mu": 0.5})
     assert definition.algorithm.settings == {"mu": 0.5}
@@ -77,6 +85,43 @@ def test_hyper_parameters_stand_beside_the_name() -> None:
         ({"algorithm": {"name": "fedprox", "nu": 1}}, "has no setting 'nu' (it has: "),
         ({"algorithm": {"name": "fedprox", "mu": "x"}}, "setting mu: "),
         ({"algorithm": "fedprox"}, "'algorithm': "),
+        ({"rule": {"name": "medain"}}, "no rule 'medain'; did you mean 'median'?"),
+        ({"rule": {"name": "../median"}}, "no rule '../median'"),
+        ({"rule": {"name": "median", "share": 0.1}}, "rule median has no setting 'share'"),
+        ({"rule": {"name": "krum"}, "cohort": {"size": 6}}, "rule krum needs 7 updates in every"),
+        (
+            {"rule": {"name": "krum"}, "cohort": {"size": 10}},
+            "the quorum is 6; set cohort.quorum=7",
+        ),
+        (
+            {"rule": {"name": "krum"}, "cohort": {"size": 1001}},
+            "rule krum keeps every update of a round, at most 1000; cohort.size is 1001",
+        ),
+        (
+            {"rule": {"name": "median"}, "algorithm": {"name": "scaffold"}},
+            "rule median: the server of algorithm scaffold reckons with means of all that its",
+        ),
+        (
+            {"rule": {"name": "median"}, "algorithm": {"name": "qfedavg"}},
+            "(update, h); use rule.name=mean",
+        ),
+        (
+            {"rule": {"name": "median"}, "algorithm": {"name": "term"}},
+            "algorithm term weighs the updates, and a rule counts all alike; use rule.name=mean",
+        ),
+        (
+            {"algorithm": {"name": "fedmgda"}, "cohort": {"size": 1001}},
+            "algorithm fedmgda keeps every update of a round, at most 1000; cohort.size is 1001",
+        ),
+        (
+            {"rule": {"name": "median"}, "algorithm": {"name": "fedmgda"}},
+            "rule median: algorithm fedmgda combines the updates itself",
+        ),
+        (
+            {"rule": {"name": "median"}, "algorithm": {"name": "heterofl", "widths": {"pi": 0.5}}},
+            "rule median: clients of algorithm heterofl send parts of the model",
+        ),
+        ({"rule": {"name": "median"}, "flow": "canary"}, "a run of kind canary has none"),
         ({"training": 3}, "'training': "),
         ({"training": {"a": b"x"}}, "'training': a is a bytes, which settings cannot hold"),
         ({"training": {"a": 10**30}}, "'training': a must be within 64 bits"),

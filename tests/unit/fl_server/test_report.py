@@ -27,6 +27,7 @@ from fl_server.rounds.facts import (
 from fl_server.rounds.ledger import Ledger
 from fl_server.rounds.model import Model, Update
 from fl_server.rounds.plan import Plan
+from fl_server.rounds.workload import OrderWork
 from fl_server.runs.definition import parse_definition
 from fl_server.runs.record import FactRecord, RunRecord
 from tests.messages import wire
@@ -138,10 +139,23 @@ def test_devices_are_told_what_they_did() -> None:
         "step_s": 0.5,
         "profile": "",
         "engine": "",
+        "width": 1.0,
     }
     assert rows["b"].rounds == 1
     assert (rows["e"].rounds, rows["e"].bytes_down) == (0, 7)
     assert (shown.bytes_up, shown.bytes_down) == (40, 27)
+
+
+def test_a_device_that_trained_a_part_is_told_apart() -> None:
+    work = {"a": OrderWork(3, width=0.25), "b": OrderWork(3)}
+    facts: list[Fact] = [
+        RoundStarted(1, 1, ("a", "b"), 2, work),
+        UpdateAccepted(1, 1, "a", update("a")),
+        UpdateAccepted(1, 1, "b", update("b")),
+    ]
+    shown = told(record(), facts)
+    assert {row.id: row.width for row in shown.devices} == {"a": 0.25, "b": 1.0}
+    assert shown.history[0].ordered_steps == {"a": 3, "b": 3}
 
 
 def test_a_withdrawn_update_is_shown_with_its_reason() -> None:

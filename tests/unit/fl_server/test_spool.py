@@ -13,7 +13,7 @@ import pytest
 
 from algorithms.base import BLOCK
 from fl_server.aggregation.arithmetic.exact import Float32s, Workspace
-from fl_server.aggregation.spool import BlockSums, MemoryBudget, Spool
+from fl_server.aggregation.spool import BlockSums, MemoryBudget, Spool, blocks_of
 from runtime.errors import Corrupt
 from storage.updates.info import Section
 
@@ -35,7 +35,7 @@ def content(spool: Spool) -> Float32s:
     parts = []
     position = 0
     whole_spool = spool.parts([Section("update", spool.size)])["update"]
-    for start, values in whole_spool.blocks():
+    for start, values in blocks_of(whole_spool):
         assert start == position
         parts.append(values.copy())
         position += len(values)

@@ -37,6 +37,7 @@ def full() -> DeviceRow:
             "public_key": "0" * 64,
         },
         **{"token": "join-1", "admitted_by": "main", "admitted_at": 1e9, "rotating": True},
+        "operator_labels": {"room": "attic"},
     }
     assert DeviceRow.model_fields.keys() == {"id", *values}, "a field that this test leaves out"
     return DeviceRow(id="d-1", **values)
@@ -57,6 +58,7 @@ def test_what_is_known_is_named_and_an_answer_is_a_word() -> None:
     assert lines["rotating"] == "yes, a new password is on its way"
     assert lines["admitted"].startswith("2001-09-0")
     assert lines["group"] == "-"
+    assert lines["labels given"] == "room attic"
 
 
 def test_the_last_order_that_was_declined_comes_last() -> None:

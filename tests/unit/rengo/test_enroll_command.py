@@ -17,6 +17,7 @@ from rengo.cli.main import build_parser, main
 TOKEN = "rengo_" + "x" * 40
 WORDS = ["--task", "a b.py:C", "--task", "digits", "--role", "evaluator", "--index", "1"]
 WORDS += ["--count", "3", "--folder", "/data", "--config", "agent.toml", "--data-dir", "d e"]
+WORDS += ["--partition", "dirichlet(0.3)", "--label", "room=the attic", "--label", "floor=3"]
 
 
 class Became(Exception):
@@ -56,7 +57,8 @@ def test_the_agent_runs_without_the_token(
     assert TOKEN not in around.values()
     options = build_parser().parse_args(words[4:])
     wanted = build_parser().parse_args(["client", *WORDS])
-    for name in ("task", "role", "index", "count", "folder", "config", "data_dir"):
+    told = ("task", "role", "index", "count", "folder", "config", "data_dir", "partition", "label")
+    for name in told:
         assert getattr(options, name) == getattr(wanted, name), name
     assert options.command == ("iot" if "--pi" in more else "client")
     assert options.identity == tmp_path / "identities" / "pi-1.json"
