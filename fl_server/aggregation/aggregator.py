@@ -19,7 +19,7 @@ from typing import Protocol, TypeAlias
 from algorithms.base import UPDATE, Algorithm, Report
 from fl_server.aggregation.arithmetic.combining import Combining
 from fl_server.aggregation.arithmetic.server_half import (
-    RoundFigures,
+    VersionInput,
     covered,
     require_sections,
     weight_of,
@@ -316,7 +316,7 @@ class RunAggregator:
         given = RoundInput(
             self.base.fetch(base),
             self.base.fetch(base.state) if base.state is not None else None,
-            RoundFigures(
+            VersionInput(
                 dict(base.scalars),
                 round_.sums,
                 reports,

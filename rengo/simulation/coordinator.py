@@ -7,9 +7,9 @@ of them goes into the exact sum and the algorithm's server half, as on the serve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from fl_client.models.settings import TrainingSettings
 from fl_server.aggregation.arithmetic.combining import Combining
 from fl_server.aggregation.arithmetic.in_memory import MemorySums, MemoryVersion, next_version
 from fl_server.aggregation.arithmetic.server_half import (
-    RoundFigures,
+    VersionInput,
     require_sections,
     weight_of,
 )
@@ -36,6 +36,7 @@ from fl_server.rounds.events import (
     UpdateDelivered,
 )
 from fl_server.rounds.facts import Fact, RoundCommitted
+from fl_server.rounds.ledger import Ledger, RoundStep
 from fl_server.rounds.machine import RoundMachine
 from fl_server.rounds.model import Model, Update
 from fl_server.rounds.plan import Plan
@@ -124,11 +125,23 @@ class _OpenSum:
         self.waiting, self.waiting_bytes = [], 0
 
 
+class RunWatch(Protocol):
+    """Whoever sees what happens in a run."""
+
+    def observe(self, fact: Fact) -> None:
+        """Take note of a fact, after the machine has decided it."""
+        ...
+
+    def committed(self) -> None:
+        """Take note that a round was committed: of the next, nothing has been computed yet."""
+        ...
+
+
 class Coordinator:
     """One run: its machine, its versions, and its virtual time.
 
     Args:
-        observe: is told each fact after the machine has decided it.
+        ledger: where a run goes on, what its facts add up to; ``restore`` sets the rest.
 
     Attributes:
         version: the latest committed one.
@@ -136,14 +149,14 @@ class Coordinator:
     """
 
     def __init__(
-        self, run: SimulatedRun, parts: Parts, observe: Callable[[Fact], None] = lambda fact: None
+        self, run: SimulatedRun, parts: Parts, watch: RunWatch, ledger: Ledger | None = None
     ) -> None:
         self.run, self.parts = run, parts
-        self.machine = RoundMachine(run.plan, Model(0, "", "", 0))
+        self.machine = RoundMachine(run.plan, Model(0, "", "", 0), ledger=ledger)
         self.timeline: Timeline = AtOnce()
         self.version = run.initial
         self.best: MemoryVersion | None = None
-        self._observe = observe
+        self._watch = watch
         self._algorithm = run.algorithm
         self._rule = run.definition.composition.rule
         self._numbers = {name: number for number, name in enumerate(run.clients.ids)}
@@ -165,6 +178,34 @@ class Coordinator:
         if self.run.plan.evaluate_on == "evaluators":
             self.timeline.add(DeviceJoined(EVALUATOR_ID, "evaluator"))
         self._join()
+
+    def restore(
+        self,
+        version: MemoryVersion,
+        held: Mapping[int, MemoryVersion],
+        best: MemoryVersion | None,
+        now_s: float,
+    ) -> None:
+        """Set what is not in the ledger, then call ``resume``.
+
+        Args:
+            held: the versions that may become the best one, and the latest.
+        """
+        self.version, self.best, self._held = version, best, dict(held)
+        self.timeline = AtOnce(now_s)
+
+    def resume(self) -> None:
+        """Go on with what was pending, as a server does that was started again."""
+        self._do(self.machine.resume())
+        self.begin()
+
+    def kept_versions(self) -> dict[int, MemoryVersion]:
+        """Return the versions that going on needs, by number."""
+        ledger = self.machine.ledger
+        kept = {**self._held, ledger.model.version: self.version}
+        if self.best is not None and ledger.best is not None:
+            kept[ledger.best[0]] = self.best
+        return kept
 
     def step(self) -> None:
         """Let the next thing happen.
@@ -193,11 +234,17 @@ class Coordinator:
     # --- commands -----------------------------------------------------------------------------
 
     def _carry_out(self, event: Event) -> None:
-        step = self.machine.handle(event)
+        self._do(self.machine.handle(event))
+
+    def _do(self, step: RoundStep) -> None:
+        is_new = False
         for fact in step.facts:
             if isinstance(fact, RoundCommitted):
                 self._committed(fact)
-            self._observe(fact)
+            self._watch.observe(fact)
+            is_new = is_new or isinstance(fact, RoundCommitted)
+        if is_new:
+            self._watch.committed()
         training: list[SendOrder] = []
         evaluation: list[SendOrder] = []
         for command in step.commands:
@@ -268,7 +315,8 @@ class Coordinator:
         self, result: Trained, pair: tuple[int, int]
     ) -> UpdateDelivered | ResultReceived:
         """Return the event that brings an update, or that says why it cannot count."""
-        update = Update("", 0, "", result.num_examples, dict(result.metrics))
+        size_bytes = 4 * sum([each.size for each in result.vectors.values()])
+        update = Update("", size_bytes, "", result.num_examples, dict(result.metrics))
         try:
             self._require_sections(result)
             report = _report(result)
@@ -317,7 +365,7 @@ class Coordinator:
         found.flush()
         reports = sorted(found.reports.values(), key=lambda report: report.device_id)
         population = max(command.population, len(reports))
-        figures = RoundFigures(
+        figures = VersionInput(
             self.version.scalars,
             found.sums,
             reports,

@@ -67,23 +67,31 @@ class Simulation:
 class Prepared:
     """A simulation that was checked, with its data loaded.
 
-    ``world`` is what the clients' devices do in virtual time, None where they answer at once.
+    Attributes:
+        backend: the name that was asked for.
+        world: what the clients' devices do in virtual time, None where they answer at once.
     """
 
     run: SimulatedRun
     setup: BackendSetup
+    backend: str = "auto"
     world: VirtualWorld | None = None
 
 
-def prepare(simulation: Simulation) -> Prepared:
+def prepare(simulation: Simulation, earlier: VirtualClients | None = None) -> Prepared:
     """Return the simulation checked.
+
+    Args:
+        earlier: clients that serve again where they are the same.
 
     Raises:
         ConfigError: something about it cannot be; the text says what, and how to mend it.
         MissingExtra: only torch can do it, and it is not installed.
     """
-    clients = VirtualClients(_spec(simulation))
-    task, spec = clients.task, clients.spec
+    spec = _spec(simulation)
+    is_same = earlier is not None and earlier.spec == spec
+    clients = earlier if earlier is not None and is_same else VirtualClients(spec)
+    task = clients.task
     values = check_definition(task, _values(simulation, spec.count))
     definition = parse_definition(
         {**with_goals(task, values), "task": task.name}, "simulation's definition"
@@ -104,7 +112,8 @@ def prepare(simulation: Simulation) -> Prepared:
         engine = "torch" if needs_torch(task, values) or not is_arrays else "numpy"
     algorithm = load_algorithm(definition.algorithm.name, definition.algorithm.settings)
     setup = BackendSetup(clients, algorithm, definition.seed, engine, simulation.workers)
-    return Prepared(run, setup, virtual_world(simulation, clients, definition.seed))
+    world = virtual_world(simulation, clients, definition.seed)
+    return Prepared(run, setup, simulation.backend, world)
 
 
 def virtual_world(

@@ -6,15 +6,13 @@ trained. So the history is a function of the definition and the fleet, whatever 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from fl_server.rounds.commands import SendOrder
 from fl_server.rounds.events import EvaluationReceived, Event, ResultReceived
 from fl_server.rounds.facts import Fact, RoundAbandoned, RoundClosed
 from fl_server.rounds.model import Update
 from rengo.simulation.backend import Declined, EvaluationResult, TrainingResult
 from rengo.simulation.clients import EVALUATOR_ID
-from rengo.simulation.coordinator import Coordinator, Parts, SimulatedRun, declined
+from rengo.simulation.coordinator import Coordinator, Parts, RunWatch, SimulatedRun, declined
 from rengo.simulation.order_sizes import OrderSizes
 from rengo.simulation.timeline import Happening
 from rengo.simulation.virtual.account import VirtualAccount
@@ -36,12 +34,12 @@ class PacedCoordinator(Coordinator):
         run: SimulatedRun,
         parts: Parts,
         world: VirtualWorld,
-        observe: Callable[[Fact], None] = lambda fact: None,
+        watch: RunWatch,
     ) -> None:
-        super().__init__(run, parts, self._observed)
+        super().__init__(run, parts, self)
         self.timeline = self._world = world
         self.account = VirtualAccount()
-        self._tell = observe
+        self._others = watch
         self._sizes = OrderSizes(run.clients, run.initial.weights)
         # what is trained already, and what was measured, until the virtual answer comes
         self._trained: dict[str, TrainingResult] = {}
@@ -65,7 +63,8 @@ class PacedCoordinator(Coordinator):
             self._world.finish()
             self._take_ends()
 
-    def _observed(self, fact: Fact) -> None:
+    def observe(self, fact: Fact) -> None:
+        """See :class:`rengo.simulation.coordinator.RunWatch`."""
         self.account.add_fact(fact, self._world.now_s)
         if isinstance(fact, RoundClosed | RoundAbandoned):
             self._world.close(fact.round, fact.attempt)
@@ -73,7 +72,11 @@ class PacedCoordinator(Coordinator):
             self._take_ends()
         if isinstance(fact, RoundClosed):
             self._progress_s = self._world.now_s
-        self._tell(fact)
+        self._others.observe(fact)
+
+    def committed(self) -> None:
+        """See :class:`rengo.simulation.coordinator.RunWatch`."""
+        self._others.committed()
 
     def _take_ends(self) -> None:
         ended, self._world.ended = self._world.ended, []

@@ -40,8 +40,8 @@ class AtOnce:
     A timer of an earlier round or attempt never fires.
     """
 
-    def __init__(self) -> None:
-        self.now_s = 0.0
+    def __init__(self, now_s: float = 0.0) -> None:
+        self.now_s = now_s
         self._now: deque[Event] = deque()
         self._timers: dict[TimerFired, float] = {}
 

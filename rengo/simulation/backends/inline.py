@@ -32,7 +32,10 @@ class InlineBackend:
     def __init__(self, setup: BackendSetup) -> None:
         self._setup = setup
         clients = setup.clients
-        self._first = Participant(clients.task, clients.spec.device(0), setup.engine)
+        # as a device's training process: torch is deterministic, and on one thread
+        self._first = Participant(
+            clients.task, clients.spec.device(0), setup.engine, owns_process=True
+        )
 
     def train(self, orders: Sequence[VirtualOrder], got: GlobalModel) -> Iterator[TrainingResult]:
         """See :class:`rengo.simulation.backend.Backend`."""

@@ -22,6 +22,11 @@ class Period:
 class Availability(Protocol):
     """The periods of every client's device."""
 
+    @property
+    def digest(self) -> str:
+        """What two with the same periods share, beside the fleet."""
+        ...
+
     def period(self, index: int, number: int, from_s: float) -> Period:
         """Return a device's period, counted from 0, which begins at ``from_s``.
 
@@ -39,6 +44,11 @@ class DrawnAvailability:
 
     def __init__(self, fleet: VirtualFleet) -> None:
         self._fleet = fleet
+
+    @property
+    def digest(self) -> str:
+        """See ``Availability``."""
+        return "drawn"
 
     def period(self, index: int, number: int, from_s: float) -> Period:
         """Return a device's period; see ``Availability``."""

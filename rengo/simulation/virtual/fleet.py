@@ -75,6 +75,11 @@ class VirtualFleet:
         speed = lognormal(model.speed_sigma, "speed", *place)
         return Traits(model, speed, lognormal(model.link_sigma, "link", *place))
 
+    def description(self) -> dict[str, Any]:
+        """Return what the devices depend on, as plain data."""
+        kinds = [[kind.name, kind.share, kind.model.model_dump()] for kind in self.kinds]
+        return {"kinds": kinds, "count": self.count, "seed": self.seed}
+
     def sizes(self) -> dict[str, int]:
         """Return how many clients are of each kind."""
         found = np.bincount(self._kind_of, minlength=len(self.kinds))

@@ -14,7 +14,7 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from fl_server.flows.commands import ArmTimer
 from fl_server.flows.events import (
@@ -109,6 +109,10 @@ class VirtualWorld:
     def now_s(self) -> float:
         """The virtual time."""
         return self._clock.now_s
+
+    def description(self) -> dict[str, Any]:
+        """Return all that the fleet's history depends on, as plain data."""
+        return {**self._fleet.description(), "availability": self._availability.digest}
 
     # --- what the server does -----------------------------------------------------------------
 

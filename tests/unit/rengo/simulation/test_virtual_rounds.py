@@ -92,6 +92,8 @@ class Scripted:
     def __init__(self, *devices: list[Period]) -> None:
         self._devices = devices
 
+    digest = "scripted"
+
     def period(self, index: int, number: int, from_s: float) -> Period:
         return self._devices[index][number]
 
