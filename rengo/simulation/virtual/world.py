@@ -293,7 +293,8 @@ class VirtualWorld:
         order = device.job.order
         self._end_job(due.index, due.end)
         if due.end == "empty":
-            device.empty = True
+            # the rest that a rounding leaves would let it come back
+            device.empty, device.charge_j = True, 0.0
             self._leave(due.index, "empty")
         else:
             self._events.append(WorkDone(order))
