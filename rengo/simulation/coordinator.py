@@ -7,9 +7,9 @@ of them goes into the exact sum and the algorithm's server half, as on the serve
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -57,6 +57,7 @@ from rengo.simulation.virtual.orders import WorkDone
 from runtime.errors import Corrupt, RunNotCompleted, StorageError
 from storage.weights import NotFinite, Vector
 
+_R = TypeVar("_R", Trained | Declined, Evaluated | Declined)
 _FOLDED_AT_ONCE_BYTES = 8 << 20
 _KEPT_VERSIONS = 8
 
@@ -273,7 +274,8 @@ class Coordinator:
     def _train(self, commands: list[SendOrder]) -> None:
         orders = {each.device_id: self._order(each) for each in commands}
         pair = (commands[0].round, commands[0].attempt)
-        for result in self.parts.backend.train(list(orders.values()), self._global_model()):
+        results = self.parts.backend.train(list(orders.values()), self._global_model())
+        for result in _in_order(results, orders):
             if isinstance(result, Declined):
                 self.timeline.add(declined(result, "train", pair))
             else:
@@ -282,7 +284,8 @@ class Coordinator:
     def _evaluate(self, commands: list[SendOrder]) -> None:
         orders = {each.device_id: self._order(each) for each in commands}
         pair = (commands[0].round, commands[0].attempt)
-        for result in self.parts.backend.evaluate(list(orders.values()), self._global_model()):
+        results = self.parts.backend.evaluate(list(orders.values()), self._global_model())
+        for result in _in_order(results, orders):
             match result:
                 case Declined():
                     self.timeline.add(declined(result, "evaluate", pair))
@@ -393,6 +396,18 @@ class Coordinator:
         }
         settled = fact.round - _KEPT_VERSIONS
         ledger.forget_before(min(settled, ledger.judged) if self.run.plan.best else settled)
+
+
+def _in_order(results: Iterable[_R], orders: Mapping[str, VirtualOrder]) -> Iterator[_R]:
+    """Yield results in the order of their orders, so that what follows is a function of them."""
+    early: dict[str, _R] = {}
+    due = iter(orders)
+    awaited = next(due, None)
+    for result in results:
+        early[result.device_id] = result
+        while awaited in early:
+            yield early.pop(awaited)
+            awaited = next(due, None)
 
 
 def _report(result: Trained) -> Report:

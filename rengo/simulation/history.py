@@ -5,6 +5,7 @@ A row holds numbers alone, so that memory hardly grows with the rounds.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -93,7 +94,7 @@ class RoundHistory:
         self._open = RoundFigures(len(self.rounds) + 1)
         self._begun_s = self._last_s = clock()
         self._download_bytes = download_bytes
-        self._losses = 0.0
+        self._losses: list[float] = []
         self._unsettled: list[int] = []
 
     def observe(self, fact: Fact) -> None:
@@ -104,7 +105,7 @@ class RoundHistory:
                 if fact.attempt == 1:
                     self._begun_s = self._clock()
                 row.invited, row.attempts = len(fact.cohort), fact.attempt
-                row.num_examples, self._losses = 0, 0.0
+                row.num_examples, self._losses = 0, []
                 self.bytes_down += len(fact.cohort) * self._download_bytes
             case UpdateAccepted():
                 self._add(fact, row)
@@ -117,7 +118,7 @@ class RoundHistory:
                 for device_id in fact.included:
                     self.taken_part[device_id] = self.taken_part.get(device_id, 0) + 1
             case RoundAbandoned():
-                row.num_examples, self._losses, row.train_loss = 0, 0.0, None
+                row.num_examples, self._losses = 0, []
             case RoundCommitted():
                 self._commit(row)
             case EvaluationRecorded():
@@ -169,14 +170,15 @@ class RoundHistory:
         count, loss = fact.update.num_examples, fact.update.metrics.get("train_loss")
         row.num_examples += count
         if loss is not None:
-            self._losses += count * loss
-            row.train_loss = self._losses / row.num_examples
+            self._losses.append(count * loss)
 
     def _commit(self, row: RoundFigures) -> None:
         now_s = self._clock()
         self.wall_s += now_s - self._last_s
         self._last_s = now_s
         row.seconds, row.virtual_s = now_s - self._begun_s, self._virtual_clock()
+        if self._losses:
+            row.train_loss = math.fsum(self._losses) / row.num_examples
         self.rounds.append(row)
         self._open, self._begun_s = RoundFigures(row.round + 1), now_s
-        self._losses = 0.0
+        self._losses = []
