@@ -79,6 +79,7 @@ class OrderSender:
             model=self._model(order.model),
             vectors=self._model(order.vectors),
             scalars=dict(order.scalars),
+            evaluators=order.evaluators,
             width=order.width,
             upload=self._upload(order.upload_key, parts),
             bundle=self._bundle(order),

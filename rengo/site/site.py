@@ -19,8 +19,8 @@ from rengo.operator.client import OperatorClient
 from rengo.operator.definitions import check_definition
 from rengo.operator.models import load
 from rengo.operator.progress import DeviceTable, RunProgress
+from rengo.operator.result import RunResult
 from rengo.operator.runs import (
-    RunResult,
     fetch_model,
     follow,
     submit,
@@ -116,7 +116,8 @@ class Site:
     def _start_server(self) -> None:
         config = str(self._prepared.settings["server"])
         # -P: modules are not looked for in the working folder
-        argv = [*command("rengo"), "server", "--config", config]
+        role = "server" if self._options.parent is None else "domain"
+        argv = [*command("rengo"), role, "--config", config]
         child = Child("the server", argv, self._log("server"))
         self._add_child("server", child, self.folder.root / "server")
         deadline = time.monotonic() + _SERVER_START_S
