@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from algorithms.description import Description, describe
+from algorithms.description import Description, Explanation, describe
 from algorithms.registry import names
 from benchmarks.tables.page import anchor_of
 from benchmarks.tables.rows import ROWS
-from rengo.cli.machine.algorithms import FAMILIES, costs_in_words
+from rengo.cli.machine.algorithms import FAMILIES, costs_in_words, explanations
 
 _INTRO = """\
 # Algorithms
@@ -57,6 +57,39 @@ those over the client's data beside its steps.
 
 """
 _IMAGES = Path(__file__).parents[1] / "docs" / "images"
+_RULES = """\
+## Rules
+
+A rule says how a round's updates become one. With all rules but `mean` a part of the devices may
+send wrong updates, however large, and the model still learns from the others:
+
+```sh
+rengo run digits --set rule.name=trimmed_mean --set rule.share=0.2 --set cohort.size=10
+```
+
+They count every update alike, since a device could claim any number of examples, and apply to the
+update and its running statistics. An algorithm whose clients send more than that, or whose server
+weighs updates, has no rule but `mean`: another is refused with the reason. The server keeps every
+update until the round's end, on its disk where memory does not do, and a rule by distance (`krum`,
+`multi_krum`, `geometric_median`) reads all of them twice.
+"""
+_TRANSFORMS = """\
+## Transforms
+
+Transforms are done to updates around any algorithm, in the order of the list: on the device before
+an update is sent, and on the server before the means are used.
+
+```sh
+rengo run digits --set 'transforms=[{name="sparsify", share=0.05}, {name="clip", norm=1}]'
+```
+
+What does not go together is refused when the run is submitted. What a device keeps for a transform
+is permanent once its update counts, as an algorithm's state is.
+
+**No privacy is claimed.** `clip` and `noise` are the arithmetic of differential privacy without its
+guarantee: the noise is drawn from the run's seed, which devices are told; there is no accountant;
+and metrics and numbers of examples are reported as they are.
+"""
 _COLUMNS = ["algorithm", "engines", "down", "up", "device", "server", "gradients", "passes"]
 
 
@@ -68,6 +101,11 @@ def render() -> str:
         parts.append(f"## {title}\n")
         parts.extend(_curves(family))
         parts.extend(_section(each) for each in found if each.family == family)
+    beside = explanations()
+    parts.append(_RULES)
+    parts.extend(_part(each, "rule.") for each in beside["rules"])
+    parts.append(_TRANSFORMS)
+    parts.extend(_part(each, "") for each in beside["transforms"])
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -90,6 +128,10 @@ def _costs(found: list[Description]) -> str:
 
 
 def _section(found: Description) -> str:
+    return _part(found, "algorithm.") + "\n" + "\n".join(costs_in_words(found)) + "\n"
+
+
+def _part(found: Description | Explanation, prefix: str) -> str:
     lines = [f"### {found.name}\n", found.summary + "\n"]
     if found.details:
         lines.append(found.details.replace("Attributes:\n", "") + "\n")
@@ -97,11 +139,9 @@ def _section(found: Description) -> str:
     if found.settings:
         lines += ["| setting | default | allowed |", "| --- | --- | --- |"]
         lines += [
-            f"| `algorithm.{each.name}` | {each.default} | {each.bounds} |"
-            for each in found.settings
+            f"| `{prefix}{each.name}` | {each.default} | {each.bounds} |" for each in found.settings
         ]
         lines.append("")
-    lines.append("\n".join(costs_in_words(found)) + "\n")
     return "\n".join(lines)
 
 

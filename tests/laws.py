@@ -29,6 +29,7 @@ from fl_server.rounds.commands import (
     Aggregate,
     DiscardUpdate,
     FoldUpdate,
+    ReportRound,
     SendOrder,
     SweepRound,
     SweepRun,
@@ -41,6 +42,7 @@ from fl_server.rounds.events import (
     EvaluationReceived,
     Event,
     ResultReceived,
+    RoundRequested,
     UpdateRejected,
     UpdateVanished,
     UpdateVerified,
@@ -54,6 +56,7 @@ from fl_server.rounds.facts import (
     RoundAbandoned,
     RoundClosed,
     RoundCommitted,
+    RoundOpened,
     RoundStarted,
     RunCompleted,
     RunFailed,
@@ -106,6 +109,7 @@ class RoundLaws:
     paused: bool = False
     over: bool = False
     collecting: bool = False
+    waiting: bool = False
     cohort: tuple[str, ...] = ()
     target: int = 0
     accepted: dict[str, Update] = field(default_factory=dict)
@@ -141,7 +145,9 @@ class RoundLaws:
     @classmethod
     def of(cls, plan: Plan, initial: Model, ledger: type[Ledger] = Ledger) -> RoundLaws:
         """Return empty books for a run whose machine keeps a ``ledger``."""
-        return cls(plan, ledger(plan.rounds, initial))
+        books = cls(plan, ledger(plan.rounds, initial, on_request=plan.on_request))
+        books.waiting = plan.on_request
+        return books
 
     # --- what the owner says --------------------------------------------------------------------
 
@@ -247,7 +253,18 @@ class RoundLaws:
         self.accepted, self.answered, self.unusable = {}, set(), {}
         self.verifying, self.folding = {}, set()
 
+    def _opens(self, fact: RoundOpened, event: Event | None) -> None:
+        require(isinstance(event, RoundRequested), "no round opens by itself", event)
+        asked = (getattr(event, "round", 0), getattr(event, "base", None))
+        require((fact.round, fact.base) == asked, "opened is what was requested", fact)
+        pair = (fact.round, fact.attempt)
+        require(pair >= self.pair, "rounds and attempts only go on", (self.pair, pair))
+        require(not self.collecting and self.closed is None, "one round at a time", fact)
+        self.pair, self.committed, self.waiting = pair, fact.base.version, False
+        self.excused, self.resting, self.refused_before = 0, set(), set()
+
     def _started(self, fact: RoundStarted, event: Event | None) -> None:
+        require(not self.waiting, "a round that nobody requested", fact)
         plan, candidates = self.plan, self._candidates()
         require((fact.round, fact.attempt) == self.pair, "a fact of another attempt", fact)
         require(not self.collecting and self.closed is None, "a round starts once", fact)
@@ -351,7 +368,10 @@ class RoundLaws:
         refused = self._refused_all()
         same = refused and refused == self.refused_before
         require(not same, "what is always refused is not tried for ever", fact)
-        if self.closed is None:
+        if isinstance(event, RoundRequested):
+            other = (event.round, event.base) != (fact.round, self.shadow.model)
+            require(other, "a round that is requested again goes on", event)
+        elif self.closed is None:
             deadline = self._is_now(event, TimerFired, "deadline")
             returned = self._is_now(event, TimerFired, "return") and not self._here()
             over = deadline or refused or returned or not self._owing()
@@ -365,6 +385,7 @@ class RoundLaws:
 
     def _commits(self, fact: RoundCommitted, event: Event | None) -> None:
         require(fact.round == self.committed + 1, "each round is committed once, in order", fact)
+        self.waiting = self.plan.on_request
         require((fact.round, fact.attempt) == self.pair, "a fact of another attempt", fact)
         require(self.closed is not None, "committed is what was closed", fact)
         require(self._is_now(event, AggregationFinished), "committed is what was made", event)
@@ -599,7 +620,7 @@ class RoundLaws:
             require(pair in self.aggregating, "a closed round is being made", ledger)
         elif self.committed == plan.rounds:
             require(("evaluation", *pair) in self.armed, "the last wait has an end", self.armed)
-        elif not self.paused:
+        elif not self.paused and not self.waiting:
             online = len(self._candidates())
             require(online < self._invited(), "a full cohort starts", self.online)
             waits = ("gather", *pair) in self.armed
@@ -613,6 +634,7 @@ class RoundLaws:
 
 
 _FACTS: dict[type, Callable[..., None]] = {
+    RoundOpened: RoundLaws._opens,
     RoundStarted: RoundLaws._started,
     UpdateAccepted: RoundLaws._accepts,
     UpdateRefused: RoundLaws._refuses,
@@ -643,7 +665,7 @@ _COMMANDS: dict[type, Callable[..., None]] = {
     ArmTimer: RoundLaws._arms,
 }
 _OF_JOBS = UpdateVerified | UpdateRejected | UpdateVanished
-_AFTER_THE_END = (SendReceipt, DiscardUpdate, SweepRun, TagBest)
+_AFTER_THE_END = (SendReceipt, DiscardUpdate, SweepRun, TagBest, ReportRound)
 
 
 @dataclass

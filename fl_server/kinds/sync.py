@@ -20,6 +20,7 @@ from fl_server.flows.commands import (
     ArmTimer,
     BundleFile,
     Command,
+    Evaluators,
     IssueOrder,
     ModelFile,
     ReportResult,
@@ -113,7 +114,7 @@ class SyncFlow(Flow):
         # the process may have ended between the commit and this
         signing = self._signing(self._lineage.latest, is_new=False)
         step = self._translated(self.machine.resume())
-        return Step(step.facts, [signing, *step.commands])
+        return Step(step.facts, [*signing, *step.commands])
 
     def report(self, facts: Sequence[RecordedFact]) -> FlowReport:
         """Return its rounds, its devices and its latest version."""
@@ -153,6 +154,7 @@ class SyncFlow(Flow):
             answer.num_examples,
             dict(answer.metrics),
             usage,
+            answer.population,
         )
         return ResultReceived(*place, update, fault)
 
@@ -167,7 +169,9 @@ class SyncFlow(Flow):
             # the next round has other parts, and the next attempt may find these lost
             self._parts, self._part_awaited = {}, {}
         commits = [self._lineage.apply(fact) for fact in step.facts]
-        signing = [self._signing(commit) for commit in commits if commit is not None]
+        signing = [
+            each for commit in commits if commit is not None for each in self._signing(commit)
+        ]
         commands = [each for command in step.commands for each in self._commands(command)]
         return Step(step.facts, [*signing, *commands])
 
@@ -199,8 +203,9 @@ class SyncFlow(Flow):
             "" if isinstance(command, VerifyUpdate) else "run",
         )
 
-    def _signing(self, commit: Commit, *, is_new: bool = True) -> StartTask:
-        return StartTask(lambda: self._data.sign_version(self.record, commit, is_new=is_new), "run")
+    def _signing(self, commit: Commit, *, is_new: bool = True) -> list[Command]:
+        sign = self._data.sign_version
+        return [StartTask(lambda: sign(self.record, commit, is_new=is_new), "run")]
 
     def order(self, command: SendOrder) -> IssueOrder:
         """Return the order that the machine asks for."""
@@ -218,6 +223,7 @@ class SyncFlow(Flow):
                 definition.algorithm.settings,
                 self._training(command),
                 definition.seed,
+                [{"name": each.name, **each.settings} for each in definition.transforms],
             ),
             ModelFile(model.key, model.sha256, model.size_bytes, self._patches_to(model)),
             upload_key=self.keys.update(command.round, command.attempt, command.device_id)
@@ -227,12 +233,27 @@ class SyncFlow(Flow):
             timer=TimerFired("deadline", command.round, command.attempt) if trains else None,
             time_s=plan.deadline_s if trains else plan.evaluation_deadline_s,
             vectors=self._vectors(model),
-            scalars={name: value for name, value in model.scalars if name in self._broadcasts},
+            scalars=self._scalars(command.device_id, model),
+            evaluators=self._evaluators(command),
         )
+
+    def _scalars(self, device_id: str, model: Model) -> dict[str, float]:
+        """Return the server's scalars that an order names: a domain needs them all for weights."""
+        if self.machine.is_domain(device_id):
+            return dict(model.scalars)
+        return {name: value for name, value in model.scalars if name in self._broadcasts}
+
+    def _evaluators(self, command: SendOrder) -> Evaluators:
+        """Return which of its devices a domain is to order to evaluate."""
+        on = self.machine.plan.evaluate_on
+        asks = command.action == "evaluate" and self.machine.is_domain(command.device_id)
+        return on if asks and on != "none" else ""
 
     # --- parts of the model -------------------------------------------------------------------
 
     def _width(self, device_id: str, round_number: int) -> float:
+        if self.machine.is_domain(device_id):
+            return 1.0  # its devices have widths of their own
         seed = self.record.definition.seed
         return self._algorithm.width(self._facts_of(device_id), round_number, seed)
 

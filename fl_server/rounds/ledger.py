@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from fl_server.flows.flow import Step
 from fl_server.flows.mean import weighted_mean
@@ -96,10 +96,14 @@ class Ledger:
         best: the best of them with its value, None before the first that was measured.
         on_request: each round waits until somebody outside requests it.
         made: what the latest requested round committed, None before that.
+        base_sha256: of the model that the latest requested round began with.
+        training: what the latest request says of the training.
+        deadline_s: how long its round collects, 0 for as long as the plan says.
         work: what this attempt's devices are asked for, where orders are fitted or of parts.
         speeds: what devices were measured at in this run, smoothed.
         known: the devices that ever were in a cohort.
-        population: how many devices the run knew when the attempt started.
+        population: how many devices the run knew when the attempt started, a domain as one.
+        below: how many there were below each domain by its latest update.
     """
 
     rounds: int
@@ -117,6 +121,7 @@ class Ledger:
     speeds: dict[str, Speed] = field(default_factory=dict)
     known: set[str] = field(default_factory=set)
     population: int = 0
+    below: dict[str, int] = field(default_factory=dict)
     accepted: dict[str, Update] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     unusable: set[str] = field(default_factory=set)
@@ -130,6 +135,9 @@ class Ledger:
     best: tuple[int, float] | None = None
     on_request: bool = False
     made: Model | None = None
+    base_sha256: str = ""
+    training: dict[str, Any] = field(default_factory=dict)
+    deadline_s: float = 0.0
     _counted: dict[tuple[int, int, str], str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -192,6 +200,11 @@ class Ledger:
         """Return the header sha256 of the device's update that was accepted then, or None."""
         return self._counted.get((round_number, attempt, device_id))
 
+    @property
+    def population_below(self) -> int:
+        """How many devices the run knows, those below domains among them."""
+        return self.population + sum(count - 1 for count in self.below.values())
+
     def metric(self, version: int, name: str) -> float | None:
         """Return the mean of a metric over the devices that evaluated ``version``, by examples."""
         return weighted_mean(
@@ -235,16 +248,15 @@ class Ledger:
         self._require_legal(fact)
         match fact:
             case RoundOpened():
-                self._next(fact.round, fact.attempt)
-                self.model, self.earlier, self.made = fact.base, (), None
-                self.causes = frozenset()  # the same device may do better with another base
-                self.excused, self.setback = 0, ""
+                self._open(fact)
             case RoundStarted():
                 self.phase, self.cohort, self.target = "collecting", fact.cohort, fact.target
                 self.work, self.population = fact.work, fact.population
                 self.known.update(fact.cohort)
             case UpdateAccepted():
                 self.accepted[fact.device_id] = fact.update
+                if fact.update.population > 1 or fact.device_id in self.below:
+                    self.below[fact.device_id] = fact.update.population
                 self._measure(fact)
                 key = (fact.round, fact.attempt, fact.device_id)
                 self._counted[key] = fact.update.header_sha256
@@ -280,6 +292,14 @@ class Ledger:
                 self.status = "paused" if isinstance(fact, RunPaused) else "running"
             case RunCompleted() | RunStoppedEarly() | RunStopped() | RunFailed():
                 self._end(fact)
+
+    def _open(self, fact: RoundOpened) -> None:
+        self._next(fact.round, fact.attempt)
+        self.model, self.earlier, self.made = fact.base, (), None
+        self.base_sha256 = fact.base.sha256
+        self.training, self.deadline_s = fact.training, fact.deadline_s
+        self.causes = frozenset()  # the same device may do better with another base
+        self.excused, self.setback = 0, ""
 
     def _evaluate(
         self, fact: EvaluationOrdered | EvaluationDeclined | EvaluationRecorded | VersionJudged

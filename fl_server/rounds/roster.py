@@ -19,6 +19,7 @@ class Roster:
         self._online: dict[str, Role] = {}
         self._draining: set[str] = set()
         self._busy: set[str] = set()
+        self._domains: set[str] = set()
         # sorted once for all rounds in which nobody comes or goes
         self._accepting: dict[Role, tuple[str, ...]] = {}
 
@@ -27,6 +28,10 @@ class Roster:
         device_id = event.device_id
         is_back = device_id not in self._online or device_id in self._draining
         self._online[device_id] = event.role
+        if event.domain:
+            self._domains.add(device_id)
+        else:
+            self._domains.discard(device_id)
         self._accepting.clear()
         self.left.discard(device_id)
         self.removed.discard(device_id)
@@ -62,6 +67,15 @@ class Roster:
                 )
             )
         return self._accepting[role]
+
+    def is_domain(self, device_id: str) -> bool:
+        """Whether there are devices below a device, as it said when it was here last."""
+        return device_id in self._domains
+
+    def evaluators(self) -> list[str]:
+        """Return who may have evaluators: those of this server, and the domains; sorted."""
+        domains = [each for each in self.accepting("trainer") if each in self._domains]
+        return sorted({*self.accepting("evaluator"), *domains})
 
     def is_idle(self, device_id: str) -> bool:
         """Whether a device is online and carries out no order."""

@@ -411,7 +411,8 @@ class FlowRunner:
 
 def _joined(device: DevicePresence) -> DeviceJoined:
     state = device.state
-    return DeviceJoined(device.id, state.role, accepting=state.status != "draining")
+    accepting = state.status != "draining"
+    return DeviceJoined(device.id, state.role, accepting, state.domain)
 
 
 def _receipt(flow: Flow, command: SendReceipt) -> Receipt:

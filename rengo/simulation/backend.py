@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from algorithms.base import UPDATE, Algorithm, Scalars
+from algorithms.transforms.base import Transform
 from fl_client.models.local_round import LocalRound, LocalUpdate
 from fl_client.models.settings import TrainingSettings
 from storage.weights import Array, Vector, Weights
@@ -115,6 +116,7 @@ class BackendSetup:
         seed: the run's.
         engine: the name of the engine that a client trains with.
         workers: how many processes at most, where the backend has any; 0 for as many as cores.
+        transforms: what is done to updates.
     """
 
     clients: VirtualClients
@@ -122,6 +124,7 @@ class BackendSetup:
     seed: int
     engine: str
     workers: int = 0
+    transforms: tuple[Transform, ...] = ()
 
     def weights_of(self, order: VirtualOrder, got: GlobalModel) -> Weights:
         """Return the weights that a client gets: the version, or its part of it."""
@@ -144,6 +147,7 @@ class BackendSetup:
             state=order.state,
             vectors=got.vectors,
             scalars=got.scalars,
+            transforms=self.transforms,
             width=order.width,
         )
 

@@ -112,10 +112,12 @@ class _OpenSum:
     reports: dict[str, Report] = field(default_factory=dict)
     waiting: list[tuple[Mapping[str, Vector], int, Slices | None]] = field(default_factory=list)
     waiting_bytes: int = 0
+    weights: list[int] = field(default_factory=list)
 
     def add(self, update: Mapping[str, Vector], weight: int, slices: Slices | None) -> None:
         """Add an update, of the model's part where there are slices: several at once."""
         self.waiting.append((update, weight, slices))
+        self.weights.append(weight)
         self.waiting_bytes += sum(vector.nbytes for vector in update.values())
         if self.waiting_bytes > _FOLDED_AT_ONCE_BYTES:
             self.flush()
@@ -162,7 +164,8 @@ class Coordinator:
         self.version = run.initial
         self.best: MemoryVersion | None = None
         self._watch = watch
-        self._rule = run.definition.composition.rule
+        composition = run.definition.composition
+        self._rule, self._transforms = composition.rule, composition.transforms
         self._numbers = {name: number for number, name in enumerate(run.clients.ids)}
         self._numbers[EVALUATOR_ID] = EVALUATOR
         self._held: dict[int, MemoryVersion] = {}
@@ -394,6 +397,9 @@ class Coordinator:
             population,
             self.run.definition.seed,
             self._rule,
+            command.round,
+            self._transforms,
+            found.weights,
         )
         try:
             after = next_version(self.version, self._algorithm, figures)

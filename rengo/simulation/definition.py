@@ -99,7 +99,10 @@ def prepare(simulation: Simulation, earlier: VirtualClients | None = None) -> Pr
         is_arrays = isinstance(clients.splits(0)[0], tuple | None)
         engine = "torch" if needs_torch(task, values) or not is_arrays else "numpy"
     algorithm = load_algorithm(definition.algorithm.name, definition.algorithm.settings)
-    setup = BackendSetup(clients, algorithm, definition.seed, engine, simulation.workers)
+    transforms = definition.composition.transforms
+    setup = BackendSetup(
+        clients, algorithm, definition.seed, engine, simulation.workers, transforms
+    )
     return Prepared(run, setup, simulation.backend)
 
 
