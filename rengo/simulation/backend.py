@@ -46,6 +46,7 @@ class VirtualOrder:
         round: that is trained; to evaluate, the version.
         settings: of the training in this round.
         state: what the client keeps from its last accepted update, by ``name/weight``.
+        width: how much of the model it trains; below 1 a part of it.
     """
 
     client: int
@@ -53,6 +54,7 @@ class VirtualOrder:
     round: int
     settings: TrainingSettings
     state: Mapping[str, Array] = field(default_factory=dict)
+    width: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,8 +137,16 @@ class BackendSetup:
             state=order.state,
             vectors=got.vectors,
             scalars=got.scalars,
+            width=order.width,
             transforms=self.transforms,
         )
+
+    def trained_from(self, order: VirtualOrder, got: GlobalModel) -> Weights:
+        """Return what a client trains: the version, or its part of it."""
+        slices = self.algorithm.part(order.width, order.round, got.weights.layout)
+        if slices is None:
+            return got.weights
+        return Weights(slices.part, slices.take(got.weights.vector), got.weights.others)
 
 
 class Backend(Protocol):

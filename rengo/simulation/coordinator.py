@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from algorithms.base import Algorithm, Report
+from algorithms.base import Algorithm, DeviceFacts, Report
 from algorithms.registry import load as load_algorithm
 from fl_client.models.settings import TrainingSettings
 from fl_server.aggregation.arithmetic.combining import Combining
 from fl_server.aggregation.arithmetic.in_memory import MemorySums, MemoryVersion, next_version
 from fl_server.aggregation.arithmetic.server_half import (
     RoundFigures,
+    covered,
     require_sections,
     weight_of,
 )
@@ -52,7 +53,7 @@ from rengo.simulation.clients import EVALUATOR, EVALUATOR_ID, VirtualClients
 from rengo.simulation.states import ClientStates
 from rengo.simulation.timeline import Fleet, Timeline
 from runtime.errors import Corrupt, RunNotCompleted, StorageError
-from storage.weights import NotFinite, Vector
+from storage.weights import Layout, NotFinite, Slices, Vector
 
 _FOLDED_AT_ONCE_BYTES = 8 << 20
 _KEPT_VERSIONS = 8
@@ -96,6 +97,7 @@ class _Result(NamedTuple):
     trained: Trained
     report: Report
     weight: int
+    slices: Slices | None
 
 
 @dataclass
@@ -105,13 +107,13 @@ class _OpenSum:
     pair: tuple[int, int]
     sums: MemorySums
     reports: dict[str, Report] = field(default_factory=dict)
-    waiting: list[tuple[Mapping[str, Vector], int]] = field(default_factory=list)
+    waiting: list[tuple[Mapping[str, Vector], int, Slices | None]] = field(default_factory=list)
     waiting_bytes: int = 0
     weights: list[int] = field(default_factory=list)
 
-    def add(self, update: Mapping[str, Vector], weight: int) -> None:
-        """Add an update: several at once, up to a bound."""
-        self.waiting.append((update, weight))
+    def add(self, update: Mapping[str, Vector], weight: int, slices: Slices | None = None) -> None:
+        """Add an update, which may be of a part: several at once, up to a bound."""
+        self.waiting.append((update, weight, slices))
         self.weights.append(weight)
         self.waiting_bytes += sum(vector.nbytes for vector in update.values())
         if self.waiting_bytes > _FOLDED_AT_ONCE_BYTES:
@@ -120,8 +122,8 @@ class _OpenSum:
     def flush(self) -> None:
         """Add what waits."""
         if self.waiting:
-            updates, weights = zip(*self.waiting, strict=True)
-            self.sums.add(updates, weights)
+            updates, weights, parts = zip(*self.waiting, strict=True)
+            self.sums.add(updates, weights, parts)
         self.waiting, self.waiting_bytes = [], 0
 
 
@@ -140,7 +142,7 @@ class Coordinator:
         self, run: SimulatedRun, parts: Parts, observe: Callable[[Fact], None] = lambda fact: None
     ) -> None:
         self.run, self.parts = run, parts
-        self.machine = RoundMachine(run.plan, Model(0, "", "", 0))
+        self.machine = RoundMachine(run.plan, Model(0, "", "", 0), (), self._width)
         self.timeline = Timeline()
         self.version = run.initial
         self.best: MemoryVersion | None = None
@@ -247,7 +249,14 @@ class Coordinator:
         client = self._numbers[command.device_id]
         state = {} if client == EVALUATOR else self.parts.states.get(client)
         settings = self._settings_of(command)
-        return VirtualOrder(client, command.device_id, command.round, settings, state)
+        trains = command.action == "train"
+        width = self.machine.ledger.width_of(command.device_id) if trains else 1.0
+        return VirtualOrder(client, command.device_id, command.round, settings, state, width)
+
+    def _width(self, device_id: str, round_number: int) -> float:
+        """Return how much of the model a client trains."""
+        facts = DeviceFacts(device_id, self.run.clients.spec.profile)
+        return self._algorithm.width(facts, round_number, self.run.definition.seed)
 
     def _settings_of(self, command: SendOrder) -> TrainingSettings:
         """Return the round's training settings with what is fitted to the client."""
@@ -269,23 +278,28 @@ class Coordinator:
     ) -> UpdateDelivered | ResultReceived:
         """Return the event that brings an update, or that says why it cannot count."""
         update = Update("", 0, "", result.num_examples, dict(result.metrics))
+        layout, width = self.version.weights.layout, self.machine.ledger.width_of(result.device_id)
+        slices = self._algorithm.part(width, pair[0], layout)
         try:
-            self._require_sections(result)
+            self._require_sections(result, layout if slices is None else slices.part)
             report = _report(result)
             weight = weight_of(self._algorithm, report, self.version.scalars)
         except Corrupt as error:
             return ResultReceived(result.device_id, *pair, update, str(error))
-        self._results[result.device_id] = _Result(result, report, weight)
+        self._results[result.device_id] = _Result(result, report, weight, slices)
         return UpdateDelivered(result.device_id, *pair, update)
 
-    def _require_sections(self, result: Trained) -> None:
+    def _require_sections(self, result: Trained, layout: Layout) -> None:
         """Raise Corrupt where an update is not what the algorithm's clients send."""
         vectors = result.vectors
-        sections = (*vectors, *result.scalars), tuple(each.size for each in vectors.values())
+        sections = (
+            (*vectors, *result.scalars),
+            (layout.size, *(each.size for each in vectors.values())),
+        )
         if sections not in self._usual_sections:
             sizes = {name: vector.size for name, vector in vectors.items()}
             sizes |= dict.fromkeys(result.scalars, 1)
-            require_sections(sizes, self._algorithm, self.version.weights.layout)
+            require_sections(sizes, self._algorithm, layout)
             self._usual_sections.add(sections)
 
     def _fold(self, command: FoldUpdate) -> None:
@@ -294,7 +308,7 @@ class Coordinator:
         pair = (command.round, command.attempt)
         if self._sum is None or self._sum.pair != pair:
             kept = Combining(self._algorithm, self._rule).kept_singly
-            sums = MemorySums(self.run.plan.cohort_size, kept_singly=kept)
+            sums = MemorySums(self.run.plan.cohort_size, covered(self._algorithm), kept)
             self._sum = _OpenSum(pair, sums)
         vectors = result.vectors
         if report.scalars:
@@ -302,7 +316,8 @@ class Coordinator:
                 name: np.array([value], np.float32) for name, value in report.scalars.items()
             }
             vectors = {**vectors, **scalars}
-        self._sum.add(self._sum.sums.keep(result.device_id, vectors), found.weight)
+        added = self._sum.sums.keep(result.device_id, vectors)
+        self._sum.add(added, found.weight, found.slices)
         self._sum.reports[result.device_id] = report
         # what an update brings becomes permanent when it counts
         self.parts.states.put(self._numbers[result.device_id], result.state)
