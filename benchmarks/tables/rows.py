@@ -321,8 +321,8 @@ IFCA = Row(
     family="clusters",
     metric="personal_accuracy",
     shortened="40 clients of 200 images in place of 1,200 and more, 40 rounds",
-    remark="Which clusters are found depends on the first models, as in the paper, which begins anew "
-    "with others until all are; here a run is one beginning.",
+    remark="Which clusters are found depends on the first models, as in the paper, which begins "
+    "anew with others until all are; here a run is one beginning.",
 )
 
 _STEPS = Setting(
