@@ -14,6 +14,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from algorithms.base import UPDATE, Algorithm, DeviceFacts
+from algorithms.fedavg import FedAvg
 from algorithms.registry import load as load_algorithm
 from fl_server.dataplane.plane import DataPlane
 from fl_server.flows.commands import (
@@ -40,7 +41,7 @@ from fl_server.kinds.sync import SyncFlow, SyncKind
 from fl_server.rounds.commands import Aggregate, ReportRound, SendOrder, SweepRun
 from fl_server.rounds.commands import Command as RoundCommand
 from fl_server.rounds.events import RoundRequested
-from fl_server.rounds.facts import Fact, RoundAbandoned, RunFailed, RunStopped
+from fl_server.rounds.facts import Fact, RequestFailed, RoundAbandoned, RunFailed, RunStopped
 from fl_server.rounds.ledger import RoundStep
 from fl_server.rounds.model import Model
 from fl_server.rounds.plan import Plan
@@ -72,7 +73,7 @@ class DomainSettings(BaseModel):
 
 @dataclass(frozen=True)
 class RoundGivenUp:
-    """A round that nobody here can do now; ``permanent``: nor later, since the run is over here."""
+    """A round that nobody here can do now; ``permanent``: nor can they later."""
 
     round: int
     reason: str
@@ -99,12 +100,14 @@ def require_averaging(algorithm: Algorithm, name: str) -> None:
     """Raise ConfigError where rounds in between would need the server half of an algorithm."""
     kind = type(algorithm)
     averages = (
-        kind.aggregate is Algorithm.aggregate
+        kind.aggregate in {Algorithm.aggregate, FedAvg.aggregate}
+        and getattr(algorithm, "server_learning_rate", 1.0) == 1.0
         and kind.weight is Algorithm.weight
         and algorithm.sends == (UPDATE,)
         and not algorithm.reports
         and not algorithm.broadcasts
         and not algorithm.narrow_widths
+        and not algorithm.needs_updates
     )
     if not averages:
         raise ConfigError(
@@ -173,7 +176,7 @@ class DomainFlow(SyncFlow):
             match fact:
                 case RoundAbandoned() if not self.machine.trainers():
                     found.commands.append(self._given_up(fact.reason))
-                case RunFailed() | RunStopped():
+                case RequestFailed() | RunFailed() | RunStopped():
                     found.commands.append(self._given_up(fact.reason, permanent=True))
         made = self.machine.ledger.made
         if made is not None and made.version % self.local_rounds and not self.ended:

@@ -36,6 +36,21 @@ def test_it_learns_what_one_client_after_the_other_does(algorithm: str) -> None:
         assert other.train_loss == pytest.approx(one.train_loss, rel=1e-4)
 
 
+def test_updates_are_transformed_as_a_device_transforms_them() -> None:
+    # what the second keeps comes back in its client's next round: 8 of 10 clients train in each
+    kinds = [{"name": "clip", "norm": 0.5}, {"name": "sparsify", "share": 0.2}]
+    settings = {"training": LOCAL, "transforms": kinds}
+    alone, together = (
+        simulated(backend, clients=10, settings=settings) for backend in ("inline", "batched")
+    )
+    plain = simulated("batched", clients=10)
+    assert np.abs(plain.weights.vector - together.weights.vector).max() > 0.01
+    np.testing.assert_allclose(together.weights.vector, alone.weights.vector, atol=1e-3)
+    close = np.isclose(together.weights.vector, alone.weights.vector, atol=1e-5)
+    # of two values of about one size, rounding decides which is among the largest
+    assert close.mean() > 0.99
+
+
 def test_a_cohort_that_is_large_trains_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = simulated("batched")
     monkeypatch.setattr("rengo.simulation.backends.batched._AT_ONCE_BYTES", 1)
