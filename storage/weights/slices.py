@@ -230,8 +230,9 @@ class _Tensor:
         begin, end = first // row.size, -(-(first + count) // row.size)
         rows = _sources(self.sides[:1], begin, end - begin)
         rows = np.where(rows < 0, _NOWHERE, rows * self._part_row)
-        found = (rows[:, None] + row).reshape(-1)[first - begin * row.size :][:count]
-        return np.maximum(found, -1, out=found)
+        found: Places = (rows[:, None] + row).reshape(-1)[first - begin * row.size :][:count]
+        np.maximum(found, -1, out=found)
+        return found
 
     @cached_property
     def _row(self) -> Places | None:
