@@ -127,7 +127,7 @@ def test_a_link_that_is_cut_for_three_rounds(tmp_path: Path) -> None:
         tree.add_edges(tree.platform, [2], 3)
         tree.wait_ready(tree.platform, "lab", "d-2")
         hold(tree, lab, "d-1", signal.SIGSTOP)
-        run_id = tree.submit(2, 9, cohort={"size": 2, "quorum": 1, "gather_s": 1.0})
+        run_id = tree.submit({"size": 2, "quorum": 1, "gather_s": 1.0}, 40)
         wait_for(lambda: lab.has(run_id, RoundStarted, round=1), "it began below", tree.story)
         link.cut()
         hold(tree, lab, "d-1", signal.SIGCONT)
@@ -141,7 +141,7 @@ def test_a_link_that_is_cut_for_three_rounds(tmp_path: Path) -> None:
         )
         link.mend()
         tree.finished(run_id)
-        parts = assert_as_flat(tree, run_id, tmp_path / "flat", 3, 9)
+        parts = assert_as_flat(tree, run_id, tmp_path / "flat", 3, 40)
         assert parts[:3] == [[2]] * 3
         assert [0, 1, 2] in parts, "it is back before the end"
         outbox = tmp_path / "lab" / "parent" / "agent" / "updates"
@@ -156,13 +156,13 @@ def test_a_domain_joins_and_one_leaves_within_a_run(tmp_path: Path) -> None:
         tree.add_edges(one, [0], 3)
         tree.add_edges(tree.platform, [2], 3)
         tree.wait_ready(tree.platform, "one", "d-2")
-        run_id = tree.submit(3, 30, cohort={"size": 3, "quorum": 1, "gather_s": 1.0})
+        run_id = tree.submit({"size": 3, "quorum": 1, "gather_s": 1.0}, 60)
         two = tree.add_domain("two", tree.platform)
         tree.add_edges(two, [1], 3)
         wait_for(lambda: two.has(run_id, RoundCommitted), "the new one takes part", tree.story)
         one.site.stop()
         tree.finished(run_id)
-        parts = assert_as_flat(tree, run_id, tmp_path / "flat", 3, 30)
+        parts = assert_as_flat(tree, run_id, tmp_path / "flat", 3, 60)
         assert parts[0] == [0, 2]
         assert [0, 1, 2] in parts
         assert parts[-1] == [1, 2]

@@ -147,10 +147,12 @@ class RunningTree:
 
         wait_for(ready, f"{names} are ready at {node.name}", self.story)
 
-    def submit(self, cohort: int, rounds: int, **values: Any) -> str:
+    def submit(self, cohort: int | dict[str, Any], rounds: int, **values: Any) -> str:
+        if isinstance(cohort, int):
+            cohort = {"size": cohort, "quorum": cohort, **QUICK}
         definition = {
             "rounds": rounds,
-            "cohort": {"size": cohort, "quorum": cohort, **QUICK},
+            "cohort": cohort,
             "evaluation": {"on": "devices"},
             **values,
         }
