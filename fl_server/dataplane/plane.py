@@ -386,7 +386,7 @@ class DataPlane(InitialModels):
             after = self.patiently(make, run.keys.run_id)
         except (Unavailable, AccessDenied, BaseLost):
             raise
-        except NotFinite as error:
+        except (NotFinite, ConfigError) as error:
             # devices would train the same again
             return FailureReported(f"round {command.round}: {error}")
         except RengoError as error:

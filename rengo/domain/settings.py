@@ -8,15 +8,17 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fl_server.settings import ServerConfig
 from runtime.config import AbsolutePath
+from storage.updates.info import MAX_REPORTS
 
-_ALL = 100_000
+# of one domain at most: its update has a report of each
+_ALL = MAX_REPORTS
 
 
 class DomainCohort(BaseModel):
     """Who of the domain's devices takes part in a round of the parent's.
 
     Attributes:
-        size: how many; None: all that are online.
+        size: how many; None: all that are online, up to what one update can tell of.
         quorum: the fewest whose sums the parent gets.
         gather_s: how long a round waits for more of them once the quorum is there.
         over_selection: devices that are invited for each one that is to take part.

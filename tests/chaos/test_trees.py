@@ -62,11 +62,13 @@ def test_it_is_killed_and_the_model_is_the_flat_one(tmp_path: Path, where: str, 
         held = (domain, "d-1") if phase == "collecting below" else (tree.platform, "d-2")
         hold(tree, *held, signal.SIGSTOP)
         run_id = tree.submit(2, 3)
-        if phase == "collecting below":
-            fact, at = UpdateAccepted, {"round": 1, "device_id": "d-0"}
-        else:
-            fact, at = RoundCommitted, {"round": 1}
-        wait_for(lambda: domain.has(run_id, fact, **at), "the moment of the kill", tree.story)
+
+        def reached() -> bool:
+            if phase == "collecting below":
+                return domain.has(run_id, UpdateAccepted, round=1, device_id="d-0")
+            return domain.has(run_id, RoundCommitted, round=1)
+
+        wait_for(reached, "the moment of the kill", tree.story)
         victims = {
             "domain": [(domain, "server")],
             "platform": [(tree.platform, "server")],
