@@ -63,6 +63,7 @@ from fl_server.members.traits import TraitsTable
 from fl_server.observers.base import Observer, ObserverList
 from fl_server.observers.log import LogObserver
 from fl_server.observers.mqtt import MqttObserver
+from fl_server.observers.traffic import LinkTraffic
 from fl_server.operations.context import OperationsContext
 from fl_server.operations.handlers.ended_runs import EndedRunReports
 from fl_server.operations.mqtt import OperatorEndpoint
@@ -174,6 +175,7 @@ class Server:
         )
         self.labels = LabelRegistry(journal.database)
         self.traits = TraitsTable(self.presence, self.members, self.labels)
+        self.traffic = LinkTraffic()
         self.faults = Faults()
         self.runner = self._runner()
         connection = self.connection
@@ -235,12 +237,14 @@ class Server:
             labels=self.labels,
             traits=self.traits.of,
             traits_changed=self.runner.handle_traits,
+            traffic=self.traffic,
             faults=self.faults,
         )
 
     def _runner(self) -> FlowRunner:
         stream = MqttObserver(self.connection.topics, self.connection.publish)
-        self._observers = ObserverList([stream, LogObserver(), *self.settings.observers])
+        watching: list[Observer] = [stream, LogObserver(), self.traffic, *self.settings.observers]
+        self._observers = ObserverList(watching)
         parts = RunnerParts(
             self.journal,
             self.history,

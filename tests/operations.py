@@ -34,6 +34,7 @@ from fl_server.members.rules import DeviceRecord
 from fl_server.members.store import MemberRegistry
 from fl_server.members.traits import TraitsTable
 from fl_server.observers.base import ObserverList
+from fl_server.observers.traffic import LinkTraffic
 from fl_server.operations.call import Answer, Caller, Outcome
 from fl_server.operations.context import OperationsContext
 from fl_server.operations.handlers.ended_runs import EndedRunReports
@@ -245,6 +246,7 @@ class Life:
             Endpoint.of(disk.identity),
             lambda *_: None,
         )
+        self.traffic = LinkTraffic()
         self.labels = LabelRegistry(self.journal.database)
         self.traits = TraitsTable(self.presence, self.members, self.labels)
         self.runner = self._runner()
@@ -280,6 +282,7 @@ class Life:
             labels=self.labels,
             traits=self.traits.of,
             traits_changed=self.runner.handle_traits,
+            traffic=self.traffic,
         )
 
     def _runner(self) -> FlowRunner:

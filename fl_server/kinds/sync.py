@@ -229,6 +229,7 @@ class SyncFlow(Flow):
                 definition.algorithm.settings,
                 self._training(command),
                 definition.seed,
+                [{"name": each.name, **each.settings} for each in definition.transforms],
             ),
             ModelFile(model.key, model.sha256, model.size_bytes, self._patches_to(model)),
             upload_key=self.keys.update(command.round, command.attempt, command.device_id)

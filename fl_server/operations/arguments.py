@@ -95,6 +95,12 @@ class LatestEntries(Arguments):
     last: Annotated[int, Field(ge=1, le=1_000_000)] = 200
 
 
+class TopologyOf(Arguments):
+    """How many members of each server are listed."""
+
+    limit: Annotated[int, Field(ge=0, le=1_000_000)] = 100
+
+
 class LatestRuns(Arguments):
     """How many runs. A command line of before this could be said lists them all."""
 

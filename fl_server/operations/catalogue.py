@@ -11,7 +11,7 @@ from enum import Enum
 from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 from fl_server.operations import arguments as given
-from fl_server.operations.results import bundles, members, models, runs
+from fl_server.operations.results import bundles, members, models, runs, topology
 from fl_server.operations.results.base import OperationResult
 
 A = TypeVar("A", bound=given.Arguments)
@@ -57,6 +57,7 @@ def may_act_as(has: CallerRole, needed: CallerRole) -> bool:
 
 SERVER_INFO = Operation("server_info", given.NoArguments, members.ServerInfo, Effect.NONE, "viewer")
 DEVICES_LS = Operation("devices_ls", given.NoArguments, members.DeviceList, Effect.NONE, "viewer")
+TOPOLOGY = Operation("topology", given.TopologyOf, topology.Topology, Effect.NONE, "viewer")
 DEVICES_INVITE = Operation("devices_invite", given.Invitation, members.NewToken, Effect.DERIVED)
 DEVICES_ADMIT = Operation("devices_admit", given.NewDevices, members.Admitted, Effect.RECORDED)
 DEVICES_ROTATE = Operation("devices_rotate", given.OneDevice, members.Rotation, Effect.RECORDED)
@@ -111,6 +112,7 @@ OPERATIONS: dict[str, Operation[Any, Any]] = {
     for each in (
         SERVER_INFO,
         DEVICES_LS,
+        TOPOLOGY,
         DEVICES_INVITE,
         DEVICES_ADMIT,
         DEVICES_ROTATE,

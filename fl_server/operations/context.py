@@ -16,6 +16,7 @@ from fl_server.members.membership import Membership
 from fl_server.members.presence import PresenceTable
 from fl_server.members.rules import DeviceRecord
 from fl_server.members.store import MemberRegistry
+from fl_server.observers.traffic import LinkTraffic
 from fl_server.persistence.history import RunHistory
 from fl_server.persistence.journal import Journal
 from fl_server.rounds.model import Model
@@ -119,6 +120,7 @@ class OperationsContext:
         forget_device: takes out a revoked device, which the broker has forgotten.
         labels: those that operators gave to devices.
         traits: what runs may choose a device by.
+        traffic: what each device has moved for its orders.
         traits_changed: is told the device of which that has changed.
         faults: has the errors that nobody foresaw.
     """
@@ -142,4 +144,5 @@ class OperationsContext:
     labels: LabelRegistry
     traits: Callable[[str], DeviceTraits]
     traits_changed: Callable[[str], None]
+    traffic: LinkTraffic
     faults: Faults = field(default_factory=Faults)

@@ -34,6 +34,7 @@ from fl_server.operations.handlers.extension import ExtensionOperations
 from fl_server.operations.handlers.labels import LabelOperations
 from fl_server.operations.handlers.models import ModelOperations
 from fl_server.operations.handlers.runs import RunOperations
+from fl_server.operations.handlers.topology import TopologyOperations
 from fl_server.operations.requests import RequestKey, RequestLog, RequestRecord, digest_of
 from fl_server.operations.results.base import OperationResult
 from fl_server.persistence.database import JournalError
@@ -86,6 +87,7 @@ class Operations:
             CleanupOperations(context, runs),
             BundleOperations(context, runs),
             ExtensionOperations(context, runs),
+            TopologyOperations(context),
         )
         bindings = {each.operation.name: each for group in groups for each in group.bindings()}
         self._table: dict[str, Binding[Any, Any]] = {name: bindings[name] for name in OPERATIONS}

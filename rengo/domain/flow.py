@@ -41,7 +41,7 @@ from fl_server.kinds.sync import SyncFlow, SyncKind
 from fl_server.rounds.commands import Aggregate, ReportRound, SendOrder, SweepRun
 from fl_server.rounds.commands import Command as RoundCommand
 from fl_server.rounds.events import RoundRequested
-from fl_server.rounds.facts import Fact, RoundAbandoned, RunFailed, RunStopped
+from fl_server.rounds.facts import Fact, RequestFailed, RoundAbandoned, RunFailed, RunStopped
 from fl_server.rounds.ledger import RoundStep
 from fl_server.rounds.model import Model
 from fl_server.rounds.plan import Plan
@@ -73,7 +73,7 @@ class DomainSettings(BaseModel):
 
 @dataclass(frozen=True)
 class RoundGivenUp:
-    """A round that nobody here can do now; ``permanent``: nor later, since the run is over here."""
+    """A round that nobody here can do now; ``permanent``: nor can they later."""
 
     round: int
     reason: str
@@ -176,7 +176,7 @@ class DomainFlow(SyncFlow):
             match fact:
                 case RoundAbandoned() if not self.machine.trainers():
                     found.commands.append(self._given_up(fact.reason))
-                case RunFailed() | RunStopped():
+                case RequestFailed() | RunFailed() | RunStopped():
                     found.commands.append(self._given_up(fact.reason, permanent=True))
         made = self.machine.ledger.made
         if made is not None and made.version % self.local_rounds and not self.ended:

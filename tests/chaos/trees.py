@@ -70,9 +70,10 @@ class Node:
     def kill(self, name: str = "server") -> None:
         """End a process by SIGKILL; return when the supervisor has it running again."""
         before = self.site.restarts(name)
-        child = self.site.children[name]
-        assert child.pid is not None
-        os.kill(child.pid, signal.SIGKILL)
+        services: dict[str, Any] = {"broker": self.site.broker, "store": self.site.store}
+        pid = (services | self.site.children)[name].pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
         wait_for(lambda: self.site.restarts(name) > before, f"{name} was started again")
 
 

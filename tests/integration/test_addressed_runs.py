@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import pty
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -107,3 +110,41 @@ def test_bad_input_is_one_line(home: Path, arguments: tuple[str, ...], words: st
     assert told.code == USAGE
     [line] = told.err.splitlines()
     assert words in line
+
+
+def test_the_topology_of_a_flat_site(home: Path) -> None:
+    lines = rengo("topology", home=home).out.splitlines()
+    assert lines[0].startswith("main ")
+    assert "2 of 2 devices online" in lines[0]
+    assert [line.split()[:2] for line in lines[1:]] == [["├─", "edge-1"], ["└─", "edge-2"]]
+    nodes = document(home, "topology")["nodes"]
+    assert [each["path"] for each in nodes] == ["main", "main/edge-1", "main/edge-2"]
+    assert nodes[1]["bytes_up"] > 1000, "of the runs before"
+    told = rengo("topology", "--limit", "-1", home=home)
+    assert (told.code, told.err) == (USAGE, "rengo: --limit -1: list 0 members or more\n")
+
+
+def test_the_topology_is_live_on_a_terminal(home: Path, tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rengo", "topology"],
+        stdin=theirs,
+        stdout=theirs,
+        env={**surroundings(home), "TERM": "xterm", "COLUMNS": "100"},
+        cwd=tmp_path,
+    )
+    os.close(theirs)
+    try:
+        seen = b""
+        while seen.count(b"edge-2") < 2:
+            seen += os.read(ours, 4096)
+        process.send_signal(signal.SIGINT)
+        with suppress(OSError):  # the terminal's end
+            while os.read(ours, 4096):
+                pass
+        assert process.wait(30.0) == DONE
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+    assert b"\x1b[" in seen
