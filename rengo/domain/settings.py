@@ -30,7 +30,7 @@ class DomainCohort(BaseModel):
 
     size: Annotated[int, Field(ge=1, le=_ALL)] | None = None
     quorum: Annotated[int, Field(ge=1, le=_ALL)] = 1
-    gather_s: Annotated[float, Field(ge=0, le=604_800)] = 10.0
+    gather_s: Annotated[float, Field(ge=0, le=604_800)] = 3.0
     over_selection: Annotated[float, Field(ge=1, le=10)] = 1.0
     deadline_s: Annotated[float, Field(gt=0, le=604_800)] = 120.0
     max_attempts: Annotated[int, Field(ge=1, le=100_000)] = 1000

@@ -15,11 +15,13 @@ from urllib.parse import urlsplit
 
 from pydantic import TypeAdapter
 
+from broker.wire.messages import DeviceInfo
 from fl_client.identity.enrolment import enroll
 from fl_client.tasks.digits import Digits
 from fl_server.operations.catalogue import DEVICES_INVITE
 from fl_server.rounds.facts import FACTS, Fact, RoundClosed, RoundCommitted
 from rengo.operator.client import OperatorClient
+from rengo.operator.progress import DeviceTable
 from rengo.operator.runs import submit
 from rengo.site.device_process import DeviceSpec
 from rengo.site.preparation import SiteOptions
@@ -249,3 +251,14 @@ class Link:
     def mend(self) -> None:
         """Let new connections through."""
         self._proxy.always = Fault()
+
+
+def info_of(node: Node, device_id: str) -> DeviceInfo | None:
+    """Return what a device of a site says of itself, None where it has said nothing yet."""
+    table = DeviceTable()
+    with node.site.connect() as client:  # a new connection gets what is retained
+        for news in client.news(2.0):
+            table.apply(news)
+            if device_id in table.infos:
+                return table.infos[device_id]
+    return None
