@@ -52,7 +52,7 @@ from fl_server.runs.schedule import training_of
 _MAX_LISTED = 1500
 _SPEEDS_FROM_RUNS = 20
 # once more when no upload URL of the run can be alive
-_LAST_SWEEP_S = URL_LIFETIME_S + 60.0
+LAST_SWEEP_S = URL_LIFETIME_S + 60.0
 
 
 class SyncFlow(Flow):
@@ -198,7 +198,7 @@ class SyncFlow(Flow):
             case SweepRun():
                 metrics = {version: ledger.metrics(version) for version in ledger.evaluations}
                 store = StartTask(lambda: self._data.store_metrics(self.run_id, metrics), "run")
-                last = ArmTimer("sweep", ledger.round, ledger.attempt, _LAST_SWEEP_S)
+                last = ArmTimer("sweep", ledger.round, ledger.attempt, LAST_SWEEP_S)
                 return [store, self._work(command), last]
         return [self._work(command)]
 
