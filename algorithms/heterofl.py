@@ -21,7 +21,11 @@ from algorithms.base import UPDATE, Arrays, Batch, Local, Received, Sent, State
 
 @dataclass(frozen=True)
 class HeteroFL(Narrowed):
-    """FedAvg in which weak devices train and download the first units of each layer alone."""
+    """FedAvg in which weak devices train and download the first units of each layer alone.
+
+    The scaler makes a narrow model's gradients larger, so that learning rates are lower than of
+    FedAvg: 0.01 in the paper.
+    """
 
     def advice(self, training: Mapping[str, Any]) -> str:
         """Tell that Adam does not see how the scaler changes gradients."""

@@ -108,7 +108,9 @@ class Federation:
             reports.append(Report(str(index), clients[index].num_examples, update.scalars))
         weights = [algorithm.weight(report, self.scalars) for report in reports]
         mean = Mean(
-            {name: self._mean(name, sent, weights) for name in algorithm.sends},
+            self._combined(sent, reports)
+            if algorithm.needs_updates
+            else {name: self._mean(name, sent, weights) for name in algorithm.sends},
             {
                 name: np.average(
                     [each.scalars[name] for each in sent if name in each.scalars],
@@ -128,6 +130,13 @@ class Federation:
         self.weights, self.vectors = algorithm.aggregate(
             self.weights, mean, self.vectors, self.scalars
         )
+
+    def _combined(self, sent: Sequence[Sent], reports: Sequence[Report]) -> dict[str, Array]:
+        size = len(self.weights)
+        (name,) = self.algorithm.sends
+        updates = np.array([joined(each.vectors[name], size) for each in sent])
+        factors = self.algorithm.factors(updates @ updates.T, reports)
+        return {name: np.array(factors) @ updates}
 
     def _mean(self, name: str, sent: Sequence[Sent], weights: Sequence[float]) -> Array:
         size = len(self.weights)

@@ -17,10 +17,16 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
-from algorithms.base import UPDATE, Algorithm, Report
-from fl_server.aggregation.arithmetic.server_half import covered, require_sections, weight_of
+from algorithms.base import Algorithm, Report
+from algorithms.transforms import bound_of
+from algorithms.transforms.base import Transform
+from fl_server.aggregation.arithmetic.combining import Combining
+from fl_server.aggregation.arithmetic.server_half import (
+    VersionInput,
+    covered,
+    weight_of,
+)
 from fl_server.aggregation.base_models import BaseModels
-from fl_server.aggregation.combining import Combining
 from fl_server.aggregation.model_cache import ModelCache
 from fl_server.aggregation.next_version import NextVersion, RoundInput
 from fl_server.aggregation.part_models import PartModels
@@ -37,16 +43,17 @@ from fl_server.aggregation.rules.base import Rule
 from fl_server.aggregation.rules.mean import WeightedMean
 from fl_server.aggregation.spool import MemoryBudget, Spool
 from fl_server.aggregation.sums import COVERAGE, RoundSums, UpdateParts
+from fl_server.aggregation.verified import VerifiedUpdate, require_norm, sections_of
 from fl_server.rounds.model import Model, Update
 from runtime.errors import Corrupt, NotFound
 from runtime.files import file_sha256
 from storage.store.multipart_writer import PartWriter
 from storage.store.objects import ObjectStore, abort_uploads
 from storage.updates.header import UpdateHeader, read_header, require_origin
-from storage.updates.info import MAX_SUM_BYTES, Origin, Section
+from storage.updates.info import MAX_SUM_BYTES, Origin
 from storage.updates.stream import verified_blocks
 from storage.versions.keys import RunKeys
-from storage.weights import Layout, Reader, Slices
+from storage.weights import Layout, Reader
 
 PARTIAL = "partial"
 """Whose sums are that nobody was ordered yet: they are made before the order that they answer."""
@@ -78,6 +85,7 @@ class AggregatedRun:
     Attributes:
         algorithm: its server half makes the next version.
         rule: how updates become one.
+        transforms: what is done to updates and means.
         cohort_size: how many updates a round's sum should find room for at first.
         name_of: what a device is called in reports, where a parent gets them.
     """
@@ -87,6 +95,7 @@ class AggregatedRun:
     seed: int
     cohort_size: int
     rule: Rule = field(default_factory=WeightedMean)
+    transforms: tuple[Transform, ...] = ()
     name_of: Callable[[str], str] = str
 
     @property
@@ -105,25 +114,6 @@ class _OpenRound:
     def reports(self) -> list[CountedReport]:
         """Of every update, also of those that came in sums."""
         return distinct(self.counted)
-
-
-@dataclass(frozen=True)
-class _Verified:
-    """A verified update: its values, and what they are."""
-
-    spool: Spool
-    sections: tuple[Section, ...]
-    reports: frozenset[str]
-    slices: Slices | None
-
-    def scalars(self) -> dict[str, float]:
-        """Return the scalars that the update has."""
-        found, start = {}, 0
-        for section in self.sections:
-            if section.name in self.reports:
-                found[section.name] = float(self.spool.read(start, 1)[0])
-            start += section.count
-        return found
 
 
 class Retention(Protocol):
@@ -167,7 +157,7 @@ class RunAggregator:
         self._budget = budget
         self._folder = models.folder
         self._lock = threading.Lock()
-        self._verified: dict[tuple[RoundKey, str], _Verified | ReceivedSums] = {}
+        self._verified: dict[tuple[RoundKey, str], VerifiedUpdate | ReceivedSums] = {}
         self._round: _OpenRound | None = None
 
     # --- parts ----------------------------------------------------------------------------------
@@ -210,7 +200,7 @@ class RunAggregator:
 
     def _read(
         self, submission: SubmittedUpdate, base: Model, layout: Layout
-    ) -> _Verified | ReceivedSums:
+    ) -> VerifiedUpdate | ReceivedSums:
         update, algorithm = submission.update, self._run.algorithm
         slices = algorithm.part(submission.width, submission.round, layout)
         if slices is not None:
@@ -241,16 +231,17 @@ class RunAggregator:
             require_origin(header, expected, update.key)
             if header.num_examples != update.num_examples:
                 raise Refused(f"{update.key}: num_examples differs from the result message")
-            sections = _sections(header, algorithm, layout, update.key)
+            sections = sections_of(header, algorithm, layout, update.key)
             size = sum(section.count for section in sections)
             spool = Spool(size, self._budget, self._folder)
             try:
                 for block in verified_blocks(stream, header, size, key=update.key):
                     spool.append(block)
+                require_norm(spool, sections, algorithm, bound_of(self._run.transforms))
             except BaseException:
                 spool.close()
                 raise
-        return _Verified(spool, sections, frozenset(algorithm.reports), slices)
+        return VerifiedUpdate(spool, sections, frozenset(algorithm.reports), slices)
 
     def _read_sums(
         self,
@@ -326,7 +317,7 @@ class RunAggregator:
         except Corrupt as error:
             raise Refused(str(error)) from error
 
-    def _take(self, key: RoundKey, device_id: str) -> _Verified | ReceivedSums | None:
+    def _take(self, key: RoundKey, device_id: str) -> VerifiedUpdate | ReceivedSums | None:
         with self._lock:
             return self._verified.pop((key, device_id), None)
 
@@ -404,15 +395,20 @@ class RunAggregator:
         version, copies = key[0], self.base.copies
         reports = [each.report for each in round_.reports]
         path, vectors = copies.temporary(), copies.temporary()
-        round_.sums.combine = self._run.combining.of_round(round_.sums, reports)
         given = RoundInput(
             self.base.fetch(base),
             self.base.fetch(base.state) if base.state is not None else None,
-            dict(base.scalars),
-            round_.sums,
-            reports,
-            max(population, len(reports)),
-            self._run.seed,
+            VersionInput(
+                dict(base.scalars),
+                round_.sums,
+                reports,
+                max(population, len(reports)),
+                self._run.seed,
+                self._run.rule,
+                version,
+                self._run.transforms,
+                [self._weight(each, base) for each in reports],
+            ),
         )
         try:
             with self._parts_of(self.keys.version(version), base) as parts:
@@ -501,20 +497,3 @@ class RunAggregator:
             verified.spool.close()
         if self._round is not None and key is not None and self._round.key <= key:
             self._close_round()
-
-
-def _sections(
-    header: UpdateHeader, algorithm: Algorithm, layout: Layout, key: str
-) -> tuple[Section, ...]:
-    """Return what the values of an update are; Corrupt where the algorithm's clients send no such.
-
-    An update without sections is the change of the weights alone.
-    """
-    counts = {section.name: section.count for section in header.sections}
-    try:
-        require_sections(counts or {UPDATE: layout.size}, algorithm, layout)
-    except Corrupt as error:
-        raise Corrupt(f"{key}: {error}") from error
-    if not header.sections:
-        return (Section(UPDATE, layout.size),)
-    return tuple(Section(section.name, section.count) for section in header.sections)

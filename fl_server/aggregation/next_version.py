@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from algorithms.base import BLOCK, Algorithm, Report, Scalars
+from algorithms.base import BLOCK, Algorithm, Scalars
 from fl_server.aggregation.arithmetic.changes import Changes
-from fl_server.aggregation.arithmetic.server_half import Block, RoundFigures, ServerHalf
-from fl_server.aggregation.sums import RoundSums
+from fl_server.aggregation.arithmetic.server_half import Block, ServerHalf, VersionInput
 from fl_server.aggregation.vectors import VectorsReader, VectorsWriter, read_floats
 from storage.store.multipart_writer import PartWriter
 from storage.transfer.byte_ranges import Range
@@ -28,20 +27,12 @@ class RoundInput:
     Attributes:
         base: the file of the version before.
         vectors: that of the server's vectors, None before the first round or without any.
-        scalars: the server's scalars until now.
-        sums: of what the clients sent.
-        reports: of the updates in the sums, by device.
-        population: how many clients the run knows.
-        seed: the run's.
+        figures: the rest.
     """
 
     base: Path
     vectors: Path | None
-    scalars: Scalars
-    sums: RoundSums
-    reports: Sequence[Report]
-    population: int
-    seed: int
+    figures: VersionInput
 
 
 @dataclass(frozen=True)
@@ -63,10 +54,7 @@ class NextVersion:
 
     def __init__(self, algorithm: Algorithm, given: RoundInput) -> None:
         self._given = given
-        self._half = ServerHalf(
-            algorithm,
-            RoundFigures(given.scalars, given.sums, given.reports, given.population, given.seed),
-        )
+        self._half = ServerHalf(algorithm, given.figures)
         self._vectors: VectorsReader | None = None
 
     def write(self, model: Path, vectors: Path, parts: PartWriter | None) -> WrittenVersion:

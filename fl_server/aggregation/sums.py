@@ -9,19 +9,19 @@ wait added to sums in a file, in one pass for all, so that the disk holds a boun
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 import numpy as np
 
 from algorithms.base import BLOCK
 from fl_server.aggregation.arithmetic.exact import BlockSum, Float64s, Int64s, Workspace
 from fl_server.aggregation.arithmetic.server_half import mean_of
+from fl_server.aggregation.kept_updates import KeptUpdates
 from fl_server.aggregation.part_values import CoveredPart, ScatteredPart
-from fl_server.aggregation.single_updates import SingleUpdates
 from fl_server.aggregation.spool import BlockSums, Spool, Values, blocks_of
 from runtime.errors import Corrupt
 from storage.updates.info import Section
@@ -31,9 +31,6 @@ MEMORY_SUMS_MAX = 1 << 24
 LIMBS_IN_MEMORY = 2
 """A small model's sum takes 8 or 16 bytes a value in memory; most need 8. The rest is in a file."""
 WAITING_MAX = 4
-
-Combine: TypeAlias = Callable[[SingleUpdates, int, int], Float64s]
-"""Makes one vector of those of several updates: a block of it, given its start and its count."""
 
 
 COVERAGE = "coverage-"
@@ -114,10 +111,6 @@ class RoundSums:
         covered: the vectors of which an update may have a part: each has a second sum, of the
             weights of the updates that have a coordinate, and its mean is over those.
         kept_singly: the names of which every update's vector is kept instead of a sum.
-
-    Attributes:
-        combine: makes one vector of those that are kept singly; to be set before they are asked
-            for.
     """
 
     def __init__(
@@ -134,8 +127,7 @@ class RoundSums:
         self._sums: dict[str, VectorSum] = {}
         self._sizes: dict[str, int] = {}
         self._coverage: dict[str, VectorSum] = {}
-        self._singles: dict[str, SingleUpdates] = {}
-        self.combine: Combine | None = None
+        self._singles: dict[str, KeptUpdates] = {}
 
     def add(self, spool: Spool, has: UpdateParts, weight: int) -> None:
         """Add an update; the spool is these sums' to close. After an error they are of no use."""
@@ -177,20 +169,14 @@ class RoundSums:
             sums[name] = sum_for(size, self._updates, self._folder)
         return sums[name]
 
-    def _singles_of(self, name: str, size: int) -> SingleUpdates:
+    def _singles_of(self, name: str, size: int) -> KeptUpdates:
         if name not in self._singles:
-            self._singles[name] = SingleUpdates(size, self._folder)
+            self._singles[name] = KeptUpdates(size, self._folder)
         return self._singles[name]
 
-    def gram(self, devices: Sequence[str]) -> Float64s:
-        """Return the dot products of what is kept singly of all pairs of devices' updates.
-
-        Shapes: [devices, devices].
-        """
-        found: Float64s = np.zeros((len(devices),) * 2)
-        for name in sorted(self._singles):
-            found += self._singles[name].gram(devices)
-        return found
+    def singles(self, name: str) -> KeptUpdates | None:
+        """Return every update's vector of that name, None where a sum is kept of it, or none."""
+        return self._singles.get(name)
 
     def __contains__(self, name: str) -> bool:
         return name in self._sums or name in self._singles
@@ -210,9 +196,6 @@ class RoundSums:
         Raises:
             Corrupt: the weights of the updates that have it are 0.
         """
-        if name in self._singles:
-            assert self.combine is not None
-            return self.combine(self._singles[name], start, count)
         found = self._sums.get(name)
         if found is None:
             return np.zeros(count)

@@ -72,6 +72,7 @@ class OrderSender:
             algorithm_settings=dict(settings.algorithm_settings),
             training=dict(settings.training),
             seed=settings.seed,
+            transforms=[dict(each) for each in settings.transforms],
             phase=order.phase,
             seq=order.seq,
             payload=order.payload,

@@ -146,6 +146,7 @@ class DataPlane(InitialModels):
                 definition.seed,
                 record.plan.cohort_size,
                 definition.composition.rule,
+                definition.composition.transforms,
                 partial(self._report_name, record.run_id) if record.plan.sums else str,
             ),
             retention,

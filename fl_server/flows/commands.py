@@ -5,7 +5,7 @@ The shell journals a step's facts before it carries out the step's commands.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -45,6 +45,7 @@ class TaskSettings:
     algorithm_settings: Mapping[str, Any]
     training: Mapping[str, Any]
     seed: int
+    transforms: Sequence[Mapping[str, Any]] = ()
 
 
 @dataclass(frozen=True)

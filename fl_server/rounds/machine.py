@@ -87,7 +87,9 @@ class RoundMachine:
     """Coordinates one run. Not thread-safe: one owner calls it.
 
     Args:
+        facts: the journalled ones.
         width_of: asked when a round starts; its answers are in the fact.
+        ledger: what earlier facts add up to, where not they were kept but that.
     """
 
     def __init__(
@@ -96,9 +98,10 @@ class RoundMachine:
         initial: Model,
         facts: Iterable[Fact] = (),
         width_of: WidthOf = whole_model,
+        ledger: Ledger | None = None,
     ) -> None:
         self.plan, self._width_of = plan, width_of
-        self.ledger = Ledger(plan.rounds, initial, on_request=plan.on_request)
+        self.ledger = ledger or Ledger(plan.rounds, initial, on_request=plan.on_request)
         self._roster = Roster()
         self._updates = UpdateIntake(self.ledger)
         self._evaluation = VersionEvaluation(plan, self.ledger, self._roster, width_of)

@@ -7,13 +7,14 @@ models of their own, and the parent gets the change that they made together.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from algorithms.base import UPDATE, Algorithm
+from algorithms.base import UPDATE, Algorithm, DeviceFacts
+from algorithms.fedavg import FedAvg
 from algorithms.registry import load as load_algorithm
 from fl_server.dataplane.plane import DataPlane
 from fl_server.flows.commands import (
@@ -99,11 +100,14 @@ def require_averaging(algorithm: Algorithm, name: str) -> None:
     """Raise ConfigError where rounds in between would need the server half of an algorithm."""
     kind = type(algorithm)
     averages = (
-        kind.aggregate is Algorithm.aggregate
+        kind.aggregate in {Algorithm.aggregate, FedAvg.aggregate}
+        and getattr(algorithm, "server_learning_rate", 1.0) == 1.0
         and kind.weight is Algorithm.weight
         and algorithm.sends == (UPDATE,)
         and not algorithm.reports
         and not algorithm.broadcasts
+        and not algorithm.narrow_widths
+        and not algorithm.needs_updates
     )
     if not averages:
         raise ConfigError(
@@ -120,9 +124,13 @@ class DomainFlow(SyncFlow):
     """
 
     def __init__(
-        self, record: RunRecord[Plan], facts: Iterable[FactRecord], data: DataPlane
+        self,
+        record: RunRecord[Plan],
+        facts: Iterable[FactRecord],
+        data: DataPlane,
+        facts_of: Callable[[str], DeviceFacts] = DeviceFacts,
     ) -> None:
-        super().__init__(record, facts, data)
+        super().__init__(record, facts, data, facts_of)
         self.local_rounds = local_rounds_of(record.definition)
         self._evaluation: TreeEvaluation | None = None
 
@@ -340,4 +348,4 @@ class DomainKind(SyncKind):
         self, record: RunRecord[Plan], facts: Sequence[FactRecord], services: FlowServices
     ) -> DomainFlow:
         """Return the run as its facts left it."""
-        return DomainFlow(record, facts, services.data)
+        return DomainFlow(record, facts, services.data, services.presence.facts_of)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from broker.wire.messages import RunEvent
-from rengo.operator.progress import DeviceTable, RoundProgress, RunProgress
+if TYPE_CHECKING:
+    from broker.wire.messages import RunEvent
+    from rengo.operator.progress import DeviceTable, RoundProgress, RunProgress
 
 _BARS = "▁▂▃▄▅▆▇█"
 

@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 
 import algorithms
 from algorithms.base import STATISTICS, UPDATE, Report
-from fl_server.aggregation import single_updates
-from fl_server.aggregation.combining import Combining
+from fl_server.aggregation.arithmetic import single_updates
+from fl_server.aggregation.arithmetic.combining import Combining
+from fl_server.aggregation.arithmetic.in_memory import MemorySums
+from fl_server.aggregation.arithmetic.server_half import Sums
 from fl_server.aggregation.rules import RULES
 from fl_server.aggregation.rules.base import count_of
 from fl_server.aggregation.spool import MemoryBudget, Spool
@@ -48,21 +50,32 @@ def combined(
     combining = Combining(algorithms.load("fedavg"), RULES.load(name, settings))
     assert combining.needs_updates == (name != "mean")
     sums = RoundSums(len(updates), folder, kept_singly=combining.kept_singly)
+    in_memory = MemorySums(len(updates), kept_singly=combining.kept_singly)
     for index in order or range(len(updates)):
+        both = {UPDATE: updates[index], STATISTICS: updates[index][::-1]}
         spool = Spool(2 * SIZE, MemoryBudget(memory), folder)
-        spool.append(np.concatenate([updates[index], updates[index][::-1]]))
-        sections = (Section(UPDATE, SIZE), Section(STATISTICS, SIZE))
+        spool.append(np.concatenate(list(both.values())))
+        sections = tuple(Section(each, SIZE) for each in both)
         sums.add(spool, UpdateParts(sections, f"d-{index:03}"), 1)
+        in_memory.add([in_memory.keep(f"d-{index:03}", both)], [1])
     reports = [Report(f"d-{index:03}", 1) for index in range(len(updates))]
-    sums.combine = combining.of_round(sums, reports)
-    step = block if combining.needs_updates else SIZE
-    starts = range(0, SIZE, step)
-    found = [sums.mean(UPDATE, start, min(step, SIZE - start)) for start in starts]
-    behind = sums.mean(STATISTICS, 0, SIZE)
+    whole = by_blocks(combining, sums, reports, UPDATE, block)
+    assert (by_blocks(combining, sums, reports, STATISTICS, block) == whole[::-1]).all()
+    assert (by_blocks(combining, in_memory, reports, UPDATE, block) == whole).all()
     sums.close()
-    whole = np.concatenate(found)
-    assert (behind == whole[::-1]).all(), "statistics come by the same rule"
     return whole
+
+
+def by_blocks(
+    combining: Combining, sums: Sums, reports: list[Report], name: str, block: int
+) -> NDArray[np.float64]:
+    if not combining.needs_updates:
+        return sums.mean(name, 0, SIZE)
+    combine, updates = combining.of_round(sums, reports), sums.singles(name)
+    assert updates is not None
+    starts = range(0, SIZE, block)
+    found = [combine(updates, start, min(block, SIZE - start)) for start in starts]
+    return np.concatenate(found)
 
 
 @pytest.fixture(params=NAMES)

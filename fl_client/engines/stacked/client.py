@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -20,6 +19,8 @@ Array: TypeAlias = NDArray[Any]
 Pair: TypeAlias = tuple[Array, Array]
 Outcome: TypeAlias = LocalUpdate | TrainingFailed
 
+NOT_FINITE = TrainingFailed("training diverged: the update is not finite")
+
 
 @dataclass(frozen=True)
 class Member:
@@ -29,28 +30,22 @@ class Member:
     plan: LocalRound
 
 
-@dataclass(frozen=True)
 class Client:
     """A member of a cohort, and how its training begins and ends.
 
     Attributes:
         number: its place in the cohort.
         training: its hooks; None where they are FedAvg's and it keeps nothing.
+        count: the number of its examples.
+        steps: the number of its steps.
     """
 
-    number: int
-    member: Member
-    training: NumpyTraining | None
+    __slots__ = ("count", "member", "number", "steps", "training")
 
-    @cached_property
-    def count(self) -> int:
-        """The number of its examples."""
-        return len(self.member.examples[0])
-
-    @cached_property
-    def steps(self) -> int:
-        """The number of its steps."""
-        return steps_of(self.member.plan.settings, self.count)
+    def __init__(self, number: int, member: Member, training: NumpyTraining | None) -> None:
+        self.number, self.member, self.training = number, member, training
+        self.count = len(member.examples[0])
+        self.steps = steps_of(member.plan.settings, self.count)
 
     def kind(self) -> tuple[Any, ...]:
         """Return what clients that train together have in common."""
@@ -75,40 +70,39 @@ class Client:
             for name, array in self.training.w.items():
                 w[name][...] = array
 
-    def finish(self, weights: Weights, row: Vector, losses: Array, mean: float) -> Outcome:
+    def finish(self, weights: Weights, row: Vector, mean: float) -> Outcome:
         """Return what the client sends and keeps.
 
         Args:
             weights: the global ones.
-            row: the client's own; the update may take their place.
-            losses: of its steps.
+            row: the client's own; their change where its hooks are FedAvg's.
             mean: of the losses of its last whole epoch.
         """
-        self.member.plan.tally.steps += self.steps
-        if not np.isfinite(losses).all():
-            return self._diverged(losses)
+        plan, metrics = self.member.plan, {"train_loss": mean}
+        plan.tally.steps = plan.tally.full_steps = self.steps
+        if plan.settings.max_steps:
+            plan.tally.full_steps = plan.settings.local_epochs * self._per_epoch
         if self.training is None:
-            row -= weights.vector
-            update = LocalUpdate(row, self.count, {"train_loss": mean}, self.member.plan.state)
-        else:
-            self.training.w = shaped(row, weights.layout)
-            metrics = {"train_loss": mean}
-            update = local_update(weights, *self.training.finish(), self.count, metrics)
-            # what is kept must not hold all clients' weights in memory
-            state = {name: np.array(array) for name, array in update.state.items()}
-            update = update._replace(state=state)
-        if not _is_finite(update):
-            return TrainingFailed("training diverged: the update is not finite")
+            return LocalUpdate(row, self.count, metrics, plan.state)
+        self.training.w = shaped(row, weights.layout)
+        update = local_update(weights, *self.training.finish(), self.count, metrics)
+        sums = [vector.sum(dtype=np.float64) for vector in vectors_of(update)]
+        if not np.isfinite([*sums, *map(np.float32, update.scalars.values())]).all():
+            return NOT_FINITE
         return update
 
-    def _diverged(self, losses: Array) -> TrainingFailed:
-        step = int(np.flatnonzero(~np.isfinite(losses))[0])
-        settings = self.member.plan.settings
-        epoch = step // -(-self.count // settings.batch_size) + 1
+    def diverged(self, losses: Array) -> TrainingFailed:
+        """Return why it has no update; one of its steps' losses is no finite number."""
+        step, settings = int(np.flatnonzero(~np.isfinite(losses))[0]), self.member.plan.settings
         return TrainingFailed(
-            f"training diverged: the loss is {losses[step]} in local epoch {epoch} of "
-            f"{settings.local_epochs} (learning_rate {settings.learning_rate})"
+            f"training diverged: the loss is {losses[step]} in local epoch "
+            f"{step // self._per_epoch + 1} of {settings.local_epochs} "
+            f"(learning_rate {settings.learning_rate})"
         )
+
+    @property
+    def _per_epoch(self) -> int:
+        return -(-self.count // self.member.plan.settings.batch_size)
 
 
 def is_fedavg(algorithm: Algorithm) -> bool:
@@ -123,7 +117,6 @@ def is_fedavg(algorithm: Algorithm) -> bool:
     )
 
 
-def _is_finite(update: LocalUpdate) -> bool:
-    vectors = [*update.vectors.values(), *([] if update.vector is None else [update.vector])]
-    sums = [vector.sum(dtype=np.float64) for vector in vectors]
-    return bool(np.isfinite([*sums, *map(np.float32, update.scalars.values())]).all())
+def vectors_of(update: LocalUpdate) -> list[Vector]:
+    """Return the vectors that a client sends."""
+    return [*update.vectors.values(), *([] if update.vector is None else [update.vector])]

@@ -18,7 +18,15 @@ from fl_client.engines._client_half import received_vectors
 from fl_client.engines._examples import class_weights_of
 from fl_client.engines._numpy_training import NumpyData, NumpyTraining
 from fl_client.engines.numpy import NumpyEngine
-from fl_client.engines.stacked.client import Array, Client, Member, Outcome, Pair, is_fedavg
+from fl_client.engines.stacked.client import (
+    NOT_FINITE,
+    Array,
+    Client,
+    Member,
+    Outcome,
+    Pair,
+    is_fedavg,
+)
 from fl_client.engines.stacked.direction import StackedDirection
 from fl_client.engines.stacked.examples import Examples
 from fl_client.engines.stacked.layers import unsupported
@@ -91,6 +99,8 @@ class CohortEngine:
         """
         if "loss" in members[0].plan.algorithm.needs:
             raise CannotBatch("a change of the loss")
+        if any(each.plan.width != 1 for each in members):
+            raise CannotBatch("a part of the model that is each client's own")
         found: list[Outcome | None] = [None] * len(members)
         parts = self._groups(self._clients(weights, members))
         if self._threads == 1 or len(parts) == 1:
@@ -160,11 +170,20 @@ class CohortEngine:
                 client.start(weights.layout, row)
             group = self._group(weights, clients)
             losses = GroupTraining(group, rows, _direction(clients)).run()
-            means = (losses * group.schedule.last_epoch).sum(0).tolist()
-            return [
-                client.finish(weights, row, losses[:, number], means[number])
-                for number, (client, row) in enumerate(zip(clients, rows, strict=True))
-            ]
+            if clients[0].training is None:
+                rows -= weights.vector
+            means = np.einsum("sc,sc->c", losses, group.schedule.last_epoch).tolist()
+            are_finite = zip(_are_finite(losses.T), _are_finite(rows), strict=True)
+        found: list[Outcome] = []
+        for number, (loss_is, row_is) in enumerate(are_finite):
+            client = clients[number]
+            if not loss_is:
+                found.append(client.diverged(losses[:, number]))
+            elif not row_is:
+                found.append(NOT_FINITE)
+            else:
+                found.append(client.finish(weights, rows[number], means[number]))
+        return found
 
     def _group(self, weights: Weights, clients: list[Client]) -> Group:
         plans = [each.member.plan for each in clients]
@@ -189,3 +208,13 @@ def _direction(clients: Sequence[Client]) -> StackedDirection | None:
     if type(algorithm).direction is Algorithm.direction or not halves:
         return None
     return StackedDirection(algorithm, halves)
+
+
+def _are_finite(rows: Array) -> list[bool]:
+    """Return of each row whether all its values are finite."""
+    found = np.isfinite(np.add.reduce(rows, 1))
+    if not found.all():
+        # a sum of finite values can be infinite in float32
+        found = np.isfinite(np.add.reduce(rows, 1, dtype=np.float64))
+    are_finite: list[bool] = found.tolist()
+    return are_finite

@@ -44,7 +44,7 @@ def _cross_entropy(outputs: Array, targets: Array, share: Share) -> tuple[Array,
     sums = np.add.reduce(y, 2)
     y /= sums[:, :, np.newaxis]
     flat[at] -= 1
-    y *= _column(share, 3)
+    y *= np.asarray(share)[..., np.newaxis]
     losses = np.log(sums)
     losses -= chosen
     losses *= share

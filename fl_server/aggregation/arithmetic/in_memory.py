@@ -11,11 +11,12 @@ from algorithms.base import BLOCK, Algorithm, Scalars
 from fl_server.aggregation.arithmetic.exact import BlockSum, Float32s, Float64s, Workspace
 from fl_server.aggregation.arithmetic.server_half import (
     Block,
-    RoundFigures,
     ServerHalf,
+    VersionInput,
     kept_vectors,
     mean_of,
 )
+from fl_server.aggregation.arithmetic.single_updates import SingleUpdates
 from runtime.errors import Corrupt
 from storage.weights import Slices, Weights
 
@@ -43,6 +44,23 @@ class VectorsSum:
         return self._blocks[start // BLOCK].total()
 
 
+class MemoryUpdates(SingleUpdates):
+    """One vector of each update, by device."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.by_device: dict[str, Float32s] = {}
+
+    @property
+    def devices(self) -> list[str]:
+        """See :class:`SingleUpdates`."""
+        return sorted(self.by_device)
+
+    def read(self, start: int, count: int) -> Float32s:
+        """See :class:`SingleUpdates`."""
+        return np.stack([self.by_device[each][start : start + count] for each in self.devices])
+
+
 class MemorySums:
     """The sums of one round: each name's is over the updates that have it.
 
@@ -50,13 +68,34 @@ class MemorySums:
         updates: how many are expected.
         covered: the vectors of which an update may have a part: each has a second sum, of the
             weights of the updates that have a coordinate, and its mean is over those.
+        kept_singly: the names of which every update's vector is kept instead of a sum.
     """
 
-    def __init__(self, updates: int, covered: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        updates: int,
+        covered: Collection[str] = (),
+        kept_singly: frozenset[str] = frozenset(),
+    ) -> None:
         self._updates = updates
         self._covered = frozenset(covered)
+        self._kept_singly = kept_singly
         self._sums: dict[str, VectorsSum] = {}
         self._coverage: dict[str, VectorsSum] = {}
+        self._singles: dict[str, MemoryUpdates] = {}
+
+    def keep(self, device_id: str, update: Mapping[str, Float32s]) -> Mapping[str, Float32s]:
+        """Keep what is kept singly of an update; return the rest, which is to be added."""
+        if not self._kept_singly:
+            return update
+        for name in self._kept_singly.intersection(update):
+            kept = self._singles.setdefault(name, MemoryUpdates(update[name].size))
+            kept.by_device[device_id] = update[name]
+        return {name: update[name] for name in update if name not in self._kept_singly}
+
+    def singles(self, name: str) -> MemoryUpdates | None:
+        """Return every update's vector of that name, None where a sum is kept of it, or none."""
+        return self._singles.get(name)
 
     def add(
         self,
@@ -88,7 +127,7 @@ class MemorySums:
                 sums[name].add(vectors, its_weights)
 
     def __contains__(self, name: str) -> bool:
-        return name in self._sums
+        return name in self._sums or name in self._singles
 
     def mean(self, name: str, start: int, count: int) -> Float64s:
         """Return a block of a name's mean, zeros where no update has it.
@@ -124,7 +163,7 @@ class MemoryVersion:
     scalars: Scalars = field(default_factory=dict)
 
 
-def next_version(base: MemoryVersion, algorithm: Algorithm, given: RoundFigures) -> MemoryVersion:
+def next_version(base: MemoryVersion, algorithm: Algorithm, given: VersionInput) -> MemoryVersion:
     """Return the version that a round makes of ``base``.
 
     Raises:

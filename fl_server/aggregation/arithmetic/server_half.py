@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeAlias
 
 import numpy as np
 
 from algorithms.base import STATISTICS, Algorithm, Blocks, Mean, Report, Scalars
+from algorithms.transforms import bound_of
+from algorithms.transforms.base import At, Transform
+from fl_server.aggregation.arithmetic.combining import Combine, Combining
 from fl_server.aggregation.arithmetic.exact import Float32s, Float64s
+from fl_server.aggregation.arithmetic.single_updates import KeptSingly
+from fl_server.aggregation.rules.base import Rule
+from fl_server.aggregation.rules.mean import WeightedMean
 from runtime.bounds import MAX_EXAMPLES, MAX_SCALARS, is_plausible
 from runtime.errors import Corrupt
 from storage.weights import Layout, NotFinite, next_values
@@ -21,13 +27,16 @@ Block: TypeAlias = tuple[int, Float32s, Blocks]
 """Where it begins in the vector, its weights, and the server's vectors there."""
 
 
-class Sums(Protocol):
-    """The exact weighted sums of a round, one for each name that its updates have."""
+class Sums(KeptSingly, Protocol):
+    """The exact weighted sums of a round, one for each name that its updates have.
+
+    Of some names the single updates are kept instead, see ``Combining.kept_singly``.
+    """
 
     def __contains__(self, name: str) -> bool: ...
 
     def mean(self, name: str, start: int, count: int) -> Float64s:
-        """Return a block of a name's mean, zeros where no update has it.
+        """Return a block of a name's mean, zeros where no update has it or single ones are kept.
 
         Raises:
             Corrupt: the weights of the updates that have it are 0.
@@ -43,7 +52,7 @@ class Sums(Protocol):
 
 
 @dataclass(frozen=True)
-class RoundFigures:
+class VersionInput:
     """What a version is made of beside the weights and the server's vectors.
 
     Attributes:
@@ -52,6 +61,10 @@ class RoundFigures:
         reports: of the updates in the sums, by device.
         population: how many clients the run knows.
         seed: the run's.
+        rule: how the updates become one.
+        round: its number.
+        transforms: what is done to the means.
+        weights: of the updates in the sums, in any order.
     """
 
     scalars: Scalars
@@ -59,6 +72,18 @@ class RoundFigures:
     reports: Sequence[Report]
     population: int
     seed: int
+    rule: Rule = field(default_factory=WeightedMean)
+    round: int = 1
+    transforms: Sequence[Transform] = ()
+    weights: Sequence[int] = ()
+
+    @property
+    def sensitivity(self) -> float:
+        """How far one update can move the mean; 0 where its norm has no bound."""
+        bound = bound_of(self.transforms)
+        if not math.isfinite(bound) or not any(self.weights):
+            return 0.0
+        return bound * max(self.weights) / sum(self.weights)
 
 
 class ServerHalf:
@@ -66,10 +91,16 @@ class ServerHalf:
 
     Raises:
         Corrupt: the weights of all updates are 0.
+        NotFinite: what single updates are multiplied by would not be finite.
     """
 
-    def __init__(self, algorithm: Algorithm, given: RoundFigures) -> None:
+    def __init__(self, algorithm: Algorithm, given: VersionInput) -> None:
         self._algorithm, self._given = algorithm, given
+        combining = Combining(algorithm, given.rule)
+        self._combine: Combine | None = None
+        if combining.needs_updates:
+            with np.errstate(all="ignore"):
+                self._combine = combining.of_round(given.sums, given.reports)
         self._mean = Mean({}, self._scalars(), len(given.reports), given.population)
 
     def init(self, weights: Float32s, start: int) -> Blocks:
@@ -115,17 +146,27 @@ class ServerHalf:
             mean = self._mean_at(start, len(weights))
             result, after = self._algorithm.aggregate(weights, mean, state, scalars)
             if STATISTICS in self._given.sums:
-                result = result + self._given.sums.mean(STATISTICS, start, len(weights))
+                result = result + self._vector(STATISTICS, start, len(weights))
             values = np.ascontiguousarray(result, np.float32)
         return next_values(weights, values, layout, start), after
 
     def _mean_at(self, start: int, count: int) -> Mean:
-        sums, names = self._given.sums, self._algorithm.sends
-        vectors = {name: sums.mean(name, start, count) for name in names}
-        if not self._algorithm.narrow_widths:
-            return replace(self._mean, vectors=vectors)
-        coverage = {name: sums.coverage(name, start, count) for name in names}
-        return replace(self._mean, vectors=vectors, coverage=coverage)
+        names, given = self._algorithm.sends, self._given
+        vectors = {name: self._vector(name, start, count) for name in names}
+        mean = replace(self._mean, vectors=vectors)
+        if self._algorithm.narrow_widths:
+            coverage = {name: given.sums.coverage(name, start, count) for name in names}
+            mean = replace(mean, coverage=coverage)
+        for transform in given.transforms:
+            mean = transform.combined(mean, At(given.seed, given.round, start, given.sensitivity))
+        return mean
+
+    def _vector(self, name: str, start: int, count: int) -> Float64s:
+        """Return a block of what the updates' vectors of a name become."""
+        updates = self._given.sums.singles(name) if self._combine is not None else None
+        if updates is None or self._combine is None:
+            return self._given.sums.mean(name, start, count)
+        return self._combine(updates, start, count)
 
     def _scalars(self) -> dict[str, float]:
         sums = self._given.sums
