@@ -98,7 +98,7 @@ endurance: $(FOR_DEV) ## let an agent do ROUNDS=500 rounds: what it holds must n
 
 .PHONY: world
 world: $(FOR_DEV) ## search SEEDS=20000 simulated histories with faults
-	$(BIN)/python -m tests.world --seeds $(SEEDS)
+	$(BIN)/python -m tests.world --seeds $(SEEDS) $(ARGS)
 
 .PHONY: clean
 clean: ## remove .venv, caches and build output (rengo-output stays)
