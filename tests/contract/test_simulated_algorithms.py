@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import algorithms
+from algorithms.transforms import TRANSFORMS
 from fl_client.engines.base import load_engine
 from rengo.simulation.clients import ClientsSpec, VirtualClients
 from rengo.simulation.definition import Simulation, prepare
@@ -58,4 +59,14 @@ def test_a_rule_of_single_updates_is_simulated_too(rule: str, tmp_path: Path) ->
     for _ in range(ROUNDS):
         told.round()
     found = simulated({"rule": {"name": rule}}, "numpy")
+    assert found.weights.vector.tobytes() == told.weights.vector.tobytes()
+
+
+@pytest.mark.parametrize("name", TRANSFORMS.names())
+def test_what_is_done_to_updates_is_simulated_too(name: str, tmp_path: Path) -> None:
+    done = [{"name": "clip"}, {"name": name}] if name == "noise" else [{"name": name}]
+    told = run_of(tmp_path / "run", "fedavg", transforms=done)
+    for _ in range(ROUNDS):
+        told.round()
+    found = simulated({"transforms": done}, "numpy")
     assert found.weights.vector.tobytes() == told.weights.vector.tobytes()
