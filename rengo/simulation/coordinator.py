@@ -30,6 +30,7 @@ from fl_server.rounds.commands import Aggregate, FoldUpdate, SendOrder, TagBest
 from fl_server.rounds.events import (
     AggregationFailed,
     AggregationFinished,
+    DevicesJoined,
     EvaluationReceived,
     Event,
     ResultReceived,
@@ -53,7 +54,8 @@ from rengo.simulation.backend import (
 )
 from rengo.simulation.clients import EVALUATOR, EVALUATOR_ID, VirtualClients
 from rengo.simulation.states import ClientStates
-from rengo.simulation.timeline import FleetTiming, Timeline
+from rengo.simulation.timeline import AtOnce, Happening, Timeline
+from rengo.simulation.virtual.orders import WorkDone
 from runtime.errors import Corrupt, RunNotCompleted, StorageError
 from storage.weights import NotFinite, Slices, Vector
 
@@ -91,7 +93,6 @@ class Parts:
 
     backend: Backend
     states: ClientStates
-    fleet: FleetTiming
 
 
 class _Result(NamedTuple):
@@ -160,7 +161,7 @@ class Coordinator:
         self._algorithm = run.algorithm
         width_of = self._width if self._algorithm.narrow_widths else whole_model
         self.machine = RoundMachine(run.plan, Model(0, "", "", 0), width_of=width_of, ledger=ledger)
-        self.timeline = Timeline()
+        self.timeline: Timeline = AtOnce()
         self.version = run.initial
         self.best: MemoryVersion | None = None
         self._watch = watch
@@ -184,7 +185,7 @@ class Coordinator:
         """Let the clients join."""
         if self.run.plan.evaluate_on == "evaluators":
             self.timeline.add(DeviceJoined(EVALUATOR_ID, "evaluator"))
-        self.parts.fleet.begin(self.timeline, self.run.clients.ids)
+        self._join()
 
     def restore(
         self,
@@ -199,7 +200,7 @@ class Coordinator:
             held: the versions that may become the best one, and the latest.
         """
         self.version, self.best, self._held = version, best, dict(held)
-        self.timeline.now_s = now_s
+        self.timeline = AtOnce(now_s)
 
     def resume(self) -> None:
         """Go on with what was pending, as a server does that was started again."""
@@ -227,7 +228,16 @@ class Coordinator:
                 f"round {ledger.round} waits for clients that never come: "
                 f"{ledger.explanation or f'it needs {self.run.plan.quorum} of them'}"
             )
-        self._carry_out(event)
+        self._carry_out(self._resolved(event))
+
+    def _join(self) -> None:
+        """Let the clients join that are there at first."""
+        self.timeline.add(DevicesJoined(tuple(self.run.clients.ids)))
+
+    def _resolved(self, event: Happening) -> Event:
+        """Return what the machine is told of what happened."""
+        assert not isinstance(event, WorkDone)
+        return event
 
     # --- commands -----------------------------------------------------------------------------
 
@@ -270,32 +280,25 @@ class Coordinator:
 
     def _train(self, commands: list[SendOrder]) -> None:
         orders = {each.device_id: self._order(each) for each in commands}
-        fleet, pair = self.parts.fleet, (commands[0].round, commands[0].attempt)
+        pair = (commands[0].round, commands[0].attempt)
         results = self.parts.backend.train(list(orders.values()), self._global_model())
         for result in _in_order(results, orders):
-            device_id = result.device_id
             if isinstance(result, Declined):
-                self.timeline.add(_declined(result, "train", pair))
-                continue
-            delay_s = fleet.training_s(orders[device_id], result)
-            if delay_s is not None:
-                self.timeline.add(self._delivered(result, pair), delay_s)
+                self.timeline.add(declined(result, "train", pair))
+            else:
+                self.timeline.add(self._delivered(result, pair))
 
     def _evaluate(self, commands: list[SendOrder]) -> None:
         orders = {each.device_id: self._order(each) for each in commands}
         pair = (commands[0].round, commands[0].attempt)
         results = self.parts.backend.evaluate(list(orders.values()), self._global_model())
         for result in _in_order(results, orders):
-            delay_s = self.parts.fleet.evaluation_s(orders[result.device_id])
-            if delay_s is None:
-                continue
             match result:
                 case Declined():
-                    self.timeline.add(_declined(result, "evaluate", pair), delay_s)
+                    self.timeline.add(declined(result, "evaluate", pair))
                 case Evaluated():
                     found = (result.num_examples, dict(result.metrics))
-                    event = EvaluationReceived(result.device_id, *pair, *found)
-                    self.timeline.add(event, delay_s)
+                    self.timeline.add(EvaluationReceived(result.device_id, *pair, *found))
 
     def _order(self, command: SendOrder) -> VirtualOrder:
         client = self._numbers[command.device_id]
@@ -441,7 +444,8 @@ def _report(result: Trained) -> Report:
     return Report(result.device_id, result.num_examples, scalars)
 
 
-def _declined(result: Declined, action: str, pair: tuple[int, int]) -> DeviceDeclined:
+def declined(result: Declined, action: str, pair: tuple[int, int]) -> DeviceDeclined:
+    """Return what the machine is told of an order that gave no result."""
     return DeviceDeclined(
         result.device_id,
         "train" if action == "train" else "evaluate",

@@ -15,7 +15,12 @@ from rengo.operator.definitions import check_definition, needs_torch, with_goals
 from rengo.simulation.backend import BackendSetup
 from rengo.simulation.clients import EVALUATOR, ClientsSpec, VirtualClients
 from rengo.simulation.coordinator import SimulatedRun
+from rengo.simulation.virtual.availability import Availability, DrawnAvailability
+from rengo.simulation.virtual.fleet import VirtualFleet, parse_shares, parse_tables
+from rengo.simulation.virtual.traces import read_traces
+from rengo.simulation.virtual.world import VirtualWorld
 from rengo.site.device_folders import device_folders
+from runtime.config import read_toml
 from runtime.errors import ConfigError
 
 DEFAULT_CLIENTS = 100
@@ -39,6 +44,9 @@ class Simulation:
         backend: what computes; "auto" chooses.
         engine: that of every client; "auto" is numpy where it can do the run, else torch.
         workers: how many processes at most, where the backend has any; 0 for as many as cores.
+        fleet: what devices the clients are in virtual time: shares of presets as
+            ``phone=80,pi-4=20``, or a TOML file; empty: all are there and answer at once.
+        trace: a CSV file with when they are online, in place of their models.
     """
 
     task: str
@@ -51,6 +59,8 @@ class Simulation:
     backend: str = "auto"
     engine: Literal["auto", "numpy", "torch"] = "auto"
     workers: int = 0
+    fleet: str = ""
+    trace: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -59,11 +69,13 @@ class Prepared:
 
     Attributes:
         backend: the name that was asked for.
+        world: what the clients' devices do in virtual time, None where they answer at once.
     """
 
     run: SimulatedRun
     setup: BackendSetup
     backend: str = "auto"
+    world: VirtualWorld | None = None
 
 
 def prepare(simulation: Simulation, earlier: VirtualClients | None = None) -> Prepared:
@@ -103,7 +115,34 @@ def prepare(simulation: Simulation, earlier: VirtualClients | None = None) -> Pr
     setup = BackendSetup(
         clients, algorithm, definition.seed, engine, simulation.workers, transforms
     )
-    return Prepared(run, setup, simulation.backend)
+    world = virtual_world(simulation, clients, definition.seed)
+    return Prepared(run, setup, simulation.backend, world)
+
+
+def virtual_world(
+    simulation: Simulation, clients: VirtualClients, seed: int
+) -> VirtualWorld | None:
+    """Return the devices of a fleet that a simulation names, None where it names none.
+
+    Raises:
+        ConfigError: the fleet or the trace is wrong; the text says where.
+    """
+    if not simulation.fleet:
+        if simulation.trace is not None:
+            raise ConfigError(
+                f"trace {simulation.trace}: it says when devices are online, and a fleet has to "
+                "say what they are (--fleet phone)"
+            )
+        return None
+    if simulation.fleet.endswith(".toml"):
+        kinds = parse_tables(read_toml(Path(simulation.fleet)), simulation.fleet)
+    else:
+        kinds = parse_shares(simulation.fleet)
+    fleet = VirtualFleet(kinds, len(clients.ids), seed)
+    availability: Availability = DrawnAvailability(fleet)
+    if simulation.trace is not None:
+        availability = read_traces(simulation.trace)
+    return VirtualWorld(fleet, availability, clients.ids)
 
 
 def _spec(simulation: Simulation) -> ClientsSpec:

@@ -41,6 +41,9 @@ class RoundFigures:
         refused: how many declined or were refused, in all attempts.
         num_examples: of the updates together.
         train_loss: the mean over the updates' examples, None where clients report none.
+        dropped: whose updates did not count, of those who were invited to the last attempt; in
+            virtual time alone.
+        energy_j: what the round cost a fleet's devices in virtual time, all attempts together.
         metrics: of its version by name, empty where nobody measured it.
     """
 
@@ -53,6 +56,8 @@ class RoundFigures:
     refused: int = 0
     num_examples: int = 0
     train_loss: float | None = None
+    dropped: int = 0
+    energy_j: float = 0.0
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 

@@ -18,6 +18,7 @@ from fl_server.runs.record import RunRecord
 from rengo.simulation.clients import ClientsSpec
 from rengo.simulation.coordinator import SimulatedRun
 from rengo.simulation.history import RoundFigures, RoundHistory
+from rengo.simulation.virtual.world import VirtualWorld
 from storage.weights import Weights, encode_header
 from storage.weights.safetensors import encode_others
 
@@ -36,13 +37,17 @@ def digest_of(described: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def description_of(run: SimulatedRun, engine: str) -> dict[str, Any]:
+def description_of(
+    run: SimulatedRun, engine: str, world: VirtualWorld | None = None
+) -> dict[str, Any]:
     """Return all that a simulation's model depends on, as plain data.
 
     How it is computed is not in it: every backend, whatever its workers, may go on with it.
     """
     spec = run.clients.spec
+    paced = {} if world is None else {"fleet": world.description()}
     return {
+        **paced,
         "definition": run.definition.model_dump(mode="json"),
         "clients": {
             "task": spec.task,

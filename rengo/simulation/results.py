@@ -31,6 +31,8 @@ _KINDS: dict[str, type] = {
     **dict.fromkeys(("seconds", "virtual_s"), float),
     **dict.fromkeys(("invited", "updates", "refused", "num_examples"), int),
     "train_loss": float,
+    "dropped": int,
+    "energy_j": float,
 }
 """The columns of the table of rounds, before the metrics."""
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,10 +18,11 @@ from rengo.simulation.choice import Choice, choose
 from rengo.simulation.coordinator import Coordinator, Parts
 from rengo.simulation.definition import Prepared, Simulation, prepare
 from rengo.simulation.history import RoundFigures, RoundHistory
+from rengo.simulation.paced import PacedCoordinator
 from rengo.simulation.report import description_of, digest_of, run_report
 from rengo.simulation.results import ResultsFolder
 from rengo.simulation.states import MemoryStates
-from rengo.simulation.timeline import AtOnce
+from rengo.simulation.virtual.account import VirtualAccount
 from runtime.config import merge
 from runtime.errors import ConfigError, RunNotCompleted
 from storage.weights import Weights
@@ -42,6 +44,8 @@ class SimulationResult:
         folder: where all of it lies, None where it was not to be kept.
         no_plot: why there is no plot in the folder.
         was_there: whether the folder had the results already.
+        account: what the rounds took in virtual time, energy and bytes, and who was dropped; None
+            where no fleet was named.
     """
 
     report: RunReport
@@ -52,6 +56,7 @@ class SimulationResult:
     folder: Path | None = None
     no_plot: str = ""
     was_there: bool = False
+    account: VirtualAccount | None = None
 
     @property
     def run_id(self) -> str:
@@ -83,6 +88,7 @@ class SimulationResult:
             "backend": self.choice.name,
             "backend_reason": self.choice.reason,
             "rounds_per_s": rates[len(rates) // 2] if rates else None,
+            **({} if self.account is None else {"virtual": self.account.document()}),
         }
 
 
@@ -117,6 +123,8 @@ def simulate(  # noqa: PLR0913  a keyword for each option of the command line
     engine: Literal["auto", "numpy", "torch"] = "auto",
     workers: int = 0,
     out: Path | str | None = None,
+    fleet: str = "",
+    trace: Path | str | None = None,
 ) -> SimulationResult:
     """Train a task over virtual clients in this process's memory, without a broker or a store.
 
@@ -136,6 +144,8 @@ def simulate(  # noqa: PLR0913  a keyword for each option of the command line
         engine: numpy or torch; "auto" is numpy where it can do the run.
         workers: how many processes at most, where the backend has any; 0 for as many as cores.
         out: a folder for the results; a run that was killed goes on from there.
+        fleet: what devices the clients are in virtual time, as ``phone=80,pi-4=20`` or a TOML file.
+        trace: a CSV file that says when these devices are online.
 
     Raises:
         ConfigError: something about it cannot be; the text says what.
@@ -156,6 +166,8 @@ def simulate(  # noqa: PLR0913  a keyword for each option of the command line
         backend=backend,
         engine=engine,
         workers=workers,
+        fleet=fleet,
+        trace=None if trace is None else Path(trace).absolute(),
     )
     return run_prepared(prepare(simulation), None if out is None else Keeping(Path(out).absolute()))
 
@@ -172,7 +184,7 @@ def run_prepared(
         ConfigError: the folder holds something else, or the backend cannot do it; says why.
         RunNotCompleted: the run failed, and why.
     """
-    described = description_of(prepared.run, prepared.setup.engine)
+    described = description_of(prepared.run, prepared.setup.engine, prepared.world)
     folder = None if keeping is None else ResultsFolder(keeping.folder, described)
     choice = choose(prepared.backend, prepared.setup)
     if folder is not None and folder.is_complete:
@@ -183,7 +195,7 @@ def run_prepared(
     backend = open_backend(choice.name, prepared.setup)
     states = MemoryStates()
     try:
-        return work.run(Parts(backend, states, AtOnce()))
+        return work.run(Parts(backend, states))
     finally:
         backend.close()
         states.close()
@@ -207,8 +219,13 @@ class _Work:
         saved = None if self.folder is None else checkpoint.load(self.folder.checkpoint)
         if saved is not None and saved.digest != self.digest:
             raise ConfigError(f"{self.folder} has the checkpoint of another simulation")
-        coordinator = Coordinator(
-            self.prepared.run, parts, self, None if saved is None else saved.ledger
+        run, world, ledger = self.prepared.run, self.prepared.world, None
+        if saved is not None:
+            ledger = saved.ledger
+        coordinator = (
+            Coordinator(run, parts, self, ledger)
+            if world is None
+            else PacedCoordinator(run, parts, world, self)
         )
         self._coordinator, self._states = coordinator, parts.states
         self._history = self._new_history(coordinator)
@@ -234,10 +251,23 @@ class _Work:
     def committed(self) -> None:
         """See :class:`rengo.simulation.coordinator.RunWatch`."""
         self._history.settle()
-        if self._pace is not None and self._pace.is_due() and not self._coordinator.ended:
+        account = self._account
+        if account is not None:
+            row = self._history.rounds[-1]
+            attempts = account.attempts(row.round)
+            row.dropped = len(attempts[-1].dropped)
+            row.energy_j = math.fsum(entry.cost.joules for entry in attempts)
+        # what a fleet does in mid-run is not saved: such a run begins anew
+        pace = self._pace if account is None else None
+        if pace is not None and pace.is_due() and not self._coordinator.ended:
             self._save()
         if self.progress is not None:
             self.progress(self._coordinator, self._history)
+
+    @property
+    def _account(self) -> VirtualAccount | None:
+        paced = self._coordinator
+        return paced.account if isinstance(paced, PacedCoordinator) else None
 
     def _save(self) -> None:
         assert self.folder is not None
@@ -267,8 +297,10 @@ class _Work:
         run_id = f"sim-{self.digest[:12]}"
         report = run_report(run_id, run, (ledger, history), weights, self._began_at)
         path = None if self.folder is None else self.folder.path
-        result = SimulationResult(report, history.rounds, weights, best, self.choice, path)
+        result = SimulationResult(
+            report, history.rounds, weights, best, self.choice, path, account=self._account
+        )
         if self.folder is None:
             return result
         reason = self.folder.write(report, result.document(), history.rounds, (weights, best))
-        return SimulationResult(report, history.rounds, weights, best, self.choice, path, reason)
+        return replace(result, no_plot=reason)

@@ -125,6 +125,8 @@ def trouble(event: RunEvent) -> str | None:
         case "RoundAbandoned":
             attempt = f"round {event.round}, attempt {event.attempt}"
             return f"{attempt}, was abandoned and is tried again: {detail['reason']}"
+        case "RequestFailed":
+            return f"the parent's round was given up: {detail['reason']}"
         case "UpdateRefused" | "UpdateWithdrawn":
             return (
                 f"round {event.round}: update of {detail['device_id']} refused: {detail['reason']}"

@@ -86,6 +86,7 @@ def add(commands: Commands) -> None:
         metavar="N",
         help="what a shared data set is divided by (default: 0)",
     )
+    _add_fleet(parser)
     _add_experiment(parser)
     parser.add_argument(
         "--out",
@@ -102,6 +103,22 @@ def add(commands: Commands) -> None:
         help="how often at most progress is saved in --out (default: 30 s)",
     )
     parser.add_argument("--json", metavar="FILE", help="write one JSON document, - for stdout")
+
+
+def _add_fleet(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--fleet",
+        default="",
+        metavar="KINDS",
+        help="let results arrive in virtual time as from these devices: shares of presets "
+        "(pi-zero-2, pi-4, phone, edge-cpu, gpu) as phone=80,pi-4=20, or a TOML file",
+    )
+    parser.add_argument(
+        "--trace",
+        type=absolute,
+        metavar="FILE",
+        help="a CSV file that says when these devices are online: device,from_s,to_s,online",
+    )
 
 
 def _add_experiment(parser: argparse.ArgumentParser) -> None:
@@ -172,6 +189,8 @@ def _prepare(
         backend=options.backend,
         engine=options.engine,
         workers=options.workers,
+        fleet=options.fleet,
+        trace=options.trace,
     )
     return prepare(simulation, earlier)
 
