@@ -16,7 +16,8 @@ def select(
 ) -> tuple[str, ...]:
     """Return up to ``count`` of the candidates, sorted by id."""
     prefix, sha256 = f"{seed}/{round_number}/{attempt}/".encode(), hashlib.sha256
-    names = list(set(candidates))
+    # in their order, in which they lie in memory
+    names = list(dict.fromkeys(candidates))
     ranks = [sha256(prefix + name.encode()).digest() for name in names]
     lowest = heapq.nsmallest(count, ranks)
     last = lowest[-1] if lowest else b""
