@@ -45,6 +45,17 @@ class Setting:
 
 
 @dataclass(frozen=True)
+class Explanation:
+    """What there is to say of anything that a run names: an algorithm, a rule, a transform."""
+
+    name: str
+    summary: str
+    details: str
+    source: str
+    settings: tuple[Setting, ...]
+
+
+@dataclass(frozen=True)
 class Description:
     """What there is to say of an algorithm.
 
@@ -72,31 +83,35 @@ class Description:
 def describe(name: str) -> Description:
     """Return the description of the algorithm ``name``; raises ConfigError for one not listed."""
     algorithm = load(name)
-    kind = type(algorithm)
-    summary, _, details = (inspect.getdoc(kind) or "").partition("\n\n")
+    found = explain(name, algorithm)
     return Description(
         name=name,
         family=algorithm.family,
-        summary=" ".join(summary.split()),
-        details=details.strip(),
-        source=inspect.getdoc(inspect.getmodule(kind)) or "",
+        summary=found.summary,
+        details=found.details,
+        source=found.source,
         engines=("torch",) if "loss" in algorithm.needs else ("numpy", "torch"),
         needs=algorithm.needs,
         needs_updates=algorithm.needs_updates,
-        settings=_settings_of(algorithm),
+        settings=found.settings,
         costs=costs_of(algorithm),
     )
 
 
-def _settings_of(algorithm: Algorithm) -> tuple[Setting, ...]:
-    hints = get_type_hints(type(algorithm), include_extras=True)
-    return tuple(
-        Setting(
-            field.name,
-            getattr(algorithm, field.name),
-            _bounds_of(hints[field.name]),
-        )
-        for field in fields(algorithm)
+def explain(name: str, chosen: Any) -> Explanation:
+    """Return what the docstrings and the fields of a dataclass's object say of it."""
+    kind = type(chosen)
+    summary, _, details = (inspect.getdoc(kind) or "").partition("\n\n")
+    hints = get_type_hints(kind, include_extras=True)
+    return Explanation(
+        name,
+        " ".join(summary.split()),
+        details.strip(),
+        inspect.getdoc(inspect.getmodule(kind)) or "",
+        tuple(
+            Setting(each.name, getattr(chosen, each.name), _bounds_of(hints[each.name]))
+            for each in fields(chosen)
+        ),
     )
 
 

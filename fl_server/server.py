@@ -12,7 +12,7 @@ import math
 import queue
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from broker.brokers.access_control import AccessControl
 from broker.session.inbox import Connected, Disconnected, SessionEvent, SessionFault
 from broker.session.publication import Delivery
 from broker.wire.messages import (
+    Ancestor,
     Claim,
     DataReport,
     Decline,
@@ -44,7 +45,10 @@ from fl_server.deployment.canaries import Canaries
 from fl_server.deployment.production import ProductionDocuments
 from fl_server.faults import Faults
 from fl_server.flows.events import (
+    DeviceBusy,
     DeviceDeclined,
+    DeviceJoined,
+    DeviceLeft,
     OrderRequested,
     ProductionMoved,
 )
@@ -72,6 +76,7 @@ from fl_server.settings import JournalRetention
 from fl_server.shell.connection import ServerConnection
 from fl_server.shell.devices import DeviceAdmission
 from fl_server.shell.parts import RunnerParts
+from fl_server.shell.position import TreePositions
 from fl_server.shell.presence import PresenceActions, PresenceWatch
 from fl_server.shell.refusals import RefusedBodies
 from fl_server.shell.results import answer_of, receipt_without_flow
@@ -94,6 +99,9 @@ class ServerSettings:
     Attributes:
         flow_kinds: further kinds of flows, by the name that a run's definition chooses.
         observers: who is told of every fact, beside the log and the MQTT stream.
+        presence_changed: is called on the owner's thread when a device came, went or said what it
+            can do.
+        report_name: returns what a run's reports, which go to a parent, call a device.
     """
 
     data_dir: Path
@@ -103,6 +111,8 @@ class ServerSettings:
     retention: JournalRetention = field(default_factory=JournalRetention)
     flow_kinds: Mapping[str, FlowKind] = field(default_factory=dict)
     observers: Sequence[Observer] = ()
+    presence_changed: Callable[[], None] = lambda: None
+    report_name: Callable[[str, str], str] = lambda _, device_id: device_id
 
 
 class Server:
@@ -144,7 +154,14 @@ class Server:
         documents = DocumentTable(journal.database)
         self.models = ModelRegistry(store, settings.project, identity.secret_key, documents)
         work = settings.data_dir / "work"
-        self.data = DataPlane(store, self.models, work, self._post, settings.spool_memory_bytes)
+        self.data = DataPlane(
+            store,
+            self.models,
+            work,
+            self._post,
+            settings.spool_memory_bytes,
+            settings.report_name,
+        )
         self.bundles = SiteBundles(store, settings.project, work / "bundles")
         self.presence = PresenceTable()
         self.members = Membership(
@@ -161,8 +178,13 @@ class Server:
         self.traffic = LinkTraffic()
         self.faults = Faults()
         self.runner = self._runner()
+        connection = self.connection
+        self.positions = TreePositions(
+            connection,
+            Ancestor(domain=identity.domain, server=identity.secret_key.public.text),
+        )
         actions = PresenceActions(
-            self.runner.handle_presence,
+            self._presence_changed,
             lambda device_id: self._admission.offer_password(device_id),  # noqa: PLW0108 (below)
             self._raise_epoch,
         )
@@ -174,7 +196,6 @@ class Server:
         self._admission = DeviceAdmission(
             self.members, self.gate, self.data, self.connection, self._watch.forget
         )
-        connection = self.connection
         self._production = ProductionDocuments(
             self.models,
             connection.topics,
@@ -276,6 +297,10 @@ class Server:
         """Ask the owner to end; any thread may call it, and so may a signal handler."""
         self._inbox.put(_STOP)
 
+    def call(self, work: Callable[[], None]) -> None:
+        """Have the owner's thread do something; any thread may call it."""
+        self._inbox.put(TaskDone(work))
+
     def _turn(self) -> bool:
         try:
             item = self._inbox.get(timeout=self._longest_wait_s())
@@ -368,9 +393,11 @@ class Server:
                 self._admission.claim(sender, message, clock_off_s)
             case DeviceState():
                 self._watch.apply(sender, message, retained=verified.retained)
+                self.positions.note(sender, message)
             case DeviceInfo():
                 self.presence.store_info(sender, message)
                 self.runner.handle_traits(sender)
+                self.settings.presence_changed()
             case DeviceHealth() | DataReport():
                 self.presence.store_report(sender, message)
             case Result():
@@ -395,6 +422,12 @@ class Server:
                 _LOG.debug("progress of %s: %s", sender, message)
             case OperatorRequest():
                 self._operators.handle(sender, message)
+
+    def _presence_changed(
+        self, event: DeviceJoined | DeviceBusy | DeviceLeft, state: DeviceState | None
+    ) -> None:
+        self.runner.handle_presence(event, state)
+        self.settings.presence_changed()
 
     def _raise_epoch(self, obeyed: int) -> None:
         """Go on above an epoch that a device has obeyed, and say all again with the new one."""

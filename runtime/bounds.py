@@ -16,6 +16,8 @@ from typing import Any
 MAX_FINITE = 1e39
 MAX_METRICS = 64
 MAX_METRIC_NAME = 64
+# of what is done to updates in one run
+MAX_TRANSFORMS = 8
 # of numbers that an algorithm's server keeps
 MAX_SCALARS = 1024
 MAX_EXAMPLES = 1 << 40

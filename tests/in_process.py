@@ -15,6 +15,7 @@ from typing import Any
 
 import algorithms
 from algorithms.base import DeviceFacts
+from algorithms.transforms import load_all
 from fl_client.datasets.device import Device
 from fl_client.models.local_round import LocalRound
 from fl_client.tasks.base import Task
@@ -64,8 +65,10 @@ class InProcessRun:
         training: Mapping[str, Any] | None = None,
         seed: int = 0,
         rule: str = "mean",
+        transforms: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self.folder, self.seed, self.rule = folder, seed, rule
+        self.transforms = [dict(each) for each in transforms]
         self.algorithm, self.settings = algorithm, dict(settings or {})
         self.training = dict(training or {})
         self.devices = [
@@ -87,7 +90,14 @@ class InProcessRun:
         algorithm = algorithms.load(self.algorithm, self.settings)
         copies = ModelCache(self.folder / f"server-{self._lives}", self.store)
         self.server = RunAggregator(
-            AggregatedRun(KEYS, algorithm, self.seed, len(self.devices), RULES.load(self.rule)),
+            AggregatedRun(
+                KEYS,
+                algorithm,
+                self.seed,
+                len(self.devices),
+                RULES.load(self.rule),
+                load_all(self.transforms),
+            ),
             KeepAll(),
             self.store,
             copies,
@@ -127,6 +137,7 @@ class InProcessRun:
             training=self.training,
             seed=self.seed,
             width=width,
+            transforms=self.transforms,
             model_path=str(self._file("model", file.key)),
             base_sha256=file.sha256,
             update_path=str(self.folder / f"update-{index}"),
@@ -149,6 +160,7 @@ class InProcessRun:
             {} if vectors is None else dict(read_safetensors(Path(vectors)).arrays()),
             job.scalars,
             width=job.width,
+            transforms=load_all(self.transforms),
         )
 
     def train(self, index: int) -> SubmittedUpdate:
@@ -184,6 +196,7 @@ class InProcessRun:
         included = tuple(sorted(each.device_id for each in submitted))
         key = (submitted[0].round, 1)
         self.models.append(self.server.aggregate(key, included, base, len(self.devices)))
+        self.server.forget(key)
 
     def evaluate(self, index: int) -> Done:
         """Return a device's measurement of the latest version."""

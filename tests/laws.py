@@ -29,6 +29,7 @@ from fl_server.rounds.commands import (
     Aggregate,
     DiscardUpdate,
     FoldUpdate,
+    ReportRound,
     SendOrder,
     SweepRound,
     SweepRun,
@@ -38,9 +39,11 @@ from fl_server.rounds.commands import (
 from fl_server.rounds.events import (
     AggregationFailed,
     AggregationFinished,
+    CompletionReported,
     EvaluationReceived,
     Event,
     ResultReceived,
+    RoundRequested,
     UpdateRejected,
     UpdateVanished,
     UpdateVerified,
@@ -51,9 +54,11 @@ from fl_server.rounds.facts import (
     EvaluationRecorded,
     Fact,
     OrderDeclined,
+    RequestFailed,
     RoundAbandoned,
     RoundClosed,
     RoundCommitted,
+    RoundOpened,
     RoundStarted,
     RunCompleted,
     RunFailed,
@@ -106,6 +111,7 @@ class RoundLaws:
     paused: bool = False
     over: bool = False
     collecting: bool = False
+    waiting: bool = False
     cohort: tuple[str, ...] = ()
     target: int = 0
     accepted: dict[str, Update] = field(default_factory=dict)
@@ -141,7 +147,9 @@ class RoundLaws:
     @classmethod
     def of(cls, plan: Plan, initial: Model, ledger: type[Ledger] = Ledger) -> RoundLaws:
         """Return empty books for a run whose machine keeps a ``ledger``."""
-        return cls(plan, ledger(plan.rounds, initial))
+        books = cls(plan, ledger(plan.rounds, initial, on_request=plan.on_request))
+        books.waiting = plan.on_request
+        return books
 
     # --- what the owner says --------------------------------------------------------------------
 
@@ -160,8 +168,9 @@ class RoundLaws:
         for fact in step.facts:
             require(not self.over, "an ended run decides nothing", fact)
             _FACTS[type(fact)](self, fact, event)
-            broken = self.best.saw(fact, step, self.left)
-            require(not broken, broken, fact)
+            if not isinstance(event, CompletionReported):
+                broken = self.best.saw(fact, step, self.left)
+                require(not broken, broken, fact)
             self.shadow.apply(fact)
         for command in step.commands:
             if self.over and not isinstance(command, _AFTER_THE_END):
@@ -247,7 +256,18 @@ class RoundLaws:
         self.accepted, self.answered, self.unusable = {}, set(), {}
         self.verifying, self.folding = {}, set()
 
+    def _opens(self, fact: RoundOpened, event: Event | None) -> None:
+        require(isinstance(event, RoundRequested), "no round opens by itself", event)
+        asked = (getattr(event, "round", 0), getattr(event, "base", None))
+        require((fact.round, fact.base) == asked, "opened is what was requested", fact)
+        pair = (fact.round, fact.attempt)
+        require(pair >= self.pair, "rounds and attempts only go on", (self.pair, pair))
+        require(not self.collecting and self.closed is None, "one round at a time", fact)
+        self.pair, self.committed, self.waiting = pair, fact.base.version, False
+        self.excused, self.resting, self.refused_before = 0, set(), set()
+
     def _started(self, fact: RoundStarted, event: Event | None) -> None:
+        require(not self.waiting, "a round that nobody requested", fact)
         plan, candidates = self.plan, self._candidates()
         require((fact.round, fact.attempt) == self.pair, "a fact of another attempt", fact)
         require(not self.collecting and self.closed is None, "a round starts once", fact)
@@ -351,7 +371,10 @@ class RoundLaws:
         refused = self._refused_all()
         same = refused and refused == self.refused_before
         require(not same, "what is always refused is not tried for ever", fact)
-        if self.closed is None:
+        if isinstance(event, RoundRequested):
+            other = (event.round, event.base) != (fact.round, self.shadow.model)
+            require(other, "a round that is requested again goes on", event)
+        elif self.closed is None:
             deadline = self._is_now(event, TimerFired, "deadline")
             returned = self._is_now(event, TimerFired, "return") and not self._here()
             over = deadline or refused or returned or not self._owing()
@@ -363,8 +386,19 @@ class RoundLaws:
         self._next((fact.round, fact.attempt + 1))
         self.refused_before = refused
 
+    def _request_fails(self, fact: RequestFailed, event: Event | None) -> None:
+        require(self.plan.on_request, "only a requested round is given up", fact)
+        require((fact.round, fact.attempt) == self.pair, "a fact of another attempt", fact)
+        spent = fact.attempt - self.excused >= self.plan.max_attempts and not self._is_excused()
+        refused = self._refused_all()
+        same = bool(refused) and refused == self.refused_before
+        require(spent or same, "a request fails after its last attempt", fact)
+        self._next((fact.round, fact.attempt + 1))
+        self.waiting = True
+
     def _commits(self, fact: RoundCommitted, event: Event | None) -> None:
         require(fact.round == self.committed + 1, "each round is committed once, in order", fact)
+        self.waiting = self.plan.on_request
         require((fact.round, fact.attempt) == self.pair, "a fact of another attempt", fact)
         require(self.closed is not None, "committed is what was closed", fact)
         require(self._is_now(event, AggregationFinished), "committed is what was made", event)
@@ -497,7 +531,7 @@ class RoundLaws:
                         for c in step.commands
                     )
                     require(asked, "what was withdrawn is asked for again", fact)
-                case RoundCommitted() | RoundAbandoned():
+                case RoundCommitted() | RoundAbandoned() | RequestFailed():
                     swept = SweepRound(fact.round, fact.attempt) in step.commands
                     require(swept, "a spent round is swept", fact)
                 case RunCompleted() | RunStoppedEarly() | RunStopped() | RunFailed():
@@ -599,7 +633,7 @@ class RoundLaws:
             require(pair in self.aggregating, "a closed round is being made", ledger)
         elif self.committed == plan.rounds:
             require(("evaluation", *pair) in self.armed, "the last wait has an end", self.armed)
-        elif not self.paused:
+        elif not self.paused and not self.waiting:
             online = len(self._candidates())
             require(online < self._invited(), "a full cohort starts", self.online)
             waits = ("gather", *pair) in self.armed
@@ -613,6 +647,7 @@ class RoundLaws:
 
 
 _FACTS: dict[type, Callable[..., None]] = {
+    RoundOpened: RoundLaws._opens,
     RoundStarted: RoundLaws._started,
     UpdateAccepted: RoundLaws._accepts,
     UpdateRefused: RoundLaws._refuses,
@@ -620,6 +655,7 @@ _FACTS: dict[type, Callable[..., None]] = {
     UpdateWithdrawn: RoundLaws._withdraws,
     RoundClosed: RoundLaws._closes,
     RoundAbandoned: RoundLaws._abandons,
+    RequestFailed: RoundLaws._request_fails,
     RoundCommitted: RoundLaws._commits,
     EvaluationOrdered: RoundLaws._evaluators,
     EvaluationDeclined: RoundLaws._not_evaluated,
@@ -643,7 +679,7 @@ _COMMANDS: dict[type, Callable[..., None]] = {
     ArmTimer: RoundLaws._arms,
 }
 _OF_JOBS = UpdateVerified | UpdateRejected | UpdateVanished
-_AFTER_THE_END = (SendReceipt, DiscardUpdate, SweepRun, TagBest)
+_AFTER_THE_END = (SendReceipt, DiscardUpdate, SweepRun, TagBest, ReportRound)
 
 
 @dataclass

@@ -70,7 +70,7 @@ def build_parts(
     accelerators = for_orders(settings.accelerators, profile=settings.family, engine=engine)
     data, inbox = OwnData(identity.id, settings, specs), Inbox()
     folder = DeviceFolder(settings.data_dir)
-    outbox, journal = _outbox(settings.data_dir), _journal(settings.data_dir)
+    kept, journal = outbox(settings.data_dir), job_journal(settings.data_dir)
     credentials = DeviceCredentials(settings.identity, identity)
     downloads = Transfers(tls=identity.store_trust, count_bytes=policy.count_bytes)
     bundles = _bundles(settings, specs, downloads, policy)
@@ -81,7 +81,7 @@ def build_parts(
         messages.subscriptions(),
         inbox.offer,
         will=messages.will,
-        outbox=outbox,
+        outbox=kept,
         count_bytes=policy.count_bytes,
     )
     setup = WorkerSetup(identity.id, settings, engine, accelerators)
@@ -105,7 +105,7 @@ def build_parts(
         bundles=bundles,
         folder=folder,
         journal=journal,
-        outbox=outbox,
+        outbox=kept,
         data=data,
         policy=policy,
         status=status,
@@ -123,11 +123,13 @@ def _engine(settings: AgentSettings) -> str:
     return settings.engine
 
 
-def _outbox(folder: Path) -> Outbox:
+def outbox(folder: Path) -> Outbox:
+    """Return the outbox in an agent's folder."""
     return opened_or_begun_anew(Outbox, folder / "outbox.sqlite", OutboxDamaged, _LOST_OUTBOX)
 
 
-def _journal(folder: Path) -> JobJournal:
+def job_journal(folder: Path) -> JobJournal:
+    """Return the journal of jobs in an agent's folder."""
     return opened_or_begun_anew(JobJournal, folder / "jobs.sqlite", JobJournalDamaged, _LOST_JOBS)
 
 

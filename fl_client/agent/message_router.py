@@ -16,6 +16,7 @@ from broker.wire.messages import (
     Receipt,
     RunDocument,
     ServerState,
+    TreePosition,
     decode,
 )
 from broker.wire.topics import parse
@@ -96,6 +97,8 @@ class MessageRouter:
                 parts.follower.on_offer(message)
             case IdentityNotice():
                 parts.status.server_trouble(_PROBLEMS[message.problem])
+            case TreePosition():
+                parts.stand_at(message)
             case NewPassword():
                 self._use(parts.credentials.store_password(message.rotation, message.sealed))
                 parts.session.publish(parts.messages.password_kept(message.rotation))
@@ -132,5 +135,4 @@ class MessageRouter:
         if ended:
             parts.transfers.remove_models(document.run_id)
             parts.folder.remove_state(document.run_id)
-            if self._runner.machine.active is None:
-                parts.worker.end_run(document.run_id)
+            parts.worker.end_run(document.run_id)

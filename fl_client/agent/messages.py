@@ -111,8 +111,12 @@ class DeviceMessages:
 
     def info(self) -> Publication:
         """Return the retained description of the device."""
+        return self._write("info", self.description_of_machine(), retain=True)
+
+    def description_of_machine(self) -> DeviceInfo:
+        """Return what the device is and can do."""
         hardware = describe()
-        info = DeviceInfo(
+        return DeviceInfo(
             role=self._settings.role,
             profile=self._settings.profile,
             engine=self._engine,
@@ -124,7 +128,6 @@ class DeviceMessages:
             tasks=self._tasks,
             labels=self._settings.labels,
         )
-        return self._write("info", info, retain=True)
 
     def health(self, health: Message) -> Publication:
         """Return the retained report of the machine's health."""
@@ -193,6 +196,7 @@ class DeviceMessages:
             update=update,
             usage=_usage(outcome, cost),
             payload=outcome.payload,
+            population=outcome.population,
         )
         return self._write("result", result)
 

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from broker.session.endpoint import Endpoint
 from broker.session.outbox import Outbox, Until
 from broker.session.publication import Delivery, Publication
+from broker.wire.messages import TreePosition
 from fl_client.agent.messages import DeviceMessages
 from fl_client.agent.orders import OrderGate
 from fl_client.agent.resource_policy import ResourcePolicy
@@ -170,6 +171,7 @@ class AgentParts:
     Attributes:
         description: what does not change while the agent runs, for its status.
         clock: monotonic.
+        stand_at: is told where a domain stands; a device is told nothing.
     """
 
     inbox: Inbox
@@ -189,3 +191,4 @@ class AgentParts:
     status: StatusServer
     description: dict[str, Any]
     clock: Callable[[], float] = time.monotonic
+    stand_at: Callable[[TreePosition], None] = lambda _: None

@@ -110,6 +110,7 @@ class TrainingWorker:
             update_path=None if order.upload is None else str(folder.update(key)),
             vectors_path=None if (vectors := folder.vectors(job)) is None else str(vectors),
             scalars=order.scalars,
+            transforms=order.transforms,
             state_path=str(folder.state(key)),
             next_state_path=None if key.action == "evaluate" else str(folder.next_state(key)),
             **self._model(job),

@@ -5,7 +5,7 @@ The owner's thread calls; the events go to its inbox.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -45,7 +45,7 @@ class TransferThread:
         transfers: Transfers,
         folder: DeviceFolder,
         bundles: DeviceBundles,
-        installed: frozenset[str],
+        installed: Container[str],
         post: Callable[[object], None],
     ) -> None:
         self._folder = folder

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 from numpy.typing import NDArray
 
 from algorithms.base import Algorithm
+from algorithms.transforms.base import Transform
 from fl_client.models.settings import TrainingSettings
 from storage.weights import Vector
 
@@ -71,6 +72,7 @@ class LocalRound:
         memory_bytes: what the whole process may hold, 0 for no limit. The numpy engine computes
             its batches in parts small enough for it.
         width: how much of the model is trained; below 1 the weights are those of a part.
+        transforms: what is done to the update before it is sent; what they keep is in ``state``.
         tally: is filled in during training.
     """
 
@@ -86,6 +88,7 @@ class LocalRound:
     checkpoint: Checkpoint | None = None
     memory_bytes: int = 0
     width: float = 1.0
+    transforms: tuple[Transform, ...] = ()
     tally: Tally = field(default_factory=Tally, compare=False)
 
     @property

@@ -24,6 +24,11 @@ class ModelParts:
     adapters: frozenset[str]
     trained: int
 
+    @property
+    def statistics(self) -> frozenset[str]:
+        """The running statistics among the names of normalisation layers."""
+        return frozenset(n for n in self.norms if n.rpartition(".")[2].startswith("running_"))
+
 
 def parts_of_layers(layers: Layers, head: Sequence[str] = ()) -> ModelParts:
     """Return the parts of a model of layers.

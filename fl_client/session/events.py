@@ -42,7 +42,8 @@ class JobOutcome:
     """What a job gave; sizes and hashes are of the update's file.
 
     ``keeps_state``: the algorithm or the task left a state, which is the next one once the result
-    counts. ``payload``: the answer to an exchange that is not in a file.
+    counts. ``payload``: the answer to an exchange that is not in a file. ``population``: how many
+    devices the run knows below a domain, 1 for a device.
     """
 
     num_examples: int
@@ -57,6 +58,7 @@ class JobOutcome:
     micro_batch: int = 0
     keeps_state: bool = False
     payload: bytes = b""
+    population: int = 1
 
 
 @dataclass(frozen=True)

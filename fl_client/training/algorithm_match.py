@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
 from algorithms.base import UPDATE, Algorithm
@@ -50,6 +50,15 @@ def require_match(task: Task, name: str, algorithm: Algorithm) -> None:
             f"algorithm {name} tells the head from the rest of the model, and the head that task "
             f"{task.name} has is {'empty' if not parts.head else 'the whole model'}; name its "
             "weights in the task's class attribute `head`"
+        )
+
+
+def require_transforms(task: Task, names: Sequence[str]) -> None:
+    """Raise ConfigError where a transform cannot be with the task's model."""
+    if "noise" in names and parts_of(task).statistics:
+        raise ConfigError(
+            f"transform noise is added to the update alone, and the model of task {task.name} has "
+            "running statistics, which are sent too; take a normalisation without any"
         )
 
 

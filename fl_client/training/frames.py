@@ -88,7 +88,7 @@ class TrainingJob:
     scalars: dict[str, float] = field(default_factory=dict)
     state_path: str | None = None
     next_state_path: str | None = None
-    codec: str = "float32"
+    transforms: list[dict[str, Any]] = field(default_factory=list)
     memory_bytes: _Count = 0
     shrink: Annotated[int, Bounds(least=0, most=32)] = 0
     checkpoint_path: str | None = None

@@ -25,6 +25,7 @@ from fl_client.tasks.exchange import (
 )
 from fl_client.tasks.narrow import narrow_task
 from fl_client.tasks.user_code import numbers_of, splits_of, wrong
+from fl_client.training.transforming import transformed, without_transforms
 from runtime.bounds import (
     MAX_EXAMPLES,
     MAX_FINITE,
@@ -132,10 +133,9 @@ class Participant:
             TrainingFailed: the update is not finite, or of more examples than may be reported.
         """
         self.renew()
-        context = LocalContext(self, weights, plan)
+        context = LocalContext(self, weights, without_transforms(plan))
         update = self._update(self.task.local_update(_read_only(weights.vector), context))
-        vectors = [*update.vectors.values(), *([] if update.vector is None else [update.vector])]
-        for vector in vectors:
+        for vector in _vectors_of(update):
             if vector.shape != weights.vector.shape:
                 raise ConfigError(
                     f"task {self.task.name}: local_update gave a vector of shape {vector.shape}, "
@@ -148,8 +148,9 @@ class Participant:
                 f"the update is of {update.num_examples} examples, more than the {MAX_EXAMPLES} "
                 "that one device may report"
             )
+        update = transformed(update, plan)
         # the sum of finite float32 values is finite in float64, and it takes no second vector
-        sums = [vector.sum(dtype=np.float64) for vector in vectors]
+        sums = [vector.sum(dtype=np.float64) for vector in _vectors_of(update)]
         if not all(np.isfinite([*sums, *map(np.float32, update.scalars.values())])):
             raise TrainingFailed("training diverged: the update is not finite")
         metrics = self._metrics("local_update", update.metrics)
@@ -206,6 +207,7 @@ class Participant:
     def evaluate(self, weights: Weights, plan: LocalRound) -> Evaluation:
         """Return the metrics of ``weights`` on this device's held-out data."""
         self.renew()
+        plan = without_transforms(plan)
         context = LocalContext(self, weights, plan)
         given: Any = self.task.evaluate(_read_only(weights.vector), context)
         rule = "it must return the number of held-out examples, and metrics"
@@ -304,6 +306,10 @@ class Participant:
                 f"{self.device.id}"
             )
         return split
+
+
+def _vectors_of(update: LocalUpdate) -> list[Vector]:
+    return [*update.vectors.values(), *([] if update.vector is None else [update.vector])]
 
 
 def _read_only(vector: Vector) -> Vector:

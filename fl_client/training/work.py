@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 import algorithms
 from algorithms.base import UPDATE
+from algorithms.transforms import load_all as load_transforms
 from broker.wire.limits import MAX_EXCHANGE_BYTES
 from fl_client.models.local_round import LocalRound, LocalUpdate, Tally, no_progress
 from fl_client.tasks.exchange import ExchangeStep
@@ -25,6 +26,7 @@ from fl_client.training.checkpoint import FileCheckpoint, Pace
 from fl_client.training.frames import Done, TrainingJob
 from fl_client.training.out_of_memory import shrunk
 from fl_client.training.participant import Participant
+from fl_client.training.transforming import codec_of
 from runtime.bounds import MAX_EXAMPLES
 from runtime.errors import ConfigError, Corrupt, NotFound, Unavailable
 from runtime.files import sync_folder
@@ -59,6 +61,7 @@ def perform(participant: Participant, job: TrainingJob, progress: Reporter = no_
         round=job.round,
         device_id=job.device_id,
         width=job.width,
+        transforms=load_transforms(job.transforms),
         state=_read_state(job),
         vectors=_read_vectors(job),
         scalars=job.scalars,
@@ -205,7 +208,7 @@ def _write_update(
         sections=sections,
     )
     with _whole_file(Path(job.update_path)) as out:
-        return write_update(out, info, *vectors.values(), codec=job.codec)
+        return write_update(out, info, *vectors.values(), codec=codec_of(plan) or "float32")
 
 
 def _as_vectors(scalars: Mapping[str, float]) -> dict[str, Vector]:

@@ -10,38 +10,53 @@ small model and a few blocks; the sums of a large model and larger spools are fi
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
-from algorithms.base import UPDATE, Algorithm, Report
+from algorithms.base import Algorithm, Report
+from algorithms.transforms import bound_of
+from algorithms.transforms.base import Transform
 from fl_server.aggregation.arithmetic.combining import Combining
 from fl_server.aggregation.arithmetic.server_half import (
     VersionInput,
     covered,
-    require_sections,
     weight_of,
 )
 from fl_server.aggregation.base_models import BaseModels
 from fl_server.aggregation.model_cache import ModelCache
 from fl_server.aggregation.next_version import NextVersion, RoundInput
 from fl_server.aggregation.part_models import PartModels
+from fl_server.aggregation.partial import (
+    CountedReport,
+    ReceivedSums,
+    SumUp,
+    distinct,
+    read_sums,
+    require_sums_of,
+    write_sums,
+)
 from fl_server.aggregation.rules.base import Rule
 from fl_server.aggregation.rules.mean import WeightedMean
 from fl_server.aggregation.spool import MemoryBudget, Spool
-from fl_server.aggregation.sums import RoundSums, UpdateParts
+from fl_server.aggregation.sums import COVERAGE, RoundSums, UpdateParts
+from fl_server.aggregation.verified import VerifiedUpdate, require_norm, sections_of
 from fl_server.rounds.model import Model, Update
 from runtime.errors import Corrupt, NotFound
 from runtime.files import file_sha256
 from storage.store.multipart_writer import PartWriter
 from storage.store.objects import ObjectStore, abort_uploads
 from storage.updates.header import UpdateHeader, read_header, require_origin
-from storage.updates.info import Origin, Section
+from storage.updates.info import MAX_SUM_BYTES, Origin
 from storage.updates.stream import verified_blocks
 from storage.versions.keys import RunKeys
-from storage.weights import Layout, Slices
+from storage.weights import Layout, Reader
+
+PARTIAL = "partial"
+"""Whose sums are that nobody was ordered yet: they are made before the order that they answer."""
 
 _HEADER_ALLOWANCE = 2 << 20
 
@@ -70,7 +85,9 @@ class AggregatedRun:
     Attributes:
         algorithm: its server half makes the next version.
         rule: how updates become one.
+        transforms: what is done to updates and means.
         cohort_size: how many updates a round's sum should find room for at first.
+        name_of: what a device is called in reports, where a parent gets them.
     """
 
     keys: RunKeys
@@ -78,6 +95,8 @@ class AggregatedRun:
     seed: int
     cohort_size: int
     rule: Rule = field(default_factory=WeightedMean)
+    transforms: tuple[Transform, ...] = ()
+    name_of: Callable[[str], str] = str
 
     @property
     def combining(self) -> Combining:
@@ -89,26 +108,12 @@ class AggregatedRun:
 class _OpenRound:
     key: RoundKey
     sums: RoundSums
-    reports: dict[str, Report] = field(default_factory=dict)
+    counted: dict[str, tuple[CountedReport, ...]] = field(default_factory=dict)
 
-
-@dataclass(frozen=True)
-class _Verified:
-    """A verified update: its values, and what they are."""
-
-    spool: Spool
-    sections: tuple[Section, ...]
-    reports: frozenset[str]
-    slices: Slices | None
-
-    def scalars(self) -> dict[str, float]:
-        """Return the scalars that the update has."""
-        found, start = {}, 0
-        for section in self.sections:
-            if section.name in self.reports:
-                found[section.name] = float(self.spool.read(start, 1)[0])
-            start += section.count
-        return found
+    @property
+    def reports(self) -> list[CountedReport]:
+        """Of every update, also of those that came in sums."""
+        return distinct(self.counted)
 
 
 class Retention(Protocol):
@@ -152,7 +157,7 @@ class RunAggregator:
         self._budget = budget
         self._folder = models.folder
         self._lock = threading.Lock()
-        self._verified: dict[tuple[RoundKey, str], _Verified] = {}
+        self._verified: dict[tuple[RoundKey, str], VerifiedUpdate | ReceivedSums] = {}
         self._round: _OpenRound | None = None
 
     # --- parts ----------------------------------------------------------------------------------
@@ -193,7 +198,9 @@ class RunAggregator:
         if old is not None:
             old.spool.close()
 
-    def _read(self, submission: SubmittedUpdate, base: Model, layout: Layout) -> _Verified:
+    def _read(
+        self, submission: SubmittedUpdate, base: Model, layout: Layout
+    ) -> VerifiedUpdate | ReceivedSums:
         update, algorithm = submission.update, self._run.algorithm
         slices = algorithm.part(submission.width, submission.round, layout)
         if slices is not None:
@@ -207,26 +214,56 @@ class RunAggregator:
             layout_hash=layout.hash,
             kind="delta",
         )
-        most = 4 * layout.size * (len(algorithm.sends) + 1) + _HEADER_ALLOWANCE
+        values = layout.size * (len(algorithm.sends) + 1)
+        most = MAX_SUM_BYTES * values + _HEADER_ALLOWANCE
         if update.size_bytes > most:
             raise Refused(f"{update.key}: {update.size_bytes} bytes, at most {most}")
         with self._store.open(update.key) as stream:
             header = read_header(
                 stream, header_sha256=update.header_sha256, max_bytes=most, key=update.key
             )
+            if header.sums is not None:
+                require_origin(header, replace(expected, kind="sums"), update.key)
+                return self._read_sums(stream, header, submission, base, layout)
+            most = 4 * values + _HEADER_ALLOWANCE
+            if update.size_bytes > most:
+                raise Refused(f"{update.key}: {update.size_bytes} bytes, at most {most}")
             require_origin(header, expected, update.key)
             if header.num_examples != update.num_examples:
                 raise Refused(f"{update.key}: num_examples differs from the result message")
-            sections = _sections(header, algorithm, layout, update.key)
+            sections = sections_of(header, algorithm, layout, update.key)
             size = sum(section.count for section in sections)
             spool = Spool(size, self._budget, self._folder)
             try:
                 for block in verified_blocks(stream, header, size, key=update.key):
                     spool.append(block)
+                require_norm(spool, sections, algorithm, bound_of(self._run.transforms))
             except BaseException:
                 spool.close()
                 raise
-        return _Verified(spool, sections, frozenset(algorithm.reports), slices)
+        return VerifiedUpdate(spool, sections, frozenset(algorithm.reports), slices)
+
+    def _read_sums(
+        self,
+        stream: Reader,
+        header: UpdateHeader,
+        submission: SubmittedUpdate,
+        base: Model,
+        layout: Layout,
+    ) -> ReceivedSums:
+        """Read the sums of a domain's devices, which must be weighted as they would be here."""
+        update, key = submission.update, submission.update.key
+        assert header.sums is not None
+        if self._run.combining.needs_updates:
+            raise Refused(f"{key}: this run needs the single updates, and a domain sends their sum")
+        if (header.num_examples, header.sums.population) != (
+            update.num_examples,
+            update.population,
+        ):
+            raise Refused(f"{key}: num_examples or population differ from the result message")
+        weigh = partial(self._weight, base=base)
+        require_sums_of(header, self._run.algorithm, layout, weigh, key)
+        return read_sums(stream, header, self._budget, self._folder, key)
 
     # --- fold and aggregate -------------------------------------------------------------------
 
@@ -239,26 +276,40 @@ class RunAggregator:
         """
         key = (submission.round, submission.attempt)
         round_ = self._open_round(key)
-        if submission.device_id in round_.reports:
+        if submission.device_id in round_.counted:
             return
         found = self._take(key, submission.device_id)
         if found is None:
             self.verify(submission, base)
             found = self._take(key, submission.device_id)
         assert found is not None
-        report = Report(submission.device_id, submission.update.num_examples, found.scalars())
+        if isinstance(found, ReceivedSums):
+            self._fold_sums(round_, submission.device_id, found)
+            return
+        name = self._run.name_of(submission.device_id)
+        report = Report(name, submission.update.num_examples, found.scalars())
         try:
             weight = self._weight(report, base)
         except BaseException:
             found.spool.close()
             raise
         try:
-            has = UpdateParts(found.sections, submission.device_id, found.slices)
+            has = UpdateParts(found.sections, name, found.slices)
             round_.sums.add(found.spool, has, weight)
         except BaseException:
             self._close_round()  # half an update is in the sum: it must never become a model
             raise
-        round_.reports[report.device_id] = report
+        names = frozenset(section.name for section in found.sections)
+        names |= {f"{COVERAGE}{each}" for each in names & set(covered(self._run.algorithm))}
+        round_.counted[submission.device_id] = (CountedReport(report, names),)
+
+    def _fold_sums(self, round_: _OpenRound, sender: str, found: ReceivedSums) -> None:
+        try:
+            round_.sums.add_sums(found.parts, found.weights)
+        except BaseException:
+            self._close_round()
+            raise
+        round_.counted[sender] = found.counted
 
     def _weight(self, report: Report, base: Model) -> int:
         try:
@@ -266,7 +317,7 @@ class RunAggregator:
         except Corrupt as error:
             raise Refused(str(error)) from error
 
-    def _take(self, key: RoundKey, device_id: str) -> _Verified | None:
+    def _take(self, key: RoundKey, device_id: str) -> VerifiedUpdate | ReceivedSums | None:
         with self._lock:
             return self._verified.pop((key, device_id), None)
 
@@ -297,11 +348,42 @@ class RunAggregator:
             NotFinite: the next version would have values that are not finite.
             Unavailable: the store cannot be reached now; try again.
         """
+        return self._make_version(key, base, self._complete(key, included), population)
+
+    def sum_up(self, key: RoundKey, included: tuple[str, ...], base: Model, told: SumUp) -> Model:
+        """Put the sums of exactly the included updates into the store, as one update.
+
+        Raises:
+            Corrupt: not exactly the included updates were folded.
+            Unavailable: the store cannot be reached now; try again.
+        """
+        round_, path = self._complete(key, included), self.base.copies.temporary()
+        origin = Origin(
+            run_id=self.keys.run_id,
+            round=key[0],
+            attempt=key[1],
+            device_id=PARTIAL,
+            base_sha256=base.sha256,
+            layout_hash=self.base.layout(base).hash,
+            kind="sums",
+        )
+        try:
+            with path.open("wb") as out:
+                write_sums(out, round_.sums, round_.reports, origin, told, self._folder)
+            model = Model(key[0], self.keys.partial(key[0]), file_sha256(path), path.stat().st_size)
+            with path.open("rb") as file:
+                self._store.put(model.key, file, model.size_bytes)
+            return model
+        finally:
+            path.unlink(missing_ok=True)
+
+    def _complete(self, key: RoundKey, included: tuple[str, ...]) -> _OpenRound:
+        """Return the round with exactly the included updates; Corrupt where it is not so."""
         round_ = self._round
-        if round_ is None or round_.key != key or set(round_.reports) != set(included):
-            folded = sorted(round_.reports) if round_ is not None and round_.key == key else []
+        if round_ is None or round_.key != key or set(round_.counted) != set(included):
+            folded = sorted(round_.counted) if round_ is not None and round_.key == key else []
             raise Corrupt(f"round {key}: folded {folded}, to include {sorted(included)}")
-        return self._make_version(key, base, round_, max(population, len(included)))
+        return round_
 
     def _make_version(
         self, key: RoundKey, base: Model, round_: _OpenRound, population: int
@@ -311,8 +393,8 @@ class RunAggregator:
         A large one goes out in parts while it is written.
         """
         version, copies = key[0], self.base.copies
+        reports = [each.report for each in round_.reports]
         path, vectors = copies.temporary(), copies.temporary()
-        reports = sorted(round_.reports.values(), key=lambda report: report.device_id)
         given = RoundInput(
             self.base.fetch(base),
             self.base.fetch(base.state) if base.state is not None else None,
@@ -320,9 +402,12 @@ class RunAggregator:
                 dict(base.scalars),
                 round_.sums,
                 reports,
-                population,
+                max(population, len(reports)),
                 self._run.seed,
                 self._run.rule,
+                version,
+                self._run.transforms,
+                [self._weight(each, base) for each in reports],
             ),
         )
         try:
@@ -412,20 +497,3 @@ class RunAggregator:
             verified.spool.close()
         if self._round is not None and key is not None and self._round.key <= key:
             self._close_round()
-
-
-def _sections(
-    header: UpdateHeader, algorithm: Algorithm, layout: Layout, key: str
-) -> tuple[Section, ...]:
-    """Return what the values of an update are; Corrupt where the algorithm's clients send no such.
-
-    An update without sections is the change of the weights alone.
-    """
-    counts = {section.name: section.count for section in header.sections}
-    try:
-        require_sections(counts or {UPDATE: layout.size}, algorithm, layout)
-    except Corrupt as error:
-        raise Corrupt(f"{key}: {error}") from error
-    if not header.sections:
-        return (Section(UPDATE, layout.size),)
-    return tuple(Section(section.name, section.count) for section in header.sections)

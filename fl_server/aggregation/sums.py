@@ -9,7 +9,7 @@ wait added to sums in a file, in one pass for all, so that the disk holds a boun
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Protocol
 import numpy as np
 
 from algorithms.base import BLOCK
-from fl_server.aggregation.arithmetic.exact import BlockSum, Float64s, Workspace
+from fl_server.aggregation.arithmetic.exact import BlockSum, Float64s, Int64s, Workspace
 from fl_server.aggregation.arithmetic.server_half import mean_of
 from fl_server.aggregation.kept_updates import KeptUpdates
 from fl_server.aggregation.part_values import CoveredPart, ScatteredPart
@@ -31,6 +31,28 @@ MEMORY_SUMS_MAX = 1 << 24
 LIMBS_IN_MEMORY = 2
 """A small model's sum takes 8 or 16 bytes a value in memory; most need 8. The rest is in a file."""
 WAITING_MAX = 4
+
+
+COVERAGE = "coverage-"
+"""Begins the name of the sum of the weights of a vector's coordinates, where it is told of."""
+
+
+class OthersSum(Protocol):
+    """A sum of updates that another server has made.
+
+    Attributes:
+        size: how many values it has.
+    """
+
+    size: int
+
+    def add_to(self, block: BlockSum, start: int, work: Workspace) -> None:
+        """Add the block that begins at ``start`` to its sum."""
+        ...
+
+    def close(self) -> None:
+        """Give back what it takes."""
+        ...
 
 
 class VectorSum(Protocol):
@@ -48,8 +70,16 @@ class VectorSum(Protocol):
         """
         ...
 
+    def merge(self, part: OthersSum, weight: int) -> None:
+        """Add a sum of other updates, of that weight; see ``add``."""
+        ...
+
     def total(self, start: int) -> Float64s:
         """Return the sum of the block of ``BLOCK`` values, or what is left, from ``start`` on."""
+        ...
+
+    def integers(self, start: int) -> tuple[int, list[Int64s]]:
+        """Return the sum of the block from ``start`` on; see ``BlockSum.integers``."""
         ...
 
     def close(self) -> None:
@@ -95,6 +125,7 @@ class RoundSums:
         self._covered = frozenset(covered)
         self._kept_singly = frozenset(kept_singly)
         self._sums: dict[str, VectorSum] = {}
+        self._sizes: dict[str, int] = {}
         self._coverage: dict[str, VectorSum] = {}
         self._singles: dict[str, KeptUpdates] = {}
 
@@ -116,7 +147,24 @@ class RoundSums:
             spool.close()
             raise
 
+    def add_sums(self, parts: Mapping[str, OthersSum], weights: Mapping[str, int]) -> None:
+        """Add sums of other updates, which are these sums' to close, by name."""
+        for name, part in parts.items():
+            bare = name.removeprefix(COVERAGE)
+            sums = self._sums if bare == name else self._coverage
+            self._sum(sums, bare, part.size).merge(part, weights[name])
+
+    @property
+    def exact(self) -> dict[str, tuple[int, VectorSum]]:
+        """What there are exact sums of by name, in order, with the number of values of each."""
+        covers = {f"{COVERAGE}{name}": each for name, each in self._coverage.items()}
+        found = {**self._sums, **covers}
+        return {
+            name: (self._sizes[name.removeprefix(COVERAGE)], found[name]) for name in sorted(found)
+        }
+
     def _sum(self, sums: dict[str, VectorSum], name: str, size: int) -> VectorSum:
+        self._sizes[name] = size
         if name not in sums:
             sums[name] = sum_for(size, self._updates, self._folder)
         return sums[name]
@@ -195,9 +243,22 @@ class SmallSum:
                 self._sums.write(index, block)
         self.weight += weight
 
+    def merge(self, part: OthersSum, weight: int) -> None:
+        """See :class:`VectorSum`."""
+        with closing(part):
+            for index in range(len(self._sums)):
+                block = self._sums.read(index)
+                part.add_to(block, BLOCK * index, self._work)
+                self._sums.write(index, block)
+        self.weight += weight
+
     def total(self, start: int) -> Float64s:
         """See :class:`VectorSum`."""
         return self._sums.read(start // BLOCK).total()
+
+    def integers(self, start: int) -> tuple[int, list[Int64s]]:
+        """See :class:`VectorSum`."""
+        return self._sums.read(start // BLOCK).integers()
 
     def close(self) -> None:
         """See :class:`VectorSum`."""
@@ -215,13 +276,23 @@ class LargeSum:
         self._sums = BlockSums(size, updates, 0, folder)
         self._work = Workspace(min(BLOCK, size))
         self._waiting: list[tuple[Values, int]] = []
+        self._waiting_sums: list[OthersSum] = []
         self.weight = 0
 
     def add(self, part: Values, weight: int) -> None:
         """See :class:`VectorSum`."""
         self._waiting.append((part, weight))
         self.weight += weight
-        if len(self._waiting) > WAITING_MAX:
+        self._add_if_many()
+
+    def merge(self, part: OthersSum, weight: int) -> None:
+        """See :class:`VectorSum`."""
+        self._waiting_sums.append(part)
+        self.weight += weight
+        self._add_if_many()
+
+    def _add_if_many(self) -> None:
+        if len(self._waiting) + len(self._waiting_sums) > WAITING_MAX:
             for index in range(len(self._sums)):
                 self._sums.write(index, self._sum_of(index))
             self._close_waiting()
@@ -229,6 +300,10 @@ class LargeSum:
     def total(self, start: int) -> Float64s:
         """See :class:`VectorSum`."""
         return self._sum_of(start // BLOCK).total()
+
+    def integers(self, start: int) -> tuple[int, list[Int64s]]:
+        """See :class:`VectorSum`."""
+        return self._sum_of(start // BLOCK).integers()
 
     def close(self) -> None:
         """See :class:`VectorSum`."""
@@ -240,9 +315,13 @@ class LargeSum:
         for part, weight in self._waiting:
             values = part.read(start, min(BLOCK, self._size - start))
             block.add(values, weight, self._work)
+        for each in self._waiting_sums:
+            each.add_to(block, start, self._work)
         return block
 
     def _close_waiting(self) -> None:
         for part, _ in self._waiting:
             part.close()
-        self._waiting = []
+        for each in self._waiting_sums:
+            each.close()
+        self._waiting, self._waiting_sums = [], []

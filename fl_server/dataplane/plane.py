@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -25,6 +26,7 @@ from fl_server.aggregation.aggregator import (
     SubmittedUpdate,
 )
 from fl_server.aggregation.base_models import BaseLost
+from fl_server.aggregation.partial import SumUp
 from fl_server.aggregation.spool import MemoryBudget
 from fl_server.dataplane.initial_models import InitialModels
 from fl_server.dataplane.workers import Done
@@ -110,6 +112,7 @@ class DataPlane(InitialModels):
         folder: where spools and local copies lie; only this process uses it.
         post: accepts what ended; called on the workers' threads, only enqueues.
         spool_memory_bytes: the bound on verified updates held in memory.
+        report_name: returns what the reports of a run's sums call a device.
     """
 
     def __init__(
@@ -119,8 +122,10 @@ class DataPlane(InitialModels):
         folder: Path,
         post: Callable[[Done], None],
         spool_memory_bytes: int = 64 << 20,
+        report_name: Callable[[str, str], str] = lambda _, device_id: device_id,
     ) -> None:
         super().__init__(store, registry, folder, post)
+        self._report_name = report_name
         self._budget = MemoryBudget(spool_memory_bytes)
         self._runs: dict[str, RunAggregator] = {}
         self._retention: dict[str, RunRetention] = {}
@@ -141,6 +146,8 @@ class DataPlane(InitialModels):
                 definition.seed,
                 record.plan.cohort_size,
                 definition.composition.rule,
+                definition.composition.transforms,
+                partial(self._report_name, record.run_id) if record.plan.sums else str,
             ),
             retention,
             self.store,
@@ -342,14 +349,42 @@ class DataPlane(InitialModels):
             return UpdateVanished(command.device_id, command.round, command.attempt, str(error))
         return None
 
+    def sum_up(
+        self, run_id: str, command: Aggregate, model: Model, metrics: Mapping[str, float]
+    ) -> Event | None:
+        """Put a round's sums into the store in place of a version made of them. Blocks.
+
+        Args:
+            metrics: the devices', as means.
+        """
+        run = self._runs.get(run_id)
+        if run is None:
+            return None
+        key, told = (command.round, command.attempt), SumUp(command.population, metrics)
+        try:
+            return self._made(
+                run, command, model, lambda: run.sum_up(key, command.included, model, told)
+            )
+        except BaseLost as error:
+            return FailureReported(f"version {model.version} is lost: {error}")
+
     def _aggregate(self, run: RunAggregator, command: Aggregate, model: Model) -> Event:
+        key = (command.round, command.attempt)
+        return self._made(
+            run,
+            command,
+            model,
+            lambda: run.aggregate(key, command.included, model, command.population),
+        )
+
+    def _made(
+        self, run: RunAggregator, command: Aggregate, model: Model, make: Callable[[], Model]
+    ) -> Event:
+        """Return the event of what is made of a round's updates."""
         key = (command.round, command.attempt)
         self._base_read(run, model)
         try:
-            after = self.patiently(
-                lambda: run.aggregate(key, command.included, model, command.population),
-                run.keys.run_id,
-            )
+            after = self.patiently(make, run.keys.run_id)
         except (Unavailable, AccessDenied, BaseLost):
             raise
         except NotFinite as error:

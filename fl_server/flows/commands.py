@@ -5,7 +5,7 @@ The shell journals a step's facts before it carries out the step's commands.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -14,6 +14,7 @@ from fl_server.flows.events import Action, TimerFired
 from runtime.errors import RengoError
 
 Lane: TypeAlias = Literal["", "run", "registry"]
+Evaluators: TypeAlias = Literal["", "evaluators", "devices"]
 ReceiptStatus: TypeAlias = Literal["accepted", "late", "refused", "unknown"]
 
 
@@ -44,6 +45,7 @@ class TaskSettings:
     algorithm_settings: Mapping[str, Any]
     training: Mapping[str, Any]
     seed: int
+    transforms: Sequence[Mapping[str, Any]] = ()
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,9 @@ class IssueOrder:
         timer: the armed timer that the device's time ends with.
         time_s: the device's time where that timer is not armed, or there is none.
         vectors: the algorithm's server vectors, where its clients get them.
-        scalars: the algorithm's server scalars that its clients get.
+        scalars: the algorithm's server scalars that its clients get, all of them for a domain.
         payload: what an exchange says, for the task on the device.
+        evaluators: which of its devices a domain is to order to evaluate.
         width: how much of the model the device trains; below 1 the model is a part.
     """
 
@@ -77,6 +80,7 @@ class IssueOrder:
     seq: int = 0
     vectors: ModelFile | None = None
     scalars: Mapping[str, float] = field(default_factory=dict)
+    evaluators: Evaluators = ""
     width: float = 1.0
 
 

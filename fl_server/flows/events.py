@@ -18,11 +18,15 @@ Action: TypeAlias = Literal["train", "evaluate", "exchange"]
 
 @dataclass(frozen=True)
 class DeviceJoined:
-    """A device published that it is online; ``accepting`` is False while it drains."""
+    """A device published that it is online; ``accepting`` is False while it drains.
+
+    ``domain``: there are devices below it, whose updates it sums.
+    """
 
     device_id: str
     role: Role = "trainer"
     accepting: bool = True
+    domain: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,7 @@ class DeviceAnswered:
         usage: what the order cost the device (see ``broker.wire.messages.Usage``).
         update: None where the result names no uploaded object.
         payload: what an exchange answers.
+        population: how many devices the run knows below a domain, 1 for a device.
     """
 
     device_id: str
@@ -101,6 +106,7 @@ class DeviceAnswered:
     payload: bytes = b""
     phase: str = ""
     seq: int = 0
+    population: int = 1
 
 
 @dataclass(frozen=True)

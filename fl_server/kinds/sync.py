@@ -13,13 +13,14 @@ from typing import Any
 
 from algorithms.base import DeviceFacts
 from algorithms.registry import load as load_algorithm
-from broker.wire.messages import Patch, RunDocument, RunEvent, RunStatus
+from broker.wire.messages import DeviceState, Patch, RunDocument, RunEvent, RunStatus
 from fl_server.dataplane.plane import DataCommand, DataPlane
 from fl_server.dataplane.urls import URL_LIFETIME_S
 from fl_server.flows.commands import (
     ArmTimer,
     BundleFile,
     Command,
+    Evaluators,
     IssueOrder,
     ModelFile,
     ReportResult,
@@ -79,6 +80,8 @@ class SyncFlow(Flow):
         self._lineage = Lineage(record)
         self._data = data
         self._broadcasts = self._algorithm.broadcasts
+        rule = record.definition.composition.rule
+        self._needs_updates = rule.needs_updates or self._algorithm.needs_updates
         self._parts: dict[tuple[str, float], Model] = {}
         self._part_awaited: dict[tuple[str, float], list[SendOrder]] = {}
         self._patches: tuple[str, tuple[Patch, ...]] = ("", ())
@@ -113,7 +116,7 @@ class SyncFlow(Flow):
         # the process may have ended between the commit and this
         signing = self._signing(self._lineage.latest, is_new=False)
         step = self._translated(self.machine.resume())
-        return Step(step.facts, [signing, *step.commands])
+        return Step(step.facts, [*signing, *step.commands])
 
     def report(self, facts: Sequence[RecordedFact]) -> FlowReport:
         """Return its rounds, its devices and its latest version."""
@@ -131,6 +134,10 @@ class SyncFlow(Flow):
         is_open = ledger.phase == "collecting"
         current = (order.round, order.attempt) == (ledger.round, ledger.attempt)
         return is_open and current and order.device_id not in ledger.answered
+
+    def concerns(self, state: DeviceState) -> bool:
+        """Whether a device could take part; a domain cannot where single updates are needed."""
+        return super().concerns(state) and not (state.domain and self._needs_updates)
 
     # --- what comes in ------------------------------------------------------------------------
 
@@ -153,6 +160,7 @@ class SyncFlow(Flow):
             answer.num_examples,
             dict(answer.metrics),
             usage,
+            answer.population,
         )
         return ResultReceived(*place, update, fault)
 
@@ -167,7 +175,9 @@ class SyncFlow(Flow):
             # the next round has other parts, and the next attempt may find these lost
             self._parts, self._part_awaited = {}, {}
         commits = [self._lineage.apply(fact) for fact in step.facts]
-        signing = [self._signing(commit) for commit in commits if commit is not None]
+        signing = [
+            each for commit in commits if commit is not None for each in self._signing(commit)
+        ]
         commands = [each for command in step.commands for each in self._commands(command)]
         return Step(step.facts, [*signing, *commands])
 
@@ -199,8 +209,9 @@ class SyncFlow(Flow):
             "" if isinstance(command, VerifyUpdate) else "run",
         )
 
-    def _signing(self, commit: Commit, *, is_new: bool = True) -> StartTask:
-        return StartTask(lambda: self._data.sign_version(self.record, commit, is_new=is_new), "run")
+    def _signing(self, commit: Commit, *, is_new: bool = True) -> list[Command]:
+        sign = self._data.sign_version
+        return [StartTask(lambda: sign(self.record, commit, is_new=is_new), "run")]
 
     def order(self, command: SendOrder) -> IssueOrder:
         """Return the order that the machine asks for."""
@@ -218,6 +229,7 @@ class SyncFlow(Flow):
                 definition.algorithm.settings,
                 self._training(command),
                 definition.seed,
+                [{"name": each.name, **each.settings} for each in definition.transforms],
             ),
             ModelFile(model.key, model.sha256, model.size_bytes, self._patches_to(model)),
             upload_key=self.keys.update(command.round, command.attempt, command.device_id)
@@ -227,12 +239,27 @@ class SyncFlow(Flow):
             timer=TimerFired("deadline", command.round, command.attempt) if trains else None,
             time_s=plan.deadline_s if trains else plan.evaluation_deadline_s,
             vectors=self._vectors(model),
-            scalars={name: value for name, value in model.scalars if name in self._broadcasts},
+            scalars=self._scalars(command.device_id, model),
+            evaluators=self._evaluators(command),
         )
+
+    def _scalars(self, device_id: str, model: Model) -> dict[str, float]:
+        """Return the server's scalars that an order names: a domain needs them all for weights."""
+        if self.machine.is_domain(device_id):
+            return dict(model.scalars)
+        return {name: value for name, value in model.scalars if name in self._broadcasts}
+
+    def _evaluators(self, command: SendOrder) -> Evaluators:
+        """Return which of its devices a domain is to order to evaluate."""
+        on = self.machine.plan.evaluate_on
+        asks = command.action == "evaluate" and self.machine.is_domain(command.device_id)
+        return on if asks and on != "none" else ""
 
     # --- parts of the model -------------------------------------------------------------------
 
     def _width(self, device_id: str, round_number: int) -> float:
+        if self.machine.is_domain(device_id):
+            return 1.0  # its devices have widths of their own
         seed = self.record.definition.seed
         return self._algorithm.width(self._facts_of(device_id), round_number, seed)
 

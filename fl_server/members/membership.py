@@ -134,6 +134,11 @@ class Membership:
         """The ids of those who may steer."""
         return list(self._operator_keys)
 
+    @property
+    def key_text(self) -> str:
+        """The public key of this domain's server."""
+        return self._server.secret_key.public.text
+
     # --- enrolment ----------------------------------------------------------------------------
 
     def token_of(self, secret: bytes) -> JoinToken:

@@ -157,7 +157,8 @@ class PresenceTable:
         self._store(device_id, state)
         if not is_news:
             return DeviceBusy(device_id)
-        return DeviceJoined(device_id, state.role, accepting=state.status != "draining")
+        accepting = state.status != "draining"
+        return DeviceJoined(device_id, state.role, accepting, state.domain)
 
     def online(self, task: str, *, bundled: bool = False) -> list[DevicePresence]:
         """Return the devices that are online and have the task, or take its bundle, by id."""

@@ -120,7 +120,7 @@ class VersionEvaluation:
     def _evaluators(self) -> Sequence[str]:
         match self._plan.evaluate_on:
             case "evaluators":
-                return self._roster.accepting("evaluator")
+                return self._roster.evaluators()
             case "devices":
                 return self._widest(self._roster.accepting("trainer"))
         return ()

@@ -7,7 +7,7 @@ What every kind of flow may get stands in ``fl_server.flows.events``. What a job
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from fl_server.flows.events import (
     DeviceBusy,
@@ -38,14 +38,27 @@ class RoundRequested:
     """One round is requested from outside, from ``base``, which is version ``round - 1``.
 
     Rounds may be left out, but only go on; a request while a round is open ends that round.
+
+    Attributes:
+        training: what its orders say of the training, where the run's definition does not.
+        deadline_s: how long it collects, 0 for as long as the plan says.
     """
 
     round: int
     base: Model
+    training: dict[str, Any] = field(default_factory=dict)
+    deadline_s: float = 0.0
 
     def __post_init__(self) -> None:
         if self.base.version != self.round - 1:
             raise ValueError(f"round {self.round} cannot begin with version {self.base.version}")
+
+
+@dataclass(frozen=True)
+class CompletionReported:
+    """Whoever requests the rounds will request no more."""
+
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -151,6 +164,7 @@ Event: TypeAlias = (
     | DeviceBusy
     | DeviceLeft
     | RoundRequested
+    | CompletionReported
     | ResultReceived
     | UpdateDelivered
     | UpdateVerified

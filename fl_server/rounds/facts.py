@@ -7,7 +7,7 @@ of the classes and of their fields are data on disk.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from fl_server.rounds.model import Model, Update
 from fl_server.rounds.workload import OrderWork
@@ -33,11 +33,16 @@ class RoundStarted:
 
 @dataclass(frozen=True)
 class RoundOpened:
-    """A requested round begins with ``base``: devices are gathered for it from here on."""
+    """A requested round begins with ``base``: devices are gathered for it from here on.
+
+    ``training`` and ``deadline_s`` are the request's.
+    """
 
     round: int
     attempt: int
     base: Model
+    training: dict[str, Any] = field(default_factory=dict)
+    deadline_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,15 @@ class RoundAbandoned:
     attempt: int
     reason: str
     excused: bool = False
+
+
+@dataclass(frozen=True)
+class RequestFailed:
+    """The requested round has no model after its last attempt; the next request is awaited."""
+
+    round: int
+    attempt: int
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -206,6 +220,7 @@ Fact: TypeAlias = (
     | OrderDeclined
     | RoundClosed
     | RoundAbandoned
+    | RequestFailed
     | RoundCommitted
     | EvaluationOrdered
     | EvaluationDeclined
@@ -229,6 +244,7 @@ FACTS: dict[str, type[Fact]] = {
         OrderDeclined,
         RoundClosed,
         RoundAbandoned,
+        RequestFailed,
         RoundCommitted,
         EvaluationOrdered,
         EvaluationDeclined,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from fl_server.flows.flow import Step
 from fl_server.flows.mean import weighted_mean
@@ -16,6 +16,7 @@ from fl_server.rounds.facts import (
     EvaluationRecorded,
     Fact,
     OrderDeclined,
+    RequestFailed,
     RoundAbandoned,
     RoundClosed,
     RoundCommitted,
@@ -65,8 +66,9 @@ LEGAL: dict[Phase, frozenset[type[Fact]]] = {
         OrderDeclined,
         RoundClosed,
         RoundAbandoned,
+        RequestFailed,
     },
-    "aggregating": _BEFORE_THE_LAST | {RoundCommitted, RoundAbandoned},
+    "aggregating": _BEFORE_THE_LAST | {RoundCommitted, RoundAbandoned, RequestFailed},
     "evaluating": _ALWAYS | {RunCompleted},
     "ended": frozenset(),
 }
@@ -96,10 +98,14 @@ class Ledger:
         best: the best of them with its value, None before the first that was measured.
         on_request: each round waits until somebody outside requests it.
         made: what the latest requested round committed, None before that.
+        base_sha256: of the model that the latest requested round began with.
+        training: what the latest request says of the training.
+        deadline_s: how long its round collects, 0 for as long as the plan says.
         work: what this attempt's devices are asked for, where orders are fitted or of parts.
         speeds: what devices were measured at in this run, smoothed.
         known: the devices that ever were in a cohort.
-        population: how many devices the run knew when the attempt started.
+        population: how many devices the run knew when the attempt started, a domain as one.
+        below: how many there were below each domain by its latest update.
     """
 
     rounds: int
@@ -117,6 +123,7 @@ class Ledger:
     speeds: dict[str, Speed] = field(default_factory=dict)
     known: set[str] = field(default_factory=set)
     population: int = 0
+    below: dict[str, int] = field(default_factory=dict)
     accepted: dict[str, Update] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     unusable: set[str] = field(default_factory=set)
@@ -130,6 +137,9 @@ class Ledger:
     best: tuple[int, float] | None = None
     on_request: bool = False
     made: Model | None = None
+    base_sha256: str = ""
+    training: dict[str, Any] = field(default_factory=dict)
+    deadline_s: float = 0.0
     _counted: dict[tuple[int, int, str], str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -192,6 +202,11 @@ class Ledger:
         """Return the header sha256 of the device's update that was accepted then, or None."""
         return self._counted.get((round_number, attempt, device_id))
 
+    @property
+    def population_below(self) -> int:
+        """How many devices the run knows, those below domains among them."""
+        return self.population + sum(count - 1 for count in self.below.values())
+
     def metric(self, version: int, name: str) -> float | None:
         """Return the mean of a metric over the devices that evaluated ``version``, by examples."""
         return weighted_mean(
@@ -235,16 +250,15 @@ class Ledger:
         self._require_legal(fact)
         match fact:
             case RoundOpened():
-                self._next(fact.round, fact.attempt)
-                self.model, self.earlier, self.made = fact.base, (), None
-                self.causes = frozenset()  # the same device may do better with another base
-                self.excused, self.setback = 0, ""
+                self._open(fact)
             case RoundStarted():
                 self.phase, self.cohort, self.target = "collecting", fact.cohort, fact.target
                 self.work, self.population = fact.work, fact.population
                 self.known.update(fact.cohort)
             case UpdateAccepted():
                 self.accepted[fact.device_id] = fact.update
+                if fact.update.population > 1 or fact.device_id in self.below:
+                    self.below[fact.device_id] = fact.update.population
                 self._measure(fact)
                 key = (fact.round, fact.attempt, fact.device_id)
                 self._counted[key] = fact.update.header_sha256
@@ -255,11 +269,8 @@ class Ledger:
                 del self._counted[(fact.round, fact.attempt, fact.device_id)]
             case RoundClosed():
                 self.phase, self.included = "aggregating", fact.included
-            case RoundAbandoned():
-                self.causes = self._causes() if self.all_unusable else frozenset()
-                self.excused += fact.excused
-                self.setback = fact.reason
-                self._next(self.round, self.attempt + 1)
+            case RoundAbandoned() | RequestFailed():
+                self._abandon(fact)
             case RoundCommitted():
                 self.earlier = (*self.earlier, self.model)[-_KEPT_EARLIER:]
                 self.model, self.causes = fact.model, frozenset()
@@ -281,6 +292,14 @@ class Ledger:
             case RunCompleted() | RunStoppedEarly() | RunStopped() | RunFailed():
                 self._end(fact)
 
+    def _open(self, fact: RoundOpened) -> None:
+        self._next(fact.round, fact.attempt)
+        self.model, self.earlier, self.made = fact.base, (), None
+        self.base_sha256 = fact.base.sha256
+        self.training, self.deadline_s = fact.training, fact.deadline_s
+        self.causes = frozenset()  # the same device may do better with another base
+        self.excused, self.setback = 0, ""
+
     def _evaluate(
         self, fact: EvaluationOrdered | EvaluationDeclined | EvaluationRecorded | VersionJudged
     ) -> None:
@@ -298,6 +317,15 @@ class Ledger:
                 # a journal may hold what an earlier version let in
                 of_version[fact.device_id] = (fact.num_examples, plausible(fact.metrics))
                 self.not_evaluated.get(fact.round, {}).pop(fact.device_id, None)
+
+    def _abandon(self, fact: RoundAbandoned | RequestFailed) -> None:
+        self.causes = self._causes() if self.all_unusable else frozenset()
+        self.setback = fact.reason
+        self._next(self.round, self.attempt + 1)
+        if isinstance(fact, RoundAbandoned):
+            self.excused += fact.excused
+        else:
+            self.phase = "waiting"
 
     def _end(self, fact: RunCompleted | RunStoppedEarly | RunStopped | RunFailed) -> None:
         self.phase = "ended"
@@ -345,6 +373,8 @@ class Ledger:
         if isinstance(fact, RoundOpened):
             is_open = self.on_request and pair >= (self.round, self.attempt)
             return "" if is_open else f"{fact} cannot be opened"
+        if isinstance(fact, RequestFailed) and not self.on_request:
+            raise InvalidTransition(f"{fact} cannot follow where nobody requests rounds")
         if hasattr(fact, "attempt") and pair != (self.round, self.attempt):
             return f"{fact} does not belong"
         return self._own_problem(fact)

@@ -42,6 +42,7 @@ from fl_server.rounds.evaluation import VersionEvaluation
 from fl_server.rounds.events import (
     AggregationFailed,
     AggregationFinished,
+    CompletionReported,
     DevicesJoined,
     EvaluationReceived,
     Event,
@@ -55,6 +56,7 @@ from fl_server.rounds.events import (
 from fl_server.rounds.facts import (
     Fact,
     OrderDeclined,
+    RequestFailed,
     RoundAbandoned,
     RoundClosed,
     RoundCommitted,
@@ -71,7 +73,7 @@ from fl_server.rounds.facts import (
 from fl_server.rounds.gathering import Gathering
 from fl_server.rounds.ledger import Ledger, RoundStep
 from fl_server.rounds.model import Model
-from fl_server.rounds.plan import Plan
+from fl_server.rounds.plan import EvaluateOn, Plan
 from fl_server.rounds.roster import Roster
 from fl_server.rounds.updates import UpdateIntake
 from fl_server.rounds.workload import FitRule, Speed, WidthOf, fit, whole_model, with_widths
@@ -114,6 +116,22 @@ class RoundMachine:
         """The versions that stay whatever the run's retention says."""
         return self._best.held
 
+    def is_domain(self, device_id: str) -> bool:
+        """Whether there are devices below a device."""
+        return self._roster.is_domain(device_id)
+
+    def is_idle(self, device_id: str) -> bool:
+        """Whether a device is online and carries out no order."""
+        return self._roster.is_idle(device_id)
+
+    def evaluators(self, on: EvaluateOn) -> list[str]:
+        """Return who is here that may evaluate, of trainers or of evaluators and domains."""
+        return self._roster.evaluators() if on == "evaluators" else list(self.trainers())
+
+    def trainers(self) -> tuple[str, ...]:
+        """Return who is here that takes orders to train."""
+        return self._roster.accepting("trainer")
+
     # --- events in, steps out -----------------------------------------------------------------
 
     def handle(self, event: Event) -> RoundStep:
@@ -148,7 +166,7 @@ class RoundMachine:
                 self._timer(event, step)
             case AggregationFinished() | AggregationFailed():
                 self._aggregated(event, step)
-            case PauseRequested() | ResumeRequested() | StopRequested():
+            case PauseRequested() | ResumeRequested() | StopRequested() | CompletionReported():
                 self._operator(event, step)
             case FailureReported() if self.ledger.phase != "ended":
                 self._end(RunFailed(event.reason), step)
@@ -259,7 +277,8 @@ class RoundMachine:
             self.ledger.record(RoundAbandoned(ledger.round, ledger.attempt, reason), step)
         pair = (event.round, ledger.attempt if event.round == ledger.round else 1)
         self._gathering.begin(same_attempt=pair == (ledger.round, ledger.attempt))
-        self.ledger.record(RoundOpened(*pair, event.base), step)
+        opened = RoundOpened(*pair, event.base, event.training, event.deadline_s)
+        self.ledger.record(opened, step)
         self._start_if_ready(step)
 
     def _report(self, step: RoundStep) -> None:
@@ -294,7 +313,7 @@ class RoundMachine:
 
     def _aggregate(self) -> Aggregate:
         ledger = self.ledger
-        return Aggregate(ledger.round, ledger.attempt, ledger.included, ledger.population)
+        return Aggregate(ledger.round, ledger.attempt, ledger.included, ledger.population_below)
 
     def _speeds(self, rule: FitRule) -> dict[str, Speed]:
         return {**rule.known, **self.ledger.speeds}
@@ -358,12 +377,26 @@ class RoundMachine:
         ledger = self.ledger
         is_last = ledger.attempt - ledger.excused >= self.plan.max_attempts and not excused
         if ledger.repeats_itself or is_last or ledger.attempt >= MAX_ROUNDS:
-            self._end(RunFailed(f"round {ledger.round}, attempt {ledger.attempt}: {reason}"), step)
+            self._give_up(reason, step)
             return
         self._updates.forget()
         step.commands.append(SweepRound(ledger.round, ledger.attempt))
         ledger.record(RoundAbandoned(ledger.round, ledger.attempt, reason, excused), step)
         self._start_if_ready(step)
+
+    def _give_up(self, reason: str, step: RoundStep) -> None:
+        """End the run, or a requested round alone: another request may find what it needs."""
+        ledger = self.ledger
+        pair, text = (
+            (ledger.round, ledger.attempt),
+            f"round {ledger.round}, attempt {ledger.attempt}",
+        )
+        if not self.plan.on_request or ledger.attempt >= MAX_ROUNDS:
+            self._end(RunFailed(f"{text}: {reason}"), step)
+            return
+        self._updates.forget()
+        step.commands.append(SweepRound(*pair))
+        ledger.record(RequestFailed(*pair, f"{text}: {reason}"), step)
 
     def _aggregated(self, event: AggregationFinished | AggregationFailed, step: RoundStep) -> None:
         ledger = self.ledger
@@ -411,7 +444,9 @@ class RoundMachine:
             self._end(RunCompleted(), step)
 
     def _operator(
-        self, event: PauseRequested | ResumeRequested | StopRequested, step: RoundStep
+        self,
+        event: PauseRequested | ResumeRequested | StopRequested | CompletionReported,
+        step: RoundStep,
     ) -> None:
         ledger = self.ledger
         match event:
@@ -422,6 +457,8 @@ class RoundMachine:
                 self._start_if_ready(step)
             case StopRequested() if ledger.phase != "ended":
                 self._end(RunStopped(event.reason), step)
+            case CompletionReported() if ledger.phase != "ended":
+                self._end(RunStoppedEarly(event.reason), step)
 
     # --- small parts --------------------------------------------------------------------------
 
@@ -441,7 +478,7 @@ class RoundMachine:
         self._arm("resend", RESEND_S, step)
 
     def _arm_collecting(self, step: RoundStep) -> None:
-        self._arm("deadline", self.plan.deadline_s, step)
+        self._arm("deadline", self.ledger.deadline_s or self.plan.deadline_s, step)
         self._arm("resend", RESEND_S, step)
 
     def _arm_evaluation(self, step: RoundStep) -> None:

@@ -34,7 +34,10 @@ class Model:
 
 @dataclass(frozen=True)
 class Update:
-    """An uploaded update as its device reports it; ``usage``: see ``messages.Usage``."""
+    """An uploaded update as its device reports it; ``usage``: see ``messages.Usage``.
+
+    ``population``: how many devices the run knows below a domain, 1 for a device.
+    """
 
     key: str
     size_bytes: int
@@ -42,3 +45,4 @@ class Update:
     num_examples: int
     metrics: dict[str, float] = field(default_factory=dict)
     usage: dict[str, float] = field(default_factory=dict)
+    population: int = 1

@@ -51,6 +51,7 @@ class Plan:
         fit: how orders are fitted to devices, None: all get the same.
         best: how the best version is found, None: nobody looks for it.
         on_request: each round waits for ``RoundRequested``, which brings the model to begin with.
+        sums: a round ends with the exact sums of its updates, of which no model is made here.
     """
 
     run_id: str
@@ -68,3 +69,4 @@ class Plan:
     fit: FitRule | None = None
     best: BestRule | None = None
     on_request: bool = False
+    sums: bool = False

@@ -21,6 +21,7 @@ class Roster:
         self._online: dict[str, Role] = {}
         self._draining: set[str] = set()
         self._busy: set[str] = set()
+        self._domains: set[str] = set()
         # sorted once for all rounds in which nobody comes or goes
         self._accepting: dict[Role, tuple[str, ...]] = {}
 
@@ -31,6 +32,10 @@ class Roster:
         if is_back or not event.accepting or self._online[device_id] != event.role:
             self._accepting.clear()
         self._online[device_id] = event.role
+        if event.domain:
+            self._domains.add(device_id)
+        else:
+            self._domains.discard(device_id)
         self.left.discard(device_id)
         self.removed.discard(device_id)
         self._busy.discard(device_id)
@@ -75,6 +80,15 @@ class Roster:
             if online.get(device_id) != "trainer" or device_id in draining
         )
         return len(self.accepting("trainer")) + sum(1 for _ in away)
+
+    def is_domain(self, device_id: str) -> bool:
+        """Whether there are devices below a device, as it said when it was here last."""
+        return device_id in self._domains
+
+    def evaluators(self) -> list[str]:
+        """Return who may have evaluators: those of this server, and the domains; sorted."""
+        domains = [each for each in self.accepting("trainer") if each in self._domains]
+        return sorted({*self.accepting("evaluator"), *domains})
 
     def is_idle(self, device_id: str) -> bool:
         """Whether a device is online and carries out no order."""

@@ -1,4 +1,4 @@
-"""What a run is made of: its algorithm and its rule by name, and whether they go together."""
+"""What a run is made of by name: its algorithm, its rule, its transforms; do they go together?"""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 
 from algorithms.base import UPDATE, Algorithm
 from algorithms.registry import load as load_algorithm
+from algorithms.transforms import TRANSFORMS, bound_of
+from algorithms.transforms.base import Transform
 from fl_server.aggregation.rules import RULES
 from fl_server.aggregation.rules.base import ByDistance, Rule
 from runtime.errors import ConfigError
@@ -38,6 +40,7 @@ class Composition:
     flow: str
     algorithm_name: ChosenPart
     rule_name: ChosenPart
+    transform_names: tuple[ChosenPart, ...]
     cohort_size: int
     quorum: int
 
@@ -51,6 +54,11 @@ class Composition:
         """The rule."""
         return RULES.load(self.rule_name.name, self.rule_name.settings)
 
+    @cached_property
+    def transforms(self) -> tuple[Transform, ...]:
+        """The transforms, in their order."""
+        return tuple(TRANSFORMS.load(each.name, each.settings) for each in self.transform_names)
+
     def require(self) -> None:
         """Return when the parts exist and go together.
 
@@ -63,6 +71,24 @@ class Composition:
             self._require_few(f"rule {self.rule_name.name}", rule.most_updates)
         if self.algorithm.needs_updates:
             self._require_few(f"algorithm {name}", ByDistance.most_updates)
+        self._require_transforms()
+
+    def _require_transforms(self) -> None:
+        """Raise where a transform goes with neither the algorithm, nor the rule, nor the others."""
+        names = [each.name for each in self.transform_names]
+        called, bound = f"algorithm {self.algorithm_name.name}", bound_of(self.transforms)
+        for name, transform in zip(names, self.transforms, strict=True):
+            reason = transform.refusal(self.algorithm, bound)
+            if names.count(name) > 1:
+                reason = "it stands in the list more than once"
+            elif self.flow != "sync":
+                reason = f"a run of kind {self.flow} has none"
+            elif transform.needs_mean and self.rule.needs_updates:
+                reason = f"its size is that of a mean; rule {self.rule_name.name} makes none"
+            elif transform.needs_mean and self.algorithm.needs_updates:
+                reason = f"its size is that of a mean; {called} makes none"
+            if reason:
+                raise ConfigError(f"transform {name} with {called}: {reason}")
 
     def _require_rule(self, rule: Rule) -> None:
         """Raise where a rule does not go with the algorithm, or a round may be too small for it."""

@@ -14,7 +14,14 @@ from fl_server.rounds.plan import BestRule, Plan
 from fl_server.rounds.workload import FitRule, Speed
 from fl_server.runs.composition import ChosenPart, Composition
 from fl_server.selection.targets import RunTarget
-from runtime.bounds import MAX_HYPER_PARAMETER, MAX_INTEGER, MAX_ROUNDS, MAX_SIZE, require_plain
+from runtime.bounds import (
+    MAX_HYPER_PARAMETER,
+    MAX_INTEGER,
+    MAX_ROUNDS,
+    MAX_SIZE,
+    MAX_TRANSFORMS,
+    require_plain,
+)
 from runtime.config import validate
 from runtime.errors import ConfigError
 from storage.versions.manifest import Parent
@@ -61,6 +68,15 @@ class RuleSection(_NamedSection):
     name: Annotated[str, Field(max_length=64)] = "mean"
     """The rule's name; `rengo algorithms` lists them too. All but `mean` hold against a part of the
     devices that send wrong updates; the server then keeps every update until a round's end."""
+
+
+class TransformSection(_NamedSection):
+    """What is done to updates and means, around any algorithm: a list, in the order in which it is
+    done, as `--set 'transforms=[{name="clip", norm=1}, {name="noise", multiplier=0.1}]'` or as
+    `[[transforms]]` in a file. The settings of each stand beside its name."""
+
+    name: Annotated[str, Field(max_length=64)]
+    """The transform's name; `rengo algorithms` lists them too."""
 
 
 class ScheduleSection(_Section):
@@ -234,6 +250,7 @@ class RunDefinition(_Section):
     --where` adds one."""
     algorithm: AlgorithmSection = AlgorithmSection()
     rule: RuleSection = RuleSection()
+    transforms: Annotated[tuple[TransformSection, ...], Field(max_length=MAX_TRANSFORMS)] = ()
     training: Settings = {}
     schedule: ScheduleSection = ScheduleSection()
     cohort: CohortSection = CohortSection()
@@ -286,9 +303,15 @@ class RunDefinition(_Section):
 
     @property
     def composition(self) -> Composition:
-        """The algorithm and the rule, which ``parse_definition`` has seen to go together."""
-        algorithm, rule = self.algorithm.chosen, self.rule.chosen
-        return Composition(self.flow, algorithm, rule, self.cohort.size, self.quorum)
+        """What ``parse_definition`` has seen to go together."""
+        return Composition(
+            self.flow,
+            self.algorithm.chosen,
+            self.rule.chosen,
+            tuple(each.chosen for each in self.transforms),
+            self.cohort.size,
+            self.quorum,
+        )
 
     @property
     def addressed(self) -> RunTarget:

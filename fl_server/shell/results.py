@@ -23,6 +23,7 @@ def answer_of(device_id: str, message: Result) -> DeviceAnswered:
         message.payload,
         message.phase,
         message.seq,
+        message.population,
     )
 
 

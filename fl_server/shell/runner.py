@@ -179,7 +179,8 @@ class FlowRunner:
             self._carry_out(flow, [flow.resume()])
         self.documents.publish(self.flows[record.run_id])
         for device in self._parts.presence.online(flow.task, bundled=flow.bundled):
-            if self._addressing.admits(flow.run_id, device.id, device.state):
+            admits = self._addressing.admits
+            if flow.concerns(device.state) and admits(flow.run_id, device.id, device.state):
                 self.handle(flow.run_id, _joined(device))
 
     def _open(self, record: RunRecord[Any]) -> Flow:
@@ -411,7 +412,8 @@ class FlowRunner:
 
 def _joined(device: DevicePresence) -> DeviceJoined:
     state = device.state
-    return DeviceJoined(device.id, state.role, accepting=state.status != "draining")
+    accepting = state.status != "draining"
+    return DeviceJoined(device.id, state.role, accepting, state.domain)
 
 
 def _receipt(flow: Flow, command: SendReceipt) -> Receipt:

@@ -41,6 +41,7 @@ _COMMANDS = {
     "broker": "site.components",
     "store": "site.components",
     "server": "site.roles",
+    "domain": "site.domain",
     "client": "site.roles",
     "iot": "site.roles",
     "agent": "machine.agent",

@@ -13,7 +13,7 @@ from fl_client.machine.hardware import available_engines
 from fl_client.tasks.attributes import goals_of, require_trainable
 from fl_client.tasks.base import Task
 from fl_client.tasks.user_code import TaskError
-from fl_client.training.algorithm_match import require_match
+from fl_client.training.algorithm_match import require_match, require_transforms
 from fl_server.runs.definition import parse_definition
 from runtime.errors import ConfigError, MissingExtra
 
@@ -47,6 +47,7 @@ def check_definition(task: Task, values: Mapping[str, Any]) -> dict[str, Any]:
     name = definition.algorithm.name
     algorithm = load_algorithm(name, definition.algorithm.settings)
     require_match(task, name, algorithm)
+    require_transforms(task, [each.name for each in definition.transforms])
     if advice := algorithm.advice(asdict(settings)):
         _LOG.warning("%s", advice)
     if type(task).optimizer is not Task.optimizer:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from algorithms.base import UPDATE, Algorithm, Scalars
+from algorithms.transforms.base import Transform
 from fl_client.models.local_round import LocalRound, LocalUpdate
 from fl_client.models.settings import TrainingSettings
 from storage.weights import Array, Vector, Weights
@@ -45,6 +46,7 @@ class VirtualOrder:
         round: that is trained; to evaluate, the version.
         settings: of the training in this round.
         state: what the client keeps from its last accepted update, by ``name/weight``.
+        width: how much of the model it trains; below 1 it gets a part of it.
     """
 
     client: int
@@ -52,6 +54,7 @@ class VirtualOrder:
     round: int
     settings: TrainingSettings
     state: Mapping[str, Array] = field(default_factory=dict)
+    width: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,8 +63,8 @@ class Trained:
 
     Attributes:
         vectors: what it sends, by name: the update, the change of statistics, the algorithm's own.
-            They may share memory with other clients' and must stay as they are until the next
-            result is asked for; the coordinator copies what it keeps longer.
+            They may share memory with other clients', and stay as they are: they are added to the
+            round's sums when the whole cohort has trained.
         scalars: what it sends as numbers, by name.
         state: what it keeps if the update is accepted.
         steps: how many steps it took, of ``full_steps`` that its epochs have.
@@ -113,6 +116,7 @@ class BackendSetup:
         seed: the run's.
         engine: the name of the engine that a client trains with.
         workers: how many processes at most, where the backend has any; 0 for as many as cores.
+        transforms: what is done to updates.
     """
 
     clients: VirtualClients
@@ -120,6 +124,17 @@ class BackendSetup:
     seed: int
     engine: str
     workers: int = 0
+    transforms: tuple[Transform, ...] = ()
+
+    def weights_of(self, order: VirtualOrder, got: GlobalModel) -> Weights:
+        """Return the weights that a client gets: the version, or its part of it."""
+        whole = got.weights
+        if order.width >= 1:
+            return whole
+        slices = self.algorithm.part(order.width, order.round, whole.layout)
+        if slices is None:
+            return whole
+        return Weights(slices.part, slices.take(whole.vector), whole.others)
 
     def plan(self, order: VirtualOrder, got: GlobalModel) -> LocalRound:
         """Return what a device's training in the round depends on, as a device makes it."""
@@ -132,6 +147,8 @@ class BackendSetup:
             state=order.state,
             vectors=got.vectors,
             scalars=got.scalars,
+            transforms=self.transforms,
+            width=order.width,
         )
 
 

@@ -13,13 +13,14 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from algorithms.base import Algorithm, Report
+from algorithms.base import Algorithm, DeviceFacts, Report
 from algorithms.registry import load as load_algorithm
 from fl_client.models.settings import TrainingSettings
 from fl_server.aggregation.arithmetic.combining import Combining
 from fl_server.aggregation.arithmetic.in_memory import MemorySums, MemoryVersion, next_version
 from fl_server.aggregation.arithmetic.server_half import (
     VersionInput,
+    covered,
     require_sections,
     weight_of,
 )
@@ -40,6 +41,7 @@ from fl_server.rounds.ledger import Ledger, RoundStep
 from fl_server.rounds.machine import RoundMachine
 from fl_server.rounds.model import Model, Update
 from fl_server.rounds.plan import Plan
+from fl_server.rounds.workload import whole_model
 from fl_server.runs.definition import RunDefinition
 from fl_server.runs.schedule import training_of
 from rengo.simulation.backend import (
@@ -55,7 +57,7 @@ from rengo.simulation.states import ClientStates
 from rengo.simulation.timeline import AtOnce, Happening, Timeline
 from rengo.simulation.virtual.orders import WorkDone
 from runtime.errors import Corrupt, RunNotCompleted, StorageError
-from storage.weights import NotFinite, Vector
+from storage.weights import NotFinite, Slices, Vector
 
 _R = TypeVar("_R", Trained | Declined, Evaluated | Declined)
 _FOLDED_AT_ONCE_BYTES = 8 << 20
@@ -99,6 +101,7 @@ class _Result(NamedTuple):
     trained: Trained
     report: Report
     weight: int
+    slices: Slices | None
 
 
 @dataclass
@@ -108,12 +111,14 @@ class _OpenSum:
     pair: tuple[int, int]
     sums: MemorySums
     reports: dict[str, Report] = field(default_factory=dict)
-    waiting: list[tuple[Mapping[str, Vector], int]] = field(default_factory=list)
+    waiting: list[tuple[Mapping[str, Vector], int, Slices | None]] = field(default_factory=list)
     waiting_bytes: int = 0
+    weights: list[int] = field(default_factory=list)
 
-    def add(self, update: Mapping[str, Vector], weight: int) -> None:
-        """Add an update: several at once, up to a bound."""
-        self.waiting.append((update, weight))
+    def add(self, update: Mapping[str, Vector], weight: int, slices: Slices | None) -> None:
+        """Add an update, of the model's part where there are slices: several at once."""
+        self.waiting.append((update, weight, slices))
+        self.weights.append(weight)
         self.waiting_bytes += sum(vector.nbytes for vector in update.values())
         if self.waiting_bytes > _FOLDED_AT_ONCE_BYTES:
             self.flush()
@@ -121,8 +126,8 @@ class _OpenSum:
     def flush(self) -> None:
         """Add what waits."""
         if self.waiting:
-            updates, weights = zip(*self.waiting, strict=True)
-            self.sums.add(updates, weights)
+            updates, weights, parts = zip(*self.waiting, strict=True)
+            self.sums.add(updates, weights, parts)
         self.waiting, self.waiting_bytes = [], 0
 
 
@@ -153,13 +158,15 @@ class Coordinator:
         self, run: SimulatedRun, parts: Parts, watch: RunWatch, ledger: Ledger | None = None
     ) -> None:
         self.run, self.parts = run, parts
-        self.machine = RoundMachine(run.plan, Model(0, "", "", 0), ledger=ledger)
+        self._algorithm = run.algorithm
+        width_of = self._width if self._algorithm.narrow_widths else whole_model
+        self.machine = RoundMachine(run.plan, Model(0, "", "", 0), width_of=width_of, ledger=ledger)
         self.timeline: Timeline = AtOnce()
         self.version = run.initial
         self.best: MemoryVersion | None = None
         self._watch = watch
-        self._algorithm = run.algorithm
-        self._rule = run.definition.composition.rule
+        composition = run.definition.composition
+        self._rule, self._transforms = composition.rule, composition.transforms
         self._numbers = {name: number for number, name in enumerate(run.clients.ids)}
         self._numbers[EVALUATOR_ID] = EVALUATOR
         self._held: dict[int, MemoryVersion] = {}
@@ -297,7 +304,21 @@ class Coordinator:
         client = self._numbers[command.device_id]
         state = {} if client == EVALUATOR else self.parts.states.get(client)
         settings = self._settings_of(command)
-        return VirtualOrder(client, command.device_id, command.round, settings, state)
+        width = 1.0
+        if command.action == "train":
+            width = self.machine.ledger.width_of(command.device_id)
+        return VirtualOrder(client, command.device_id, command.round, settings, state, width)
+
+    def _width(self, device_id: str, round_number: int) -> float:
+        facts = DeviceFacts(device_id, self.run.clients.spec.profile)
+        return self._algorithm.width(facts, round_number, self.run.definition.seed)
+
+    def _slices(self, device_id: str, round_number: int) -> Slices | None:
+        """Return which part of the model a client trains, None for the whole."""
+        width = self.machine.ledger.width_of(device_id)
+        if width >= 1:
+            return None
+        return self._algorithm.part(width, round_number, self.version.weights.layout)
 
     def _settings_of(self, command: SendOrder) -> TrainingSettings:
         """Return the round's training settings with what is fitted to the client."""
@@ -321,23 +342,26 @@ class Coordinator:
         size_bytes = 4 * sum([each.size for each in result.vectors.values()])
         update = Update("", size_bytes, "", result.num_examples, dict(result.metrics))
         try:
-            self._require_sections(result)
+            slices = self._slices(result.device_id, pair[0])
+            self._require_sections(result, slices)
             report = _report(result)
             weight = weight_of(self._algorithm, report, self.version.scalars)
         except Corrupt as error:
             return ResultReceived(result.device_id, *pair, update, str(error))
-        self._results[result.device_id] = _Result(result, report, weight)
+        self._results[result.device_id] = _Result(result, report, weight, slices)
         return UpdateDelivered(result.device_id, *pair, update)
 
-    def _require_sections(self, result: Trained) -> None:
+    def _require_sections(self, result: Trained, slices: Slices | None) -> None:
         """Raise Corrupt where an update is not what the algorithm's clients send."""
         vectors = result.vectors
         sections = (*vectors, *result.scalars), tuple(each.size for each in vectors.values())
         if sections not in self._usual_sections:
             sizes = {name: vector.size for name, vector in vectors.items()}
             sizes |= dict.fromkeys(result.scalars, 1)
-            require_sections(sizes, self._algorithm, self.version.weights.layout)
-            self._usual_sections.add(sections)
+            layout = self.version.weights.layout if slices is None else slices.part
+            require_sections(sizes, self._algorithm, layout)
+            if slices is None:
+                self._usual_sections.add(sections)
 
     def _fold(self, command: FoldUpdate) -> None:
         found = self._results.pop(command.device_id)
@@ -345,7 +369,7 @@ class Coordinator:
         pair = (command.round, command.attempt)
         if self._sum is None or self._sum.pair != pair:
             kept = Combining(self._algorithm, self._rule).kept_singly
-            sums = MemorySums(self.run.plan.cohort_size, kept_singly=kept)
+            sums = MemorySums(self.run.plan.cohort_size, covered(self._algorithm), kept)
             self._sum = _OpenSum(pair, sums)
         vectors = result.vectors
         if report.scalars:
@@ -353,7 +377,8 @@ class Coordinator:
                 name: np.array([value], np.float32) for name, value in report.scalars.items()
             }
             vectors = {**vectors, **scalars}
-        self._sum.add(self._sum.sums.keep(result.device_id, vectors), found.weight)
+        summed = self._sum.sums.keep(result.device_id, vectors)
+        self._sum.add(summed, found.weight, found.slices)
         self._sum.reports[result.device_id] = report
         # what an update brings becomes permanent when it counts
         self.parts.states.put(self._numbers[result.device_id], result.state)
@@ -375,6 +400,9 @@ class Coordinator:
             population,
             self.run.definition.seed,
             self._rule,
+            command.round,
+            self._transforms,
+            found.weights,
         )
         try:
             after = next_version(self.version, self._algorithm, figures)

@@ -96,7 +96,7 @@ def prepare(simulation: Simulation, earlier: VirtualClients | None = None) -> Pr
     definition = parse_definition(
         {**with_goals(task, values), "task": task.name}, "simulation's definition"
     )
-    _require_fits(definition, spec)
+    _require_fits(definition, clients)
     run = SimulatedRun(
         definition,
         definition.plan(
@@ -111,7 +111,10 @@ def prepare(simulation: Simulation, earlier: VirtualClients | None = None) -> Pr
         is_arrays = isinstance(clients.splits(0)[0], tuple | None)
         engine = "torch" if needs_torch(task, values) or not is_arrays else "numpy"
     algorithm = load_algorithm(definition.algorithm.name, definition.algorithm.settings)
-    setup = BackendSetup(clients, algorithm, definition.seed, engine, simulation.workers)
+    transforms = definition.composition.transforms
+    setup = BackendSetup(
+        clients, algorithm, definition.seed, engine, simulation.workers, transforms
+    )
     world = virtual_world(simulation, clients, definition.seed)
     return Prepared(run, setup, simulation.backend, world)
 
@@ -176,14 +179,20 @@ def _values(simulation: Simulation, count: int) -> dict[str, Any]:
     return values
 
 
-def _require_fits(definition: RunDefinition, spec: ClientsSpec) -> None:
-    cohort = definition.cohort
+def _require_fits(definition: RunDefinition, clients: VirtualClients) -> None:
+    cohort, spec, shared = definition.cohort, clients.spec, clients.shared
     if definition.flow != "sync":
         raise ConfigError(f"flow {definition.flow!r}: the simulator does runs of the flow sync")
     if cohort.size > spec.count:
         raise ConfigError(
             f"a cohort of {cohort.size} cannot be drawn from {spec.count} clients: lower "
             "cohort.size (--cohort), or have more clients (--clients)"
+        )
+    empty = 0 if shared is None else int((shared.starts[1:] == shared.starts[:-1]).sum())
+    if shared is not None and empty:
+        raise ConfigError(
+            f"task {clients.task.name} has {len(shared.parts)} examples to train on, too few for "
+            f"{spec.count} clients: {empty} of them would have none"
         )
 
 

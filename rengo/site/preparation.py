@@ -44,6 +44,7 @@ class SiteOptions:
         credentials: the users of an external broker.
         client_certificates: a folder for mutual TLS: ``ca.pem``, which signs the clients'
             certificates, and ``NAME.pem`` with ``NAME.key`` for each identity of the site.
+        parent: the section of a domain's settings; None where the server is no domain's.
     """
 
     domain: str = "main"
@@ -58,6 +59,7 @@ class SiteOptions:
     certificate: OwnCertificate | None = None
     credentials: Path | None = None
     client_certificates: Path | None = None
+    parent: Mapping[str, Any] | None = None
 
 
 class Preparation:
@@ -233,6 +235,8 @@ class Preparation:
             parts["broker"] = self.broker.model_dump(mode="json", exclude_none=True)
         parts["store"] = self.store.model_dump(mode="json", exclude_none=True)
         parts["server"] = self._server_settings()
+        if self._options.parent is not None:
+            parts["server"] = {**parts["server"], "parent": dict(self._options.parent)}
         for name, values in parts.items():
             path = make_folder(self.folder.root / name) / f"{name}.toml"
             atomic_write(path, tomli_w.dumps(values).encode())

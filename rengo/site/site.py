@@ -116,7 +116,8 @@ class Site:
     def _start_server(self) -> None:
         config = str(self._prepared.settings["server"])
         # -P: modules are not looked for in the working folder
-        argv = [*command("rengo"), "server", "--config", config]
+        role = "server" if self._options.parent is None else "domain"
+        argv = [*command("rengo"), role, "--config", config]
         child = Child("the server", argv, self._log("server"))
         self._add_child("server", child, self.folder.root / "server")
         deadline = time.monotonic() + _SERVER_START_S

@@ -172,7 +172,7 @@ class _Scanner:
             objects.record = info
         elif info.key == keys.version(number):
             objects.model = info
-        elif info.key != keys.state(number):
+        elif info.key not in {keys.state(number), *keys.of_domain(number)}:
             self._found.problems.append(f"{info.key}: no key that Rengo writes")
 
     def _read(self, documents: list[ObjectInfo]) -> None:

@@ -16,17 +16,26 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 import msgpack
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from runtime.bounds import MAX_EXAMPLES, MAX_FINITE, MAX_METRIC_NAME, MAX_METRICS
+from runtime.bounds import (
+    MAX_EXAMPLES,
+    MAX_FINITE,
+    MAX_METRIC_NAME,
+    MAX_METRICS,
+    MAX_POPULATION,
+)
 from runtime.errors import Corrupt
 from storage.updates.info import (
     MAGIC,
     MAX_CHUNK_PARAMS,
     MAX_CHUNKS,
     MAX_HEADER_BYTES,
+    MAX_REPORTS,
     MAX_SECTIONS,
+    MAX_SUM_BYTES,
     NOTHING_SHA256,
     PREFIX,
     SCHEMA_VERSION,
+    SUM_BLOCK,
     Origin,
 )
 
@@ -34,6 +43,8 @@ if TYPE_CHECKING:
     from storage.weights import Reader
 
 MAX_CHUNK_BYTES = 4 * MAX_CHUNK_PARAMS
+# the unit of a sum: below the smallest float32, and the size of the largest, as powers of two
+_LEAST_UNIT, _REACH_BITS = -160, 128
 _READ_BYTES = 1 << 20
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -67,6 +78,84 @@ class SectionEntry(BaseModel):
     count: int = Field(ge=1, le=MAX_CHUNKS * MAX_CHUNK_PARAMS)
 
 
+class SumEntry(BaseModel):
+    """The sum of one name's vectors, or scalars, and the sum of their weights, in decimal digits.
+
+    Its chunks have ``SUM_BLOCK`` values each, the last one what is left.
+    """
+
+    model_config = _STRICT
+    name: Name
+    count: int = Field(ge=1, le=MAX_CHUNKS * SUM_BLOCK)
+    weight: Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,31})$")]
+
+
+class ReportColumns(BaseModel):
+    """What a server knows of each update in the sums, one column for each thing.
+
+    ``sums``: the bit ``1 << i`` says that the update is in the i-th sum.
+    """
+
+    model_config = _STRICT
+    devices: tuple[Name, ...] = Field(min_length=1, max_length=MAX_REPORTS, strict=False)
+    num_examples: tuple[Annotated[int, Field(ge=1, le=MAX_EXAMPLES)], ...] = Field(strict=False)
+    sums: tuple[Annotated[int, Field(ge=0, lt=1 << MAX_SECTIONS)], ...] = Field(strict=False)
+    scalars: dict[Name, Annotated[tuple[Finite, ...], Field(strict=False)]] = Field(
+        default_factory=dict, max_length=MAX_SECTIONS
+    )
+
+    @model_validator(mode="after")
+    def _columns_are_as_long(self) -> Self:
+        columns = (self.num_examples, self.sums, *self.scalars.values())
+        if any(len(column) != len(self.devices) for column in columns):
+            raise ValueError("the columns of the reports are not as long as that of the devices")
+        if len(set(self.devices)) != len(self.devices):
+            raise ValueError("a device stands twice in the reports")
+        return self
+
+
+class ExactSums(BaseModel):
+    """What the chunks of an update of the kind "sums" are: exact sums of updates, and whose.
+
+    ``units`` are the powers of two that the chunks' whole numbers count, one for each chunk.
+    ``population`` is how many devices the run knows below the sender.
+    """
+
+    model_config = _STRICT
+    sums: tuple[SumEntry, ...] = Field(min_length=1, max_length=MAX_SECTIONS, strict=False)
+    units: tuple[Annotated[int, Field(ge=_LEAST_UNIT, le=_REACH_BITS)], ...] = Field(
+        max_length=MAX_CHUNKS, strict=False
+    )
+    reports: ReportColumns
+    population: int = Field(ge=1, le=MAX_POPULATION)
+
+    @model_validator(mode="after")
+    def _fit_each_other(self) -> Self:
+        if len({each.name for each in self.sums}) != len(self.sums):
+            raise ValueError("two sums have one name")
+        if any(each >> len(self.sums) for each in self.reports.sums):
+            raise ValueError("a report names a sum that is not there")
+        if self.population < len(self.reports.devices):
+            raise ValueError("there are more reports than devices")
+        return self
+
+    def require_chunks(self, chunks: tuple[Chunk, ...]) -> None:
+        """Raise ValueError unless the chunks are the sums', no larger than their weights allow."""
+        expected = [
+            (min(SUM_BLOCK, entry.count - start), int(entry.weight))
+            for entry in self.sums
+            for start in range(0, entry.count, SUM_BLOCK)
+        ]
+        if not len(chunks) == len(self.units) == len(expected):
+            raise ValueError("the chunks are not those of the sums")
+        for chunk, unit, (count, weight) in zip(chunks, self.units, expected, strict=True):
+            width, rest = divmod(chunk.size, chunk.count)
+            if chunk.count != count or rest or width > MAX_SUM_BYTES:
+                raise ValueError("a chunk is not that of its sum")
+            if width and unit + 8 * width > _REACH_BITS + weight.bit_length() + 8:
+                raise ValueError("a sum is larger than its weight allows")
+
+
 class UpdateHeader(BaseModel):
     """The header in the file."""
 
@@ -77,7 +166,7 @@ class UpdateHeader(BaseModel):
     device_id: Name
     base_sha256: Sha256
     layout_hash: Sha256
-    kind: Literal["delta", "weights"]
+    kind: Literal["delta", "weights", "sums"]
     num_examples: int = Field(ge=1, le=MAX_EXAMPLES)
     metrics: dict[Annotated[str, Field(min_length=1, max_length=MAX_METRIC_NAME)], Finite] = Field(
         default_factory=dict, max_length=MAX_METRICS
@@ -88,12 +177,23 @@ class UpdateHeader(BaseModel):
     # decoding gives a list: the tuple accepts one, each chunk is still strict
     chunks: tuple[Chunk, ...] = Field(max_length=MAX_CHUNKS, strict=False)
     sections: tuple[SectionEntry, ...] = Field(default=(), max_length=MAX_SECTIONS, strict=False)
+    sums: ExactSums | None = None
 
     @model_validator(mode="after")
-    def _zeros_are_of_a_delta(self) -> Self:
+    def _sums_are_of_that_kind(self) -> Self:
+        if (self.sums is None) != (self.kind != "sums"):
+            raise ValueError("an update has sums if it is of that kind, and no other has")
+        if self.sums is not None:
+            if self.sections:
+                raise ValueError("sums are not in sections")
+            self.sums.require_chunks(self.chunks)
+        return self
+
+    @model_validator(mode="after")
+    def _zeros_are_of_a_change(self) -> Self:
         zeros = [chunk for chunk in self.chunks if chunk.is_zero]
-        if zeros and self.kind != "delta":
-            raise ValueError("only a delta may have chunks of no bytes")
+        if zeros and self.kind == "weights":
+            raise ValueError("only a delta and sums may have chunks of no bytes")
         if any(chunk.sha256 != NOTHING_SHA256 for chunk in zeros):
             raise ValueError("a chunk of no bytes has the sha256 of something")
         return self

@@ -25,6 +25,12 @@ MAX_CHUNKS = 8192
 MAX_CHUNK_PARAMS = 1 << 22
 MAX_SECTIONS = 64
 MAX_SECTION_NAME = 64
+MAX_REPORTS = 8192
+"""Of the devices whose updates are in one sum: an array of msgpack that is read has no more."""
+SUM_BLOCK = 1 << 18
+"""How many values of a sum share one unit, the block in which servers sum."""
+MAX_SUM_BYTES = 48
+"""Of one value of a sum: no weights allow more."""
 SCHEMA_VERSION = 1
 NOTHING_SHA256 = hashlib.sha256().hexdigest()
 
@@ -39,7 +45,7 @@ class Origin:
     device_id: str
     base_sha256: str
     layout_hash: str
-    kind: Literal["delta", "weights"]
+    kind: Literal["delta", "weights", "sums"]
 
 
 @dataclass(frozen=True)

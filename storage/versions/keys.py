@@ -4,6 +4,9 @@ projects/{p}/runs/{run}/global/{version}.safetensors
 projects/{p}/runs/{run}/manifests/{version}.json
 projects/{p}/runs/{run}/records/{version}.json
 projects/{p}/runs/{run}/state/{version}.safetensors
+projects/{p}/runs/{run}/base/{version}.safetensors
+projects/{p}/runs/{run}/base_state/{version}.safetensors
+projects/{p}/runs/{run}/partial/{round}.upd
 projects/{p}/runs/{run}/parts/{version}/{digest}.safetensors
 projects/{p}/runs/{run}/updates/{round}/{attempt}/{device}.upd
 projects/{p}/epoch.json
@@ -19,7 +22,8 @@ from dataclasses import dataclass
 _RUN = re.compile(r"projects/([A-Za-z0-9_-]{1,64})/runs/([a-z0-9_-]{1,64})/")
 _UPDATE = re.compile(r"updates/(\d{6,})/(\d{3,})/([a-z0-9_-]{1,64})\.upd")
 _VERSION = re.compile(
-    r"(?:(?:global|state)/(\d{6,})\.safetensors|(?:manifests|records)/(\d{6,})\.json)"
+    r"(?:(?:global|state|base|base_state)/(\d{6,})\.safetensors|(?:manifests|records)/(\d{6,})\.json"
+    r"|partial/(\d{6,})\.upd)"
 )
 _PART = re.compile(r"parts/(\d{6,})/[0-9a-f]{64}\.safetensors")
 _BUNDLE = re.compile(r"([0-9a-f]{64})\.rtask")
@@ -64,6 +68,22 @@ class RunKeys:
         """The algorithm's server state that belongs to a version."""
         return f"{self.prefix}state/{version:06d}.safetensors"
 
+    def base(self, version: int) -> str:
+        """A version of a parent's, which a domain's devices train from or evaluate."""
+        return f"{self.prefix}base/{version:06d}.safetensors"
+
+    def base_state(self, version: int) -> str:
+        """The algorithm's server state that belongs to a version of a parent's."""
+        return f"{self.prefix}base_state/{version:06d}.safetensors"
+
+    def partial(self, round_number: int) -> str:
+        """The sums of a domain's devices in a round, for its parent."""
+        return f"{self.prefix}partial/{round_number:06d}.upd"
+
+    def of_domain(self, number: int) -> set[str]:
+        """The objects of a number that a domain has of its parent's runs."""
+        return {self.base(number), self.base_state(number), self.partial(number)}
+
     def part(self, version: int, digest: str) -> str:
         """A part of a version, which the next round's devices train."""
         return f"{self.prefix}parts/{version:06d}/{digest}.safetensors"
@@ -85,7 +105,7 @@ class RunKeys:
     def version_of(self, key: str) -> int | None:
         """Return the number of the version that an object of the run belongs to, or None."""
         match = _VERSION.fullmatch(key.removeprefix(self.prefix))
-        return None if match is None else int(match[1] or match[2])
+        return None if match is None else int(match[1] or match[2] or match[3])
 
 
 def best_label(run_id: str) -> str:

@@ -170,7 +170,7 @@ def test_an_update_is_taken_when_it_holds_and_taken_back_when_it_does_not(
     taken = device.running
     assert taken.startswith("rengo-env-")
     roles = Path(rengo.cli.site.roles.__file__).read_text("utf-8")
-    head = "def _status_server() -> StatusServer:\n"
+    head = "def status_server() -> StatusServer:\n"
     broken = roles.replace(head, f"{head}    exit(5)\n")
     assert broken != roles
     done = device.update(make_wheel(tmp_path, "0.1.3", {"rengo/cli/site/roles.py": broken}))

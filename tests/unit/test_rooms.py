@@ -28,7 +28,7 @@ EXTRAS = (
 )
 BASE_ROOMS = ("algorithms", "broker", "fl_client", "iot", "rengo", "runtime", "storage")
 # Modules of base rooms that belong to an extra; importing one without it says which.
-NEEDS_AN_EXTRA = (*TRAINING_CHILD, "rengo.export.torch")
+NEEDS_AN_EXTRA = (*TRAINING_CHILD, "rengo.export.torch", "rengo.domain.")
 
 LOADED = """
 import importlib, json, sys

@@ -6,10 +6,16 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Callable
 from multiprocessing import Pool
+from typing import TypeAlias
 
-from tests.world.history import Outcomes, live
+from tests.world.history import Outcomes
+from tests.world.history import live as flat
 from tests.world.report import digest, explain
+from tests.world.tree import live as with_a_tree
+
+Live: TypeAlias = Callable[..., Outcomes]
 
 SHOWN = 3
 CHUNK = 20
@@ -22,11 +28,12 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--start", type=int, default=0, help="the first seed")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--history", action="store_true", help="print every line of each history")
+    parser.add_argument("--tree", action="store_true", help="histories with domains")
     parser.add_argument("--digest", action="store_true", help="print a digest of each history")
     return parser.parse_args()
 
 
-def _tell(seeds: range, *, in_full: bool) -> int:
+def _tell(seeds: range, live: Live, *, in_full: bool) -> int:
     """Print each history, or its digest."""
     failed = 0
     for seed in seeds:
@@ -40,7 +47,7 @@ def _tell(seeds: range, *, in_full: bool) -> int:
     return failed
 
 
-def _search(seeds: range, jobs: int) -> int:
+def _search(seeds: range, live: Live, jobs: int) -> int:
     """Run every history; returns how many failed."""
     failures: list[Outcomes] = []
     events, began = 0, time.monotonic()
@@ -51,7 +58,8 @@ def _search(seeds: range, jobs: int) -> int:
             if outcome.failure:
                 failures.append(outcome)
                 if len(failures) <= SHOWN:
-                    print(explain(outcome), flush=True)
+                    tree = ["--tree"] if live is with_a_tree else []
+                    print(explain(outcome, *tree), flush=True)
             if time.monotonic() - told > EVERY_S:
                 told = time.monotonic()
                 print(f"{done} of {len(seeds)} histories, {len(failures)} failed", flush=True)
@@ -69,9 +77,10 @@ def main() -> int:
     """Return 1 when a history broke a law."""
     arguments = _parse()
     seeds = range(arguments.start, arguments.start + arguments.seeds)
+    live: Live = with_a_tree if arguments.tree else flat
     if arguments.history or arguments.digest:
-        return int(_tell(seeds, in_full=arguments.history) > 0)
-    return int(_search(seeds, arguments.jobs) > 0)
+        return int(_tell(seeds, live, in_full=arguments.history) > 0)
+    return int(_search(seeds, live, arguments.jobs) > 0)
 
 
 if __name__ == "__main__":

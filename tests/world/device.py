@@ -79,17 +79,20 @@ class Device:
         self.kernel.after(self.kernel.between(0, 1), self._connect, self.life)
 
     def die(self) -> None:
+        """Lose everything but the disk, and come back."""
+        if self.alive:
+            self.fall()
+            away = 60 if self.kernel.random() < 0.15 else 10
+            self.kernel.after(self.kernel.between(0.5, away), self.boot)
+
+    def fall(self) -> None:
         """Lose everything but the disk."""
-        if not self.alive:
-            return
         self.kernel.note(self.name, "dies")
         self.alive = False
         self.life += 1
         self.transfer += 1
         self.laws.crashed()
         self.broker.disconnect(self.name)
-        away = 60 if self.kernel.random() < 0.15 else 10
-        self.kernel.after(self.kernel.between(0.5, away), self.boot)
 
     def lose_connection(self) -> None:
         """Notice that the connection is gone, and make another."""

@@ -17,7 +17,7 @@ from fl_server.rounds.facts import Fact, RunStopped
 from fl_server.rounds.machine import RoundMachine
 from fl_server.rounds.plan import BestRule, EvaluateOn, Plan
 from tests.laws import require
-from tests.world.broker import SERVER, Broker
+from tests.world.broker import SERVER, Broker, Session
 from tests.world.device import Device
 from tests.world.kernel import Kernel, Odds
 from tests.world.server import RUN, Server, mean_step, model_key, update_key, update_of
@@ -133,13 +133,24 @@ class World:
 
     # --- faults ---------------------------------------------------------------------------------
 
+    @property
+    def kinds(self) -> list[Callable[..., None]]:
+        """The kinds of faults of this world."""
+        return KINDS
+
+    def _boots(self) -> list[Callable[[], None]]:
+        return [device.boot for device in self.devices]
+
+    def _stores(self) -> list[Store]:
+        return [self.store]
+
     def _begin(self, *, faults: bool) -> None:
         kernel = self.kernel
         rng = kernel.rng
         kernel.after(0.0, self.server.boot)
-        for device in self.devices:
+        for boot in self._boots():
             late = 20.0 if faults and rng.random() < 0.1 else 0.5
-            kernel.after(rng.uniform(0, late), device.boot)
+            kernel.after(rng.uniform(0, late), boot)
         if not faults:
             self.calm = True
             return
@@ -149,7 +160,7 @@ class World:
                 highest = getattr(HIGHEST, odd.name)
                 setattr(kernel.odds, odd.name, highest * rng.random() * wildness)
         lasting = rng.choice([10.0, 25.0, 60.0])
-        kinds = [kind for kind in KINDS if rng.random() < 0.4]
+        kinds = [kind for kind in self.kinds if rng.random() < 0.4]
         when = 0.0
         while kinds and (when := when + rng.expovariate(0.45 * wildness)) < lasting:
             kernel.after(when, rng.choice(kinds), self)
@@ -194,7 +205,10 @@ class World:
         parties: list[Device | Server] = [*self.devices, self.server]
         party = self.kernel.rng.choice(parties)
         name = SERVER if isinstance(party, Server) else party.name
-        session = self.broker.sessions[name]
+        self._dies_silently(party, self.broker.sessions[name])
+
+    def _dies_silently(self, party: Device | Server, session: Session) -> None:
+        name = party.label if isinstance(party, Server) else party.name
         if session.up:
             self.kernel.note(name, "has a dead connection")
             session.dead = True
@@ -218,12 +232,15 @@ class World:
     def broker_forgets_sessions(self) -> None:
         self.kernel.note("broker", "restarts without its sessions")
         self._broker_restarts()
-        self.broker.forget(retained=False)
+        self._forgets(retained=False)
 
     def broker_forgets_all(self) -> None:
         self.kernel.note("broker", "restarts with nothing")
         self._broker_restarts()
-        self.broker.forget(retained=True)
+        self._forgets(retained=True)
+
+    def _forgets(self, *, retained: bool) -> None:
+        self.broker.forget(retained=retained)
 
     def device_drains(self) -> None:
         device = self.kernel.rng.choice(self.devices)
@@ -240,17 +257,22 @@ class World:
             self.server.give(StopRequested())
 
     def object_is_lost(self) -> None:
-        self._harm_an_update("loses an object", self.store.delete)
+        self._harm_an_update("loses an object", Store.delete)
 
     def object_rots(self) -> None:
-        self._harm_an_update("flips a bit at rest", self.store.damage)
+        self._harm_an_update("flips a bit at rest", Store.damage)
 
-    def _harm_an_update(self, what: str, harm: Callable[[str], None]) -> None:
-        keys = [key for key in self.store.objects if key.startswith("updates/")]
-        if keys:
-            key = self.kernel.rng.choice(keys)
+    def _harm_an_update(self, what: str, harm: Callable[[Store, str], None]) -> None:
+        found = [
+            (store, key)
+            for store in self._stores()
+            for key in store.objects
+            if key.startswith("updates/")
+        ]
+        if found:
+            store, key = self.kernel.rng.choice(found)
             self.kernel.note("store", what, key)
-            harm(key)
+            harm(store, key)
 
     def result_is_forged(self) -> None:
         """A device reports another device's object as its own."""
@@ -343,7 +365,11 @@ def live(
     history: bool = False,
 ) -> Outcomes:
     """Return what a seed's history came to; its lines only when it failed or when asked."""
-    world = World(seed, machine, session, faults=faults)
+    return outcome_of(seed, World(seed, machine, session, faults=faults), history=history)
+
+
+def outcome_of(seed: int, world: World, *, history: bool) -> Outcomes:
+    """Let a world live; return what its history came to."""
     outcome = Outcomes(seed)
     try:
         world.run()

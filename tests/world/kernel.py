@@ -44,7 +44,7 @@ class Odds:
 class Kernel:
     """Events in order of virtual time; equal times in the order in which they were asked for."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int | str) -> None:
         self.rng = random.Random(seed)
         self.random = self.rng.random
         self.odds = Odds()

@@ -45,13 +45,14 @@ STRIKES = {
     "order of an old epoch": "an order of an old epoch",
 }
 
-# rounds that are requested from outside are searched in tests/property/test_requested_rounds.py
-FACTS = [name for name in FACTS if name != "RoundOpened"]
+# rounds that are requested from outside are those of a tree
+FACTS = [name for name in FACTS if name not in {"RoundOpened", "RequestFailed"}]
 
 
-def explain(outcome: Outcomes) -> str:
+def explain(outcome: Outcomes, *options: str) -> str:
     """Return why a history failed, its last lines, and how to see all of it."""
-    replay = f"python -m tests.world --start {outcome.seed} --seeds 1 --history"
+    words = ["--start", str(outcome.seed), "--seeds", "1", "--history", *options]
+    replay = " ".join(["python", "-m", "tests.world", *words])
     skipped = max(0, len(outcome.lines) - TAIL - 1)
     shown = outcome.lines[:1] + ([f"… {skipped} lines …"] if skipped else [])
     shown += outcome.lines[1:][-TAIL:]

@@ -104,6 +104,7 @@ class Server:
         self.epoch = 0
         self.life = 0
         self.alive = False
+        self.label = SERVER
         broker.add(SERVER, self)
 
     @property
@@ -120,7 +121,7 @@ class Server:
         self.life += 1
         self.epoch += 1
         self.alive = True
-        self.kernel.note(SERVER, "starts", f"epoch {self.epoch}")
+        self.kernel.note(self.label, "starts", f"epoch {self.epoch}")
         self.presence = PresenceTable()
         self.jobs: deque[Job] = deque()
         self.spool: dict[str, Object] = {}
@@ -133,15 +134,18 @@ class Server:
         self.kernel.after(self.kernel.between(0, 0.5), self._connect, self.life)
 
     def die(self) -> None:
+        """Lose everything but the journal and the epoch, and come back."""
+        if self.alive:
+            self.fall()
+            self.kernel.after(self.kernel.between(0.2, 6), self.boot)
+
+    def fall(self) -> None:
         """Lose everything but the journal and the epoch."""
-        if not self.alive:
-            return
-        self.kernel.note(SERVER, "dies")
+        self.kernel.note(self.label, "dies")
         self.alive = False
         self.life += 1
         self.laws.crashed()
         self.broker.disconnect(SERVER)
-        self.kernel.after(self.kernel.between(0.2, 6), self.boot)
 
     def lose_connection(self) -> None:
         """Notice that the connection is gone, and make another."""
@@ -193,7 +197,7 @@ class Server:
             return EvaluationReceived(sender, key.round, key.attempt, outcome.num_examples, metrics)
         own_key, fault = update_key(key.round, key.attempt, sender), ""
         if object_key != own_key:
-            self.kernel.note(SERVER, "hears of a foreign key", (sender, object_key))
+            self.kernel.note(self.label, "hears of a foreign key", (sender, object_key))
             fault = f"the result names {object_key}"
         update = Update(own_key, outcome.size_bytes, outcome.header_sha256, outcome.num_examples)
         return ResultReceived(sender, key.round, key.attempt, update, fault)
@@ -204,17 +208,17 @@ class Server:
         """Let the machine take an event, and do what follows."""
         kernel = self.kernel
         dies = kernel.happens(kernel.odds.server_dies_in_step)
-        kernel.note(SERVER, "<-", event)
+        kernel.note(self.label, "<-", event)
         step = self.machine.handle(event)
         if dies and kernel.random() < 0.3:
-            kernel.note(SERVER, "dies before it has journalled", step.facts)
+            kernel.note(self.label, "dies before it has journalled", step.facts)
             self.die()
             return
         self._take(event, step, dies=dies)
 
     def _take(self, event: Event | None, step: Step, *, dies: bool = False) -> None:
         for fact in step.facts:
-            self.kernel.note(SERVER, "journals", fact)
+            self.kernel.note(self.label, "journals", fact)
             self._book(fact)
         self.journal += step.facts
         self.laws.observe(self.machine, event, step)
@@ -232,26 +236,38 @@ class Server:
         """Work out each version again from what was journalled alone."""
         match fact:
             case UpdateAccepted():
-                true = update_of(fact.device_id, fact.round, self.values[-1])
-                same = fact.update.header_sha256 == true.sha256
-                require(same, "an update is of its device, its round and its model", fact)
+                self._parts(fact.device_id, fact.round, fact.update.header_sha256)
             case RoundClosed():
-                parts = [update_of(d, fact.round, self.values[-1]) for d in fact.included]
-                self.expected.append(mean_step(self.expected[-1], parts))
+                self.expected.append(mean_step(self.expected[-1], self._included(fact)))
             case RoundAbandoned() if len(self.expected) > fact.round:
                 self.expected.pop()
             case RoundCommitted():
                 self.values.append(self.store.objects[fact.model.key].value)
                 require(self.values == self.expected, "the included make the model", fact)
 
+    def _parts(self, device_id: str, number: int, sha256: str) -> list[Object]:
+        """Return the updates of devices that an accepted update stands for: itself alone."""
+        true = update_of(device_id, number, self.values[-1])
+        law = "an update is of its device, its round and its model"
+        require(sha256 == true.sha256, law, (device_id, number))
+        return [true]
+
+    def _included(self, fact: RoundClosed) -> list[Object]:
+        accepted = self.machine.ledger.accepted
+        return [
+            part
+            for name in fact.included
+            for part in self._parts(name, fact.round, accepted[name].header_sha256)
+        ]
+
     def _do(self, command: Command) -> None:
         kernel, life = self.kernel, self.life
         match command:
             case SendOrder():
-                kernel.note(SERVER, "orders", command)
+                kernel.note(self.label, "orders", command)
                 self._publish("task", command.device_id, self._order(command))
             case SendReceipt():
-                kernel.note(SERVER, "answers", command)
+                kernel.note(self.label, "answers", command)
                 self._publish("receipt", command.device_id, _receipt(command))
             case ArmTimer():
                 kernel.after(command.seconds, self._fire, life, command)
@@ -396,7 +412,7 @@ class Server:
 def mean_step(value: int, parts: list[Object]) -> int:
     """Return a model's next value: federated averaging in integers."""
     total = sum(part.examples for part in parts)
-    return value + sum(part.examples * part.value for part in parts) // total
+    return value + sum(part.weighted for part in parts) // total
 
 
 @lru_cache(maxsize=4096)

@@ -14,12 +14,19 @@ class Object:
         examples: an update's weight, 0 for a model.
         sha256: of the file or of the update's header.
         damaged: some bit is not what was sent.
+        summed: of a domain's sums, those of what its devices sent.
     """
 
     value: int
     examples: int
     sha256: str
     damaged: bool = False
+    summed: int | None = None
+
+    @property
+    def weighted(self) -> int:
+        """What it adds to a round's sum: its value by its examples, or what it has summed up."""
+        return self.examples * self.value if self.summed is None else self.summed
 
 
 @dataclass

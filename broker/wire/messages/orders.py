@@ -32,10 +32,12 @@ from runtime.bounds import (
     MAX_SCALARS,
     MAX_TRACEBACK_LINE,
     MAX_TRACEBACK_LINES,
+    MAX_TRANSFORMS,
 )
 
 Payload = Annotated[bytes, Field(max_length=MAX_EXCHANGE_BYTES)]
 Scalars = Annotated[dict[MetricName, Finite], Field(max_length=MAX_SCALARS)]
+Transforms = Annotated[list[Settings], Field(max_length=MAX_TRANSFORMS)]
 Traceback = Annotated[
     list[Annotated[str, Field(max_length=MAX_TRACEBACK_LINE)]],
     Field(max_length=MAX_TRACEBACK_LINES),
@@ -46,6 +48,7 @@ _LATER_FIELDS: dict[str, Any] = {
     "payload": b"",
     "vectors": None,
     "scalars": {},
+    "transforms": [],
     "width": 1.0,
     "unusable": False,
     "permanent": False,
@@ -106,6 +109,7 @@ class Order(OrderMessage):
     payload: Payload = b""
     vectors: ModelRef | None = None
     scalars: Scalars = {}
+    transforms: Transforms = []
     evaluators: Literal["", "evaluators", "devices"] = ""
     width: Annotated[float, Field(gt=0, le=1)] = 1.0
 

@@ -66,10 +66,12 @@ class Ancestor(WireModel):
 class TreePosition(Message):
     """The server tells a domain where it stands, each time that the domain says that it is there.
 
-    ``ancestors`` are the domains above, from the sender's own up to the root.
+    ``ancestors`` are the domains above, from the sender's own up to the root. ``names``: whether
+    the owners above let devices be named.
     """
 
     kind = "tree_position"
     channel = ("dev", "task")
     version: Annotated[int, Field(ge=1, le=1_000_000)]
     ancestors: Annotated[list[Ancestor], Field(min_length=1, max_length=MAX_TREE_DEPTH)]
+    names: bool = True

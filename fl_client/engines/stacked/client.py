@@ -86,8 +86,7 @@ class Client:
             return LocalUpdate(row, self.count, metrics, plan.state)
         self.training.w = shaped(row, weights.layout)
         update = local_update(weights, *self.training.finish(), self.count, metrics)
-        vectors = [*update.vectors.values(), *([] if update.vector is None else [update.vector])]
-        sums = [vector.sum(dtype=np.float64) for vector in vectors]
+        sums = [vector.sum(dtype=np.float64) for vector in vectors_of(update)]
         if not np.isfinite([*sums, *map(np.float32, update.scalars.values())]).all():
             return NOT_FINITE
         return update
@@ -116,3 +115,8 @@ def is_fedavg(algorithm: Algorithm) -> bool:
         and kind.is_private is Algorithm.is_private
         and kind.is_frozen is Algorithm.is_frozen
     )
+
+
+def vectors_of(update: LocalUpdate) -> list[Vector]:
+    """Return the vectors that a client sends."""
+    return [*update.vectors.values(), *([] if update.vector is None else [update.vector])]

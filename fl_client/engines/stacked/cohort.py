@@ -99,6 +99,8 @@ class CohortEngine:
         """
         if "loss" in members[0].plan.algorithm.needs:
             raise CannotBatch("a change of the loss")
+        if any(each.plan.width != 1 for each in members):
+            raise CannotBatch("a part of the model that is each client's own")
         found: list[Outcome | None] = [None] * len(members)
         parts = self._groups(self._clients(weights, members))
         if self._threads == 1 or len(parts) == 1:

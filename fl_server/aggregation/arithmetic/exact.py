@@ -80,6 +80,13 @@ class BlockSum:
         self._spare = list(spare)
         self._room_bits = updates.bit_length() + _SLACK_BITS
 
+    @classmethod
+    def of(cls, unit: int, digits: Sequence[Int64s]) -> BlockSum:
+        """Return the sum of ``digits[j] * 2**(unit + 40 j)``, each digit within 40 bits."""
+        found = cls(len(digits[0]))
+        found.unit, found.limbs, found.bounds = unit, list(digits), [_LIMB] * len(digits)
+        return found
+
     def with_limbs(self, limbs: list[Int64s]) -> BlockSum:
         """Return the sum with other arrays as its limbs: none while they lie in a file."""
         other = copy(self)

@@ -10,6 +10,8 @@ from typing import Protocol, TypeAlias
 import numpy as np
 
 from algorithms.base import STATISTICS, Algorithm, Blocks, Mean, Report, Scalars
+from algorithms.transforms import bound_of
+from algorithms.transforms.base import At, Transform
 from fl_server.aggregation.arithmetic.combining import Combine, Combining
 from fl_server.aggregation.arithmetic.exact import Float32s, Float64s
 from fl_server.aggregation.arithmetic.single_updates import KeptSingly
@@ -60,6 +62,9 @@ class VersionInput:
         population: how many clients the run knows.
         seed: the run's.
         rule: how the updates become one.
+        round: its number.
+        transforms: what is done to the means.
+        weights: of the updates in the sums, in any order.
     """
 
     scalars: Scalars
@@ -68,6 +73,17 @@ class VersionInput:
     population: int
     seed: int
     rule: Rule = field(default_factory=WeightedMean)
+    round: int = 1
+    transforms: Sequence[Transform] = ()
+    weights: Sequence[int] = ()
+
+    @property
+    def sensitivity(self) -> float:
+        """How far one update can move the mean; 0 where its norm has no bound."""
+        bound = bound_of(self.transforms)
+        if not math.isfinite(bound) or not any(self.weights):
+            return 0.0
+        return bound * max(self.weights) / sum(self.weights)
 
 
 class ServerHalf:
@@ -135,12 +151,15 @@ class ServerHalf:
         return next_values(weights, values, layout, start), after
 
     def _mean_at(self, start: int, count: int) -> Mean:
-        names = self._algorithm.sends
+        names, given = self._algorithm.sends, self._given
         vectors = {name: self._vector(name, start, count) for name in names}
-        if not self._algorithm.narrow_widths:
-            return replace(self._mean, vectors=vectors)
-        coverage = {name: self._given.sums.coverage(name, start, count) for name in names}
-        return replace(self._mean, vectors=vectors, coverage=coverage)
+        mean = replace(self._mean, vectors=vectors)
+        if self._algorithm.narrow_widths:
+            coverage = {name: given.sums.coverage(name, start, count) for name in names}
+            mean = replace(mean, coverage=coverage)
+        for transform in given.transforms:
+            mean = transform.combined(mean, At(given.seed, given.round, start, given.sensitivity))
+        return mean
 
     def _vector(self, name: str, start: int, count: int) -> Float64s:
         """Return a block of what the updates' vectors of a name become."""

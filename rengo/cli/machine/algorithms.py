@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 
-from algorithms.description import Description, describe
+from algorithms.description import Description, Explanation, describe, explain
 from algorithms.registry import names
+from algorithms.transforms import TRANSFORMS
+from fl_server.aggregation.rules import RULES
 from rengo.cli.common import Commands, add_command, print_json
 from rengo.terminal.tables import print_table
 
@@ -21,26 +23,58 @@ FAMILIES = {
 }
 
 
+BESIDE = {
+    "rules": "Rules: how a round's updates become one, for devices that may send wrong ones",
+    "transforms": "Transforms: what is done to updates, around any algorithm",
+}
+"""What goes with an algorithm, each kind with its title."""
+
+
 def add(commands: Commands) -> None:
     """Add the command."""
-    parser = add_command(commands, "algorithms", show, "list the algorithms, or explain one")
-    parser.add_argument("name", nargs="?", help="the algorithm to explain")
+    text = "list the algorithms, rules and transforms, or explain one"
+    parser = add_command(commands, "algorithms", show, text)
+    parser.add_argument("name", nargs="?", help="what to explain")
     parser.add_argument("--json", metavar="FILE", help="write one JSON document, - for stdout")
 
 
 def show(options: argparse.Namespace) -> int:
-    """Print the list or one algorithm."""
-    found = [describe(name) for name in ([options.name] if options.name else names())]
+    """Print the list, or what there is to say of one."""
+    beside = explanations()
+    if options.name:
+        beside = {
+            kind: [e for e in found if e.name == options.name] for kind, found in beside.items()
+        }
+    # an unknown name is told as one of an algorithm
+    is_beside = options.name and any(beside.values())
+    found = (
+        [] if is_beside else [describe(n) for n in ([options.name] if options.name else names())]
+    )
     if options.json is not None:
-        print_json({"algorithms": [asdict(each) for each in found]}, options.json)
-    elif options.name:
-        _explain(found[0])
+        listed = {kind: [asdict(each) for each in found] for kind, found in beside.items()}
+        print_json({"algorithms": [asdict(each) for each in found], **listed}, options.json)
+    elif not options.name:
+        _list(found, beside)
+    elif is_beside:
+        for kind, (one,) in ((kind, found) for kind, found in beside.items() if found):
+            _explain(one, "rule." if kind == "rules" else "")
     else:
-        _list(found)
+        _explain(found[0], "algorithm.")
+        print()
+        for line in costs_in_words(found[0]):
+            print(line)
     return 0
 
 
-def _list(found: list[Description]) -> None:
+def explanations() -> dict[str, list[Explanation]]:
+    """Return what there is to say of rules and of transforms, by their kind."""
+    return {
+        "rules": [explain(name, RULES.load(name)) for name in RULES.names()],
+        "transforms": [explain(name, TRANSFORMS.load(name)) for name in TRANSFORMS.names()],
+    }
+
+
+def _list(found: list[Description], beside: dict[str, list[Explanation]]) -> None:
     for family, title in FAMILIES.items():
         rows = [
             [each.name, "" if len(each.engines) > 1 else f"{each.engines[0]} only", each.summary]
@@ -50,18 +84,20 @@ def _list(found: list[Description]) -> None:
         print(f"{title}\n")
         print_table(["name", "engine", ""], rows, "none")
         print()
+    for kind, title in BESIDE.items():
+        print(f"{title}\n")
+        print_table(["name", ""], [[each.name, each.summary] for each in beside[kind]], "none")
+        print()
     print("Explain one: rengo algorithms NAME. Use one: rengo run TASK --set algorithm.name=NAME")
+    print("""and --set rule.name=NAME, --set 'transforms=[{name="NAME"}]'""")
 
 
-def _explain(found: Description) -> None:
+def _explain(found: Description | Explanation, prefix: str) -> None:
     for text in (found.summary, found.details, found.source):
         if text:
             print(f"{text}\n")
-    rows = [[f"algorithm.{each.name}", str(each.default), each.bounds] for each in found.settings]
+    rows = [[f"{prefix}{each.name}", str(each.default), each.bounds] for each in found.settings]
     print_table(["setting", "default", "allowed"], rows, "It has no settings.")
-    print()
-    for line in costs_in_words(found):
-        print(line)
 
 
 def costs_in_words(found: Description) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import getpass
 import os
 import shlex
 import sys
@@ -14,16 +13,14 @@ from fl_client.identity.enrolment import enroll
 from fl_client.own_packages import command
 from rengo.cli.codes import DONE
 from rengo.cli.common import Commands, add_command, command_name
+from rengo.cli.join_token import JOIN_VARIABLE, read_token
 from rengo.cli.site.roles import add_agent_options, add_engine_options
 from rengo.site.folder import default_home
 from runtime.broker_url import BrokerPlace, parse_url
-from runtime.errors import ConfigError
 from runtime.files import make_folder
 from runtime.security.identity import read_identity
 from runtime.security.join_token import JoinToken
 
-_LONGEST_TOKEN_FILE = 4096
-_VARIABLE = "RENGO_JOIN_TOKEN"
 _DAY_S = 24 * 3600.0
 _WORTH_TELLING_S = _DAY_S
 
@@ -63,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
     known = _known(home, place) if options.once else None
     if known is not None:
         return _start(options, known)
-    token = JoinToken.parse(_token(options))
+    token = JoinToken.parse(read_token(options))
     enrolled = enroll(place, token, make_folder(home / "identities"), options.name)
     path = enrolled.path
     print(f"Enrolled as {path.stem}. Its identity lies in {path}; keep it to this machine.")
@@ -87,7 +84,7 @@ def _become_agent(options: argparse.Namespace, path: Path) -> NoReturn:
     sys.stdout.flush()
     # this process becomes the agent under other words: whoever lists processes sees these, and not
     # the token, as long as the agent runs
-    around = {name: value for name, value in os.environ.items() if name != _VARIABLE}
+    around = {name: value for name, value in os.environ.items() if name != JOIN_VARIABLE}
     words = [*command("rengo"), *agent_words(options, path)]
     os.execve(sys.executable, words, around)  # noqa: S606
 
@@ -120,31 +117,3 @@ def _known(home: Path, place: BrokerPlace) -> Path | None:
         if identity.role == "device" and (identity.host, identity.port) == (place.host, place.port):
             return path
     return None
-
-
-def _token(options: argparse.Namespace) -> str:
-    """Return the token from the flag, the file, the environment or the standard input.
-
-    Raises:
-        ConfigError: there is none, or the file cannot be read.
-    """
-    if options.token is not None:
-        return str(options.token)
-    if options.token_file is not None:
-        try:
-            with options.token_file.open("r", encoding="ascii") as file:
-                return str(file.read(_LONGEST_TOKEN_FILE))
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(
-                f"--token-file {options.token_file} cannot be read: {error}"
-            ) from error
-    if os.environ.get(_VARIABLE):
-        return os.environ[_VARIABLE]
-    if sys.stdin.isatty():
-        return getpass.getpass("Join token: ")
-    text = sys.stdin.readline(_LONGEST_TOKEN_FILE).strip()
-    if not text:
-        raise ConfigError(
-            "no join token: give it by --token, --token-file, RENGO_JOIN_TOKEN or standard input"
-        )
-    return text

@@ -7,6 +7,7 @@ import fcntl
 import logging
 import os
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
     from fl_client.agent.status.server import StatusServer
     from fl_server.kinds.base import FlowKind
+    from fl_server.server import Server, ServerSettings
+    from fl_server.settings import ServerConfig
     from rengo.site.folder import SiteFolder
     from storage.store.s3 import S3Store
 
@@ -113,43 +116,50 @@ def run_server(
             own.
     """
     # a device's command needs no server
-    from fl_server.members.membership import SiteInfo  # noqa: PLC0415
-    from fl_server.persistence.journal import Journal  # noqa: PLC0415
-    from fl_server.server import Server, ServerSettings  # noqa: PLC0415
     from fl_server.settings import ServerConfig  # noqa: PLC0415
-    from storage.store.s3 import S3Store  # noqa: PLC0415
 
     begin_role(debug=options.debug)
     config = load(ServerConfig, options.config, "RENGO_SERVER")
-    _require_private(options.config)
-    identity = _identity_of("server", config.identity)
-    operators = [_identity_of("operator", path) for path in config.operators]
-    lock = _lock_folder(config.data_dir)
-    journal = Journal(config.journal_place)
+    require_private(options.config)
+    identity = identity_of("server", config.identity)
+    with lock_folder(config.data_dir):
+        settings = server_settings(config, identity)
+        server = server_of(config, identity, replace(settings, flow_kinds=flow_kinds or {}))
+        server.start(_START_S)
+        serve(server.run_forever, server.stop)
+    return 0
+
+
+def server_settings(config: ServerConfig, identity: Identity) -> ServerSettings:
+    """Return what a server is told of its configuration."""
+    from fl_server.members.membership import SiteInfo  # noqa: PLC0415  see ``run_server``
+    from fl_server.server import ServerSettings  # noqa: PLC0415
+
     site = SiteInfo(
         config.broker.public_url or url_of(identity),
         config.broker.ca_fingerprint,
         _text_of(config.store.ca),
     )
-    server = Server(
-        ServerSettings(
-            config.data_dir,
-            site,
-            config.project,
-            config.spool_memory_bytes,
-            config.retention,
-            flow_kinds=flow_kinds or {},
-        ),
-        identity,
-        operators,
-        _ready(S3Store(config.store, config.parts)),
-        journal,
-        config.broker.access(),
+    return ServerSettings(
+        config.data_dir, site, config.project, config.spool_memory_bytes, config.retention
     )
-    server.start(_START_S)
-    with lock:
-        serve(server.run_forever, server.stop)
-    return 0
+
+
+def server_of(config: ServerConfig, identity: Identity, settings: ServerSettings) -> Server:
+    """Return a server that is not started, over a journal and a store that answer.
+
+    Raises:
+        ConfigError: an identity, a key or the journal is not usable.
+        Unavailable: the store does not answer.
+    """
+    from fl_server.persistence.journal import Journal  # noqa: PLC0415  see ``run_server``
+    from fl_server.server import Server  # noqa: PLC0415
+    from storage.store.s3 import S3Store  # noqa: PLC0415
+
+    operators = [identity_of("operator", path) for path in config.operators]
+    journal = Journal(config.journal_place)
+    store = _ready(S3Store(config.store, config.parts))
+    return Server(settings, identity, operators, store, journal, config.broker.access())
 
 
 def _text_of(path: Path | None) -> str:
@@ -159,7 +169,8 @@ def _text_of(path: Path | None) -> str:
         raise ConfigError(f"store.ca {path} cannot be read: {error}") from error
 
 
-def _identity_of(role: str, path: Path) -> Identity:
+def identity_of(role: str, path: Path) -> Identity:
+    """Return the identity in a file; ConfigError where it is of another role."""
     identity = read_identity(path)
     if identity.role != role:
         raise ConfigError(f"identity {identity.id} is a {identity.role}'s, not a {role}'s")
@@ -182,7 +193,7 @@ def run_client(options: argparse.Namespace) -> int:
             settings = settings.model_copy(update={"profile": "gpu"})
         identity = found.read(settings.identity)
         policy = machine_policy(settings, identity.id)
-        agent = build_agent(settings, identity, _status_server(), policy)
+        agent = build_agent(settings, identity, status_server(), policy)
         serve(agent.run_forever, agent.stop)
     return 0
 
@@ -197,7 +208,7 @@ def run_iot(options: argparse.Namespace) -> int:
     given = _given(options, ("profile",))
     with _Identity(options) as found:
         settings = load(PiSettings, options.config, "RENGO_AGENT", found.defaults | given)
-        agent = make_agent(settings, found.read(settings.identity), _status_server())
+        agent = make_agent(settings, found.read(settings.identity), status_server())
         serve(agent.run_forever, agent.stop)
     return 0
 
@@ -212,7 +223,8 @@ def _take_own_file(options: argparse.Namespace) -> None:
             _LOG.info("the settings are those of %s", options.config)
 
 
-def _status_server() -> StatusServer:
+def status_server() -> StatusServer:
+    """Return what answers questions of this machine about an agent."""
     from fl_client.agent.status.server import StatusServer  # noqa: PLC0415
 
     share_one_heap()
@@ -238,7 +250,7 @@ def labels_of(options: argparse.Namespace) -> dict[str, str] | None:
     return labels or None
 
 
-def _require_private(path: Path) -> None:
+def require_private(path: Path) -> None:
     """Raise ConfigError when the file holds the store's secret and others may read it."""
     holds_secret = "secret" in read_toml(path).get("store", {})
     if holds_secret and path.stat().st_mode & 0o077:
@@ -248,7 +260,8 @@ def _require_private(path: Path) -> None:
         )
 
 
-def _lock_folder(folder: Path) -> IO[bytes]:
+def lock_folder(folder: Path) -> IO[bytes]:
+    """Return the lock of a server's folder; ConfigError where another server has it."""
     return take_lock(
         make_folder(folder) / "server.lock",
         f"another `rengo server` uses {folder}; stop it, or set another data_dir",

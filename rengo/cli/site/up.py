@@ -29,6 +29,23 @@ def add(commands: Commands) -> None:
     """Add the command."""
     parser = add_command(commands, "up", run, "run broker, store and server of one site")
     add_site(parser)
+    add_listening(parser)
+    parser.add_argument(
+        "--prepare",
+        action="store_true",
+        help="write all that the site's processes need, start nothing, and say how each is started",
+    )
+    for part in ("broker", "store"):
+        parser.add_argument(
+            f"--{part}-at",
+            metavar="NAME",
+            help=f"with --prepare: the name by which the other processes reach the {part}, where "
+            "that has a machine or a container of its own",
+        )
+
+
+def add_listening(parser: argparse.ArgumentParser) -> None:
+    """Add how a site listens, and what it is made of."""
     parser.add_argument(
         "--broker",
         metavar="KIND",
@@ -78,18 +95,6 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--devices", type=int, help=f"device identities to prepare (default: {_DEVICES})"
     )
-    parser.add_argument(
-        "--prepare",
-        action="store_true",
-        help="write all that the site's processes need, start nothing, and say how each is started",
-    )
-    for part in ("broker", "store"):
-        parser.add_argument(
-            f"--{part}-at",
-            metavar="NAME",
-            help=f"with --prepare: the name by which the other processes reach the {part}, where "
-            "that has a machine or a container of its own",
-        )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -98,9 +103,13 @@ def run(options: argparse.Namespace) -> int:
         return _prepare(options)
     if options.broker_at or options.store_at:
         raise ConfigError("--broker-at and --store-at are for --prepare: this runs all in one")
-    log_to(sys.stdout, logging.WARNING, "%(message)s")
     devices = _DEVICES if options.devices is None else options.devices
-    site = Site(options.data_dir, devices=devices, options=_site_options(options))
+    return keep_up(Site(options.data_dir, devices=devices, options=site_options(options)), options)
+
+
+def keep_up(site: Site, options: argparse.Namespace) -> int:
+    """Run a site until SIGINT, SIGTERM or SIGHUP, and say what happens in it."""
+    log_to(sys.stdout, logging.WARNING, "%(message)s")
     try:
         with interruptible():
             print("Starting the broker, the store and the server", flush=True)
@@ -113,7 +122,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _prepare(options: argparse.Namespace) -> int:
-    given = _site_options(options)
+    given = site_options(options)
     if options.devices:
         raise ConfigError("devices of a prepared site join by `rengo devices invite`: no --devices")
     if given.broker is not None and "://" in given.broker:
@@ -131,7 +140,8 @@ def _prepare(options: argparse.Namespace) -> int:
     return DONE
 
 
-def _site_options(options: argparse.Namespace) -> SiteOptions:
+def site_options(options: argparse.Namespace) -> SiteOptions:
+    """Return how a site is to listen by what was given on the command line."""
     broker, certificate = options.broker, None
     if broker is not None and broker not in {"nats", "mosquitto"}:
         parse_url(broker)
@@ -148,8 +158,8 @@ def _site_options(options: argparse.Namespace) -> SiteOptions:
         store_port=options.store_port,
         host=options.host,
         advertise=options.advertise,
-        broker_at=options.broker_at,
-        store_at=options.store_at,
+        broker_at=getattr(options, "broker_at", None),
+        store_at=getattr(options, "store_at", None),
         certificate=certificate,
         credentials=options.credentials,
         client_certificates=options.client_certs and options.client_certs.absolute(),

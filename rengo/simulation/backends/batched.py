@@ -10,14 +10,17 @@ import logging
 import os
 import weakref
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import numpy as np
 from numpy.typing import NDArray
 
-from fl_client.engines.stacked.client import Member
+from fl_client.engines.stacked.client import NOT_FINITE, Member, vectors_of
 from fl_client.engines.stacked.cohort import CohortEngine
 from fl_client.engines.stacked.per_client import CannotBatch
 from fl_client.training.failure import failure_of, file_of
+from fl_client.training.transforming import transformed, without_transforms
 from rengo.simulation.backend import (
     BackendSetup,
     Declined,
@@ -63,6 +66,8 @@ def engine_of(setup: BackendSetup) -> CohortEngine:
         raise CannotBatch(f"the {setup.engine} engine")
     if "loss" in setup.algorithm.needs:
         raise CannotBatch(f"the loss of algorithm {type(setup.algorithm).__name__}")
+    if setup.algorithm.narrow_widths:
+        raise CannotBatch(f"the model's parts of algorithm {type(setup.algorithm).__name__}")
     try:
         return CohortEngine(setup.clients.task, threads=setup.workers or os.cpu_count() or 1)
     except ConfigError as error:
@@ -113,13 +118,18 @@ class BatchedBackend:
         """Return the orders with what they train on, and those whose clients have no such data."""
         members, others = [], []
         for order in orders:
+            if order.width < 1:
+                # models of several sizes are no stack
+                others.append(order)
+                continue
             try:
                 examples = self._examples(order.client)
             # why a client declines is found, and said, where it is asked alone
             except (Exception, SystemExit):  # noqa: BLE001
                 others.append(order)
                 continue
-            members.append((order, Member(examples, self._setup.plan(order, got))))
+            plan = without_transforms(self._setup.plan(order, got))
+            members.append((order, Member(examples, plan)))
         return members, others
 
     def _examples(self, client: int) -> Pair:
@@ -149,10 +159,16 @@ class BatchedBackend:
             yield members[start : start + size]
 
     def _result(self, order: VirtualOrder, member: Member, outcome: Outcome) -> TrainingResult:
+        plan = member.plan
+        if not isinstance(outcome, RengoError) and plan.transforms:
+            # what they keep is in the order's state
+            outcome = transformed(outcome, replace(plan, state=order.state))
+            if not all(np.isfinite(vector).all() for vector in vectors_of(outcome)):
+                outcome = NOT_FINITE
         if isinstance(outcome, RengoError):
             failed = failure_of(outcome, self._file)
             return Declined(order.device_id, failed.reason, failed.unusable)
-        return trained(order, member.plan, outcome)
+        return trained(order, plan, outcome)
 
 
 def _as_inline(error: CannotBatch, setup: BackendSetup | None = None) -> str:

@@ -62,7 +62,8 @@ class InlineBackend:
 
     def _trained(self, order: VirtualOrder, got: GlobalModel) -> Trained:
         plan = self._setup.plan(order, got)
-        return trained(order, plan, self._participant(order).train(got.weights, plan))
+        weights = self._setup.weights_of(order, got)
+        return trained(order, plan, self._participant(order).train(weights, plan))
 
     def _evaluated(self, order: VirtualOrder, got: GlobalModel) -> Evaluated:
         plan = self._setup.plan(order, got)

@@ -10,7 +10,7 @@ import torch
 import algorithms
 from fl_client.models.layers import BatchNorm, Layers, Linear, ReLU
 from fl_client.tasks.base import Task
-from fl_client.training.algorithm_match import parts_of, require_match
+from fl_client.training.algorithm_match import parts_of, require_match, require_transforms
 from runtime.errors import ConfigError
 
 
@@ -112,3 +112,10 @@ def test_the_parts_of_a_model() -> None:
     assert layers.norms == {"1.weight", "1.bias", "1.running_mean", "1.running_var"}
     assert module.norms == {"1.weight", "1.bias"}
     assert parts_of(Named()).head == {"1.weight", "1.bias", "2.weight", "2.bias"}
+
+
+def test_noise_goes_with_no_model_that_sends_running_statistics() -> None:
+    require_transforms(Normed(), ["clip", "sparsify"])
+    require_transforms(Module(), ["clip", "noise"])
+    with pytest.raises(ConfigError, match="the model of task normed has running statistics"):
+        require_transforms(Normed(), ["clip", "noise"])

@@ -55,6 +55,16 @@ def test_a_rule_goes_with_algorithms_whose_clients_send_an_update(name: str) -> 
     assert definition.rule.settings == {"share": 0.1}
 
 
+def test_transforms_go_around_any_algorithm_in_their_order() -> None:
+    transforms = [{"name": "sparsify", "share": 0.1}, {"name": "clip"}, {"name": "noise"}]
+    definition = parse(transforms=transforms, algorithm={"name": "fedadam"})
+    assert [each.name for each in definition.transforms] == ["sparsify", "clip", "noise"]
+    assert definition.transforms[0].settings == {"share": 0.1}
+    again = RunDefinition.model_validate_json(definition.model_dump_json())
+    assert again == definition
+    assert again.transforms[0].settings == {"share": 0.1}
+
+
 def test_hyper_parameters_stand_beside_the_name() -> None:
     definition = parse(algorithm={"name": "fedprox", "mu": 0.5})
     assert definition.algorithm.settings == {"mu": 0.5}
@@ -121,6 +131,53 @@ def test_hyper_parameters_stand_beside_the_name() -> None:
             {"rule": {"name": "median"}, "algorithm": {"name": "heterofl", "widths": {"pi": 0.5}}},
             "rule median: clients of algorithm heterofl send parts of the model",
         ),
+        ({"transforms": [{"name": "clop"}]}, "no transform 'clop'; did you mean 'clip'?"),
+        ({"transforms": [{"norm": 1}]}, "'transforms.0.name': Field required"),
+        ({"transforms": {"name": "clip"}}, "'transforms': "),
+        ({"transforms": [{"name": "clip"}] * 9}, "'transforms': "),
+        (
+            {"transforms": [{"name": "clip"}, {"name": "clip", "norm": 2}]},
+            "transform clip with algorithm fedavg: it stands in the list more than once",
+        ),
+        (
+            {"transforms": [{"name": "noise"}]},
+            "its size needs a bound of what is sent: put the transform clip last before it",
+        ),
+        (
+            {"transforms": [{"name": "clip"}, {"name": "sparsify"}, {"name": "noise"}]},
+            "put the transform clip last before it",
+        ),
+        (
+            {"transforms": [{"name": "clip"}, {"name": "noise"}], "algorithm": {"name": "lora"}},
+            "transform noise with algorithm lora: it is added to all weights",
+        ),
+        (
+            {"transforms": [{"name": "clip"}, {"name": "noise"}], "algorithm": {"name": "fedbn"}},
+            "its clients send a part of them",
+        ),
+        (
+            {
+                "transforms": [{"name": "clip"}, {"name": "noise"}],
+                "algorithm": {"name": "scaffold"},
+            },
+            "it is added to the update alone, and its clients send more (update, control)",
+        ),
+        (
+            {"transforms": [{"name": "clip"}, {"name": "noise"}], "rule": {"name": "median"}},
+            "transform noise with algorithm fedavg: its size is that of a mean; rule median makes",
+        ),
+        (
+            {"transforms": [{"name": "clip"}, {"name": "noise"}], "algorithm": {"name": "fedmgda"}},
+            "its size is that of a mean; algorithm fedmgda makes none",
+        ),
+        (
+            {
+                "transforms": [{"name": "sparsify"}],
+                "algorithm": {"name": "heterofl", "widths": {"pi": 0.5}},
+            },
+            "transform sparsify with algorithm heterofl: what a device leaves out is kept by place",
+        ),
+        ({"transforms": [{"name": "clip"}], "flow": "canary"}, "a run of kind canary has none"),
         ({"rule": {"name": "median"}, "flow": "canary"}, "a run of kind canary has none"),
         ({"training": 3}, "'training': "),
         ({"training": {"a": b"x"}}, "'training': a is a bytes, which settings cannot hold"),

@@ -52,7 +52,7 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> list[AgentSettings]:
     monkeypatch.setattr("fl_client.agent.build.build_agent", build)
     monkeypatch.setattr("iot.runner.make_agent", build)
     monkeypatch.setattr("iot.policy.machine_policy", lambda *_: None)
-    monkeypatch.setattr(roles, "_status_server", lambda: None)
+    monkeypatch.setattr(roles, "status_server", lambda: None)
     monkeypatch.setattr(roles, "serve", lambda *_: None)
     return told
 

@@ -16,6 +16,7 @@ from rengo.simulation.backends import names
 from rengo.simulation.choice import choose
 from rengo.simulation.definition import Simulation, prepare
 
+HALVES = {"algorithm": {"name": "heterofl", "widths": {"cpu": 0.5}}}
 LOCAL = {"local_epochs": 2, "batch_size": 10, "learning_rate": 0.1, "momentum": 0.0}
 
 
@@ -33,6 +34,21 @@ def test_it_learns_what_one_client_after_the_other_does(algorithm: str) -> None:
     for one, other in zip(alone.rounds, together.rounds, strict=True):
         assert (other.updates, other.num_examples) == (one.updates, one.num_examples)
         assert other.train_loss == pytest.approx(one.train_loss, rel=1e-4)
+
+
+def test_updates_are_transformed_as_a_device_transforms_them() -> None:
+    # what the second keeps comes back in its client's next round: 8 of 10 clients train in each
+    kinds = [{"name": "clip", "norm": 0.5}, {"name": "sparsify", "share": 0.2}]
+    settings = {"training": LOCAL, "transforms": kinds}
+    alone, together = (
+        simulated(backend, clients=10, settings=settings) for backend in ("inline", "batched")
+    )
+    plain = simulated("batched", clients=10)
+    assert np.abs(plain.weights.vector - together.weights.vector).max() > 0.01
+    np.testing.assert_allclose(together.weights.vector, alone.weights.vector, atol=1e-3)
+    close = np.isclose(together.weights.vector, alone.weights.vector, atol=1e-5)
+    # of two values of about one size, rounding decides which is among the largest
+    assert close.mean() > 0.99
 
 
 def test_a_cohort_that_is_large_trains_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,6 +123,7 @@ def test_a_client_whose_data_fail_declines_as_alone() -> None:
         ("digits", {}, "batched", "a cohort's models of 2,410 weights"),
         ("digits-cnn", {}, "", "layer 1, Conv2d of the model of task digits"),
         ("digits", {"algorithm": {"name": "moon"}}, "", "the torch engine needs one client"),
+        ("digits", HALVES, "", "the model's parts of algorithm HeteroFL"),
     ],
 )
 def test_auto_says_why(task: str, settings: dict[str, object], name: str, reason: str) -> None:

@@ -1,0 +1,172 @@
+"""Sums that come from domains: what a server makes of them, and what it does not believe."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from algorithms.base import UPDATE
+from fl_server.aggregation.aggregator import AggregatedRun, Refused, RunAggregator, SubmittedUpdate
+from fl_server.aggregation.model_cache import ModelCache
+from fl_server.aggregation.partial import SumUp
+from fl_server.flows.events import DeviceJoined
+from fl_server.rounds.commands import Aggregate
+from fl_server.rounds.events import ResultReceived, UpdateVerified
+from fl_server.rounds.machine import RoundMachine
+from fl_server.rounds.model import Model, Update
+from fl_server.rounds.plan import Plan
+from storage.updates.header import read_header
+from storage.versions.keys import RunKeys
+from tests.in_process_tree import submitted
+from tests.unit.fl_server.test_sections import Named, submit
+from tests.unit.fl_server.test_streaming import KEYS, Bench, KeepLatest, vector
+
+
+def domain_of(bench: Bench, **changes: Any) -> RunAggregator:
+    run = AggregatedRun(RunKeys("lab", KEYS.run_id), Named(), 0, 4)
+    return RunAggregator(
+        replace(run, **changes),
+        KeepLatest(2),
+        bench.store,
+        ModelCache(bench.folder / "lab", bench.store),
+        bench.budget,
+    )
+
+
+def sent_by(
+    domain: RunAggregator, bench: Bench, *updates: SubmittedUpdate, name: str = "lab"
+) -> SubmittedUpdate:
+    for each in updates:
+        domain.verify(each, bench.model)
+        domain.fold(each, bench.model)
+    included = tuple(sorted(each.device_id for each in updates))
+    key = (bench.model.version + 1, 1)
+    told = domain.sum_up(key, included, bench.model, SumUp(len(updates) + 1))
+    domain.forget(key)
+    return submitted(bench.store, told, bench.model, name, len(updates) + 1, KEYS)
+
+
+def four(bench: Bench) -> list[SubmittedUpdate]:
+    one, two = vector(1), vector(2)
+    return [
+        submit(bench, "a", {UPDATE: one, "second": two}, 1.0),
+        submit(bench, "b", {UPDATE: two}, 3.0),
+        submit(bench, "c", {UPDATE: two, "second": one}, 0.5),
+        submit(bench, "d", {UPDATE: one}, 0.25),
+    ]
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_what_only_some_send_is_summed_and_weighted_as_without_the_domain(
+    tmp_path: Path, in_memory: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not in_memory:
+        monkeypatch.setattr("fl_server.aggregation.sums.MEMORY_SUMS_MAX", 1)
+    bench = Bench(tmp_path, Named())
+    free = bench.budget._left
+    updates = four(bench)
+    bench.fold(*updates)
+    flat = bench.aggregate(*updates)
+    bench.run.forget((1, 1))
+    domain = domain_of(bench)
+    bench.restart()
+    summed = sent_by(domain, bench, *updates[:3])
+    bench.fold(summed, updates[3])
+    found = bench.aggregate(summed, updates[3])
+    assert found == flat
+    bench.run.forget((1, 1))
+    assert bench.budget._left == free
+
+
+def test_two_domains_whose_devices_have_one_name_count_both(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, Named())
+    one, two = vector(1), vector(2)
+    here = submit(bench, "a", {UPDATE: one}, 1.0)
+    first = sent_by(domain_of(bench), bench, here, name="lab")
+    there = submit(bench, "a", {UPDATE: two}, 3.0)
+    second = sent_by(domain_of(bench), bench, there, name="yard")
+    bench.fold(first, second)
+    found = dict(bench.aggregate(first, second).scalars)
+    assert found["updates"] == 2
+    losses = sorted(value for name, value in found.items() if name.startswith("loss of "))
+    assert losses == [1.0, 3.0]
+
+
+def test_a_domain_of_another_version_of_the_algorithm_is_told_apart(tmp_path: Path) -> None:
+    class Other(Named):
+        def weight(self, *_: Any) -> float:
+            return 7.0
+
+    bench = Bench(tmp_path, Named())
+    summed = sent_by(domain_of(bench, algorithm=Other()), bench, four(bench)[0])
+    with pytest.raises(Refused, match="one version of the algorithm"):
+        bench.fold(summed)
+    good = submit(bench, "e", {UPDATE: vector(1)}, 1.0)
+    bench.fold(good)
+    assert bench.aggregate(good).version == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"num_examples": 11}, "num_examples or population differ"),
+        ({"population": 99}, "num_examples or population differ"),
+    ],
+)
+def test_the_result_message_and_the_sums_say_the_same(
+    tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    bench = Bench(tmp_path, Named())
+    summed = sent_by(domain_of(bench), bench, *four(bench)[:2])
+    with pytest.raises(Refused, match=said):
+        bench.fold(replace(summed, update=replace(summed.update, **changes)))
+
+
+def test_sums_of_what_the_algorithm_does_not_have_are_refused(tmp_path: Path) -> None:
+    class More(Named):
+        @property
+        def sends(self) -> tuple[str, ...]:
+            return (UPDATE, "second", "third")
+
+    bench = Bench(tmp_path, Named())
+    update = submit(bench, "a", {UPDATE: vector(1), "third": vector(2)}, 1.0)
+    summed = sent_by(domain_of(bench, algorithm=More()), bench, update)
+    with pytest.raises(Refused, match="a sum 'third'"):
+        bench.fold(summed)
+
+
+def test_sums_are_not_of_another_base_or_round(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, Named())
+    summed = sent_by(domain_of(bench), bench, four(bench)[0])
+    with pytest.raises(Refused, match="its attempt is 1, expected 2"):
+        bench.fold(replace(summed, attempt=2))
+
+
+def test_names_are_hidden_where_the_domain_s_owner_says_so(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, Named())
+    summed = sent_by(domain_of(bench, name_of=lambda name: f"x-{name}"), bench, *four(bench)[:2])
+    with bench.store.open(summed.update.key) as stream:
+        header = read_header(stream, header_sha256=summed.update.header_sha256, max_bytes=1 << 30)
+    assert header.sums is not None
+    assert set(header.sums.reports.devices) == {"x-a", "x-b"}
+
+
+def test_the_devices_below_domains_are_of_the_population() -> None:
+    plan = Plan("r", rounds=2, cohort_size=2, quorum=2, evaluate_on="none")
+    machine = RoundMachine(plan, Model(0, "m", "ab" * 32, 4))
+    machine.handle(DeviceJoined("lab", domain=True))
+    machine.handle(DeviceJoined("d-1"))
+    assert machine.is_domain("lab")
+    assert not machine.is_domain("d-1")
+
+    def answer(name: str, population: int) -> list[Any]:
+        update = Update(f"k-{name}", 9, "cd" * 32, 10, population=population)
+        machine.handle(ResultReceived(name, 1, 1, update))
+        return machine.handle(UpdateVerified(name, 1, 1, update)).commands
+
+    answer("lab", 5)
+    asked = [each for each in answer("d-1", 1) if isinstance(each, Aggregate)]
+    assert [each.population for each in asked] == [6]
