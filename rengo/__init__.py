@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from fl_client.tasks.digits_anomaly import anomaly_threshold
     from rengo.device.production import ProductionModel, production_model
     from rengo.export.loading import load_model, load_state_dict
-    from rengo.operator.runs import RunResult
+    from rengo.operator.result import RunResult
     from rengo.simulation.run import SimulationResult, simulate
     from rengo.site.site import Site
 
@@ -117,7 +117,7 @@ _HOMES = {
     "TrainingSettings": "fl_client.models.settings",
     **dict.fromkeys(("ProductionModel", "production_model"), "rengo.device.production"),
     **dict.fromkeys(("load_model", "load_state_dict"), "rengo.export.loading"),
-    "RunResult": "rengo.operator.runs",
+    "RunResult": "rengo.operator.result",
     **dict.fromkeys(("SimulationResult", "simulate"), "rengo.simulation.run"),
     "Site": "rengo.site.site",
 }

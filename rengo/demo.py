@@ -12,8 +12,8 @@ from fl_client.tasks.listing import is_named
 from fl_client.tasks.registry import load_task
 from rengo.operator.definitions import check_definition, needs_torch
 from rengo.operator.progress import DeviceTable
+from rengo.operator.result import RunResult
 from rengo.operator.runs import (
-    RunResult,
     fetch_model,
     follow,
     submit,

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from algorithms.description import Description, Explanation, describe
 from algorithms.registry import names
-from benchmarks.tables.page import anchor_of
 from benchmarks.tables.rows import ROWS
 from rengo.cli.machine.algorithms import FAMILIES, costs_in_words, explanations
 
@@ -27,22 +26,55 @@ Every algorithm runs in every mode, and on both engines unless the table says ot
 
 ## Which to take
 
-| if | take |
-| --- | --- |
-| the devices' data are alike | `fedavg` |
-| their data differ, and some devices do fewer steps | `fedprox` or `fednova` |
-| they differ much, and the same devices take part often | `scaffold`, `feddyn` or `feddc` |
-| they differ much, and each device takes part seldom | `fedcm` or `mimelite`: no state there |
-| updates are small or noisy, as of language models | `fedadam` or `fedyogi` |
-| the devices that are served worst matter | `qfedavg`, `term`, `afl` or `fedmgda` |
-| each device is to have a model of its own | `ditto` or `apfl` |
-| a head of its own is enough for each | `fedper` or `fedrep` |
-| the devices' sensors differ, so that inputs are scaled or tinted | `fedbn` |
-| some devices are too weak for the whole model, or their links are | `heterofl` or `fjord` |
-| nearly all of them are | `fedrolex`: they train all of it in turns |
-| a large model is trained before, and links are thin | `lora` or `ffalora` |
-| there are a few kinds of devices | `ifca`; or `cfl`, which finds out how many |
+Begin with `fedavg`. `rengo data show TASK` tells how much the devices' data differ, and a run's
+report how much their accuracies do; then take what is for that.
 
+"""
+_TAKE = (
+    ("the devices' data are alike", "`fedavg`", ""),
+    (
+        "their data differ, and some devices do fewer steps",
+        "`fedprox` or `fednova`",
+        "fedprox-synthetic",
+    ),
+    (
+        "they differ much, and the same devices take part often",
+        "`scaffold`, `feddyn` or `feddc`",
+        "drift-mnist",
+    ),
+    (
+        "they differ much, and each device takes part seldom",
+        "`fedcm` or `mimelite`: no state there",
+        "",
+    ),
+    ("updates are small or noisy, as of language models", "`fedadam` or `fedyogi`", "server-mnist"),
+    (
+        "the devices that are served worst matter",
+        "`qfedavg`, `term`, `afl` or `fedmgda`",
+        "qfedavg-mnist",
+    ),
+    ("each device is to have a model of its own", "`ditto` or `apfl`", "personal-fashion"),
+    ("a head of its own is enough for each", "`fedper` or `fedrep`", "personal-fashion"),
+    (
+        "the devices' sensors differ, so that inputs are scaled or tinted",
+        "`fedbn`",
+        "fedbn-domains",
+    ),
+    (
+        "some devices are too weak for the whole model, or their links are",
+        "`heterofl` or `fjord`",
+        "",
+    ),
+    ("nearly all of them are", "`fedrolex`: they train all of it in turns", ""),
+    ("a large model is trained before, and links are thin", "`lora` or `ffalora`", ""),
+    (
+        "there are a few kinds of devices",
+        "`ifca`; or `cfl`, which finds out how many",
+        "ifca-turned",
+    ),
+)
+"""What is the case, what to take then, and the comparison that was measured, if any."""
+_MEASURED = """
 A personal model is measured beside the global one: its metrics begin with `personal_`.
 
 [Results](results.md) has what was measured, beside what papers say, with settings and seeds; some
@@ -96,7 +128,7 @@ _COLUMNS = ["algorithm", "engines", "down", "up", "device", "server", "gradients
 def render() -> str:
     """Return the whole page."""
     found = [describe(name) for name in names()]
-    parts = [_INTRO + _costs(found)]
+    parts = [_INTRO + _choices() + _MEASURED + _costs(found)]
     for family, title in FAMILIES.items():
         parts.append(f"## {title}\n")
         parts.extend(_curves(family))
@@ -109,12 +141,20 @@ def render() -> str:
     return "\n".join(parts).rstrip() + "\n"
 
 
+def _choices() -> str:
+    lines = ["| if | take | measured |", "| --- | --- | --- |"]
+    for case, taken, name in _TAKE:
+        link = f"[{name}](results.md#{name})" if name else ""
+        lines.append(f"| {case} | {taken} | {link} |")
+    return "\n".join(lines) + "\n"
+
+
 def _curves(family: str) -> Iterator[str]:
     """Yield the measured curves of a family, where there are any."""
     for row in ROWS:
         if row.family == family and (_IMAGES / f"results-{family}.svg").exists():
             yield f"![{row.title}](images/results-{family}.svg)\n"
-            yield f"{row.title}. [How it was measured](results.md#{anchor_of(row.title)}).\n"
+            yield f"{row.title}. [How it was measured](results.md#{row.name}).\n"
 
 
 def _costs(found: list[Description]) -> str:

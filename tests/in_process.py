@@ -196,6 +196,7 @@ class InProcessRun:
         included = tuple(sorted(each.device_id for each in submitted))
         key = (submitted[0].round, 1)
         self.models.append(self.server.aggregate(key, included, base, len(self.devices)))
+        self.server.forget(key)
 
     def evaluate(self, index: int) -> Done:
         """Return a device's measurement of the latest version."""

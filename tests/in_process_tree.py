@@ -62,7 +62,10 @@ class Tree:
         population = len(updates)
         sent = [self._sent(base, updates, each, f"g-{at}") for at, each in enumerate(grouping)]
         included = self._folded(self.root, base, sent)
-        return self.root.aggregate((base.version + 1, 1), included, base, population)
+        key = (base.version + 1, 1)
+        model = self.root.aggregate(key, included, base, population)
+        self.root.forget(key)
+        return model
 
     def _sent(
         self, base: Model, updates: Sequence[SubmittedUpdate], what: int | Grouping, name: str

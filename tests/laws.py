@@ -39,6 +39,7 @@ from fl_server.rounds.commands import (
 from fl_server.rounds.events import (
     AggregationFailed,
     AggregationFinished,
+    CompletionReported,
     EvaluationReceived,
     Event,
     ResultReceived,
@@ -53,6 +54,7 @@ from fl_server.rounds.facts import (
     EvaluationRecorded,
     Fact,
     OrderDeclined,
+    RequestFailed,
     RoundAbandoned,
     RoundClosed,
     RoundCommitted,
@@ -166,8 +168,9 @@ class RoundLaws:
         for fact in step.facts:
             require(not self.over, "an ended run decides nothing", fact)
             _FACTS[type(fact)](self, fact, event)
-            broken = self.best.saw(fact, step, self.left)
-            require(not broken, broken, fact)
+            if not isinstance(event, CompletionReported):
+                broken = self.best.saw(fact, step, self.left)
+                require(not broken, broken, fact)
             self.shadow.apply(fact)
         for command in step.commands:
             if self.over and not isinstance(command, _AFTER_THE_END):
@@ -383,6 +386,16 @@ class RoundLaws:
         self._next((fact.round, fact.attempt + 1))
         self.refused_before = refused
 
+    def _request_fails(self, fact: RequestFailed, event: Event | None) -> None:
+        require(self.plan.on_request, "only a requested round is given up", fact)
+        require((fact.round, fact.attempt) == self.pair, "a fact of another attempt", fact)
+        spent = fact.attempt - self.excused >= self.plan.max_attempts and not self._is_excused()
+        refused = self._refused_all()
+        same = bool(refused) and refused == self.refused_before
+        require(spent or same, "a request fails after its last attempt", fact)
+        self._next((fact.round, fact.attempt + 1))
+        self.waiting = True
+
     def _commits(self, fact: RoundCommitted, event: Event | None) -> None:
         require(fact.round == self.committed + 1, "each round is committed once, in order", fact)
         self.waiting = self.plan.on_request
@@ -518,7 +531,7 @@ class RoundLaws:
                         for c in step.commands
                     )
                     require(asked, "what was withdrawn is asked for again", fact)
-                case RoundCommitted() | RoundAbandoned():
+                case RoundCommitted() | RoundAbandoned() | RequestFailed():
                     swept = SweepRound(fact.round, fact.attempt) in step.commands
                     require(swept, "a spent round is swept", fact)
                 case RunCompleted() | RunStoppedEarly() | RunStopped() | RunFailed():
@@ -642,6 +655,7 @@ _FACTS: dict[type, Callable[..., None]] = {
     UpdateWithdrawn: RoundLaws._withdraws,
     RoundClosed: RoundLaws._closes,
     RoundAbandoned: RoundLaws._abandons,
+    RequestFailed: RoundLaws._request_fails,
     RoundCommitted: RoundLaws._commits,
     EvaluationOrdered: RoundLaws._evaluators,
     EvaluationDeclined: RoundLaws._not_evaluated,

@@ -88,6 +88,13 @@ class Proxy:
         while self._threads:
             self._threads.pop().join()
 
+    def reset_all(self) -> None:
+        """Break every connection that is open."""
+        with self._lock:
+            for each in self._sockets:
+                _reset(each)
+            self._sockets.clear()
+
     def _start(self, work: Callable[[], None]) -> None:
         # started first: __exit__ joins whatever is in the list, also while it grows
         thread = threading.Thread(target=work)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from fl_server.flows.commands import ArmTimer
-from fl_server.flows.events import DeviceJoined
 from fl_server.rounds.commands import Aggregate, SendOrder, VerifyUpdate
 from fl_server.rounds.events import AggregationFinished, ResultReceived, UpdateVerified
 from fl_server.rounds.facts import Fact, RoundAbandoned, RoundClosed
@@ -17,17 +16,19 @@ from fl_server.rounds.plan import Plan
 from rengo.simulation.virtual.account import VirtualAccount
 from rengo.simulation.virtual.availability import Availability, DrawnAvailability
 from rengo.simulation.virtual.devices import DeviceModel
-from rengo.simulation.virtual.fleet import Fleet, Kind
-from rengo.simulation.virtual.orders import OrderEnded, VirtualOrder, WorkDone
+from rengo.simulation.virtual.fleet import Kind, VirtualFleet
+from rengo.simulation.virtual.orders import OrderEnded, TimedOrder, WorkDone
 from rengo.simulation.virtual.work import OrderSize
 from rengo.simulation.virtual.world import VirtualWorld, WorldEvent
 
 MOST_EVENTS = 200_000
 
 
-def fleet_of(models: Sequence[DeviceModel], seed: int = 0) -> Fleet:
+def fleet_of(models: Sequence[DeviceModel], seed: int = 0) -> VirtualFleet:
     """Return a fleet with one device of each model, in an order of the seed's."""
-    return Fleet([Kind(f"k{n}", 1.0, model) for n, model in enumerate(models)], len(models), seed)
+    return VirtualFleet(
+        [Kind(f"k{n}", 1.0, model) for n, model in enumerate(models)], len(models), seed
+    )
 
 
 def plan_of(cohort: int, rounds: int = 3, **settings: object) -> Plan:
@@ -41,7 +42,7 @@ class History:
 
     events: list[tuple[float, WorldEvent]] = field(default_factory=list)
     facts: list[tuple[float, Fact]] = field(default_factory=list)
-    sent: list[VirtualOrder] = field(default_factory=list)
+    sent: list[TimedOrder] = field(default_factory=list)
     ended: list[OrderEnded] = field(default_factory=list)
     account: VirtualAccount = field(default_factory=VirtualAccount)
     status: str = ""
@@ -52,24 +53,23 @@ class VirtualRun:
 
     def __init__(
         self,
-        fleet: Fleet,
+        fleet: VirtualFleet,
         plan: Plan,
         size: OrderSize,
         availability: Availability | None = None,
     ) -> None:
         self.ids = [f"d{index:03d}" for index in range(fleet.count)]
-        self.world = VirtualWorld(fleet, availability or DrawnAvailability(fleet), self.ids)
+        self.world = VirtualWorld(fleet, availability or DrawnAvailability(fleet), self.ids, 2000.0)
         self.machine = RoundMachine(plan, Model(0, "m0", "0" * 64, 10))
         self.history, self._size = History(), size
 
     def run(self, until_s: float = float("inf")) -> History:
         """Go on until the run has ended, or nothing can happen before ``until_s``."""
-        for device_id in self.world.begin():
-            self._handle(DeviceJoined(device_id))
+        self.world.begin()
         for _ in range(MOST_EVENTS):
             if self.machine.ledger.phase == "ended" or self.world.now_s > until_s:
                 break
-            event = self.world.advance()
+            event = self.world.next()
             self._take_ends()
             if event is None:
                 break
@@ -92,7 +92,7 @@ class VirtualRun:
             match command:
                 case SendOrder():
                     place = (command.device_id, command.action, command.round, command.attempt)
-                    order = VirtualOrder(*place, self._size)
+                    order = TimedOrder(*place, self._size)
                     self.history.sent.append(order)
                     self.world.send(order)
                 case ArmTimer():
@@ -104,7 +104,7 @@ class VirtualRun:
                     model = Model(command.round, f"m{command.round}", "0" * 64, 10)
                     self._handle(AggregationFinished(command.round, command.attempt, model))
 
-    def _result(self, order: VirtualOrder) -> ResultReceived:
+    def _result(self, order: TimedOrder) -> ResultReceived:
         update = Update(f"{order.key}", self._size.bytes_up, "0" * 64, self._size.examples)
         return ResultReceived(order.device_id, order.round, order.attempt, update)
 

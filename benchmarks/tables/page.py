@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 
 from benchmarks.tables.claims import Quantity, Values, deviation, mean
@@ -74,13 +73,18 @@ def _summary(measured: Sequence[tuple[Row, Mapping[str, Sequence[Run]]]]) -> str
     for row, runs in measured:
         held = verdicts(row, runs).values()
         count = f"{sum(held)} of {len(held)}" if held else "none is made"
-        link = f"[{row.name}](#{anchor_of(row.title)})"
+        link = f"[{row.name}](#{row.name})"
         lines.append(f"| {link} | {count} | {'yes' if row.shortened else 'no'} |")
     return "\n".join(lines) + "\n"
 
 
 def _section(row: Row, runs: Mapping[str, Sequence[Run]]) -> str:
-    parts = [f"## {row.title}\n", f"Reference: {row.source}.\n", _table(row, runs)]
+    parts = [
+        f"## {row.name}\n",
+        f"{row.title}.\n",
+        f"Reference: {row.source}.\n",
+        _table(row, runs),
+    ]
     for text, holds in verdicts(row, runs).items():
         parts.append(f"- {'Holds' if holds else '**Does not hold**'}: {text}.")
     parts.append(f"- Shortened: {row.shortened}." if row.shortened else "- Not shortened.")
@@ -117,12 +121,12 @@ def _number(quantity: Quantity, value: float) -> str:
 def _made(row: Row, runs: Sequence[Run]) -> str:
     dates = sorted({run.date for run in runs})
     when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
-    seeds = ", ".join(map(str, row.seeds))
+    seeds = f"seed{'s' if len(row.seeds) > 1 else ''} {', '.join(map(str, row.seeds))}"
     backends = ", ".join(sorted({f"`{run.outcome.backend}`" for run in runs}))
     minutes = sum(run.outcome.cpu_s for run in runs) / 60
     how = "; ".join(sorted({run.versions for run in runs}))
     return (
-        f'- `make tables ARGS="--rows {row.name} --again"`: {when}, seeds {seeds}, '
+        f'- `make tables ARGS="--rows {row.name} --again"`: {when}, {seeds}, '
         f"backend {backends}, {minutes:.1f} minutes of one core; {how}."
         f"\n- Settings: {_settings(row.variants)}."
     )
@@ -134,9 +138,9 @@ def _settings(variants: Mapping[str, Setting]) -> str:
     rounds = sorted({each.rounds for each in variants.values()})
     parts = sorted({each.partition for each in variants.values()} - {""})
     options = [
-        f"{name} {', '.join(f'{key} {value}' for key, value in each.options.items())}"
+        f"{name} {', '.join(f'{key} {value:g}' for key, value in plain.items())}"
         for name, each in variants.items()
-        if each.options
+        if (plain := {key: n for key, n in each.options.items() if isinstance(n, int | float)})
     ]
     told = [f"task `{'`, `'.join(tasks)}`", f"at most {max(rounds)} rounds"]
     told += [f"partition `{'`, `'.join(parts)}`"] if parts else []
@@ -147,8 +151,3 @@ def _elsewhere() -> str:
     lines = ["## What is shown elsewhere, or not yet\n"]
     lines += [f"- {name}: {text}" for name, text in ELSEWHERE.items()]
     return "\n".join(lines) + "\n"
-
-
-def anchor_of(title: str) -> str:
-    """Return what a link to a heading ends with."""
-    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")

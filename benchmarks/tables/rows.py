@@ -100,7 +100,9 @@ FEDPROX = Row(
     references={"FedAvg drops them": "63.8", "FedProx, mu 1": "86.3"},
     claims=(Ahead(("FedProx, mu 1",), "FedAvg drops them", _LAST_20.title, by=15.0),),
     remark="FedAvg without nine stragglers of ten is FedAvg with a cohort of one. Each client of "
-    "FedProx is a straggler with a probability of 0.9, where the paper has exactly nine of ten.",
+    "FedProx is a straggler with a probability of 0.9, where the paper has exactly nine of ten. "
+    "The gap depends on the draw of the users: from 8 to 17 points here, from 4 to 49 in the "
+    "reference, where one seed of three brings most of the mean.",
 )
 
 _DRIFT = Setting(
@@ -123,39 +125,22 @@ DRIFT = Row(
     ),
     quantities=(_LAST_5, RoundsTo(0.9)),
     references={"fedavg": "98.31", "fedprox": "98.36", "scaffold": "99.11", "feddyn": "98.89"},
-    claims=(Ahead(("scaffold", "feddyn"), "fedavg", _LAST_5.title),),
-    seeds=(0, 1),
+    claims=(
+        Ahead(("scaffold", "feddyn"), "fedavg", _LAST_5.title),
+        Ahead(("scaffold",), "fedavg", RoundsTo(0.9).title, lower=True),
+    ),
+    seeds=(0,),
     family="drift",
     shortened="100 rounds in place of 1,000, 12,000 images in place of 60,000, 2NN in place of the "
-    "CNN, no decay of the learning rate, two seeds in place of five",
-)
-
-_SPEED = Setting(
-    task_of("FewerMnist"),
-    clients=100,
-    cohort=10,
-    rounds=60,
-    partition="dirichlet:0.5",
-    training={"local_epochs": 10, "batch_size": 20, "learning_rate": 0.01},
-    every=2,
-)
-SCAFFOLD = Row(
-    name="scaffold-speed",
-    title="SCAFFOLD's speed on Dirichlet 0.5: 10 of 100 clients, E 10, learning rate 0.01",
-    source="EMNIST, 100 rounds; published by a rerun of Karimireddy et al., ICML 2020, "
-    "https://arxiv.org/abs/1910.06378",
-    variants=_algorithms(_SPEED, fedavg={}, fedprox={"mu": 0.1}, scaffold={}),
-    quantities=(_ACCURACY, RoundsTo(0.85)),
-    references={"fedavg": "64.40", "fedprox": "65.90", "scaffold": "76.55"},
-    claims=(Ahead(("scaffold",), "fedavg", RoundsTo(0.85).title, lower=True),),
-    seeds=(0, 1),
-    shortened="a fifth of MNIST with 2NN in place of EMNIST, 60 rounds in place of 100",
+    "CNN, no decay of the learning rate, one seed in place of five",
+    remark="SCAFFOLD's speed is claimed by another source too: on EMNIST, Dirichlet 0.5, after 100 "
+    "rounds FedAvg has 64.40, FedProx 65.90 and SCAFFOLD 76.55.",
 )
 
 _TRAP = Setting(
     task_of("FewerFashion"),
     clients=10,
-    rounds=25,
+    rounds=15,
     partition="shards:1",
     training={"local_epochs": 10, "batch_size": 64, "learning_rate": 0.01, "momentum": 0.9},
 )
@@ -178,7 +163,7 @@ TRAP = Row(
     references={"fedavg, momentum": "28.39", "scaffold, momentum": "10.00"},
     claims=(Ahead(("fedavg, momentum",), "scaffold, momentum", _BEST.title),),
     seeds=(0,),
-    shortened="6,000 images in place of 60,000, 2NN in place of a CNN, 25 rounds in place of 50, "
+    shortened="6,000 images in place of 60,000, 2NN in place of a CNN, 15 rounds in place of 50, "
     "one seed",
     remark="`rengo run` warns where SCAFFOLD or FedNova meets momentum or Adam on the clients.",
 )
@@ -197,9 +182,9 @@ PARITY = Row(
     quantities=(_ACCURACY,),
     references={"fedavg": "88.09", "fednova": "88.22"},
     claims=(Alike("fednova", "fedavg", 1.0, _ACCURACY.title),),
-    seeds=(0, 1),
+    seeds=(0,),
     shortened="6,000 images in place of 60,000, 2NN in place of a CNN, 25 rounds in place of 50, "
-    "E 5 in place of 10, no momentum, for which FedNova has another arithmetic",
+    "E 5 in place of 10, no momentum, for which FedNova has another arithmetic, one seed",
 )
 
 _UNEQUAL = Setting(task_of("UnequalSteps"), clients=10, rounds=300, every=20)
@@ -220,11 +205,11 @@ _FAIR = Setting(
     task_of("FairMnist"),
     clients=100,
     cohort=10,
-    rounds=1000,
+    rounds=600,
     partition="shards:2",
     training={"batch_size": 64, "momentum": 0.5},
     measured_on="devices",
-    every=100,
+    every=50,
 )
 _MEAN = Last(title="accuracy, %, of all clients' examples", over=3)
 _WORST = Last("worst_tenth", "worst tenth of the clients, %", over=3)
@@ -243,15 +228,15 @@ FAIR = Row(
     ),
     family="fairness",
     metric="worst_tenth",
-    seeds=(0, 1),
-    shortened="1,000 rounds in place of 2,000, 16,000 images in place of 60,000 (of each client's "
-    "160 a quarter is held out)",
+    seeds=(0,),
+    shortened="600 rounds in place of 2,000, one seed, 16,000 images in place of 60,000 (of each "
+    "client's 160 a quarter is held out)",
 )
 
 _OWN = Setting(
     task_of("PersonalFashion"),
     clients=20,
-    rounds=20,
+    rounds=16,
     partition="shards:2",
     training={"learning_rate": 0.05},
     measured_on="devices",
@@ -280,7 +265,7 @@ PERSONAL = Row(
     seeds=(0,),
     family="personal",
     metric="personal_accuracy",
-    shortened="20 rounds in place of 2,000, 6,000 images in place of 70,000, a quarter of the "
+    shortened="16 rounds in place of 2,000, 3,000 images in place of 70,000, a quarter of the "
     "channels, learning rate 0.05, one seed",
     remark="Two shards of a client are of one or two classes.",
 )
@@ -308,7 +293,7 @@ FEDBN = Row(
 _CLUSTERS = Setting(
     task_of("Turned"),
     clients=40,
-    rounds=60,
+    rounds=40,
     partition="iid+turned",
     training={"max_steps": 10, "batch_size": 150},
     measured_on="devices",
@@ -333,7 +318,7 @@ IFCA = Row(
     ),
     family="clusters",
     metric="personal_accuracy",
-    shortened="40 clients of 200 images in place of 1,200 and more, 60 rounds",
+    shortened="40 clients of 200 images in place of 1,200 and more, 40 rounds",
 )
 
 _STEPS = Setting(
@@ -364,7 +349,6 @@ ROWS = (
     FEDPROX,
     SERVER,
     DRIFT,
-    SCAFFOLD,
     TRAP,
     PARITY,
     NOVA,

@@ -22,7 +22,7 @@ from algorithms.transforms import bound_of
 from algorithms.transforms.base import Transform
 from fl_server.aggregation.arithmetic.combining import Combining
 from fl_server.aggregation.arithmetic.server_half import (
-    RoundFigures,
+    VersionInput,
     covered,
     weight_of,
 )
@@ -398,7 +398,7 @@ class RunAggregator:
         given = RoundInput(
             self.base.fetch(base),
             self.base.fetch(base.state) if base.state is not None else None,
-            RoundFigures(
+            VersionInput(
                 dict(base.scalars),
                 round_.sums,
                 reports,

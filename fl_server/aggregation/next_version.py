@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from algorithms.base import BLOCK, Algorithm, Scalars
 from fl_server.aggregation.arithmetic.changes import Changes
-from fl_server.aggregation.arithmetic.server_half import Block, RoundFigures, ServerHalf
+from fl_server.aggregation.arithmetic.server_half import Block, ServerHalf, VersionInput
 from fl_server.aggregation.vectors import VectorsReader, VectorsWriter, read_floats
 from storage.store.multipart_writer import PartWriter
 from storage.transfer.byte_ranges import Range
@@ -32,7 +32,7 @@ class RoundInput:
 
     base: Path
     vectors: Path | None
-    figures: RoundFigures
+    figures: VersionInput
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 from algorithms.base import DeviceFacts
 from algorithms.registry import load as load_algorithm
-from broker.wire.messages import Patch, RunDocument, RunEvent, RunStatus
+from broker.wire.messages import DeviceState, Patch, RunDocument, RunEvent, RunStatus
 from fl_server.dataplane.plane import DataCommand, DataPlane
 from fl_server.dataplane.urls import URL_LIFETIME_S
 from fl_server.flows.commands import (
@@ -80,6 +80,8 @@ class SyncFlow(Flow):
         self._lineage = Lineage(record)
         self._data = data
         self._broadcasts = self._algorithm.broadcasts
+        rule = record.definition.composition.rule
+        self._needs_updates = rule.needs_updates or self._algorithm.needs_updates
         self._parts: dict[tuple[str, float], Model] = {}
         self._part_awaited: dict[tuple[str, float], list[SendOrder]] = {}
         self._patches: tuple[str, tuple[Patch, ...]] = ("", ())
@@ -132,6 +134,10 @@ class SyncFlow(Flow):
         is_open = ledger.phase == "collecting"
         current = (order.round, order.attempt) == (ledger.round, ledger.attempt)
         return is_open and current and order.device_id not in ledger.answered
+
+    def concerns(self, state: DeviceState) -> bool:
+        """Whether a device could take part; a domain cannot where single updates are needed."""
+        return super().concerns(state) and not (state.domain and self._needs_updates)
 
     # --- what comes in ------------------------------------------------------------------------
 

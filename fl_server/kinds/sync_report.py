@@ -8,6 +8,7 @@ from fl_server.flows.report import DeviceReport, FlowReport, RecordedFact, Round
 from fl_server.rounds.facts import (
     EvaluationRecorded,
     OrderDeclined,
+    RequestFailed,
     RoundAbandoned,
     RoundClosed,
     RoundCommitted,
@@ -68,7 +69,7 @@ def _add(row: RecordedFact, told: FlowReport) -> None:
             rounds[-1].end("committed", row.at)
             for device_id in rounds[-1].included:
                 devices[device_id].rounds += 1
-        case RoundAbandoned():
+        case RoundAbandoned() | RequestFailed():
             rounds[-1].end("abandoned", row.at, fact.reason)
         case RunFailed() | RunStopped() | RunStoppedEarly():
             if rounds and rounds[-1].outcome == "collecting":

@@ -114,6 +114,15 @@ class RoundAbandoned:
 
 
 @dataclass(frozen=True)
+class RequestFailed:
+    """The requested round has no model after its last attempt; the next request is awaited."""
+
+    round: int
+    attempt: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class RoundCommitted:
     """``model`` is the global model from here on."""
 
@@ -211,6 +220,7 @@ Fact: TypeAlias = (
     | OrderDeclined
     | RoundClosed
     | RoundAbandoned
+    | RequestFailed
     | RoundCommitted
     | EvaluationOrdered
     | EvaluationDeclined
@@ -234,6 +244,7 @@ FACTS: dict[str, type[Fact]] = {
         OrderDeclined,
         RoundClosed,
         RoundAbandoned,
+        RequestFailed,
         RoundCommitted,
         EvaluationOrdered,
         EvaluationDeclined,

@@ -16,6 +16,7 @@ from fl_server.rounds.facts import (
     EvaluationRecorded,
     Fact,
     OrderDeclined,
+    RequestFailed,
     RoundAbandoned,
     RoundClosed,
     RoundCommitted,
@@ -65,8 +66,9 @@ LEGAL: dict[Phase, frozenset[type[Fact]]] = {
         OrderDeclined,
         RoundClosed,
         RoundAbandoned,
+        RequestFailed,
     },
-    "aggregating": _BEFORE_THE_LAST | {RoundCommitted, RoundAbandoned},
+    "aggregating": _BEFORE_THE_LAST | {RoundCommitted, RoundAbandoned, RequestFailed},
     "evaluating": _ALWAYS | {RunCompleted},
     "ended": frozenset(),
 }
@@ -267,11 +269,8 @@ class Ledger:
                 del self._counted[(fact.round, fact.attempt, fact.device_id)]
             case RoundClosed():
                 self.phase, self.included = "aggregating", fact.included
-            case RoundAbandoned():
-                self.causes = self._causes() if self.all_unusable else frozenset()
-                self.excused += fact.excused
-                self.setback = fact.reason
-                self._next(self.round, self.attempt + 1)
+            case RoundAbandoned() | RequestFailed():
+                self._abandon(fact)
             case RoundCommitted():
                 self.earlier = (*self.earlier, self.model)[-_KEPT_EARLIER:]
                 self.model, self.causes = fact.model, frozenset()
@@ -319,6 +318,15 @@ class Ledger:
                 of_version[fact.device_id] = (fact.num_examples, plausible(fact.metrics))
                 self.not_evaluated.get(fact.round, {}).pop(fact.device_id, None)
 
+    def _abandon(self, fact: RoundAbandoned | RequestFailed) -> None:
+        self.causes = self._causes() if self.all_unusable else frozenset()
+        self.setback = fact.reason
+        self._next(self.round, self.attempt + 1)
+        if isinstance(fact, RoundAbandoned):
+            self.excused += fact.excused
+        else:
+            self.phase = "waiting"
+
     def _end(self, fact: RunCompleted | RunStoppedEarly | RunStopped | RunFailed) -> None:
         self.phase = "ended"
         match fact:
@@ -365,6 +373,8 @@ class Ledger:
         if isinstance(fact, RoundOpened):
             is_open = self.on_request and pair >= (self.round, self.attempt)
             return "" if is_open else f"{fact} cannot be opened"
+        if isinstance(fact, RequestFailed) and not self.on_request:
+            raise InvalidTransition(f"{fact} cannot follow where nobody requests rounds")
         if hasattr(fact, "attempt") and pair != (self.round, self.attempt):
             return f"{fact} does not belong"
         return self._own_problem(fact)

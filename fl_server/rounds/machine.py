@@ -56,6 +56,7 @@ from fl_server.rounds.events import (
 from fl_server.rounds.facts import (
     Fact,
     OrderDeclined,
+    RequestFailed,
     RoundAbandoned,
     RoundClosed,
     RoundCommitted,
@@ -86,7 +87,9 @@ class RoundMachine:
     """Coordinates one run. Not thread-safe: one owner calls it.
 
     Args:
+        facts: the journalled ones.
         width_of: asked when a round starts; its answers are in the fact.
+        ledger: what earlier facts add up to, where not they were kept but that.
     """
 
     def __init__(
@@ -95,9 +98,10 @@ class RoundMachine:
         initial: Model,
         facts: Iterable[Fact] = (),
         width_of: WidthOf = whole_model,
+        ledger: Ledger | None = None,
     ) -> None:
         self.plan, self._width_of = plan, width_of
-        self.ledger = Ledger(plan.rounds, initial, on_request=plan.on_request)
+        self.ledger = ledger or Ledger(plan.rounds, initial, on_request=plan.on_request)
         self._roster = Roster()
         self._updates = UpdateIntake(self.ledger)
         self._evaluation = VersionEvaluation(plan, self.ledger, self._roster, width_of)
@@ -372,12 +376,26 @@ class RoundMachine:
         ledger = self.ledger
         is_last = ledger.attempt - ledger.excused >= self.plan.max_attempts and not excused
         if ledger.repeats_itself or is_last or ledger.attempt >= MAX_ROUNDS:
-            self._end(RunFailed(f"round {ledger.round}, attempt {ledger.attempt}: {reason}"), step)
+            self._give_up(reason, step)
             return
         self._updates.forget()
         step.commands.append(SweepRound(ledger.round, ledger.attempt))
         ledger.record(RoundAbandoned(ledger.round, ledger.attempt, reason, excused), step)
         self._start_if_ready(step)
+
+    def _give_up(self, reason: str, step: RoundStep) -> None:
+        """End the run, or a requested round alone: another request may find what it needs."""
+        ledger = self.ledger
+        pair, text = (
+            (ledger.round, ledger.attempt),
+            f"round {ledger.round}, attempt {ledger.attempt}",
+        )
+        if not self.plan.on_request or ledger.attempt >= MAX_ROUNDS:
+            self._end(RunFailed(f"{text}: {reason}"), step)
+            return
+        self._updates.forget()
+        step.commands.append(SweepRound(*pair))
+        ledger.record(RequestFailed(*pair, f"{text}: {reason}"), step)
 
     def _aggregated(self, event: AggregationFinished | AggregationFailed, step: RoundStep) -> None:
         ledger = self.ledger

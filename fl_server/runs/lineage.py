@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from fl_server.rounds.facts import (
     Fact,
+    RequestFailed,
     RoundAbandoned,
     RoundCommitted,
     RoundOpened,
@@ -56,7 +57,7 @@ class Lineage:
                 self._accepted[fact.device_id] = fact.update.num_examples
             case UpdateWithdrawn():
                 del self._accepted[fact.device_id]
-            case RoundAbandoned():
+            case RoundAbandoned() | RequestFailed():
                 self._accepted = {}
             case RoundCommitted():
                 self.latest = Commit(fact.model, fact.attempt, self._parent(), self._accepted)

@@ -19,11 +19,11 @@ from runtime.config import merge, parse_assignment
 from runtime.errors import ConfigError
 from runtime.files import require_writable
 from runtime.processes.child import PRIVATE_UMASK
-from runtime.security.identity import Identity
 from runtime.text import LogFormatter
 
 if TYPE_CHECKING:
     from rengo.operator.client import OperatorClient
+    from runtime.security.identity import Identity
 
 PARTITION_HELP = (
     "how a shared data set is divided over the devices: iid, dirichlet:ALPHA, shards:K, "

@@ -31,6 +31,7 @@ _COMMANDS = {
     "status": "operator.status",
     "topology": "operator.topology",
     "run": "operator.run",
+    "simulate": "machine.simulate",
     "runs": "operator.runs",
     "models": "operator.models",
     "task": "operator.task",

@@ -7,13 +7,14 @@ models of their own, and the parent gets the change that they made together.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from algorithms.base import UPDATE, Algorithm
+from algorithms.base import UPDATE, Algorithm, DeviceFacts
+from algorithms.fedavg import FedAvg
 from algorithms.registry import load as load_algorithm
 from fl_server.dataplane.plane import DataPlane
 from fl_server.flows.commands import (
@@ -40,7 +41,7 @@ from fl_server.kinds.sync import SyncFlow, SyncKind
 from fl_server.rounds.commands import Aggregate, ReportRound, SendOrder, SweepRun
 from fl_server.rounds.commands import Command as RoundCommand
 from fl_server.rounds.events import RoundRequested
-from fl_server.rounds.facts import Fact, RoundAbandoned, RunFailed, RunStopped
+from fl_server.rounds.facts import Fact, RequestFailed, RoundAbandoned, RunFailed, RunStopped
 from fl_server.rounds.ledger import RoundStep
 from fl_server.rounds.model import Model
 from fl_server.rounds.plan import Plan
@@ -72,7 +73,7 @@ class DomainSettings(BaseModel):
 
 @dataclass(frozen=True)
 class RoundGivenUp:
-    """A round that nobody here can do now; ``permanent``: nor later, since the run is over here."""
+    """A round that nobody here can do now; ``permanent``: nor can they later."""
 
     round: int
     reason: str
@@ -99,11 +100,14 @@ def require_averaging(algorithm: Algorithm, name: str) -> None:
     """Raise ConfigError where rounds in between would need the server half of an algorithm."""
     kind = type(algorithm)
     averages = (
-        kind.aggregate is Algorithm.aggregate
+        kind.aggregate in {Algorithm.aggregate, FedAvg.aggregate}
+        and getattr(algorithm, "server_learning_rate", 1.0) == 1.0
         and kind.weight is Algorithm.weight
         and algorithm.sends == (UPDATE,)
         and not algorithm.reports
         and not algorithm.broadcasts
+        and not algorithm.narrow_widths
+        and not algorithm.needs_updates
     )
     if not averages:
         raise ConfigError(
@@ -120,9 +124,13 @@ class DomainFlow(SyncFlow):
     """
 
     def __init__(
-        self, record: RunRecord[Plan], facts: Iterable[FactRecord], data: DataPlane
+        self,
+        record: RunRecord[Plan],
+        facts: Iterable[FactRecord],
+        data: DataPlane,
+        facts_of: Callable[[str], DeviceFacts] = DeviceFacts,
     ) -> None:
-        super().__init__(record, facts, data)
+        super().__init__(record, facts, data, facts_of)
         self.local_rounds = local_rounds_of(record.definition)
         self._evaluation: TreeEvaluation | None = None
 
@@ -168,7 +176,7 @@ class DomainFlow(SyncFlow):
             match fact:
                 case RoundAbandoned() if not self.machine.trainers():
                     found.commands.append(self._given_up(fact.reason))
-                case RunFailed() | RunStopped():
+                case RequestFailed() | RunFailed() | RunStopped():
                     found.commands.append(self._given_up(fact.reason, permanent=True))
         made = self.machine.ledger.made
         if made is not None and made.version % self.local_rounds and not self.ended:
@@ -340,4 +348,4 @@ class DomainKind(SyncKind):
         self, record: RunRecord[Plan], facts: Sequence[FactRecord], services: FlowServices
     ) -> DomainFlow:
         """Return the run as its facts left it."""
-        return DomainFlow(record, facts, services.data)
+        return DomainFlow(record, facts, services.data, services.presence.facts_of)

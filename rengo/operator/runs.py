@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,14 @@ from fl_server.operations.catalogue import (
     RUNS_SUBMIT,
 )
 from fl_server.operations.results.members import DeviceRow
-from fl_server.operations.results.runs import RoundRow, RunReport, RunUpload
+from fl_server.operations.results.runs import RunUpload
 from fl_server.selection.targets import RunTarget
 from rengo.operator.client import OperatorClient
 from rengo.operator.definitions import check_definition, with_goals
 from rengo.operator.layout_match import fit
 from rengo.operator.models import FetchedVersion
 from rengo.operator.progress import ENDED, DeviceTable, RunProgress
+from rengo.operator.result import RunResult
 from runtime.errors import ConfigError, RunNotCompleted, TransportError
 from runtime.files import file_sha256
 from storage.transfer.multipart import MultipartTarget
@@ -48,55 +49,6 @@ _LOOK_EVERY_S = 0.5
 _ASK_EVERY_S = 5.0
 _SUBMIT_S = 30.0
 _READ_BYTES_S = 10e6
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """The outcome of a run.
-
-    Attributes:
-        accuracy: of the last measured version; None where nobody measured.
-        history: a row for each round's attempt: outcome, seconds, included, refused, accuracy.
-        report: the server's whole report.
-        model_path: the final model, once it was fetched.
-        best_model_path: the best version, likewise, where the run looked for it.
-    """
-
-    run_id: str
-    status: str
-    accuracy: float | None
-    history: list[RoundRow]
-    report: RunReport
-    model_path: Path | None = None
-    best_model_path: Path | None = None
-
-    def document(self) -> dict[str, Any]:
-        """Return the JSON document of ``--json``."""
-        report = self.report
-        device_keys = {"id", "profile", "engine", "rounds", "peak_rss_bytes"}
-        device_keys |= {"width", "bytes_up", "bytes_down"}
-        return {
-            "run_id": report.run_id,
-            "task": report.task,
-            "rounds_completed": report.rounds_completed,
-            "accuracy": report.accuracy,
-            "loss": report.loss,
-            "headline": report.headline,
-            "measured": report.measured,
-            "spread": None if report.spread is None else report.spread.document(),
-            "best_version": report.best_version,
-            "best_value": report.best_value,
-            "model_path": None if self.model_path is None else str(self.model_path),
-            "best_model_path": None if self.best_model_path is None else str(self.best_model_path),
-            "model_sha256": report.model_sha256,
-            "wall_s": report.wall_s,
-            "round_s": report.round_s,
-            "bytes_up": report.bytes_up,
-            "bytes_down": report.bytes_down,
-            "devices": [
-                each.model_dump(mode="json", include=device_keys) for each in report.devices
-            ],
-        }
 
 
 def submit(

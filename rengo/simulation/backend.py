@@ -46,6 +46,7 @@ class VirtualOrder:
         round: that is trained; to evaluate, the version.
         settings: of the training in this round.
         state: what the client keeps from its last accepted update, by ``name/weight``.
+        width: how much of the model it trains; below 1 it gets a part of it.
     """
 
     client: int
@@ -53,6 +54,7 @@ class VirtualOrder:
     round: int
     settings: TrainingSettings
     state: Mapping[str, Array] = field(default_factory=dict)
+    width: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,8 +63,8 @@ class Trained:
 
     Attributes:
         vectors: what it sends, by name: the update, the change of statistics, the algorithm's own.
-            They may share memory with other clients' and must stay as they are until the next
-            result is asked for; the coordinator copies what it keeps longer.
+            They may share memory with other clients', and stay as they are: they are added to the
+            round's sums when the whole cohort has trained.
         scalars: what it sends as numbers, by name.
         state: what it keeps if the update is accepted.
         steps: how many steps it took, of ``full_steps`` that its epochs have.
@@ -124,6 +126,16 @@ class BackendSetup:
     workers: int = 0
     transforms: tuple[Transform, ...] = ()
 
+    def weights_of(self, order: VirtualOrder, got: GlobalModel) -> Weights:
+        """Return the weights that a client gets: the version, or its part of it."""
+        whole = got.weights
+        if order.width >= 1:
+            return whole
+        slices = self.algorithm.part(order.width, order.round, whole.layout)
+        if slices is None:
+            return whole
+        return Weights(slices.part, slices.take(whole.vector), whole.others)
+
     def plan(self, order: VirtualOrder, got: GlobalModel) -> LocalRound:
         """Return what a device's training in the round depends on, as a device makes it."""
         return LocalRound(
@@ -136,6 +148,7 @@ class BackendSetup:
             vectors=got.vectors,
             scalars=got.scalars,
             transforms=self.transforms,
+            width=order.width,
         )
 
 

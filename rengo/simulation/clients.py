@@ -118,10 +118,10 @@ class VirtualClients:
     ) -> None:
         self.spec = spec
         self.task = task or load_task(spec.task)
-        if shared is not None:
-            self.__dict__["shared"] = shared
         self._recent: OrderedDict[int, tuple[Split, Split]] = OrderedDict()
         self._recent_bytes = 0
+        if shared is not None:
+            self.share(shared)
 
     @cached_property
     def ids(self) -> Sequence[str]:
@@ -141,6 +141,12 @@ class VirtualClients:
         parts = task.parts(pool, device)
         starts = np.cumsum([0, *(len(part) for part in parts)], dtype=np.int64)
         return SharedData(pool, np.concatenate(parts), starts)
+
+    def share(self, shared: SharedData) -> None:
+        """Take the divided data set from elsewhere, as from a file that processes share."""
+        self.__dict__["shared"] = shared
+        self._recent.clear()
+        self._recent_bytes = 0
 
     def splits(self, client: int) -> tuple[Split, Split]:
         """Return what a client learns from, and what it holds out.

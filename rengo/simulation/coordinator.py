@@ -7,19 +7,20 @@ of them goes into the exact sum and the algorithm's server half, as on the serve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from algorithms.base import Algorithm, Report
+from algorithms.base import Algorithm, DeviceFacts, Report
 from algorithms.registry import load as load_algorithm
 from fl_client.models.settings import TrainingSettings
 from fl_server.aggregation.arithmetic.combining import Combining
 from fl_server.aggregation.arithmetic.in_memory import MemorySums, MemoryVersion, next_version
 from fl_server.aggregation.arithmetic.server_half import (
-    RoundFigures,
+    VersionInput,
+    covered,
     require_sections,
     weight_of,
 )
@@ -29,15 +30,18 @@ from fl_server.rounds.commands import Aggregate, FoldUpdate, SendOrder, TagBest
 from fl_server.rounds.events import (
     AggregationFailed,
     AggregationFinished,
+    DevicesJoined,
     EvaluationReceived,
     Event,
     ResultReceived,
     UpdateDelivered,
 )
 from fl_server.rounds.facts import Fact, RoundCommitted
+from fl_server.rounds.ledger import Ledger, RoundStep
 from fl_server.rounds.machine import RoundMachine
 from fl_server.rounds.model import Model, Update
 from fl_server.rounds.plan import Plan
+from fl_server.rounds.workload import whole_model
 from fl_server.runs.definition import RunDefinition
 from fl_server.runs.schedule import training_of
 from rengo.simulation.backend import (
@@ -50,10 +54,12 @@ from rengo.simulation.backend import (
 )
 from rengo.simulation.clients import EVALUATOR, EVALUATOR_ID, VirtualClients
 from rengo.simulation.states import ClientStates
-from rengo.simulation.timeline import Fleet, Timeline
+from rengo.simulation.timeline import AtOnce, Happening, Timeline
+from rengo.simulation.virtual.orders import WorkDone
 from runtime.errors import Corrupt, RunNotCompleted, StorageError
-from storage.weights import NotFinite, Vector
+from storage.weights import NotFinite, Slices, Vector
 
+_R = TypeVar("_R", Trained | Declined, Evaluated | Declined)
 _FOLDED_AT_ONCE_BYTES = 8 << 20
 _KEPT_VERSIONS = 8
 
@@ -87,7 +93,6 @@ class Parts:
 
     backend: Backend
     states: ClientStates
-    fleet: Fleet
 
 
 class _Result(NamedTuple):
@@ -96,6 +101,7 @@ class _Result(NamedTuple):
     trained: Trained
     report: Report
     weight: int
+    slices: Slices | None
 
 
 @dataclass
@@ -105,13 +111,13 @@ class _OpenSum:
     pair: tuple[int, int]
     sums: MemorySums
     reports: dict[str, Report] = field(default_factory=dict)
-    waiting: list[tuple[Mapping[str, Vector], int]] = field(default_factory=list)
+    waiting: list[tuple[Mapping[str, Vector], int, Slices | None]] = field(default_factory=list)
     waiting_bytes: int = 0
     weights: list[int] = field(default_factory=list)
 
-    def add(self, update: Mapping[str, Vector], weight: int) -> None:
-        """Add an update: several at once, up to a bound."""
-        self.waiting.append((update, weight))
+    def add(self, update: Mapping[str, Vector], weight: int, slices: Slices | None) -> None:
+        """Add an update, of the model's part where there are slices: several at once."""
+        self.waiting.append((update, weight, slices))
         self.weights.append(weight)
         self.waiting_bytes += sum(vector.nbytes for vector in update.values())
         if self.waiting_bytes > _FOLDED_AT_ONCE_BYTES:
@@ -120,16 +126,28 @@ class _OpenSum:
     def flush(self) -> None:
         """Add what waits."""
         if self.waiting:
-            updates, weights = zip(*self.waiting, strict=True)
-            self.sums.add(updates, weights)
+            updates, weights, parts = zip(*self.waiting, strict=True)
+            self.sums.add(updates, weights, parts)
         self.waiting, self.waiting_bytes = [], 0
+
+
+class RunWatch(Protocol):
+    """Whoever sees what happens in a run."""
+
+    def observe(self, fact: Fact) -> None:
+        """Take note of a fact, after the machine has decided it."""
+        ...
+
+    def committed(self) -> None:
+        """Take note that a round was committed: of the next, nothing has been computed yet."""
+        ...
 
 
 class Coordinator:
     """One run: its machine, its versions, and its virtual time.
 
     Args:
-        observe: is told each fact after the machine has decided it.
+        ledger: where a run goes on, what its facts add up to; ``restore`` sets the rest.
 
     Attributes:
         version: the latest committed one.
@@ -137,15 +155,16 @@ class Coordinator:
     """
 
     def __init__(
-        self, run: SimulatedRun, parts: Parts, observe: Callable[[Fact], None] = lambda fact: None
+        self, run: SimulatedRun, parts: Parts, watch: RunWatch, ledger: Ledger | None = None
     ) -> None:
         self.run, self.parts = run, parts
-        self.machine = RoundMachine(run.plan, Model(0, "", "", 0))
-        self.timeline = Timeline()
+        self._algorithm = run.algorithm
+        width_of = self._width if self._algorithm.narrow_widths else whole_model
+        self.machine = RoundMachine(run.plan, Model(0, "", "", 0), width_of=width_of, ledger=ledger)
+        self.timeline: Timeline = AtOnce()
         self.version = run.initial
         self.best: MemoryVersion | None = None
-        self._observe = observe
-        self._algorithm = run.algorithm
+        self._watch = watch
         composition = run.definition.composition
         self._rule, self._transforms = composition.rule, composition.transforms
         self._numbers = {name: number for number, name in enumerate(run.clients.ids)}
@@ -166,7 +185,35 @@ class Coordinator:
         """Let the clients join."""
         if self.run.plan.evaluate_on == "evaluators":
             self.timeline.add(DeviceJoined(EVALUATOR_ID, "evaluator"))
-        self.parts.fleet.begin(self.timeline, self.run.clients.ids)
+        self._join()
+
+    def restore(
+        self,
+        version: MemoryVersion,
+        held: Mapping[int, MemoryVersion],
+        best: MemoryVersion | None,
+        now_s: float,
+    ) -> None:
+        """Set what is not in the ledger, then call ``resume``.
+
+        Args:
+            held: the versions that may become the best one, and the latest.
+        """
+        self.version, self.best, self._held = version, best, dict(held)
+        self.timeline = AtOnce(now_s)
+
+    def resume(self) -> None:
+        """Go on with what was pending, as a server does that was started again."""
+        self._do(self.machine.resume())
+        self.begin()
+
+    def kept_versions(self) -> dict[int, MemoryVersion]:
+        """Return the versions that going on needs, by number."""
+        ledger = self.machine.ledger
+        kept = {**self._held, ledger.model.version: self.version}
+        if self.best is not None and ledger.best is not None:
+            kept[ledger.best[0]] = self.best
+        return kept
 
     def step(self) -> None:
         """Let the next thing happen.
@@ -181,16 +228,31 @@ class Coordinator:
                 f"round {ledger.round} waits for clients that never come: "
                 f"{ledger.explanation or f'it needs {self.run.plan.quorum} of them'}"
             )
-        self._carry_out(event)
+        self._carry_out(self._resolved(event))
+
+    def _join(self) -> None:
+        """Let the clients join that are there at first."""
+        self.timeline.add(DevicesJoined(tuple(self.run.clients.ids)))
+
+    def _resolved(self, event: Happening) -> Event:
+        """Return what the machine is told of what happened."""
+        assert not isinstance(event, WorkDone)
+        return event
 
     # --- commands -----------------------------------------------------------------------------
 
     def _carry_out(self, event: Event) -> None:
-        step = self.machine.handle(event)
+        self._do(self.machine.handle(event))
+
+    def _do(self, step: RoundStep) -> None:
+        is_new = False
         for fact in step.facts:
             if isinstance(fact, RoundCommitted):
                 self._committed(fact)
-            self._observe(fact)
+            self._watch.observe(fact)
+            is_new = is_new or isinstance(fact, RoundCommitted)
+        if is_new:
+            self._watch.committed()
         training: list[SendOrder] = []
         evaluation: list[SendOrder] = []
         for command in step.commands:
@@ -218,36 +280,45 @@ class Coordinator:
 
     def _train(self, commands: list[SendOrder]) -> None:
         orders = {each.device_id: self._order(each) for each in commands}
-        fleet, pair = self.parts.fleet, (commands[0].round, commands[0].attempt)
-        for result in self.parts.backend.train(list(orders.values()), self._global_model()):
-            device_id = result.device_id
+        pair = (commands[0].round, commands[0].attempt)
+        results = self.parts.backend.train(list(orders.values()), self._global_model())
+        for result in _in_order(results, orders):
             if isinstance(result, Declined):
-                self.timeline.add(_declined(result, "train", pair))
-                continue
-            delay_s = fleet.training_s(orders[device_id], result)
-            if delay_s is not None:
-                self.timeline.add(self._delivered(result, pair), delay_s)
+                self.timeline.add(declined(result, "train", pair))
+            else:
+                self.timeline.add(self._delivered(result, pair))
 
     def _evaluate(self, commands: list[SendOrder]) -> None:
         orders = {each.device_id: self._order(each) for each in commands}
         pair = (commands[0].round, commands[0].attempt)
-        for result in self.parts.backend.evaluate(list(orders.values()), self._global_model()):
-            delay_s = self.parts.fleet.evaluation_s(orders[result.device_id])
-            if delay_s is None:
-                continue
+        results = self.parts.backend.evaluate(list(orders.values()), self._global_model())
+        for result in _in_order(results, orders):
             match result:
                 case Declined():
-                    self.timeline.add(_declined(result, "evaluate", pair), delay_s)
+                    self.timeline.add(declined(result, "evaluate", pair))
                 case Evaluated():
                     found = (result.num_examples, dict(result.metrics))
-                    event = EvaluationReceived(result.device_id, *pair, *found)
-                    self.timeline.add(event, delay_s)
+                    self.timeline.add(EvaluationReceived(result.device_id, *pair, *found))
 
     def _order(self, command: SendOrder) -> VirtualOrder:
         client = self._numbers[command.device_id]
         state = {} if client == EVALUATOR else self.parts.states.get(client)
         settings = self._settings_of(command)
-        return VirtualOrder(client, command.device_id, command.round, settings, state)
+        width = 1.0
+        if command.action == "train":
+            width = self.machine.ledger.width_of(command.device_id)
+        return VirtualOrder(client, command.device_id, command.round, settings, state, width)
+
+    def _width(self, device_id: str, round_number: int) -> float:
+        facts = DeviceFacts(device_id, self.run.clients.spec.profile)
+        return self._algorithm.width(facts, round_number, self.run.definition.seed)
+
+    def _slices(self, device_id: str, round_number: int) -> Slices | None:
+        """Return which part of the model a client trains, None for the whole."""
+        width = self.machine.ledger.width_of(device_id)
+        if width >= 1:
+            return None
+        return self._algorithm.part(width, round_number, self.version.weights.layout)
 
     def _settings_of(self, command: SendOrder) -> TrainingSettings:
         """Return the round's training settings with what is fitted to the client."""
@@ -268,25 +339,29 @@ class Coordinator:
         self, result: Trained, pair: tuple[int, int]
     ) -> UpdateDelivered | ResultReceived:
         """Return the event that brings an update, or that says why it cannot count."""
-        update = Update("", 0, "", result.num_examples, dict(result.metrics))
+        size_bytes = 4 * sum([each.size for each in result.vectors.values()])
+        update = Update("", size_bytes, "", result.num_examples, dict(result.metrics))
         try:
-            self._require_sections(result)
+            slices = self._slices(result.device_id, pair[0])
+            self._require_sections(result, slices)
             report = _report(result)
             weight = weight_of(self._algorithm, report, self.version.scalars)
         except Corrupt as error:
             return ResultReceived(result.device_id, *pair, update, str(error))
-        self._results[result.device_id] = _Result(result, report, weight)
+        self._results[result.device_id] = _Result(result, report, weight, slices)
         return UpdateDelivered(result.device_id, *pair, update)
 
-    def _require_sections(self, result: Trained) -> None:
+    def _require_sections(self, result: Trained, slices: Slices | None) -> None:
         """Raise Corrupt where an update is not what the algorithm's clients send."""
         vectors = result.vectors
         sections = (*vectors, *result.scalars), tuple(each.size for each in vectors.values())
         if sections not in self._usual_sections:
             sizes = {name: vector.size for name, vector in vectors.items()}
             sizes |= dict.fromkeys(result.scalars, 1)
-            require_sections(sizes, self._algorithm, self.version.weights.layout)
-            self._usual_sections.add(sections)
+            layout = self.version.weights.layout if slices is None else slices.part
+            require_sections(sizes, self._algorithm, layout)
+            if slices is None:
+                self._usual_sections.add(sections)
 
     def _fold(self, command: FoldUpdate) -> None:
         found = self._results.pop(command.device_id)
@@ -294,7 +369,7 @@ class Coordinator:
         pair = (command.round, command.attempt)
         if self._sum is None or self._sum.pair != pair:
             kept = Combining(self._algorithm, self._rule).kept_singly
-            sums = MemorySums(self.run.plan.cohort_size, kept_singly=kept)
+            sums = MemorySums(self.run.plan.cohort_size, covered(self._algorithm), kept)
             self._sum = _OpenSum(pair, sums)
         vectors = result.vectors
         if report.scalars:
@@ -302,7 +377,8 @@ class Coordinator:
                 name: np.array([value], np.float32) for name, value in report.scalars.items()
             }
             vectors = {**vectors, **scalars}
-        self._sum.add(self._sum.sums.keep(result.device_id, vectors), found.weight)
+        summed = self._sum.sums.keep(result.device_id, vectors)
+        self._sum.add(summed, found.weight, found.slices)
         self._sum.reports[result.device_id] = report
         # what an update brings becomes permanent when it counts
         self.parts.states.put(self._numbers[result.device_id], result.state)
@@ -317,7 +393,7 @@ class Coordinator:
         found.flush()
         reports = sorted(found.reports.values(), key=lambda report: report.device_id)
         population = max(command.population, len(reports))
-        figures = RoundFigures(
+        figures = VersionInput(
             self.version.scalars,
             found.sums,
             reports,
@@ -350,13 +426,26 @@ class Coordinator:
         ledger.forget_before(min(settled, ledger.judged) if self.run.plan.best else settled)
 
 
+def _in_order(results: Iterable[_R], orders: Mapping[str, VirtualOrder]) -> Iterator[_R]:
+    """Yield results in the order of their orders, so that what follows is a function of them."""
+    early: dict[str, _R] = {}
+    due = iter(orders)
+    awaited = next(due, None)
+    for result in results:
+        early[result.device_id] = result
+        while awaited in early:
+            yield early.pop(awaited)
+            awaited = next(due, None)
+
+
 def _report(result: Trained) -> Report:
     """Return what the server knows of an update, scalars as they would travel: float32."""
     scalars = {name: float(np.float32(value)) for name, value in result.scalars.items()}
     return Report(result.device_id, result.num_examples, scalars)
 
 
-def _declined(result: Declined, action: str, pair: tuple[int, int]) -> DeviceDeclined:
+def declined(result: Declined, action: str, pair: tuple[int, int]) -> DeviceDeclined:
+    """Return what the machine is told of an order that gave no result."""
     return DeviceDeclined(
         result.device_id,
         "train" if action == "train" else "evaluate",

@@ -15,7 +15,12 @@ from rengo.operator.definitions import check_definition, needs_torch, with_goals
 from rengo.simulation.backend import BackendSetup
 from rengo.simulation.clients import EVALUATOR, ClientsSpec, VirtualClients
 from rengo.simulation.coordinator import SimulatedRun
+from rengo.simulation.virtual.availability import Availability, DrawnAvailability
+from rengo.simulation.virtual.fleet import VirtualFleet, parse_shares, parse_tables
+from rengo.simulation.virtual.traces import read_traces
+from rengo.simulation.virtual.world import VirtualWorld
 from rengo.site.device_folders import device_folders
+from runtime.config import read_toml
 from runtime.errors import ConfigError
 
 DEFAULT_CLIENTS = 100
@@ -39,6 +44,9 @@ class Simulation:
         backend: what computes; "auto" chooses.
         engine: that of every client; "auto" is numpy where it can do the run, else torch.
         workers: how many processes at most, where the backend has any; 0 for as many as cores.
+        fleet: what devices the clients are in virtual time: shares of presets as
+            ``phone=80,pi-4=20``, or a TOML file; empty: all are there and answer at once.
+        trace: a CSV file with when they are online, in place of their models.
     """
 
     task: str
@@ -51,30 +59,44 @@ class Simulation:
     backend: str = "auto"
     engine: Literal["auto", "numpy", "torch"] = "auto"
     workers: int = 0
+    fleet: str = ""
+    trace: Path | None = None
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A simulation that was checked, with its data loaded."""
+    """A simulation that was checked, with its data loaded.
+
+    Attributes:
+        backend: the name that was asked for.
+        world: what the clients' devices do in virtual time, None where they answer at once.
+    """
 
     run: SimulatedRun
     setup: BackendSetup
+    backend: str = "auto"
+    world: VirtualWorld | None = None
 
 
-def prepare(simulation: Simulation) -> Prepared:
+def prepare(simulation: Simulation, earlier: VirtualClients | None = None) -> Prepared:
     """Return the simulation checked.
+
+    Args:
+        earlier: clients that serve again where they are the same.
 
     Raises:
         ConfigError: something about it cannot be; the text says what, and how to mend it.
         MissingExtra: only torch can do it, and it is not installed.
     """
-    clients = VirtualClients(_spec(simulation))
-    task, spec = clients.task, clients.spec
+    spec = _spec(simulation)
+    is_same = earlier is not None and earlier.spec == spec
+    clients = earlier if earlier is not None and is_same else VirtualClients(spec)
+    task = clients.task
     values = check_definition(task, _values(simulation, spec.count))
     definition = parse_definition(
         {**with_goals(task, values), "task": task.name}, "simulation's definition"
     )
-    _require_fits(definition, spec)
+    _require_fits(definition, clients)
     run = SimulatedRun(
         definition,
         definition.plan(
@@ -93,7 +115,34 @@ def prepare(simulation: Simulation) -> Prepared:
     setup = BackendSetup(
         clients, algorithm, definition.seed, engine, simulation.workers, transforms
     )
-    return Prepared(run, setup)
+    world = virtual_world(simulation, clients, definition.seed)
+    return Prepared(run, setup, simulation.backend, world)
+
+
+def virtual_world(
+    simulation: Simulation, clients: VirtualClients, seed: int
+) -> VirtualWorld | None:
+    """Return the devices of a fleet that a simulation names, None where it names none.
+
+    Raises:
+        ConfigError: the fleet or the trace is wrong; the text says where.
+    """
+    if not simulation.fleet:
+        if simulation.trace is not None:
+            raise ConfigError(
+                f"trace {simulation.trace}: it says when devices are online, and a fleet has to "
+                "say what they are (--fleet phone)"
+            )
+        return None
+    if simulation.fleet.endswith(".toml"):
+        kinds = parse_tables(read_toml(Path(simulation.fleet)), simulation.fleet)
+    else:
+        kinds = parse_shares(simulation.fleet)
+    fleet = VirtualFleet(kinds, len(clients.ids), seed)
+    availability: Availability = DrawnAvailability(fleet)
+    if simulation.trace is not None:
+        availability = read_traces(simulation.trace)
+    return VirtualWorld(fleet, availability, clients.ids)
 
 
 def _spec(simulation: Simulation) -> ClientsSpec:
@@ -130,14 +179,20 @@ def _values(simulation: Simulation, count: int) -> dict[str, Any]:
     return values
 
 
-def _require_fits(definition: RunDefinition, spec: ClientsSpec) -> None:
-    cohort = definition.cohort
+def _require_fits(definition: RunDefinition, clients: VirtualClients) -> None:
+    cohort, spec, shared = definition.cohort, clients.spec, clients.shared
     if definition.flow != "sync":
         raise ConfigError(f"flow {definition.flow!r}: the simulator does runs of the flow sync")
     if cohort.size > spec.count:
         raise ConfigError(
             f"a cohort of {cohort.size} cannot be drawn from {spec.count} clients: lower "
             "cohort.size (--cohort), or have more clients (--clients)"
+        )
+    empty = 0 if shared is None else int((shared.starts[1:] == shared.starts[:-1]).sum())
+    if shared is not None and empty:
+        raise ConfigError(
+            f"task {clients.task.name} has {len(shared.parts)} examples to train on, too few for "
+            f"{spec.count} clients: {empty} of them would have none"
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 from storage.weights import Array
@@ -22,8 +22,8 @@ class ClientStates(Protocol):
         """
         ...
 
-    def items(self) -> Mapping[int, Mapping[str, Array]]:
-        """Return all that is kept, by client, for a checkpoint; read one at a time."""
+    def clients(self) -> Iterable[int]:
+        """Return the clients that keep something: a checkpoint reads them one after the other."""
         ...
 
     def close(self) -> None:
@@ -48,9 +48,9 @@ class MemoryStates:
         else:
             self._kept.pop(client, None)
 
-    def items(self) -> Mapping[int, Mapping[str, Array]]:
+    def clients(self) -> Iterable[int]:
         """See :class:`ClientStates`."""
-        return self._kept
+        return list(self._kept)
 
     def close(self) -> None:
         """See :class:`ClientStates`."""

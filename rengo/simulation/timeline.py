@@ -1,93 +1,68 @@
-"""Virtual time: what happens to a simulated run, and when. Pure: it reads no clock."""
+"""What happens to a simulated run, one event after another. Pure: it reads no clock."""
 
 from __future__ import annotations
 
-import heapq
 from collections import deque
-from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from fl_server.flows.commands import ArmTimer
 from fl_server.flows.events import TimerFired
-from fl_server.rounds.events import DevicesJoined, Event
-from rengo.simulation.backend import Trained, VirtualOrder
+from fl_server.rounds.events import Event
+from rengo.simulation.virtual.orders import WorkDone
+
+Happening: TypeAlias = Event | WorkDone
 
 
-class Timeline:
-    """The events that are to come, in the order of their virtual time.
+class Timeline(Protocol):
+    """The events that are to come, in the order of their virtual time."""
 
-    Events of one time come in the order in which they were added. A timer that is armed again fires
-    once, and one of an earlier round or attempt never.
+    @property
+    def now_s(self) -> float:
+        """When the last event happened, in virtual seconds."""
+        ...
 
-    Attributes:
-        now_s: when the last event happened, in virtual seconds.
+    def add(self, event: Event) -> None:
+        """Let an event happen now, after those that were added before."""
+        ...
+
+    def arm(self, timer: ArmTimer) -> None:
+        """Let a timer fire; one that is armed again fires once."""
+        ...
+
+    def next(self) -> Happening | None:
+        """Return the next event and go on to its time; None where nothing is to come."""
+        ...
+
+
+class AtOnce:
+    """The time of clients that are always there and answer at once: only timers let it pass.
+
+    A timer of an earlier round or attempt never fires.
     """
 
     def __init__(self, now_s: float = 0.0) -> None:
         self.now_s = now_s
         self._now: deque[Event] = deque()
-        self._later: list[tuple[float, int, Event]] = []
         self._timers: dict[TimerFired, float] = {}
-        self._count = 0
 
-    def add(self, event: Event, delay_s: float = 0.0) -> None:
-        """Let an event happen in so many seconds."""
-        if delay_s <= 0:
-            self._now.append(event)
-            return
-        self._count += 1
-        heapq.heappush(self._later, (self.now_s + delay_s, self._count, event))
+    def add(self, event: Event) -> None:
+        """See :class:`Timeline`."""
+        self._now.append(event)
 
     def arm(self, timer: ArmTimer) -> None:
-        """Let a timer fire."""
+        """See :class:`Timeline`."""
         pair = (timer.round, timer.attempt)
         for each in [each for each in self._timers if (each.round, each.attempt) < pair]:
             del self._timers[each]
         self._timers[TimerFired(timer.timer, *pair)] = self.now_s + timer.seconds
 
     def next(self) -> Event | None:
-        """Return the next event and go on to its time; None where nothing is to come."""
+        """See :class:`Timeline`."""
         if self._now:
             return self._now.popleft()
-        timer = min(self._timers.items(), key=lambda item: item[1], default=None)
-        if self._later and (timer is None or self._later[0][0] <= timer[1]):
-            at_s, _, event = heapq.heappop(self._later)
-        elif timer is not None:
-            event, at_s = timer
-            del self._timers[event]
-        else:
+        if not self._timers:
             return None
+        timer, at_s = min(self._timers.items(), key=lambda item: item[1])
+        del self._timers[timer]
         self.now_s = max(self.now_s, at_s)
-        return event
-
-
-class Fleet(Protocol):
-    """When virtual clients are there, and how long what they do takes."""
-
-    def begin(self, timeline: Timeline, clients: Sequence[str]) -> None:
-        """Add who joins the run when, and who leaves."""
-        ...
-
-    def training_s(self, order: VirtualOrder, result: Trained) -> float | None:
-        """Return after how many seconds the server has the update, None where it never comes."""
-        ...
-
-    def evaluation_s(self, order: VirtualOrder) -> float | None:
-        """Return after how many seconds the server has the metrics, None where they never come."""
-        ...
-
-
-class AtOnce:
-    """A fleet of clients that are always there and answer at once: every round is complete."""
-
-    def begin(self, timeline: Timeline, clients: Sequence[str]) -> None:
-        """See :class:`Fleet`."""
-        timeline.add(DevicesJoined(tuple(clients)))
-
-    def training_s(self, order: VirtualOrder, result: Trained) -> float | None:
-        """See :class:`Fleet`."""
-        return 0.0
-
-    def evaluation_s(self, order: VirtualOrder) -> float | None:
-        """See :class:`Fleet`."""
-        return 0.0
+        return timer

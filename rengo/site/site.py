@@ -19,8 +19,8 @@ from rengo.operator.client import OperatorClient
 from rengo.operator.definitions import check_definition
 from rengo.operator.models import load
 from rengo.operator.progress import DeviceTable, RunProgress
+from rengo.operator.result import RunResult
 from rengo.operator.runs import (
-    RunResult,
     fetch_model,
     follow,
     submit,

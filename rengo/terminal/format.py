@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from broker.wire.messages import RunEvent
-from rengo.operator.progress import DeviceTable, RoundProgress, RunProgress
+if TYPE_CHECKING:
+    from broker.wire.messages import RunEvent
+    from rengo.operator.progress import DeviceTable, RoundProgress, RunProgress
 
 _BARS = "▁▂▃▄▅▆▇█"
 
@@ -123,6 +125,8 @@ def trouble(event: RunEvent) -> str | None:
         case "RoundAbandoned":
             attempt = f"round {event.round}, attempt {event.attempt}"
             return f"{attempt}, was abandoned and is tried again: {detail['reason']}"
+        case "RequestFailed":
+            return f"the parent's round was given up: {detail['reason']}"
         case "UpdateRefused" | "UpdateWithdrawn":
             return (
                 f"round {event.round}: update of {detail['device_id']} refused: {detail['reason']}"

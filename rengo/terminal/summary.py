@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rengo.operator.runs import RunResult
+from rengo.operator.result import RunResult
 from rengo.terminal import format as wording
 from rengo.terminal.plot import draw_metric
 from runtime.errors import MissingExtra, RunNotCompleted

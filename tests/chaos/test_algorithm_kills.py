@@ -16,6 +16,11 @@ from tests.chaos.moments import Moment
 
 ROUNDS = 5
 SETTINGS: dict[str, dict[str, Any]] = {"fedrolex": {"widths": {"pi": 0.25, "edge-2": 0.5}}}
+# what goes around an algorithm, with what it keeps until its update counts or its round ends
+AROUND: dict[str, dict[str, Any]] = {
+    "sparsify": {"transforms": [{"name": "sparsify", "share": 0.05}, {"name": "clip"}]},
+    "trimmed_mean": {"rule": {"name": "trimmed_mean", "share": 0.1}},
+}
 # after a version and what the server keeps of it went to the store, and within the sum of the next
 PLAN = [Moment("aggregating", "version-stored", 1), Moment("verifying", "verify-ended", 3, 2)]
 
@@ -24,7 +29,8 @@ def run_of(name: str) -> dict[str, Any]:
     # no patience for a full cohort would leave the killed device out
     return {
         **definition(DemoSettings(rounds=ROUNDS, seed=11)),
-        "algorithm": {"name": name, **SETTINGS.get(name, {})},
+        "algorithm": {"name": "fedavg" if name in AROUND else name, **SETTINGS.get(name, {})},
+        **AROUND.get(name, {}),
         "evaluation": {"on": "devices"},
         "cohort": {"size": len(TRAINERS), "quorum": len(TRAINERS), "gather_s": 60.0},
     }
@@ -45,6 +51,8 @@ def run_of(name: str) -> dict[str, Any]:
                 "fedrep",
                 "afl",
                 "fedrolex",
+                "fedmgda",
+                *AROUND,
             )
         ),
     ],

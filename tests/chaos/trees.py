@@ -11,13 +11,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 from pydantic import TypeAdapter
 
 from fl_client.identity.enrolment import enroll
 from fl_client.tasks.digits import Digits
 from fl_server.operations.catalogue import DEVICES_INVITE
-from fl_server.rounds.facts import FACTS, Fact
+from fl_server.rounds.facts import FACTS, Fact, RoundClosed, RoundCommitted
 from rengo.operator.client import OperatorClient
 from rengo.operator.runs import submit
 from rengo.site.device_process import DeviceSpec
@@ -26,6 +27,7 @@ from runtime.broker_url import BrokerPlace, parse_url
 from runtime.security.join_token import JoinToken
 from tests.chaos.arena import PATIENCE_S, ChaosSite, wait_for
 from tests.in_process import InProcessRun
+from tests.proxy import Fault, Proxy
 
 _ADAPTERS = {name: TypeAdapter(kind) for name, kind in FACTS.items()}
 _QUERY = "SELECT kind, body FROM rengo_facts WHERE run_id = ? ORDER BY number"
@@ -145,10 +147,12 @@ class RunningTree:
 
         wait_for(ready, f"{names} are ready at {node.name}", self.story)
 
-    def submit(self, cohort: int, rounds: int, **values: Any) -> str:
+    def submit(self, cohort: int | dict[str, Any], rounds: int, **values: Any) -> str:
+        if isinstance(cohort, int):
+            cohort = {"size": cohort, "quorum": cohort, **QUICK}
         definition = {
             "rounds": rounds,
-            "cohort": {"size": cohort, "quorum": cohort, **QUICK},
+            "cohort": cohort,
             "evaluation": {"on": "devices"},
             **values,
         }
@@ -185,3 +189,62 @@ def expected(
     for _ in range(rounds):
         run.round()
     return [model.sha256 for model in run.models]
+
+
+def took_part(tree: RunningTree, node: Node, run_id: str, number: int) -> list[int]:
+    """Return the devices whose updates are in a round of a site, by its journal and those below."""
+    closed = {
+        (fact.round, fact.attempt): fact.included
+        for fact in node.facts(run_id)
+        if isinstance(fact, RoundClosed)
+    }
+    committed = [
+        fact
+        for fact in node.facts(run_id)
+        if isinstance(fact, RoundCommitted) and fact.round == number
+    ]
+    found: list[int] = []
+    for name in closed[number, committed[-1].attempt]:
+        if name in tree.nodes:
+            found += took_part(tree, tree.nodes[name], run_id, number)
+        else:
+            found.append(int(name.removeprefix("d-")))
+    return sorted(found)
+
+
+def assert_as_flat(
+    tree: RunningTree, run_id: str, folder: Path, devices: int, rounds: int
+) -> list[list[int]]:
+    """See that the model is that of a flat run whose rounds had the same devices; return them."""
+    folder.mkdir(exist_ok=True)
+    run = InProcessRun(folder, Digits(), "fedavg", engines=("numpy",) * devices)
+    parts = [took_part(tree, tree.platform, run_id, number + 1) for number in range(rounds)]
+    for each in parts:
+        run.round(each)
+    shown = tree.platform.client.call("runs_show", {"run_id": run_id}, timeout_s=PATIENCE_S)
+    assert shown["model_sha256"] == run.models[-1].sha256, parts
+    return parts
+
+
+class Link:
+    """A way to a broker that can be cut and mended; use it as a context manager."""
+
+    def __init__(self, place: BrokerPlace) -> None:
+        self._proxy = Proxy(f"http://{place.host}:{place.port}")
+
+    def __enter__(self) -> Self:
+        self._proxy.__enter__()
+        self.place = BrokerPlace("127.0.0.1", urlsplit(self._proxy.url).port or 0, tls=False)
+        return self
+
+    def __exit__(self, *about: object) -> None:
+        self._proxy.__exit__(*about)
+
+    def cut(self) -> None:
+        """Break all connections, and every new one at once."""
+        self._proxy.always = Fault(cut_up=0, cut_down=0)
+        self._proxy.reset_all()
+
+    def mend(self) -> None:
+        """Let new connections through."""
+        self._proxy.always = Fault()

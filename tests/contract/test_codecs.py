@@ -61,6 +61,18 @@ def test_a_block_comes_back_within_the_declared_bound(name: str, block: Vector) 
 
 
 @every_codec
+@pytest.mark.parametrize("gap", [0, 1, 65_534, 65_535, 65_536, 65_537, 131_071, 131_072, 200_000])
+def test_values_that_are_far_apart_come_back(name: str, gap: int) -> None:
+    codec, block = codecs.load(name), np.zeros(gap + 3, np.float32)
+    block[0], block[gap + 1] = 1.5, -2.5
+    for each in (block, block[1:]):
+        data = bytes(codec.encode(each))
+        assert len(data) <= codec.max_bytes(each.size)
+        if codec.lossless:
+            assert codec.decode(data, each.size).tobytes() == each.tobytes()
+
+
+@every_codec
 @settings(deadline=None)
 @given(block=blocks)
 def test_encoding_is_a_function_of_the_block(name: str, block: Vector) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ from numpy.typing import NDArray
 
 import algorithms
 from algorithms.base import BLOCK, STATISTICS, UPDATE, Mean
+from algorithms.ditto import Ditto
 from algorithms.transforms import TRANSFORMS, bound_of, load_all
 from algorithms.transforms.base import At
 from fl_client.models.layers import Layers, Linear, ReLU
 from fl_client.training.work import perform
 from fl_server.aggregation.aggregator import Refused
 from runtime.errors import ConfigError
+from storage.weights import read_safetensors
 from tests.contract.test_algorithms import Rows
 from tests.in_process import InProcessRun
 
@@ -207,6 +210,29 @@ def test_a_device_that_was_killed_before_its_receipt_sends_the_same_again(tmp_pa
     assert state.read_bytes() == before, "what is left out is kept once the update counts"
     run.train(0)
     assert state.read_bytes() != before
+
+
+def test_an_algorithm_does_not_see_what_transforms_keep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_of(tmp_path, USED["sparsify"], algorithm="ditto")
+    run.round()
+    seen: list[set[str]] = []
+    for method in ("start", "personal"):
+        own = getattr(Ditto, method)
+
+        def watched(
+            self: Ditto, got: Any, state: Any, local: Any, own: Callable[..., Any] = own
+        ) -> Any:
+            seen.append(set(state))
+            return own(self, got, state, local)
+
+        monkeypatch.setattr(Ditto, method, watched)
+    run.train(0)
+    run.evaluate(0)
+    assert seen == [{"own"}, {"own"}]
+    kept = read_safetensors(tmp_path / "state-0.safetensors").arrays()
+    assert {name.split("/")[0] for name in kept} == {"own", "transforms"}
 
 
 def test_a_sparse_update_takes_little_on_the_wire(tmp_path: Path) -> None:

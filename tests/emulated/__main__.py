@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from rengo.operator.progress import DeviceTable
-from rengo.operator.runs import RunResult, follow, submit, wait_for_devices
+from rengo.operator.result import RunResult
+from rengo.operator.runs import follow, submit, wait_for_devices
 from rengo.site.device_process import DeviceSpec
 from rengo.site.site import Site
 from runtime.errors import TransportError

@@ -31,7 +31,14 @@ from fl_server.rounds.events import (
     RoundRequested,
     UpdateVerified,
 )
-from fl_server.rounds.facts import Fact, RoundAbandoned, RoundCommitted, RoundOpened, RoundStarted
+from fl_server.rounds.facts import (
+    Fact,
+    RequestFailed,
+    RoundAbandoned,
+    RoundCommitted,
+    RoundOpened,
+    RoundStarted,
+)
 from fl_server.rounds.ledger import Ledger, RoundStep
 from fl_server.rounds.machine import RoundMachine
 from fl_server.rounds.model import Model, Update
@@ -138,6 +145,28 @@ def test_refusals_of_a_round_do_not_count_against_the_next_request() -> None:
             run.handle(DeviceLeft(device_id))
         run.handle(TimerFired("deadline", number, 1))
         assert (run.ledger.status, run.ledger.phase) == ("running", "gathering")
+
+
+def test_a_round_whose_updates_are_always_refused_is_given_up_and_asked_for_again() -> None:
+    run = RoundMachine(PLAN, INITIAL)
+    join(run)
+    facts = list(run.handle(RoundRequested(2, base(2))).facts)
+    for attempt in (1, 2):
+        for device_id in ("a", "b"):
+            place = (device_id, 2, attempt)
+            step = run.handle(ResultReceived(*place, update(*place), "it names no update"))
+            facts += step.facts
+    [failed] = of(step, RequestFailed)
+    assert failed.reason.startswith("round 2, attempt 2: every update was refused; that of a: it")
+    assert (run.ledger.status, run.ledger.phase) == ("running", "waiting")
+    assert run.ledger.explanation == failed.reason
+    assert of(step, SweepRound) == [SweepRound(2, 2)]
+    again = RoundMachine(PLAN, INITIAL, facts)
+    join(again)
+    for each in (run, again):
+        step = each.handle(RoundRequested(2, base(2)))
+        [opened] = of(step, RoundOpened)
+        assert (opened.round, opened.attempt) == (2, 3), "in a new attempt, as after a crash"
 
 
 def test_the_last_round_ends_the_run_and_is_reported_after_a_crash_too() -> None:

@@ -10,14 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fl_server.flows.events import DeviceBusy, DeviceDeclined, DeviceJoined, DeviceLeft
+from fl_server.rounds.events import DevicesJoined
 from fl_server.rounds.facts import RoundStarted
 from fl_server.rounds.plan import Plan
-from rengo.simulation.virtual.availability import DrawnAvailability
 from rengo.simulation.virtual.devices import DeviceModel
-from rengo.simulation.virtual.fleet import Fleet, Kind
+from rengo.simulation.virtual.fleet import Kind, VirtualFleet
 from rengo.simulation.virtual.orders import WorkDone
 from rengo.simulation.virtual.work import OrderSize, Phase, duration, empty_after, part_at, spent
-from rengo.simulation.virtual.world import VirtualWorld
 from tests.virtual_rounds import History, VirtualRun, plan_of
 
 few = st.floats(0, 3)
@@ -40,7 +39,7 @@ MODELS = st.builds(
     jitter_sigma=st.floats(0, 1),
 )
 FLEETS = st.builds(
-    lambda models, count, seed: Fleet(
+    lambda models, count, seed: VirtualFleet(
         [Kind(f"k{n}", 1.0, model) for n, model in enumerate(models)], count, seed
     ),
     st.lists(MODELS, min_size=1, max_size=3),
@@ -73,13 +72,15 @@ SIZES = st.builds(
 )
 
 
-def history_of(fleet: Fleet, plan: Plan, size: OrderSize) -> History:
+def history_of(fleet: VirtualFleet, plan: Plan, size: OrderSize) -> History:
     return VirtualRun(fleet, plan, size).run(until_s=2000.0)
 
 
 @given(FLEETS, PLANS, SIZES)
 @settings(max_examples=60, deadline=None)
-def test_time_goes_forward_and_every_order_ends_once(fleet: Fleet, plan: Plan, size: OrderSize):
+def test_time_goes_forward_and_every_order_ends_once(
+    fleet: VirtualFleet, plan: Plan, size: OrderSize
+):
     run = VirtualRun(fleet, plan, size)
     history = run.run(until_s=2000.0)
     times = [at for at, _ in history.events]
@@ -94,13 +95,14 @@ def test_time_goes_forward_and_every_order_ends_once(fleet: Fleet, plan: Plan, s
 @given(FLEETS, PLANS, SIZES)
 @settings(max_examples=40, deadline=None)
 def test_a_device_comes_and_goes_by_turns_and_works_only_while_it_is_there(
-    fleet: Fleet, plan: Plan, size: OrderSize
+    fleet: VirtualFleet, plan: Plan, size: OrderSize
 ):
     run = VirtualRun(fleet, plan, size)
-    there = set(run.world.begin())
-    run.world = VirtualWorld(fleet, DrawnAvailability(fleet), run.ids)
+    there: set[str] = set()
     for _, event in run.run(until_s=2000.0).events:
         match event:
+            case DevicesJoined():
+                there.update(event.device_ids)
             case DeviceLeft():
                 there.remove(event.device_id)
             case DeviceJoined():
@@ -113,7 +115,7 @@ def test_a_device_comes_and_goes_by_turns_and_works_only_while_it_is_there(
 
 @given(FLEETS, PLANS, SIZES)
 @settings(max_examples=40, deadline=None)
-def test_energy_and_bytes_add_up(fleet: Fleet, plan: Plan, size: OrderSize):
+def test_energy_and_bytes_add_up(fleet: VirtualFleet, plan: Plan, size: OrderSize):
     history = history_of(fleet, plan, size)
     account = history.account
     assert account.total().joules == pytest.approx(
@@ -133,7 +135,7 @@ def test_energy_and_bytes_add_up(fleet: Fleet, plan: Plan, size: OrderSize):
 
 @given(FLEETS, PLANS, SIZES)
 @settings(max_examples=30, deadline=None)
-def test_the_same_seed_is_the_same_history(fleet: Fleet, plan: Plan, size: OrderSize):
+def test_the_same_seed_is_the_same_history(fleet: VirtualFleet, plan: Plan, size: OrderSize):
     first, again = history_of(fleet, plan, size), history_of(fleet, plan, size)
     assert first.events == again.events
     assert first.facts == again.facts

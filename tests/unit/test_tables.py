@@ -146,7 +146,7 @@ def test_the_page_shows_values_beside_their_references(tmp_path: Path) -> None:
     assert "| prox | 55.0 ± 7.1 | none |  |" in shown
     assert "**Does not hold**: accuracy, %: plain at least 99 above prox." in shown
     assert "Shortened: much." in shown
-    assert "| [tiny](#two-rounds-on-digits) | 0 of 1 | yes |" in shown
+    assert "| [tiny](#tiny) | 0 of 1 | yes |" in shown
     assert 'make tables ARGS="--rows tiny --again"' in shown
 
 

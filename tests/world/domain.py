@@ -10,21 +10,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
+from broker.wire.messages import DeviceState
 from fl_client.session import events as s
 from fl_client.session.machine import DeviceSession
-from fl_server.flows.events import StopRequested
 from fl_server.flows.flow import Step
 from fl_server.rounds.commands import Aggregate, Command, ReportRound
 from fl_server.rounds.events import (
     AggregationFailed,
     AggregationFinished,
+    CompletionReported,
     Event,
     RoundRequested,
 )
 from fl_server.rounds.facts import (
     Fact,
+    RequestFailed,
     RoundAbandoned,
     RoundClosed,
     RoundCommitted,
@@ -118,7 +121,9 @@ class DomainServer(TreeServer):
         super()._take(event, step, dies=dies)
         if self.alive and self.domain is not None:
             for fact in step.facts:
-                if isinstance(fact, RoundAbandoned) and not self.trainers:
+                if isinstance(fact, RequestFailed):
+                    self.domain.agent.given_up(fact.round, fact.reason, permanent=True)
+                elif isinstance(fact, RoundAbandoned) and not self.trainers:
                     self.domain.agent.given_up(fact.round, fact.reason)
             self.domain.agent.look_down()
 
@@ -178,7 +183,7 @@ class DomainServer(TreeServer):
     def end(self) -> None:
         """End the run: the parent's has ended."""
         if self.alive and not self.ended:
-            self.give(StopRequested("the parent's run has ended"))
+            self.give(CompletionReported("the parent's run has ended"))
 
 
 class DomainAgent(Device):
@@ -221,6 +226,9 @@ class DomainAgent(Device):
             )
             require(journalled, "nothing acknowledged is lost", receipt)
         super()._answered(receipt)
+
+    def _state(self, status: str) -> DeviceState:
+        return _of_domain(super()._state(status))
 
     def _say(self) -> None:
         draining, self.draining = self.draining, not self.accepting
@@ -278,15 +286,16 @@ class DomainAgent(Device):
         )
         self.give(s.WorkFinished(key, outcome))
 
-    def given_up(self, number: int, reason: str) -> None:
-        """Decline an order whose round nobody here can do now."""
-        self.kernel.after(0.02, self._decline, self.life, number, reason)
+    def given_up(self, number: int, reason: str, *, permanent: bool = False) -> None:
+        """Decline an order whose round nobody here can do now, or can do at all."""
+        self.kernel.after(0.02, self._decline, self.life, (number, reason, permanent))
 
-    def _decline(self, life: int, number: int, reason: str) -> None:
+    def _decline(self, life: int, given_up: tuple[int, str, bool]) -> None:
+        number, reason, permanent = given_up
         key = self.awaited
         if life == self.life and key is not None and key.round == number:
             self.awaited = None
-            self.give(s.JobFailed(key, reason))
+            self.give(s.JobFailed(key, reason, permanent=permanent))
 
     def _put(self, key: s.JobKey) -> None:
         kernel, where = self.kernel, update_key(key.round, key.attempt, self.name)
@@ -297,6 +306,18 @@ class DomainAgent(Device):
             self.store.damage(where)
 
     parent: Server
+
+
+@lru_cache(maxsize=4096)
+def _as_domain(status: Any, boot_id: str, role: Any) -> DeviceState:
+    return DeviceState.model_construct(
+        status=status, boot_id=boot_id, role=role, tasks=["digits"], domain=True
+    )
+
+
+def _of_domain(state: DeviceState) -> DeviceState:
+    """Return a presence message as that of a domain."""
+    return _as_domain(state.status, state.boot_id, state.role)
 
 
 class Domain:

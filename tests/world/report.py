@@ -45,8 +45,8 @@ STRIKES = {
     "order of an old epoch": "an order of an old epoch",
 }
 
-# rounds that are requested from outside are searched in tests/property/test_requested_rounds.py
-FACTS = [name for name in FACTS if name != "RoundOpened"]
+# rounds that are requested from outside are those of a tree
+FACTS = [name for name in FACTS if name not in {"RoundOpened", "RequestFailed"}]
 
 
 def explain(outcome: Outcomes, *options: str) -> str:

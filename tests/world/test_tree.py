@@ -64,8 +64,9 @@ STRIKES = {
     "a domain declines": "nobody else is awaited",
     "another round is requested": "was requested from another model",
     "sums come again": "domain-1  reports",
-    "sums vanish": "<- UpdateVanished(device_id=domain-",
-    "a domain takes no orders": "DeviceJoined(device_id=domain-1, role=trainer, accepting=False)",
+    "sums are refused": "<- UpdateRejected(device_id=domain-",
+    "a requested round is given up": "journals RequestFailed",
+    "a domain takes no orders": "DeviceJoined(device_id=domain-1, role=trainer, accepting=False",
     "a late result of a domain": "status=late",
 }
 
@@ -83,6 +84,11 @@ MUTANTS = [
         "reports nothing to a request that comes again",
         machine,
         {"            self._report(step)\n            return\n": "            return\n"},
+    ),
+    Mutant(
+        "loses a domain for ever whose few devices were refused twice",
+        machine,
+        {"if not self.plan.on_request or ledger.attempt >= MAX_ROUNDS:": "if True:"},
     ),
     Mutant(
         "forgets what it made",

@@ -59,8 +59,6 @@ class TreeWorld(World):
             self._add_leaf(self.server)
         self.devices = [*(each.agent for each in self.domains), *self.leaves]
         self._begin(faults=faults)
-        # a round in which all of a domain's few devices were refused twice is given up with its run
-        self.kernel.odds.upload_flipped = 0.0
 
     def _root_plan(self, members: int) -> Plan:
         rng = self.kernel.rng

@@ -11,8 +11,8 @@ from algorithms.base import BLOCK, Algorithm, Scalars
 from fl_server.aggregation.arithmetic.exact import BlockSum, Float32s, Float64s, Workspace
 from fl_server.aggregation.arithmetic.server_half import (
     Block,
-    RoundFigures,
     ServerHalf,
+    VersionInput,
     kept_vectors,
     mean_of,
 )
@@ -163,7 +163,7 @@ class MemoryVersion:
     scalars: Scalars = field(default_factory=dict)
 
 
-def next_version(base: MemoryVersion, algorithm: Algorithm, given: RoundFigures) -> MemoryVersion:
+def next_version(base: MemoryVersion, algorithm: Algorithm, given: VersionInput) -> MemoryVersion:
     """Return the version that a round makes of ``base``.
 
     Raises:

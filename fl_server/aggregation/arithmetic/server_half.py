@@ -52,7 +52,7 @@ class Sums(KeptSingly, Protocol):
 
 
 @dataclass(frozen=True)
-class RoundFigures:
+class VersionInput:
     """What a version is made of beside the weights and the server's vectors.
 
     Attributes:
@@ -94,7 +94,7 @@ class ServerHalf:
         NotFinite: what single updates are multiplied by would not be finite.
     """
 
-    def __init__(self, algorithm: Algorithm, given: RoundFigures) -> None:
+    def __init__(self, algorithm: Algorithm, given: VersionInput) -> None:
         self._algorithm, self._given = algorithm, given
         combining = Combining(algorithm, given.rule)
         self._combine: Combine | None = None

@@ -12,7 +12,7 @@ from fl_server.flows.flow import Flow
 from fl_server.kinds.canary import CanaryFlow
 from fl_server.kinds.sync import SyncFlow, steps_digest
 from fl_server.members.presence import PresenceTable
-from fl_server.operations.handlers import run_report
+from fl_server.operations.handlers import run_report, run_summary
 from fl_server.operations.results.runs import RunReport, RunSummary
 from fl_server.runs.record import EndedRun, FactRecord, RunRecord
 
@@ -88,7 +88,7 @@ def report_of(kept: Mapping[str, Any], infos: Mapping[str, DeviceInfo]) -> RunRe
     """Return a kept report; devices that were away when it was written are described by now."""
     report = RunReport.read(kept)
     return report.model_copy(
-        update={"devices": [run_report.described(each, infos) for each in report.devices]}
+        update={"devices": [run_summary.described(each, infos) for each in report.devices]}
     )
 
 

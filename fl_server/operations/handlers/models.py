@@ -23,7 +23,7 @@ from fl_server.operations.arguments import (
 )
 from fl_server.operations.call import Binding, Call, Deferred, behind_byte_work
 from fl_server.operations.context import OperationsContext
-from fl_server.operations.handlers.run_report import finite
+from fl_server.operations.handlers.run_summary import finite
 from fl_server.operations.results.models import (
     CanaryBegun,
     CanaryReport,

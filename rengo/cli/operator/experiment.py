@@ -24,15 +24,15 @@ from rengo.cli.common import (
     progress_stream,
 )
 from rengo.operator.client import OperatorClient
-from rengo.operator.comparison import Comparison, Spread, VariantFigures, compare
+from rengo.operator.comparison import Comparison, compare
 from rengo.operator.definitions import check_definition
 from rengo.operator.runs import follow, wait_for_ends
 from rengo.operator.sweep import SweptKey, definitions
-from rengo.terminal.format import duration, size
+from rengo.simulation.results import reports_below
+from rengo.terminal.comparison import print_comparison
 from rengo.terminal.lines import say
 from rengo.terminal.plot import draw_comparison
 from rengo.terminal.select import open_view
-from rengo.terminal.tables import print_table
 from runtime.errors import NotFound, RunNotCompleted
 from runtime.files import require_writable
 
@@ -65,7 +65,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def add_compare(verbs: Commands) -> None:
     """Add ``rengo runs compare``."""
     parser = add_command(verbs, "compare", compare_runs, "put runs side by side, by variant")
-    parser.add_argument("names", nargs="+", metavar="RUN|GROUP", help="runs, or groups of runs")
+    parser.add_argument(
+        "names",
+        nargs="+",
+        metavar="RUN|GROUP|DIR",
+        help="runs, groups of runs, or folders of `rengo simulate --out`",
+    )
     parser.add_argument(
         "--target",
         type=float,
@@ -105,7 +110,7 @@ def run_all(options: argparse.Namespace, definition: dict[str, Any], begin: Begi
         return INTERRUPTED
     found = compare(reports)
     say("", out=out)
-    _print(found, out)
+    print_comparison(found, out)
     say("", f"Again, with a plot: {command_name()} runs compare {group} --plot FILE", out=out)
     print_json({"group": group, **found.document()}, options.json)
     return FAILED if any(report.status == "failed" for report in reports) else DONE
@@ -116,13 +121,16 @@ def compare_runs(options: argparse.Namespace) -> int:
     out = progress_stream(options.json)
     if options.plot is not None:
         require_writable(options.plot.parent)
-    with connect(options) as client:
-        reports = [
-            client.request(RUNS_SHOW, {"run_id": run_id})
-            for run_id in _named(client, options.names)
-        ]
+    simulated = {name: reports_below(Path(name)) for name in options.names if Path(name).is_dir()}
+    names = [name for name in options.names if name not in simulated]
+    reports = [report for found in simulated.values() for report in found]
+    if names:
+        with connect(options) as client:
+            reports += [
+                client.request(RUNS_SHOW, {"run_id": run_id}) for run_id in _named(client, names)
+            ]
     found = compare(reports, options.target)
-    _print(found, out)
+    print_comparison(found, out)
     if options.plot is not None:
         _draw(found, options.plot, out)
     print_json(found.document(), options.json)
@@ -163,43 +171,6 @@ def _interrupted(group: str, begun: Sequence[str], count: int) -> str:
         f"Interrupted. {len(begun)} of {count} runs were submitted; what was goes on: "
         f"{name} runs show {begun[-1]}, {name} runs compare {group}"
     )
-
-
-def _print(found: Comparison, out: TextIO) -> None:
-    target = [] if found.target is None else [f"to {found.target:g}"]
-    headings = ["variant", "runs", f"{found.headline}, last", "best", "worst 10%", *target]
-    rows = [_row(each, with_target=bool(target)) for each in found.variants]
-    print_table([*headings, "rounds", "up", "down", "time"], rows, "no runs", out=out)
-    several = any(len(each.runs) > 1 for each in found.variants)
-    notes = ["mean ± sample deviation over the runs of a variant"] if several else []
-    notes += [f"{run_id}: only its latest rounds are known" for run_id in found.cut]
-    if notes:
-        say("", *notes, out=out)
-
-
-def _row(each: VariantFigures, *, with_target: bool) -> list[str]:
-    ended = sum(run.status == "completed" for run in each.runs)
-    count = len(each.runs)
-    reached = f" ({each.reached} of {count})" if count > 1 else ""
-    return [
-        each.variant,
-        str(count) if ended == count else f"{count} ({ended} completed)",
-        _spread(each.final, 4),
-        _spread(each.best, 4),
-        _spread(each.worst_tenth, 4),
-        *([f"{_spread(each.rounds_to_target, 1)}{reached}"] if with_target else []),
-        _spread(each.rounds, 1),
-        "-" if each.bytes_up is None else size(round(each.bytes_up.mean)),
-        "-" if each.bytes_down is None else size(round(each.bytes_down.mean)),
-        "-" if each.wall_s is None else duration(each.wall_s.mean),
-    ]
-
-
-def _spread(spread: Spread | None, digits: int) -> str:
-    if spread is None:
-        return "-"
-    mean = f"{spread.mean:.{digits}f}".removesuffix(".0")
-    return mean if spread.deviation is None else f"{mean} ± {spread.deviation:.{digits}f}"
 
 
 def _draw(found: Comparison, path: Path, out: TextIO) -> None:

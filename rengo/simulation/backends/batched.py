@@ -118,6 +118,10 @@ class BatchedBackend:
         """Return the orders with what they train on, and those whose clients have no such data."""
         members, others = [], []
         for order in orders:
+            if order.width < 1:
+                # models of several sizes are no stack
+                others.append(order)
+                continue
             try:
                 examples = self._examples(order.client)
             # why a client declines is found, and said, where it is asked alone

@@ -32,7 +32,10 @@ class InlineBackend:
     def __init__(self, setup: BackendSetup) -> None:
         self._setup = setup
         clients = setup.clients
-        self._first = Participant(clients.task, clients.spec.device(0), setup.engine)
+        # as a device's training process: torch is deterministic, and on one thread
+        self._first = Participant(
+            clients.task, clients.spec.device(0), setup.engine, owns_process=True
+        )
 
     def train(self, orders: Sequence[VirtualOrder], got: GlobalModel) -> Iterator[TrainingResult]:
         """See :class:`rengo.simulation.backend.Backend`."""
@@ -59,7 +62,8 @@ class InlineBackend:
 
     def _trained(self, order: VirtualOrder, got: GlobalModel) -> Trained:
         plan = self._setup.plan(order, got)
-        return trained(order, plan, self._participant(order).train(got.weights, plan))
+        weights = self._setup.weights_of(order, got)
+        return trained(order, plan, self._participant(order).train(weights, plan))
 
     def _evaluated(self, order: VirtualOrder, got: GlobalModel) -> Evaluated:
         plan = self._setup.plan(order, got)

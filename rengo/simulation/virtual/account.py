@@ -112,6 +112,29 @@ class VirtualAccount:
                 if entry.closed_s is not None:
                     self._settle(entry)
 
+    def attempts(self, round_number: int) -> list[VirtualRound]:
+        """Return the attempts of the latest round, or of one before."""
+        found = []
+        for entry in reversed(self.rounds):
+            if entry.round == round_number:
+                found.append(entry)
+            elif found:
+                break
+        return found[::-1]
+
+    def document(self) -> dict[str, Any]:
+        """Return it as plain data, for the results."""
+        total = self.total()
+        return {
+            "seconds": self.rounds[-1].closed_s if self.rounds else None,
+            "energy_j": total.joules,
+            "wasted_energy_j": sum(entry.wasted.joules for entry in self.rounds),
+            "evaluation_energy_j": self.evaluation.joules,
+            "bytes_down": total.bytes_down,
+            "bytes_up": total.bytes_up,
+            "rounds": [entry.document() for entry in self.rounds],
+        }
+
     def total(self) -> Cost:
         """Return what the run cost the devices so far."""
         return sum((entry.cost for entry in self.rounds), self.evaluation)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from rengo.simulation.virtual.draws import exponential, uniform
-from rengo.simulation.virtual.fleet import Fleet
+from rengo.simulation.virtual.fleet import VirtualFleet
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,11 @@ class Period:
 
 class Availability(Protocol):
     """The periods of every client's device."""
+
+    @property
+    def digest(self) -> str:
+        """What two with the same periods share, beside the fleet."""
+        ...
 
     def period(self, index: int, number: int, from_s: float) -> Period:
         """Return a device's period, counted from 0, which begins at ``from_s``.
@@ -37,8 +42,13 @@ class DrawnAvailability:
     time 0 as many are online as later.
     """
 
-    def __init__(self, fleet: Fleet) -> None:
+    def __init__(self, fleet: VirtualFleet) -> None:
         self._fleet = fleet
+
+    @property
+    def digest(self) -> str:
+        """See ``Availability``."""
+        return "drawn"
 
     def period(self, index: int, number: int, from_s: float) -> Period:
         """Return a device's period; see ``Availability``."""

@@ -58,7 +58,7 @@ class _File(BaseModel):
     device: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=MAX_KINDS)]
 
 
-class Fleet:
+class VirtualFleet:
     """The devices of ``count`` clients: who is of which kind, and how each one differs."""
 
     def __init__(self, kinds: Sequence[Kind], count: int, seed: int) -> None:
@@ -74,6 +74,11 @@ class Fleet:
         model, place = self.kind(index).model, (self.seed, index)
         speed = lognormal(model.speed_sigma, "speed", *place)
         return Traits(model, speed, lognormal(model.link_sigma, "link", *place))
+
+    def description(self) -> dict[str, Any]:
+        """Return what the devices depend on, as plain data."""
+        kinds = [[kind.name, kind.share, kind.model.model_dump()] for kind in self.kinds]
+        return {"kinds": kinds, "count": self.count, "seed": self.seed}
 
     def sizes(self) -> dict[str, int]:
         """Return how many clients are of each kind."""

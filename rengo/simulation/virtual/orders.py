@@ -14,7 +14,7 @@ End: TypeAlias = Literal[
 
 
 @dataclass(frozen=True)
-class VirtualOrder:
+class TimedOrder:
     """An order to a device: to train from version ``round - 1``, or to evaluate ``round``."""
 
     device_id: str
@@ -42,7 +42,7 @@ class OrderEnded:
         cost: what the device did for it, wasted or not.
     """
 
-    order: VirtualOrder
+    order: TimedOrder
     end: End
     reason: str
     at_s: float
@@ -53,7 +53,7 @@ class OrderEnded:
 class WorkDone:
     """A device's answer reached the server: what is in it comes from the backend."""
 
-    order: VirtualOrder
+    order: TimedOrder
 
 
 @dataclass
@@ -65,7 +65,7 @@ class VirtualJob:
         serial: tells a job from those that the device had before.
     """
 
-    order: VirtualOrder
+    order: TimedOrder
     work: tuple[Phase, ...]
     began_s: float
     recharge_w: float

@@ -6,7 +6,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from rengo.simulation.virtual.fleet import Traits
-from rengo.simulation.virtual.orders import VirtualJob, VirtualOrder
+from rengo.simulation.virtual.orders import TimedOrder, VirtualJob
 
 
 @dataclass(slots=True)
@@ -28,12 +28,17 @@ class VirtualDevice:
     period: int = 0
     empty: bool = False
     job: VirtualJob | None = None
-    waiting: deque[VirtualOrder] = field(default_factory=deque)
+    waiting: deque[TimedOrder] = field(default_factory=deque)
 
     @property
     def is_there(self) -> bool:
         """Whether it is connected."""
         return self.online and not self.empty
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether it will never be there again."""
+        return self.empty and not self.traits.model.recharge_w
 
     @property
     def recharge_w(self) -> float:
@@ -44,7 +49,8 @@ class VirtualDevice:
     def is_low(self) -> bool:
         """Whether it declines orders for its battery's sake."""
         model = self.traits.model
-        return model.battery_j > 0 and self.charge_j < model.battery_floor * model.battery_j
+        floor_j = model.battery_floor * model.battery_j
+        return model.battery_j > 0 and (self.charge_j < floor_j or not self.charge_j)
 
     @property
     def charge(self) -> float:

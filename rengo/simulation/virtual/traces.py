@@ -9,6 +9,7 @@ with the first when there are fewer traces than clients. A trace that has ended 
 from __future__ import annotations
 
 import csv
+import hashlib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -44,6 +45,12 @@ class TracedAvailability:
     def devices(self) -> int:
         """How many devices were traced."""
         return len(self._traces)
+
+    @property
+    def digest(self) -> str:
+        """See ``Availability``."""
+        rows = [[trace.ends_s, trace.online, trace.charging] for trace in self._traces]
+        return hashlib.sha256(repr(rows).encode()).hexdigest()
 
     def period(self, index: int, number: int, from_s: float) -> Period:
         """Return a device's period; see ``Availability``."""

@@ -1,19 +1,20 @@
 """A virtual fleet in motion: which device is there, works, and answers when. Sans-IO, no real time.
 
-The caller hands over orders and timers, and takes one event after another with ``advance``: those
-that the server's shell would give the run's flow, and ``WorkDone`` where a device's result has
-arrived. A device does one order at a time, as the agent does: one to train ends when its round
-closes or a newer one comes, and evaluations wait for their turn. A device that goes offline gives
-up what it does, and begins anew when the order is sent again.
+The caller hands over orders and timers, and takes one event after another with ``next``: those that
+the server's shell would give the run's flow, and ``WorkDone`` where a device's result has arrived.
+A device does one order at a time, as the agent does: one to train ends when its round closes or a
+newer one comes, and evaluations wait for their turn. A device that goes offline gives up what it
+does, and begins anew when the order is sent again.
 """
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from fl_server.flows.commands import ArmTimer
 from fl_server.flows.events import (
@@ -23,18 +24,20 @@ from fl_server.flows.events import (
     DeviceLeft,
     TimerFired,
 )
+from fl_server.rounds.events import DevicesJoined, Event
 from rengo.simulation.virtual.availability import Availability
 from rengo.simulation.virtual.clock import VirtualClock
 from rengo.simulation.virtual.draws import lognormal, uniform
-from rengo.simulation.virtual.fleet import Fleet
-from rengo.simulation.virtual.orders import End, OrderEnded, VirtualJob, VirtualOrder, WorkDone
+from rengo.simulation.virtual.fleet import VirtualFleet
+from rengo.simulation.virtual.orders import End, OrderEnded, TimedOrder, VirtualJob, WorkDone
 from rengo.simulation.virtual.state import VirtualDevice
 from rengo.simulation.virtual.work import Cost, duration, empty_after, part_at, phases, spent
 
 WAITING_EVALUATIONS = 2
-WorldEvent: TypeAlias = (
-    DeviceJoined | DeviceBusy | DeviceLeft | DeviceDeclined | TimerFired | WorkDone
-)
+STANDSTILL_S = 30 * 86_400.0
+"""When nothing happens for so long, nothing is expected any more."""
+
+WorldEvent: TypeAlias = Event | WorkDone
 _NOTHING = Cost()
 _WHY: dict[End, str] = {
     "left": "it went offline",
@@ -56,7 +59,7 @@ class _Arrived:
     """An order reaches its device."""
 
     index: int
-    order: VirtualOrder
+    order: TimedOrder
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,13 @@ class VirtualWorld:
         ended: the orders that ended since the caller last took them.
     """
 
-    def __init__(self, fleet: Fleet, availability: Availability, ids: Sequence[str]) -> None:
+    def __init__(
+        self,
+        fleet: VirtualFleet,
+        availability: Availability,
+        ids: Sequence[str],
+        standstill_s: float = STANDSTILL_S,
+    ) -> None:
         self.ended: list[OrderEnded] = []
         self._fleet, self._availability, self._ids = fleet, availability, ids
         self._places = {device_id: index for index, device_id in enumerate(ids)}
@@ -93,6 +102,7 @@ class VirtualWorld:
         self._timers: dict[TimerFired, int] = {}
         self._closed = (0, 0)
         self._serial = 0
+        self._standstill_s, self._happened_s = standstill_s, 0.0
         self._events: deque[WorldEvent] = deque()
 
     @property
@@ -100,10 +110,14 @@ class VirtualWorld:
         """The virtual time."""
         return self._clock.now_s
 
+    def description(self) -> dict[str, Any]:
+        """Return all that the fleet's history depends on, as plain data."""
+        return {**self._fleet.description(), "availability": self._availability.digest}
+
     # --- what the server does -----------------------------------------------------------------
 
-    def begin(self) -> list[str]:
-        """Return who is online at time 0, and plan when devices leave and come."""
+    def begin(self) -> None:
+        """Let those join who are online at time 0, and plan when devices leave and come."""
         online = []
         for index, device_id in enumerate(self._ids):
             first = self._availability.period(index, 0, 0.0)
@@ -113,9 +127,14 @@ class VirtualWorld:
                 # the others need no memory before their first order
                 self._state(index)
                 self._plan_turn(index, first.until_s)
-        return online
+        if online:
+            self._events.append(DevicesJoined(tuple(online)))
 
-    def send(self, order: VirtualOrder) -> None:
+    def add(self, event: Event) -> None:
+        """Let something happen on the server now: it takes no time there."""
+        self._events.append(event)
+
+    def send(self, order: TimedOrder) -> None:
         """Send an order to its device."""
         index = self._places[order.device_id]
         latency_s = self._fleet.kind(index).model.latency_s
@@ -147,10 +166,12 @@ class VirtualWorld:
             if isinstance(due, _Arrived):
                 self._note(due.order, "late", "the run ended before the order came")
 
-    def advance(self) -> WorldEvent | None:
-        """Go on to the next event and return it; None where nothing will ever happen."""
+    def next(self) -> WorldEvent | None:
+        """Go on to the next event and return it; None where none is to be expected."""
         while not self._events:
             due = self._clock.advance()
+            if self.now_s > self._happened_s + self._standstill_s:
+                return None
             match due:
                 case None:
                     return None
@@ -163,7 +184,14 @@ class VirtualWorld:
                 case _Due() if self._timers.get(due.timer) == due.serial:
                     del self._timers[due.timer]
                     self._events.append(due.timer)
+        self._happened_s = self.now_s
         return self._events.popleft()
+
+    def next_answers(self, count: int) -> list[TimedOrder]:
+        """Return the orders to train whose answers come next, if nothing comes between."""
+        jobs = [self._devices[index].job for index in self._working]
+        coming = [job for job in jobs if job is not None and job.order.action == "train"]
+        return [job.order for job in heapq.nsmallest(count, coming, key=_answered_at)]
 
     # --- presence -----------------------------------------------------------------------------
 
@@ -178,7 +206,8 @@ class VirtualWorld:
             device.settle(self.now_s, device.recharge_w)
         device.online, device.charging = period.online, period.charging
         device.empty = device.empty and device.is_low
-        self._plan_turn(index, period.until_s)
+        if not device.is_gone:
+            self._plan_turn(index, period.until_s)
         if was_there and not device.is_there:
             self._leave(index, "left")
         elif device.is_there and not was_there:
@@ -204,7 +233,7 @@ class VirtualWorld:
 
     # --- orders -------------------------------------------------------------------------------
 
-    def _receive(self, index: int, order: VirtualOrder) -> None:
+    def _receive(self, index: int, order: TimedOrder) -> None:
         device = self._state(index)
         held = [device.job.order, *device.waiting] if device.job else []
         if not device.is_there:
@@ -223,14 +252,14 @@ class VirtualWorld:
             self._end_job(index, "replaced")
             self._begin_job(index, order)
 
-    def _wait(self, device: VirtualDevice, order: VirtualOrder) -> None:
+    def _wait(self, device: VirtualDevice, order: TimedOrder) -> None:
         evaluations = [other for other in device.waiting if other.action == "evaluate"]
         if len(evaluations) >= WAITING_EVALUATIONS:
             device.waiting.remove(evaluations[0])
             self._note(evaluations[0], "replaced", f"{_WHY['replaced']} before it began")
         device.waiting.append(order)
 
-    def _begin_job(self, index: int, order: VirtualOrder) -> bool:
+    def _begin_job(self, index: int, order: TimedOrder) -> bool:
         """Begin with an order, or decline it; returns whether it has begun."""
         device = self._devices[index]
         device.settle(self.now_s, device.recharge_w)
@@ -249,7 +278,7 @@ class VirtualWorld:
         self._events.append(DeviceBusy(self._ids[index]))
         return True
 
-    def _decline(self, index: int, order: VirtualOrder) -> None:
+    def _decline(self, index: int, order: TimedOrder) -> None:
         device = self._devices[index]
         floor = device.traits.model.battery_floor
         reason = f"the battery is at {device.charge:.0%}, below {floor:.0%}"
@@ -264,7 +293,8 @@ class VirtualWorld:
         order = device.job.order
         self._end_job(due.index, due.end)
         if due.end == "empty":
-            device.empty = True
+            # the rest that a rounding leaves would let it come back
+            device.empty, device.charge_j = True, 0.0
             self._leave(due.index, "empty")
         else:
             self._events.append(WorkDone(order))
@@ -283,10 +313,10 @@ class VirtualWorld:
         during = f" during the {part_at(job.work, passed_s)}"
         self._note(job.order, end, "" if end == "answered" else _WHY[end] + during, cost)
 
-    def _is_over(self, order: VirtualOrder) -> bool:
+    def _is_over(self, order: TimedOrder) -> bool:
         return order.action == "train" and (order.round, order.attempt) <= self._closed
 
-    def _note(self, order: VirtualOrder, end: End, reason: str, cost: Cost = _NOTHING) -> None:
+    def _note(self, order: TimedOrder, end: End, reason: str, cost: Cost = _NOTHING) -> None:
         self.ended.append(OrderEnded(order, end, reason, self.now_s, cost))
 
     # --- small parts --------------------------------------------------------------------------
@@ -307,3 +337,7 @@ class VirtualWorld:
     def _next_serial(self) -> int:
         self._serial += 1
         return self._serial
+
+
+def _answered_at(job: VirtualJob) -> tuple[float, int]:
+    return (job.began_s + duration(job.work), job.serial)

@@ -51,7 +51,10 @@ def test_it_is_the_shortest_of_all_within_the_bounds(epsilon: float) -> None:
         if (shares := examples + np.array([first, second, -first - second])).min() >= 0
         and abs(first + second) <= epsilon
     )
-    found = float(np.linalg.norm(factors(of, epsilon, (1, 2, 1)) @ of))
+    shares = factors(of, epsilon, (1, 2, 1)) * np.linalg.norm(of, axis=1)
+    assert np.abs(shares - examples).max() <= epsilon + 1e-9
+    assert shares.sum() == pytest.approx(1)
+    found = float(np.linalg.norm(shares @ units))
     assert best - 0.01 < found <= best + 1e-9
 
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 import algorithms
+from algorithms.base import Received
 from runtime.errors import ConfigError
 from storage.weights import Layout, TensorSpec
+from tests.federation import Quadratic
 from tests.in_process import InProcessRun
 from tests.narrow import HIDDEN, RATE, STEPS, Network, Rows, averaged, data_of
 
@@ -41,6 +45,26 @@ def test_each_step_trains_the_width_that_it_draws(engine: str, tmp_path: Path) -
         run.round()
         np.testing.assert_allclose(run.weights.vector, expected, atol=2e-6)
     assert {(1.0, 0.25), (1.0, 0.5), (1.0, 1.0), (0.5, 0.25), (0.5, 0.5)} <= drawn
+
+
+def test_weights_that_a_step_has_not_are_not_moved_by_it() -> None:
+    """A sigmoid of a unit that is left out is 1/2, so that weights after it have a gradient."""
+    w = {"0.weight": np.ones((4, 2)), "0.bias": np.ones(4), "2.weight": np.ones((3, 4))}
+    seen: list[Any] = []
+
+    def gradient(at: Any) -> Any:
+        seen.append(at)
+        return {name: np.full_like(array, 7.0) for name, array in w.items()}
+
+    algorithm = algorithms.load("fjord", {"widths": {"pi": 0.5}})
+    local = Quadratic(np.zeros(2), np.zeros(2), width=1.0)
+    for number in range(9):
+        batch: Any = SimpleNamespace(gradient=gradient, number=number)
+        g, _ = algorithm.direction(batch, w, Received(w), {}, local)
+        small = seen[-1]["0.bias"].tolist() == [1, 1, 0, 0]
+        assert g["0.bias"].tolist() == ([7, 7, 0, 0] if small else [7, 7, 7, 7])
+        assert g["2.weight"].tolist() == ([[7, 7, 0, 0]] * 3 if small else [[7] * 4] * 3)
+    assert {at["0.bias"].sum() for at in seen} == {2.0, 4.0}
 
 
 def test_a_norm_over_dropped_units_is_refused() -> None:

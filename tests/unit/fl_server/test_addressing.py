@@ -132,7 +132,7 @@ def test_an_evaluator_measures_for_every_run(server: FlowServer) -> None:
     begin(server, target=["a"], evaluation={"on": "evaluators"}, cohort={"size": 1})
     flow = server.runner.flows["r"]
     assert isinstance(flow, SyncFlow)
-    assert flow.machine._roster.accepting("evaluator") == ["e"]
+    assert list(flow.machine._roster.accepting("evaluator")) == ["e"]
 
 
 def test_a_restart_changes_nothing(server: FlowServer) -> None:
@@ -148,7 +148,7 @@ def test_a_restart_changes_nothing(server: FlowServer) -> None:
     assert cohorts(server) == before == [("a", "b")]
     flow = server.runner.flows["r"]
     assert isinstance(flow, SyncFlow)
-    assert flow.machine._roster.accepting("trainer") == ["a", "b"]
+    assert list(flow.machine._roster.accepting("trainer")) == ["a", "b"]
 
 
 def test_whom_a_run_addresses_stands_in_its_document(server: FlowServer) -> None:

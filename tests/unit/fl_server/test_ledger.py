@@ -11,6 +11,7 @@ from fl_server.rounds.facts import (
     EvaluationRecorded,
     Fact,
     OrderDeclined,
+    RequestFailed,
     RoundAbandoned,
     RoundClosed,
     RoundCommitted,
@@ -52,6 +53,7 @@ def every_fact() -> list[Fact]:
         OrderDeclined(1, 1, "a", "busy"),
         RoundClosed(1, 1, ()),
         RoundAbandoned(1, 1, "deadline"),
+        RequestFailed(1, 1, "round 1, attempt 1: refused"),
         RoundCommitted(1, 1, model(1)),
         EvaluationOrdered(1, ("a",)),
         EvaluationDeclined(1, "a", "metrics() raised"),
@@ -92,6 +94,7 @@ def test_an_illegal_fact_raises_and_changes_nothing(phase: Phase) -> None:
         UpdateWithdrawn(1, 1, "b", "gone"),
         RoundClosed(1, 1, ("a", "b")),
         RoundAbandoned(2, 1, "deadline"),
+        RequestFailed(1, 1, "of a run that nobody requests rounds of"),
     ],
     ids=lambda fact: f"{type(fact).__name__}-{getattr(fact, 'device_id', '')}",
 )

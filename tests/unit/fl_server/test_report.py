@@ -6,7 +6,7 @@ import pytest
 
 from broker.wire.messages import MAX_MESSAGE_BYTES, OperatorReply
 from fl_server.kinds.sync_report import report_of
-from fl_server.operations.handlers.run_report import report, summary
+from fl_server.operations.handlers.run_summary import report, summary
 from fl_server.operations.mqtt import RESULT_BYTES
 from fl_server.operations.results.runs import RunReport
 from fl_server.rounds.facts import (

@@ -19,11 +19,13 @@ def simulated(**more: object) -> rengo.SimulationResult:
 def test_a_simulated_run_learns() -> None:
     found = simulated()
     assert found.status == "completed"
-    assert [row.round for row in found.rounds] == list(range(1, 13))
-    assert all(row.updates == row.invited == 8 for row in found.rounds)
+    assert [row.round for row in found.report.history] == list(range(1, 13))
+    assert all(row.updates == row.invited == 8 for row in found.report.history)
     assert found.accuracy is not None
     assert found.accuracy > 0.8
-    assert found.rounds[0].metrics["accuracy"] < found.accuracy
+    first = found.report.history[0].accuracy
+    assert first is not None
+    assert first < found.accuracy
 
 
 def test_a_simulated_run_is_a_function_of_its_definition() -> None:

@@ -11,15 +11,15 @@ from rengo.simulation.virtual.availability import DrawnAvailability
 from rengo.simulation.virtual.clock import VirtualClock
 from rengo.simulation.virtual.devices import DeviceModel
 from rengo.simulation.virtual.draws import exponential, lognormal, uniform
-from rengo.simulation.virtual.fleet import Fleet, Kind, parse_shares, parse_tables
+from rengo.simulation.virtual.fleet import Kind, VirtualFleet, parse_shares, parse_tables
 from rengo.simulation.virtual.presets import PHONE, PI_4, PRESETS
 from runtime.errors import ConfigError
 
 
 def test_shares_are_dealt_as_whole_numbers():
-    fleet = Fleet(parse_shares("phone=80, pi-4=20"), 1000, seed=1)
+    fleet = VirtualFleet(parse_shares("phone=80, pi-4=20"), 1000, seed=1)
     assert fleet.sizes() == {"phone": 800, "pi-4": 200}
-    assert Fleet(parse_shares("phone,pi-4,gpu"), 10, seed=1).sizes() == {
+    assert VirtualFleet(parse_shares("phone,pi-4,gpu"), 10, seed=1).sizes() == {
         "phone": 4,
         "pi-4": 3,
         "gpu": 3,
@@ -28,12 +28,12 @@ def test_shares_are_dealt_as_whole_numbers():
 
 def test_who_is_of_which_kind_is_of_the_seed():
     kinds = parse_shares("phone=1,pi-4=1")
-    names = [[Fleet(kinds, 40, seed).kind(n).name for n in range(40)] for seed in (1, 1, 2)]
+    names = [[VirtualFleet(kinds, 40, seed).kind(n).name for n in range(40)] for seed in (1, 1, 2)]
     assert names[0] == names[1] != names[2]
 
 
 def test_a_device_is_the_same_whoever_was_asked_for_before():
-    fleet = Fleet(parse_shares("phone"), 100, seed=5)
+    fleet = VirtualFleet(parse_shares("phone"), 100, seed=5)
     forth = [fleet.traits(index) for index in range(100)]
     back = [fleet.traits(index) for index in reversed(range(100))]
     assert forth == back[::-1]
@@ -112,7 +112,7 @@ def test_draws_have_the_moments_that_they_are_named_for():
 
 def test_as_many_are_online_at_first_as_later():
     model = PI_4.model_copy(update={"online_s": 100.0, "offline_s": 300.0})
-    fleet = Fleet([Kind("board", 1.0, model)], 2000, seed=9)
+    fleet = VirtualFleet([Kind("board", 1.0, model)], 2000, seed=9)
     availability = DrawnAvailability(fleet)
     for moment_s in (0.0, 50.0, 1000.0):
         online = 0

@@ -8,7 +8,7 @@ from fl_server.flows.events import DeviceDeclined, DeviceJoined, DeviceLeft
 from fl_server.rounds.facts import RoundAbandoned, RoundClosed
 from rengo.simulation.virtual.availability import Period
 from rengo.simulation.virtual.devices import DeviceModel
-from rengo.simulation.virtual.fleet import Fleet, Kind
+from rengo.simulation.virtual.fleet import Kind, VirtualFleet
 from rengo.simulation.virtual.presets import PRESETS
 from rengo.simulation.virtual.work import OrderSize
 from tests.virtual_rounds import VirtualRun, fleet_of, plan_of
@@ -92,6 +92,8 @@ class Scripted:
     def __init__(self, *devices: list[Period]) -> None:
         self._devices = devices
 
+    digest = "scripted"
+
     def period(self, index: int, number: int, from_s: float) -> Period:
         return self._devices[index][number]
 
@@ -150,7 +152,7 @@ def test_a_low_battery_declines_for_now_and_is_charged_while_offline():
 def heavy_tail(over_selection: float, rounds: int = 20, **settings: float) -> float:
     """Return when the last round closed, of a fleet with log-normal speeds."""
     model = device(speed_sigma=1.0)
-    fleet = Fleet([Kind("phone", 1.0, model)], 200, seed=3)
+    fleet = VirtualFleet([Kind("phone", 1.0, model)], 200, seed=3)
     plan = plan_of(10, rounds=rounds, over_selection=over_selection, **settings)
     return closes(VirtualRun(fleet, plan, SIZE).run())[-1]
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from fl_server.flows.commands import ArmTimer
-from fl_server.flows.events import DeviceBusy, DeviceJoined, TimerFired
+from fl_server.flows.events import DeviceBusy, DeviceJoined, DeviceLeft, TimerFired
 from rengo.simulation.virtual.availability import DrawnAvailability
 from rengo.simulation.virtual.devices import DeviceModel
 from rengo.simulation.virtual.fleet import Traits
-from rengo.simulation.virtual.orders import VirtualOrder, WorkDone
+from rengo.simulation.virtual.orders import TimedOrder, WorkDone
 from rengo.simulation.virtual.state import VirtualDevice
 from rengo.simulation.virtual.work import OrderSize
 from rengo.simulation.virtual.world import VirtualWorld
@@ -26,18 +26,18 @@ def world_of(*models: DeviceModel) -> VirtualWorld:
     return VirtualWorld(fleet, DrawnAvailability(fleet), [f"d{n}" for n in range(len(models))])
 
 
-def train(number: int, device: str = "d0") -> VirtualOrder:
-    return VirtualOrder(device, "train", number, 1, SIZE)
+def train(number: int, device: str = "d0") -> TimedOrder:
+    return TimedOrder(device, "train", number, 1, SIZE)
 
 
-def evaluate(version: int) -> VirtualOrder:
-    return VirtualOrder("d0", "evaluate", version, 1, MEASURED)
+def evaluate(version: int) -> TimedOrder:
+    return TimedOrder("d0", "evaluate", version, 1, MEASURED)
 
 
 def left(world: VirtualWorld) -> list[tuple[float, object]]:
     """Return all that still happens, with its time."""
     events = []
-    while (event := world.advance()) is not None:
+    while (event := world.next()) is not None:
         events.append((world.now_s, event))
     return events
 
@@ -58,16 +58,16 @@ def test_a_timer_that_fired_may_be_armed_again():
     world = world_of(SLOW)
     for _ in range(2):
         world.arm(ArmTimer("resend", 1, 1, 10.0))
-        assert world.advance() == TimerFired("resend", 1, 1)
+        assert world.next() == TimerFired("resend", 1, 1)
     assert world.now_s == 20.0
 
 
 def test_a_closed_round_stops_who_trains_for_it_and_they_are_free_again():
     world = world_of(SLOW)
     world.send(train(1))
-    assert world.advance() == DeviceBusy("d0")
+    assert world.next() == DeviceBusy("d0")
     world.arm(ArmTimer("deadline", 1, 1, 3.0))
-    world.advance()
+    world.next()
     world.close(1, 1)
     assert left(world) == [(3.0, DeviceJoined("d0"))]
     [ended] = world.ended
@@ -86,7 +86,7 @@ def test_an_order_that_comes_after_its_round_closed_is_not_begun():
 def test_a_newer_order_takes_the_place_of_the_one_that_is_trained():
     world = world_of(SLOW)
     world.send(train(1))
-    world.advance()
+    world.next()
     world.send(train(2))
     done = [event for _, event in left(world) if isinstance(event, WorkDone)]
     assert done == [WorkDone(train(2))]
@@ -96,7 +96,7 @@ def test_a_newer_order_takes_the_place_of_the_one_that_is_trained():
 def test_the_same_order_again_is_not_begun_anew():
     world = world_of(SLOW)
     world.send(train(1))
-    world.advance()
+    world.next()
     world.send(train(1))
     assert left(world) == [(7.0, WorkDone(train(1))), (7.0, DeviceJoined("d0"))]
     assert ends(world) == [("train", 1, "repeated"), ("train", 1, "answered")]
@@ -129,3 +129,15 @@ def test_a_battery_holds_no_more_than_it_can_and_no_less_than_nothing():
     assert device.charge == 1.0
     device.settle(100.0, 0.0, spent_j=11.0)
     assert device.charge_j == 0.0
+
+
+def test_a_device_whose_battery_stays_empty_lets_the_world_come_to_its_end():
+    weak = SLOW.model_copy(
+        update={"battery_j": 1.0, "battery_floor": 0.0, "online_s": 1e5, "offline_s": 1.0}
+    )
+    world = world_of(weak)
+    world.begin()
+    world.send(train(1))
+    events = left(world)
+    assert [each.end for each in world.ended] == ["empty"]
+    assert isinstance(events[-1][1], DeviceLeft)

@@ -1,0 +1,177 @@
+"""A simulated run on disk, so that it goes on after a kill: one file, whole or absent.
+
+It is written where a round has been committed and nothing of the next one has been computed. What
+comes after is a function of what it holds, so a run that goes on ends with the same bits.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+
+from fl_server.aggregation.arithmetic.in_memory import MemoryVersion
+from fl_server.rounds.ledger import Ledger
+from rengo.simulation.coordinator import Coordinator
+from rengo.simulation.history import RoundHistory
+from rengo.simulation.states import ClientStates
+from runtime.errors import ConfigError, Corrupt
+from runtime.files import whole_file
+from storage.weights import Array
+
+FILE = "checkpoint.npz"
+_FORMAT = 1
+_SHARE = 20.0
+_META, _VERSION, _VECTOR, _STATE = "meta", "version/", "vector/", "state/"
+
+
+@dataclass
+class CheckpointPace:
+    """When a checkpoint is due: every so many seconds, and for a small part of the time.
+
+    Attributes:
+        every_s: seconds from one to the next.
+    """
+
+    every_s: float
+    last_s: float = 0.0
+    cost_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.last_s = time.monotonic()
+
+    def is_due(self) -> bool:
+        """Whether to write one now."""
+        return time.monotonic() - self.last_s >= max(self.every_s, _SHARE * self.cost_s)
+
+    def written(self, cost_s: float) -> None:
+        """Note that one was written, in so many seconds."""
+        self.last_s, self.cost_s = time.monotonic(), cost_s
+
+
+@dataclass(frozen=True, eq=False)
+class Saved:
+    """What a checkpoint holds.
+
+    Attributes:
+        digest: of the simulation that it is of.
+        began_at: when the run began, in Unix time.
+    """
+
+    digest: str
+    began_at: float
+    now_s: float
+    ledger: Ledger
+    history: Mapping[str, Any]
+    arrays: Mapping[str, Array]
+
+    def restore(
+        self, coordinator: Coordinator, history: RoundHistory, states: ClientStates
+    ) -> None:
+        """Set what is saved; the coordinator was made with the saved ledger."""
+        initial, arrays = coordinator.run.initial.weights, self.arrays
+        versions = {
+            int(name.removeprefix(_VERSION)): MemoryVersion(initial.with_vector(vector))
+            for name, vector in arrays.items()
+            if name.startswith(_VERSION)
+        }
+        vectors = {
+            name.removeprefix(_VECTOR): vector
+            for name, vector in arrays.items()
+            if name.startswith(_VECTOR)
+        }
+        model = self.ledger.model
+        latest = MemoryVersion(versions[model.version].weights, vectors, dict(model.scalars))
+        best = None if self.ledger.best is None else versions[self.ledger.best[0]]
+        coordinator.restore(latest, {**versions, model.version: latest}, best, self.now_s)
+        history.restore(self.history)
+        for client, state in _states_of(arrays).items():
+            states.put(client, state)
+
+
+def save(
+    path: Path,
+    head: tuple[str, float],
+    coordinator: Coordinator,
+    history: RoundHistory,
+    states: ClientStates,
+) -> None:
+    """Write the checkpoint of a run.
+
+    Args:
+        path: a file that is replaced as a whole.
+        head: the digest of the simulation, and when it began.
+
+    Raises:
+        OSError: it cannot be written; the one before stays.
+    """
+    machine, version = coordinator.machine, coordinator.version
+    digest, began_at = head
+    meta = {
+        "format": _FORMAT,
+        "digest": digest,
+        "began_at": began_at,
+        "now_s": coordinator.timeline.now_s,
+        # whose updates counted is asked only where messages are repeated
+        "ledger": TypeAdapter(Ledger).dump_python(
+            machine.ledger, mode="json", exclude={"_counted"}
+        ),
+        "history": history.saved(),
+    }
+    arrays: dict[str, Array] = {_META: np.frombuffer(json.dumps(meta).encode(), np.uint8)}
+    for number, each in coordinator.kept_versions().items():
+        arrays[f"{_VERSION}{number}"] = each.weights.vector
+    arrays |= {f"{_VECTOR}{name}": vector for name, vector in version.vectors.items()}
+    with whole_file(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for name, array in arrays.items():
+            _write(archive, name, array)
+        for client in states.clients():
+            for name, array in states.get(client).items():
+                _write(archive, f"{_STATE}{client}/{name}", array)
+
+
+def load(path: Path) -> Saved | None:
+    """Return what a checkpoint holds, None where there is none.
+
+    Raises:
+        ConfigError: it is damaged, or of another release.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as found:
+            arrays = {name: found[name] for name in found.files}
+        meta = json.loads(arrays.pop(_META).tobytes())
+        if meta["format"] != _FORMAT:
+            raise Corrupt("it is of another release")
+        ledger = TypeAdapter(Ledger).validate_python(meta["ledger"])
+    except FileNotFoundError:
+        return None
+    except (
+        *(OSError, ValueError, KeyError, TypeError, EOFError),
+        *(zipfile.BadZipFile, ValidationError, Corrupt),
+    ) as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise ConfigError(
+            f"{path} cannot be gone on with ({reason}): remove it to begin anew"
+        ) from error
+    return Saved(meta["digest"], meta["began_at"], meta["now_s"], ledger, meta["history"], arrays)
+
+
+def _write(archive: zipfile.ZipFile, name: str, array: Array) -> None:
+    with archive.open(f"{name}.npy", "w", force_zip64=True) as out:
+        np.lib.format.write_array(out, array, allow_pickle=False)
+
+
+def _states_of(arrays: Mapping[str, Array]) -> dict[int, dict[str, Array]]:
+    found: dict[int, dict[str, Array]] = {}
+    for path, array in arrays.items():
+        if path.startswith(_STATE):
+            client, _, name = path.removeprefix(_STATE).partition("/")
+            found.setdefault(int(client), {})[name] = array
+    return found
