@@ -40,6 +40,8 @@ class Noise(Transform):
             return f"it is added to the update alone, and its clients send more ({sent})"
         if kind.is_private is not Algorithm.is_private or kind.is_frozen is not Algorithm.is_frozen:
             return "it is added to all weights, and its clients send a part of them"
+        if algorithm.narrow_widths:
+            return "its size is that of a mean of all, and some weights are those of few clients"
         if not math.isfinite(bound):
             return "its size needs a bound of what is sent: put the transform clip last before it"
         return ""

@@ -179,7 +179,8 @@ class FlowRunner:
             self._carry_out(flow, [flow.resume()])
         self.documents.publish(self.flows[record.run_id])
         for device in self._parts.presence.online(flow.task, bundled=flow.bundled):
-            if flow.concerns(device.state) and self._addressing.admits(flow.run_id, device.id, device.state):
+            admits = self._addressing.admits
+            if flow.concerns(device.state) and admits(flow.run_id, device.id, device.state):
                 self.handle(flow.run_id, _joined(device))
 
     def _open(self, record: RunRecord[Any]) -> Flow:

@@ -12,6 +12,7 @@ import pytest
 from algorithms.base import BLOCK
 from fl_server.aggregation import sums
 from fl_server.aggregation.arithmetic.exact import Float32s
+from fl_server.aggregation.arithmetic.in_memory import MemorySums
 from fl_server.aggregation.spool import MemoryBudget, Spool
 from fl_server.aggregation.sums import LargeSum, RoundSums, SmallSum, UpdateParts
 from runtime.errors import Corrupt
@@ -91,6 +92,17 @@ def test_each_coordinate_is_the_mean_of_those_that_have_it(
             assert found.coverage("update", 0, LAYOUT.size).tolist() == weights
             found.close()
     assert 0.0 in exact_mean((1, 2))[1], "what nobody has"
+
+
+def test_sums_in_memory_are_the_same_to_the_bit(tmp_path: Path) -> None:
+    vectors = [values(number, slices, LAYOUT.size) for number, slices in enumerate(PARTS)]
+    found = MemorySums(4, ("update",))
+    found.add([{"update": vector} for vector in vectors], WEIGHTS, PARTS)
+    files = summed(tmp_path, (3, 1, 0, 2), PARTS)
+    for name in ("mean", "coverage"):
+        own, theirs = (getattr(each, name)("update", 0, LAYOUT.size) for each in (found, files))
+        assert own.tobytes() == theirs.tobytes()
+    files.close()
 
 
 def test_without_narrow_updates_it_is_the_plain_mean_to_the_bit(tmp_path: Path) -> None:
