@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 
 from algorithms.base import Algorithm
+from algorithms.transforms.base import Transform
 from fl_client.tasks._shared_data import Pool
 from rengo.simulation.backend import BackendSetup, GlobalModel, VirtualOrder
 from rengo.simulation.backends.inline import InlineBackend
@@ -36,6 +37,7 @@ class WorkerStart:
     algorithm: Algorithm
     seed: int
     engine: str
+    transforms: tuple[Transform, ...]
     data: Path | None
 
 
@@ -82,7 +84,9 @@ def main(descriptor: int) -> None:
     start: WorkerStart = connection.recv()
     shared = None if start.data is None else read_shared(start.data)
     clients = VirtualClients(start.spec, shared=shared)
-    setup = BackendSetup(clients, start.algorithm, start.seed, start.engine)
+    setup = BackendSetup(
+        clients, start.algorithm, start.seed, start.engine, transforms=start.transforms
+    )
     backend = InlineBackend(setup)
     messages: queue.SimpleQueue[ModelMap | WorkerOrder] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(connection, messages), daemon=True).start()
