@@ -50,6 +50,7 @@ from fl_server.rounds.events import (
     RoundRequested,
     UpdateDelivered,
     UpdateRejected,
+    UpdatesDelivered,
     UpdateVanished,
     UpdateVerified,
 )
@@ -147,10 +148,8 @@ class RoundMachine:
                 self._gone(event, step)
             case RoundRequested():
                 self._requested(event, step)
-            case ResultReceived() | UpdateDelivered():
-                self._gathering.heard_from(event.device_id)
-                self._updates.reported(event, step)
-                self._close_if_complete(step)
+            case ResultReceived() | UpdateDelivered() | UpdatesDelivered():
+                self._reported(event, step)
             case UpdateVerified() | UpdateRejected():
                 self._updates.checked(event, step)
                 self._close_if_complete(step)
@@ -246,6 +245,17 @@ class RoundMachine:
                 self.ledger.record(declined, step)
                 if device_id not in self.ledger.unusable:
                     self._gathering.resting.add(device_id)
+                self._close_if_complete(step)
+
+    def _reported(
+        self, event: ResultReceived | UpdateDelivered | UpdatesDelivered, step: RoundStep
+    ) -> None:
+        updates = event.updates if isinstance(event, UpdatesDelivered) else (event,)
+        for each in updates:
+            self._gathering.heard_from(each.device_id)
+            self._updates.reported(each, step)
+            # what comes after the last one that the round waits for is late
+            if each is updates[-1] or len(self.ledger.accepted) >= self.ledger.target:
                 self._close_if_complete(step)
 
     def _vanished(self, event: UpdateVanished, step: RoundStep) -> None:

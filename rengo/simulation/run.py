@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fl_client.engines.base import Precision
+from fl_client.tasks.base import Task
 from fl_server.operations.results.runs import RunReport
 from fl_server.rounds.facts import Fact
 from rengo.operator.result import RunResult
@@ -111,7 +112,7 @@ Progress = Callable[[Coordinator, RoundHistory], None]
 
 
 def simulate(  # noqa: PLR0913  a keyword for each option of the command line
-    task: str,
+    task: str | type[Task],
     *,
     clients: int | None = None,
     cohort: int | None = None,
@@ -134,7 +135,7 @@ def simulate(  # noqa: PLR0913  a keyword for each option of the command line
     numpy's have one order where OMP_NUM_THREADS and OPENBLAS_NUM_THREADS were 1 at its import.
 
     Args:
-        task: a task's name or ``FILE.py:CLASS``.
+        task: a task's name, ``FILE.py:CLASS``, or a Task class in a file.
         clients: how many there are (default: 100, or as many as ``data`` has folders).
         cohort: how many train in a round (default: 10).
         rounds: how many rounds (default: 10).
@@ -154,6 +155,10 @@ def simulate(  # noqa: PLR0913  a keyword for each option of the command line
         ConfigError: something about it cannot be; the text says what.
         RunNotCompleted: the run failed, and why.
     """
+    if not isinstance(task, str):
+        from rengo.site.site import task_spec  # noqa: PLC0415  it brings all of a site
+
+        task = task_spec(task)
     values: dict[str, Any] = {}
     merge(values, dict(settings or {}))
     given = {"rounds": rounds, "seed": seed}
