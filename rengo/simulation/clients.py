@@ -29,7 +29,8 @@ EVALUATOR = -1
 """The number of the one virtual client that measures the model on data nobody trains on."""
 
 EVALUATOR_ID = "evaluator-1"
-_CACHE_BYTES = 64 << 20
+CACHE_BYTES = 192 << 20
+"""How much of what clients have is kept: a process has MNIST's whole training set in it."""
 
 
 @dataclass(frozen=True)
