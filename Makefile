@@ -23,8 +23,8 @@ PACKAGES  := rengo algorithms broker storage fl_server fl_client iot runtime
 .PHONY: help
 help: ## list these commands
 	@printf 'usage: make COMMAND\n\n'
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-13s %s\n", $$1, $$2 }'
-	@printf '\nPYTHON=python3.12 chooses the interpreter; ARGS="…" goes on to demo, test, soak, repeat, bench, tables, size, storm and idle.\n'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-15s %s\n", $$1, $$2 }'
+	@printf '\nPYTHON=python3.12 chooses the interpreter; ARGS="…" goes on to demo, test, soak, repeat, bench, bench-simulate, tables, size, storm and idle.\n'
 
 .PHONY: setup
 setup: $(FOR_DEV) ## install everything, tools for development included, into .venv
@@ -55,6 +55,10 @@ check: $(FOR_DEV) ## check format, lint, types and who imports whom
 .PHONY: bench
 bench: $(FOR_DEV) ## measure rounds against the floor of the same bytes; JSON and a table
 	$(BIN)/python -m benchmarks.rounds $(ARGS)
+
+.PHONY: bench-simulate
+bench-simulate: $(FOR_DEV) ## measure simulated rounds a second beside other simulators
+	$(BIN)/python -m benchmarks.simulate $(ARGS)
 
 .PHONY: tables
 tables: $(FOR_DEV) ## run what published tables compare, about an hour; writes docs/results.md
