@@ -383,5 +383,10 @@ def _speeds(definition: RunDefinition, services: FlowServices) -> dict[str, Spee
 
 def steps_digest(definition: RunDefinition) -> str:
     """Return what two runs share whose devices do the same steps."""
-    text = json.dumps([definition.task, definition.training], sort_keys=True, default=str)
+    algorithm = definition.algorithm
+    steps: list[object] = [definition.task, definition.training]
+    if load_algorithm(algorithm.name, algorithm.settings).narrow_widths:
+        # a step of a narrow model is a shorter one
+        steps.append([algorithm.name, algorithm.settings])
+    text = json.dumps(steps, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -16,5 +16,9 @@ def select(
 ) -> tuple[str, ...]:
     """Return up to ``count`` of the candidates, sorted by id."""
     prefix, sha256 = f"{seed}/{round_number}/{attempt}/".encode(), hashlib.sha256
-    ranked = [(sha256(prefix + each.encode()).digest(), each) for each in set(candidates)]
-    return tuple(sorted(device_id for _, device_id in heapq.nsmallest(count, ranked)))
+    # in their order, in which they lie in memory
+    names = list(dict.fromkeys(candidates))
+    ranks = [sha256(prefix + name.encode()).digest() for name in names]
+    lowest = heapq.nsmallest(count, ranks)
+    last = lowest[-1] if lowest else b""
+    return tuple(sorted(name for name, rank in zip(names, ranks, strict=True) if rank <= last))

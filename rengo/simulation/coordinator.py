@@ -35,6 +35,7 @@ from fl_server.rounds.events import (
     Event,
     ResultReceived,
     UpdateDelivered,
+    UpdatesDelivered,
 )
 from fl_server.rounds.facts import Fact, RoundCommitted
 from fl_server.rounds.ledger import Ledger, RoundStep
@@ -282,11 +283,22 @@ class Coordinator:
         orders = {each.device_id: self._order(each) for each in commands}
         pair = (commands[0].round, commands[0].attempt)
         results = self.parts.backend.train(list(orders.values()), self._global_model())
+        together: list[UpdateDelivered] = []
         for result in _in_order(results, orders):
+            event: Event
             if isinstance(result, Declined):
-                self.timeline.add(declined(result, "train", pair))
+                event = declined(result, "train", pair)
             else:
-                self.timeline.add(self._delivered(result, pair))
+                event = self._delivered(result, pair)
+            if isinstance(event, UpdateDelivered):
+                together.append(event)
+                continue
+            if together:
+                self.timeline.add(UpdatesDelivered(tuple(together)))
+                together = []
+            self.timeline.add(event)
+        if together:
+            self.timeline.add(UpdatesDelivered(tuple(together)))
 
     def _evaluate(self, commands: list[SendOrder]) -> None:
         orders = {each.device_id: self._order(each) for each in commands}

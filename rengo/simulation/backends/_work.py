@@ -15,6 +15,8 @@ from typing import Literal
 import numpy as np
 
 from algorithms.base import Algorithm
+from algorithms.transforms.base import Transform
+from fl_client.engines.base import Precision
 from fl_client.tasks._shared_data import Pool
 from rengo.simulation.backend import BackendSetup, GlobalModel, VirtualOrder
 from rengo.simulation.backends.inline import InlineBackend
@@ -30,13 +32,16 @@ class WorkerStart:
 
     Attributes:
         data: a folder with the divided data set, which all workers map; None where there is none.
+        transforms: what is done to updates.
     """
 
     spec: ClientsSpec
     algorithm: Algorithm
     seed: int
     engine: str
+    precision: Precision
     data: Path | None
+    transforms: tuple[Transform, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,14 @@ def main(descriptor: int) -> None:
     start: WorkerStart = connection.recv()
     shared = None if start.data is None else read_shared(start.data)
     clients = VirtualClients(start.spec, shared=shared)
-    setup = BackendSetup(clients, start.algorithm, start.seed, start.engine)
+    setup = BackendSetup(
+        clients,
+        start.algorithm,
+        start.seed,
+        start.engine,
+        transforms=start.transforms,
+        precision=start.precision,
+    )
     backend = InlineBackend(setup)
     messages: queue.SimpleQueue[ModelMap | WorkerOrder] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(connection, messages), daemon=True).start()
