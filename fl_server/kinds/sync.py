@@ -206,8 +206,10 @@ class SyncFlow(Flow):
         )
 
     def _signing(self, commit: Commit, *, is_new: bool = True) -> list[Command]:
-        sign = self._data.sign_version
-        return [StartTask(lambda: sign(self.record, commit, is_new=is_new), "run")]
+        def sign() -> None:
+            self._data.sign_version(self.record, commit, is_new=is_new)
+
+        return [StartTask(sign, "run")]
 
     def order(self, command: SendOrder) -> IssueOrder:
         """Return the order that the machine asks for."""
