@@ -19,7 +19,7 @@ from fl_server.aggregation.arithmetic.server_half import covered, section_sizes
 from fl_server.aggregation.spool import MemoryBudget, unlinked_file
 from fl_server.aggregation.sums import COVERAGE, RoundSums
 from runtime.bounds import MAX_EXAMPLES, plausible
-from runtime.errors import Corrupt
+from runtime.errors import ConfigError, Corrupt
 from storage.updates.header import ReportColumns, UpdateHeader
 from storage.updates.info import MAX_REPORTS, SUM_BLOCK, Origin
 from storage.updates.stream import WrittenUpdate
@@ -267,10 +267,10 @@ def write_sums(
     """Write a round's sums as an update.
 
     Raises:
-        Corrupt: there are more reports than one update may have.
+        ConfigError: there are more reports than one update may have.
     """
     if len(counted) > MAX_REPORTS:
-        raise Corrupt(
+        raise ConfigError(
             f"{len(counted)} devices in one round, of which a domain can tell its parent "
             f"{MAX_REPORTS}; set its cohort.size, or divide it"
         )

@@ -61,7 +61,7 @@ from runtime.errors import (
     Unavailable,
 )
 from storage.registry.registry import ModelRegistry
-from storage.store.objects import ObjectStore
+from storage.store.objects import ObjectStore, abort_uploads
 from storage.versions.keys import best_label
 from storage.weights import NotFinite
 
@@ -387,12 +387,23 @@ class DataPlane(InitialModels):
             after = self.patiently(make, run.keys.run_id)
         except (Unavailable, AccessDenied, BaseLost):
             raise
-        except NotFinite as error:
+        except (NotFinite, ConfigError) as error:
             # devices would train the same again
             return FailureReported(f"round {command.round}: {error}")
         except RengoError as error:
             return AggregationFailed(*key, str(error))
         return AggregationFinished(*key, after)
+
+    def remove_objects(self, run_id: str) -> None:
+        """Leave nothing of a run in the store: it has no versions of its own. Blocks."""
+        keys = self.keys(run_id)
+
+        def work() -> None:
+            abort_uploads(self.store, keys.prefix)
+            self.store.delete([info.key for info in self.store.list(keys.prefix)])
+
+        self.patiently(work, run_id)
+        self.uploads.forget(keys)
 
     # --- uploads in parts ---------------------------------------------------------------------
 

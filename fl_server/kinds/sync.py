@@ -52,7 +52,7 @@ from fl_server.runs.schedule import training_of
 _MAX_LISTED = 1500
 _SPEEDS_FROM_RUNS = 20
 # once more when no upload URL of the run can be alive
-_LAST_SWEEP_S = URL_LIFETIME_S + 60.0
+LAST_SWEEP_S = URL_LIFETIME_S + 60.0
 
 
 class SyncFlow(Flow):
@@ -198,7 +198,7 @@ class SyncFlow(Flow):
             case SweepRun():
                 metrics = {version: ledger.metrics(version) for version in ledger.evaluations}
                 store = StartTask(lambda: self._data.store_metrics(self.run_id, metrics), "run")
-                last = ArmTimer("sweep", ledger.round, ledger.attempt, _LAST_SWEEP_S)
+                last = ArmTimer("sweep", ledger.round, ledger.attempt, LAST_SWEEP_S)
                 return [store, self._work(command), last]
         return [self._work(command)]
 
@@ -386,5 +386,10 @@ def _speeds(definition: RunDefinition, services: FlowServices) -> dict[str, Spee
 
 def steps_digest(definition: RunDefinition) -> str:
     """Return what two runs share whose devices do the same steps."""
-    text = json.dumps([definition.task, definition.training], sort_keys=True, default=str)
+    algorithm = definition.algorithm
+    steps: list[object] = [definition.task, definition.training]
+    if load_algorithm(algorithm.name, algorithm.settings).narrow_widths:
+        # a step of a narrow model is a shorter one
+        steps.append([algorithm.name, algorithm.settings])
+    text = json.dumps(steps, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -37,7 +37,7 @@ from fl_server.flows.events import (
 from fl_server.flows.flow import Step, receipt_of
 from fl_server.flows.mean import weighted_mean
 from fl_server.kinds.base import FlowServices
-from fl_server.kinds.sync import SyncFlow, SyncKind
+from fl_server.kinds.sync import LAST_SWEEP_S, SyncFlow, SyncKind
 from fl_server.rounds.commands import Aggregate, ReportRound, SendOrder, SweepRun
 from fl_server.rounds.commands import Command as RoundCommand
 from fl_server.rounds.events import RoundRequested
@@ -157,15 +157,14 @@ class DomainFlow(SyncFlow):
                 return Step([], self._orders_to({event.device_id}))
             case TimerFired(timer=timer) if timer in {_MEASURE, _ASK_AGAIN}:
                 return self._evaluation_timer(event)
-            case DeviceJoined():
-                step = super().handle(event)
-                step.commands += self._orders_to({event.device_id})
-                return step
-            case DeviceLeft():
-                step = super().handle(event)
-                step.commands += self._without(event.device_id, "it went away").commands
-                return step
-        return super().handle(event)
+            case TimerFired(timer="sweep"):
+                return Step([], [self._removal()])
+        step = super().handle(event)
+        if isinstance(event, DeviceJoined):
+            step.commands += self._orders_to({event.device_id})
+        elif isinstance(event, DeviceLeft):
+            step.commands += self._without(event.device_id, "it went away").commands
+        return step
 
     # --- rounds -------------------------------------------------------------------------------
 
@@ -213,8 +212,13 @@ class DomainFlow(SyncFlow):
                     )
                 ]
             case SweepRun():
-                return super()._commands(command)[1:]  # no version here has metrics
+                last = ArmTimer("sweep", ledger.round, ledger.attempt, LAST_SWEEP_S)
+                return [self._removal(), last]
         return super()._commands(command)
+
+    def _removal(self) -> StartTask:
+        """Return the task of leaving nothing in the store: the versions are the parent's."""
+        return StartTask(lambda: self._data.remove_objects(self.run_id), "run")
 
     def _training_metrics(self) -> dict[str, float]:
         rows = sorted(self.machine.ledger.accepted.items())
