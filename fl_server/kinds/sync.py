@@ -13,7 +13,7 @@ from typing import Any
 
 from algorithms.base import DeviceFacts
 from algorithms.registry import load as load_algorithm
-from broker.wire.messages import DeviceState, Patch, RunDocument, RunEvent, RunStatus
+from broker.wire.messages import Patch, RunDocument, RunEvent, RunStatus
 from fl_server.dataplane.plane import DataCommand, DataPlane
 from fl_server.dataplane.urls import URL_LIFETIME_S
 from fl_server.flows.commands import (
@@ -135,10 +135,6 @@ class SyncFlow(Flow):
         current = (order.round, order.attempt) == (ledger.round, ledger.attempt)
         return is_open and current and order.device_id not in ledger.answered
 
-    def concerns(self, state: DeviceState) -> bool:
-        """Whether a device could take part; a domain cannot where single updates are needed."""
-        return super().concerns(state) and not (state.domain and self._needs_updates)
-
     # --- what comes in ------------------------------------------------------------------------
 
     def _result(self, answer: DeviceAnswered) -> ResultReceived | EvaluationReceived:
@@ -241,6 +237,7 @@ class SyncFlow(Flow):
             vectors=self._vectors(model),
             scalars=self._scalars(command.device_id, model),
             evaluators=self._evaluators(command),
+            singly=trains and self._needs_updates and self.machine.is_domain(command.device_id),
         )
 
     def _scalars(self, device_id: str, model: Model) -> dict[str, float]:

@@ -64,11 +64,13 @@ class DomainSettings(BaseModel):
 
     Attributes:
         local_rounds: how many rounds the devices do for one of the parent's.
+        singly: whether the parent needs the devices' updates and not their sum.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     local_rounds: Annotated[int, Field(ge=1, le=1000)] = 1
+    singly: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,10 +92,9 @@ class ChangeMade:
     population: int
 
 
-def local_rounds_of(definition: RunDefinition) -> int:
-    """Return how many rounds the devices do for one of the parent's."""
-    settings = validate(DomainSettings, dict(definition.flow_settings), "flow_settings")
-    return settings.local_rounds
+def settings_of(definition: RunDefinition) -> DomainSettings:
+    """Return the flow settings of a run of the parent's."""
+    return validate(DomainSettings, dict(definition.flow_settings), "flow_settings")
 
 
 def require_averaging(algorithm: Algorithm, name: str) -> None:
@@ -131,7 +132,8 @@ class DomainFlow(SyncFlow):
         facts_of: Callable[[str], DeviceFacts] = DeviceFacts,
     ) -> None:
         super().__init__(record, facts, data, facts_of)
-        self.local_rounds = local_rounds_of(record.definition)
+        settings = settings_of(record.definition)
+        self.local_rounds, self._needs_updates = settings.local_rounds, settings.singly
         self._evaluation: TreeEvaluation | None = None
 
     def first_round(self, number: int) -> int:
@@ -206,11 +208,9 @@ class DomainFlow(SyncFlow):
                 return [ReportResult(told)]
             case Aggregate() if self.machine.plan.sums:
                 model, metrics = ledger.model, self._training_metrics()
-                return [
-                    StartTask(
-                        lambda: self._data.sum_up(self.run_id, command, model, metrics), "run"
-                    )
-                ]
+                singly = dict(ledger.accepted) if self._needs_updates else None
+                what = (command, model, metrics, singly)
+                return [StartTask(lambda: self._data.sum_up(self.run_id, *what), "run")]
             case SweepRun():
                 last = ArmTimer("sweep", ledger.round, ledger.attempt, LAST_SWEEP_S)
                 return [self._removal(), last]
@@ -338,8 +338,14 @@ class DomainKind(SyncKind):
 
     def plan(self, run_id: str, definition: RunDefinition, services: FlowServices) -> Plan:
         """Return the plan of rounds on request."""
-        local_rounds = local_rounds_of(definition)
+        settings = settings_of(definition)
+        local_rounds = settings.local_rounds
         if local_rounds > 1:
+            if settings.singly or definition.transforms:
+                raise ConfigError(
+                    "local_rounds above 1 are for runs without transforms whose rule is the mean; "
+                    "set parent.local_rounds = 1"
+                )
             algorithm = definition.algorithm
             loaded = load_algorithm(algorithm.name, algorithm.settings)
             require_averaging(loaded, algorithm.name)

@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import algorithms
 from broker.wire.messages import TreeSummary
 from fl_client.tasks.digits import Digits
+from fl_server.aggregation.rules import RULES
 from fl_server.rounds.facts import RoundCommitted, RoundStarted, UpdateAccepted
 from runtime.broker_url import parse_url
 from storage.store.s3 import S3Store
@@ -19,6 +21,7 @@ from storage.weights import read_safetensors
 from tests.chaos.arena import wait_for
 from tests.chaos.trees import Link, Node, RunningTree, assert_as_flat, expected, info_of
 from tests.in_process import InProcessRun
+from tests.in_process_tree import Tree
 
 LONG = (pytest.mark.soak, pytest.mark.timeout(900))
 
@@ -229,11 +232,32 @@ def test_names_are_told_where_all_owners_let_them(tmp_path: Path) -> None:
 
         def is_whole() -> bool:
             one, other = told("open"), told("hiding")
-            return bool(one and other and one.members and (other.devices, other.depth) == (1, 2))
+            told_all = other is not None and (other.online, other.depth) == (1, 2)
+            return bool(one and one.members and told_all)
 
         wait_for(is_whole, "both have told what is below", tree.story)
         one, other = told("open"), told("hiding")
         assert one is not None
         assert other is not None
         assert [each.path for each in one.members] == [["d-0"]]
-        assert (other.members, other.online, other.domains) == ([], 1, 1)
+        assert (other.members, other.devices, other.domains) == ([], 1, 1)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+def test_a_rule_that_needs_the_single_updates(tmp_path: Path) -> None:
+    with RunningTree(tmp_path) as tree:
+        lab = tree.add_domain("lab", tree.platform, cohort={"size": 2})
+        tree.add_edges(lab, [0, 1], 3)
+        tree.add_edges(tree.platform, [2], 3)
+        tree.wait_ready(tree.platform, "lab", "d-2")
+        run_id = tree.submit(2, 2, rule={"name": "median"})
+        found = tree.finished(run_id)
+        (tmp_path / "flat").mkdir()
+        run = InProcessRun(tmp_path / "flat", Digits(), "fedavg", engines=("numpy",) * 3)
+        algorithm, median = algorithms.load("fedavg", {}), RULES.load("median", {})
+        flat = Tree(tmp_path / "flat", run.store, algorithm, rule=median)
+        for _ in range(2):
+            updates = [run.train(index) for index in range(3)]
+            run.models.append(flat.next_model(run.models[-1], updates, range(3)))
+        assert found["model_sha256"] == run.models[-1].sha256
