@@ -29,7 +29,8 @@ EVALUATOR = -1
 """The number of the one virtual client that measures the model on data nobody trains on."""
 
 EVALUATOR_ID = "evaluator-1"
-_CACHE_BYTES = 64 << 20
+CACHE_BYTES = 192 << 20
+"""How much of what clients have is kept: a process has MNIST's whole training set in it."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ class VirtualClients:
         found = self._load(client)
         self._recent[client] = found
         self._recent_bytes += _size(found)
-        while self._recent_bytes > _CACHE_BYTES and len(self._recent) > 1:
+        while self._recent_bytes > CACHE_BYTES and len(self._recent) > 1:
             _, oldest = self._recent.popitem(last=False)
             self._recent_bytes -= _size(oldest)
         return found

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from fl_client.engines.base import Precision
 from fl_client.tasks.base import Task
 from fl_server.operations.results.runs import RunReport
 from fl_server.rounds.facts import Fact
@@ -122,6 +123,7 @@ def simulate(  # noqa: PLR0913  a keyword for each option of the command line
     data: Path | str | None = None,
     backend: str = "auto",
     engine: Literal["auto", "numpy", "torch"] = "auto",
+    precision: Precision = "auto",
     workers: int = 0,
     out: Path | str | None = None,
     fleet: str = "",
@@ -142,7 +144,8 @@ def simulate(  # noqa: PLR0913  a keyword for each option of the command line
         partition: how a shared data set is divided over the clients, as ``dirichlet:0.1``.
         data: a folder with a sub-folder of data for each client.
         backend: what computes; "auto" chooses.
-        engine: numpy or torch; "auto" is numpy where it can do the run.
+        engine: numpy or torch; "auto" is numpy, but for long work that it does slowly, torch.
+        precision: of torch's products; bfloat16 is faster on many processors, and less exact.
         workers: how many processes at most, where the backend has any; 0 for as many as cores.
         out: a folder for the results; a run that was killed goes on from there.
         fleet: what devices the clients are in virtual time, as ``phone=80,pi-4=20`` or a TOML file.
@@ -170,6 +173,7 @@ def simulate(  # noqa: PLR0913  a keyword for each option of the command line
         None if data is None else Path(data).absolute(),
         backend=backend,
         engine=engine,
+        precision=precision,
         workers=workers,
         fleet=fleet,
         trace=None if trace is None else Path(trace).absolute(),
@@ -189,7 +193,7 @@ def run_prepared(
         ConfigError: the folder holds something else, or the backend cannot do it; says why.
         RunNotCompleted: the run failed, and why.
     """
-    described = description_of(prepared.run, prepared.setup.engine, prepared.world)
+    described = description_of(prepared.run, prepared.setup.arithmetic, prepared.world)
     folder = None if keeping is None else ResultsFolder(keeping.folder, described)
     choice = choose(prepared.backend, prepared.setup)
     if folder is not None and folder.is_complete:

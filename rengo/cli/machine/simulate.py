@@ -70,7 +70,13 @@ def add(commands: Commands) -> None:
         "--engine",
         choices=["auto", "numpy", "torch"],
         default="auto",
-        help="what each client trains with (default: numpy where it can do the run)",
+        help="what each client trains with (default: numpy, or torch for long work it does slowly)",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=["auto", "float32", "bfloat16"],
+        default="auto",
+        help="of torch's products: bfloat16 is faster on many processors, and less exact",
     )
     parser.add_argument("--partition", default="", metavar="KIND", help=PARTITION_HELP)
     parser.add_argument(
@@ -189,6 +195,7 @@ def _prepare(
         options.data_seed,
         backend=options.backend,
         engine=options.engine,
+        precision=options.precision,
         workers=options.workers,
         fleet=options.fleet,
         trace=options.trace,

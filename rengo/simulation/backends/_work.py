@@ -16,6 +16,7 @@ import numpy as np
 
 from algorithms.base import Algorithm
 from algorithms.transforms.base import Transform
+from fl_client.engines.base import Precision
 from fl_client.tasks._shared_data import Pool
 from rengo.simulation.backend import BackendSetup, GlobalModel, VirtualOrder
 from rengo.simulation.backends.inline import InlineBackend
@@ -31,14 +32,16 @@ class WorkerStart:
 
     Attributes:
         data: a folder with the divided data set, which all workers map; None where there is none.
+        transforms: what is done to updates.
     """
 
     spec: ClientsSpec
     algorithm: Algorithm
     seed: int
     engine: str
-    transforms: tuple[Transform, ...]
+    precision: Precision
     data: Path | None
+    transforms: tuple[Transform, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,12 @@ def main(descriptor: int) -> None:
     shared = None if start.data is None else read_shared(start.data)
     clients = VirtualClients(start.spec, shared=shared)
     setup = BackendSetup(
-        clients, start.algorithm, start.seed, start.engine, transforms=start.transforms
+        clients,
+        start.algorithm,
+        start.seed,
+        start.engine,
+        transforms=start.transforms,
+        precision=start.precision,
     )
     backend = InlineBackend(setup)
     messages: queue.SimpleQueue[ModelMap | WorkerOrder] = queue.SimpleQueue()
