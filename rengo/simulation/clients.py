@@ -161,7 +161,7 @@ class VirtualClients:
         found = self._load(client)
         self._recent[client] = found
         self._recent_bytes += _size(found)
-        while self._recent_bytes > _CACHE_BYTES and len(self._recent) > 1:
+        while self._recent_bytes > CACHE_BYTES and len(self._recent) > 1:
             _, oldest = self._recent.popitem(last=False)
             self._recent_bytes -= _size(oldest)
         return found

@@ -194,4 +194,5 @@ def _ray() -> ModuleType:
         import ray  # noqa: PLC0415  an extra
     except ImportError as error:
         raise MissingExtra("ray", "ray") from error
-    return ray
+    found: ModuleType = ray
+    return found
