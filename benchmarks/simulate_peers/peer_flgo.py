@@ -83,7 +83,7 @@ runner = flgo.init(
         "learning_rate": given.rate,
         "learning_rate_decay": 1.0,
         "proportion": len(given.cohorts[0]) / partitioner.num_clients,
-        "aggregate": "weighted_com",
+        "aggregate": "uniform",
         "train_holdout": 0.0,
         "eval_interval": -1,
         "no_log_console": True,
