@@ -84,6 +84,10 @@ idle: $(FOR_DEV) ## measure an agent that waits: memory, processor, start, a no-
 storm: $(FOR_DEV) ## let 2,000 devices connect to mosquitto at once, and 500 to NATS
 	$(BIN)/python -m benchmarks.storm $(ARGS)
 
+.PHONY: bench-tree
+bench-tree: $(FOR_DEV) ## measure a tree of 4 domains with 25 devices each against the flat 100
+	$(BIN)/python -m benchmarks.tree $(ARGS)
+
 .PHONY: constrained
 constrained: $(FOR_DEV) ## take part in a run within 96 MiB on a slow, lossy link (root, cgroup v1)
 	$(BIN)/python -m benchmarks.constrained $(ARGS)
@@ -98,7 +102,7 @@ endurance: $(FOR_DEV) ## let an agent do ROUNDS=500 rounds: what it holds must n
 
 .PHONY: world
 world: $(FOR_DEV) ## search SEEDS=20000 simulated histories with faults
-	$(BIN)/python -m tests.world --seeds $(SEEDS)
+	$(BIN)/python -m tests.world --seeds $(SEEDS) $(ARGS)
 
 .PHONY: clean
 clean: ## remove .venv, caches and build output (rengo-output stays)

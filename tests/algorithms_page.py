@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from algorithms.description import Description, Explanation, describe
 from algorithms.registry import names
-from benchmarks.tables.rows import ROWS
+from benchmarks.tables.page import runs_of
+from benchmarks.tables.results import Results
+from benchmarks.tables.rows import ROWS, Row
 from rengo.cli.machine.algorithms import FAMILIES, costs_in_words, explanations
 
 _INTRO = """\
@@ -88,7 +89,6 @@ round to round, and those that the server keeps. Gradients are those of a local 
 those over the client's data beside its steps.
 
 """
-_IMAGES = Path(__file__).parents[1] / "docs" / "images"
 _RULES = """\
 ## Rules
 
@@ -142,17 +142,24 @@ def render() -> str:
 
 
 def _choices() -> str:
+    measured = {row.name for row in _measured()}
     lines = ["| if | take | measured |", "| --- | --- | --- |"]
     for case, taken, name in _TAKE:
-        link = f"[{name}](results.md#{name})" if name else ""
+        link = f"[{name}](results.md#{name})" if name in measured else ""
         lines.append(f"| {case} | {taken} | {link} |")
     return "\n".join(lines) + "\n"
 
 
+def _measured() -> list[Row]:
+    """Return the comparisons that the page of results has."""
+    results = Results()
+    return [row for row in ROWS if runs_of(row, results) is not None]
+
+
 def _curves(family: str) -> Iterator[str]:
     """Yield the measured curves of a family, where there are any."""
-    for row in ROWS:
-        if row.family == family and (_IMAGES / f"results-{family}.svg").exists():
+    for row in _measured():
+        if row.family == family:
             yield f"![{row.title}](images/results-{family}.svg)\n"
             yield f"{row.title}. [How it was measured](results.md#{row.name}).\n"
 

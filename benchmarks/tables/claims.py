@@ -98,6 +98,18 @@ class Recovered:
         return 100 * sum(right) / len(right) if right else math.nan
 
 
+@dataclass(frozen=True)
+class Sent:
+    """How much of the model a client is sent and sends, in % and on average."""
+
+    digits: int = 1
+    title: str = "bytes of a client, % of the whole model's"
+
+    def of(self, outcome: Outcome) -> float:
+        """Return the share."""
+        return 100 * outcome.sent
+
+
 class Claim(Protocol):
     """Something that published results say, and that ours are to say too."""
 

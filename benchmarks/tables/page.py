@@ -40,7 +40,7 @@ def render(results: Results, rows: Sequence[Row] = ROWS) -> str:
     measured = [(row, runs) for row in rows if (runs := runs_of(row, results)) is not None]
     parts = [_INTRO, _summary(measured)]
     parts += [_section(row, runs) for row, runs in measured]
-    parts.append(_elsewhere())
+    parts.append(_elsewhere([row for row in rows if runs_of(row, results) is None]))
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -147,7 +147,11 @@ def _settings(variants: Mapping[str, Setting]) -> str:
     return "; ".join([*told, *options])
 
 
-def _elsewhere() -> str:
+def _elsewhere(missing: Sequence[Row]) -> str:
     lines = ["## What is shown elsewhere, or not yet\n"]
     lines += [f"- {name}: {text}" for name, text in ELSEWHERE.items()]
+    lines += [
+        f'- {row.title}: not measured yet, `make tables ARGS="--rows {row.name}"`.'
+        for row in missing
+    ]
     return "\n".join(lines) + "\n"

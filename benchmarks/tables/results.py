@@ -101,6 +101,7 @@ def _document(run: Run) -> dict[str, Any]:
         "cpu_s": round(run.outcome.cpu_s, 1),
         "diverged": run.outcome.diverged,
         "backend": run.outcome.backend,
+        "sent": round(run.outcome.sent, _DIGITS),
         **(
             {"chosen": [*map(list, sorted(run.outcome.chosen.items()))]}
             if run.outcome.chosen
@@ -130,7 +131,14 @@ def _run_of(document: Mapping[str, Any]) -> Run:
         for place, number in enumerate(document["rounds"])
     }
     chosen = dict(document.get("chosen", []))
-    outcome = Outcome(curve, document["diverged"], document["cpu_s"], chosen, document["backend"])
+    outcome = Outcome(
+        curve,
+        document["diverged"],
+        document["cpu_s"],
+        chosen,
+        document.get("sent", 1.0),
+        document["backend"],
+    )
     return Run(
         document["row"],
         document["variant"],

@@ -52,6 +52,7 @@ class Outcome:
         diverged: the round in which training gave no finite numbers, 0 for none.
         cpu_s: of this process.
         chosen: which of several global models each client trained last, by the client's number.
+        sent: how much of the model a client downloads, trains and sends, the mean over all clients.
         backend: of the simulator, which computed it.
     """
 
@@ -59,6 +60,7 @@ class Outcome:
     diverged: int = 0
     cpu_s: float = 0.0
     chosen: Mapping[int, int] = field(default_factory=dict)
+    sent: float = 1.0
     backend: str = ""
 
     @property

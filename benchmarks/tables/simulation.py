@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from algorithms.base import DeviceFacts
 from benchmarks.tables.setting import Metrics, Outcome, Setting
 from fl_server.rounds.ledger import Ledger
 from fl_server.rounds.spread import spread_over_devices
-from rengo.simulation.coordinator import Coordinator
-from rengo.simulation.definition import Simulation
-from rengo.simulation.history import History
-from rengo.simulation.run import run_simulation
+from rengo.simulation.coordinator import Coordinator, SimulatedRun
+from rengo.simulation.definition import Simulation, prepare
+from rengo.simulation.history import RoundHistory
+from rengo.simulation.run import run_prepared
 from runtime.errors import RunNotCompleted
 
 _PERSONAL = "personal_accuracy"
@@ -27,14 +29,14 @@ def simulate(setting: Setting, seed: int) -> Outcome:
     curve = _Curve(setting.stop_at)
     diverged = 0
     try:
-        run_simulation(simulation_of(setting, seed), curve.watch)
+        run_prepared(prepare(simulation_of(setting, seed)), progress=curve.progress)
         curve.take()
     except RunNotCompleted:
         diverged = curve.rounds + 1
     except _ReachedError:
         pass
     cpu_s = time.process_time() - begun_s
-    return Outcome(curve.measured, diverged, cpu_s, curve.chosen, curve.backend)
+    return Outcome(curve.measured, diverged, cpu_s, curve.chosen, curve.sent, curve.backend)
 
 
 def simulation_of(setting: Setting, seed: int) -> Simulation:
@@ -47,6 +49,7 @@ def simulation_of(setting: Setting, seed: int) -> Simulation:
         data_seed=seed,
         engine=setting.engine,
         backend=setting.backend,
+        workers=1,
     )
 
 
@@ -78,16 +81,20 @@ class _Curve:
     rounds: int = 0
     ledger: Ledger | None = None
     chosen: dict[int, int] = field(default_factory=dict)
+    sent: float = 1.0
     backend: str = ""
 
-    def watch(self, coordinator: Coordinator, history: History) -> None:
+    def progress(self, coordinator: Coordinator, history: RoundHistory) -> None:
         """Take note of a round, and of what was measured since the one before."""
         self.ledger, self.rounds = coordinator.machine.ledger, len(history.rounds)
         # a backend is named as its file
         self.backend = type(coordinator.parts.backend).__module__.rpartition(".")[2]
-        for client, state in coordinator.parts.states.items().items():
-            if _CHOSEN in state:
-                self.chosen[client] = int(state[_CHOSEN])
+        if self.rounds == 1:
+            self.sent = _sent(coordinator.run)
+        for client in range(coordinator.run.clients.spec.count):
+            kept = coordinator.parts.states.get(client)
+            if _CHOSEN in kept:
+                self.chosen[client] = int(kept[_CHOSEN])
         self.take()
         reached = (found.get("accuracy", 0.0) for found in self.measured.values())
         if self.stop_at is not None and max(reached, default=0.0) >= self.stop_at:
@@ -99,6 +106,17 @@ class _Curve:
         for version in self.ledger.evaluations.keys() - self.measured.keys():
             found = _spread(self.ledger) if version == max(self.ledger.evaluations) else {}
             self.measured[version] = {**self.ledger.metrics(version), **found}
+
+
+def _sent(run: SimulatedRun) -> float:
+    """Return how much of the model a client is sent and sends, the mean over all clients."""
+    layout, sizes = run.initial.weights.layout, []
+    for name in run.clients.ids:
+        facts = DeviceFacts(name, run.clients.spec.profile)
+        width = run.algorithm.width(facts, 1, run.definition.seed)
+        part = run.algorithm.part(width, 1, layout)
+        sizes.append(layout.size if part is None else part.part.size)
+    return math.fsum(sizes) / len(sizes) / layout.size
 
 
 def _spread(ledger: Ledger) -> Mapping[str, float]:

@@ -60,6 +60,14 @@ class FewerFashion(Fewer, FashionMnist):
     kept = 6_000
 
 
+class NarrowMnist(FewerMnist):
+    """The same with the model of a client of width 1/16, as a whole model."""
+
+    def model(self) -> list[Any]:
+        """Return 2NN with 13 units in place of 200."""
+        return [Flatten(), Linear(784, 13), ReLU(), Linear(13, 13), ReLU(), Linear(13, 10)]
+
+
 class FairMnist(Fewer, Mnist):
     """A quarter of MNIST, a quarter of each client's part held out."""
 

@@ -9,13 +9,14 @@ small model and a few blocks; the sums of a large model and larger spools are fi
 
 from __future__ import annotations
 
+import hashlib
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 from algorithms.base import Algorithm, Report
 from algorithms.transforms import bound_of
@@ -33,6 +34,7 @@ from fl_server.aggregation.part_models import PartModels
 from fl_server.aggregation.partial import (
     CountedReport,
     ReceivedSums,
+    ReceivedUpdates,
     SumUp,
     distinct,
     read_sums,
@@ -41,25 +43,28 @@ from fl_server.aggregation.partial import (
 )
 from fl_server.aggregation.rules.base import Rule
 from fl_server.aggregation.rules.mean import WeightedMean
-from fl_server.aggregation.spool import MemoryBudget, Spool
+from fl_server.aggregation.spool import MemoryBudget, Spool, unlinked_file
 from fl_server.aggregation.sums import COVERAGE, RoundSums, UpdateParts
 from fl_server.aggregation.verified import VerifiedUpdate, require_norm, sections_of
 from fl_server.rounds.model import Model, Update
+from runtime.bounds import MAX_EXAMPLES, plausible
 from runtime.errors import Corrupt, NotFound
 from runtime.files import file_sha256
 from storage.store.multipart_writer import PartWriter
 from storage.store.objects import ObjectStore, abort_uploads
+from storage.updates.forwarded import ForwardedInfo, ForwardedWriter, entries_of
 from storage.updates.header import UpdateHeader, read_header, require_origin
-from storage.updates.info import MAX_SUM_BYTES, Origin
+from storage.updates.info import MAX_REPORTS, MAX_SUM_BYTES, Origin
 from storage.updates.stream import verified_blocks
 from storage.versions.keys import RunKeys
-from storage.weights import Layout, Reader
+from storage.weights import Layout, Reader, Slices
 
 PARTIAL = "partial"
 """Whose sums are that nobody was ordered yet: they are made before the order that they answer."""
 
 _HEADER_ALLOWANCE = 2 << 20
 
+Received: TypeAlias = VerifiedUpdate | ReceivedSums | ReceivedUpdates
 RoundKey: TypeAlias = tuple[int, int]
 
 
@@ -115,6 +120,11 @@ class _OpenRound:
         """Of every update, also of those that came in sums."""
         return distinct(self.counted)
 
+    def unused(self, name: str) -> str:
+        """Return a name for a device of a domain's that no other device here has."""
+        names = {each.report.device_id for those in self.counted.values() for each in those}
+        return name if name not in names else hashlib.sha256(name.encode()).hexdigest()[:32]
+
 
 class Retention(Protocol):
     """Which of a run's versions stay in the store."""
@@ -157,7 +167,7 @@ class RunAggregator:
         self._budget = budget
         self._folder = models.folder
         self._lock = threading.Lock()
-        self._verified: dict[tuple[RoundKey, str], VerifiedUpdate | ReceivedSums] = {}
+        self._verified: dict[tuple[RoundKey, str], Received] = {}
         self._round: _OpenRound | None = None
 
     # --- parts ----------------------------------------------------------------------------------
@@ -198,9 +208,7 @@ class RunAggregator:
         if old is not None:
             old.spool.close()
 
-    def _read(
-        self, submission: SubmittedUpdate, base: Model, layout: Layout
-    ) -> VerifiedUpdate | ReceivedSums:
+    def _read(self, submission: SubmittedUpdate, base: Model, layout: Layout) -> Received:
         update, algorithm = submission.update, self._run.algorithm
         slices = algorithm.part(submission.width, submission.round, layout)
         if slices is not None:
@@ -215,7 +223,8 @@ class RunAggregator:
             kind="delta",
         )
         values = layout.size * (len(algorithm.sends) + 1)
-        most = MAX_SUM_BYTES * values + _HEADER_ALLOWANCE
+        alone, summed = 4 * values + _HEADER_ALLOWANCE, MAX_SUM_BYTES * values + _HEADER_ALLOWANCE
+        most = MAX_REPORTS * alone if self._run.combining.needs_updates else max(alone, summed)
         if update.size_bytes > most:
             raise Refused(f"{update.key}: {update.size_bytes} bytes, at most {most}")
         with self._store.open(update.key) as stream:
@@ -225,23 +234,69 @@ class RunAggregator:
             if header.sums is not None:
                 require_origin(header, replace(expected, kind="sums"), update.key)
                 return self._read_sums(stream, header, submission, base, layout)
-            most = 4 * values + _HEADER_ALLOWANCE
-            if update.size_bytes > most:
-                raise Refused(f"{update.key}: {update.size_bytes} bytes, at most {most}")
+            if header.forwarded is not None:
+                require_origin(header, replace(expected, kind="updates"), update.key)
+                return self._read_forwarded(stream, header, submission, expected, layout)
+            if update.size_bytes > alone:
+                raise Refused(f"{update.key}: {update.size_bytes} bytes, at most {alone}")
             require_origin(header, expected, update.key)
             if header.num_examples != update.num_examples:
                 raise Refused(f"{update.key}: num_examples differs from the result message")
-            sections = sections_of(header, algorithm, layout, update.key)
-            size = sum(section.count for section in sections)
-            spool = Spool(size, self._budget, self._folder)
-            try:
-                for block in verified_blocks(stream, header, size, key=update.key):
-                    spool.append(block)
-                require_norm(spool, sections, algorithm, bound_of(self._run.transforms))
-            except BaseException:
-                spool.close()
-                raise
+            return self._spooled(stream, header, layout, slices, update.key)
+
+    def _spooled(
+        self,
+        stream: Reader,
+        header: UpdateHeader,
+        layout: Layout,
+        slices: Slices | None,
+        key: str,
+    ) -> VerifiedUpdate:
+        """Return a single update's values, verified."""
+        algorithm = self._run.algorithm
+        sections = sections_of(header, algorithm, layout, key)
+        size = sum(section.count for section in sections)
+        spool = Spool(size, self._budget, self._folder)
+        try:
+            for block in verified_blocks(stream, header, size, key=key):
+                spool.append(block)
+            require_norm(spool, sections, algorithm, bound_of(self._run.transforms))
+        except BaseException:
+            spool.close()
+            raise
         return VerifiedUpdate(spool, sections, frozenset(algorithm.reports), slices)
+
+    def _read_forwarded(
+        self,
+        stream: Reader,
+        header: UpdateHeader,
+        submission: SubmittedUpdate,
+        expected: Origin,
+        layout: Layout,
+    ) -> ReceivedUpdates:
+        """Read the updates that a domain passes on, each as if it had come alone."""
+        update, key = submission.update, submission.update.key
+        assert header.forwarded is not None
+        told = (header.num_examples, header.forwarded.population)
+        if told != (update.num_examples, update.population):
+            raise Refused(f"{key}: num_examples or population differ from the result message")
+        found: list[tuple[str, int, VerifiedUpdate]] = []
+        try:
+            for entry, part in entries_of(stream, header):
+                what = f"{key}, {entry.device_id}"
+                inner = read_header(
+                    part, header_sha256=entry.header_sha256, max_bytes=entry.size, key=what
+                )
+                order = replace(expected, attempt=entry.attempt, device_id=entry.device_id)
+                require_origin(inner, order, what)
+                if inner.num_examples != entry.num_examples:
+                    raise Refused(f"{what}: num_examples differs from what the domain says")
+                verified = self._spooled(part, inner, layout, None, what)
+                found.append((entry.device_id, entry.num_examples, verified))
+        except BaseException:
+            ReceivedUpdates(tuple(found)).spool.close()
+            raise
+        return ReceivedUpdates(tuple(found))
 
     def _read_sums(
         self,
@@ -283,11 +338,30 @@ class RunAggregator:
             self.verify(submission, base)
             found = self._take(key, submission.device_id)
         assert found is not None
-        if isinstance(found, ReceivedSums):
-            self._fold_sums(round_, submission.device_id, found)
-            return
-        name = self._run.name_of(submission.device_id)
-        report = Report(name, submission.update.num_examples, found.scalars())
+        sender = submission.device_id
+        match found:
+            case ReceivedSums():
+                self._fold_sums(round_, sender, found)
+            case ReceivedUpdates():
+                try:
+                    counted = [
+                        self._add(round_, round_.unused(name), examples, each, base)
+                        for name, examples, each in found.updates
+                    ]
+                except BaseException:
+                    found.spool.close()
+                    self._close_round()
+                    raise
+                round_.counted[sender] = tuple(counted)
+            case VerifiedUpdate():
+                name, examples = self._run.name_of(sender), submission.update.num_examples
+                round_.counted[sender] = (self._add(round_, name, examples, found, base),)
+
+    def _add(
+        self, round_: _OpenRound, name: str, examples: int, found: VerifiedUpdate, base: Model
+    ) -> CountedReport:
+        """Add a single update to the round."""
+        report = Report(name, examples, found.scalars())
         try:
             weight = self._weight(report, base)
         except BaseException:
@@ -301,7 +375,7 @@ class RunAggregator:
             raise
         names = frozenset(section.name for section in found.sections)
         names |= {f"{COVERAGE}{each}" for each in names & set(covered(self._run.algorithm))}
-        round_.counted[submission.device_id] = (CountedReport(report, names),)
+        return CountedReport(report, names)
 
     def _fold_sums(self, round_: _OpenRound, sender: str, found: ReceivedSums) -> None:
         try:
@@ -317,7 +391,7 @@ class RunAggregator:
         except Corrupt as error:
             raise Refused(str(error)) from error
 
-    def _take(self, key: RoundKey, device_id: str) -> VerifiedUpdate | ReceivedSums | None:
+    def _take(self, key: RoundKey, device_id: str) -> Received | None:
         with self._lock:
             return self._verified.pop((key, device_id), None)
 
@@ -358,24 +432,64 @@ class RunAggregator:
             Unavailable: the store cannot be reached now; try again.
         """
         round_, path = self._complete(key, included), self.base.copies.temporary()
-        origin = Origin(
+        origin = self._partial_origin(key, base, "sums")
+        try:
+            with path.open("wb") as out:
+                write_sums(out, round_.sums, round_.reports, origin, told, self._folder)
+            return self._put_partial(key, path)
+        finally:
+            path.unlink(missing_ok=True)
+
+    def pass_on(
+        self, key: RoundKey, included: Mapping[str, Update], base: Model, told: SumUp
+    ) -> Model:
+        """Put the included updates themselves into the store, as one.
+
+        Raises:
+            Corrupt, NotFound: an update is no longer what was accepted.
+            Unavailable: the store cannot be reached now; try again.
+        """
+        path = self.base.copies.temporary()
+        try:
+            with path.open("wb") as out, unlinked_file(self._folder) as body:
+                writer, examples = ForwardedWriter(body), 0
+                for device_id, update in sorted(included.items()):
+                    with self._store.open(update.key) as stream:
+                        header = read_header(
+                            stream,
+                            header_sha256=update.header_sha256,
+                            max_bytes=update.size_bytes,
+                            key=update.key,
+                        )
+                        examples += header.num_examples
+                        writer.add(stream, header, self._run.name_of(device_id))
+                info = ForwardedInfo(
+                    min(examples, MAX_EXAMPLES), plausible(told.metrics), told.population
+                )
+                writer.finish(out, self._partial_origin(key, base, "updates"), info)
+            return self._put_partial(key, path)
+        finally:
+            path.unlink(missing_ok=True)
+
+    def _partial_origin(
+        self, key: RoundKey, base: Model, kind: Literal["sums", "updates"]
+    ) -> Origin:
+        return Origin(
             run_id=self.keys.run_id,
             round=key[0],
             attempt=key[1],
             device_id=PARTIAL,
             base_sha256=base.sha256,
             layout_hash=self.base.layout(base).hash,
-            kind="sums",
+            kind=kind,
         )
-        try:
-            with path.open("wb") as out:
-                write_sums(out, round_.sums, round_.reports, origin, told, self._folder)
-            model = Model(key[0], self.keys.partial(key[0]), file_sha256(path), path.stat().st_size)
-            with path.open("rb") as file:
-                self._store.put(model.key, file, model.size_bytes)
-            return model
-        finally:
-            path.unlink(missing_ok=True)
+
+    def _put_partial(self, key: RoundKey, path: Path) -> Model:
+        """Put what a parent gets into the store."""
+        model = Model(key[0], self.keys.partial(key[0]), file_sha256(path), path.stat().st_size)
+        with path.open("rb") as file:
+            self._store.put(model.key, file, model.size_bytes)
+        return model
 
     def _complete(self, key: RoundKey, included: tuple[str, ...]) -> _OpenRound:
         """Return the round with exactly the included updates; Corrupt where it is not so."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from algorithms.base import DeviceFacts
 from algorithms.registry import load as load_algorithm
-from broker.wire.messages import DeviceState, Patch, RunDocument, RunEvent, RunStatus
+from broker.wire.messages import Patch, RunDocument, RunEvent, RunStatus
 from fl_server.dataplane.plane import DataCommand, DataPlane
 from fl_server.dataplane.urls import URL_LIFETIME_S
 from fl_server.flows.commands import (
@@ -52,7 +52,7 @@ from fl_server.runs.schedule import training_of
 _MAX_LISTED = 1500
 _SPEEDS_FROM_RUNS = 20
 # once more when no upload URL of the run can be alive
-_LAST_SWEEP_S = URL_LIFETIME_S + 60.0
+LAST_SWEEP_S = URL_LIFETIME_S + 60.0
 
 
 class SyncFlow(Flow):
@@ -135,10 +135,6 @@ class SyncFlow(Flow):
         current = (order.round, order.attempt) == (ledger.round, ledger.attempt)
         return is_open and current and order.device_id not in ledger.answered
 
-    def concerns(self, state: DeviceState) -> bool:
-        """Whether a device could take part; a domain cannot where single updates are needed."""
-        return super().concerns(state) and not (state.domain and self._needs_updates)
-
     # --- what comes in ------------------------------------------------------------------------
 
     def _result(self, answer: DeviceAnswered) -> ResultReceived | EvaluationReceived:
@@ -198,7 +194,7 @@ class SyncFlow(Flow):
             case SweepRun():
                 metrics = {version: ledger.metrics(version) for version in ledger.evaluations}
                 store = StartTask(lambda: self._data.store_metrics(self.run_id, metrics), "run")
-                last = ArmTimer("sweep", ledger.round, ledger.attempt, _LAST_SWEEP_S)
+                last = ArmTimer("sweep", ledger.round, ledger.attempt, LAST_SWEEP_S)
                 return [store, self._work(command), last]
         return [self._work(command)]
 
@@ -241,6 +237,7 @@ class SyncFlow(Flow):
             vectors=self._vectors(model),
             scalars=self._scalars(command.device_id, model),
             evaluators=self._evaluators(command),
+            singly=trains and self._needs_updates and self.machine.is_domain(command.device_id),
         )
 
     def _scalars(self, device_id: str, model: Model) -> dict[str, float]:
@@ -386,5 +383,10 @@ def _speeds(definition: RunDefinition, services: FlowServices) -> dict[str, Spee
 
 def steps_digest(definition: RunDefinition) -> str:
     """Return what two runs share whose devices do the same steps."""
-    text = json.dumps([definition.task, definition.training], sort_keys=True, default=str)
+    algorithm = definition.algorithm
+    steps: list[object] = [definition.task, definition.training]
+    if load_algorithm(algorithm.name, algorithm.settings).narrow_widths:
+        # a step of a narrow model is a shorter one
+        steps.append([algorithm.name, algorithm.settings])
+    text = json.dumps(steps, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -313,8 +313,9 @@ class RoundMachine:
         fitted = {} if plan.fit is None else fit(cohort, self._speeds(plan.fit), plan.fit)
         widths = {device_id: self._width_of(device_id, ledger.round) for device_id in cohort}
         work = with_widths(fitted, widths)
-        known = {*ledger.known, *cohort, *self._roster.accepting("trainer")}
-        started = RoundStarted(ledger.round, ledger.attempt, cohort, target, work, len(known))
+        # the cohort is among those that take orders
+        population = self._roster.population(ledger.known)
+        started = RoundStarted(ledger.round, ledger.attempt, cohort, target, work, population)
         ledger.record(started, step)
         for device_id in cohort:
             self._order(device_id, step)

@@ -137,12 +137,11 @@ class VirtualClients:
     @cached_property
     def shared(self) -> SharedData | None:
         """The divided data set; None where the task gives each client its own."""
-        task = self.task
-        if not isinstance(task, SharedDataTask) or type(task).data is not SharedDataTask.data:
+        task, device = self.task, self.spec.device(0)
+        if not isinstance(task, SharedDataTask) or not task.is_divided(device):
             return None
         if self.spec.folders:
             return None
-        device = self.spec.device(0)
         pool = task.pool(device)
         parts = task.parts(pool, device)
         starts = np.cumsum([0, *(len(part) for part in parts)], dtype=np.int64)

@@ -23,7 +23,7 @@ from rengo.simulation.history import RoundFigures, RoundHistory
 from rengo.simulation.paced import PacedCoordinator
 from rengo.simulation.report import description_of, digest_of, run_report
 from rengo.simulation.results import ResultsFolder
-from rengo.simulation.states import MemoryStates
+from rengo.simulation.states import BoundedStates
 from rengo.simulation.virtual.account import VirtualAccount
 from runtime.config import merge
 from runtime.errors import ConfigError, RunNotCompleted
@@ -202,7 +202,7 @@ def run_prepared(
         )
     work = _Work(prepared, digest_of(described), choice, keeping, folder, progress)
     backend = open_backend(choice.name, prepared.setup)
-    states = MemoryStates()
+    states = BoundedStates()
     try:
         return work.run(Parts(backend, states))
     finally:

@@ -33,15 +33,16 @@ class WorkerStart:
 
     Attributes:
         data: a folder with the divided data set, which all workers map; None where there is none.
+        transforms: what is done to updates.
     """
 
     spec: ClientsSpec
     algorithm: Algorithm
     seed: int
     engine: str
-    transforms: tuple[Transform, ...]
     precision: Precision
     data: Path | None
+    transforms: tuple[Transform, ...] = ()
 
 
 @dataclass(frozen=True)

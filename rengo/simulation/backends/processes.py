@@ -103,9 +103,9 @@ class ProcessesBackend:
             setup.algorithm,
             setup.seed,
             setup.engine,
-            setup.transforms,
             setup.precision,
             data,
+            setup.transforms,
         )
         environment = {**os.environ, **dict.fromkeys(_ONE_THREAD, "1")}
         for number in range(1, count + 1):
