@@ -23,8 +23,8 @@ PACKAGES  := rengo algorithms broker storage fl_server fl_client iot runtime
 .PHONY: help
 help: ## list these commands
 	@printf 'usage: make COMMAND\n\n'
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-13s %s\n", $$1, $$2 }'
-	@printf '\nPYTHON=python3.12 chooses the interpreter; ARGS="…" goes on to demo, test, soak, repeat, bench, tables, size, storm and idle.\n'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-15s %s\n", $$1, $$2 }'
+	@printf '\nPYTHON=python3.12 chooses the interpreter; ARGS="…" goes on to demo, test, soak, repeat, bench, bench-simulate, tables, size, storm and idle.\n'
 
 .PHONY: setup
 setup: $(FOR_DEV) ## install everything, tools for development included, into .venv
@@ -56,6 +56,10 @@ check: $(FOR_DEV) ## check format, lint, types and who imports whom
 bench: $(FOR_DEV) ## measure rounds against the floor of the same bytes; JSON and a table
 	$(BIN)/python -m benchmarks.rounds $(ARGS)
 
+.PHONY: bench-simulate
+bench-simulate: $(FOR_DEV) ## measure simulated rounds a second beside other simulators
+	$(BIN)/python -m benchmarks.simulate $(ARGS)
+
 .PHONY: tables
 tables: $(FOR_DEV) ## run what published tables compare, about an hour; writes docs/results.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.tables $(ARGS)
@@ -80,6 +84,10 @@ idle: $(FOR_DEV) ## measure an agent that waits: memory, processor, start, a no-
 storm: $(FOR_DEV) ## let 2,000 devices connect to mosquitto at once, and 500 to NATS
 	$(BIN)/python -m benchmarks.storm $(ARGS)
 
+.PHONY: bench-tree
+bench-tree: $(FOR_DEV) ## measure a tree of 4 domains with 25 devices each against the flat 100
+	$(BIN)/python -m benchmarks.tree $(ARGS)
+
 .PHONY: constrained
 constrained: $(FOR_DEV) ## take part in a run within 96 MiB on a slow, lossy link (root, cgroup v1)
 	$(BIN)/python -m benchmarks.constrained $(ARGS)
@@ -92,9 +100,13 @@ emulated: $(FOR_DEV) ## take part in a run as ARCH=arm64 or armhf under qemu-use
 endurance: $(FOR_DEV) ## let an agent do ROUNDS=500 rounds: what it holds must not grow
 	$(BIN)/python -m benchmarks.endurance --rounds $(ROUNDS) $(ARGS)
 
+.PHONY: clients
+clients: $(FOR_DEV) ## measure what a hundred thousand virtual clients hold in memory
+	$(BIN)/python -m benchmarks.simulate_memory $(ARGS)
+
 .PHONY: world
 world: $(FOR_DEV) ## search SEEDS=20000 simulated histories with faults
-	$(BIN)/python -m tests.world --seeds $(SEEDS)
+	$(BIN)/python -m tests.world --seeds $(SEEDS) $(ARGS)
 
 .PHONY: clean
 clean: ## remove .venv, caches and build output (rengo-output stays)

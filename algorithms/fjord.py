@@ -33,7 +33,7 @@ class FjORD(Narrowed):
 
     def part(self, width: float, round_number: int, layout: Layout) -> Slices | None:
         """Return the first units; ConfigError where units that a step drops would count."""
-        if self.widths and (names := norms_without_statistics(layout)):
+        if self.narrow_widths and (names := norms_without_statistics(layout)):
             raise ConfigError(f"{names[0]} normalises over units, and a step drops some of them")
         return super().part(width, round_number, layout)
 

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias, Union
+from typing import Any, TypeAlias, Union
 
 from algorithms.base import Algorithm
 from fl_server.aggregation.aggregator import AggregatedRun, RunAggregator, SubmittedUpdate
 from fl_server.aggregation.model_cache import ModelCache
 from fl_server.aggregation.partial import SumUp
+from fl_server.aggregation.rules.base import Rule
+from fl_server.aggregation.rules.mean import WeightedMean
 from fl_server.aggregation.spool import MemoryBudget
 from fl_server.rounds.model import Model, Update
 from storage.store.memory import MemoryStore
+from storage.updates.forwarded import answering, read_whole
 from storage.updates.info import Origin
-from storage.updates.sums import answering, read_whole
 from storage.versions.keys import RunKeys
 from tests.in_process import KEYS, KeepAll
 
@@ -30,6 +32,8 @@ class Tree:
     Attributes:
         name_of: what the domains call their devices upwards.
         restarts: every domain's process ends after it has added its first update.
+        singly: domains pass updates on and do not sum them.
+        rule: the root's.
     """
 
     folder: Path
@@ -38,6 +42,8 @@ class Tree:
     seed: int = 0
     name_of: Callable[[str], str] = str
     restarts: bool = False
+    singly: bool = False
+    rule: Rule = field(default_factory=WeightedMean)
 
     def __post_init__(self) -> None:
         self._made = 0
@@ -46,9 +52,10 @@ class Tree:
     def server(self, name: str) -> RunAggregator:
         self._made += 1
         name_of = str if name == "root" else self.name_of
+        rule: dict[str, Any] = {"rule": self.rule} if name == "root" else {}
         keys = KEYS if name == "root" else RunKeys(f"p-{name}", KEYS.run_id)
         return RunAggregator(
-            AggregatedRun(keys, self.algorithm, self.seed, 4, name_of=name_of),
+            AggregatedRun(keys, self.algorithm, self.seed, 4, name_of=name_of, **rule),
             KeepAll(),
             self.store,
             ModelCache(self.folder / f"{name}-{self._made}", self.store),
@@ -81,7 +88,12 @@ class Tree:
         included = self._folded(domain, base, sent[::-1])
         population = sum(each.update.population for each in sent)
         told = SumUp(population, {"loss": 1.0})
-        summed = domain.sum_up((base.version + 1, 1), included, base, told)
+        key = (base.version + 1, 1)
+        if self.singly:
+            passed = {each.device_id: each.update for each in sent}
+            summed = domain.pass_on(key, passed, base, told)
+        else:
+            summed = domain.sum_up(key, included, base, told)
         domain.forget((base.version + 1, 1))
         return submitted(self.store, summed, base, name, population)
 
@@ -115,7 +127,7 @@ def submitted(
         device_id=name,
         base_sha256=base.sha256,
         layout_hash=header.layout_hash,
-        kind="sums",
+        kind=header.kind,
     )
     written = answering(data, header, origin, out)
     key = keys.update(number, 1, name)

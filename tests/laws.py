@@ -363,10 +363,11 @@ class RoundLaws:
 
     def _abandons(self, fact: RoundAbandoned, event: Event | None) -> None:
         require((fact.round, fact.attempt) == self.pair, "a fact of another attempt", fact)
-        excused = self._is_excused()
+        excused = self._is_excused() and not isinstance(event, RoundRequested)
         require(fact.excused == excused, "excused is what declined for now", fact)
         spent = fact.attempt - self.excused >= self.plan.max_attempts
-        require(excused or not spent, "the last attempt is the last", fact)
+        asked = isinstance(event, RoundRequested)
+        require(excused or asked or not spent, "the last attempt is the last", fact)
         self.excused += excused
         refused = self._refused_all()
         same = refused and refused == self.refused_before

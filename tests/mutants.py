@@ -179,8 +179,8 @@ ROUND_MUTANTS = [
         "adds nothing again at resume",
         real_rounds,
         {
-            'if ledger.phase in {"collecting", "aggregating"}:\n                step.commands': (
-                "if False:\n                step.commands"
+            'if ledger.phase in {"collecting", "aggregating"}:\n                place': (
+                "if False:\n                place"
             )
         },
     ),
@@ -196,8 +196,8 @@ ROUND_MUTANTS = [
             "self._return_armed = False\n        self._updates.forget()\n": (
                 "self._return_armed = False\n"
             ),
-            "self._updates.forget()\n        step.commands.append(SweepRound": (
-                "step.commands.append(SweepRound"
+            "self._updates.forget()\n        step.commands.append(SweepRound(ledger": (
+                "step.commands.append(SweepRound(ledger"
             ),
         },
     ),

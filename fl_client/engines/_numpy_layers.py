@@ -80,7 +80,9 @@ def _linear(call: LayerCall, x: Array) -> tuple[Array, Backward]:
 
     def backward(dy: Array) -> Array:
         flat_dy, flat_x = dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1])
-        call.store_gradient("weight", flat_dy.T @ flat_x)
+        # the largest product of a layer with an adapter, where the adapter alone is trained
+        if call.trains("weight"):
+            call.store_gradient("weight", flat_dy.T @ flat_x)
         if bias is not None:
             call.store_gradient("bias", flat_dy.sum(0))
         return dy if call.first else dy @ weight

@@ -11,7 +11,7 @@ import numpy as np
 from algorithms.base import Arrays, Received, Sent, State
 from fl_client.engines._client_half import ClientHalf, LocalTraining, nested
 from fl_client.engines._descent import Descent, clip_factor
-from fl_client.engines._numpy_call import Array
+from fl_client.engines._numpy_call import OF_ALL, Array, GradientOf
 from fl_client.engines.base import Indices, pieces
 from fl_client.models.dropout import DropoutMasks
 from fl_client.models.local_round import LocalRound
@@ -42,7 +42,7 @@ class NumpyModel(Protocol):
         w: dict[str, Array],
         masks: DropoutMasks,
         batch: tuple[Array, Array],
-        class_weights: Array | None = None,
+        of: GradientOf = OF_ALL,
     ) -> tuple[float, dict[str, Array]]:
         """Return the mean loss of a batch and its gradient; changes running statistics in ``w``."""
         ...
@@ -91,12 +91,11 @@ class NumpyTraining:
         at = self.w if w is self.w else self._elsewhere(w)
         self._masks.begin(self._descent.steps)
         data, total, found = self._data, 0.0, dict[str, Array]()
+        of = GradientOf(data.class_weights, self.frozen)
         for piece, share in pieces(chosen, self._plan.settings):
             batch = (data.inputs[piece], data.targets[piece])
-            loss, grads = self._model.batch_gradients(at, self._masks, batch, data.class_weights)
+            loss, grads = self._model.batch_gradients(at, self._masks, batch, of)
             total += loss * share
-            for name in self.frozen:
-                del grads[name]
             _add(found, grads, share)
         return total, found
 

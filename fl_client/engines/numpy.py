@@ -16,7 +16,7 @@ from fl_client.engines._client_half import (
     received_vectors,
 )
 from fl_client.engines._examples import as_pair, class_weights_of, fitted, require_inputs
-from fl_client.engines._numpy_call import Array, LayerCall
+from fl_client.engines._numpy_call import OF_ALL, Array, GradientOf, LayerCall
 from fl_client.engines._numpy_layers import forward
 from fl_client.engines._numpy_training import NumpyData, NumpyTraining
 from fl_client.engines.base import (
@@ -82,7 +82,6 @@ class NumpyEngine:
         self.trained = [n for n, tensor in self._tensors.items() if tensor.role == "weight"]
         if not self.trained:
             raise ConfigError(f"the model of task {task.name} has nothing to train")
-        self._first = int(self.trained[0].partition(".")[0])
 
     def own_process(self) -> None:
         """Do nothing: numpy's threads are limited by the process's environment."""
@@ -158,24 +157,29 @@ class NumpyEngine:
         w: dict[str, Array],
         masks: DropoutMasks,
         batch: tuple[Array, Array],
-        class_weights: Array | None = None,
+        of: GradientOf = OF_ALL,
     ) -> tuple[float, dict[str, Array]]:
         """Return the mean loss of a batch and its gradient; changes running statistics in ``w``."""
         grads: dict[str, Array] = {}
+        trained = [name for name in self.trained if name not in of.frozen]
+        # below the first trained layer no gradient is needed
+        lowest = int(trained[0].partition(".")[0])
         inputs, targets = batch
         backwards = []
         outputs = inputs.astype(self._dtype, copy=False)
         for index, layer in enumerate(self._layers):
             free = index > 0 and memory.overwrites(layer, self._layers[index - 1])
-            call = LayerCall(index, w, grads, masks, in_place=free, first=index <= self._first)
+            call = LayerCall(
+                index, w, grads, masks, in_place=free, first=index <= lowest, frozen=of.frozen
+            )
             outputs, backward = forward(layer, call, outputs)
             backwards.append(backward)
-        loss, dy = _loss(self._task.objective, outputs, targets, class_weights)
+        loss, dy = _loss(self._task.objective, outputs, targets, of.class_weights)
         del outputs
-        # popping frees what a layer stored; below the first trained layer no gradient is needed
-        while len(backwards) > self._first:
+        # popping frees what a layer stored
+        while len(backwards) > lowest:
             dy = backwards.pop()(dy)
-        return loss, {name: grads[name] for name in self.trained}
+        return loss, {name: grads[name] for name in trained}
 
     def copied_statistics(self, w: dict[str, Array]) -> dict[str, Array]:
         """Return the weights with running statistics of their own."""

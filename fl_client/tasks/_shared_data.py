@@ -75,6 +75,11 @@ class SharedDataTask(Task):
         """Return what the model takes of inputs that were chosen from the pool."""
         return chosen
 
+    def is_divided(self, device: Device) -> bool:
+        """Whether the data set is made whole and divided; else each device's part is made alone."""
+        del device
+        return type(self).data is SharedDataTask.data
+
     def data(self, device: Device) -> tuple[Split, Split]:
         """Return a trainer's part, some of it held out, or the evaluators' examples."""
         pool = self.pool(device)

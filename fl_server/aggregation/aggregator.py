@@ -9,22 +9,18 @@ small model and a few blocks; the sums of a large model and larger spools are fi
 
 from __future__ import annotations
 
+import hashlib
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Literal, Protocol
 
-from algorithms.base import Algorithm, Report
-from algorithms.transforms import bound_of
-from algorithms.transforms.base import Transform
-from fl_server.aggregation.arithmetic.combining import Combining
+from algorithms.base import Report
 from fl_server.aggregation.arithmetic.server_half import (
     VersionInput,
     covered,
-    weight_of,
 )
 from fl_server.aggregation.base_models import BaseModels
 from fl_server.aggregation.model_cache import ModelCache
@@ -33,75 +29,42 @@ from fl_server.aggregation.part_models import PartModels
 from fl_server.aggregation.partial import (
     CountedReport,
     ReceivedSums,
+    ReceivedUpdates,
     SumUp,
     distinct,
-    read_sums,
-    require_sums_of,
     write_sums,
 )
-from fl_server.aggregation.rules.base import Rule
-from fl_server.aggregation.rules.mean import WeightedMean
-from fl_server.aggregation.spool import MemoryBudget, Spool
+from fl_server.aggregation.reading import (
+    AggregatedRun,
+    Received,
+    Refused,
+    RoundKey,
+    SubmittedUpdate,
+    UpdateReader,
+)
+from fl_server.aggregation.spool import MemoryBudget, unlinked_file
 from fl_server.aggregation.sums import COVERAGE, RoundSums, UpdateParts
-from fl_server.aggregation.verified import VerifiedUpdate, require_norm, sections_of
+from fl_server.aggregation.verified import VerifiedUpdate
 from fl_server.rounds.model import Model, Update
-from runtime.errors import Corrupt, NotFound
+from runtime.bounds import MAX_EXAMPLES, plausible
+from runtime.errors import Corrupt
 from runtime.files import file_sha256
 from storage.store.multipart_writer import PartWriter
 from storage.store.objects import ObjectStore, abort_uploads
-from storage.updates.header import UpdateHeader, read_header, require_origin
-from storage.updates.info import MAX_SUM_BYTES, Origin
-from storage.updates.stream import verified_blocks
-from storage.versions.keys import RunKeys
-from storage.weights import Layout, Reader
+from storage.updates.forwarded import ForwardedInfo, ForwardedWriter
+from storage.updates.header import read_header
+from storage.updates.info import Origin
 
 PARTIAL = "partial"
 """Whose sums are that nobody was ordered yet: they are made before the order that they answer."""
 
-_HEADER_ALLOWANCE = 2 << 20
-
-RoundKey: TypeAlias = tuple[int, int]
-
-
-class Refused(Corrupt):
-    """The update cannot count; the text is the reason that the operator reads."""
-
-
-@dataclass(frozen=True)
-class SubmittedUpdate:
-    """One device's update for one (round, attempt); ``width`` is what it was ordered to train."""
-
-    device_id: str
-    round: int
-    attempt: int
-    update: Update
-    width: float = 1.0
-
-
-@dataclass(frozen=True)
-class AggregatedRun:
-    """What the byte work depends on of a run's definition.
-
-    Attributes:
-        algorithm: its server half makes the next version.
-        rule: how updates become one.
-        transforms: what is done to updates and means.
-        cohort_size: how many updates a round's sum should find room for at first.
-        name_of: what a device is called in reports, where a parent gets them.
-    """
-
-    keys: RunKeys
-    algorithm: Algorithm
-    seed: int
-    cohort_size: int
-    rule: Rule = field(default_factory=WeightedMean)
-    transforms: tuple[Transform, ...] = ()
-    name_of: Callable[[str], str] = str
-
-    @property
-    def combining(self) -> Combining:
-        """How a round's updates become one."""
-        return Combining(self.algorithm, self.rule)
+__all__ = [
+    "AggregatedRun",
+    "Refused",
+    "RoundKey",
+    "RunAggregator",
+    "SubmittedUpdate",
+]
 
 
 @dataclass
@@ -114,6 +77,11 @@ class _OpenRound:
     def reports(self) -> list[CountedReport]:
         """Of every update, also of those that came in sums."""
         return distinct(self.counted)
+
+    def unused(self, name: str) -> str:
+        """Return a name for a device of a domain's that no other device here has."""
+        names = {each.report.device_id for those in self.counted.values() for each in those}
+        return name if name not in names else hashlib.sha256(name.encode()).hexdigest()[:32]
 
 
 class Retention(Protocol):
@@ -154,10 +122,11 @@ class RunAggregator:
         self._store = store
         self.base = BaseModels(models, store)
         self._parts = PartModels(run.keys, self.base, store)
+        self._reader = UpdateReader(run, store, self.base, self._parts, budget)
         self._budget = budget
         self._folder = models.folder
         self._lock = threading.Lock()
-        self._verified: dict[tuple[RoundKey, str], VerifiedUpdate | ReceivedSums] = {}
+        self._verified: dict[tuple[RoundKey, str], Received] = {}
         self._round: _OpenRound | None = None
 
     # --- parts ----------------------------------------------------------------------------------
@@ -182,88 +151,13 @@ class RunAggregator:
             Refused: the update can never count; says why.
             Unavailable: the store cannot be reached now; try again.
         """
-        layout = self.base.layout(base)
-        try:
-            verified = self._read(submission, base, layout)
-        except NotFound as error:
-            raise Refused(f"no object at {submission.update.key}") from error
-        except Refused:
-            raise
-        except Corrupt as error:
-            raise Refused(str(error)) from error
+        verified = self._reader.read(submission, base)
         key = ((submission.round, submission.attempt), submission.device_id)
         with self._lock:
             old = self._verified.pop(key, None)
             self._verified[key] = verified
         if old is not None:
             old.spool.close()
-
-    def _read(
-        self, submission: SubmittedUpdate, base: Model, layout: Layout
-    ) -> VerifiedUpdate | ReceivedSums:
-        update, algorithm = submission.update, self._run.algorithm
-        slices = algorithm.part(submission.width, submission.round, layout)
-        if slices is not None:
-            base, layout = self._parts.describe(base, slices), slices.part
-        expected = Origin(
-            run_id=self.keys.run_id,
-            round=submission.round,
-            attempt=submission.attempt,
-            device_id=submission.device_id,
-            base_sha256=base.sha256,
-            layout_hash=layout.hash,
-            kind="delta",
-        )
-        values = layout.size * (len(algorithm.sends) + 1)
-        most = MAX_SUM_BYTES * values + _HEADER_ALLOWANCE
-        if update.size_bytes > most:
-            raise Refused(f"{update.key}: {update.size_bytes} bytes, at most {most}")
-        with self._store.open(update.key) as stream:
-            header = read_header(
-                stream, header_sha256=update.header_sha256, max_bytes=most, key=update.key
-            )
-            if header.sums is not None:
-                require_origin(header, replace(expected, kind="sums"), update.key)
-                return self._read_sums(stream, header, submission, base, layout)
-            most = 4 * values + _HEADER_ALLOWANCE
-            if update.size_bytes > most:
-                raise Refused(f"{update.key}: {update.size_bytes} bytes, at most {most}")
-            require_origin(header, expected, update.key)
-            if header.num_examples != update.num_examples:
-                raise Refused(f"{update.key}: num_examples differs from the result message")
-            sections = sections_of(header, algorithm, layout, update.key)
-            size = sum(section.count for section in sections)
-            spool = Spool(size, self._budget, self._folder)
-            try:
-                for block in verified_blocks(stream, header, size, key=update.key):
-                    spool.append(block)
-                require_norm(spool, sections, algorithm, bound_of(self._run.transforms))
-            except BaseException:
-                spool.close()
-                raise
-        return VerifiedUpdate(spool, sections, frozenset(algorithm.reports), slices)
-
-    def _read_sums(
-        self,
-        stream: Reader,
-        header: UpdateHeader,
-        submission: SubmittedUpdate,
-        base: Model,
-        layout: Layout,
-    ) -> ReceivedSums:
-        """Read the sums of a domain's devices, which must be weighted as they would be here."""
-        update, key = submission.update, submission.update.key
-        assert header.sums is not None
-        if self._run.combining.needs_updates:
-            raise Refused(f"{key}: this run needs the single updates, and a domain sends their sum")
-        if (header.num_examples, header.sums.population) != (
-            update.num_examples,
-            update.population,
-        ):
-            raise Refused(f"{key}: num_examples or population differ from the result message")
-        weigh = partial(self._weight, base=base)
-        require_sums_of(header, self._run.algorithm, layout, weigh, key)
-        return read_sums(stream, header, self._budget, self._folder, key)
 
     # --- fold and aggregate -------------------------------------------------------------------
 
@@ -283,13 +177,32 @@ class RunAggregator:
             self.verify(submission, base)
             found = self._take(key, submission.device_id)
         assert found is not None
-        if isinstance(found, ReceivedSums):
-            self._fold_sums(round_, submission.device_id, found)
-            return
-        name = self._run.name_of(submission.device_id)
-        report = Report(name, submission.update.num_examples, found.scalars())
+        sender = submission.device_id
+        match found:
+            case ReceivedSums():
+                self._fold_sums(round_, sender, found)
+            case ReceivedUpdates():
+                try:
+                    counted = [
+                        self._add(round_, round_.unused(name), examples, each, base)
+                        for name, examples, each in found.updates
+                    ]
+                except BaseException:
+                    found.spool.close()
+                    self._close_round()
+                    raise
+                round_.counted[sender] = tuple(counted)
+            case VerifiedUpdate():
+                name, examples = self._run.name_of(sender), submission.update.num_examples
+                round_.counted[sender] = (self._add(round_, name, examples, found, base),)
+
+    def _add(
+        self, round_: _OpenRound, name: str, examples: int, found: VerifiedUpdate, base: Model
+    ) -> CountedReport:
+        """Add a single update to the round."""
+        report = Report(name, examples, found.scalars())
         try:
-            weight = self._weight(report, base)
+            weight = self._reader.weight(report, base)
         except BaseException:
             found.spool.close()
             raise
@@ -301,7 +214,7 @@ class RunAggregator:
             raise
         names = frozenset(section.name for section in found.sections)
         names |= {f"{COVERAGE}{each}" for each in names & set(covered(self._run.algorithm))}
-        round_.counted[submission.device_id] = (CountedReport(report, names),)
+        return CountedReport(report, names)
 
     def _fold_sums(self, round_: _OpenRound, sender: str, found: ReceivedSums) -> None:
         try:
@@ -311,13 +224,7 @@ class RunAggregator:
             raise
         round_.counted[sender] = found.counted
 
-    def _weight(self, report: Report, base: Model) -> int:
-        try:
-            return weight_of(self._run.algorithm, report, dict(base.scalars))
-        except Corrupt as error:
-            raise Refused(str(error)) from error
-
-    def _take(self, key: RoundKey, device_id: str) -> VerifiedUpdate | ReceivedSums | None:
+    def _take(self, key: RoundKey, device_id: str) -> Received | None:
         with self._lock:
             return self._verified.pop((key, device_id), None)
 
@@ -358,24 +265,64 @@ class RunAggregator:
             Unavailable: the store cannot be reached now; try again.
         """
         round_, path = self._complete(key, included), self.base.copies.temporary()
-        origin = Origin(
+        origin = self._partial_origin(key, base, "sums")
+        try:
+            with path.open("wb") as out:
+                write_sums(out, round_.sums, round_.reports, origin, told, self._folder)
+            return self._put_partial(key, path)
+        finally:
+            path.unlink(missing_ok=True)
+
+    def pass_on(
+        self, key: RoundKey, included: Mapping[str, Update], base: Model, told: SumUp
+    ) -> Model:
+        """Put the included updates themselves into the store, as one.
+
+        Raises:
+            Corrupt, NotFound: an update is no longer what was accepted.
+            Unavailable: the store cannot be reached now; try again.
+        """
+        path = self.base.copies.temporary()
+        try:
+            with path.open("wb") as out, unlinked_file(self._folder) as body:
+                writer, examples = ForwardedWriter(body), 0
+                for device_id, update in sorted(included.items()):
+                    with self._store.open(update.key) as stream:
+                        header = read_header(
+                            stream,
+                            header_sha256=update.header_sha256,
+                            max_bytes=update.size_bytes,
+                            key=update.key,
+                        )
+                        examples += header.num_examples
+                        writer.add(stream, header, self._run.name_of(device_id))
+                info = ForwardedInfo(
+                    min(examples, MAX_EXAMPLES), plausible(told.metrics), told.population
+                )
+                writer.finish(out, self._partial_origin(key, base, "updates"), info)
+            return self._put_partial(key, path)
+        finally:
+            path.unlink(missing_ok=True)
+
+    def _partial_origin(
+        self, key: RoundKey, base: Model, kind: Literal["sums", "updates"]
+    ) -> Origin:
+        return Origin(
             run_id=self.keys.run_id,
             round=key[0],
             attempt=key[1],
             device_id=PARTIAL,
             base_sha256=base.sha256,
             layout_hash=self.base.layout(base).hash,
-            kind="sums",
+            kind=kind,
         )
-        try:
-            with path.open("wb") as out:
-                write_sums(out, round_.sums, round_.reports, origin, told, self._folder)
-            model = Model(key[0], self.keys.partial(key[0]), file_sha256(path), path.stat().st_size)
-            with path.open("rb") as file:
-                self._store.put(model.key, file, model.size_bytes)
-            return model
-        finally:
-            path.unlink(missing_ok=True)
+
+    def _put_partial(self, key: RoundKey, path: Path) -> Model:
+        """Put what a parent gets into the store."""
+        model = Model(key[0], self.keys.partial(key[0]), file_sha256(path), path.stat().st_size)
+        with path.open("rb") as file:
+            self._store.put(model.key, file, model.size_bytes)
+        return model
 
     def _complete(self, key: RoundKey, included: tuple[str, ...]) -> _OpenRound:
         """Return the round with exactly the included updates; Corrupt where it is not so."""
@@ -407,7 +354,7 @@ class RunAggregator:
                 self._run.rule,
                 version,
                 self._run.transforms,
-                [self._weight(each, base) for each in reports],
+                [self._reader.weight(each, base) for each in reports],
             ),
         )
         try:

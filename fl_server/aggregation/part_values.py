@@ -10,7 +10,7 @@ import numpy as np
 from algorithms.base import BLOCK
 from fl_server.aggregation.arithmetic.exact import Float32s
 from fl_server.aggregation.spool import Values
-from storage.weights import Slices
+from storage.weights import Places, Slices
 
 
 class ScatteredPart:
@@ -24,9 +24,22 @@ class ScatteredPart:
         """See :class:`fl_server.aggregation.spool.Values`."""
         found = np.zeros(count, np.float32)
         sources = self._slices.sources(start, count)
-        # a block of the part at a time: the units of a window may go round
-        of_block = np.where(sources < 0, -1, sources // BLOCK)
-        for number in np.unique(of_block[of_block >= 0]).tolist():
+        is_in = sources >= 0
+        sources = sources[is_in]
+        if not sources.size:
+            return found
+        first, last = int(sources.min()), int(sources.max())
+        if last - first < BLOCK:
+            found[is_in] = self._part.read(first, last - first + 1)[sources - first]
+        else:
+            found[is_in] = self._from_blocks(sources)
+        return found
+
+    def _from_blocks(self, sources: Places) -> Float32s:
+        """Return values that lie apart, as where the units of a window go round."""
+        found = np.empty(sources.size, np.float32)
+        of_block = sources // BLOCK
+        for number in np.unique(of_block).tolist():
             first = number * BLOCK
             block = self._part.read(first, min(BLOCK, self._part.size - first))
             chosen = of_block == number

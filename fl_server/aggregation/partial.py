@@ -16,10 +16,11 @@ from typing import BinaryIO
 from algorithms.base import BLOCK, Algorithm, Report
 from fl_server.aggregation.arithmetic.exact import BlockSum, Workspace
 from fl_server.aggregation.arithmetic.server_half import covered, section_sizes
-from fl_server.aggregation.spool import MemoryBudget, unlinked_file
+from fl_server.aggregation.spool import MemoryBudget, Spool, unlinked_file
 from fl_server.aggregation.sums import COVERAGE, RoundSums
+from fl_server.aggregation.verified import VerifiedUpdate
 from runtime.bounds import MAX_EXAMPLES, plausible
-from runtime.errors import Corrupt
+from runtime.errors import ConfigError, Corrupt
 from storage.updates.header import ReportColumns, UpdateHeader
 from storage.updates.info import MAX_REPORTS, SUM_BLOCK, Origin
 from storage.updates.stream import WrittenUpdate
@@ -135,6 +136,30 @@ class ReceivedSums:
     parts: Mapping[str, SumPart]
     weights: Mapping[str, int]
     counted: tuple[CountedReport, ...]
+
+
+class Spools:
+    """Several spools, which are closed together."""
+
+    def __init__(self, spools: Iterable[Spool]) -> None:
+        self._spools = list(spools)
+
+    def close(self) -> None:
+        """Give memory and disk back."""
+        for each in self._spools:
+            each.close()
+
+
+@dataclass(frozen=True)
+class ReceivedUpdates:
+    """Verified updates that a domain passes on, with the names of their devices and examples."""
+
+    updates: tuple[tuple[str, int, VerifiedUpdate], ...]
+
+    @property
+    def spool(self) -> Spools:
+        """Where all of them are."""
+        return Spools(each.spool for _, _, each in self.updates)
 
 
 def read_sums(
@@ -267,10 +292,10 @@ def write_sums(
     """Write a round's sums as an update.
 
     Raises:
-        Corrupt: there are more reports than one update may have.
+        ConfigError: there are more reports than one update may have.
     """
     if len(counted) > MAX_REPORTS:
-        raise Corrupt(
+        raise ConfigError(
             f"{len(counted)} devices in one round, of which a domain can tell its parent "
             f"{MAX_REPORTS}; set its cohort.size, or divide it"
         )

@@ -80,6 +80,7 @@ class OrderSender:
             vectors=self._model(order.vectors),
             scalars=dict(order.scalars),
             evaluators=order.evaluators,
+            singly=order.singly,
             width=order.width,
             upload=self._upload(order.upload_key, parts),
             bundle=self._bundle(order),

@@ -48,7 +48,7 @@ from fl_server.rounds.events import (
     UpdateVanished,
     UpdateVerified,
 )
-from fl_server.rounds.model import Model
+from fl_server.rounds.model import Model, Update
 from fl_server.rounds.plan import Plan
 from fl_server.runs.lineage import Commit, manifest_of
 from fl_server.runs.record import RunRecord
@@ -61,7 +61,7 @@ from runtime.errors import (
     Unavailable,
 )
 from storage.registry.registry import ModelRegistry
-from storage.store.objects import ObjectStore
+from storage.store.objects import ObjectStore, abort_uploads
 from storage.versions.keys import best_label
 from storage.weights import NotFinite
 
@@ -350,18 +350,28 @@ class DataPlane(InitialModels):
         return None
 
     def sum_up(
-        self, run_id: str, command: Aggregate, model: Model, metrics: Mapping[str, float]
+        self,
+        run_id: str,
+        command: Aggregate,
+        model: Model,
+        metrics: Mapping[str, float],
+        singly: Mapping[str, Update] | None = None,
     ) -> Event | None:
         """Put a round's sums into the store in place of a version made of them. Blocks.
 
         Args:
             metrics: the devices', as means.
+            singly: the included updates, where these go to the parent in place of their sum.
         """
         run = self._runs.get(run_id)
         if run is None:
             return None
         key, told = (command.round, command.attempt), SumUp(command.population, metrics)
         try:
+            if singly is not None:
+                return self._made(
+                    run, command, model, lambda: run.pass_on(key, singly, model, told)
+                )
             return self._made(
                 run, command, model, lambda: run.sum_up(key, command.included, model, told)
             )
@@ -387,12 +397,23 @@ class DataPlane(InitialModels):
             after = self.patiently(make, run.keys.run_id)
         except (Unavailable, AccessDenied, BaseLost):
             raise
-        except NotFinite as error:
+        except (NotFinite, ConfigError) as error:
             # devices would train the same again
             return FailureReported(f"round {command.round}: {error}")
         except RengoError as error:
             return AggregationFailed(*key, str(error))
         return AggregationFinished(*key, after)
+
+    def remove_objects(self, run_id: str) -> None:
+        """Leave nothing of a run in the store: it has no versions of its own. Blocks."""
+        keys = self.keys(run_id)
+
+        def work() -> None:
+            abort_uploads(self.store, keys.prefix)
+            self.store.delete([info.key for info in self.store.list(keys.prefix)])
+
+        self.patiently(work, run_id)
+        self.uploads.forget(keys)
 
     # --- uploads in parts ---------------------------------------------------------------------
 

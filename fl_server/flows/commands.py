@@ -62,6 +62,7 @@ class IssueOrder:
         scalars: the algorithm's server scalars that its clients get, all of them for a domain.
         payload: what an exchange says, for the task on the device.
         evaluators: which of its devices a domain is to order to evaluate.
+        singly: whether a domain is to pass on its devices' updates and not their sum.
         width: how much of the model the device trains; below 1 the model is a part.
     """
 
@@ -81,6 +82,7 @@ class IssueOrder:
     vectors: ModelFile | None = None
     scalars: Mapping[str, float] = field(default_factory=dict)
     evaluators: Evaluators = ""
+    singly: bool = False
     width: float = 1.0
 
 

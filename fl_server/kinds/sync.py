@@ -13,7 +13,7 @@ from typing import Any
 
 from algorithms.base import DeviceFacts
 from algorithms.registry import load as load_algorithm
-from broker.wire.messages import DeviceState, Patch, RunDocument, RunEvent, RunStatus
+from broker.wire.messages import Patch, RunDocument, RunEvent, RunStatus
 from fl_server.dataplane.plane import DataCommand, DataPlane
 from fl_server.dataplane.urls import URL_LIFETIME_S
 from fl_server.flows.commands import (
@@ -52,7 +52,7 @@ from fl_server.runs.schedule import training_of
 _MAX_LISTED = 1500
 _SPEEDS_FROM_RUNS = 20
 # once more when no upload URL of the run can be alive
-_LAST_SWEEP_S = URL_LIFETIME_S + 60.0
+LAST_SWEEP_S = URL_LIFETIME_S + 60.0
 
 
 class SyncFlow(Flow):
@@ -101,6 +101,8 @@ class SyncFlow(Flow):
                 return Step([], [receipt_of(event, "refused", "a run in rounds has no exchanges")])
             case DeviceDeclined(action="exchange") | OrderRequested(action="exchange"):
                 return Step()
+            case DeviceAnswered() if self._claims_others(event):
+                return Step()  # a domain sends it again once it has said that it is one
             case DeviceAnswered():
                 return self._translated(self.machine.handle(self._result(event)))
             case PartStored():
@@ -135,9 +137,9 @@ class SyncFlow(Flow):
         current = (order.round, order.attempt) == (ledger.round, ledger.attempt)
         return is_open and current and order.device_id not in ledger.answered
 
-    def concerns(self, state: DeviceState) -> bool:
-        """Whether a device could take part; a domain cannot where single updates are needed."""
-        return super().concerns(state) and not (state.domain and self._needs_updates)
+    def _claims_others(self, answer: DeviceAnswered) -> bool:
+        """Whether somebody answers for several devices who is no domain to this run."""
+        return answer.population > 1 and not self.machine.is_domain(answer.device_id)
 
     # --- what comes in ------------------------------------------------------------------------
 
@@ -198,7 +200,7 @@ class SyncFlow(Flow):
             case SweepRun():
                 metrics = {version: ledger.metrics(version) for version in ledger.evaluations}
                 store = StartTask(lambda: self._data.store_metrics(self.run_id, metrics), "run")
-                last = ArmTimer("sweep", ledger.round, ledger.attempt, _LAST_SWEEP_S)
+                last = ArmTimer("sweep", ledger.round, ledger.attempt, LAST_SWEEP_S)
                 return [store, self._work(command), last]
         return [self._work(command)]
 
@@ -210,8 +212,10 @@ class SyncFlow(Flow):
         )
 
     def _signing(self, commit: Commit, *, is_new: bool = True) -> list[Command]:
-        sign = self._data.sign_version
-        return [StartTask(lambda: sign(self.record, commit, is_new=is_new), "run")]
+        def sign() -> None:
+            self._data.sign_version(self.record, commit, is_new=is_new)
+
+        return [StartTask(sign, "run")]
 
     def order(self, command: SendOrder) -> IssueOrder:
         """Return the order that the machine asks for."""
@@ -241,6 +245,7 @@ class SyncFlow(Flow):
             vectors=self._vectors(model),
             scalars=self._scalars(command.device_id, model),
             evaluators=self._evaluators(command),
+            singly=trains and self._needs_updates and self.machine.is_domain(command.device_id),
         )
 
     def _scalars(self, device_id: str, model: Model) -> dict[str, float]:
@@ -386,5 +391,10 @@ def _speeds(definition: RunDefinition, services: FlowServices) -> dict[str, Spee
 
 def steps_digest(definition: RunDefinition) -> str:
     """Return what two runs share whose devices do the same steps."""
-    text = json.dumps([definition.task, definition.training], sort_keys=True, default=str)
+    algorithm = definition.algorithm
+    steps: list[object] = [definition.task, definition.training]
+    if load_algorithm(algorithm.name, algorithm.settings).narrow_widths:
+        # a step of a narrow model is a shorter one
+        steps.append([algorithm.name, algorithm.settings])
+    text = json.dumps(steps, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -89,6 +89,13 @@ class UpdateDelivered:
 
 
 @dataclass(frozen=True)
+class UpdatesDelivered:
+    """Several devices' updates of one attempt came at once, one after the other."""
+
+    updates: tuple[UpdateDelivered, ...]
+
+
+@dataclass(frozen=True)
 class UpdateVerified:
     """The update's bytes are what its header says, finite and of the right shape."""
 
@@ -167,6 +174,7 @@ Event: TypeAlias = (
     | CompletionReported
     | ResultReceived
     | UpdateDelivered
+    | UpdatesDelivered
     | UpdateVerified
     | UpdateRejected
     | UpdateVanished

@@ -32,7 +32,7 @@ class Gathering:
         self.resting: set[str] = set()
         self.silent: set[str] = set()
         self._plan, self._ledger, self._roster = plan, ledger, roster
-        self._there_before: set[str] | None = None
+        self._there_before: Sequence[str] | None = None
         self._armed: set[str] = set()
 
     def cohort(self, *, waited: bool) -> tuple[str, ...]:
@@ -42,16 +42,14 @@ class Gathering:
         everybody is there that was when the last round started.
         """
         here, invited = self._here(), math.ceil(self._plan.cohort_size * self._plan.over_selection)
-        all_back = self._there_before is not None and (
-            self._there_before - self.resting - self._roster.removed <= set(here)
-        )
-        if len(here) < self._plan.quorum or not (len(here) >= invited or waited or all_back):
+        is_full = len(here) >= invited or waited
+        if len(here) < self._plan.quorum or not (is_full or self._all_back(here)):
             return ()
         heard = here
         if self.silent:
             heard = [device_id for device_id in here if device_id not in self.silent]
         ledger = self._ledger
-        self._there_before = set(here)
+        self._there_before = here
         self._armed.clear()
         return uniform.select(
             heard if len(heard) >= invited else here,
@@ -92,6 +90,12 @@ class Gathering:
     def _here(self) -> Sequence[str]:
         online = self._roster.accepting("trainer")
         return [each for each in online if each not in self.resting] if self.resting else online
+
+    def _all_back(self, here: Sequence[str]) -> bool:
+        """Whether everybody is here that was when the last round started."""
+        if self._there_before is None:
+            return False
+        return set(self._there_before) - self.resting - self._roster.removed <= set(here)
 
     def _arm(self, timer: str, seconds: float, step: RoundStep) -> None:
         if timer not in self._armed:

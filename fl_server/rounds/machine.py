@@ -50,6 +50,7 @@ from fl_server.rounds.events import (
     RoundRequested,
     UpdateDelivered,
     UpdateRejected,
+    UpdatesDelivered,
     UpdateVanished,
     UpdateVerified,
 )
@@ -147,10 +148,8 @@ class RoundMachine:
                 self._gone(event, step)
             case RoundRequested():
                 self._requested(event, step)
-            case ResultReceived() | UpdateDelivered():
-                self._gathering.heard_from(event.device_id)
-                self._updates.reported(event, step)
-                self._close_if_complete(step)
+            case ResultReceived() | UpdateDelivered() | UpdatesDelivered():
+                self._reported(event, step)
             case UpdateVerified() | UpdateRejected():
                 self._updates.checked(event, step)
                 self._close_if_complete(step)
@@ -248,6 +247,17 @@ class RoundMachine:
                     self._gathering.resting.add(device_id)
                 self._close_if_complete(step)
 
+    def _reported(
+        self, event: ResultReceived | UpdateDelivered | UpdatesDelivered, step: RoundStep
+    ) -> None:
+        updates = event.updates if isinstance(event, UpdatesDelivered) else (event,)
+        for each in updates:
+            self._gathering.heard_from(each.device_id)
+            self._updates.reported(each, step)
+            # what comes after the last one that the round waits for is late
+            if each is updates[-1] or len(self.ledger.accepted) >= self.ledger.target:
+                self._close_if_complete(step)
+
     def _vanished(self, event: UpdateVanished, step: RoundStep) -> None:
         ledger, pair = self.ledger, (event.round, event.attempt)
         if ledger.phase == "aggregating" and pair == (ledger.round, ledger.attempt):
@@ -303,8 +313,9 @@ class RoundMachine:
         fitted = {} if plan.fit is None else fit(cohort, self._speeds(plan.fit), plan.fit)
         widths = {device_id: self._width_of(device_id, ledger.round) for device_id in cohort}
         work = with_widths(fitted, widths)
-        known = {*ledger.known, *cohort, *self._roster.accepting("trainer")}
-        started = RoundStarted(ledger.round, ledger.attempt, cohort, target, work, len(known))
+        # the cohort is among those that take orders
+        population = self._roster.population(ledger.known)
+        started = RoundStarted(ledger.round, ledger.attempt, cohort, target, work, population)
         ledger.record(started, step)
         for device_id in cohort:
             self._order(device_id, step)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from fl_server.flows.events import DeviceBusy, DeviceJoined, DeviceLeft, Role
 
 
@@ -27,12 +29,13 @@ class Roster:
         """Add a device, or what it says anew; returns whether it was away or took no orders."""
         device_id = event.device_id
         is_back = device_id not in self._online or device_id in self._draining
+        if is_back or not event.accepting or self._online[device_id] != event.role:
+            self._accepting.clear()
         self._online[device_id] = event.role
         if event.domain:
             self._domains.add(device_id)
         else:
             self._domains.discard(device_id)
-        self._accepting.clear()
         self.left.discard(device_id)
         self.removed.discard(device_id)
         self._busy.discard(device_id)
@@ -67,6 +70,16 @@ class Roster:
                 )
             )
         return self._accepting[role]
+
+    def population(self, known: Iterable[str]) -> int:
+        """Return how many trainers take orders or are among the known."""
+        online, draining = self._online, self._draining
+        away = (
+            device_id
+            for device_id in known
+            if online.get(device_id) != "trainer" or device_id in draining
+        )
+        return len(self.accepting("trainer")) + sum(1 for _ in away)
 
     def is_domain(self, device_id: str) -> bool:
         """Whether there are devices below a device, as it said when it was here last."""

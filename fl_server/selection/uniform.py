@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 from collections.abc import Iterable
+from functools import lru_cache
 
 
 def select(
@@ -16,5 +17,16 @@ def select(
 ) -> tuple[str, ...]:
     """Return up to ``count`` of the candidates, sorted by id."""
     prefix, sha256 = f"{seed}/{round_number}/{attempt}/".encode(), hashlib.sha256
-    ranked = [(sha256(prefix + each.encode()).digest(), each) for each in set(candidates)]
-    return tuple(sorted(device_id for _, device_id in heapq.nsmallest(count, ranked)))
+    names, texts = _encoded(tuple(candidates))
+    ranks = [sha256(prefix + text).digest() for text in texts]
+    lowest = heapq.nsmallest(count, ranks)
+    last = lowest[-1] if lowest else b""
+    return tuple(sorted(name for name, rank in zip(names, ranks, strict=True) if rank <= last))
+
+
+@lru_cache(maxsize=2)
+def _encoded(candidates: tuple[str, ...]) -> tuple[list[str], list[bytes]]:
+    """Return the candidates, each once, and what is hashed: most rounds have the same ones."""
+    # in their order, in which they lie in memory
+    names = list(dict.fromkeys(candidates))
+    return names, [name.encode() for name in names]

@@ -37,7 +37,7 @@ from fl_server.flows.events import (
 from fl_server.flows.flow import Step, receipt_of
 from fl_server.flows.mean import weighted_mean
 from fl_server.kinds.base import FlowServices
-from fl_server.kinds.sync import SyncFlow, SyncKind
+from fl_server.kinds.sync import LAST_SWEEP_S, SyncFlow, SyncKind
 from fl_server.rounds.commands import Aggregate, ReportRound, SendOrder, SweepRun
 from fl_server.rounds.commands import Command as RoundCommand
 from fl_server.rounds.events import RoundRequested
@@ -64,11 +64,13 @@ class DomainSettings(BaseModel):
 
     Attributes:
         local_rounds: how many rounds the devices do for one of the parent's.
+        singly: whether the parent needs the devices' updates and not their sum.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     local_rounds: Annotated[int, Field(ge=1, le=1000)] = 1
+    singly: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,10 +92,9 @@ class ChangeMade:
     population: int
 
 
-def local_rounds_of(definition: RunDefinition) -> int:
-    """Return how many rounds the devices do for one of the parent's."""
-    settings = validate(DomainSettings, dict(definition.flow_settings), "flow_settings")
-    return settings.local_rounds
+def settings_of(definition: RunDefinition) -> DomainSettings:
+    """Return the flow settings of a run of the parent's."""
+    return validate(DomainSettings, dict(definition.flow_settings), "flow_settings")
 
 
 def require_averaging(algorithm: Algorithm, name: str) -> None:
@@ -131,7 +132,8 @@ class DomainFlow(SyncFlow):
         facts_of: Callable[[str], DeviceFacts] = DeviceFacts,
     ) -> None:
         super().__init__(record, facts, data, facts_of)
-        self.local_rounds = local_rounds_of(record.definition)
+        settings = settings_of(record.definition)
+        self.local_rounds, self._needs_updates = settings.local_rounds, settings.singly
         self._evaluation: TreeEvaluation | None = None
 
     def first_round(self, number: int) -> int:
@@ -157,15 +159,14 @@ class DomainFlow(SyncFlow):
                 return Step([], self._orders_to({event.device_id}))
             case TimerFired(timer=timer) if timer in {_MEASURE, _ASK_AGAIN}:
                 return self._evaluation_timer(event)
-            case DeviceJoined():
-                step = super().handle(event)
-                step.commands += self._orders_to({event.device_id})
-                return step
-            case DeviceLeft():
-                step = super().handle(event)
-                step.commands += self._without(event.device_id, "it went away").commands
-                return step
-        return super().handle(event)
+            case TimerFired(timer="sweep"):
+                return Step([], [self._removal()])
+        step = super().handle(event)
+        if isinstance(event, DeviceJoined):
+            step.commands += self._orders_to({event.device_id})
+        elif isinstance(event, DeviceLeft):
+            step.commands += self._without(event.device_id, "it went away").commands
+        return step
 
     # --- rounds -------------------------------------------------------------------------------
 
@@ -207,14 +208,17 @@ class DomainFlow(SyncFlow):
                 return [ReportResult(told)]
             case Aggregate() if self.machine.plan.sums:
                 model, metrics = ledger.model, self._training_metrics()
-                return [
-                    StartTask(
-                        lambda: self._data.sum_up(self.run_id, command, model, metrics), "run"
-                    )
-                ]
+                singly = dict(ledger.accepted) if self._needs_updates else None
+                what = (command, model, metrics, singly)
+                return [StartTask(lambda: self._data.sum_up(self.run_id, *what), "run")]
             case SweepRun():
-                return super()._commands(command)[1:]  # no version here has metrics
+                last = ArmTimer("sweep", ledger.round, ledger.attempt, LAST_SWEEP_S)
+                return [self._removal(), last]
         return super()._commands(command)
+
+    def _removal(self) -> StartTask:
+        """Return the task of leaving nothing in the store: the versions are the parent's."""
+        return StartTask(lambda: self._data.remove_objects(self.run_id), "run")
 
     def _training_metrics(self) -> dict[str, float]:
         rows = sorted(self.machine.ledger.accepted.items())
@@ -334,8 +338,14 @@ class DomainKind(SyncKind):
 
     def plan(self, run_id: str, definition: RunDefinition, services: FlowServices) -> Plan:
         """Return the plan of rounds on request."""
-        local_rounds = local_rounds_of(definition)
+        settings = settings_of(definition)
+        local_rounds = settings.local_rounds
         if local_rounds > 1:
+            if settings.singly or definition.transforms:
+                raise ConfigError(
+                    "local_rounds above 1 are for runs without transforms whose rule is the mean; "
+                    "set parent.local_rounds = 1"
+                )
             algorithm = definition.algorithm
             loaded = load_algorithm(algorithm.name, algorithm.settings)
             require_averaging(loaded, algorithm.name)

@@ -28,9 +28,9 @@ from runtime.bounds import MAX_EXAMPLES
 from runtime.config import validate
 from runtime.errors import ConfigError, Corrupt, NotFound, RengoError
 from runtime.files import file_sha256
+from storage.updates.forwarded import answering, read_whole
 from storage.updates.info import Origin, UpdateInfo
 from storage.updates.stream import write_update
-from storage.updates.sums import answering, read_whole
 from storage.weights import read_safetensors
 
 _LOG = logging.getLogger(__name__)
@@ -238,16 +238,25 @@ class DomainRuns:
         local_rounds, cohort = self._local_rounds, self._cohort
         values: dict[str, Any] = {
             "flow": FLOW,
-            "flow_settings": {} if local_rounds == 1 else {"local_rounds": local_rounds},
+            "flow_settings": self._flow_settings(order),
             "task": order.task,
             "seed": order.seed,
             "algorithm": {"name": order.algorithm, **order.algorithm_settings},
             "training": dict(order.training),
+            "transforms": [dict(each) for each in order.transforms],
             "cohort": cohort.section(),
             "evaluation": {"on": "none"},
             "models": {"keep": 2 * local_rounds + 2},
         }
         return validate(RunDefinition, values, f"the parent's run {order.run_id}")
+
+    def _flow_settings(self, order: Order) -> dict[str, Any]:
+        settings: dict[str, Any] = {}
+        if self._local_rounds > 1:
+            settings["local_rounds"] = self._local_rounds
+        if order.singly:
+            settings["singly"] = True
+        return settings
 
     # --- what comes of it ---------------------------------------------------------------------
 
@@ -330,16 +339,17 @@ class DomainRuns:
     def _as_answer(self, awaited: _Awaited, source: Path, target: Path) -> JobOutcome:
         with source.open("rb") as stream, target.open("wb") as out:
             header = read_whole(stream, str(source))
-            if header.sums is None:
+            part = header.sums or header.forwarded
+            if part is None:
                 raise Corrupt(f"{source} holds no sums")
-            origin = self._origin(awaited.job, header.layout_hash, "sums")
+            origin = self._origin(awaited.job, header.layout_hash, header.kind)
             written = answering(stream, header, origin, out)
         return JobOutcome(
             header.num_examples,
             dict(header.metrics),
             header_sha256=written.header_sha256,
             size_bytes=written.size_bytes,
-            population=header.sums.population,
+            population=part.population,
         )
 
     def _as_change(

@@ -8,15 +8,17 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fl_server.settings import ServerConfig
 from runtime.config import AbsolutePath
+from storage.updates.info import MAX_REPORTS
 
-_ALL = 100_000
+# of one domain at most: its update has a report of each
+_ALL = MAX_REPORTS
 
 
 class DomainCohort(BaseModel):
     """Who of the domain's devices takes part in a round of the parent's.
 
     Attributes:
-        size: how many; None: all that are online.
+        size: how many; None: all that are online, up to what one update can tell of.
         quorum: the fewest whose sums the parent gets.
         gather_s: how long a round waits for more of them once the quorum is there.
         over_selection: devices that are invited for each one that is to take part.
@@ -28,7 +30,7 @@ class DomainCohort(BaseModel):
 
     size: Annotated[int, Field(ge=1, le=_ALL)] | None = None
     quorum: Annotated[int, Field(ge=1, le=_ALL)] = 1
-    gather_s: Annotated[float, Field(ge=0, le=604_800)] = 10.0
+    gather_s: Annotated[float, Field(ge=0, le=604_800)] = 3.0
     over_selection: Annotated[float, Field(ge=1, le=10)] = 1.0
     deadline_s: Annotated[float, Field(gt=0, le=604_800)] = 120.0
     max_attempts: Annotated[int, Field(ge=1, le=100_000)] = 1000

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from algorithms.base import UPDATE, Algorithm, Scalars
 from algorithms.transforms.base import Transform
+from fl_client.engines.base import Precision
 from fl_client.models.local_round import LocalRound, LocalUpdate
 from fl_client.models.settings import TrainingSettings
 from storage.weights import Array, Vector, Weights
@@ -117,6 +118,7 @@ class BackendSetup:
         engine: the name of the engine that a client trains with.
         workers: how many processes at most, where the backend has any; 0 for as many as cores.
         transforms: what is done to updates.
+        precision: of the torch engine's products.
     """
 
     clients: VirtualClients
@@ -125,6 +127,12 @@ class BackendSetup:
     engine: str
     workers: int = 0
     transforms: tuple[Transform, ...] = ()
+    precision: Precision = "auto"
+
+    @property
+    def arithmetic(self) -> str:
+        """The engine, and the precision where one was chosen: the bits of a run depend on both."""
+        return self.engine if self.precision == "auto" else f"{self.engine} in {self.precision}"
 
     def weights_of(self, order: VirtualOrder, got: GlobalModel) -> Weights:
         """Return the weights that a client gets: the version, or its part of it."""

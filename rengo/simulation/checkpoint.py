@@ -7,12 +7,14 @@ comes after is a function of what it holds, so a run that goes on ends with the 
 from __future__ import annotations
 
 import json
+import math
+import struct
 import time
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
@@ -27,9 +29,11 @@ from runtime.files import whole_file
 from storage.weights import Array
 
 FILE = "checkpoint.npz"
-_FORMAT = 1
+_FORMAT = 2
 _SHARE = 20.0
-_META, _VERSION, _VECTOR, _STATE = "meta", "version/", "vector/", "state/"
+_META, _VERSION, _VECTOR, _STATES = "meta", "version/", "vector/", "states"
+# before each state: its client, the arrays that follow, and the length of their description
+_RECORD = struct.Struct("<qqi")
 
 
 @dataclass
@@ -67,6 +71,7 @@ class Saved:
 
     digest: str
     began_at: float
+    path: Path
     now_s: float
     ledger: Ledger
     history: Mapping[str, Any]
@@ -89,10 +94,10 @@ class Saved:
         }
         model = self.ledger.model
         latest = MemoryVersion(versions[model.version].weights, vectors, dict(model.scalars))
-        best = None if self.ledger.best is None else versions[self.ledger.best[0]]
-        coordinator.restore(latest, {**versions, model.version: latest}, best, self.now_s)
+        # that of the best version is asked for again by its tag
+        coordinator.restore(latest, {**versions, model.version: latest}, self.now_s)
         history.restore(self.history)
-        for client, state in _states_of(arrays).items():
+        for client, state in _read_states(self.path):
             states.put(client, state)
 
 
@@ -132,9 +137,9 @@ def save(
     with whole_file(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for name, array in arrays.items():
             _write(archive, name, array)
-        for client in states.clients():
-            for name, array in states.get(client).items():
-                _write(archive, f"{_STATE}{client}/{name}", array)
+        with archive.open(_STATES, "w", force_zip64=True) as out:
+            for client in states.clients():
+                _write_state(out, client, states.get(client))
 
 
 def load(path: Path) -> Saved | None:
@@ -145,7 +150,7 @@ def load(path: Path) -> Saved | None:
     """
     try:
         with np.load(path, allow_pickle=False) as found:
-            arrays = {name: found[name] for name in found.files}
+            arrays = {name: found[name] for name in found.files if name != _STATES}
         meta = json.loads(arrays.pop(_META).tobytes())
         if meta["format"] != _FORMAT:
             raise Corrupt("it is of another release")
@@ -156,11 +161,10 @@ def load(path: Path) -> Saved | None:
         *(OSError, ValueError, KeyError, TypeError, EOFError),
         *(zipfile.BadZipFile, ValidationError, Corrupt),
     ) as error:
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise ConfigError(
-            f"{path} cannot be gone on with ({reason}): remove it to begin anew"
-        ) from error
-    return Saved(meta["digest"], meta["began_at"], meta["now_s"], ledger, meta["history"], arrays)
+        raise _damaged(path, error) from error
+    return Saved(
+        meta["digest"], meta["began_at"], path, meta["now_s"], ledger, meta["history"], arrays
+    )
 
 
 def _write(archive: zipfile.ZipFile, name: str, array: Array) -> None:
@@ -168,10 +172,35 @@ def _write(archive: zipfile.ZipFile, name: str, array: Array) -> None:
         np.lib.format.write_array(out, array, allow_pickle=False)
 
 
-def _states_of(arrays: Mapping[str, Array]) -> dict[int, dict[str, Array]]:
-    found: dict[int, dict[str, Array]] = {}
-    for path, array in arrays.items():
-        if path.startswith(_STATE):
-            client, _, name = path.removeprefix(_STATE).partition("/")
-            found.setdefault(int(client), {})[name] = array
-    return found
+def _write_state(out: IO[bytes], client: int, state: Mapping[str, Array]) -> None:
+    described = json.dumps([[name, each.dtype.str, each.shape] for name, each in state.items()])
+    header, size = described.encode(), sum(each.nbytes for each in state.values())
+    out.write(_RECORD.pack(client, size, len(header)))
+    out.write(header)
+    for each in state.values():
+        out.write(each.tobytes())
+
+
+def _read_states(path: Path) -> Iterator[tuple[int, dict[str, Array]]]:
+    """Yield the states of a checkpoint, one in memory at a time.
+
+    Raises:
+        ConfigError: the file is damaged.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(_STATES) as file:
+            while record := file.read(_RECORD.size):
+                client, size, length = _RECORD.unpack(record)
+                described, data = json.loads(file.read(length)), bytearray(file.read(size))
+                state, start = {}, 0
+                for name, kind, shape in described:
+                    values = np.frombuffer(data, kind, math.prod(shape), start)
+                    state[name], start = values.reshape(shape), start + values.nbytes
+                yield client, state
+    except (*(OSError, ValueError, KeyError, TypeError), zipfile.BadZipFile, struct.error) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> ConfigError:
+    reason = str(error).partition("\n")[0] or type(error).__name__
+    return ConfigError(f"{path} cannot be gone on with ({reason}): remove it to begin anew")

@@ -29,7 +29,8 @@ EVALUATOR = -1
 """The number of the one virtual client that measures the model on data nobody trains on."""
 
 EVALUATOR_ID = "evaluator-1"
-_CACHE_BYTES = 64 << 20
+CACHE_BYTES = 192 << 20
+"""How much of what clients have is kept: a process has MNIST's whole training set in it."""
 
 
 @dataclass(frozen=True)
@@ -108,18 +109,23 @@ class VirtualClients:
     Args:
         task: what ``spec`` names, where it is loaded already.
         shared: the divided data set, where another process has it.
+        cache_bytes: how much of the clients' own parts is kept in memory.
 
     Raises:
         ConfigError: the task cannot be loaded, or its data not be divided so.
     """
 
     def __init__(
-        self, spec: ClientsSpec, task: Task | None = None, shared: SharedData | None = None
+        self,
+        spec: ClientsSpec,
+        task: Task | None = None,
+        shared: SharedData | None = None,
+        cache_bytes: int = CACHE_BYTES,
     ) -> None:
         self.spec = spec
         self.task = task or load_task(spec.task)
         self._recent: OrderedDict[int, tuple[Split, Split]] = OrderedDict()
-        self._recent_bytes = 0
+        self._recent_bytes, self._cache_bytes = 0, cache_bytes
         if shared is not None:
             self.share(shared)
 
@@ -131,12 +137,11 @@ class VirtualClients:
     @cached_property
     def shared(self) -> SharedData | None:
         """The divided data set; None where the task gives each client its own."""
-        task = self.task
-        if not isinstance(task, SharedDataTask) or type(task).data is not SharedDataTask.data:
+        task, device = self.task, self.spec.device(0)
+        if not isinstance(task, SharedDataTask) or not task.is_divided(device):
             return None
         if self.spec.folders:
             return None
-        device = self.spec.device(0)
         pool = task.pool(device)
         parts = task.parts(pool, device)
         starts = np.cumsum([0, *(len(part) for part in parts)], dtype=np.int64)
@@ -161,7 +166,7 @@ class VirtualClients:
         found = self._load(client)
         self._recent[client] = found
         self._recent_bytes += _size(found)
-        while self._recent_bytes > _CACHE_BYTES and len(self._recent) > 1:
+        while self._recent_bytes > self._cache_bytes and len(self._recent) > 1:
             _, oldest = self._recent.popitem(last=False)
             self._recent_bytes -= _size(oldest)
         return found

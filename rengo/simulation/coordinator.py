@@ -35,6 +35,7 @@ from fl_server.rounds.events import (
     Event,
     ResultReceived,
     UpdateDelivered,
+    UpdatesDelivered,
 )
 from fl_server.rounds.facts import Fact, RoundCommitted
 from fl_server.rounds.ledger import Ledger, RoundStep
@@ -159,7 +160,8 @@ class Coordinator:
     ) -> None:
         self.run, self.parts = run, parts
         self._algorithm = run.algorithm
-        width_of = self._width if self._algorithm.narrow_widths else whole_model
+        self._has_parts = bool(self._algorithm.narrow_widths)
+        width_of = self._width if self._has_parts else whole_model
         self.machine = RoundMachine(run.plan, Model(0, "", "", 0), width_of=width_of, ledger=ledger)
         self.timeline: Timeline = AtOnce()
         self.version = run.initial
@@ -173,6 +175,7 @@ class Coordinator:
         self._results: dict[str, _Result] = {}
         self._usual_sections: set[tuple[tuple[str, ...], tuple[int, ...]]] = set()
         self._sum: _OpenSum | None = None
+        self._training_of: tuple[int, Mapping[str, Any]] = (0, {})
         self._training: Mapping[str, Any] = run.definition.training
         self._settings = run.clients.task.training.overridden(self._training)
 
@@ -191,15 +194,14 @@ class Coordinator:
         self,
         version: MemoryVersion,
         held: Mapping[int, MemoryVersion],
-        best: MemoryVersion | None,
         now_s: float,
     ) -> None:
         """Set what is not in the ledger, then call ``resume``.
 
         Args:
-            held: the versions that may become the best one, and the latest.
+            held: the best version, those that may become it, and the latest.
         """
-        self.version, self.best, self._held = version, best, dict(held)
+        self.version, self._held = version, dict(held)
         self.timeline = AtOnce(now_s)
 
     def resume(self) -> None:
@@ -282,11 +284,22 @@ class Coordinator:
         orders = {each.device_id: self._order(each) for each in commands}
         pair = (commands[0].round, commands[0].attempt)
         results = self.parts.backend.train(list(orders.values()), self._global_model())
+        together: list[UpdateDelivered] = []
         for result in _in_order(results, orders):
+            event: Event
             if isinstance(result, Declined):
-                self.timeline.add(declined(result, "train", pair))
+                event = declined(result, "train", pair)
             else:
-                self.timeline.add(self._delivered(result, pair))
+                event = self._delivered(result, pair)
+            if isinstance(event, UpdateDelivered):
+                together.append(event)
+                continue
+            if together:
+                self.timeline.add(UpdatesDelivered(tuple(together)))
+                together = []
+            self.timeline.add(event)
+        if together:
+            self.timeline.add(UpdatesDelivered(tuple(together)))
 
     def _evaluate(self, commands: list[SendOrder]) -> None:
         orders = {each.device_id: self._order(each) for each in commands}
@@ -305,7 +318,7 @@ class Coordinator:
         state = {} if client == EVALUATOR else self.parts.states.get(client)
         settings = self._settings_of(command)
         width = 1.0
-        if command.action == "train":
+        if command.action == "train" and self._has_parts:
             width = self.machine.ledger.width_of(command.device_id)
         return VirtualOrder(client, command.device_id, command.round, settings, state, width)
 
@@ -315,22 +328,25 @@ class Coordinator:
 
     def _slices(self, device_id: str, round_number: int) -> Slices | None:
         """Return which part of the model a client trains, None for the whole."""
-        width = self.machine.ledger.width_of(device_id)
+        width = self.machine.ledger.width_of(device_id) if self._has_parts else 1.0
         if width >= 1:
             return None
         return self._algorithm.part(width, round_number, self.version.weights.layout)
 
     def _settings_of(self, command: SendOrder) -> TrainingSettings:
         """Return the round's training settings with what is fitted to the client."""
-        definition, task = self.run.definition, self.run.clients.task
+        definition = self.run.definition
         if command.action != "train":
-            training = definition.training
-        else:
-            training = training_of(definition, command.round)
-            work = self.machine.ledger.work.get(command.device_id)
-            training = training if work is None else training | work.overrides()
-        if training != self._training:
-            self._training, self._settings = training, task.training.overridden(training)
+            return self._settings_by(definition.training)
+        if self._training_of[0] != command.round:
+            self._training_of = (command.round, training_of(definition, command.round))
+        training, work = self._training_of[1], self.machine.ledger.work.get(command.device_id)
+        return self._settings_by(training if work is None else {**training, **work.overrides()})
+
+    def _settings_by(self, training: Mapping[str, Any]) -> TrainingSettings:
+        if training is not self._training and training != self._training:
+            self._settings = self.run.clients.task.training.overridden(training)
+        self._training = training
         return self._settings
 
     # --- updates ------------------------------------------------------------------------------
@@ -440,6 +456,8 @@ def _in_order(results: Iterable[_R], orders: Mapping[str, VirtualOrder]) -> Iter
 
 def _report(result: Trained) -> Report:
     """Return what the server knows of an update, scalars as they would travel: float32."""
+    if not result.scalars:
+        return Report(result.device_id, result.num_examples)
     scalars = {name: float(np.float32(value)) for name, value in result.scalars.items()}
     return Report(result.device_id, result.num_examples, scalars)
 

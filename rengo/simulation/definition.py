@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 from algorithms.registry import load as load_algorithm
-from fl_client.tasks.user_code import initial_weights_of
+from fl_client.engines.base import Precision
+from fl_client.engines.stacked.layers import unsupported
+from fl_client.tasks.user_code import initial_weights_of, model_of
 from fl_server.aggregation.arithmetic.in_memory import MemoryVersion
 from fl_server.runs.definition import RunDefinition, parse_definition
 from rengo.operator.definitions import check_definition, needs_torch, with_goals
@@ -17,6 +20,7 @@ from rengo.simulation.clients import EVALUATOR, ClientsSpec, VirtualClients
 from rengo.simulation.coordinator import SimulatedRun
 from rengo.simulation.virtual.availability import Availability, DrawnAvailability
 from rengo.simulation.virtual.fleet import VirtualFleet, parse_shares, parse_tables
+from rengo.simulation.virtual.flops import TRAINING, forward_flops
 from rengo.simulation.virtual.traces import read_traces
 from rengo.simulation.virtual.world import VirtualWorld
 from rengo.site.device_folders import device_folders
@@ -26,6 +30,8 @@ from runtime.errors import ConfigError
 DEFAULT_CLIENTS = 100
 DEFAULT_COHORT = 10
 MAX_CLIENTS = 1_000_000
+_LONG_FLOPS = 1e11
+"""From so many operations on, torch's faster layers make up for the seconds of its import."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,9 @@ class Simulation:
         data_seed: what shared data are divided by.
         ids: the clients' device ids; made up where there are none.
         backend: what computes; "auto" chooses.
-        engine: that of every client; "auto" is numpy where it can do the run, else torch.
+        engine: that of every client; "auto" is numpy, and torch where that cannot do the run, or
+            takes long over it.
+        precision: of the torch engine's products.
         workers: how many processes at most, where the backend has any; 0 for as many as cores.
         fleet: what devices the clients are in virtual time: shares of presets as
             ``phone=80,pi-4=20``, or a TOML file; empty: all are there and answer at once.
@@ -58,6 +66,7 @@ class Simulation:
     ids: tuple[str, ...] = ()
     backend: str = "auto"
     engine: Literal["auto", "numpy", "torch"] = "auto"
+    precision: Precision = "auto"
     workers: int = 0
     fleet: str = ""
     trace: Path | None = None
@@ -105,18 +114,43 @@ def prepare(simulation: Simulation, earlier: VirtualClients | None = None) -> Pr
         clients,
         MemoryVersion(initial_weights_of(task, definition.seed)),
     )
-    engine = simulation.engine
-    if engine == "auto":
-        # what the data are is asked of one client: a torch Dataset needs torch
-        is_arrays = isinstance(clients.splits(0)[0], tuple | None)
-        engine = "torch" if needs_torch(task, values) or not is_arrays else "numpy"
+    engine = _engine(simulation, definition, clients, bool(needs_torch(task, values)))
     algorithm = load_algorithm(definition.algorithm.name, definition.algorithm.settings)
     transforms = definition.composition.transforms
     setup = BackendSetup(
-        clients, algorithm, definition.seed, engine, simulation.workers, transforms
+        clients,
+        algorithm,
+        definition.seed,
+        engine,
+        simulation.workers,
+        transforms,
+        simulation.precision,
     )
     world = virtual_world(simulation, clients, definition.seed)
     return Prepared(run, setup, simulation.backend, world)
+
+
+def _engine(
+    simulation: Simulation, definition: RunDefinition, clients: VirtualClients, needed: bool
+) -> str:
+    """Return the engine that every client trains with."""
+    if simulation.engine == "numpy" and simulation.precision not in {"auto", "float32"}:
+        raise ConfigError(
+            f"precision {simulation.precision}: numpy computes in float32; set engine torch"
+        )
+    if simulation.engine != "auto":
+        return simulation.engine
+    # what the data are is asked of one client: a torch Dataset needs torch
+    split: Any = clients.splits(0)[0]
+    if needed or simulation.precision != "auto" or not isinstance(split, tuple | None):
+        return "torch"
+    model = model_of(clients.task)
+    if split is None or not unsupported(model) or find_spec("torch") is None:
+        return "numpy"
+    settings = clients.task.training.overridden(definition.training)
+    trained = len(split[0]) * settings.local_epochs * definition.cohort.size * definition.rounds
+    flops = TRAINING * trained * forward_flops(model, split[0].shape[1:])
+    return "torch" if flops > _LONG_FLOPS else "numpy"
 
 
 def virtual_world(

@@ -7,8 +7,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from fl_client.models import layers
-from fl_client.models.settings import TrainingSettings
 from fl_client.tasks.user_code import model_of
+from rengo.simulation.backend import VirtualOrder
 from rengo.simulation.clients import VirtualClients
 from rengo.simulation.virtual.flops import TRAINING, forward_flops, forward_flops_of
 from rengo.simulation.virtual.work import OrderSize
@@ -32,14 +32,16 @@ class OrderSizes:
         self._model_bytes = sum(tensor.stored_bytes for tensor in weights.layout.tensors)
 
     def training(
-        self, client: int, settings: TrainingSettings, vectors: tuple[int, int]
+        self, order: VirtualOrder, vectors: tuple[int, int], share: float = 1.0
     ) -> OrderSize:
         """Return what a client's order to train asks of it.
 
         Args:
             vectors: how many vectors of the model's size come beside the model, and how many go.
+            share: of the model that the client trains, and gets and sends.
         """
-        split, _ = self._clients.splits(client)
+        settings = order.settings
+        split, _ = self._clients.splits(order.client)
         examples = _count(split)
         in_epoch = math.ceil(examples / settings.batch_size)
         steps = settings.local_epochs * in_epoch
@@ -48,9 +50,11 @@ class OrderSizes:
             whole, rest = divmod(settings.max_steps, in_epoch)
             seen = whole * examples + min(examples, rest * settings.batch_size)
             steps = settings.max_steps
-        with_it, sent = (count * self._layout.size * _FLOAT_BYTES for count in vectors)
-        flops = TRAINING * self._forward_flops
-        return OrderSize(seen, steps, flops, self._model_bytes + with_it, sent)
+        with_it, sent = (
+            round(share * count * self._layout.size * _FLOAT_BYTES) for count in vectors
+        )
+        flops = share * TRAINING * self._forward_flops
+        return OrderSize(seen, steps, flops, round(share * self._model_bytes) + with_it, sent)
 
     def evaluation(self, examples: int) -> OrderSize:
         """Return what an order to evaluate asks of a device with so many held-out examples."""

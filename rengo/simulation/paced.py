@@ -118,8 +118,12 @@ class PacedCoordinator(Coordinator):
     def _training_size(self, command: SendOrder) -> OrderSize:
         order = self._order(command)
         vectors = len(self.version.vectors) if self._algorithm.broadcasts else 0
-        sends = len(self._algorithm.sends)
-        return self._sizes.training(order.client, order.settings, (vectors, sends))
+        whole = self.version.weights.layout
+        part = None
+        if order.width < 1:
+            part = self._algorithm.part(order.width, order.round, whole)
+        share = 1.0 if part is None else part.part.size / whole.size
+        return self._sizes.training(order, (vectors, len(self._algorithm.sends)), share)
 
     # --- answers ------------------------------------------------------------------------------
 

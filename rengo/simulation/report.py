@@ -55,6 +55,7 @@ def description_of(
             "seed": spec.seed,
             "partition": spec.partition,
             "folders": [str(folder) for folder in spec.folders],
+            "evaluator_folder": str(spec.evaluator_folder or ""),
             "ids": list(spec.ids),
             "profile": spec.profile,
         },

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from fl_client.engines.base import Precision
+from fl_client.tasks.base import Task
 from fl_server.operations.results.runs import RunReport
 from fl_server.rounds.facts import Fact
 from rengo.operator.result import RunResult
@@ -21,7 +23,7 @@ from rengo.simulation.history import RoundFigures, RoundHistory
 from rengo.simulation.paced import PacedCoordinator
 from rengo.simulation.report import description_of, digest_of, run_report
 from rengo.simulation.results import ResultsFolder
-from rengo.simulation.states import MemoryStates
+from rengo.simulation.states import BoundedStates
 from rengo.simulation.virtual.account import VirtualAccount
 from runtime.config import merge
 from runtime.errors import ConfigError, RunNotCompleted
@@ -110,7 +112,7 @@ Progress = Callable[[Coordinator, RoundHistory], None]
 
 
 def simulate(  # noqa: PLR0913  a keyword for each option of the command line
-    task: str,
+    task: str | type[Task],
     *,
     clients: int | None = None,
     cohort: int | None = None,
@@ -121,6 +123,7 @@ def simulate(  # noqa: PLR0913  a keyword for each option of the command line
     data: Path | str | None = None,
     backend: str = "auto",
     engine: Literal["auto", "numpy", "torch"] = "auto",
+    precision: Precision = "auto",
     workers: int = 0,
     out: Path | str | None = None,
     fleet: str = "",
@@ -132,7 +135,7 @@ def simulate(  # noqa: PLR0913  a keyword for each option of the command line
     numpy's have one order where OMP_NUM_THREADS and OPENBLAS_NUM_THREADS were 1 at its import.
 
     Args:
-        task: a task's name or ``FILE.py:CLASS``.
+        task: a task's name, ``FILE.py:CLASS``, or a Task class in a file.
         clients: how many there are (default: 100, or as many as ``data`` has folders).
         cohort: how many train in a round (default: 10).
         rounds: how many rounds (default: 10).
@@ -141,7 +144,8 @@ def simulate(  # noqa: PLR0913  a keyword for each option of the command line
         partition: how a shared data set is divided over the clients, as ``dirichlet:0.1``.
         data: a folder with a sub-folder of data for each client.
         backend: what computes; "auto" chooses.
-        engine: numpy or torch; "auto" is numpy where it can do the run.
+        engine: numpy or torch; "auto" is numpy, but for long work that it does slowly, torch.
+        precision: of torch's products; bfloat16 is faster on many processors, and less exact.
         workers: how many processes at most, where the backend has any; 0 for as many as cores.
         out: a folder for the results; a run that was killed goes on from there.
         fleet: what devices the clients are in virtual time, as ``phone=80,pi-4=20`` or a TOML file.
@@ -151,6 +155,10 @@ def simulate(  # noqa: PLR0913  a keyword for each option of the command line
         ConfigError: something about it cannot be; the text says what.
         RunNotCompleted: the run failed, and why.
     """
+    if not isinstance(task, str):
+        from rengo.site.site import task_spec  # noqa: PLC0415  it brings all of a site
+
+        task = task_spec(task)
     values: dict[str, Any] = {}
     merge(values, dict(settings or {}))
     given = {"rounds": rounds, "seed": seed}
@@ -165,6 +173,7 @@ def simulate(  # noqa: PLR0913  a keyword for each option of the command line
         None if data is None else Path(data).absolute(),
         backend=backend,
         engine=engine,
+        precision=precision,
         workers=workers,
         fleet=fleet,
         trace=None if trace is None else Path(trace).absolute(),
@@ -184,7 +193,7 @@ def run_prepared(
         ConfigError: the folder holds something else, or the backend cannot do it; says why.
         RunNotCompleted: the run failed, and why.
     """
-    described = description_of(prepared.run, prepared.setup.engine, prepared.world)
+    described = description_of(prepared.run, prepared.setup.arithmetic, prepared.world)
     folder = None if keeping is None else ResultsFolder(keeping.folder, described)
     choice = choose(prepared.backend, prepared.setup)
     if folder is not None and folder.is_complete:
@@ -193,7 +202,7 @@ def run_prepared(
         )
     work = _Work(prepared, digest_of(described), choice, keeping, folder, progress)
     backend = open_backend(choice.name, prepared.setup)
-    states = MemoryStates()
+    states = BoundedStates()
     try:
         return work.run(Parts(backend, states))
     finally:

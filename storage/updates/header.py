@@ -22,6 +22,7 @@ from runtime.bounds import (
     MAX_METRIC_NAME,
     MAX_METRICS,
     MAX_POPULATION,
+    MAX_SIZE,
 )
 from runtime.errors import Corrupt
 from storage.updates.info import (
@@ -156,6 +157,36 @@ class ExactSums(BaseModel):
                 raise ValueError("a sum is larger than its weight allows")
 
 
+class ForwardedEntry(BaseModel):
+    """A whole update within another: whose it is, and the hash of its own header."""
+
+    model_config = _STRICT
+    device_id: Name
+    attempt: int = Field(ge=0, le=1 << 32)
+    size: int = Field(ge=1, le=MAX_SIZE)
+    header_sha256: Sha256
+    num_examples: int = Field(ge=1, le=MAX_EXAMPLES)
+
+
+class ForwardedUpdates(BaseModel):
+    """What the chunks of an update of the kind "updates" are: whole updates, in order.
+
+    ``population`` is how many devices the run knows below the sender.
+    """
+
+    model_config = _STRICT
+    entries: tuple[ForwardedEntry, ...] = Field(min_length=1, max_length=MAX_REPORTS, strict=False)
+    population: int = Field(ge=1, le=MAX_POPULATION)
+
+    @model_validator(mode="after")
+    def _are_of_different_devices(self) -> Self:
+        if len({each.device_id for each in self.entries}) != len(self.entries):
+            raise ValueError("two updates are of one device")
+        if self.population < len(self.entries):
+            raise ValueError("there are more updates than devices")
+        return self
+
+
 class UpdateHeader(BaseModel):
     """The header in the file."""
 
@@ -166,7 +197,7 @@ class UpdateHeader(BaseModel):
     device_id: Name
     base_sha256: Sha256
     layout_hash: Sha256
-    kind: Literal["delta", "weights", "sums"]
+    kind: Literal["delta", "weights", "sums", "updates"]
     num_examples: int = Field(ge=1, le=MAX_EXAMPLES)
     metrics: dict[Annotated[str, Field(min_length=1, max_length=MAX_METRIC_NAME)], Finite] = Field(
         default_factory=dict, max_length=MAX_METRICS
@@ -178,6 +209,7 @@ class UpdateHeader(BaseModel):
     chunks: tuple[Chunk, ...] = Field(max_length=MAX_CHUNKS, strict=False)
     sections: tuple[SectionEntry, ...] = Field(default=(), max_length=MAX_SECTIONS, strict=False)
     sums: ExactSums | None = None
+    forwarded: ForwardedUpdates | None = None
 
     @model_validator(mode="after")
     def _sums_are_of_that_kind(self) -> Self:
@@ -187,6 +219,19 @@ class UpdateHeader(BaseModel):
             if self.sections:
                 raise ValueError("sums are not in sections")
             self.sums.require_chunks(self.chunks)
+        return self
+
+    @model_validator(mode="after")
+    def _updates_are_of_that_kind(self) -> Self:
+        if (self.forwarded is None) != (self.kind != "updates"):
+            raise ValueError("an update holds updates if it is of that kind, and no other does")
+        if self.forwarded is not None:
+            if self.sections:
+                raise ValueError("updates are not in sections")
+            if sum(each.size for each in self.forwarded.entries) != self.chunk_bytes:
+                raise ValueError("the chunks are not the updates")
+            if any(chunk.is_zero for chunk in self.chunks):
+                raise ValueError("a chunk of updates has no bytes")
         return self
 
     @model_validator(mode="after")

@@ -45,7 +45,7 @@ class Origin:
     device_id: str
     base_sha256: str
     layout_hash: str
-    kind: Literal["delta", "weights", "sums"]
+    kind: Literal["delta", "weights", "sums", "updates"]
 
 
 @dataclass(frozen=True)

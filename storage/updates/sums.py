@@ -14,18 +14,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, BinaryIO
 
-import msgpack
 import numpy as np
 import numpy.typing as npt
 
-from runtime.errors import ConfigError, Corrupt
-from storage.updates.header import ExactSums, ReportColumns, SumEntry, UpdateHeader, read_header
+from runtime.errors import Corrupt
+from storage.updates.forwarded import written
+from storage.updates.header import ExactSums, ReportColumns, SumEntry, UpdateHeader
 from storage.updates.info import (
-    MAGIC,
-    MAX_HEADER_BYTES,
     NOTHING_SHA256,
-    PREFIX,
-    SCHEMA_VERSION,
     SUM_BLOCK,
     Origin,
 )
@@ -149,32 +145,7 @@ class SumsWriter:
             }
         )
         self._body.seek(0)
-        return _write(out, header, self._body)
-
-
-def answering(source: Reader, header: UpdateHeader, origin: Origin, out: BinaryIO) -> WrittenUpdate:
-    """Write sums as the answer to another order.
-
-    Args:
-        source: the file, read up to its first chunk.
-        header: that file's.
-        origin: which order it answers from here on.
-    """
-    return _write(out, header.model_copy(update=asdict(origin)), source)
-
-
-def read_whole(stream: BinaryIO, key: str) -> UpdateHeader:
-    """Return the header of a file whose own hash was verified; the stream is at the first chunk.
-
-    Raises:
-        Corrupt: it is no update.
-    """
-    prefix = stream.read(PREFIX.size)
-    length = PREFIX.unpack(prefix)[1] if len(prefix) == PREFIX.size else 0
-    digest = hashlib.sha256(prefix + stream.read(min(length, MAX_HEADER_BYTES))).hexdigest()
-    size = stream.seek(0, 2)
-    stream.seek(0)
-    return read_header(stream, header_sha256=digest, max_bytes=size, key=key)
+        return written(out, header, self._body)
 
 
 def sum_chunks(
@@ -209,26 +180,6 @@ def require_readable(header: UpdateHeader, key: str) -> ExactSums:
     if header.sums is None or header.codec != CODEC:
         raise Corrupt(f"{key}: sums are whole numbers, not {header.codec!r}")
     return header.sums
-
-
-def _write(out: BinaryIO, header: UpdateHeader, chunks: Reader) -> WrittenUpdate:
-    fields = header.model_dump(mode="json")
-    del fields["sections"]
-    fields["schema_version"] = SCHEMA_VERSION
-    text: bytes = msgpack.packb(fields, use_bin_type=True)
-    if len(text) > MAX_HEADER_BYTES:
-        raise ConfigError(
-            f"the reports of {len(header.sums.reports.devices) if header.sums else 0} devices take "
-            f"{len(text)} bytes, at most {MAX_HEADER_BYTES}; take fewer devices into a round, or "
-            "divide the domain"
-        )
-    start = PREFIX.pack(MAGIC, len(text)) + text
-    out.write(start)
-    size = len(start)
-    while data := chunks.read(_COPY_BYTES):
-        out.write(data)
-        size += len(data)
-    return WrittenUpdate(hashlib.sha256(start).hexdigest(), size)
 
 
 def block_count(count: int) -> int:

@@ -19,13 +19,14 @@ from storage.weights.safetensors import (
     stored_size,
     write_safetensors,
 )
-from storage.weights.slices import Axis, Slices, Window
+from storage.weights.slices import Axis, Places, Slices, Window
 
 __all__ = [
     "Array",
     "Axis",
     "Layout",
     "NotFinite",
+    "Places",
     "Reader",
     "Slices",
     "TensorSpec",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import bisect
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,6 +26,8 @@ Places: TypeAlias = npt.NDArray[np.int64]
 Values = TypeVar("Values", bound=npt.NDArray[Any])
 
 _BLOCK = 1 << 18
+_NOWHERE = -(1 << 60)
+"""So far below 0 that no place in a part brings it back."""
 
 
 @dataclass(frozen=True)
@@ -220,17 +223,40 @@ class _Tensor:
         return found
 
     def sources(self, first: int, count: int) -> Places:
-        rest, found, stride = np.arange(first, first + count), np.zeros(count, np.int64), 1
-        is_in = np.ones(count, np.bool_)
-        for side in reversed(self.sides):
-            rest, at = np.divmod(rest, side.full)
-            if side.inverse is not None:
-                at = side.inverse[at]
-                is_in &= at >= 0
-            found += stride * at
-            stride *= side.part
-        found[~is_in] = -1
+        row = self._row
+        if row is None:
+            return np.maximum(_sources(self.sides, first, count), -1)
+        # whole rows, of which the block is a cut
+        begin, end = first // row.size, -(-(first + count) // row.size)
+        rows = _sources(self.sides[:1], begin, end - begin)
+        rows = np.where(rows < 0, _NOWHERE, rows * self._part_row)
+        found: Places = (rows[:, None] + row).reshape(-1)[first - begin * row.size :][:count]
+        np.maximum(found, -1, out=found)
         return found
+
+    @cached_property
+    def _row(self) -> Places | None:
+        """What a row of the first axis has of the part's row; None where a row is a large one."""
+        size = math.prod(side.full for side in self.sides[1:])
+        return _sources(self.sides[1:], 0, size) if self.sides and size <= _BLOCK else None
+
+    @cached_property
+    def _part_row(self) -> int:
+        return math.prod(side.part for side in self.sides[1:])
+
+
+def _sources(sides: Sequence[_Side], first: int, count: int) -> Places:
+    """Return where in the part values of these axes lie, below 0 where the part has them not."""
+    rest, found, stride = np.arange(first, first + count), np.zeros(count, np.int64), 1
+    for side in reversed(sides):
+        rest, at = np.divmod(rest, side.full)
+        if side.inverse is not None:
+            missing = side.inverse[at] < 0
+            at = side.inverse[at]
+            found[missing] = _NOWHERE
+        found += stride * at
+        stride *= side.part
+    return found
 
 
 def _within(

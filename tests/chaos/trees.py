@@ -15,11 +15,13 @@ from urllib.parse import urlsplit
 
 from pydantic import TypeAdapter
 
+from broker.wire.messages import DeviceInfo
 from fl_client.identity.enrolment import enroll
 from fl_client.tasks.digits import Digits
 from fl_server.operations.catalogue import DEVICES_INVITE
 from fl_server.rounds.facts import FACTS, Fact, RoundClosed, RoundCommitted
 from rengo.operator.client import OperatorClient
+from rengo.operator.progress import DeviceTable
 from rengo.operator.runs import submit
 from rengo.site.device_process import DeviceSpec
 from rengo.site.preparation import SiteOptions
@@ -70,9 +72,10 @@ class Node:
     def kill(self, name: str = "server") -> None:
         """End a process by SIGKILL; return when the supervisor has it running again."""
         before = self.site.restarts(name)
-        child = self.site.children[name]
-        assert child.pid is not None
-        os.kill(child.pid, signal.SIGKILL)
+        services: dict[str, Any] = {"broker": self.site.broker, "store": self.site.store}
+        pid = (services | self.site.children)[name].pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
         wait_for(lambda: self.site.restarts(name) > before, f"{name} was started again")
 
 
@@ -248,3 +251,14 @@ class Link:
     def mend(self) -> None:
         """Let new connections through."""
         self._proxy.always = Fault()
+
+
+def info_of(node: Node, device_id: str) -> DeviceInfo | None:
+    """Return what a device of a site says of itself, None where it has said nothing yet."""
+    table = DeviceTable()
+    with node.site.connect() as client:  # a new connection gets what is retained
+        for news in client.news(2.0):
+            table.apply(news)
+            if device_id in table.infos:
+                return table.infos[device_id]
+    return None

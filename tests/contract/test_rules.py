@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 
 import algorithms
 from algorithms.base import STATISTICS, UPDATE, Report
+from fl_client.models.local_round import LocalRound, LocalUpdate
+from fl_client.tasks.registry import load_task
+from fl_client.training.participant import Participant
 from fl_server.aggregation.arithmetic import single_updates
 from fl_server.aggregation.arithmetic.combining import Combining
 from fl_server.aggregation.arithmetic.in_memory import MemorySums
@@ -23,6 +26,7 @@ from fl_server.aggregation.spool import MemoryBudget, Spool
 from fl_server.aggregation.sums import RoundSums, UpdateParts
 from runtime.errors import ConfigError
 from storage.updates.info import Section
+from storage.weights import Weights
 from tests.contract.test_algorithms import Rows
 from tests.in_process import InProcessRun
 
@@ -152,6 +156,38 @@ def test_a_round_with_the_rule_is_the_same_after_a_restart(name: str, tmp_path: 
         found.append([model.sha256 for model in run.models])
     assert found[0] == found[1]
     assert len({*found[0]}) == 3
+
+
+def accuracy_under_attack(folder: Path, rule: str, monkeypatch: pytest.MonkeyPatch) -> float:
+    """Return the honest devices' mean accuracy when two of ten send ten times the opposite."""
+    train = Participant.train
+
+    def attacking(self: Participant, weights: Weights, plan: LocalRound) -> LocalUpdate:
+        update = train(self, weights, plan)
+        if self.device.id not in {"d-8", "d-9"}:
+            return update
+        assert update.vector is not None
+        return update._replace(vector=-10 * update.vector)
+
+    folder.mkdir()
+    with monkeypatch.context() as patched:
+        patched.setattr(Participant, "train", attacking)
+        run = InProcessRun(folder, load_task("digits"), "fedavg", engines=["numpy"] * 10, rule=rule)
+        for _ in range(6):
+            run.round()
+        return float(np.mean([run.evaluate(index).metrics["accuracy"] for index in range(8)]))
+
+
+def test_a_run_learns_although_a_fifth_of_its_devices_attack(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {
+        rule: accuracy_under_attack(tmp_path / rule, rule, monkeypatch)
+        for rule in ("mean", "trimmed_mean", "multi_krum")
+    }
+    print(f"\naccuracy under attack: {found}")
+    assert found["mean"] < 0.35
+    assert min(found["trimmed_mean"], found["multi_krum"]) > 0.6
 
 
 # --- each by arithmetic of its own --------------------------------------------------------------

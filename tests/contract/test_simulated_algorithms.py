@@ -12,21 +12,23 @@ from typing import Any
 import pytest
 
 import algorithms
+from algorithms.transforms import TRANSFORMS
 from fl_client.engines.base import load_engine
+from fl_client.tasks.base import Task
 from rengo.simulation.clients import ClientsSpec, VirtualClients
 from rengo.simulation.definition import Simulation, prepare
 from rengo.simulation.run import SimulationResult, run_prepared
-from tests.contract.test_algorithms import EARLY, NAMES, ON_BOTH, Rows, run_of
+from tests.contract.test_algorithms import EARLY, NAMES, ON_BOTH, Plain, Rows, run_of
 
 ROUNDS = 3
 IDS = ("d-0", "d-1", "d-2")
 RULES = ["median", "geometric_median"]
 
 
-def simulated(values: dict[str, Any], engine: str) -> SimulationResult:
+def simulated(values: dict[str, Any], engine: str, task: Task | None = None) -> SimulationResult:
     given = {"rounds": ROUNDS, "cohort": {"size": 3}, "evaluation": {"on": "devices"}, **values}
     simulation = Simulation("rows", given, 3, ids=IDS, backend="inline", engine=engine)  # type: ignore[arg-type]
-    clients = VirtualClients(ClientsSpec("rows", 3, ids=IDS), Rows())
+    clients = VirtualClients(ClientsSpec("rows", 3, ids=IDS), task or Rows())
     return run_prepared(prepare(simulation, clients))
 
 
@@ -58,4 +60,14 @@ def test_a_rule_of_single_updates_is_simulated_too(rule: str, tmp_path: Path) ->
     for _ in range(ROUNDS):
         told.round()
     found = simulated({"rule": {"name": rule}}, "numpy")
+    assert found.weights.vector.tobytes() == told.weights.vector.tobytes()
+
+
+@pytest.mark.parametrize("name", TRANSFORMS.names())
+def test_what_is_done_to_updates_is_simulated_too(name: str, tmp_path: Path) -> None:
+    done = [{"name": "clip"}, {"name": name}] if name == "noise" else [{"name": name}]
+    told = run_of(tmp_path / "run", "fedavg", transforms=done, task=Plain())
+    for _ in range(ROUNDS):
+        told.round()
+    found = simulated({"transforms": done}, "numpy", Plain())
     assert found.weights.vector.tobytes() == told.weights.vector.tobytes()

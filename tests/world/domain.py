@@ -196,6 +196,8 @@ class DomainAgent(Device):
 
     def boot(self) -> None:
         """Start, awaiting nothing."""
+        if self.alive:
+            return
         self.awaited, self.accepting = None, False
         self.sums: dict[s.JobKey, Object] = getattr(self, "sums", {})
         super().boot()
@@ -352,6 +354,8 @@ class Domain:
     def die(self) -> None:
         """Lose everything but the disks."""
         kernel = self.server.kernel
+        if not self.agent.alive and not self.server.alive:
+            return  # it comes back by itself
         if self.agent.alive:
             self.agent.fall()
         if self.server.alive:

@@ -54,6 +54,7 @@ _LATER_FIELDS: dict[str, Any] = {
     "permanent": False,
     "traceback": [],
     "evaluators": "",
+    "singly": False,
     "population": 1,
 }
 
@@ -83,7 +84,8 @@ class Order(OrderMessage):
     ``time_left_s`` counts from receipt, so that no clock must be right. ``upload`` is nil for an
     evaluation. An exchange may have a model or an upload, and has a ``payload``, which the task on
     the device reads; where it has an upload, the answer goes there. ``evaluators`` tells a domain
-    which of its devices are to evaluate. ``scalars`` of an order to a domain are all that the
+    which of its devices are to evaluate, ``singly`` to pass on its
+    devices' updates and not their sum. ``scalars`` of an order to a domain are all that the
     algorithm's server keeps, since updates are weighted there. A ``width`` below 1 says
     that the model is a part, with so much of each hidden layer.
     """
@@ -111,6 +113,7 @@ class Order(OrderMessage):
     scalars: Scalars = {}
     transforms: Transforms = []
     evaluators: Literal["", "evaluators", "devices"] = ""
+    singly: bool = False
     width: Annotated[float, Field(gt=0, le=1)] = 1.0
 
     @model_validator(mode="after")

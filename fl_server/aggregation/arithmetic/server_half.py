@@ -79,11 +79,9 @@ class VersionInput:
 
     @property
     def sensitivity(self) -> float:
-        """How far one update can move the mean; 0 where its norm has no bound."""
-        bound = bound_of(self.transforms)
-        if not math.isfinite(bound) or not any(self.weights):
-            return 0.0
-        return bound * max(self.weights) / sum(self.weights)
+        """How far one update can move the mean; infinite where its norm has no bound."""
+        share = max(self.weights) / sum(self.weights) if any(self.weights) else 1.0
+        return bound_of(self.transforms) * share
 
 
 class ServerHalf:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from rengo.simulation.definition import Prepared
     from rengo.simulation.history import RoundHistory
     from rengo.simulation.run import SimulationResult
+    from rengo.simulation.virtual.account import VirtualAccount
 
 _CHECKPOINT_EVERY_S = 30.0
 # sums have one order on one thread; a library reads these when it is loaded
@@ -69,7 +70,13 @@ def add(commands: Commands) -> None:
         "--engine",
         choices=["auto", "numpy", "torch"],
         default="auto",
-        help="what each client trains with (default: numpy where it can do the run)",
+        help="what each client trains with (default: numpy, or torch for long work it does slowly)",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=["auto", "float32", "bfloat16"],
+        default="auto",
+        help="of torch's products: bfloat16 is faster on many processors, and less exact",
     )
     parser.add_argument("--partition", default="", metavar="KIND", help=PARTITION_HELP)
     parser.add_argument(
@@ -188,6 +195,7 @@ def _prepare(
         options.data_seed,
         backend=options.backend,
         engine=options.engine,
+        precision=options.precision,
         workers=options.workers,
         fleet=options.fleet,
         trace=options.trace,
@@ -253,9 +261,21 @@ def _run_all(options: argparse.Namespace, definition: dict[str, Any], out: TextI
 
 def _conclude(result: SimulationResult, out: TextIO) -> None:
     say("", _verdict(result), f"backend {result.choice.name}: {result.choice.reason}", out=out)
+    if result.account is not None:
+        say(_paced(result.account), out=out)
     if result.folder is not None:
         plot = f"none: {result.no_plot}" if result.no_plot else "beside it"
         say(f"model   {result.folder / 'model.safetensors'}", f"plot    {plot}", out=out)
+
+
+def _paced(account: VirtualAccount) -> str:
+    told = account.document()
+    rows = told["rounds"]
+    dropped, invited = sum(len(row["dropped"]) for row in rows), sum(row["invited"] for row in rows)
+    return (
+        f"fleet   {duration(told['seconds'])} of virtual time, {told['energy_j'] / 1000:.3g} kJ, "
+        f"{dropped} of {count(invited, 'order')} dropped"
+    )
 
 
 def _verdict(result: SimulationResult) -> str:

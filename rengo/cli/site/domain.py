@@ -30,6 +30,7 @@ from runtime.broker_url import parse_url, url_of
 from runtime.config import load, read_toml, validate
 from runtime.errors import ConfigError
 from runtime.files import atomic_write, make_folder
+from runtime.processes.memory import share_one_heap
 from runtime.security.identity import read_identity
 from runtime.security.join_token import JoinToken
 
@@ -107,6 +108,7 @@ def run_domain(options: argparse.Namespace) -> int:
     from rengo.domain.settings import DomainConfig  # noqa: PLC0415
 
     begin_role(debug=options.debug)
+    share_one_heap()  # a server's threads and an agent's: 40 MB of heaps with a hundred devices
     config = load(DomainConfig, options.config, "RENGO_DOMAIN")
     require_private(options.config)
     server_identity = identity_of("server", config.identity)

@@ -93,7 +93,9 @@ def add_listening(parser: argparse.ArgumentParser) -> None:
         help="which S3 server, at the first start (default: juicefs)",
     )
     parser.add_argument(
-        "--devices", type=int, help=f"device identities to prepare (default: {_DEVICES})"
+        "--devices",
+        type=int,
+        help=f"device identities to prepare (default: {_DEVICES}; none of a domain)",
     )
 
 

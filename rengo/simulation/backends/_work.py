@@ -15,12 +15,15 @@ from typing import Literal
 import numpy as np
 
 from algorithms.base import Algorithm
+from algorithms.transforms.base import Transform
+from fl_client.engines.base import Precision
 from fl_client.tasks._shared_data import Pool
 from rengo.simulation.backend import BackendSetup, GlobalModel, VirtualOrder
 from rengo.simulation.backends.inline import InlineBackend
 from rengo.simulation.clients import ClientsSpec, SharedData, VirtualClients
 from storage.weights import Array, Layout, Weights
 
+_CACHE_BYTES = 32 << 20
 _POOL = ("inputs", "targets", "test_inputs", "test_targets", "labels", "owners")
 
 
@@ -30,13 +33,16 @@ class WorkerStart:
 
     Attributes:
         data: a folder with the divided data set, which all workers map; None where there is none.
+        transforms: what is done to updates.
     """
 
     spec: ClientsSpec
     algorithm: Algorithm
     seed: int
     engine: str
+    precision: Precision
     data: Path | None
+    transforms: tuple[Transform, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,8 +87,16 @@ def main(descriptor: int) -> None:
     connection = Connection(descriptor)
     start: WorkerStart = connection.recv()
     shared = None if start.data is None else read_shared(start.data)
-    clients = VirtualClients(start.spec, shared=shared)
-    setup = BackendSetup(clients, start.algorithm, start.seed, start.engine)
+    # every worker sees every client sooner or later, and there may be many workers
+    clients = VirtualClients(start.spec, shared=shared, cache_bytes=_CACHE_BYTES)
+    setup = BackendSetup(
+        clients,
+        start.algorithm,
+        start.seed,
+        start.engine,
+        transforms=start.transforms,
+        precision=start.precision,
+    )
     backend = InlineBackend(setup)
     messages: queue.SimpleQueue[ModelMap | WorkerOrder] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(connection, messages), daemon=True).start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from fl_client.engines.base import Tuning
 from fl_client.training.failure import failure_of, file_of
 from fl_client.training.participant import Participant
 from rengo.simulation.backend import (
@@ -34,7 +35,11 @@ class InlineBackend:
         clients = setup.clients
         # as a device's training process: torch is deterministic, and on one thread
         self._first = Participant(
-            clients.task, clients.spec.device(0), setup.engine, owns_process=True
+            clients.task,
+            clients.spec.device(0),
+            setup.engine,
+            owns_process=True,
+            tuning=Tuning(precision=setup.precision),
         )
 
     def train(self, orders: Sequence[VirtualOrder], got: GlobalModel) -> Iterator[TrainingResult]:

@@ -98,7 +98,15 @@ class ProcessesBackend:
             data.mkdir()
             # this process gives its own copy up
             clients.share(write_shared(clients.shared, data))
-        start = WorkerStart(clients.spec, setup.algorithm, setup.seed, setup.engine, data)
+        start = WorkerStart(
+            clients.spec,
+            setup.algorithm,
+            setup.seed,
+            setup.engine,
+            setup.precision,
+            data,
+            setup.transforms,
+        )
         environment = {**os.environ, **dict.fromkeys(_ONE_THREAD, "1")}
         for number in range(1, count + 1):
             ours, theirs = socket.socketpair()

@@ -79,3 +79,4 @@ def test_a_norm_over_dropped_units_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"1\.weight normalises over units"):
         algorithms.load("fjord", {"widths": {"pi": 0.5}}).part(0.5, 1, layout)
     assert algorithms.load("heterofl", {"widths": {"pi": 0.5}}).part(0.5, 1, layout) is not None
+    assert algorithms.load("fjord", {"widths": {"gpu": 1.0}}).part(1.0, 1, layout) is None

@@ -11,6 +11,7 @@ import torch
 
 import algorithms
 from fl_client.datasets.device import Device
+from fl_client.engines._numpy_call import LayerCall
 from fl_client.models.layers import Layers, Linear, ReLU
 from fl_client.models.local_round import LocalRound
 from fl_client.models.settings import TrainingSettings
@@ -149,6 +150,22 @@ def test_adapters_travel_alone_up_and_down(tmp_path: Path) -> None:
     assert ffa[1] == 2 * values
     assert min(up / lora[0], down / lora[1]) > 70
     assert min(up / ffa[0], down / ffa[1]) > 120
+
+
+def test_numpy_computes_no_product_of_a_frozen_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    stored: set[str] = set()
+    store = LayerCall.store_gradient
+
+    def watched(self: LayerCall, part: str, value: Any) -> None:
+        stored.add(f"{self.index}.{part}")
+        store(self, part, value)
+
+    monkeypatch.setattr(LayerCall, "store_gradient", watched)
+    participant = Participant(Adapted(), Device("d", 0, 1), "numpy")
+    weights, settings = participant.task.initial_weights(0), participant.task.training
+    participant.train(weights, LocalRound(algorithms.load("lora"), settings, 0, 1, "d"))
+    assert {"0.lora_a", "0.lora_b", "2.lora_a", "2.lora_b"} <= stored
+    assert not {"0.weight", "2.weight"}.intersection(stored)
 
 
 def test_no_gradient_of_a_frozen_weight_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:

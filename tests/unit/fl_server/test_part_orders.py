@@ -19,7 +19,7 @@ from fl_server.aggregation.aggregator import Refused
 from fl_server.dataplane.plane import DataPlane
 from fl_server.flows.commands import Command, IssueOrder, StartTask
 from fl_server.flows.events import DeviceAnswered, DeviceJoined, ReportedUpdate, TimerFired
-from fl_server.kinds.sync import SyncFlow
+from fl_server.kinds.sync import SyncFlow, steps_digest
 from fl_server.members.presence import PresenceTable
 from fl_server.rounds.commands import FoldUpdate, VerifyUpdate
 from fl_server.rounds.evaluation import VersionEvaluation
@@ -196,6 +196,15 @@ def test_widths_and_fitted_steps_go_together() -> None:
     step = machine.handle(DeviceJoined("pi-1"))
     [started] = [fact for fact in step.facts if isinstance(fact, RoundStarted)]
     assert started.work == {"pi-1": OrderWork(3, width=0.5)}
+
+
+def test_speeds_of_narrow_steps_are_not_those_of_whole_ones() -> None:
+    def digest(**algorithm: Any) -> str:
+        return steps_digest(parse_definition({"task": "t", "algorithm": algorithm}, "test"))
+
+    plain, narrow = digest(name="fedavg"), digest(name="heterofl", widths={"pi": 0.5})
+    assert digest(name="heterofl") == digest(name="fedprox", mu=2.0) == plain
+    assert len({plain, narrow, digest(name="heterofl", widths={"pi": 0.25})}) == 3
 
 
 def test_the_widest_devices_that_are_there_measure() -> None:

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import pytest
 
 from algorithms.base import UPDATE
 from fl_server.aggregation.aggregator import AggregatedRun, Refused, RunAggregator, SubmittedUpdate
 from fl_server.aggregation.model_cache import ModelCache
 from fl_server.aggregation.partial import SumUp
-from fl_server.flows.events import DeviceJoined
+from fl_server.flows.events import DeviceAnswered, DeviceJoined, ReportedUpdate
+from fl_server.flows.flow import Step
 from fl_server.rounds.commands import Aggregate
 from fl_server.rounds.events import ResultReceived, UpdateVerified
+from fl_server.rounds.facts import RoundStarted
 from fl_server.rounds.machine import RoundMachine
 from fl_server.rounds.model import Model, Update
 from fl_server.rounds.plan import Plan
 from storage.updates.header import read_header
 from storage.versions.keys import RunKeys
 from tests.in_process_tree import submitted
+from tests.unit.fl_server.test_run import run_of
 from tests.unit.fl_server.test_sections import Named, submit
 from tests.unit.fl_server.test_streaming import KEYS, Bench, KeepLatest, vector
 
@@ -170,3 +175,89 @@ def test_the_devices_below_domains_are_of_the_population() -> None:
     answer("lab", 5)
     asked = [each for each in answer("d-1", 1) if isinstance(each, Aggregate)]
     assert [each.population for each in asked] == [6]
+
+
+# --- updates that are passed on -----------------------------------------------------------------
+
+
+def passed_on(bench: Bench, *updates: SubmittedUpdate, name: str = "lab") -> SubmittedUpdate:
+    domain, population = domain_of(bench), sum(each.update.population for each in updates)
+    told = domain.pass_on(
+        (bench.model.version + 1, 1),
+        {each.device_id: each.update for each in updates},
+        bench.model,
+        SumUp(population),
+    )
+    return submitted(bench.store, told, bench.model, name, population, KEYS)
+
+
+def changed(bench: Bench, sent: SubmittedUpdate, change: Any) -> SubmittedUpdate:
+    """Return a container whose header was changed by the domain that signs it."""
+    with bench.store.open(sent.update.key) as stream:
+        data = stream.read(1 << 30)
+    length = int.from_bytes(data[4:8], "big")
+    fields = msgpack.unpackb(data[8 : 8 + length])
+    change(fields)
+    text = msgpack.packb(fields)
+    start = data[:4] + len(text).to_bytes(4, "big") + text
+    bench.store.put(sent.update.key, start + data[8 + length :])
+    size, digest = len(start) + len(data) - 8 - length, hashlib.sha256(start).hexdigest()
+    update = replace(sent.update, size_bytes=size, header_sha256=digest)
+    return replace(sent, update=update)
+
+
+def test_updates_that_are_passed_on_count_as_if_they_had_come_alone(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, Named())
+    updates = four(bench)
+    bench.fold(*updates)
+    flat = bench.aggregate(*updates)
+    free = bench.budget._left
+    bench.restart()
+    inner = passed_on(bench, *updates[:2], name="yard")
+    outer = passed_on(bench, inner, updates[2])
+    bench.fold(outer, updates[3])
+    assert bench.aggregate(outer, updates[3]) == flat
+    bench.run.forget((1, 1))
+    assert bench.budget._left == free
+
+
+def set_entry(name: str, value: Any) -> Any:
+    def change(fields: dict[str, Any]) -> None:
+        fields["forwarded"]["entries"][0][name] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (set_entry("device_id", "c"), "its device_id is 'a', expected 'c'"),
+        (set_entry("device_id", "b"), "two updates are of one device"),
+        (set_entry("attempt", 7), "its attempt is 1, expected 7"),
+        (set_entry("header_sha256", "0" * 64), "the header has sha256"),
+        (set_entry("num_examples", 99), "num_examples differs from what the domain says"),
+        (set_entry("size", 1), "the chunks are not the updates"),
+        (lambda fields: fields.update(forwarded=None), "holds updates if it is of that kind"),
+        (lambda fields: fields.update(kind="sums"), "sums if it is of that kind"),
+        (lambda fields: fields.update(base_sha256="0" * 64), "its base_sha256 is"),
+    ],
+)
+def test_what_a_domain_passes_on_is_checked_piece_by_piece(
+    tmp_path: Path, change: Any, said: str
+) -> None:
+    bench = Bench(tmp_path, Named())
+    free = bench.budget._left
+    sent = changed(bench, passed_on(bench, *four(bench)[:2]), change)
+    with pytest.raises(Refused, match=said):
+        bench.fold(sent)
+    assert bench.budget._left == free
+
+
+def test_who_has_not_said_that_it_is_a_domain_answers_for_itself_alone() -> None:
+    run = run_of(RoundStarted(1, 1, ("d-1",), 1))
+    reported = ReportedUpdate(run.keys.update(1, 1, "d-1"), 9, "ab" * 32)
+    several = DeviceAnswered("d-1", "train", 1, 1, 10, update=reported, population=5)
+    run.handle(DeviceJoined("d-1"))
+    assert run.handle(several) == Step(), "no receipt: a domain sends it again"
+    run.handle(DeviceJoined("d-1", domain=True))
+    assert run.handle(several).commands

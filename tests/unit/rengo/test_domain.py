@@ -305,7 +305,7 @@ def domain_of(**changes: Any) -> Domain:
     parent = ParentSection.model_validate({"identity": "/i.json", "data_dir": "/d"})
     calls: list[Callable[[], None]] = []
     fake = site()
-    fake.call = calls.append  # type: ignore[method-assign]
+    fake.call = calls.append  # type: ignore[method-assign, assignment]
     fake.positions = SimpleNamespace(  # type: ignore[assignment]
         stand_below=lambda above, names: calls.append((above, names))  # type: ignore[arg-type]
     )

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 
 from fl_server.aggregation.arithmetic.exact import BlockSum, Workspace
 from runtime.errors import ConfigError, Corrupt
+from storage.updates.forwarded import answering
 from storage.updates.header import ReportColumns, read_header
 from storage.updates.info import MAX_SUM_BYTES, PREFIX, SUM_BLOCK, Origin
 from storage.updates.sums import (
     SumsInfo,
     SumsWriter,
     WholeNumbers,
-    answering,
     packed,
     sum_chunks,
     unpacked,
@@ -184,5 +184,5 @@ def test_more_reports_than_a_header_holds_are_said() -> None:
     writer = SumsWriter(io.BytesIO())
     writer.add("update", WholeNumbers(0, [np.arange(3)]))
     info = SumsInfo(8000, {}, {"update": 8000}, reports, 8000)
-    with pytest.raises(ConfigError, match="the reports of 8000 devices take"):
+    with pytest.raises(ConfigError, match="the rows of a domain"):
         writer.finish(io.BytesIO(), ORIGIN, info)

@@ -15,6 +15,7 @@ from fl_client.tasks.split import Split
 from rengo.simulation.backends import names
 from rengo.simulation.choice import choose
 from rengo.simulation.definition import Simulation, prepare
+from runtime.errors import ConfigError
 
 HALVES = {"algorithm": {"name": "heterofl", "widths": {"cpu": 0.5}}}
 LOCAL = {"local_epochs": 2, "batch_size": 10, "learning_rate": 0.1, "momentum": 0.0}
@@ -121,7 +122,8 @@ def test_a_client_whose_data_fail_declines_as_alone() -> None:
     ("task", "settings", "name", "reason"),
     [
         ("digits", {}, "batched", "a cohort's models of 2,410 weights"),
-        ("digits-cnn", {}, "", "layer 1, Conv2d of the model of task digits"),
+        ("digits-cnn", {"rounds": 1}, "", "layer 1, Conv2d of the model of task digits"),
+        ("digits-cnn", {"rounds": 100}, "", "the torch engine needs one client"),
         ("digits", {"algorithm": {"name": "moon"}}, "", "the torch engine needs one client"),
         ("digits", HALVES, "", "the model's parts of algorithm HeteroFL"),
     ],
@@ -132,3 +134,19 @@ def test_auto_says_why(task: str, settings: dict[str, object], name: str, reason
         found = choose("auto", replace(setup, workers=workers))
         assert reason in found.reason
         assert found.name == (name or (other if other in names() else "inline"))
+
+
+def test_a_precision_is_torchs() -> None:
+    assert prepare(Simulation("digits", clients=10, precision="bfloat16")).setup.engine == "torch"
+    with pytest.raises(ConfigError, match="numpy computes in float32"):
+        prepare(Simulation("digits", clients=10, engine="numpy", precision="bfloat16"))
+
+
+@pytest.mark.parametrize("backend", ["inline", "processes"])
+def test_a_precision_reaches_the_clients(backend: str) -> None:
+    given = {"clients": 4, "cohort": 2, "rounds": 1, "engine": "torch", "backend": backend}
+    whole, half = (
+        rengo.simulate("digits", precision=each, **given).weights.vector  # type: ignore[arg-type]
+        for each in ("float32", "bfloat16")
+    )
+    assert 1e-5 < np.abs(whole - half).max() < 0.05
