@@ -206,8 +206,8 @@ class SyncFlow(Flow):
         )
 
     def _signing(self, commit: Commit, *, is_new: bool = True) -> list[Command]:
-        sign = self._data.sign_version
-        return [StartTask(lambda: sign(self.record, commit, is_new=is_new), "run")]
+        data = self._data
+        return [StartTask(lambda: data.sign_version(self.record, commit, is_new=is_new), "run")]
 
     def order(self, command: SendOrder) -> IssueOrder:
         """Return the order that the machine asks for."""
