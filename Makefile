@@ -100,6 +100,10 @@ emulated: $(FOR_DEV) ## take part in a run as ARCH=arm64 or armhf under qemu-use
 endurance: $(FOR_DEV) ## let an agent do ROUNDS=500 rounds: what it holds must not grow
 	$(BIN)/python -m benchmarks.endurance --rounds $(ROUNDS) $(ARGS)
 
+.PHONY: clients
+clients: $(FOR_DEV) ## measure what a hundred thousand virtual clients hold in memory
+	$(BIN)/python -m benchmarks.simulate_memory $(ARGS)
+
 .PHONY: world
 world: $(FOR_DEV) ## search SEEDS=20000 simulated histories with faults
 	$(BIN)/python -m tests.world --seeds $(SEEDS) $(ARGS)

@@ -2,8 +2,9 @@
 
     python -m benchmarks.simulate_memory [NAME ...]
 
-Each case is a process of its own. Prints its peak, the most that it held between rounds in
-the third quarter and in the last, when the clients' data that are kept have filled their bound, and its rate; fails where a bar is not met.
+Each case is a process of its own. Prints its peak; the most that it held between rounds in the
+third quarter and in the last, when what is kept of data and states has filled its bound; and its
+rate. Fails where a bar is not met.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ _SCAFFOLD = {**_SHORT, "algorithm": {"name": "scaffold"}}
 CASES = {
     "mnist-1000": Case("mnist", 1_000, 10, 200, 350, _SHORT),
     "synthetic-100000": Case("synthetic", 100_000, 10, 200, 1000, _SHORT),
-    "synthetic-100000-scaffold": Case("synthetic", 100_000, 100, 60, 1000, _SCAFFOLD),
+    "synthetic-100000-scaffold": Case("synthetic-2nn", 100_000, 100, 40, 1000, _SCAFFOLD),
     "synthetic-100000-fleet": Case("synthetic", 100_000, 10, 200, 1000, _SHORT, "phone=80,pi-4=20"),
 }
 

@@ -11,13 +11,11 @@ from __future__ import annotations
 import os
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from types import ModuleType
 from typing import Any, Literal, TypeAlias, cast
 
-from algorithms.base import Algorithm
-from algorithms.transforms.base import Transform
 from rengo.simulation.backend import (
     BackendSetup,
     EvaluationResult,
@@ -46,23 +44,24 @@ _opened: dict[str, InlineBackend] = {}
 
 @dataclass(frozen=True, eq=False)
 class RayStart:
-    """What a worker computes with; ``token`` names the simulation."""
+    """What a worker computes with.
+
+    Attributes:
+        token: names the simulation.
+        setup: what the backend is opened with, by name, but for the clients: a worker makes them.
+    """
 
     token: str
     spec: ClientsSpec
     shared: SharedData | None
-    algorithm: Algorithm
-    seed: int
-    engine: str
-    transforms: tuple[Transform, ...]
+    setup: Mapping[str, Any]
 
     def backend(self) -> InlineBackend:
         """Return what computes an order in this process, made once."""
         if self.token not in _opened:
             _opened.clear()
             clients = VirtualClients(self.spec, shared=self.shared)
-            setup = BackendSetup(clients, self.algorithm, self.seed, self.engine)
-            _opened[self.token] = InlineBackend(replace(setup, transforms=self.transforms))
+            _opened[self.token] = InlineBackend(BackendSetup(clients, **self.setup))
         return _opened[self.token]
 
 
@@ -88,16 +87,9 @@ class RayBackend:
         if self._ours:
             self._connect(setup.workers)
         clients = setup.clients
-        start = RayStart(
-            uuid.uuid4().hex,
-            clients.spec,
-            clients.shared,
-            setup.algorithm,
-            setup.seed,
-            setup.engine,
-            setup.transforms,
-        )
-        self._start = ray.put(start)
+        rest = {each.name: getattr(setup, each.name) for each in fields(setup)}
+        del rest["clients"]
+        self._start = ray.put(RayStart(uuid.uuid4().hex, clients.spec, clients.shared, rest))
         self._task = ray.remote(max_retries=_RETRIES)(perform)
         self._sent: tuple[GlobalModel, Any] | None = None
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,8 @@ import numpy as np
 import pytest
 
 import rengo
+from rengo.simulation import run
+from rengo.simulation.states import BoundedStates
 from runtime.errors import ConfigError, RunNotCompleted
 
 LOCAL = {"training": {"local_epochs": 1, "batch_size": 10, "learning_rate": 0.2}}
@@ -97,12 +101,39 @@ def test_evaluation_on_the_devices_takes_their_time_and_gives_their_metrics():
     assert found.accuracy == pytest.approx(at_once.accuracy)
 
 
+def test_a_folder_of_results_tells_time_energy_and_who_was_dropped(tmp_path: Path):
+    cohort = {"over_selection": 1.6}
+    found = simulated("phone=3,pi-zero-2=1", cohort, out=tmp_path / "out")
+    with (tmp_path / "out" / "rounds.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["dropped"] for row in rows] == ["3"] * 5
+    told = json.loads((tmp_path / "out" / "result.json").read_text())["virtual"]
+    assert told["seconds"] == float(rows[-1]["virtual_s"]) == found.rounds[-1].virtual_s
+    energy = sum(float(row["energy_j"]) for row in rows) + told["evaluation_energy_j"]
+    assert told["energy_j"] == pytest.approx(energy)
+    assert 0 < told["wasted_energy_j"] < told["energy_j"]
+    assert all(len(row["dropped"]) == 3 for row in told["rounds"])
+    # another fleet is another simulation
+    with pytest.raises(ConfigError, match="holds another simulation"):
+        simulated("phone", cohort, out=tmp_path / "out")
+    again = simulated("phone=3,pi-zero-2=1", cohort, out=tmp_path / "out")
+    assert again.was_there
+
+
+def test_client_states_beyond_memory_change_no_bit(monkeypatch: pytest.MonkeyPatch):
+    settings = {**LOCAL, "algorithm": {"name": "scaffold"}, "cohort": {"size": 5}}
+    in_memory = simulated(settings=settings)
+    monkeypatch.setattr(run, "BoundedStates", lambda: BoundedStates(0))
+    in_file = simulated(settings=settings)
+    assert np.array_equal(in_memory.weights.vector, in_file.weights.vector)
+
+
 def test_devices_that_are_never_there_together_end_the_run(tmp_path: Path):
     trace = tmp_path / "trace.csv"
     trace.write_text("device,from_s,to_s,online\na,0,9e9,1\nb,0,9e9,0\nc,0,9e9,0\nd,0,9e9,0\n")
     with pytest.raises(RunNotCompleted, match="waits for clients that never come"):
         simulated("pi-4", {"quorum": 5, "size": 6}, trace=trace, clients=8)
-    trace.write_text("device,from_s,to_s,online\na,0,60,1\na,60,120,0\nb,0,120,0\n")
+    trace.write_text("device,from_s,to_s,online\na,0,21600,1\na,21600,43200,0\nb,0,43200,0\n")
     with pytest.raises(RunNotCompleted, match="not committed within 30 days of virtual time"):
         simulated("pi-4", {"quorum": 5, "size": 6}, trace=trace, clients=8)
 
