@@ -109,12 +109,6 @@ class Turned(Fewer, Mnist):
         return [Flatten(), Linear(784, 200), ReLU(), Linear(200, self.classes)]
 
 
-class Alone(Turned):
-    """The same with all weights as its head: an algorithm that keeps heads trains alone."""
-
-    head = ("1.", "3.")
-
-
 class Domains(Digits):
     """The digits, seen differently by each device; a small network with batch normalisation."""
 

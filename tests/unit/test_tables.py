@@ -97,6 +97,7 @@ VALUES = {"x": {"a": [1.0, 3.0], "b": [4.0, 4.0], "none": [math.nan, 5.0]}}
         (Ahead(("b", "none"), "a", "x"), False),
         (Ahead(("a",), "none", "x", lower=True), True),
         (Ahead(("none",), "none", "x"), False),
+        (Ahead(("a",), "a", "x"), False),
         (Alike("a", "b", 2.0, "x"), True),
         (Alike("a", "b", 1.9, "x"), False),
         (Alike("a", "none", 9.0, "x"), False),
