@@ -46,8 +46,8 @@ from tests.property.test_bounds import INITIAL, Plane, flow_of
 AT_ONCE = 50
 Story: TypeAlias = list[Any]
 Round = Annotated[int, Ge(1), Le(MAX_ROUNDS)]
-# another follows
-FewerAttempts = Annotated[int, Ge(1), Lt(MAX_ROUNDS)]
+# others follow
+FewerAttempts = Annotated[int, Ge(1), Lt(MAX_ROUNDS - 1)]
 Examples = Annotated[int, Ge(1), Le(MAX_EXAMPLES)]
 # what the server itself says of an error: longer than what a device may
 Reason = Annotated[str, MaxLen(4000)]
@@ -97,7 +97,7 @@ def stories(draw: DrawFn, ending: str) -> Story:
     cohort = tuple(draw(st.lists(within(Id), min_size=3, max_size=6, unique=True)))
     a, b, d = cohort[:3]
     number, attempt = draw(within(Round)), draw(within(FewerAttempts))
-    place, again = (number, attempt), (number, attempt + 1)
+    place, again, last = ((number, attempt + more) for more in range(3))
     works = st.builds(OrderWork, within(Size), within(Size), st.floats(0, 1, exclude_min=True))
     work = draw(st.dictionaries(st.sampled_from(cohort), works))
     evaluated = (draw(within(Round)), draw(st.sampled_from(cohort)))
@@ -111,11 +111,14 @@ def stories(draw: DrawFn, ending: str) -> Story:
         f.OrderDeclined(*place, d, draw(SAID), draw(st.booleans()), draw(st.booleans())),
         f.UpdateWithdrawn(*place, a, draw(SAID)),
         f.RoundAbandoned(*place, draw(SAID), draw(st.booleans())),
-        f.RoundStarted(*again, cohort, draw(within(Size)), work, draw(within(Size))),
-        f.UpdateAccepted(*again, a, draw(updates())),
-        f.UpdateAccepted(*again, b, draw(updates())),
-        f.RoundClosed(*again, tuple(sorted((a, b)))),
-        f.RoundCommitted(*again, draw(models(number))),
+        f.RoundStarted(*again, cohort, draw(within(Size)), work),
+        f.RequestFailed(*again, draw(SAID)),
+        f.RoundOpened(*last, draw(models(number - 1))),
+        f.RoundStarted(*last, cohort, draw(within(Size)), work, draw(within(Size))),
+        f.UpdateAccepted(*last, a, draw(updates())),
+        f.UpdateAccepted(*last, b, draw(updates())),
+        f.RoundClosed(*last, tuple(sorted((a, b)))),
+        f.RoundCommitted(*last, draw(models(number))),
         f.EvaluationOrdered(evaluated[0], cohort),
         f.EvaluationDeclined(evaluated[0], b, draw(SAID), draw(st.booleans())),
         f.EvaluationRecorded(*evaluated, draw(within(Examples)), draw(METRICS), draw(USAGE)),

@@ -43,7 +43,7 @@ def test_without_faults_every_device_is_in_every_model(seed: int) -> None:
 
 def test_full_cohorts_make_the_flat_model_through_every_fault() -> None:
     found = 0
-    for seed in range(HISTORIES, HISTORIES + 40):
+    for seed in range(HISTORIES, HISTORIES + 30):
         world = TreeWorld(seed)
         if world.full:
             world.run()
@@ -73,7 +73,7 @@ STRIKES = {
 
 def test_every_kind_of_fault_strikes_a_tree() -> None:
     counts: Counter[str] = Counter(dict.fromkeys(STRIKES, 0))
-    for seed in range(80):
+    for seed in range(50):
         text = "\n".join(live(seed, history=True).lines)
         counts.update(name for name, mark in STRIKES.items() if mark in text)
     assert not [name for name, count in counts.items() if not count], counts
@@ -98,7 +98,11 @@ MUTANTS = [
 ]
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=str)
+# which the search takes twenty histories to find
+LATE = {"loses-a-domain-for-ever-whose-few-devices-were-refused-twice"}
+
+
+@pytest.mark.parametrize("mutant", soaking(MUTANTS, lambda each: str(each) in LATE), ids=str)
 def test_the_world_with_a_tree_finds(mutant: Mutant) -> None:
     make = mutant.machine()
     assert any(live(seed, make).failure for seed in range(MUTANT_SEEDS))

@@ -10,7 +10,14 @@ from typing import Any, cast
 import pytest
 
 from algorithms.registry import load as load_algorithm
-from broker.wire.messages import TREE_VERSION, Ancestor, DeviceInfo, DeviceState, TreePosition
+from broker.wire.messages import (
+    TREE_VERSION,
+    Ancestor,
+    DeviceInfo,
+    DeviceState,
+    Order,
+    TreePosition,
+)
 from fl_server.flows.commands import IssueOrder, ReportResult, SendReceipt
 from fl_server.flows.events import (
     DeviceAnswered,
@@ -43,12 +50,13 @@ from rengo.domain.flow import (
     require_averaging,
 )
 from rengo.domain.process import Domain, seams_of
-from rengo.domain.settings import ParentSection
+from rengo.domain.runs import DomainRuns
+from rengo.domain.settings import DomainCohort, ParentSection
 from rengo.domain.tree import hidden_name, view_of
 from runtime.errors import ConfigError
 from runtime.security.identity import Identity, new_identity
 from storage.store.memory import MemoryStore
-from tests.messages import DOMAIN_INFO, KEY
+from tests.messages import DOMAIN_INFO, KEY, SAMPLES
 from tests.unit.fl_server.test_run import data_plane
 
 TRAINING = {"learning_rate": 0.5}
@@ -355,3 +363,26 @@ def test_nobody_submits_a_run_of_a_parents() -> None:
 def test_settings_that_do_not_fit_name_the_key(section: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         ParentSection.model_validate({"identity": "/i.json", "data_dir": "/d", **section})
+
+
+def test_a_run_below_is_made_of_the_parents_order() -> None:
+    runs = DomainRuns(site(), DomainCohort(quorum=2), 1, "lab", lambda _: None)
+    order = cast(Order, SAMPLES["order"]).model_copy(
+        update={"transforms": [{"name": "clip", "norm": 1.0}], "singly": True}
+    )
+    made = runs._definition(order)
+    assert (made.flow, made.task, made.seed) == (FLOW, "digits", order.seed)
+    assert (made.algorithm.name, made.algorithm.settings) == ("fedprox", {"mu": 0.1})
+    assert [(each.name, each.settings) for each in made.transforms] == [("clip", {"norm": 1.0})]
+    assert made.flow_settings == {"singly": True}
+    assert (made.cohort.quorum, made.evaluation.on) == (2, "none")
+    assert runs._definition(cast(Order, SAMPLES["order"])).flow_settings == {}
+
+
+@pytest.mark.parametrize("change", [{"singly": True}, {"transforms": [{"name": "clip"}]}])
+def test_local_rounds_do_not_go_with_rules_and_transforms(change: dict[str, Any]) -> None:
+    runs = DomainRuns(site(), DomainCohort(), 3, "lab", lambda _: None)
+    order = cast(Order, SAMPLES["order"]).model_copy(update=change)
+    services = SimpleNamespace(presence=PresenceTable())
+    with pytest.raises(ConfigError, match="runs without transforms whose rule is the mean"):
+        DomainKind().plan("r", runs._definition(order), services)  # type: ignore[arg-type]
