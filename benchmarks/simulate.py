@@ -74,8 +74,9 @@ class Peer:
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 PEERS = {
     "floor": Peer("floor", environment=_ONE_THREAD),
-    "rengo": Peer("ours"),
-    "rengo-inline": Peer("ours", environment={"BENCH_BACKEND": "inline"}),
+    "rengo": Peer("ours", environment=_ONE_THREAD),
+    "rengo-inline": Peer("ours", environment={**_ONE_THREAD, "BENCH_BACKEND": "inline"}),
+    "rengo-bfloat16": Peer("ours", environment={**_ONE_THREAD, "BENCH_PRECISION": "bfloat16"}),
     "loop": Peer("loop", environment=_ONE_THREAD),
     "flower": Peer("peer_flower", ("flwr[simulation]", TORCH)),
     "blazefl": Peer("peer_blazefl", ("blazefl<3", "numpy", "tqdm", TORCH), python="python3.12"),

@@ -72,7 +72,7 @@ def torch_model(given):
     import torch
 
     made = {
-        "linear": lambda inputs, outputs: torch.nn.Linear(inputs, outputs),
+        "linear": torch.nn.Linear,
         "conv": lambda inputs, outputs, kernel, padding: torch.nn.Conv2d(
             inputs, outputs, kernel, padding=padding
         ),
@@ -103,7 +103,16 @@ def allow_torchvision():
     import torch
 
     library = torch.library.Library("torchvision", "DEF")
-    names = ["nms", "qnms", "roi_align", "qroi_align", "roi_pool", "ps_roi_align", "ps_roi_pool", "deform_conv2d"]
+    names = [
+        "nms",
+        "qnms",
+        "roi_align",
+        "qroi_align",
+        "roi_pool",
+        "ps_roi_align",
+        "ps_roi_pool",
+        "deform_conv2d",
+    ]
     backward = [f"_{name}_backward" for name in names[2:] if name != "qroi_align"]
     for name in [*names, *backward]:
         library.define(f"{name}(Tensor input) -> Tensor")

@@ -4,20 +4,18 @@ import os
 
 from _job import job
 
-from rengo.simulation.definition import Simulation
-from rengo.simulation.run import run_simulation
+from rengo.simulation.definition import Simulation, prepare
+from rengo.simulation.run import run_prepared
 
 given = job()
 given.begin_round()
-found = run_simulation(
-    Simulation(
-        given.task,
-        given.settings,
-        given.clients_count,
-        given.partition,
-        backend=os.environ.get("BENCH_BACKEND", "auto"),
-        engine=os.environ.get("BENCH_ENGINE", "auto"),
-    ),
-    watch=lambda coordinator, history: given.end_round(),
+simulation = Simulation(
+    given.task,
+    given.settings,
+    given.clients_count,
+    given.partition,
+    backend=os.environ.get("BENCH_BACKEND", "auto"),
+    precision=os.environ.get("BENCH_PRECISION", "auto"),
 )
+found = run_prepared(prepare(simulation), progress=lambda coordinator, history: given.end_round())
 given.write(found.accuracy, f"{found.choice.name}: {found.choice.reason}")

@@ -1,4 +1,4 @@
-"""BlazeFL: its server handler and its trainer, one client after the other, as its example has it."""
+"""BlazeFL: its server handler and its trainer, one client after the other, as in its example."""
 
 import importlib.metadata
 

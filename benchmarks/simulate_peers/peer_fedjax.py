@@ -5,9 +5,9 @@ import jax
 # its last release is older than JAX's, which has dropped this name
 jax.tree_map = jax.tree_util.tree_map
 
-import fedjax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-from _job import job  # noqa: E402
+import fedjax
+import jax.numpy as jnp
+from _job import job
 
 given = job()
 data = [fedjax.ClientDataset({"x": x, "y": y}) for x, y in given.clients()]

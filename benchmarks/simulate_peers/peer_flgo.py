@@ -9,10 +9,16 @@ from pathlib import Path
 from _job import allow_torchvision, job, torch_predict
 
 library = allow_torchvision()
-import flgo  # noqa: E402
-from flgo.algorithm import fedavg  # noqa: E402
-from flgo.benchmark.partition import BasicPartitioner  # noqa: E402
+import flgo
+import torch
+from flgo.algorithm import fedavg
+from flgo.benchmark.partition import BasicPartitioner
 
+# its data sets are subsets with an access of their own, which torch refuses when they are made
+del torch.utils.data.Subset.__getitems__
+torch.utils.data.Subset.__init__ = lambda self, dataset, indices: self.__dict__.update(
+    dataset=dataset, indices=indices
+)
 given = job()
 CONFIGURATION = f"""
 import sys
@@ -41,7 +47,7 @@ class AsDealt(BasicPartitioner):
         return [list(range(bounds[n], bounds[n + 1])) for n in range(len(bounds) - 1)]
 
 
-class Cohorts(fedavg.Server):
+class CohortServer(fedavg.Server):
     def sample(self):
         return given.cohorts[self.current_round - 1]
 
@@ -54,7 +60,7 @@ class Cohorts(fedavg.Server):
 
 class Algorithm:
     __name__ = "cohorts"
-    Server, Client = Cohorts, fedavg.Client
+    Server, Client = CohortServer, fedavg.Client
 
 
 os.chdir(given.folder)
@@ -77,7 +83,7 @@ runner = flgo.init(
         "learning_rate": given.rate,
         "learning_rate_decay": 1.0,
         "proportion": len(given.cohorts[0]) / partitioner.num_clients,
-        "aggregate": "weighted_com",
+        "aggregate": "uniform",
         "train_holdout": 0.0,
         "eval_interval": -1,
         "no_log_console": True,

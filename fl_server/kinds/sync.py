@@ -101,6 +101,8 @@ class SyncFlow(Flow):
                 return Step([], [receipt_of(event, "refused", "a run in rounds has no exchanges")])
             case DeviceDeclined(action="exchange") | OrderRequested(action="exchange"):
                 return Step()
+            case DeviceAnswered() if self._claims_others(event):
+                return Step()  # a domain sends it again once it has said that it is one
             case DeviceAnswered():
                 return self._translated(self.machine.handle(self._result(event)))
             case PartStored():
@@ -134,6 +136,10 @@ class SyncFlow(Flow):
         is_open = ledger.phase == "collecting"
         current = (order.round, order.attempt) == (ledger.round, ledger.attempt)
         return is_open and current and order.device_id not in ledger.answered
+
+    def _claims_others(self, answer: DeviceAnswered) -> bool:
+        """Whether somebody answers for several devices who is no domain to this run."""
+        return answer.population > 1 and not self.machine.is_domain(answer.device_id)
 
     # --- what comes in ------------------------------------------------------------------------
 
@@ -206,8 +212,10 @@ class SyncFlow(Flow):
         )
 
     def _signing(self, commit: Commit, *, is_new: bool = True) -> list[Command]:
-        sign = self._data.sign_version
-        return [StartTask(lambda: sign(self.record, commit, is_new=is_new), "run")]
+        def sign() -> None:
+            self._data.sign_version(self.record, commit, is_new=is_new)
+
+        return [StartTask(sign, "run")]
 
     def order(self, command: SendOrder) -> IssueOrder:
         """Return the order that the machine asks for."""

@@ -94,8 +94,8 @@ class Saved:
         }
         model = self.ledger.model
         latest = MemoryVersion(versions[model.version].weights, vectors, dict(model.scalars))
-        best = None if self.ledger.best is None else versions[self.ledger.best[0]]
-        coordinator.restore(latest, {**versions, model.version: latest}, best, self.now_s)
+        # that of the best version is asked for again by its tag
+        coordinator.restore(latest, {**versions, model.version: latest}, self.now_s)
         history.restore(self.history)
         for client, state in _read_states(self.path):
             states.put(client, state)

@@ -109,18 +109,23 @@ class VirtualClients:
     Args:
         task: what ``spec`` names, where it is loaded already.
         shared: the divided data set, where another process has it.
+        cache_bytes: how much of the clients' own parts is kept in memory.
 
     Raises:
         ConfigError: the task cannot be loaded, or its data not be divided so.
     """
 
     def __init__(
-        self, spec: ClientsSpec, task: Task | None = None, shared: SharedData | None = None
+        self,
+        spec: ClientsSpec,
+        task: Task | None = None,
+        shared: SharedData | None = None,
+        cache_bytes: int = CACHE_BYTES,
     ) -> None:
         self.spec = spec
         self.task = task or load_task(spec.task)
         self._recent: OrderedDict[int, tuple[Split, Split]] = OrderedDict()
-        self._recent_bytes = 0
+        self._recent_bytes, self._cache_bytes = 0, cache_bytes
         if shared is not None:
             self.share(shared)
 
@@ -161,7 +166,7 @@ class VirtualClients:
         found = self._load(client)
         self._recent[client] = found
         self._recent_bytes += _size(found)
-        while self._recent_bytes > CACHE_BYTES and len(self._recent) > 1:
+        while self._recent_bytes > self._cache_bytes and len(self._recent) > 1:
             _, oldest = self._recent.popitem(last=False)
             self._recent_bytes -= _size(oldest)
         return found

@@ -194,15 +194,14 @@ class Coordinator:
         self,
         version: MemoryVersion,
         held: Mapping[int, MemoryVersion],
-        best: MemoryVersion | None,
         now_s: float,
     ) -> None:
         """Set what is not in the ledger, then call ``resume``.
 
         Args:
-            held: the versions that may become the best one, and the latest.
+            held: the best version, those that may become it, and the latest.
         """
-        self.version, self.best, self._held = version, best, dict(held)
+        self.version, self._held = version, dict(held)
         self.timeline = AtOnce(now_s)
 
     def resume(self) -> None:

@@ -14,7 +14,7 @@ from tests.integration.commands import surroundings
 
 RUN = (
     *(sys.executable, "-m", "rengo", "simulate", "digits", "--backend", "inline"),
-    *("--clients", "8", "--cohort", "4", "--rounds", "120"),
+    *("--clients", "8", "--cohort", "4", "--rounds", "80"),
     *("--set", "algorithm.name=scaffold", "--set", "training.local_epochs=1"),
     *("--set", "training.momentum=0", "--set", "training.learning_rate=0.05"),
     *("--set", "evaluation.every=10", "--set", "best.keep=true"),
@@ -52,7 +52,7 @@ def test_what_is_killed_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert started(whole, tmp_path).wait(PATIENCE_S) == 0
     reached = [0]
-    for _ in range(3):
+    for _ in range(2):
         reached.append(killed_beyond(reached[-1], cut, tmp_path))
     assert reached == sorted(set(reached))
     assert started(cut, tmp_path).wait(PATIENCE_S) == 0

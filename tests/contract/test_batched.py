@@ -16,7 +16,7 @@ import algorithms
 from algorithms.base import UPDATE
 from fl_client.engines.base import TrainingFailed
 from fl_client.engines.numpy import NumpyEngine
-from fl_client.engines.stacked.client import Member
+from fl_client.engines.stacked.client import CohortMember
 from fl_client.engines.stacked.cohort import CohortEngine
 from fl_client.engines.stacked.per_client import CannotBatch
 from fl_client.models.layers import (
@@ -96,7 +96,7 @@ def two_rounds(
         ]
         alone = [engine.train(weights, *pair) for pair in zip(data, plans, strict=True)]
         members = [
-            Member(cohort.examples(own), each) for own, each in zip(data, plans, strict=True)
+            CohortMember(cohort.examples(own), each) for own, each in zip(data, plans, strict=True)
         ]
         found.append((alone, cohort.train(weights, members)))
         states = [update.state for update in alone]
@@ -140,7 +140,7 @@ def test_an_algorithms_clients_send_what_they_send_alone(
 @pytest.mark.parametrize("algorithm", sorted(set(algorithms.names()) - set(ON_NUMPY)))
 def test_a_loss_of_its_own_is_not_batched(algorithm: str) -> None:
     cohort, task = CohortEngine(Rows()), Rows()
-    members = [Member(cohort.examples(own), plan_of(algorithm)) for own in rows(EVEN)]
+    members = [CohortMember(cohort.examples(own), plan_of(algorithm)) for own in rows(EVEN)]
     with pytest.raises(CannotBatch, match="the loss"):
         cohort.train(task.initial_weights(0), members)
 
@@ -219,7 +219,7 @@ def test_a_client_that_diverges_ends_alone() -> None:
     plans = [replace(plan_of("fedavg"), device_id=f"client-{each}") for each in range(len(data))]
     engine = NumpyEngine(task)
     found = cohort.train(
-        weights, [Member(cohort.examples(d), p) for d, p in zip(data, plans, strict=True)]
+        weights, [CohortMember(cohort.examples(d), p) for d, p in zip(data, plans, strict=True)]
     )
     for number, (own, plan, outcome) in enumerate(zip(data, plans, found, strict=True)):
         if number == 2:
@@ -242,7 +242,7 @@ def test_threads_change_rounding_alone() -> None:
     for threads in (1, 2):
         cohort = CohortEngine(task, threads=threads)
         plans = [replace(plan_of("fedavg"), device_id=f"c{each}") for each in range(len(data))]
-        members = [Member(cohort.examples(d), p) for d, p in zip(data, plans, strict=True)]
+        members = [CohortMember(cohort.examples(d), p) for d, p in zip(data, plans, strict=True)]
         found.append(cohort.train(weights, members))
     for one, other in zip(*found, strict=True):
         assert isinstance(one, LocalUpdate)

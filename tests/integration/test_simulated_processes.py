@@ -31,14 +31,13 @@ def simulated(backend: str, workers: int, more: dict[str, Any]) -> SimulationRes
 @pytest.mark.parametrize(
     ("workers", "more"),
     [
-        (2, {"algorithm": {"name": "scaffold"}}),
         (3, {"algorithm": {"name": "scaffold"}}),
         # who is in and who is late must not depend on which worker is done first
         (3, {"cohort": {"size": 3, "over_selection": 2.0}}),
         (2, {"algorithm": {"name": "ditto"}, "evaluation": {"on": "devices"}}),
         (2, {"transforms": [{"name": "sparsify"}]}),
     ],
-    ids=["state-2", "state-3", "over-selected-3", "personal-2", "sparsified-2"],
+    ids=["state-3", "over-selected-3", "personal-2", "sparsified-2"],
 )
 def test_the_number_of_workers_changes_no_bit(workers: int, more: dict[str, Any]) -> None:
     alone, together = simulated("inline", 0, more), simulated("processes", workers, more)

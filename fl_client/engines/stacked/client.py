@@ -23,14 +23,14 @@ NOT_FINITE = TrainingFailed("training diverged: the update is not finite")
 
 
 @dataclass(frozen=True)
-class Member:
+class CohortMember:
     """A client of a cohort: its examples, as ``CohortEngine.examples`` gave them."""
 
     examples: Pair
     plan: LocalRound
 
 
-class Client:
+class StackedClient:
     """A member of a cohort, and how its training begins and ends.
 
     Attributes:
@@ -42,7 +42,7 @@ class Client:
 
     __slots__ = ("count", "member", "number", "steps", "training")
 
-    def __init__(self, number: int, member: Member, training: NumpyTraining | None) -> None:
+    def __init__(self, number: int, member: CohortMember, training: NumpyTraining | None) -> None:
         self.number, self.member, self.training = number, member, training
         self.count = len(member.examples[0])
         self.steps = steps_of(member.plan.settings, self.count)

@@ -21,14 +21,14 @@ from fl_client.engines.numpy import NumpyEngine
 from fl_client.engines.stacked.client import (
     NOT_FINITE,
     Array,
-    Client,
-    Member,
+    CohortMember,
     Outcome,
     Pair,
+    StackedClient,
     is_fedavg,
 )
 from fl_client.engines.stacked.direction import StackedDirection
-from fl_client.engines.stacked.examples import Examples
+from fl_client.engines.stacked.examples import StackedExamples
 from fl_client.engines.stacked.layers import unsupported
 from fl_client.engines.stacked.model import StackedModel
 from fl_client.engines.stacked.per_client import CannotBatch
@@ -88,7 +88,7 @@ class CohortEngine:
             raise CannotBatch("targets of more than one class number for each example")
         return inputs, targets
 
-    def train(self, weights: Weights, members: Sequence[Member]) -> list[Outcome]:
+    def train(self, weights: Weights, members: Sequence[CohortMember]) -> list[Outcome]:
         """Return each client's update, or why it has none, in the order of ``members``.
 
         Args:
@@ -120,11 +120,11 @@ class CohortEngine:
 
     # --- who trains with whom -----------------------------------------------------------------
 
-    def _clients(self, weights: Weights, members: Sequence[Member]) -> list[Client]:
+    def _clients(self, weights: Weights, members: Sequence[CohortMember]) -> list[StackedClient]:
         """Return the clients with the weights that they start from."""
         plan = members[0].plan
         if is_fedavg(plan.algorithm) and not any(each.plan.state for each in members):
-            return [Client(number, each, None) for number, each in enumerate(members)]
+            return [StackedClient(number, each, None) for number, each in enumerate(members)]
         named = self._engine.named(weights)
         got = Received(named, received_vectors(weights, plan), plan.scalars)
         found = []
@@ -132,10 +132,10 @@ class CohortEngine:
             data = NumpyData(*each.examples, self._class_weights(each))
             training = NumpyTraining(self._engine, got, each.plan, data)
             training.begin()
-            found.append(Client(number, each, training))
+            found.append(StackedClient(number, each, training))
         return found
 
-    def _class_weights(self, member: Member) -> Array | None:
+    def _class_weights(self, member: CohortMember) -> Array | None:
         settings = member.plan.settings
         require_trainable(self._task, settings)
         if not settings.class_weights:
@@ -143,12 +143,12 @@ class CohortEngine:
         costs = memory.layer_costs(self._layers, member.examples[0].shape[1:])
         return class_weights_of(self._task, settings, costs[-1].output[0])
 
-    def _groups(self, clients: Sequence[Client]) -> list[list[Client]]:
+    def _groups(self, clients: Sequence[StackedClient]) -> list[list[StackedClient]]:
         """Return the clients that train together: alike in settings and state, and in size."""
-        alike: dict[Any, list[Client]] = {}
+        alike: dict[Any, list[StackedClient]] = {}
         for each in clients:
             alike.setdefault(each.kind(), []).append(each)
-        parts: list[list[Client]] = []
+        parts: list[list[StackedClient]] = []
         for same in alike.values():
             counts, totals = [each.count for each in same], [each.steps for each in same]
             size = same[0].member.plan.settings.batch_size
@@ -161,7 +161,7 @@ class CohortEngine:
 
     # --- one group ----------------------------------------------------------------------------
 
-    def _trained(self, weights: Weights, clients: list[Client]) -> list[Outcome]:
+    def _trained(self, weights: Weights, clients: list[StackedClient]) -> list[Outcome]:
         # a client that diverges is told by its loss; numpy's error state is each thread's own
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             rows = np.empty((len(clients), weights.layout.size), np.float32)
@@ -185,7 +185,7 @@ class CohortEngine:
                 found.append(client.finish(weights, rows[number], means[number]))
         return found
 
-    def _group(self, weights: Weights, clients: list[Client]) -> Group:
+    def _group(self, weights: Weights, clients: list[StackedClient]) -> Group:
         plans = [each.member.plan for each in clients]
         seeds = [plan.local_seed for plan in plans]
         counts, totals = tuple(each.count for each in clients), tuple(e.steps for e in clients)
@@ -193,7 +193,7 @@ class CohortEngine:
             self._model,
             weights.layout,
             schedule_of(counts, totals, plans[0].settings.batch_size),
-            Examples([each.member.examples for each in clients], seeds),
+            StackedExamples([each.member.examples for each in clients], seeds),
             plans[0].settings,
             self._class_weights(clients[0].member),
             [DropoutMasks(seed) for seed in seeds] if self._has_dropout else None,
@@ -201,7 +201,7 @@ class CohortEngine:
         )
 
 
-def _direction(clients: Sequence[Client]) -> StackedDirection | None:
+def _direction(clients: Sequence[StackedClient]) -> StackedDirection | None:
     """Return the algorithm's direction, None where it is the gradient."""
     algorithm = clients[0].member.plan.algorithm
     halves = [each.training.half for each in clients if each.training is not None]

@@ -8,12 +8,12 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_client.engines.stacked.schedule import Step
+from fl_client.engines.stacked.schedule import StackedStep
 
 Array: TypeAlias = NDArray[Any]
 
 
-class Examples:
+class StackedExamples:
     """One epoch's examples of each client, shuffled as an engine shuffles them.
 
     Only these are copied: once an epoch, whatever the number of steps.
@@ -31,7 +31,7 @@ class Examples:
         self._inputs = np.zeros((len(clients), most, *inputs.shape[1:]), np.float32)
         self._targets = np.zeros((len(clients), most, *targets.shape[1:]), targets.dtype)
 
-    def batch(self, step: Step) -> tuple[Array, Array]:
+    def batch(self, step: StackedStep) -> tuple[Array, Array]:
         """Return the inputs and targets of a step, [active, width, ...]."""
         for number in step.begins:
             self._begin_epoch(number)

@@ -22,7 +22,7 @@ STEP_S = 50e-6
 
 
 @dataclass(frozen=True)
-class Step:
+class StackedStep:
     """One step of a group.
 
     Attributes:
@@ -58,7 +58,7 @@ class Schedule:
 
     counts: tuple[int, ...]
     totals: tuple[int, ...]
-    steps: tuple[Step, ...]
+    steps: tuple[StackedStep, ...]
     last_epoch: Array
 
     @cached_property
@@ -91,12 +91,12 @@ def schedule_of(counts: tuple[int, ...], totals: tuple[int, ...], batch_size: in
     return Schedule(counts, totals, steps, _last_epoch(sizes, examples, per_epoch, ends))
 
 
-def _step(starts: Sizes, sizes: Sizes, active: int) -> Step:
+def _step(starts: Sizes, sizes: Sizes, active: int) -> StackedStep:
     starts, sizes = starts[:active], sizes[:active]
     width = int(sizes.max())
     start = int(starts[0]) if (starts == starts[0]).all() else None
     begins = tuple(int(number) for number in np.flatnonzero(starts == 0))
-    return Step(active, width, sizes, starts, start, shares_of(sizes, width), begins)
+    return StackedStep(active, width, sizes, starts, start, shares_of(sizes, width), begins)
 
 
 def shares_of(sizes: Sizes, width: int) -> Array | np.float32:

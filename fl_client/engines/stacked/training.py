@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from fl_client.engines._descent import Descent, clip_factor
 from fl_client.engines.stacked.direction import StackedBatch, StackedDirection
-from fl_client.engines.stacked.examples import Examples
+from fl_client.engines.stacked.examples import StackedExamples
 from fl_client.engines.stacked.model import StackedModel
-from fl_client.engines.stacked.schedule import Schedule, Step
+from fl_client.engines.stacked.schedule import Schedule, StackedStep
 from fl_client.models.dropout import DropoutMasks
 from fl_client.models.settings import TrainingSettings
 from storage.weights import Layout
@@ -39,7 +39,7 @@ class Group:
     model: StackedModel
     layout: Layout
     schedule: Schedule
-    examples: Examples
+    examples: StackedExamples
     settings: TrainingSettings
     class_weights: Array | None = None
     masks: Sequence[DropoutMasks] | None = None
@@ -93,7 +93,7 @@ class GroupTraining:
         for named in self._descent.state.values():
             named.update({name: array[:count] for name, array in named.items()})
 
-    def _step(self, number: int, step: Step) -> Array:
+    def _step(self, number: int, step: StackedStep) -> Array:
         inputs, targets = self._group.examples.batch(step)
         self._number = number
         if self._is_plain:

@@ -23,6 +23,7 @@ from rengo.simulation.backends.inline import InlineBackend
 from rengo.simulation.clients import ClientsSpec, SharedData, VirtualClients
 from storage.weights import Array, Layout, Weights
 
+_CACHE_BYTES = 32 << 20
 _POOL = ("inputs", "targets", "test_inputs", "test_targets", "labels", "owners")
 
 
@@ -86,7 +87,8 @@ def main(descriptor: int) -> None:
     connection = Connection(descriptor)
     start: WorkerStart = connection.recv()
     shared = None if start.data is None else read_shared(start.data)
-    clients = VirtualClients(start.spec, shared=shared)
+    # every worker sees every client sooner or later, and there may be many workers
+    clients = VirtualClients(start.spec, shared=shared, cache_bytes=_CACHE_BYTES)
     setup = BackendSetup(
         clients,
         start.algorithm,

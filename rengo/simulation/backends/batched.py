@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_client.engines.stacked.client import NOT_FINITE, Member, vectors_of
+from fl_client.engines.stacked.client import NOT_FINITE, CohortMember, vectors_of
 from fl_client.engines.stacked.cohort import CohortEngine
 from fl_client.engines.stacked.per_client import CannotBatch
 from fl_client.training.failure import failure_of, file_of
@@ -114,7 +114,7 @@ class BatchedBackend:
 
     def _members(
         self, orders: Sequence[VirtualOrder], got: GlobalModel
-    ) -> tuple[list[tuple[VirtualOrder, Member]], list[VirtualOrder]]:
+    ) -> tuple[list[tuple[VirtualOrder, CohortMember]], list[VirtualOrder]]:
         """Return the orders with what they train on, and those whose clients have no such data."""
         members, others = [], []
         for order in orders:
@@ -129,7 +129,7 @@ class BatchedBackend:
                 others.append(order)
                 continue
             plan = without_transforms(self._setup.plan(order, got))
-            members.append((order, Member(examples, plan)))
+            members.append((order, CohortMember(examples, plan)))
         return members, others
 
     def _examples(self, client: int) -> Pair:
@@ -147,8 +147,8 @@ class BatchedBackend:
         return inputs, targets
 
     def _parts(
-        self, members: list[tuple[VirtualOrder, Member]], got: GlobalModel
-    ) -> Iterator[list[tuple[VirtualOrder, Member]]]:
+        self, members: list[tuple[VirtualOrder, CohortMember]], got: GlobalModel
+    ) -> Iterator[list[tuple[VirtualOrder, CohortMember]]]:
         """Yield the members in parts that fit into memory, in their order."""
         if not members:
             return
@@ -158,7 +158,9 @@ class BatchedBackend:
         for start in range(0, len(members), size):
             yield members[start : start + size]
 
-    def _result(self, order: VirtualOrder, member: Member, outcome: Outcome) -> TrainingResult:
+    def _result(
+        self, order: VirtualOrder, member: CohortMember, outcome: Outcome
+    ) -> TrainingResult:
         plan = member.plan
         if not isinstance(outcome, RengoError) and plan.transforms:
             # what they keep is in the order's state

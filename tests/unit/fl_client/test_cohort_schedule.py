@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fl_client.engines.base import batches
-from fl_client.engines.stacked.examples import Examples
+from fl_client.engines.stacked.examples import StackedExamples
 from fl_client.engines.stacked.schedule import groups, schedule_of
 
 CLIENT = st.tuples(st.integers(1, 30), st.integers(1, 3), st.integers(0, 9))
@@ -29,7 +29,7 @@ def test_every_client_gets_its_own_batches_in_its_own_order(
     data = [(np.arange(1.0, 1 + clients[each][0], dtype=np.float32),) * 2 for each in order]
     counts, sorted_ends = tuple(len(each) for each, _ in data), tuple(ends[each] for each in order)
     schedule = schedule_of(counts, sorted_ends, size)
-    examples = Examples(data, seeds=[10 + each for each in order])
+    examples = StackedExamples(data, seeds=[10 + each for each in order])
     expected = {
         number: [
             chosen + 1.0
@@ -70,5 +70,5 @@ def test_clients_of_many_sizes_are_sorted_and_divided_where_that_pays() -> None:
 def test_what_fills_up_a_batch_is_zeros_whatever_others_have() -> None:
     data = [(np.full(size, np.nan, np.float32), np.zeros(size, np.int64)) for size in (5, 3)]
     schedule = schedule_of((5, 3), (1, 1), 8)
-    inputs, _ = Examples(data, [0, 1]).batch(schedule.steps[0])
+    inputs, _ = StackedExamples(data, [0, 1]).batch(schedule.steps[0])
     assert not inputs[1, 3:].any()

@@ -14,15 +14,18 @@ from algorithms.base import UPDATE
 from fl_server.aggregation.aggregator import AggregatedRun, Refused, RunAggregator, SubmittedUpdate
 from fl_server.aggregation.model_cache import ModelCache
 from fl_server.aggregation.partial import SumUp
-from fl_server.flows.events import DeviceJoined
+from fl_server.flows.events import DeviceAnswered, DeviceJoined, ReportedUpdate
+from fl_server.flows.flow import Step
 from fl_server.rounds.commands import Aggregate
 from fl_server.rounds.events import ResultReceived, UpdateVerified
+from fl_server.rounds.facts import RoundStarted
 from fl_server.rounds.machine import RoundMachine
 from fl_server.rounds.model import Model, Update
 from fl_server.rounds.plan import Plan
 from storage.updates.header import read_header
 from storage.versions.keys import RunKeys
 from tests.in_process_tree import submitted
+from tests.unit.fl_server.test_run import run_of
 from tests.unit.fl_server.test_sections import Named, submit
 from tests.unit.fl_server.test_streaming import KEYS, Bench, KeepLatest, vector
 
@@ -248,3 +251,13 @@ def test_what_a_domain_passes_on_is_checked_piece_by_piece(
     with pytest.raises(Refused, match=said):
         bench.fold(sent)
     assert bench.budget._left == free
+
+
+def test_who_has_not_said_that_it_is_a_domain_answers_for_itself_alone() -> None:
+    run = run_of(RoundStarted(1, 1, ("d-1",), 1))
+    reported = ReportedUpdate(run.keys.update(1, 1, "d-1"), 9, "ab" * 32)
+    several = DeviceAnswered("d-1", "train", 1, 1, 10, update=reported, population=5)
+    run.handle(DeviceJoined("d-1"))
+    assert run.handle(several) == Step(), "no receipt: a domain sends it again"
+    run.handle(DeviceJoined("d-1", domain=True))
+    assert run.handle(several).commands

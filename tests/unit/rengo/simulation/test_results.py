@@ -24,7 +24,8 @@ VALUES = {
 }
 STATEFUL = {**VALUES, "algorithm": {"name": "scaffold"}, "training": {"batch_size": 20}}
 PERSONAL = {**VALUES, "algorithm": {"name": "ditto"}, "evaluation": {"on": "devices", "every": 3}}
-BEST = {**VALUES, "best": {"keep": True}}
+# the best version is an early one
+BEST = {**VALUES, "best": {"keep": True}, "evaluation": {"metrics": {"loss": "higher"}}}
 SERVER = {**VALUES, "algorithm": {"name": "fedadam"}}
 
 
@@ -57,6 +58,13 @@ def test_a_run_that_was_ended_goes_on_to_the_same_bits(
     found = simulated(values, tmp_path / "parts")
     assert np.array_equal(found.weights.vector, whole.weights.vector)
     assert found.run_id == whole.run_id
+    best = [each.best_weights for each in (found, whole)]
+    if best[0] is not None and best[1] is not None:
+        assert np.array_equal(best[0].vector, best[1].vector)
+        assert not np.array_equal(best[0].vector, whole.weights.vector)
+    else:
+        assert best == [None, None]
+        assert values is not BEST
     rows = [
         [row.model_copy(update={"seconds": 0.0}) for row in each.report.history]
         for each in (found, whole)
