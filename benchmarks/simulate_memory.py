@@ -43,7 +43,7 @@ _SCAFFOLD = {**_SHORT, "algorithm": {"name": "scaffold"}}
 CASES = {
     "mnist-1000": Case("mnist", 1_000, 10, 200, 350, _SHORT),
     "synthetic-100000": Case("synthetic", 100_000, 10, 200, 1000, _SHORT),
-    "synthetic-100000-scaffold": Case("synthetic-2nn", 100_000, 100, 40, 1000, _SCAFFOLD),
+    "synthetic-100000-scaffold": Case("synthetic-2nn", 100_000, 50, 80, 1000, _SCAFFOLD),
     "synthetic-100000-fleet": Case("synthetic", 100_000, 10, 200, 1000, _SHORT, "phone=80,pi-4=20"),
 }
 
