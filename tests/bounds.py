@@ -60,7 +60,7 @@ def sample(hint: Any) -> Any:
         return inner[0]
     if origin in (types.UnionType, Union):
         return sample(next(each for each in inner if each is not types.NoneType))
-    if origin is list:
+    if origin is list or inner[1:] == (...,):
         return [sample(inner[0])]
     if origin is tuple:
         return [sample(each) for each in inner]
@@ -82,7 +82,8 @@ def numbers(hint: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
             yield from numbers(each, path)
     elif origin in (list, tuple):
         for at, each in enumerate(inner):
-            yield from numbers(each, (*path, at))
+            if each is not ...:
+                yield from numbers(each, (*path, at))
     elif origin is dict:
         yield from numbers(inner[1], (*path, sample(inner[0])))
     elif (inner[0] if origin is Annotated else hint) in (int, float):
@@ -170,10 +171,10 @@ def within(hint: Any) -> SearchStrategy[Any]:
         return st.sampled_from(inner)
     if origin in (types.UnionType, Union):
         return st.one_of(*(within(each) for each in inner))
+    if origin is list or inner[1:] == (...,):
+        return _lists(within(inner[0]), *_lengths(hint))
     if origin is tuple:
         return st.tuples(*(within(each) for each in inner)).map(list)
-    if origin is list:
-        return _lists(within(inner[0]), *_lengths(hint))
     if origin is dict:
         return _dicts(inner[0], within(inner[1]), *_lengths(hint))
     return _plain() if hint is Any else _leaves(hint)

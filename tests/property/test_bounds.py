@@ -184,7 +184,7 @@ def go_on_with(result: Result) -> None:
         tell(flow, facts)
 
     for name in ("d-1", "d-2"):
-        handle(flow_events.DeviceJoined(name))
+        handle(flow_events.DeviceJoined(name, domain=result.population > 1))
     for name in ("d-1", "d-2"):
         answer = named(answer_of(name, result), flow, "train")
         handle(answer)
