@@ -233,8 +233,8 @@ FAIR = Row(
     shortened="600 rounds in place of 2,000, one seed, 16,000 images in place of 60,000 (of each "
     "client's 160 a quarter is held out)",
     remark="Why it does not hold is not established. q-FedAvg divides its step by an estimate of "
-    "the loss's curvature, so that being behind after fewer rounds is expected; 2,000 rounds, which "
-    "would tell, were not run.",
+    "the loss's curvature, so that being behind after fewer rounds is expected; 2,000 rounds, "
+    "which would tell, were not run.",
 )
 
 _OWN = Setting(
