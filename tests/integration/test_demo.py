@@ -30,7 +30,16 @@ KEYS = {
     *("wall_s", "round_s", "bytes_up", "bytes_down", "devices", "headline", "measured"),
     *("spread", "best_version", "best_value", "best_model_path"),
 }
-DEVICE_KEYS = {"id", "profile", "engine", "rounds", "peak_rss_bytes"}
+DEVICE_KEYS = {
+    "id",
+    "profile",
+    "engine",
+    "rounds",
+    "peak_rss_bytes",
+    "width",
+    "bytes_up",
+    "bytes_down",
+}
 SMALL = ("--clients", "2", "--rounds", "2")
 LONG = ("--clients", "2", "--rounds", "100000")
 PATIENCE_S = 90.0
