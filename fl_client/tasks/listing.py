@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 ENTRY_POINT_GROUP = "rengo.tasks"
 _NOT_TASKS = frozenset(
     {
-        *("attributes", "base", "context", "exchange", "listing", "loading", "registry", "split"),
-        *("torch_module", "user_code"),
+        *("attributes", "base", "context", "exchange", "listing", "loading", "narrow", "registry"),
+        *("split", "torch_module", "user_code"),
     }
 )
 _LEVEL = re.compile(r"[a-z0-9_-]{1,64}")
