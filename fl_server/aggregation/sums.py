@@ -23,7 +23,6 @@ from fl_server.aggregation.arithmetic.server_half import mean_of
 from fl_server.aggregation.kept_updates import KeptUpdates
 from fl_server.aggregation.part_values import CoveredPart, ScatteredPart
 from fl_server.aggregation.spool import BlockSums, Spool, Values, blocks_of
-from runtime.errors import Corrupt
 from storage.updates.info import Section
 from storage.weights import Slices
 
@@ -196,14 +195,7 @@ class RoundSums:
         Raises:
             Corrupt: the weights of the updates that have it are 0.
         """
-        found = self._sums.get(name)
-        if found is None:
-            return np.zeros(count)
-        if found.weight <= 0:
-            raise Corrupt("the weights of all updates are 0")
-        if name not in self._coverage:
-            return mean_of(found.total(start), float(found.weight))
-        return mean_of(found.total(start), self.coverage(name, start, count))
+        return mean_of(self._sums.get(name), self._coverage.get(name), start, count)
 
     def close(self) -> None:
         """Give memory and disk back."""

@@ -80,6 +80,24 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_experiment(parser: argparse.ArgumentParser) -> None:
+    """Add what makes several runs of one command."""
+    parser.add_argument(
+        "--seeds", type=int, metavar="N", help="so many runs, with the seed and those after it"
+    )
+    parser.add_argument(
+        "--sweep",
+        action="append",
+        default=[],
+        metavar="KEY=A,B,C",
+        help="a run for each value of a key, for example algorithm.mu=0,0.1,1; several give every "
+        "combination",
+    )
+    parser.add_argument(
+        "--group", metavar="NAME", help="what these runs are called together in `runs compare`"
+    )
+
+
 def add_output(parser: argparse.ArgumentParser) -> None:
     """Add ``--output``."""
     parser.add_argument(

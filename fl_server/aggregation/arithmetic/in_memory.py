@@ -17,7 +17,6 @@ from fl_server.aggregation.arithmetic.server_half import (
     mean_of,
 )
 from fl_server.aggregation.arithmetic.single_updates import SingleUpdates
-from runtime.errors import Corrupt
 from storage.weights import Slices, Weights
 
 
@@ -25,7 +24,7 @@ class VectorsSum:
     """The exact weighted sum of vectors of one length."""
 
     def __init__(self, size: int, updates: int) -> None:
-        self.total_weight = 0
+        self.weight = 0
         self._work = Workspace(min(BLOCK, size))
         self._blocks = [
             BlockSum(min(BLOCK, size - start), updates) for start in range(0, size, BLOCK)
@@ -37,7 +36,7 @@ class VectorsSum:
             start = index * BLOCK
             rows = np.stack([vector[start : start + block.count] for vector in vectors])
             block.add_all(rows, weights, self._work)
-        self.total_weight += sum(weights)
+        self.weight += sum(weights)
 
     def total(self, start: int) -> Float64s:
         """Return the sum of the block of ``BLOCK`` values, or what is left, from ``start`` on."""
@@ -135,14 +134,7 @@ class MemorySums:
         Raises:
             Corrupt: the weights of the updates that have it are 0.
         """
-        found = self._sums.get(name)
-        if found is None:
-            return np.zeros(count)
-        if found.total_weight <= 0:
-            raise Corrupt("the weights of all updates are 0")
-        if name not in self._coverage:
-            return mean_of(found.total(start), float(found.total_weight))
-        return mean_of(found.total(start), self.coverage(name, start, count))
+        return mean_of(self._sums.get(name), self._coverage.get(name), start, count)
 
     def coverage(self, name: str, start: int, count: int) -> Float64s:
         """Return a block of the weights of the updates that have each coordinate."""

@@ -185,15 +185,41 @@ class ServerHalf:
         return found
 
 
-def mean_of(total: Float64s, weights: Float64s | float) -> Float64s:
-    """Return a block of a mean, zeros where no update has a coordinate.
+class WeightedSum(Protocol):
+    """A weighted sum of one vector of several updates."""
+
+    @property
+    def weight(self) -> int:
+        """The sum of their weights."""
+        ...
+
+    def total(self, start: int) -> Float64s:
+        """Return the block of the sum that begins at ``start``."""
+        ...
+
+
+def mean_of(
+    summed: WeightedSum | None, coverage: WeightedSum | None, start: int, count: int
+) -> Float64s:
+    """Return a block of a mean, zeros where no update has it, or has a coordinate of it.
 
     Args:
-        weights: of the updates, or of those that have each coordinate.
+        summed: the updates' sum; None where no update has the vector.
+        coverage: the sum of the weights of those that have each coordinate; None where all have
+            the whole.
+
+    Raises:
+        Corrupt: the weights of the updates that have it are 0.
     """
-    if isinstance(weights, float):
-        mean: Float64s = total / weights
+    if summed is None:
+        return np.zeros(count)
+    if summed.weight <= 0:
+        raise Corrupt("the weights of all updates are 0")
+    total = summed.total(start)
+    if coverage is None:
+        mean: Float64s = total / float(summed.weight)
         return mean
+    weights = coverage.total(start)
     return np.divide(total, weights, out=np.zeros(len(total)), where=weights > 0)
 
 

@@ -13,6 +13,7 @@ from rengo.cli.common import (
     Commands,
     absolute,
     add_command,
+    add_experiment,
     add_settings,
     command_name,
     interruptible,
@@ -94,7 +95,7 @@ def add(commands: Commands) -> None:
         help="what a shared data set is divided by (default: 0)",
     )
     _add_fleet(parser)
-    _add_experiment(parser)
+    add_experiment(parser)
     parser.add_argument(
         "--out",
         type=absolute,
@@ -125,26 +126,6 @@ def _add_fleet(parser: argparse.ArgumentParser) -> None:
         type=absolute,
         metavar="FILE",
         help="a CSV file that says when these devices are online: device,from_s,to_s,online",
-    )
-
-
-def _add_experiment(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--seeds", type=int, metavar="N", help="so many runs, with the seed and those after it"
-    )
-    parser.add_argument(
-        "--sweep",
-        action="append",
-        default=[],
-        metavar="KEY=A,B,C",
-        help="a run for each value of a key, for example algorithm.mu=0,0.1,1; several give every "
-        "combination",
-    )
-    parser.add_argument(
-        "--group",
-        default="",
-        metavar="NAME",
-        help="what these runs are called together where runs are compared",
     )
 
 

@@ -16,6 +16,7 @@ from rengo.cli.common import (
     Commands,
     absolute,
     add_command,
+    add_experiment,
     add_site,
     command_name,
     connect,
@@ -40,21 +41,8 @@ Begin: TypeAlias = Callable[[OperatorClient, argparse.Namespace, dict[str, Any]]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add what makes several runs of one command."""
-    parser.add_argument(
-        "--seeds", type=int, metavar="N", help="so many runs, with the seed and those after it"
-    )
-    parser.add_argument(
-        "--sweep",
-        action="append",
-        default=[],
-        metavar="KEY=A,B,C",
-        help="a run for each value of a key, for example algorithm.mu=0,0.1,1; several give every "
-        "combination",
-    )
-    parser.add_argument(
-        "--group", metavar="NAME", help="what these runs are called together in `runs compare`"
-    )
+    """Add what makes several runs of one command, and how they are submitted."""
+    add_experiment(parser)
     parser.add_argument(
         "--at-once",
         action="store_true",
