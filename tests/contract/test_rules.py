@@ -218,6 +218,18 @@ def test_it_is_what_its_paper_says(name: str, count: int, tmp_path: Path) -> Non
     np.testing.assert_allclose(found, by_hand(name, updates), rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", ["krum", "multi_krum"])
+def test_which_updates_are_nearest_depends_on_how_many_neighbours_count(
+    name: str, tmp_path: Path
+) -> None:
+    # few coordinates of one size: one neighbour more or less gives another choice in some draw
+    for draw in range(20):
+        few = (random(100 * draw + index, 3) for index in range(10))
+        updates = [np.pad(each, (0, SIZE - 3)) for each in few]
+        found = combined(name, updates, tmp_path)
+        np.testing.assert_allclose(found, by_hand(name, updates), rtol=1e-9, atol=1e-12)
+
+
 def test_the_directions_to_the_updates_cancel_at_the_geometric_median(tmp_path: Path) -> None:
     updates = [(1 + index) * random(index, SIZE) for index in range(7)]
     found = combined("geometric_median", updates, tmp_path, settings={"iterations": 1000})
